@@ -1,0 +1,1 @@
+"""The adapter methods: one file a family, torch-free; what each can do and what it costs."""
