@@ -1,0 +1,146 @@
+"""Which candidates are confirmed, in which order, and where each confirmation is kept on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from autopeft.engine.jobs import Job
+from autopeft.outcome import Finalist, Objective, Outcome, SeedScore
+from autopeft.plan import Candidate
+from autopeft.search.front import front_of, spread
+
+
+@dataclass(frozen=True)
+class Nomination:
+    """A candidate to confirm and the outcome that earned it."""
+
+    outcome: Outcome
+    seconds: float
+
+
+def nominate(
+    outcomes: Sequence[Outcome], objectives: Sequence[Objective], *, max_finalists: int
+) -> tuple[Nomination, ...]:
+    """The candidates worth confirming: tuned LoRAs, the reference, the front.
+
+    Chosen on validation alone. The best baseline and the cheapest baseline on the baselines' own
+    front come first, since no verdict can do without them; then the reference (no adapter); then
+    the front, thinned to `max_finalists` evenly along the cost axis if it has more members.
+
+    Args:
+        outcomes: All outcomes of the search.
+        objectives: Quality first.
+        max_finalists: Most front members to take.
+    """
+    complete = [o for o in outcomes if o.state == "complete"]
+    baselines = front_of([o for o in complete if o.origin == "baseline"], objectives)
+    chosen: dict[str, Outcome] = {}
+    if baselines:
+        quality = objectives[0]
+        best = max(baselines, key=lambda o: quality.sign() * o.objectives[quality.name])
+        chosen[best.candidate.digest] = best
+        chosen[baselines[0].candidate.digest] = baselines[0]
+    for outcome in complete:
+        if outcome.origin == "reference":
+            chosen[outcome.candidate.digest] = outcome
+    for outcome in spread(front_of(complete, objectives), objectives, max_finalists):
+        chosen.setdefault(outcome.candidate.digest, outcome)
+    return tuple(
+        Nomination(outcome, outcome.measured.get("train_seconds", 0.0))
+        for outcome in chosen.values()
+    )
+
+
+def confirmation_jobs(
+    nominations: Sequence[Nomination],
+    *,
+    first_seed: int,
+    n_seeds: int,
+    done: frozenset[tuple[str, int]],
+) -> tuple[Job, ...]:
+    """One job a nomination and seed, seed by seed, so that a cut leaves equal numbers of seeds.
+
+    The seeds differ from the search's own: a candidate that won by a lucky seed must win again.
+    """
+    return tuple(
+        Job("confirm", nomination.outcome.candidate, seed)
+        for seed in range(first_seed, first_seed + n_seeds)
+        for nomination in nominations
+        if (nomination.outcome.candidate.digest, seed) not in done
+    )
+
+
+class ConfirmationStore:
+    """Confirmations on disk, one folder each, so that an interrupted run loses none.
+
+    Args:
+        folder: The run's output folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / "confirm"
+        self._adapters = folder / "adapters"
+
+    def _place(self, digest: str, seed: int) -> Path:
+        return self._folder / f"{digest}-seed{seed}"
+
+    def save(self, candidate: Candidate, score: SeedScore, files: Mapping[str, bytes]) -> None:
+        """Writes one confirmation; it is there whole or not at all."""
+        place = self._place(candidate.digest, score.seed)
+        draft = place.with_name(f".{place.name}.{os.getpid()}")
+        for name, content in files.items():
+            path = draft / "adapter" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        (draft / "score.json").write_text(json.dumps(asdict(score)))
+        if place.exists():
+            shutil.rmtree(place)
+        draft.rename(place)
+
+    def scores(self) -> dict[str, tuple[SeedScore, ...]]:
+        """All confirmations by candidate digest, in order of their seeds."""
+        found: dict[str, list[SeedScore]] = {}
+        for path in sorted(self._folder.glob("*-seed*/score.json")):
+            if path.parent.name.startswith("."):
+                continue
+            row = json.loads(path.read_text())
+            digest = path.parent.name.rsplit("-seed", 1)[0]
+            score = SeedScore(**{**row, "test_rows": tuple(row["test_rows"])})
+            found.setdefault(digest, []).append(score)
+        return {digest: tuple(sorted(s, key=lambda s: s.seed)) for digest, s in found.items()}
+
+    def done(self) -> frozenset[tuple[str, int]]:
+        """(digest, seed) of every confirmation kept."""
+        return frozenset((d, s.seed) for d, scores in self.scores().items() for s in scores)
+
+    def publish(self, finalist: Finalist, seed: int) -> Path:
+        """Copies the adapter of one seed to `adapters/<digest>` and returns that folder."""
+        digest = finalist.candidate.digest
+        target = self._adapters / digest
+        draft = target.with_name(f".{digest}.{os.getpid()}")
+        if draft.exists():
+            shutil.rmtree(draft)
+        shutil.copytree(self._place(digest, seed) / "adapter", draft)
+        if target.exists():
+            shutil.rmtree(target)
+        draft.rename(target)
+        return target
+
+
+def finalists(
+    outcomes: Sequence[Outcome], scores: Mapping[str, tuple[SeedScore, ...]]
+) -> tuple[Finalist, ...]:
+    """The confirmed candidates, in the order of their trials."""
+    kept: dict[str, Finalist] = {}
+    for outcome in outcomes:
+        digest = outcome.candidate.digest
+        if digest in scores and digest not in kept and outcome.state == "complete":
+            kept[digest] = Finalist(
+                outcome.candidate, outcome.price, outcome.origin, scores[digest]
+            )
+    return tuple(kept.values())

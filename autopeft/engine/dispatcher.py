@@ -1,0 +1,283 @@
+"""Decides what each free worker does next: search, then confirm, within the budget. No ray."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from autopeft.engine.confirmation import (
+    ConfirmationStore,
+    Nomination,
+    confirmation_jobs,
+    nominate,
+)
+from autopeft.engine.jobs import (
+    Activity,
+    ConfirmMessage,
+    FailureMessage,
+    Job,
+    Message,
+    RungMessage,
+)
+from autopeft.outcome import Objective, Outcome
+from autopeft.pricing import PriceTable
+from autopeft.search.budget import Ledger
+from autopeft.search.controller import Decision, SearchController, Trial
+
+Phase = Literal["search", "confirmation", "done"]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The state of a run, for whoever shows it.
+
+    Attributes:
+        phase: What the workers do.
+        outcomes: Told trials.
+        n_running: Jobs on workers now.
+        n_confirmed: Confirmations done.
+        n_to_confirm: Confirmations planned; 0 during the search.
+        seconds_left: Of the budget; inf without a time limit.
+    """
+
+    phase: Phase
+    outcomes: tuple[Outcome, ...]
+    n_running: int
+    n_confirmed: int
+    n_to_confirm: int
+    seconds_left: float
+
+
+class Dispatcher:
+    """Hands out jobs and takes their messages; one object on the driver, called by one thread.
+
+    Args:
+        controller: Proposes candidates and keeps the study.
+        ledger: The budget.
+        store: Where confirmations are kept.
+        prices: For counting FLOPs.
+        objectives: Quality first.
+        seed: Search trainings use it; confirmations use the seeds after it.
+        confirm_seeds: Seeds a finalist.
+        max_finalists: Front members to confirm at most.
+        n_workers: Jobs that can run at once.
+        observer: Called with a `Snapshot` after every change.
+    """
+
+    def __init__(
+        self,
+        controller: SearchController,
+        ledger: Ledger,
+        store: ConfirmationStore,
+        prices: PriceTable,
+        objectives: Sequence[Objective],
+        *,
+        seed: int,
+        confirm_seeds: int,
+        max_finalists: int,
+        n_workers: int,
+        observer: Callable[[Snapshot], None] = lambda _: None,
+    ) -> None:
+        self._controller = controller
+        self._ledger = ledger
+        self._store = store
+        self._prices = prices
+        self._objectives = tuple(objectives)
+        self._seed = seed
+        self._confirm_seeds = confirm_seeds
+        self._max_finalists = max_finalists
+        self._n_workers = n_workers
+        self._observer = observer
+        self._running: dict[tuple[str, str, int], Trial | None] = {}
+        self._flops_at: dict[int, float] = {}
+        self._queue: deque[Job] = deque()
+        self._n_confirmed = 0
+        self._n_to_confirm = 0
+        self._longest_job = 0.0
+        self._started_at: dict[tuple[str, str, int], float] = {}
+        self.phase: Phase = "search"
+        self.phase_seconds: dict[str, float] = {"search": 0.0, "confirmation": 0.0}
+        self._phase_began = time.monotonic()
+        self.activity = Activity()
+        self.first_train_at: float | None = None
+        self.warnings: list[str] = []
+
+    # --- handing out -----------------------------------------------------------------------------
+
+    def next_job(self) -> Job | None:
+        """The next job, or None when there is none now; `phase` "done" says there will be none."""
+        if self.phase == "search":
+            job = self._next_trial()
+            if job is not None or self._running:
+                return job
+            self._begin_confirmation()
+        if self.phase == "confirmation":
+            job = self._next_confirmation()
+            if job is not None or self._running:
+                return job
+            self._enter("done")
+        return None
+
+    def _next_trial(self) -> Job | None:
+        if self._ledger.search_is_over(seconds_ahead=self._longest_job / 2):
+            return None
+        trial = self._controller.ask()
+        if trial is None:
+            return None
+        self._ledger.add_trial()
+        job = Job("search", trial.candidate, self._seed, trial.number)
+        self._note_start(job, trial)
+        return job
+
+    def _begin_confirmation(self) -> None:
+        self._enter("confirmation")
+        nominations = nominate(
+            self._controller.outcomes(), self._objectives, max_finalists=self._max_finalists
+        )
+        affordable = self._affordable(nominations)
+        jobs = confirmation_jobs(
+            affordable,
+            first_seed=self._seed + 1,
+            n_seeds=self._confirm_seeds,
+            done=self._store.done(),
+        )
+        self._queue = deque(jobs)
+        self._n_to_confirm = len(jobs)
+
+    def _affordable(self, nominations: Sequence[Nomination]) -> tuple[Nomination, ...]:
+        """As many nominations as the rest of the budget pays for with all their seeds.
+
+        The tuned LoRAs and the reference lead the list and are never dropped here: without them
+        there is no verdict. Front members are dropped from the middle outwards, so that the
+        cheapest and the best stay.
+        """
+        kept = list(nominations)
+        left = self._ledger.seconds_left * self._n_workers
+        overhead = 1.3  # two test-split evaluations a job, measured on the quickstart
+
+        def seconds(rows: Sequence[Nomination]) -> float:
+            return sum(row.seconds for row in rows) * self._confirm_seeds * overhead
+
+        while seconds(kept) > left and len(kept) > 4:
+            front = [n for n in kept if n.outcome.origin not in ("baseline", "reference")]
+            if len(front) <= 2:
+                break
+            dropped = front[len(front) // 2]
+            kept.remove(dropped)
+        if len(kept) < len(nominations):
+            self.warnings.append(
+                f"the budget left paid for confirming {len(kept)} of {len(nominations)} finalists; "
+                "raise --budget or --confirm-share to confirm all"
+            )
+        return tuple(kept)
+
+    def _next_confirmation(self) -> Job | None:
+        if not self._queue:
+            return None
+        if self._ledger.is_over() and self._n_confirmed:
+            self.warnings.append(
+                f"the budget ended with {len(self._queue)} confirmations left out; "
+                "`autopeft resume` with a larger budget adds them"
+            )
+            self._queue.clear()
+            return None
+        job = self._queue.popleft()
+        self._note_start(job, None)
+        return job
+
+    def _note_start(self, job: Job, trial: Trial | None) -> None:
+        self._running[self._key(job)] = trial
+        self._started_at[self._key(job)] = time.monotonic()
+        self._notify()
+
+    @staticmethod
+    def _key(job: Job) -> tuple[str, str, int]:
+        return (job.kind, job.candidate.digest, job.seed)
+
+    # --- taking back -----------------------------------------------------------------------------
+
+    def take(self, job: Job, message: Message, files: Mapping[str, bytes] | None = None) -> bool:
+        """Takes a worker's message. True: go on with the job; False: it has ended or must stop."""
+        self.activity += message.activity
+        if isinstance(message, FailureMessage):
+            self.fail(job, message.reason)
+            return False
+        if isinstance(message, ConfirmMessage):
+            self._store.save(job.candidate, message.score, files or {})
+            self._ledger.add_flops(message.flops)
+            self._n_confirmed += 1
+            self._end(job)
+            return False
+        return self._take_rung(job, message)
+
+    def _take_rung(self, job: Job, message: RungMessage) -> bool:
+        trial = self._running.get(self._key(job))
+        if trial is None:
+            return False
+        report = message.report
+        self._ledger.add_flops(report.flops - self._flops_at.get(job.number, 0.0))
+        self._flops_at[job.number] = report.flops
+        decision = self._controller.report(trial, report.step, report.score)
+        if message.is_last:
+            quality = report.metrics[self._objectives[0].name]
+            self._controller.tell(trial, score=quality, measured=message.measured)
+            self._end(job)
+            return False
+        if decision is Decision.STOP:
+            self._end(job)
+            return False
+        if self._ledger.search_is_over():
+            # Past the deadline at a rung: what has not finished cannot be on the front.
+            self._controller.tell(trial, stopped="the search's share of the budget ended")
+            self._end(job)
+            return False
+        self._notify()
+        return True
+
+    def fail(self, job: Job, reason: str) -> None:
+        """The job will send nothing more."""
+        trial = self._running.get(self._key(job))
+        if trial is not None:
+            self._controller.tell(trial, failed=reason)
+        elif job.kind == "confirm" and self._key(job) in self._running:
+            self.warnings.append(f"confirming {job.candidate.digest} failed: {reason}")
+        self._end(job)
+
+    def is_running(self, job: Job) -> bool:
+        """Whether the job has neither ended nor failed."""
+        return self._key(job) in self._running
+
+    def _end(self, job: Job) -> None:
+        key = self._key(job)
+        self._running.pop(key, None)
+        began = self._started_at.pop(key, None)
+        if began is not None:
+            self._longest_job = max(self._longest_job, time.monotonic() - began)
+        self._notify()
+
+    # --- keeping time ----------------------------------------------------------------------------
+
+    def _enter(self, phase: Phase) -> None:
+        now = time.monotonic()
+        self.phase_seconds[self.phase] = (
+            self.phase_seconds.get(self.phase, 0.0) + now - self._phase_began
+        )
+        self.phase, self._phase_began = phase, now
+        self._notify()
+
+    def snapshot(self) -> Snapshot:
+        """The state now."""
+        return Snapshot(
+            self.phase,
+            self._controller.outcomes(),
+            len(self._running),
+            self._n_confirmed,
+            self._n_to_confirm,
+            self._ledger.seconds_left,
+        )
+
+    def _notify(self) -> None:
+        self._observer(self.snapshot())

@@ -1,0 +1,196 @@
+"""One worker's bench: the base model stays loaded, jobs come and go. Knows no ray."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from autopeft.engine.jobs import Activity, ConfirmMessage, FailureMessage, Job, Message, RungMessage
+from autopeft.errors import TrainingFailure
+from autopeft.models.attach import Attached
+from autopeft.models.backbone import Backbone, load_backbone
+from autopeft.models.saving import save_adapter
+from autopeft.outcome import SeedScore
+from autopeft.pricing import PriceTable
+from autopeft.settings import SearchSettings
+from autopeft.tasks import make_task
+from autopeft.tasks.base import Task
+from autopeft.tasks.data import TaskData
+from autopeft.training.loop import ProxyTraining
+from autopeft.training.measure import measure_latency_ms
+
+
+@dataclass(frozen=True)
+class WorkerContext:
+    """All a worker needs to know, sent to it once.
+
+    Attributes:
+        settings: As resolved.
+        data: Encoded splits; flat arrays, shared between the workers of a machine.
+        prices: The model's price table.
+        rungs: Steps at which a search job reports, the last one its end.
+        objectives: Names of the objectives, the quality first.
+        device: "cpu" or "cuda".
+    """
+
+    settings: SearchSettings
+    data: TaskData
+    prices: PriceTable
+    rungs: tuple[int, ...]
+    objectives: tuple[str, ...]
+    device: str
+
+
+class Workbench:
+    """Loads the base model once, then runs one job after another on it."""
+
+    def __init__(self, context: WorkerContext) -> None:
+        started = time.perf_counter()
+        self.context = context
+        self.task: Task = make_task(context.settings, context.data)
+        self.backbone: Backbone = load_backbone(
+            context.settings.model,
+            auto_class=self.task.auto_class,
+            model_kwargs=self.task.model_kwargs(),
+            revision=context.settings.model_revision,
+            device=context.device,
+        )
+        self.load_seconds = time.perf_counter() - started
+        self._run: JobRun | None = None
+
+    def begin(self, job: Job) -> None:
+        """Clears the bench and lays the next job on it."""
+        self.clear()
+        self._run = JobRun(self, job)
+
+    def advance(self) -> Message:
+        """Trains the current job to its next message; failures are messages, never exceptions."""
+        assert self._run is not None, "begin() comes before advance()"
+        run = self._run
+        try:
+            return run.advance()
+        except (TrainingFailure, RuntimeError, ValueError) as error:
+            # Out of memory, a diverged loss, a module that refuses its adapter: the trial has
+            # failed, and saying so keeps the loaded worker alive for the next one.
+            self.clear()
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            return FailureMessage(reason[:500], run.take_activity())
+
+    def clear(self) -> None:
+        """Detaches whatever is attached; the base is pristine again."""
+        if self._run is not None:
+            self._run.close()
+            self._run = None
+
+
+class JobRun:
+    """One job in progress."""
+
+    def __init__(self, bench: Workbench, job: Job) -> None:
+        self._bench = bench
+        self._job = job
+        self._attached: Attached | None = None
+        self._training: ProxyTraining | None = None
+        self._next_rung = 0
+        self._attach_seconds = 0.0
+        self._taken = Activity()
+
+    def _start(self) -> tuple[Attached, ProxyTraining]:
+        if self._attached is None or self._training is None:
+            bench, job = self._bench, self._job
+            started = time.perf_counter()
+            price = bench.context.prices.price(job.candidate)
+            self._attached = bench.backbone.attach(job.candidate, seed=job.seed)
+            self._training = ProxyTraining(
+                self._attached,
+                bench.task,
+                bench.context.data,
+                job.candidate.train,
+                seed=job.seed,
+                device=bench.context.device,
+                precision=bench.context.settings.precision,
+                flops_per_step=price.train_flops / job.candidate.train.steps,
+            )
+            self._attach_seconds += time.perf_counter() - started
+        return self._attached, self._training
+
+    def take_activity(self) -> Activity:
+        """Seconds spent since the last call."""
+        training = self._training
+        total = Activity(
+            train=training.train_seconds if training else 0.0,
+            evaluate=training.evaluation_seconds if training else 0.0,
+            attach=self._attach_seconds,
+        )
+        taken, self._taken = self._taken, total
+        return Activity(
+            total.train - taken.train,
+            total.evaluate - taken.evaluate,
+            total.attach - taken.attach,
+        )
+
+    def advance(self) -> Message:
+        """Trains to the next rung, or to the end for a confirmation."""
+        attached, training = self._start()
+        if self._job.kind == "confirm":
+            return self._confirm(attached, training)
+        rungs = self._bench.context.rungs
+        report = training.advance(rungs[self._next_rung])
+        self._next_rung += 1
+        is_last = self._next_rung == len(rungs)
+        measured = self._measure(attached, training) if is_last else {}
+        return RungMessage(report, is_last, measured, self.take_activity())
+
+    def _measure(self, attached: Attached, training: ProxyTraining) -> dict[str, float]:
+        measured = {"train_seconds": training.train_seconds}
+        if "latency_ms" in self._bench.context.objectives:
+            measured["latency_ms"] = measure_latency_ms(
+                attached.model, self._bench.context.data, device=self._bench.context.device
+            )
+        return measured
+
+    def _confirm(self, attached: Attached, training: ProxyTraining) -> ConfirmMessage:
+        context, task, job = self._bench.context, self._bench.task, self._job
+        training.advance(job.candidate.train.steps)
+        # Scored in full precision, as whoever loads the adapter will run it.
+        validation = training.evaluate("validation", precision="fp32")
+        test = training.evaluate("test", precision="fp32")
+        price = context.prices.price(job.candidate).to_json()
+        measured = self._measure(attached, training)
+        quality = context.objectives[0]
+        objectives = {quality: test.metrics[quality]}
+        for name in context.objectives[1:]:
+            objectives[name] = float(measured[name] if name in measured else price[name])
+        with tempfile.TemporaryDirectory() as folder:
+            started = time.perf_counter()
+            save_adapter(
+                attached,
+                Path(folder),
+                base_model=context.settings.model,
+                revision=context.settings.model_revision,
+                extra={"task": task.name, "labels": list(context.data.labels), "seed": job.seed},
+            )
+            files = {
+                str(path.relative_to(folder)): path.read_bytes()
+                for path in sorted(Path(folder).rglob("*"))
+                if path.is_file()
+            }
+            self._attach_seconds += time.perf_counter() - started
+        score = SeedScore(
+            seed=job.seed,
+            validation={**validation.metrics, "loss": validation.loss},
+            test={**test.metrics, "loss": test.loss},
+            test_rows=tuple(float(row) for row in test.rows),
+            objectives=objectives,
+        )
+        flops = float(price["train_flops"])
+        return ConfirmMessage(score, files, self.take_activity(), flops)
+
+    def close(self) -> None:
+        """Gives the base model back pristine."""
+        self._training = None
+        if self._attached is not None:
+            self._attached.detach()
+            self._attached = None
