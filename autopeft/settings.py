@@ -1,12 +1,14 @@
-"""What the user asked for: one frozen dataclass, whose field notes become the command line's help."""
+"""What the user asked for: one frozen dataclass; its field notes are the command line's help."""
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from autopeft.errors import SettingsError
+from autopeft.outcome import COSTS
 
 
 def _note(text: str, default: Any = None, group: str = "Search") -> Any:
@@ -23,10 +25,16 @@ class SearchSettings:
     text: str = _note("Column with the text.", "text", "Model and data")
     text_pair: str | None = _note("Column with the second text of a pair.", None, "Model and data")
     label: str = _note("Column with the label.", "label", "Model and data")
-    prompt: str = _note("Column with the prompt (causal-lm); no loss on it.", "prompt", "Model and data")
-    completion: str = _note("Column with the completion (causal-lm).", "completion", "Model and data")
+    prompt: str = _note(
+        "Column with the prompt (causal-lm); no loss on it.", "prompt", "Model and data"
+    )
+    completion: str = _note(
+        "Column with the completion (causal-lm).", "completion", "Model and data"
+    )
     validation: str | None = _note(
-        "File or split name to validate on; else split off the training data.", None, "Model and data"
+        "File or split name to validate on; else split off the training data.",
+        None,
+        "Model and data",
     )
     test: str | None = _note(
         "File or split name to test on; else split off the training data.", None, "Model and data"
@@ -36,7 +44,9 @@ class SearchSettings:
     data_revision: str | None = _note("Revision of a hub data set.", None, "Model and data")
     max_length: int = _note("Longest row, in tokens; longer ones are cut.", 128, "Model and data")
     max_train_rows: int | None = _note("Use at most so many training rows.", None, "Model and data")
-    max_validation_rows: int | None = _note("Validate on at most so many rows.", 1000, "Model and data")
+    max_validation_rows: int | None = _note(
+        "Validate on at most so many rows.", 1000, "Model and data"
+    )
     max_test_rows: int | None = _note("Test on at most so many rows.", None, "Model and data")
 
     space: str | Mapping[str, Any] = _note("Name or file of a search space.", "default", "Search")
@@ -47,13 +57,19 @@ class SearchSettings:
         ("trainable_params",),
         "Search",
     )
-    constraints: tuple[str, ...] = _note("Limits such as trainable_params<=200k (or 0.1%).", (), "Search")
+    constraints: tuple[str, ...] = _note(
+        "Limits such as trainable_params<=200k (or 0.1%).", (), "Search"
+    )
     sampler: str = _note("autopeft, tpe, nsga2, gp or random.", "autopeft", "Search")
-    pruner: str = _note("gap, none, median, asha or another Optuna pruner by name.", "gap", "Search")
+    pruner: str = _note(
+        "gap, none, median, asha or another Optuna pruner by name.", "gap", "Search"
+    )
     pick: str = _note("How best is picked: one_se, knee or best_quality.", "one_se", "Search")
     seed: int = _note("Seeds the search, the splits and the trainings.", 0, "Search")
 
-    budget: str = _note("What may be spent: 30m, 2h, 50trials, 3e15flops, or several.", "30m", "Budget")
+    budget: str = _note(
+        "What may be spent: 30m, 2h, 50trials, 3e15flops, or several.", "30m", "Budget"
+    )
     confirm_share: float = _note("Share of the budget kept for confirmation.", 0.3, "Budget")
     confirm_seeds: int = _note("Seeds each finalist is retrained with.", 3, "Budget")
     max_finalists: int = _note("Front members to confirm, at most.", 6, "Budget")
@@ -75,7 +91,9 @@ class SearchSettings:
         None,
         "Output",
     )
-    study_name: str | None = _note("Name in the storage; default: the output folder's.", None, "Output")
+    study_name: str | None = _note(
+        "Name in the storage; default: the output folder's.", None, "Output"
+    )
 
     @classmethod
     def from_mapping(cls, row: Mapping[str, Any]) -> SearchSettings:
@@ -84,8 +102,107 @@ class SearchSettings:
         Raises:
             SettingsError: if a key is unknown.
         """
-        known = {f.name for f in fields(cls)}
+        known = [f.name for f in fields(cls)]
         for key in row:
             if key not in known:
-                raise SettingsError(key, row[key], "no such setting", f"use one of {sorted(known)}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()})
+                near = difflib.get_close_matches(key, known, n=1)
+                remedy = f"did you mean {near[0]}?" if near else f"use one of {', '.join(known)}"
+                raise SettingsError(key, row[key], "no such setting", remedy)
+        values = {key: _plain(key, value) for key, value in row.items()}
+        return cls(**{key: value for key, value in values.items() if value is not None})
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain values, as `from_mapping` takes them."""
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in asdict(self).items()
+        }
+
+    def __post_init__(self) -> None:
+        for name, minimum in _MINIMA.items():
+            value = getattr(self, name)
+            if value is not None and not value >= minimum:
+                raise SettingsError(
+                    name, value, f"`{name} >= {minimum}` must hold", f"use {minimum} or more"
+                )
+        if not 0.0 <= self.confirm_share <= 0.9:
+            raise SettingsError(
+                "confirm_share", self.confirm_share, "a share from 0 to 0.9", "use e.g. 0.3"
+            )
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise SettingsError(
+                    name, getattr(self, name), "no such choice", f"use one of {', '.join(choices)}"
+                )
+        for name in self.objectives:
+            if name not in COSTS:
+                raise SettingsError(
+                    "objectives", name, "no such cost", f"use any of {', '.join(COSTS)}"
+                )
+        if not self.objectives or len(set(self.objectives)) < len(self.objectives):
+            raise SettingsError(
+                "objectives",
+                list(self.objectives),
+                "name at least one cost, each once",
+                "use e.g. trainable_params",
+            )
+
+
+_MINIMA: Mapping[str, float] = {
+    "max_length": 2,
+    "max_train_rows": 1,
+    "max_validation_rows": 1,
+    "max_test_rows": 1,
+    "confirm_seeds": 1,
+    "max_finalists": 1,
+    "steps": 1,
+    "batch_size": 1,
+    "eta": 2,
+    "rungs": 1,
+    "workers": 1,
+    "gpus_per_worker": 0,
+    "seed": 0,
+}
+
+_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "task": ("text-classification", "causal-lm"),
+    "precision": ("auto", "fp32", "bf16"),
+    "pick": ("one_se", "knee", "best_quality"),
+    "sampler": ("autopeft", "tpe", "nsga2", "gp", "random"),
+}
+
+_KINDS: Mapping[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "float": (int, float),
+    "Mapping[str, Any]": (Mapping,),
+    "tuple[str, ...]": (tuple,),
+    "None": (type(None),),
+}
+
+
+def _plain(key: str, value: Any) -> Any:
+    """The value as its field keeps it, or an error if it is of the wrong kind."""
+    annotation = str(next(f for f in fields(SearchSettings) if f.name == key).type)
+    names = [name.strip() for name in annotation.split("|")]
+    if "tuple[str, ...]" in names:
+        items = [value] if isinstance(value, str) else value
+        if isinstance(items, list | tuple) and all(isinstance(item, str) for item in items):
+            return tuple(part.strip() for item in items for part in item.split(",") if part.strip())
+    if key == "budget" and isinstance(value, list):
+        return ",".join(str(item) for item in value)
+    kinds = tuple(kind for name in names for kind in _KINDS[name])
+    if value is None or (isinstance(value, kinds) and not isinstance(value, bool)):
+        is_number = "float" in names and isinstance(value, int | float)
+        return float(value) if is_number else value
+    wanted = " or ".join(_WORDS.get(name, name) for name in names if name != "None")
+    raise SettingsError(key, value, f"must be {wanted}", "correct it")
+
+
+_WORDS = {
+    "str": "text",
+    "int": "a whole number",
+    "float": "a number",
+    "Mapping[str, Any]": "a mapping",
+    "tuple[str, ...]": "a list of names",
+}

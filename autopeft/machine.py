@@ -1,0 +1,45 @@
+"""What this machine has: cores, GPUs, matrix-multiply speed."""
+
+from __future__ import annotations
+
+import os
+import time
+
+
+def n_cores() -> int:
+    """Cores this process may use (a container's share, not the host's count)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def n_gpus() -> int:
+    """CUDA GPUs that torch sees."""
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def matmul_flops_per_second(device: str, *, size: int = 768, seconds: float = 0.2) -> float:
+    """Best measured speed of a square fp32 matrix multiply: what no training step can beat.
+
+    Args:
+        device: "cpu" (one thread, as a worker has) or "cuda".
+        size: Side of the matrices.
+        seconds: How long to measure.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    if device == "cpu":
+        torch.set_num_threads(1)
+    try:
+        left = torch.randn(size, size, device=device)
+        best = 0.0
+        until = time.perf_counter() + seconds
+        while time.perf_counter() < until:
+            began = time.perf_counter()
+            product = left @ left
+            float(product[0, 0])  # waits for a GPU
+            best = max(best, 2 * size**3 / (time.perf_counter() - began))
+        return best
+    finally:
+        torch.set_num_threads(threads)
