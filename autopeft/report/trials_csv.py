@@ -1,0 +1,88 @@
+"""trials.csv: one row a trial, whatever its state."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from dataclasses import fields
+from pathlib import Path
+
+from autopeft.outcome import Outcome
+from autopeft.plan import TrainSettings
+from autopeft.pricing import Price
+from autopeft.report.files import write_text
+from autopeft.report.plan_text import plan_summary
+from autopeft.report.record import RunRecord
+
+_TRAIN = ("learning_rate", *(f.name for f in fields(TrainSettings) if f.name != "learning_rate"))
+
+
+def _cell(value: object) -> object:
+    """What a spreadsheet reads back as the same number; empty for NaN; text on one line."""
+    if isinstance(value, float):
+        return repr(value) if math.isfinite(value) else ""
+    return " ".join(value.split()) if isinstance(value, str) else value
+
+
+def _row(outcome: Outcome) -> dict[str, object]:
+    plan, train = outcome.candidate.plan, outcome.candidate.train
+    settings = {name: getattr(train, name) for name in _TRAIN}
+    settings["method_rates"] = " ".join(f"{m}={r!r}" for m, r in train.method_rates)
+    return {
+        "number": outcome.number,
+        "state": outcome.state,
+        "origin": outcome.origin,
+        "digest": outcome.candidate.digest,
+        "methods": "+".join(plan.methods),
+        "n_layers": len({spec.layer for spec in plan.specs}),
+        "n_sites": len(plan.specs),
+        "total_rank": sum(spec.rank for spec in plan.specs),
+        **settings,
+        **{f"objective.{name}": value for name, value in outcome.objectives.items()},
+        **{f"price.{name}": value for name, value in outcome.price.to_json().items()},
+        **{f"measured.{name}": value for name, value in outcome.measured.items()},
+        **{f"rung.{step}": score for step, score in outcome.rungs},
+        "plan": plan_summary(plan, max_parts=10**9),
+        "reason": outcome.reason,
+    }
+
+
+def _columns(record: RunRecord, rows: list[dict[str, object]]) -> list[str]:
+    """Every column, in an order that depends on the run's settings and not on the trials' order."""
+    seen = {name for row in rows for name in row}
+    objectives = [f"objective.{o.name}" for o in record.objectives]
+    extra = sorted(n for n in seen if n.startswith("objective.") and n not in objectives)
+    rungs = sorted((n for n in seen if n.startswith("rung.")), key=lambda n: int(n[5:]))
+    head = ["number", "state", "origin", "digest", "methods", "n_layers", "n_sites", "total_rank"]
+    return [
+        *head,
+        *_TRAIN,
+        *objectives,
+        *extra,
+        *(f"price.{f.name}" for f in fields(Price)),
+        *sorted(n for n in seen if n.startswith("measured.")),
+        *rungs,
+        "plan",
+        "reason",
+    ]
+
+
+def trials_csv(record: RunRecord) -> str:
+    """The text of trials.csv; a cell is empty where a trial has no such value."""
+    rows = [_row(outcome) for outcome in record.outcomes]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, _columns(record, rows), restval="", lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({name: _cell(value) for name, value in row.items()})
+    return text.getvalue()
+
+
+def write_trials(record: RunRecord, path: Path) -> None:
+    """Writes trials.csv in one step.
+
+    Raises:
+        OSError: if the folder cannot be written.
+    """
+    write_text(path, trials_csv(record))

@@ -1,0 +1,279 @@
+"""FrontView: what a reader is shown of a RunRecord, and what front.json holds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from autopeft.outcome import BudgetReport, Finalist, Objective, Outcome, Verdict
+from autopeft.plan import Candidate
+from autopeft.pricing import Price
+from autopeft.report.interval import Interval, cost_interval, quality_interval
+from autopeft.report.record import AdapterScore, DataSummary, RunRecord
+
+
+@dataclass(frozen=True)
+class SeedLine:
+    """One retraining's metrics, without the score of each row."""
+
+    seed: int
+    validation: Mapping[str, float]
+    test: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One candidate with the numbers that are reported for it.
+
+    Attributes:
+        candidate: Plan and train settings.
+        price: What it was known to cost.
+        objectives: Value by objective name. Quality: mean over the seeds on the test split if
+            `is_confirmed`, else the search's validation value. Costs: as priced, or the mean of
+            what was measured.
+        objectives_ci: 95 % interval by objective name; None where nothing tells the error.
+        validation: Mean validation metrics over the seeds; of the trial where not confirmed.
+        seeds: One line a retraining.
+        adapter: Folder below the output folder, or None if no adapter was saved.
+        adapter_score: What that adapter scores.
+        origin: Where the candidate came from.
+        trial: Number of its trial, or None if unknown.
+        is_confirmed: True if retrained and scored on the test split.
+        dominated_by: Digest of a finalist at least as good in every objective and better in one.
+    """
+
+    candidate: Candidate
+    price: Price
+    objectives: Mapping[str, float]
+    objectives_ci: Mapping[str, Interval | None]
+    validation: Mapping[str, float]
+    seeds: tuple[SeedLine, ...] = ()
+    adapter: str | None = None
+    adapter_score: AdapterScore | None = None
+    origin: str = "search"
+    trial: int | None = None
+    is_confirmed: bool = False
+    dominated_by: str | None = None
+
+    @property
+    def digest(self) -> str:
+        """The candidate's identity."""
+        return self.candidate.digest
+
+
+@dataclass(frozen=True)
+class FrontView:
+    """The result as its readers see it.
+
+    Attributes:
+        objectives: Quality first, then costs.
+        front: Non-dominated entries, cheapest first; finalists, unless `is_confirmed` is False.
+        best: Digest of the pick.
+        baseline: The tuned LoRA.
+        reference: The empty plan; it competes, so what it dominates is not on the front, but it is
+            no adapter and so no member.
+        verdict: An undecided one before confirmation.
+        budget: Where the budget went.
+        trials: Number of trials by state.
+        dominated_finalists: Finalists that others dominate on the reported numbers.
+        unconfirmed: Members of the search's front that were not retrained; validation numbers.
+        data: What was learned from.
+        versions: Version by package.
+        warnings: One line each.
+        model: As in the settings.
+        task: As in the settings.
+        started: ISO 8601 time.
+        ended: ISO 8601 time.
+        is_confirmed: True if the front's numbers are of the test split.
+        is_complete: False if the search was interrupted.
+    """
+
+    objectives: tuple[Objective, ...]
+    front: tuple[Entry, ...]
+    best: str | None
+    baseline: Entry | None
+    reference: Entry | None
+    verdict: Verdict
+    budget: BudgetReport
+    trials: Mapping[str, int]
+    dominated_finalists: tuple[Entry, ...] = ()
+    unconfirmed: tuple[Entry, ...] = ()
+    data: DataSummary = field(default_factory=DataSummary)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    model: str = ""
+    task: str = ""
+    started: str = ""
+    ended: str = ""
+    is_confirmed: bool = True
+    is_complete: bool = True
+
+    @property
+    def quality(self) -> Objective:
+        """The quality objective."""
+        return self.objectives[0]
+
+    @property
+    def costs(self) -> tuple[Objective, ...]:
+        """The cost objectives."""
+        return self.objectives[1:]
+
+    def entries(self) -> tuple[Entry, ...]:
+        """Every entry shown anywhere, each digest once."""
+        others = [entry for entry in (self.baseline, self.reference) if entry is not None]
+        shown = [*self.front, *self.dominated_finalists, *self.unconfirmed, *others]
+        return tuple({entry.digest: entry for entry in reversed(shown)}.values())[::-1]
+
+    def find(self, digest: str) -> Entry | None:
+        """The entry with that digest, or None."""
+        return next((entry for entry in self.entries() if entry.digest == digest), None)
+
+
+def first_cost(entry: Entry, objectives: Sequence[Objective]) -> float:
+    """The value fronts are drawn over: the first cost objective, else the trainable parameters."""
+    if len(objectives) > 1:
+        return entry.objectives.get(objectives[1].name, math.nan)
+    return float(entry.price.trainable_params)
+
+
+def _adapter(record: RunRecord, digest: str) -> tuple[str | None, AdapterScore | None]:
+    score = record.adapter_scores.get(digest)
+    return (None if score is None else f"adapters/{digest}"), score
+
+
+def _mean_metrics(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean of every metric that all rows have."""
+    names = [name for name in rows[0] if all(name in row for row in rows)]
+    return {name: sum(row[name] for row in rows) / len(rows) for name in names}
+
+
+def _confirmed(record: RunRecord, finalist: Finalist, trial: int | None) -> Entry:
+    quality = record.quality
+    values: dict[str, float] = {quality.name: finalist.mean(quality.name)}
+    intervals: dict[str, Interval | None] = {quality.name: quality_interval(finalist, quality)}
+    for cost in record.costs:
+        if cost.is_known:
+            value = getattr(finalist.price, cost.name)
+            values[cost.name], intervals[cost.name] = value, (value, value)
+        else:
+            measured = [seed.objectives[cost.name] for seed in finalist.seeds]
+            values[cost.name] = sum(measured) / len(measured)
+            intervals[cost.name] = cost_interval(measured)
+    adapter, score = _adapter(record, finalist.candidate.digest)
+    return Entry(
+        candidate=finalist.candidate,
+        price=finalist.price,
+        objectives=values,
+        objectives_ci=intervals,
+        validation=_mean_metrics([seed.validation for seed in finalist.seeds]),
+        seeds=tuple(SeedLine(s.seed, dict(s.validation), dict(s.test)) for s in finalist.seeds),
+        adapter=adapter,
+        adapter_score=score,
+        origin=finalist.origin,
+        trial=trial,
+        is_confirmed=True,
+    )
+
+
+def _unconfirmed(record: RunRecord, outcome: Outcome) -> Entry:
+    values = {o.name: outcome.objectives[o.name] for o in record.objectives}
+    known = {o.name for o in record.costs if o.is_known}
+    adapter, score = _adapter(record, outcome.candidate.digest)
+    return Entry(
+        candidate=outcome.candidate,
+        price=outcome.price,
+        objectives=values,
+        objectives_ci={name: (v, v) if name in known else None for name, v in values.items()},
+        validation={record.quality.name: values[record.quality.name]},
+        adapter=adapter,
+        adapter_score=score,
+        origin=outcome.origin,
+        trial=outcome.number,
+    )
+
+
+def _gains(entry: Entry, objectives: Sequence[Objective]) -> list[float]:
+    """Objective values, every one turned so that larger is better; NaN becomes minus infinity."""
+    signed = [o.sign() * entry.objectives[o.name] for o in objectives]
+    return [-math.inf if math.isnan(value) else value for value in signed]
+
+
+def _dominator(
+    entry: Entry, rivals: Sequence[Entry], objectives: Sequence[Objective]
+) -> str | None:
+    """Digest of the first rival at least as good in everything and better in something."""
+    mine = _gains(entry, objectives)
+    for rival in rivals:
+        theirs = _gains(rival, objectives)
+        if all(t >= m for t, m in zip(theirs, mine, strict=True)) and theirs != mine:
+            return rival.digest
+    return None
+
+
+def _undecided(record: RunRecord) -> Verdict:
+    why = "no finalist was confirmed" if record.is_complete else "the search was interrupted"
+    return Verdict(False, f"Not decided: {why}, so nothing was scored on the test split.")
+
+
+def view(record: RunRecord) -> FrontView:
+    """What a reader is shown of a record.
+
+    Finalists compete on the numbers reported for them; where there are none (an interrupted run)
+    the search's own front is shown with validation numbers and `is_confirmed` is False.
+    """
+    objectives = record.objectives
+    trials = {outcome.candidate.digest: outcome.number for outcome in record.outcomes}
+    finalists = [
+        _confirmed(record, f, trials.get(f.candidate.digest)) for f in record.finalists if f.seeds
+    ]
+    confirmed = {entry.digest for entry in finalists}
+    search_only = {
+        outcome.candidate.digest: _unconfirmed(record, outcome)
+        for outcome in record.outcomes
+        if outcome.state == "complete" and outcome.candidate.digest not in confirmed
+    }
+    unconfirmed = [search_only[digest] for digest in record.front if digest in search_only]
+
+    def by_cost(entries: Sequence[Entry]) -> tuple[Entry, ...]:
+        return tuple(sorted(entries, key=lambda e: (first_cost(e, objectives), e.digest)))
+
+    rivals = by_cost(finalists or unconfirmed)
+    judged = [replace(e, dominated_by=_dominator(e, rivals, objectives)) for e in rivals]
+    known = {entry.digest: entry for entry in judged} | {
+        digest: entry
+        for digest, entry in search_only.items()
+        if finalists or digest not in record.front
+    }
+    front = [e for e in judged if e.dominated_by is None and e.candidate.plan.specs]
+    dominated = [e for e in judged if e.dominated_by is not None]
+    warnings = list(record.warnings)
+    best = known.get(record.best) if record.best else None
+    if best is not None and best.dominated_by is not None:
+        warnings.append(
+            f"best ({best.digest}) was picked on validation and is dominated on the test split "
+            f"by {best.dominated_by}"
+        )
+    return FrontView(
+        objectives=objectives,
+        front=tuple(front),
+        best=record.best,
+        baseline=known.get(record.baseline) if record.baseline else None,
+        reference=known.get(record.reference) if record.reference else None,
+        verdict=record.verdict or _undecided(record),
+        budget=record.budget,
+        trials=record.trial_counts(),
+        dominated_finalists=tuple(dominated),
+        unconfirmed=by_cost(
+            [e for e in unconfirmed if e.candidate.plan.specs] if finalists else []
+        ),
+        data=record.data,
+        versions=dict(record.versions),
+        warnings=tuple(warnings),
+        model=str(record.settings.get("model", "")),
+        task=str(record.settings.get("task", "")),
+        started=record.started,
+        ended=record.ended,
+        is_confirmed=bool(finalists),
+        is_complete=record.is_complete,
+    )
