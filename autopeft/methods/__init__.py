@@ -1,1 +1,65 @@
-"""The adapter methods: one file a family, torch-free; what each can do and what it costs."""
+"""The adapter methods: one file a family, torch-free; what each can do and what it costs.
+
+A new family is a file with a tuple `METHODS`, named in `_FAMILIES`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from autopeft.errors import SpaceError
+from autopeft.methods import ia3, ln_tuning, lora, miss, oft
+from autopeft.methods.base import LINEAR_ROLES, AdapterFlops, AdapterMemory, Method
+
+__all__ = [
+    "HEAD",
+    "HEAD_RATES",
+    "LINEAR_ROLES",
+    "AdapterFlops",
+    "AdapterMemory",
+    "Method",
+    "all_methods",
+    "get",
+    "learning_rate_range",
+]
+
+HEAD = "head"
+"""The pseudo-method of parameters trained besides the adapters: a new classification head."""
+
+HEAD_RATES = (5e-4, 1e-2)
+"""(low, high) of the learning rates worth searching for a new head."""
+
+_FAMILIES = (lora, ia3, oft, ln_tuning, miss)
+
+_TABLE: Mapping[str, Method] = MappingProxyType(
+    {method.name: method for family in _FAMILIES for method in family.METHODS}
+)
+
+
+def all_methods() -> tuple[Method, ...]:
+    """Every method, family by family."""
+    return tuple(_TABLE.values())
+
+
+def get(name: str) -> Method:
+    """The method of that name.
+
+    Raises:
+        SpaceError: if there is none; names the nearest.
+    """
+    if name in _TABLE:
+        return _TABLE[name]
+    near = difflib.get_close_matches(str(name).lower().replace("-", "_"), _TABLE, n=1, cutoff=0.4)
+    remedy = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(_TABLE)}"
+    raise SpaceError("method", name, "no such method", remedy)
+
+
+def learning_rate_range(name: str) -> tuple[float, float]:
+    """(low, high) of a method's learning rate; also knows "head".
+
+    Raises:
+        SpaceError: if there is no such method.
+    """
+    return HEAD_RATES if name == HEAD else get(name).learning_rate

@@ -1,0 +1,162 @@
+"""What every adapter method tells about itself: where it can sit, how big it may be, what it costs.
+
+Formulas count per site. `shape` is always (out, in) of the adapted linear module; at the role "norm"
+it is (width, number of vectors), so that the product counts the parameters of the normalisations.
+A FLOP is one multiplication or one addition of a matrix product; elementwise work is not counted
+(as in `torch.utils.flop_counter`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from autopeft.plan import TrainSettings
+
+Shape = tuple[int, int]
+
+LINEAR_ROLES: tuple[str, ...] = (
+    "attn.q",
+    "attn.k",
+    "attn.v",
+    "attn.qkv",
+    "attn.o",
+    "cross.q",
+    "cross.k",
+    "cross.v",
+    "cross.o",
+    "mlp.up",
+    "mlp.gate",
+    "mlp.gate_up",
+    "mlp.down",
+)
+"""The roles that are one linear module each."""
+
+
+@dataclass(frozen=True)
+class AdapterFlops:
+    """FLOPs one adapter adds at one site.
+
+    Attributes:
+        forward_per_token: In the forward pass, for each token.
+        backward_per_token: In the backward pass, for each token, without `input_grad_per_token`.
+        input_grad_per_token: In the backward pass, only where the site's input needs a gradient.
+        forward_per_step: In the forward pass, whatever the number of tokens.
+        backward_per_step: In the backward pass, whatever the number of tokens.
+    """
+
+    forward_per_token: float = 0.0
+    backward_per_token: float = 0.0
+    input_grad_per_token: float = 0.0
+    forward_per_step: float = 0.0
+    backward_per_step: float = 0.0
+
+
+@dataclass(frozen=True)
+class AdapterMemory:
+    """Numbers one adapter keeps at one site from the forward pass for the backward pass.
+
+    Attributes:
+        per_token: Floats for each token, the site's input not counted.
+        per_step: Floats whatever the number of tokens.
+        keeps_input: True if the site's input is kept; sites that read one tensor keep it once.
+        keeps_dropped_input: True if dropout makes a copy of the input and a mask, which are kept.
+    """
+
+    per_token: float = 0.0
+    per_step: float = 0.0
+    keeps_input: bool = False
+    keeps_dropped_input: bool = False
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """One adapter method: its capabilities, its formulas and its peft configuration.
+
+    Attributes:
+        name: As written in plans, spaces and files.
+        family: The file it lives in; related methods share it.
+        roles: Roles it can sit at.
+        default_ranks: Sizes a space draws from unless told otherwise; () if it has no size.
+        learning_rate: (low, high) of the range worth searching, for AdamW, log-uniform.
+        takes_rank: True if `LayerSpec.rank` is its size (at least 1), False if rank must be 0.
+        mergeable: True if it can be folded into the base weights.
+        converts_to_lora: True if it can be written exactly as a LoRA.
+        shared_state: True if its sites share parameters.
+        starts_at_identity: True if attaching it leaves the model's outputs as they are.
+        quantised_base: True if it works over a 4-bit or 8-bit base.
+        transposed_base: True if it works on modules that store their weight as (in, out), GPT-2's
+            Conv1D.
+        input_side_roles: Roles where it changes the module's input rather than its output.
+        rank_pattern: True if one peft configuration can hold several ranks.
+        version: Raised when saved files change meaning.
+    """
+
+    name: str
+    family: str
+    roles: tuple[str, ...]
+    default_ranks: tuple[int, ...]
+    learning_rate: tuple[float, float]
+    takes_rank: bool = True
+    mergeable: bool = True
+    converts_to_lora: bool = False
+    shared_state: bool = False
+    starts_at_identity: bool = True
+    quantised_base: bool = True
+    transposed_base: bool = True
+    input_side_roles: tuple[str, ...] = ()
+    rank_pattern: bool = False
+    version: int = 1
+
+    @abstractmethod
+    def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
+        """Trainable parameters at one site: exact."""
+
+    @abstractmethod
+    def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
+        """FLOPs at one site."""
+
+    @abstractmethod
+    def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
+        """What one site keeps for the backward pass."""
+
+    @abstractmethod
+    def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
+        """Plain keyword arguments of peft's configuration, without `target_modules`."""
+
+    def forward_flops_per_token(self, rank: int, shape: Shape, role: str = "") -> float:
+        """FLOPs one site adds to the forward pass of a token."""
+        return self.flops(rank, shape, role).forward_per_token
+
+    def saved_floats_per_token(self, rank: int, shape: Shape, role: str = "") -> float:
+        """Floats one site keeps for each token, its input included where it keeps that."""
+        memory = self.memory(rank, shape, role)
+        return memory.per_token + (shape[1] if memory.keeps_input else 0)
+
+    def is_legal_rank(self, rank: int, shape: Shape) -> bool:
+        """True if a site of that shape can hold that size."""
+        return 1 <= rank <= min(shape) if self.takes_rank else rank == 0
+
+    def rank_rule(self, shape: Shape) -> str:
+        """What `is_legal_rank` asks for, in words, for error messages."""
+        return (
+            f"`1 <= rank <= {min(shape)}` must hold" if self.takes_rank else "`rank == 0` must hold"
+        )
+
+    def legal_ranks(self, shape: Shape) -> tuple[int, ...]:
+        """Those of the default sizes that a site of that shape can hold; (0,) without a size."""
+        if not self.takes_rank:
+            return (0,)
+        return tuple(rank for rank in self.default_ranks if self.is_legal_rank(rank, shape))
+
+    def peft_config_for(self, ranks: Mapping[str, int], train: TrainSettings) -> dict[str, Any]:
+        """Like `peft_config`, for modules of several ranks at once.
+
+        Args:
+            ranks: Module name -> rank; all equal unless the method has `rank_pattern`.
+            train: Gives dropout and alpha.
+        """
+        (rank,) = set(ranks.values())
+        return self.peft_config(rank, train)

@@ -1,0 +1,45 @@
+"""IA3: one learned factor for each activation (arXiv 2205.05638)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from autopeft.methods.base import LINEAR_ROLES, AdapterFlops, AdapterMemory, Method, Shape
+from autopeft.plan import TrainSettings
+
+
+@dataclass(frozen=True)
+class Ia3(Method):
+    """Scales a module's output; at the feed-forward's second module, its input."""
+
+    def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
+        """One factor for each scaled activation."""
+        return shape[1] if role in self.input_side_roles else shape[0]
+
+    def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
+        """None counted: scaling is elementwise."""
+        return AdapterFlops()
+
+    def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
+        """Whatever is scaled, for the factors' gradient."""
+        if role in self.input_side_roles:
+            return AdapterMemory(per_step=shape[1], keeps_input=True)
+        return AdapterMemory(per_token=shape[0], per_step=shape[0])
+
+    def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
+        """Arguments of `IA3Config`, without the list of feed-forward modules."""
+        return {"peft_type": "IA3"}
+
+
+METHODS: tuple[Method, ...] = (
+    Ia3(
+        name="ia3",
+        family="ia3",
+        roles=LINEAR_ROLES,
+        default_ranks=(),
+        learning_rate=(2e-3, 6e-2),
+        takes_rank=False,
+        input_side_roles=("mlp.down",),
+    ),
+)

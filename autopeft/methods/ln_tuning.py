@@ -1,0 +1,46 @@
+"""LN tuning: the block's own normalisations are trained (arXiv 2312.11420)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape
+from autopeft.plan import TrainSettings
+
+
+@dataclass(frozen=True)
+class LnTuning(Method):
+    """Trains copies of the weights (and biases) of every normalisation in a block."""
+
+    def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
+        """All parameters of the normalisations."""
+        return shape[0] * shape[1]
+
+    def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
+        """None counted: a normalisation has no matrix product."""
+        return AdapterFlops()
+
+    def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
+        """The normalised activations, where the model's normalisation keeps them apart."""
+        return AdapterMemory(keeps_input=True)
+
+    def saved_floats_per_token(self, rank: int, shape: Shape, role: str = "") -> float:
+        """One width for each normalised tensor, an upper bound: most kernels keep it anyway."""
+        return float(shape[0])
+
+    def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
+        """Arguments of `LNTuningConfig`."""
+        return {"peft_type": "LN_TUNING"}
+
+
+METHODS: tuple[Method, ...] = (
+    LnTuning(
+        name="ln_tuning",
+        family="ln_tuning",
+        roles=("norm",),
+        default_ranks=(),
+        learning_rate=(1e-3, 3e-2),
+        takes_rank=False,
+    ),
+)

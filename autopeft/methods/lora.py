@@ -1,0 +1,129 @@
+"""The LoRA family: a low-rank update beside a linear module (arXiv 2106.09685, 2402.09353, 2312.03732)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from autopeft.methods.base import LINEAR_ROLES, AdapterFlops, AdapterMemory, Method, Shape
+from autopeft.plan import TrainSettings
+
+
+def _plain_number(value: float) -> float | int:
+    """An int where nothing is lost: other tools expect a whole `lora_alpha`."""
+    return int(value) if float(value).is_integer() else value
+
+
+@dataclass(frozen=True)
+class Lora(Method):
+    """x -> W x + scaling B A x, with A (rank, in) random and B (out, rank) zero at the start."""
+
+    use_rslora: bool = False
+
+    def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
+        """A and B."""
+        return rank * (shape[0] + shape[1])
+
+    def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
+        """Two thin products forward; a gradient each for B, A x, A and x backward."""
+        out, in_ = shape
+        return AdapterFlops(
+            forward_per_token=2.0 * rank * (in_ + out),
+            backward_per_token=2.0 * rank * (2 * out + in_),
+            input_grad_per_token=2.0 * rank * in_,
+        )
+
+    def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
+        """The input, for A's gradient, and A x, for B's."""
+        return AdapterMemory(per_token=rank, keeps_input=True, keeps_dropped_input=True)
+
+    def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
+        """Arguments of `LoraConfig`."""
+        config: dict[str, Any] = {
+            "peft_type": "LORA",
+            "r": rank,
+            "lora_alpha": _plain_number(train.alpha_ratio * rank),
+            "lora_dropout": train.dropout,
+        }
+        return {**config, "use_rslora": True} if self.use_rslora else config
+
+    def peft_config_for(self, ranks: Mapping[str, int], train: TrainSettings) -> dict[str, Any]:
+        """One configuration for all ranks: the commonest is the default, the rest a pattern."""
+        counts = sorted(ranks.values())
+        commonest = max(sorted(set(counts)), key=counts.count)
+        config = self.peft_config(commonest, train)
+        others = {name: rank for name, rank in sorted(ranks.items()) if rank != commonest}
+        if others:
+            config["rank_pattern"] = others
+            config["alpha_pattern"] = {
+                name: self.peft_config(rank, train)["lora_alpha"] for name, rank in others.items()
+            }
+        return config
+
+
+@dataclass(frozen=True)
+class Dora(Lora):
+    """LoRA whose updated weight is rescaled row by row to a learned magnitude."""
+
+    def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
+        """LoRA's, and one magnitude for each output."""
+        return super().n_params(rank, shape, role) + shape[0]
+
+    def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
+        """LoRA's, and the product B A that the norm of the updated weight needs at each step."""
+        out, in_ = shape
+        lora = super().flops(rank, shape, role)
+        return AdapterFlops(
+            forward_per_token=lora.forward_per_token,
+            backward_per_token=lora.backward_per_token,
+            input_grad_per_token=lora.input_grad_per_token,
+            # peft multiplies A, then B, with an identity matrix of size `in`.
+            forward_per_step=2.0 * rank * in_ * (in_ + out),
+        )
+
+    def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
+        """Besides LoRA's: the module's output and the update, for the magnitude's gradient."""
+        return AdapterMemory(
+            per_token=rank + 2.0 * shape[0],
+            per_step=2.0 * shape[0],
+            keeps_input=True,
+            keeps_dropped_input=True,
+        )
+
+    def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
+        """Arguments of `LoraConfig`."""
+        return {**super().peft_config(rank, train), "use_dora": True}
+
+
+_RANKS = (1, 2, 4, 8, 16, 32)
+
+METHODS: tuple[Method, ...] = (
+    Lora(
+        name="lora",
+        family="lora",
+        roles=LINEAR_ROLES,
+        default_ranks=_RANKS,
+        learning_rate=(3e-4, 1e-2),
+        converts_to_lora=True,
+        rank_pattern=True,
+    ),
+    Dora(
+        name="dora",
+        family="lora",
+        roles=LINEAR_ROLES,
+        default_ranks=_RANKS,
+        learning_rate=(3e-4, 1e-2),
+        rank_pattern=True,
+    ),
+    Lora(
+        name="rslora",
+        family="lora",
+        roles=LINEAR_ROLES,
+        default_ranks=_RANKS,
+        learning_rate=(2e-4, 7e-3),
+        converts_to_lora=True,
+        rank_pattern=True,
+        use_rslora=True,
+    ),
+)

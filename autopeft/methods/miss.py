@@ -1,0 +1,44 @@
+"""MiSS: one small matrix shared by all shards of a module's input (arXiv 2409.15371)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from autopeft.methods.base import LINEAR_ROLES, AdapterFlops, AdapterMemory, Method, Shape
+from autopeft.plan import TrainSettings
+
+
+@dataclass(frozen=True)
+class Miss(Method):
+    """x -> W x + D s(x), s summing the input's shards of size rank; D (rank, out) starts at zero."""
+
+    def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
+        """D."""
+        return rank * shape[0]
+
+    def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
+        """One thin product forward; a gradient each for D and s(x) backward."""
+        product = 2.0 * rank * shape[0]
+        return AdapterFlops(product, product, product)
+
+    def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
+        """Only the summed shards: the input itself is not kept."""
+        return AdapterMemory(per_token=rank, keeps_dropped_input=True)
+
+    def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
+        """Arguments of `MissConfig`."""
+        return {"peft_type": "MISS", "r": rank, "miss_dropout": train.dropout}
+
+
+METHODS: tuple[Method, ...] = (
+    Miss(
+        name="miss",
+        family="miss",
+        roles=LINEAR_ROLES,
+        default_ranks=(1, 2, 4, 8, 16, 32),
+        learning_rate=(1e-4, 5e-3),
+        converts_to_lora=True,
+        transposed_base=False,
+    ),
+)
