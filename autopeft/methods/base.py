@@ -1,7 +1,7 @@
 """What every adapter method tells about itself: where it can sit, how big it may be, what it costs.
 
-Formulas count per site. `shape` is always (out, in) of the adapted linear module; at the role "norm"
-it is (width, number of vectors), so that the product counts the parameters of the normalisations.
+Formulas count per site. `shape` is always (out, in) of the adapted linear module; at the role
+"norm" it is (width, number of vectors), so that the product counts the normalisations' parameters.
 A FLOP is one multiplication or one addition of a matrix product; elementwise work is not counted
 (as in `torch.utils.flop_counter`).
 """

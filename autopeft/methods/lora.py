@@ -1,4 +1,7 @@
-"""The LoRA family: a low-rank update beside a linear module (arXiv 2106.09685, 2402.09353, 2312.03732)."""
+"""The LoRA family: a low-rank update beside a linear module.
+
+Sources: LoRA arXiv 2106.09685, DoRA arXiv 2402.09353, rsLoRA arXiv 2312.03732.
+"""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from autopeft.plan import TrainSettings
 
 @dataclass(frozen=True)
 class Miss(Method):
-    """x -> W x + D s(x), s summing the input's shards of size rank; D (rank, out) starts at zero."""
+    """x -> W x + D s(x): s sums the input's shards of size rank; D (rank, out) starts at zero."""
 
     def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
         """D."""

@@ -11,7 +11,7 @@ from autopeft.plan import TrainSettings
 
 @dataclass(frozen=True)
 class Oft(Method):
-    """x -> W R x, R of orthogonal blocks by a truncated Cayley series; `rank` is the block's size."""
+    """x -> W R x: R has orthogonal blocks by a truncated Cayley series; `rank` is their size."""
 
     def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
         """The upper triangle of each block."""

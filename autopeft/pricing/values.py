@@ -1,8 +1,4 @@
-"""What a candidate costs before training: plain numbers, no torch.
-
-`autopeft.models.price` measures a `PriceTable` once per model; `search` prices with it. A table can
-also be made from shapes alone, so that a search can be driven where there is no model at all.
-"""
+"""The values pricing speaks in: the shapes of a model, and what a candidate costs."""
 
 from __future__ import annotations
 
@@ -25,6 +21,9 @@ class Topology:
             lacks the role.
         n_heads: Attention heads; 0 where unknown.
         head_params: Parameters trained besides the adapters (a new classification head).
+        n_encoder_layers: How many of the blocks are the encoder of an encoder-decoder; else 0.
+        transposed_roles: Roles whose modules store their weight as (in, out), as GPT-2's Conv1D
+            does; not every method works there.
     """
 
     n_layers: int
@@ -32,6 +31,8 @@ class Topology:
     overrides: Mapping[tuple[int, str], Shape | None] = field(default_factory=dict)
     n_heads: int = 0
     head_params: int = 0
+    n_encoder_layers: int = 0
+    transposed_roles: tuple[str, ...] = ()
 
     def shape(self, layer: int, role: str) -> Shape | None:
         """(out, in) at a site, or None where the model has no such site."""
@@ -41,6 +42,11 @@ class Topology:
             return self.overrides[layer, role]
         return self.shapes.get(role)
 
+    def roles(self, layer: int) -> tuple[str, ...]:
+        """The roles one block has, in no promised order."""
+        extra = [role for at, role in self.overrides if at == layer and role not in self.shapes]
+        return tuple(r for r in (*self.shapes, *extra) if self.shape(layer, r) is not None)
+
 
 @dataclass(frozen=True)
 class Price:
@@ -48,7 +54,7 @@ class Price:
 
     Attributes:
         trainable_params: Parameters that receive a gradient, a new head included.
-        adapter_bytes: Size of what is saved, in bytes.
+        adapter_bytes: Size of the tensors that are saved, in bytes.
         train_flops: FLOPs of the whole proxy training, evaluation not counted.
         peak_memory_bytes: Estimated peak while training: weights, saved activations, gradients and
             optimiser state.

@@ -1,0 +1,92 @@
+"""Whether a plan fits a model, and how many parameters it trains: exact, from shapes alone."""
+
+from __future__ import annotations
+
+from autopeft import methods
+from autopeft.errors import SpaceError
+from autopeft.plan import AdapterPlan, LayerSpec
+from autopeft.pricing.values import Topology
+
+
+def is_legal(topology: Topology, spec: LayerSpec) -> bool:
+    """True if the model has that site and the method can sit there at that rank.
+
+    Raises:
+        SpaceError: if there is no such method.
+    """
+    method = methods.get(spec.method)
+    shape = topology.shape(spec.layer, spec.role)
+    return (
+        shape is not None
+        and spec.role in method.roles
+        and (method.transposed_base or spec.role not in topology.transposed_roles)
+        and method.is_legal_rank(spec.rank, shape)
+    )
+
+
+def check_plan(topology: Topology, plan: AdapterPlan) -> None:
+    """Raise what is wrong with a plan, if anything.
+
+    Raises:
+        SpaceError: names the first site that cannot be, and why.
+    """
+    for spec in plan.specs:
+        _check_spec(topology, spec)
+
+
+def _check_spec(topology: Topology, spec: LayerSpec) -> None:
+    method = methods.get(spec.method)
+    where = f"layer {spec.layer} ({spec.role})"
+    if spec.layer >= topology.n_layers:
+        raise SpaceError(
+            "layer",
+            spec.layer,
+            f"the model has {topology.n_layers} blocks",
+            f"use 0 to {topology.n_layers - 1}",
+        )
+    shape = topology.shape(spec.layer, spec.role)
+    if shape is None:
+        raise SpaceError(
+            "role",
+            spec.role,
+            f"block {spec.layer} of the model has no such role",
+            f"use one of {', '.join(topology.roles(spec.layer))}",
+        )
+    if spec.role not in method.roles:
+        raise SpaceError(
+            "role",
+            spec.role,
+            f"method {spec.method!r} cannot sit at {where}",
+            f"use one of {', '.join(method.roles)}",
+        )
+    if not method.transposed_base and spec.role in topology.transposed_roles:
+        raise SpaceError(
+            "method",
+            spec.method,
+            f"cannot adapt {where}, whose module (Conv1D) stores its weight transposed",
+            "use lora or ia3 there",
+        )
+    if not method.is_legal_rank(spec.rank, shape):
+        raise SpaceError(
+            "rank",
+            spec.rank,
+            f"{method.rank_rule(shape)} for method {spec.method!r} at {where}, "
+            f"whose module is {shape[0]} x {shape[1]}",
+            "choose another rank",
+        )
+
+
+def count_trainable(topology: Topology, plan: AdapterPlan) -> int:
+    """Parameters that receive a gradient: the adapters' and the head's.
+
+    Raises:
+        SpaceError: if the plan does not fit the model.
+    """
+    total = topology.head_params
+    for spec in plan.specs:
+        shape = topology.shape(spec.layer, spec.role)
+        if shape is None:
+            _check_spec(topology, spec)
+        else:
+            total += methods.get(spec.method).n_params(spec.rank, shape, spec.role)
+    return total
