@@ -41,12 +41,18 @@ def with_margin(entry: Entry, objective: Objective) -> str:
     return f"{value} ±{human_value(half, objective.unit)}"
 
 
+def quality_text(shown: FrontView, entry: Entry) -> str:
+    """The quality; says so where it is of the validation split among numbers of the test split."""
+    text = with_margin(entry, shown.quality)
+    return f"{text} (val)" if shown.is_confirmed and not entry.is_confirmed else text
+
+
 def marks(shown: FrontView, entry: Entry) -> str:
-    """An asterisk for the pick, L for the tuned LoRA, a dash for what is not on the front."""
+    """A member's number, cheapest first, then an asterisk for the pick, L for the tuned LoRA."""
+    digests = [member.digest for member in shown.front]
+    number = str(digests.index(entry.digest) + 1) if entry.digest in digests else "-"
     is_baseline = shown.baseline is not None and entry.digest == shown.baseline.digest
-    is_member = entry.digest in {member.digest for member in shown.front}
-    words = ("*" if entry.digest == shown.best else "") + ("L" if is_baseline else "")
-    return words if is_member else words + "-"
+    return number + ("*" if entry.digest == shown.best else "") + ("L" if is_baseline else "")
 
 
 def versus(shown: FrontView, entry: Entry, levels: Mapping[str, LevelVerdict]) -> str:
@@ -89,7 +95,7 @@ def front_table(shown: FrontView) -> Table:
             marks(shown, entry),
             entry.digest[:8],
             *(with_margin(entry, cost) for cost in shown.costs),
-            with_margin(entry, shown.quality),
+            quality_text(shown, entry),
             f"{entry.candidate.train.learning_rate:.2g}",
             *([versus(shown, entry, levels)] if levels else []),
             plan_summary(entry.candidate.plan),
@@ -127,8 +133,8 @@ def summary(record: RunRecord | FrontView) -> RenderableType:
     parts: list[RenderableType] = [Text(shown.verdict.text, style="bold"), Text("")]
     parts.append(front_table(shown))
     split = "test" if shown.is_confirmed else "validation"
-    legend = f"{shown.quality.name} on the {split} split; * the pick, L the tuned LoRA"
-    parts.append(Text(f"{legend}, - not on the front; ± half a 95 % interval", style="dim"))
+    legend = f"{shown.quality.name} on the {split} split, ± half a 95 % interval;"
+    parts.append(Text(f"{legend}\n* the pick, L the tuned LoRA, - not on the front", style="dim"))
     hidden = len(shown.dominated_finalists) + len(shown.unconfirmed)
     if hidden:
         parts.append(Text(f"{hidden} more candidates in front.json did not make it.", style="dim"))

@@ -11,6 +11,7 @@ from autopeft.plan import Candidate
 from autopeft.pricing import Price
 from autopeft.report.interval import Interval, cost_interval, quality_interval
 from autopeft.report.record import AdapterScore, DataSummary, RunRecord
+from autopeft.search.front import Array, non_dominated, orient
 
 
 @dataclass(frozen=True)
@@ -193,22 +194,25 @@ def _unconfirmed(record: RunRecord, outcome: Outcome) -> Entry:
     )
 
 
-def _gains(entry: Entry, objectives: Sequence[Objective]) -> list[float]:
-    """Objective values, every one turned so that larger is better; NaN becomes minus infinity."""
-    signed = [o.sign() * entry.objectives[o.name] for o in objectives]
-    return [-math.inf if math.isnan(value) else value for value in signed]
+def _points(entries: Sequence[Entry], objectives: Sequence[Objective]) -> Array:
+    """Oriented values, one row an entry. Shape (len(entries), len(objectives))."""
+    rows = [[e.objectives[o.name] for o in objectives] for e in entries]
+    return orient(rows, [o.direction for o in objectives])
 
 
-def _dominator(
-    entry: Entry, rivals: Sequence[Entry], objectives: Sequence[Objective]
-) -> str | None:
-    """Digest of the first rival at least as good in everything and better in something."""
-    mine = _gains(entry, objectives)
-    for rival in rivals:
-        theirs = _gains(rival, objectives)
-        if all(t >= m for t, m in zip(theirs, mine, strict=True)) and theirs != mine:
-            return rival.digest
-    return None
+def _judge(entries: Sequence[Entry], objectives: Sequence[Objective]) -> tuple[list[Entry], ...]:
+    """The non-dominated entries, and the rest, each told a member of the front that beats it."""
+    points = _points(entries, objectives)
+    mask = non_dominated(points)
+    front = [entry for entry, is_kept in zip(entries, mask, strict=True) if is_kept]
+    rest = []
+    for entry, point in zip(entries, points, strict=True):
+        if entry in front:
+            continue
+        beats = (points[mask] >= point).all(axis=1)  # never true of a NaN: it is beaten by none
+        winner = front[int(beats.argmax())].digest if beats.any() else None
+        rest.append(replace(entry, dominated_by=winner))
+    return front, rest
 
 
 def _undecided(record: RunRecord) -> Verdict:
@@ -238,15 +242,8 @@ def view(record: RunRecord) -> FrontView:
     def by_cost(entries: Sequence[Entry]) -> tuple[Entry, ...]:
         return tuple(sorted(entries, key=lambda e: (first_cost(e, objectives), e.digest)))
 
-    rivals = by_cost(finalists or unconfirmed)
-    judged = [replace(e, dominated_by=_dominator(e, rivals, objectives)) for e in rivals]
-    known = {entry.digest: entry for entry in judged} | {
-        digest: entry
-        for digest, entry in search_only.items()
-        if finalists or digest not in record.front
-    }
-    front = [e for e in judged if e.dominated_by is None and e.candidate.plan.specs]
-    dominated = [e for e in judged if e.dominated_by is not None]
+    front, dominated = _judge(by_cost(finalists or unconfirmed), objectives)
+    known = search_only | {entry.digest: entry for entry in (*front, *dominated)}
     warnings = list(record.warnings)
     best = known.get(record.best) if record.best else None
     if best is not None and best.dominated_by is not None:
@@ -256,7 +253,7 @@ def view(record: RunRecord) -> FrontView:
         )
     return FrontView(
         objectives=objectives,
-        front=tuple(front),
+        front=tuple(entry for entry in front if entry.candidate.plan.specs),
         best=record.best,
         baseline=known.get(record.baseline) if record.baseline else None,
         reference=known.get(record.reference) if record.reference else None,

@@ -1,4 +1,4 @@
-"""A made-up search with every kind of trial, for the report's tests: seeded plain numbers, no model."""
+"""A made-up search with every kind of trial: seeded plain numbers, no model."""
 
 from __future__ import annotations
 
