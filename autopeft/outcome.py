@@ -198,7 +198,7 @@ class BudgetReport:
 
     Attributes:
         limit: As the user wrote it.
-        spent_seconds: Wall-clock seconds from start to end, earlier sessions of a resumed run included.
+        spent_seconds: Wall-clock seconds, earlier sittings of a resumed run included.
         spent_flops: Training FLOPs, as priced, search and confirmation together.
         n_trials: Trials of the search (baselines included), whatever their state.
         phases: Wall-clock seconds by phase: startup, pricing, search, confirmation, report.

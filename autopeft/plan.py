@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 from autopeft.errors import SpaceError
@@ -85,7 +86,7 @@ class AdapterPlan:
     def __init__(self, specs: Iterable[LayerSpec] = ()) -> None:
         kept = tuple(sorted(spec for spec in specs if spec.method != "none"))
         sites = [(spec.layer, spec.role) for spec in kept]
-        for first, second in zip(sites, sites[1:], strict=False):
+        for first, second in pairwise(sites):
             if first == second:
                 raise SpaceError(
                     "plan",
@@ -150,7 +151,8 @@ class TrainSettings:
         steps: Optimiser steps of a full proxy training.
         batch_size: Rows per step.
         weight_decay: AdamW's decoupled weight decay.
-        warmup_fraction: Share of the steps in which the rate rises linearly; it decays linearly after.
+        warmup_fraction: Share of the steps in which the rate rises linearly; then it decays
+            linearly.
     """
 
     learning_rate: float
@@ -175,7 +177,10 @@ class TrainSettings:
             raise SpaceError("dropout", self.dropout, "`0 <= dropout < 1` must hold", "use 0.0")
         if self.steps < 1 or self.batch_size < 1:
             raise SpaceError(
-                "steps", (self.steps, self.batch_size), "steps and batch_size are at least 1", "raise it"
+                "steps",
+                (self.steps, self.batch_size),
+                "steps and batch_size are at least 1",
+                "raise it",
             )
 
     def rate_for(self, method: str) -> float:

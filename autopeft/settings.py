@@ -193,8 +193,9 @@ def _plain(key: str, value: Any) -> Any:
         return ",".join(str(item) for item in value)
     kinds = tuple(kind for name in names for kind in _KINDS[name])
     if value is None or (isinstance(value, kinds) and not isinstance(value, bool)):
-        is_number = "float" in names and isinstance(value, int | float)
-        return float(value) if is_number else value
+        if "float" in names and isinstance(value, int):
+            return float(value)
+        return value
     wanted = " or ".join(_WORDS.get(name, name) for name in names if name != "None")
     raise SettingsError(key, value, f"must be {wanted}", "correct it")
 
@@ -206,3 +207,18 @@ _WORDS = {
     "Mapping[str, Any]": "a mapping",
     "tuple[str, ...]": "a list of names",
 }
+
+
+RESUMABLE = frozenset(
+    {
+        "budget",
+        "confirm_share",
+        "confirm_seeds",
+        "max_finalists",
+        "workers",
+        "gpus_per_worker",
+        "ray_address",
+        "pick",
+    }
+)
+"""Settings that may change when a search is resumed: none that define what is searched."""

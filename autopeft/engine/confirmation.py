@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,36 @@ from pathlib import Path
 from autopeft.engine.jobs import Job
 from autopeft.outcome import Finalist, Objective, Outcome, SeedScore
 from autopeft.plan import Candidate
-from autopeft.search.front import front_of, spread
+from autopeft.search.front import non_dominated, orient
+
+
+def front_of(outcomes: Sequence[Outcome], objectives: Sequence[Objective]) -> list[Outcome]:
+    """The non-dominated complete outcomes, cheapest first; of equal ones the earliest trial."""
+    complete = [o for o in outcomes if o.state == "complete"]
+    names = [o.name for o in objectives]
+    values = [[outcome.objectives[name] for name in names] for outcome in complete]
+    mask = non_dominated(orient(values, [o.direction for o in objectives]))
+    unique: dict[tuple[float, ...], Outcome] = {}
+    for outcome, row, is_kept in zip(complete, values, mask, strict=True):
+        if is_kept:
+            unique.setdefault(tuple(row), outcome)
+    return sorted(unique.values(), key=lambda o: o.objectives[names[1]])
+
+
+def spread(
+    front: Sequence[Outcome], objectives: Sequence[Objective], n_members: int
+) -> list[Outcome]:
+    """At most `n_members` of a front: both ends, and between them even steps of log cost."""
+    if len(front) <= n_members:
+        return list(front)
+    cost = objectives[1].name
+    logs = [math.log(max(outcome.objectives[cost], 1e-12)) for outcome in front]
+    picks: list[int] = [len(front) - 1]
+    for i in range(n_members - 1):
+        target = logs[0] + (logs[-1] - logs[0]) * i / (n_members - 1)
+        free = [k for k in range(len(front)) if k not in picks]
+        picks.append(min(free, key=lambda k: abs(logs[k] - target)))
+    return [front[k] for k in sorted(picks)]
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from autopeft.engine.jobs import (
 )
 from autopeft.outcome import Objective, Outcome
 from autopeft.pricing import PriceTable
-from autopeft.search.budget import Ledger
+from autopeft.search.budget import Budget, Ledger
 from autopeft.search.controller import Decision, SearchController, Trial
 
 Phase = Literal["search", "confirmation", "done"]
@@ -36,6 +36,7 @@ class Snapshot:
 
     Attributes:
         phase: What the workers do.
+        objectives: Quality first.
         outcomes: Told trials.
         n_running: Jobs on workers now.
         n_confirmed: Confirmations done.
@@ -44,6 +45,7 @@ class Snapshot:
     """
 
     phase: Phase
+    objectives: tuple[Objective, ...]
     outcomes: tuple[Outcome, ...]
     n_running: int
     n_confirmed: int
@@ -99,10 +101,10 @@ class Dispatcher:
         self._longest_job = 0.0
         self._started_at: dict[tuple[str, str, int], float] = {}
         self.phase: Phase = "search"
-        self.phase_seconds: dict[str, float] = {"search": 0.0, "confirmation": 0.0}
-        self._phase_began = time.monotonic()
+        self._phase_seconds: dict[str, float] = {}
+        self._phase_began = self._ticked = time.monotonic()
+        self._has_heard = False
         self.activity = Activity()
-        self.first_train_at: float | None = None
         self.warnings: list[str] = []
 
     # --- handing out -----------------------------------------------------------------------------
@@ -122,12 +124,14 @@ class Dispatcher:
         return None
 
     def _next_trial(self) -> Job | None:
-        if self._ledger.search_is_over(seconds_ahead=self._longest_job / 2):
+        left = self._tick()
+        if left is None or (left.seconds is not None and left.seconds < self._longest_job / 2):
+            # A trial that cannot get half-way before the deadline would only be cut.
             return None
         trial = self._controller.ask()
         if trial is None:
             return None
-        self._ledger.add_trial()
+        self._ledger.spend(trials=1)
         job = Job("search", trial.candidate, self._seed, trial.number)
         self._note_start(job, trial)
         return job
@@ -155,7 +159,7 @@ class Dispatcher:
         cheapest and the best stay.
         """
         kept = list(nominations)
-        left = self._ledger.seconds_left * self._n_workers
+        left = self.seconds_left * self._n_workers
         overhead = 1.3  # two test-split evaluations a job, measured on the quickstart
 
         def seconds(rows: Sequence[Nomination]) -> float:
@@ -177,7 +181,8 @@ class Dispatcher:
     def _next_confirmation(self) -> Job | None:
         if not self._queue:
             return None
-        if self._ledger.is_over() and self._n_confirmed:
+        self._tick()
+        if self._ledger.left(confirming=True) is None and self._n_confirmed:
             self.warnings.append(
                 f"the budget ended with {len(self._queue)} confirmations left out; "
                 "`autopeft resume` with a larger budget adds them"
@@ -202,12 +207,13 @@ class Dispatcher:
     def take(self, job: Job, message: Message, files: Mapping[str, bytes] | None = None) -> bool:
         """Takes a worker's message. True: go on with the job; False: it has ended or must stop."""
         self.activity += message.activity
+        self._note_heard(message.activity)
         if isinstance(message, FailureMessage):
             self.fail(job, message.reason)
             return False
         if isinstance(message, ConfirmMessage):
             self._store.save(job.candidate, message.score, files or {})
-            self._ledger.add_flops(message.flops)
+            self._ledger.spend(flops=message.flops)
             self._n_confirmed += 1
             self._end(job)
             return False
@@ -218,7 +224,7 @@ class Dispatcher:
         if trial is None:
             return False
         report = message.report
-        self._ledger.add_flops(report.flops - self._flops_at.get(job.number, 0.0))
+        self._ledger.spend(flops=report.flops - self._flops_at.get(job.number, 0.0))
         self._flops_at[job.number] = report.flops
         decision = self._controller.report(trial, report.step, report.score)
         if message.is_last:
@@ -229,7 +235,7 @@ class Dispatcher:
         if decision is Decision.STOP:
             self._end(job)
             return False
-        if self._ledger.search_is_over():
+        if self._tick() is None:
             # Past the deadline at a rung: what has not finished cannot be on the front.
             self._controller.tell(trial, stopped="the search's share of the budget ended")
             self._end(job)
@@ -260,23 +266,58 @@ class Dispatcher:
 
     # --- keeping time ----------------------------------------------------------------------------
 
-    def _enter(self, phase: Phase) -> None:
+    def _tick(self) -> Budget | None:
+        """Books the time since the last tick; what the search has left, None if nothing."""
         now = time.monotonic()
-        self.phase_seconds[self.phase] = (
-            self.phase_seconds.get(self.phase, 0.0) + now - self._phase_began
-        )
+        self._ledger.spend(seconds=now - self._ticked)
+        self._ticked = now
+        return self._ledger.left()
+
+    @property
+    def seconds_left(self) -> float:
+        """Wall-clock seconds left of the whole budget; inf without a time limit."""
+        limit = self._ledger.budget.seconds
+        return float("inf") if limit is None else max(0.0, limit - self._ledger.spent_seconds)
+
+    def _enter(self, phase: Phase) -> None:
+        self._tick()
+        now = time.monotonic()
+        self._book(now)
         self.phase, self._phase_began = phase, now
         self._notify()
+
+    def start(self) -> None:
+        """Called when the workers are asked for; until one is heard, time is start-up's."""
+        self._tick()
+        self._phase_began = time.monotonic()
+
+    def _book(self, now: float) -> None:
+        name = self.phase if self._has_heard else "startup"
+        self._phase_seconds[name] = self._phase_seconds.get(name, 0.0) + now - self._phase_began
+        self._phase_began = now
+
+    def _note_heard(self, activity: Activity) -> None:
+        """The first message tells when training began: all before it was loading."""
+        if not self._has_heard:
+            busy = activity.train + activity.evaluate + activity.attach
+            self._book(time.monotonic() - busy)
+            self._has_heard = True
+
+    def phase_seconds(self) -> dict[str, float]:
+        """Wall-clock seconds by phase, up to now."""
+        self._book(time.monotonic())
+        return dict(self._phase_seconds)
 
     def snapshot(self) -> Snapshot:
         """The state now."""
         return Snapshot(
             self.phase,
+            self._objectives,
             self._controller.outcomes(),
             len(self._running),
             self._n_confirmed,
             self._n_to_confirm,
-            self._ledger.seconds_left,
+            self.seconds_left,
         )
 
     def _notify(self) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from autopeft.engine.dispatcher import Dispatcher
 from autopeft.engine.jobs import ConfirmMessage, Job
 from autopeft.engine.workbench import Workbench, WorkerContext
+from autopeft.errors import SettingsError
 
 # Read by ray when it is imported, so they must be set before. No telemetry, no result files of
 # Tune's own (the study is the record), no handler that would swallow Ctrl-C.
@@ -137,26 +138,51 @@ class _RungScheduler(FIFOScheduler):  # type: ignore[misc]
         return str(TrialScheduler.CONTINUE if go_on else TrialScheduler.STOP)
 
 
-def start_ray(address: str | None, *, n_workers: int, object_bytes: int) -> None:
-    """Starts a local Ray, small and quiet, or joins a cluster.
+class RaySession:
+    """A local Ray, small and quiet, or a cluster joined; stopped or left on exit.
+
+    A Ray that the caller has started already is used as it is and left running.
 
     Args:
-        address: Address of a cluster; None for a local one.
+        address: Address of a cluster; None for a local Ray.
         n_workers: Workers a local Ray has room for.
         object_bytes: Bytes of data to be shared with the workers.
+
+    Raises:
+        SettingsError: if no cluster answers at the address.
     """
-    environment = {"env_vars": {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}}
-    if address is not None:
-        ray.init(address=address, runtime_env=environment, log_to_driver=False)
-        return
-    ray.init(
-        num_cpus=n_workers,
-        include_dashboard=False,
-        object_store_memory=max(100 * 2**20, 3 * object_bytes),
-        runtime_env=environment,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+
+    def __init__(self, address: str | None, *, n_workers: int, object_bytes: int) -> None:
+        self._is_ours = not ray.is_initialized()
+        if not self._is_ours:
+            return
+        environment = {"env_vars": {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}}
+        if address is None:
+            ray.init(
+                num_cpus=n_workers,
+                include_dashboard=False,
+                object_store_memory=max(100 * 2**20, 3 * object_bytes),
+                runtime_env=environment,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+            return
+        try:
+            ray.init(address=address, runtime_env=environment, log_to_driver=False)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise SettingsError(
+                "ray_address",
+                address,
+                f"no Ray cluster answers ({type(error).__name__})",
+                "start one with `ray start --head`, or leave it out",
+            ) from None
+
+    def __enter__(self) -> RaySession:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._is_ours:
+            ray.shutdown()
 
 
 def run(
@@ -178,8 +204,3 @@ def run(
             run_config=tune.RunConfig(storage_path=folder, name="search", verbose=0),
         )
         tuner.fit()
-
-
-def stop_ray() -> None:
-    """Stops the local Ray, or leaves the cluster."""
-    ray.shutdown()

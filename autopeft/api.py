@@ -1,0 +1,506 @@
+"""The one composer: settings in, a search run, a result out."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from autopeft.engine.confirmation import ConfirmationStore, finalists
+from autopeft.engine.dispatcher import Dispatcher, Snapshot
+from autopeft.errors import SettingsError, StorageError, UserError
+from autopeft.outcome import BudgetReport, Finalist, Objective, Outcome
+from autopeft.plan import Candidate
+from autopeft.preparation import Preparation, check_budget, prepare, versions
+from autopeft.pricing import Price
+from autopeft.report.markdown import model_card
+from autopeft.report.record import AdapterScore, DataSummary, RunRecord
+from autopeft.report.write import write_pages, write_report
+from autopeft.result import SearchResult
+from autopeft.search.budget import Ledger
+from autopeft.search.controller import SearchController
+from autopeft.search.verdict import judge, pick_best
+from autopeft.settings import RESUMABLE, SearchSettings
+from autopeft.workspace import Workspace, read_settings
+
+
+class Observer(Protocol):
+    """Whoever shows a search's progress."""
+
+    def note(self, text: str) -> None:
+        """A line worth reading."""
+
+    def snapshot(self, snapshot: Snapshot) -> None:
+        """The state after every change."""
+
+
+class Silent:
+    """Shows nothing."""
+
+    def note(self, text: str) -> None:
+        """Ignored."""
+
+    def snapshot(self, snapshot: Snapshot) -> None:
+        """Ignored."""
+
+
+def search(
+    settings: SearchSettings | str | Path | Mapping[str, Any] | None = None,
+    *,
+    observer: Observer | None = None,
+    **overrides: Any,
+) -> SearchResult:
+    """Searches for the adapters that are worth their cost.
+
+    Args:
+        settings: Settings, a settings file, or a mapping; None: only `overrides`.
+        observer: Told of progress.
+        **overrides: Any field of `SearchSettings`; they win over `settings`.
+
+    Returns:
+        The result. The output folder holds the same and the adapters.
+
+    Raises:
+        UserError: for a mistake in the settings, before any training, with nothing written.
+        KeyboardInterrupt: after Ctrl-C; everything is saved, `resume` continues.
+    """
+    merged = merge_settings(settings, overrides)
+    if not merged.output:
+        raise SettingsError("output", "", "is missing", "give --output FOLDER")
+    workspace = Workspace(merged.output)
+    workspace.check_free()
+    return _Session(workspace, observer or Silent()).run(merged)
+
+
+def resume(
+    folder: str | Path, *, observer: Observer | None = None, **overrides: Any
+) -> SearchResult:
+    """Continues a search that was interrupted, or gives an ended one a larger budget.
+
+    Args:
+        folder: The search's output folder.
+        observer: Told of progress.
+        **overrides: budget, confirm_share, confirm_seeds, max_finalists, workers,
+            gpus_per_worker, ray_address or pick; what was searched cannot change.
+
+    Raises:
+        UserError: if the folder holds no search, or a setting may not change.
+    """
+    workspace = Workspace(folder)
+    settings = workspace.settings()
+    for key in overrides:
+        if key not in RESUMABLE:
+            raise SettingsError(
+                key,
+                overrides[key],
+                "cannot change on resume: it defines the search",
+                f"change only {', '.join(sorted(RESUMABLE))}, or start a new search",
+            )
+    merged = merge_settings(settings.to_mapping(), overrides)
+    return _Session(workspace, observer or Silent(), is_resumed=True).run(merged)
+
+
+def merge_settings(
+    settings: SearchSettings | str | Path | Mapping[str, Any] | None, overrides: Mapping[str, Any]
+) -> SearchSettings:
+    """Settings from any source, with `overrides` on top.
+
+    Raises:
+        SettingsError: if a key is unknown or a value impossible.
+    """
+    if isinstance(settings, str | Path):
+        settings = read_settings(settings)
+    elif isinstance(settings, SearchSettings):
+        settings = settings.to_mapping()
+    given = {key: value for key, value in overrides.items() if value is not None}
+    return SearchSettings.from_mapping({**(settings or {}), **given})
+
+
+@dataclass(frozen=True)
+class PricedRow:
+    """A candidate and its price; `kind` says why it is shown."""
+
+    kind: str
+    candidate: Candidate
+    price: Price
+
+
+@dataclass(frozen=True)
+class PriceList:
+    """What a space holds and costs.
+
+    Attributes:
+        lines: The space and the model in words.
+        rows: A sample of candidates, cheapest first.
+    """
+
+    lines: tuple[str, ...]
+    rows: tuple[PricedRow, ...]
+
+
+def price(
+    settings: SearchSettings | str | Path | Mapping[str, Any] | None = None, **overrides: Any
+) -> PriceList:
+    """What the space holds and costs, with no training.
+
+    Args:
+        settings: As for `search`; no output folder is needed.
+        **overrides: As for `search`.
+
+    Raises:
+        UserError: for a mistake in the settings.
+    """
+    lines: list[str] = []
+    ready = prepare(merge_settings(settings, overrides), note=lines.append)
+    rng = np.random.default_rng(ready.settings.seed)
+    named = [("no adapter", ready.space.reference())]
+    named += [("baseline", candidate) for candidate in ready.space.baselines()]
+    named += [("draw", ready.space.draw(rng)) for _ in range(12)]
+    rows = {}
+    for kind, candidate in named:
+        cost = ready.prices.price(candidate)
+        is_allowed = all(limit.allows(cost) for limit in ready.constraints)
+        key = (candidate.plan.digest, kind)
+        rows[key] = PricedRow(kind if is_allowed else f"{kind}, excluded", candidate, cost)
+    ordered = sorted(rows.values(), key=lambda row: row.price.trainable_params)
+    return PriceList(tuple(lines), tuple(ordered))
+
+
+def report(folder: str | Path) -> SearchResult:
+    """Writes a search's report anew from what its folder holds.
+
+    Raises:
+        UserError: if the folder holds no search, or no result yet.
+    """
+    result = SearchResult.read(folder)
+    write_pages(result.view, result.folder)
+    return result
+
+
+def export(folder: str | Path, *, pick: str = "best", format: str = "peft", to: str | Path) -> Path:
+    """Writes one member as an adapter ("peft") or as a full model folder ("merged").
+
+    Args:
+        folder: The search's output folder.
+        pick: "best", "knee", "baseline" or the start of a digest.
+        format: "peft" or "merged".
+        to: Folder to write; must not exist or be empty.
+
+    Raises:
+        UserError: if there is no such member, or the folder is taken.
+    """
+    from autopeft.models.export import export_adapter
+
+    result = SearchResult.read(folder)
+    member = result.pick(pick)
+    target = Path(to).expanduser()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise StorageError("to", str(to), "is taken", "name a folder that does not exist")
+    if member.folder is None:
+        raise SettingsError(
+            "pick", pick, "was not confirmed, so no adapter was saved", "pick a member of the front"
+        )
+    export_adapter(result.base_model, member.folder, target, format=format)
+    (target / "README.md").write_text(model_card(result.view, member.digest), encoding="utf-8")
+    return target
+
+
+def dashboard(folder: str | Path, *, host: str = "127.0.0.1", port: int = 8080) -> None:
+    """Serves optuna-dashboard on a search, until interrupted.
+
+    Raises:
+        UserError: if the folder holds no search, or the port is taken.
+    """
+    from optuna_dashboard import run_server
+
+    from autopeft.search.study import open_storage
+
+    workspace = Workspace(folder)
+    storage = open_storage(workspace.storage(workspace.settings()))
+    try:
+        run_server(storage, host=host, port=port)
+    except OSError as error:
+        raise SettingsError(
+            "port", port, f"cannot listen ({error.strerror})", "use another --port"
+        ) from None
+
+
+@dataclass
+class _Clock:
+    """Wall-clock seconds by phase."""
+
+    phases: dict[str, float]
+    began: float
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Books the block's seconds under `name`."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.phases[name] = self.phases.get(name, 0.0) + time.monotonic() - began
+
+
+class _Session:
+    """One sitting of a search, from settings to report."""
+
+    def __init__(
+        self, workspace: Workspace, observer: Observer, *, is_resumed: bool = False
+    ) -> None:
+        self._workspace = workspace
+        self._observer = observer
+        self._is_resumed = is_resumed
+        self._started = datetime.now(UTC)
+        self._clock = _Clock({}, time.monotonic())
+
+    def run(self, settings: SearchSettings) -> SearchResult:
+        ready = prepare(settings, note=self._observer.note, phase=self._clock.phase)
+        with self._clock.phase("startup"):
+            before = self._workspace.recall("spent") if self._is_resumed else {}
+            if not self._is_resumed:
+                check_budget(ready, spent_seconds=time.monotonic() - self._clock.began)
+            with _removed_on_error(self._workspace.folder, is_new=not self._is_resumed):
+                # What is kept is what the user asked for; the machine is found anew on resume.
+                self._workspace.create(
+                    replace(
+                        ready.settings,
+                        workers=settings.workers,
+                        gpus_per_worker=settings.gpus_per_worker,
+                    )
+                )
+                controller = self._open(ready)
+        ledger = Ledger(
+            ready.budget,
+            ready.settings.confirm_share,
+            spent_seconds=before.get("seconds", 0.0) + time.monotonic() - self._clock.began,
+            spent_trials=int(before.get("trials", 0)),
+            spent_flops=before.get("flops", 0.0),
+        )
+        return self._work(ready, controller, ledger, before)
+
+    def _open(self, ready: Preparation) -> SearchController:
+        settings = ready.settings
+        controller = SearchController(
+            ready.space,
+            ready.objectives,
+            sampler=settings.sampler,
+            pruner=settings.pruner,
+            seed=settings.seed,
+            storage=self._workspace.storage(settings),
+            prices=ready.prices,
+            constraints=ready.constraints,
+            study_name=self._workspace.study_name(settings),
+            resume=self._is_resumed,
+        )
+        self._observer.note(f"watch it: autopeft dashboard {self._workspace.folder}")
+        return controller
+
+    def _work(
+        self,
+        ready: Preparation,
+        controller: SearchController,
+        ledger: Ledger,
+        before: Mapping[str, Any],
+    ) -> SearchResult:
+        settings = ready.settings
+        store = ConfirmationStore(self._workspace.folder)
+        dispatcher = Dispatcher(
+            controller,
+            ledger,
+            store,
+            ready.prices,
+            ready.objectives,
+            seed=settings.seed,
+            confirm_seeds=settings.confirm_seeds,
+            max_finalists=settings.max_finalists,
+            n_workers=ready.n_workers,
+            observer=self._observe(ledger),
+        )
+        is_complete = False
+        try:
+            self._train(ready, dispatcher)
+            is_complete = True
+        finally:
+            with self._clock.phase("report"):
+                record = self._record(
+                    ready, controller, ledger, dispatcher, store, is_complete, before
+                )
+                write_report(record, self._workspace.folder)
+            self._workspace.remember("spent", self._spent(ledger, record))
+        return SearchResult.read(self._workspace.folder)
+
+    def _spent(self, ledger: Ledger, record: RunRecord) -> dict[str, Any]:
+        budget = record.budget
+        return {
+            **ledger.to_json(),
+            "phases": dict(budget.phases),
+            "workers": dict(budget.worker_seconds),
+        }
+
+    def _observe(self, ledger: Ledger) -> Callable[[Snapshot], None]:
+        last = 0.0
+
+        def observe(snapshot: Snapshot) -> None:
+            nonlocal last
+            # The budget already spent must survive a kill, to the second.
+            if time.monotonic() - last > 1.0:
+                last = time.monotonic()
+                kept = self._workspace.recall("spent")
+                self._workspace.remember("spent", {**kept, **ledger.to_json()})
+            self._observer.snapshot(snapshot)
+
+        return observe
+
+    def _train(self, ready: Preparation, dispatcher: Dispatcher) -> None:
+        # Imported here: ray takes seconds, and `report` or `export` need none of it.
+        with self._clock.phase("startup"):
+            from autopeft.engine import tune
+
+            session = tune.RaySession(
+                ready.settings.ray_address,
+                n_workers=ready.n_workers,
+                object_bytes=ready.data.n_bytes,
+            )
+        with session, _terminable():
+            dispatcher.start()
+            tune.run(
+                dispatcher,
+                ready.context(),
+                n_workers=ready.n_workers,
+                gpus_per_worker=ready.gpus_per_worker,
+            )
+
+    def _record(
+        self,
+        ready: Preparation,
+        controller: SearchController,
+        ledger: Ledger,
+        dispatcher: Dispatcher,
+        store: ConfirmationStore,
+        is_complete: bool,
+        before: Mapping[str, Any],
+    ) -> RunRecord:
+        outcomes = controller.outcomes()
+        confirmed = finalists(outcomes, store.scores())
+        quality = ready.objectives[0]
+        baseline = _tuned_lora(confirmed, outcomes, quality)
+        reference = next((o.candidate.digest for o in outcomes if o.origin == "reference"), None)
+        scores = {}
+        for finalist in confirmed:
+            # The seed to hand out is chosen on validation, like everything else.
+            chosen = max(finalist.seeds, key=lambda s: quality.sign() * s.validation[quality.name])
+            store.publish(finalist, chosen.seed)
+            scores[finalist.candidate.digest] = AdapterScore(
+                chosen.seed, "test", dict(chosen.test), len(chosen.test_rows)
+            )
+        return RunRecord(
+            settings=ready.settings.to_mapping(),
+            objectives=ready.objectives,
+            outcomes=outcomes,
+            budget=self._budget(ready, ledger, dispatcher, before),
+            finalists=confirmed,
+            front=tuple(o.candidate.digest for o in controller.front()),
+            best=pick_best(confirmed, ready.objectives, rule=ready.settings.pick),
+            baseline=baseline,
+            reference=reference,
+            verdict=judge(confirmed, ready.objectives),
+            adapter_scores=scores,
+            data=DataSummary(
+                ready.data.sizes(), ready.data.n_dropped, ready.data.labels, ready.data.fingerprint
+            ),
+            versions=versions(),
+            warnings=tuple(dispatcher.warnings),
+            started=self._started.isoformat(timespec="seconds"),
+            ended=datetime.now(UTC).isoformat(timespec="seconds"),
+            is_complete=is_complete,
+        )
+
+    def _budget(
+        self,
+        ready: Preparation,
+        ledger: Ledger,
+        dispatcher: Dispatcher,
+        before: Mapping[str, Any],
+    ) -> BudgetReport:
+        phases = dict(self._clock.phases)
+        worker = dispatcher.activity
+        for name, seconds in dispatcher.phase_seconds().items():
+            phases[name] = phases.get(name, 0.0) + seconds
+        working = phases.get("search", 0.0) + phases.get("confirmation", 0.0)
+        busy = worker.train + worker.evaluate + worker.attach
+        workers = {
+            "train": worker.train,
+            "evaluate": worker.evaluate,
+            "attach": worker.attach,
+            "idle": max(0.0, ready.n_workers * working - busy),
+        }
+        return BudgetReport(
+            limit=ready.budget.text,
+            spent_seconds=ledger.spent_seconds,
+            spent_flops=ledger.spent_flops,
+            n_trials=ledger.spent_trials,
+            phases=_sum(before.get("phases", {}), phases),
+            worker_seconds=_sum(before.get("workers", {}), workers),
+        )
+
+
+def _sum(first: Mapping[str, float], second: Mapping[str, float]) -> dict[str, float]:
+    """The seconds of two sittings, by name."""
+    return {k: first.get(k, 0.0) + second.get(k, 0.0) for k in {**first, **second}}
+
+
+def _tuned_lora(
+    confirmed: tuple[Finalist, ...], outcomes: tuple[Outcome, ...], quality: Objective
+) -> str | None:
+    """Digest of the best LoRA baseline on validation: over the seeds, else of its one trial."""
+    finals = [f for f in confirmed if f.origin == "baseline"]
+    if finals:
+        best = max(finals, key=lambda f: quality.sign() * f.mean(quality.name, "validation"))
+        return best.candidate.digest
+    trials = [o for o in outcomes if o.origin == "baseline" and o.state == "complete"]
+    if not trials:
+        return None
+    top = max(trials, key=lambda o: quality.sign() * o.objectives[quality.name])
+    return top.candidate.digest
+
+
+@contextmanager
+def _removed_on_error(folder: Path, *, is_new: bool) -> Iterator[None]:
+    """A user's mistake found late leaves nothing half-written behind."""
+    existed = folder.exists()
+    try:
+        yield
+    except UserError:
+        if is_new:
+            for path in folder.iterdir() if existed else ():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if not existed and folder.exists():
+                shutil.rmtree(folder)
+        raise
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Turns SIGTERM into KeyboardInterrupt, so that a terminated search saves like Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(signum: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

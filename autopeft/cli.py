@@ -1,0 +1,192 @@
+"""The command line: flags become settings, settings go to the API, results are printed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+
+from autopeft.errors import AutoPeftError, UserError
+from autopeft.settings import RESUMABLE, SearchSettings
+
+_REPEATED = ("objectives", "constraints")
+_TYPES: dict[str, Any] = {"int": int, "float": float}
+
+
+def _settings_options(*, only: frozenset[str] | None = None) -> Callable[[Any], Any]:
+    """One option for each field of SearchSettings, with the field's note as its help."""
+
+    def decorate(command: Any) -> Any:
+        for field in reversed(fields(SearchSettings)):
+            if only is not None and field.name not in only:
+                continue
+            names = ["--" + field.name.replace("_", "-")]
+            if field.name in _REPEATED:
+                names.append(names[0].removesuffix("s"))
+            kind = str(field.type).split("|")[0].strip()
+            default = field.default
+            shown = ", ".join(default) if isinstance(default, tuple) else default
+            command = click.option(
+                *names,
+                field.name,
+                type=_TYPES.get(kind, str),
+                multiple=field.name in _REPEATED,
+                default=None,
+                help=field.metadata["help"] + (f" [default: {shown}]" if shown else ""),
+            )(command)
+        return command
+
+    return decorate
+
+
+def _given(flags: dict[str, Any]) -> dict[str, Any]:
+    """The flags that were given."""
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in flags.items()
+        if value is not None and value != ()
+    }
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="autopeft")
+def app() -> None:
+    """Automated adapter search: which adapter, where, at what rank and rate."""
+
+
+@app.command()
+@click.argument("settings", required=False, type=click.Path())
+@_settings_options()
+def search(settings: str | None, **flags: Any) -> None:
+    """Search for the adapters worth their cost; SETTINGS is a YAML file, flags win over it."""
+    from autopeft import api
+    from autopeft.progress import shown_progress
+    from autopeft.report.tables import summary
+
+    with shown_progress() as observer:
+        result = api.search(settings, observer=observer, **_given(flags))
+    _print(summary(result.view))
+    _farewell(result.folder)
+
+
+@app.command()
+@click.argument("folder", type=click.Path())
+@_settings_options(only=RESUMABLE)
+def resume(folder: str, **flags: Any) -> None:
+    """Continue the search in FOLDER: after an interruption, or with a larger --budget."""
+    from autopeft import api
+    from autopeft.progress import shown_progress
+    from autopeft.report.tables import summary
+
+    with shown_progress() as observer:
+        result = api.resume(folder, observer=observer, **_given(flags))
+    _print(summary(result.view))
+    _farewell(result.folder)
+
+
+@app.command()
+@click.argument("settings", required=False, type=click.Path())
+@_settings_options()
+def price(settings: str | None, **flags: Any) -> None:
+    """Show what the space holds and what its candidates cost, with no training."""
+    from autopeft import api
+    from autopeft.progress import price_table
+
+    _print(price_table(api.price(settings, **_given(flags))))
+
+
+@app.command()
+@click.argument("folder", type=click.Path())
+def report(folder: str) -> None:
+    """Write the report of the search in FOLDER anew and show its summary."""
+    from autopeft import api
+    from autopeft.report.tables import summary
+
+    result = api.report(folder)
+    _print(summary(result.view))
+    _farewell(result.folder)
+
+
+@app.command()
+@click.argument("folder", type=click.Path())
+@click.option("--pick", default="best", show_default=True, help="best, knee, baseline or a digest.")
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["peft", "merged"]),
+    default="peft",
+    show_default=True,
+    help="peft: the adapter alone; merged: a full model folder that transformers loads.",
+)
+@click.option("--to", required=True, type=click.Path(), help="Folder to write; must not exist.")
+def export(folder: str, pick: str, format_: str, to: str) -> None:
+    """Write one member of the front in FOLDER as an adapter or as a merged model."""
+    from autopeft import api
+
+    path = api.export(folder, pick=pick, format=format_, to=to)
+    click.echo(f"written: {path}")
+
+
+@app.command()
+@click.argument("folder", type=click.Path())
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8080, show_default=True, help="Port to listen on.")
+def dashboard(folder: str, host: str, port: int) -> None:
+    """Open optuna-dashboard on the search in FOLDER, running or ended."""
+    from autopeft import api
+
+    click.echo(f"optuna-dashboard: http://{host}:{port}/  (Ctrl-C ends it)")
+    api.dashboard(folder, host=host, port=port)
+
+
+@app.command()
+def methods() -> None:
+    """List the adapter methods."""
+    from autopeft.progress import methods_table
+
+    _print(methods_table())
+
+
+@app.command()
+def spaces() -> None:
+    """List the search spaces that come with autopeft."""
+    from autopeft.progress import spaces_table
+
+    _print(spaces_table())
+
+
+def _print(renderable: Any) -> None:
+    from rich.console import Console
+
+    Console().print(renderable)
+
+
+def _farewell(folder: Path) -> None:
+    click.echo(f"report: {folder / 'report.html'}")
+    click.echo(f"best adapter: autopeft export {folder} --pick best --format peft --to FOLDER")
+
+
+def main() -> None:
+    """Runs the command line with the exit statuses of the contract."""
+    try:
+        status = app(standalone_mode=False)
+        sys.exit(status if isinstance(status, int) else 0)
+    except UserError as error:
+        click.echo(f"autopeft: {error}", err=True)
+        sys.exit(error.exit_status)
+    except AutoPeftError as error:
+        click.echo(f"autopeft: {error}", err=True)
+        sys.exit(1)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        sys.exit(2)
+    except click.ClickException as error:
+        click.echo(f"autopeft: {error.format_message()}", err=True)
+        sys.exit(2)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted; everything is saved: `autopeft resume FOLDER` continues", err=True)
+        sys.exit(130)

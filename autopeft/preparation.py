@@ -1,0 +1,234 @@
+"""Reads and checks all that can be checked before any time is spent: settings to a ready search."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from autopeft.engine.workbench import WorkerContext
+from autopeft.errors import ModelError, SettingsError
+from autopeft.machine import matmul_flops_per_second, n_cores, n_gpus
+from autopeft.models.backbone import load_tokenizer
+from autopeft.models.price import measure_prices
+from autopeft.outcome import COSTS, Objective
+from autopeft.outcome import objective as objective_named
+from autopeft.pricing import PriceTable
+from autopeft.search.budget import Budget
+from autopeft.search.constraints import Constraint, parse_constraints
+from autopeft.search.space import SearchSpace
+from autopeft.settings import SearchSettings
+from autopeft.tasks import make_task, prepare_data
+from autopeft.tasks.base import Task
+from autopeft.tasks.data import TaskData
+from autopeft.training.loop import rung_steps
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """A search that is ready to start.
+
+    Attributes:
+        settings: As resolved: paths expanded, the metric and the machine filled in.
+        data: Encoded splits.
+        task: What is learned.
+        prices: The model's price table.
+        space: What may be proposed.
+        objectives: Quality first.
+        constraints: Limits on prices.
+        budget: What may be spent.
+        rungs: Steps at which trials report.
+        device: "cpu" or "cuda".
+        n_workers: Jobs at once.
+        gpus_per_worker: GPU share of each.
+    """
+
+    settings: SearchSettings
+    data: TaskData
+    task: Task
+    prices: PriceTable
+    space: SearchSpace
+    objectives: tuple[Objective, ...]
+    constraints: tuple[Constraint, ...]
+    budget: Budget
+    rungs: tuple[int, ...]
+    device: str
+    n_workers: int
+    gpus_per_worker: float
+
+    def context(self) -> WorkerContext:
+        """What is sent to the workers."""
+        return WorkerContext(
+            settings=self.settings,
+            data=self.data,
+            prices=self.prices,
+            rungs=self.rungs,
+            objectives=tuple(o.name for o in self.objectives),
+            device=self.device,
+        )
+
+
+def expand(settings: SearchSettings) -> SearchSettings:
+    """Settings with `~` and `$VARIABLES` expanded in every path; relative ones stay relative.
+
+    Raises:
+        SettingsError: if the model or the data is not named.
+    """
+    for name in ("model", "data"):
+        if not getattr(settings, name):
+            raise SettingsError(name, "", "is missing", f"give --{name}")
+
+    def path(value: str | None) -> str | None:
+        return value and os.path.expanduser(os.path.expandvars(value))
+
+    return replace(
+        settings,
+        model=path(settings.model),
+        data=path(settings.data),
+        validation=path(settings.validation),
+        test=path(settings.test),
+    )
+
+
+def prepare(
+    settings: SearchSettings,
+    *,
+    note: Callable[[str], None] = lambda _: None,
+    phase: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext(),
+) -> Preparation:
+    """Checks the settings against data, model, space and machine.
+
+    Args:
+        settings: What the user asked for.
+        note: Called with a line about each station passed.
+        phase: Books the time of what runs inside it under a phase's name.
+
+    Raises:
+        UserError: for the first mistake found; nothing has been written by then.
+    """
+    budget = Budget.parse(settings.budget)
+    settings = expand(settings)
+    if looks_like_path(settings.model) and not Path(settings.model).is_dir():
+        raise ModelError("model", settings.model, "no such folder", "check the path")
+    with phase("startup"):
+        tokenizer = load_tokenizer(settings.model, revision=settings.model_revision)
+        data = prepare_data(settings, tokenizer)
+        task = make_task(settings, data)
+        note(_describe(data))
+    metric = settings.metric or task.quality.name
+    if metric not in task.metrics:
+        raise SettingsError(
+            "metric", metric, f"{task.name} has no such metric", f"use {', '.join(task.metrics)}"
+        )
+    objectives = (objective_named(metric), *(COSTS[name] for name in settings.objectives))
+    device, n_workers, gpus = _machine(settings)
+    with phase("pricing"):
+        prices = measure_prices(
+            settings.model,
+            auto_class=task.auto_class,
+            model_kwargs=task.model_kwargs(),
+            revision=settings.model_revision,
+            batch_size=settings.batch_size,
+            mean_length=data.mean_padded_length(settings.batch_size),
+            longest_length=data.longest_length,
+        )
+    space = SearchSpace.from_source(
+        settings.space,
+        prices.topology,
+        steps=settings.steps,
+        batch_size=settings.batch_size,
+    )
+    constraints = parse_constraints(settings.constraints, base_params=prices.base_params)
+    note(f"space {space.name}: {space.describe()}")
+    settings = replace(settings, metric=metric, workers=n_workers, gpus_per_worker=gpus)
+    return Preparation(
+        settings,
+        data,
+        task,
+        prices,
+        space,
+        objectives,
+        constraints,
+        budget,
+        rung_steps(settings.steps, settings.eta, settings.rungs),
+        device,
+        n_workers,
+        gpus,
+    )
+
+
+def looks_like_path(model: str) -> bool:
+    """Whether a model name can only be a folder: a hub id has at most one slash."""
+    return model.startswith((".", "/", "~")) or model.count("/") > 1 or Path(model).is_dir()
+
+
+def _machine(settings: SearchSettings) -> tuple[str, int, float]:
+    """(device, number of workers, GPU share of a worker)."""
+    gpus = n_gpus()
+    wanted = settings.gpus_per_worker
+    if wanted is not None and wanted > 0 and not gpus and settings.ray_address is None:
+        raise SettingsError(
+            "gpus_per_worker", wanted, "this machine has no CUDA GPU", "leave it out"
+        )
+    if wanted == 0 or (wanted is None and not gpus):
+        return "cpu", settings.workers or n_cores(), 0.0
+    share = wanted or 1.0
+    return "cuda", settings.workers or max(1, math.floor(gpus / share)), share
+
+
+def _describe(data: TaskData) -> str:
+    sizes = ", ".join(f"{n} {name}" for name, n in data.sizes().items())
+    dropped = f"; {data.n_dropped} empty rows dropped" if data.n_dropped else ""
+    return f"data: {sizes} rows{dropped}"
+
+
+def check_budget(preparation: Preparation, *, spent_seconds: float) -> None:
+    """Raises if the budget cannot pay for a single trial.
+
+    The time of a trial is bounded from below by its FLOPs at the speed of a plain matrix multiply,
+    so no budget that could work is refused.
+
+    Args:
+        preparation: What is to be searched.
+        spent_seconds: Seconds since the start, which count against the budget too.
+
+    Raises:
+        SettingsError: naming the budget and what a trial needs at least.
+    """
+    budget, settings = preparation.budget, preparation.settings
+    flops = preparation.prices.price(preparation.space.reference()).train_flops
+    share = 1.0 - settings.confirm_share
+    if budget.flops is not None and budget.flops * share < flops:
+        raise SettingsError(
+            "budget",
+            budget.text,
+            f"the cheapest trial needs {flops:.2g} FLOPs and "
+            f"{settings.confirm_share:.0%} are kept for confirmation",
+            f"use at least {flops * 20 / share:.1g}flops or fewer --steps",
+        )
+    if budget.seconds is None:
+        return
+    seconds = flops / matmul_flops_per_second(preparation.device)
+    if budget.seconds * share < spent_seconds + seconds:
+        raise SettingsError(
+            "budget",
+            budget.text,
+            f"starting up took {spent_seconds:.0f} s and the cheapest trial needs at least "
+            f"{seconds:.0f} s, with {settings.confirm_share:.0%} kept for confirmation",
+            f"use at least {math.ceil((spent_seconds + 20 * seconds) / share / 60)}m "
+            "or fewer --steps",
+        )
+
+
+def versions() -> dict[str, str]:
+    """Version by package, for the record."""
+    import importlib.metadata
+    import platform
+
+    names = ("autopeft", "torch", "transformers", "peft", "optuna", "ray", "datasets")
+    found: dict[str, Any] = {name: importlib.metadata.version(name) for name in names}
+    return {**found, "python": platform.python_version()}

@@ -1,0 +1,155 @@
+"""What a search hands back: the front's members, the pick, the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autopeft.errors import SettingsError
+from autopeft.outcome import Verdict
+from autopeft.plan import Candidate
+from autopeft.report.front_json import read_front
+from autopeft.report.view import Entry, FrontView
+from autopeft.workspace import FRONT, Workspace
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Member:
+    """One adapter of the front.
+
+    Attributes:
+        entry: Its numbers, as in `front.json`.
+        folder: Where its adapter is, or None if none was saved.
+        base_model: Folder or hub id of the model it belongs to.
+    """
+
+    entry: Entry
+    folder: Path | None
+    base_model: str
+
+    @property
+    def digest(self) -> str:
+        """Its identity."""
+        return self.entry.digest
+
+    @property
+    def candidate(self) -> Candidate:
+        """Plan and train settings."""
+        return self.entry.candidate
+
+    @property
+    def objectives(self) -> Mapping[str, float]:
+        """Value by objective name; quality on the test split."""
+        return self.entry.objectives
+
+    def load(self) -> PreTrainedModel:
+        """The base model with this adapter attached, ready for use.
+
+        Raises:
+            AdapterError: if no adapter was saved.
+        """
+        from autopeft.errors import AdapterError
+        from autopeft.models.saving import load_adapter
+
+        if self.folder is None:
+            raise AdapterError(
+                "adapter", self.digest, "was not confirmed, so none was saved", "resume the search"
+            )
+        return load_adapter(self.base_model, self.folder)
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The outcome of one search; everything in it is also in the output folder.
+
+    Attributes:
+        folder: The output folder.
+        view: All numbers, as in `front.json`.
+        base_model: Folder or hub id.
+    """
+
+    folder: Path
+    view: FrontView
+    base_model: str
+
+    @classmethod
+    def read(cls, folder: str | Path) -> SearchResult:
+        """The result of a search that has ended, or was interrupted.
+
+        Raises:
+            StorageError: if the folder holds no search.
+            SettingsError: if the search has no result yet.
+        """
+        workspace = Workspace(folder)
+        settings = workspace.settings()
+        path = workspace.folder / FRONT
+        if not path.exists():
+            raise SettingsError(
+                "folder", str(folder), "the search has no result yet", f"autopeft resume {folder}"
+            )
+        return cls(workspace.folder, read_front(path), settings.model)
+
+    def _member(self, entry: Entry) -> Member:
+        folder = None if entry.adapter is None else self.folder / entry.adapter
+        return Member(entry, folder, self.base_model)
+
+    @property
+    def front(self) -> tuple[Member, ...]:
+        """The front, cheapest first."""
+        return tuple(self._member(entry) for entry in self.view.front)
+
+    @property
+    def best(self) -> Member | None:
+        """The pick; None where nothing completed."""
+        entry = self.view.find(self.view.best) if self.view.best else None
+        return self._member(entry) if entry else None
+
+    @property
+    def best_config(self) -> dict[str, Any] | None:
+        """The pick's plan and train settings as plain data, ready for JSON."""
+        best = self.best
+        return {"digest": best.digest, **best.candidate.to_json()} if best else None
+
+    @property
+    def baseline(self) -> Member | None:
+        """The tuned LoRA."""
+        return self._member(self.view.baseline) if self.view.baseline else None
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether the front beats the tuned LoRA."""
+        return self.view.verdict
+
+    def pick(self, which: str) -> Member:
+        """A member by name: "best", "knee", "baseline", or the start of a digest.
+
+        Raises:
+            SettingsError: if nothing, or more than one member, goes by that name.
+        """
+        from autopeft.search.front import knee, orient
+
+        if which == "best" and self.best is not None:
+            return self.best
+        if which == "baseline" and self.baseline is not None:
+            return self.baseline
+        if which == "knee" and self.view.front:
+            objectives = self.view.objectives
+            values = [[e.objectives[o.name] for o in objectives] for e in self.view.front]
+            index = knee(orient(values, [o.direction for o in objectives]))
+            return self._member(self.view.front[index])
+        entries = self.view.entries()
+        found = [e for e in entries if len(which) >= 3 and e.digest.startswith(which)]
+        if len(found) != 1:
+            known = ", ".join(e.digest[:8] for e in entries)
+            raise SettingsError(
+                "pick",
+                which,
+                "names several members" if found else "no such member",
+                f"use best, knee, baseline or one of {known}",
+            )
+        return self._member(found[0])
