@@ -5,6 +5,17 @@ also be made from shapes alone, so that a search can be driven where there is no
 """
 
 from autopeft.pricing.rules import check_plan, count_trainable, is_legal
+from autopeft.pricing.table import BlockPrice, PriceTable, Usage
 from autopeft.pricing.values import Price, Shape, Topology
 
-__all__ = ["Price", "Shape", "Topology", "check_plan", "count_trainable", "is_legal"]
+__all__ = [
+    "BlockPrice",
+    "Price",
+    "PriceTable",
+    "Shape",
+    "Topology",
+    "Usage",
+    "check_plan",
+    "count_trainable",
+    "is_legal",
+]

@@ -1,0 +1,299 @@
+"""The price table: plain numbers, measured once per model, from which any candidate is priced.
+
+A training step costs the frozen forward pass (always the same), the backward pass to the lowest
+adapter, and what the adapters add. Which part of a block takes part in the backward pass depends on
+where in it gradients start, its *sources*: its adapted roles, and the block's inputs once something
+below is adapted. Sources that lie downstream of another change nothing, so few sets of sources
+differ; the table holds one `Usage` for each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from autopeft import methods
+from autopeft.errors import SpaceError
+from autopeft.plan import AdapterPlan, Candidate, LayerSpec
+from autopeft.pricing.values import Price, Shape, Topology
+
+HIDDEN = "@hidden"
+"""The source that stands for the block's own input needing a gradient."""
+
+ENCODER = "@encoder"
+"""The source that stands for the encoder's output needing a gradient, in a decoder's block."""
+
+ADAM_BYTES_PER_PARAM = 16
+"""A trained parameter, its gradient and AdamW's two moments, in single precision."""
+
+Sources = frozenset[str]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What the frozen part of a block (or of the model around the blocks) costs in one step.
+
+    Attributes:
+        backward_flops: FLOPs of its backward pass.
+        saved_bytes: What its forward pass keeps for the backward pass.
+        live_inputs: Roles whose input needs a gradient.
+        input_bytes: Role -> bytes it takes to keep that role's input too (0 where it is kept
+            anyway). At "norm": what training the normalisations keeps in addition.
+    """
+
+    backward_flops: float = 0.0
+    saved_bytes: float = 0.0
+    live_inputs: frozenset[str] = frozenset()
+    input_bytes: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BlockPrice:
+    """All about one kind of block; blocks that differ in nothing share it.
+
+    Attributes:
+        usages: Set of independent sources -> usage.
+        reach: Source -> the sources downstream of it.
+        input_of: Role -> a name for the tensor it reads; roles that read one tensor share it.
+        repeats: How often a step runs the block (ALBERT runs one block many times).
+        tokens: Role -> tokens it sees in a step of mean length; else `PriceTable.tokens`.
+        memory_tokens: Role -> tokens it sees in a step of the longest rows.
+    """
+
+    usages: Mapping[Sources, Usage]
+    reach: Mapping[str, frozenset[str]]
+    input_of: Mapping[str, str]
+    repeats: int = 1
+    tokens: Mapping[str, float] = field(default_factory=dict)
+    memory_tokens: Mapping[str, float] = field(default_factory=dict)
+
+    def usage(self, sources: Sources) -> Usage:
+        """The usage when gradients start at those sources."""
+        found = self.usages.get(sources)
+        return self.usages[independent(sources, self.reach)] if found is None else found
+
+
+def independent(sources: Iterable[str], reach: Mapping[str, frozenset[str]]) -> Sources:
+    """The sources that lie downstream of no other."""
+    all_ = frozenset(sources)
+    return frozenset(s for s in all_ if not any(s in reach[other] and other != s for other in all_))
+
+
+def independent_sets(reach: Mapping[str, frozenset[str]]) -> Iterator[Sources]:
+    """Every set of sources none of which lies downstream of another, the empty one included."""
+    names = sorted(reach)
+
+    def extend(chosen: tuple[str, ...], start: int) -> Iterator[Sources]:
+        yield frozenset(chosen)
+        for i in range(start, len(names)):
+            new = names[i]
+            if all(new not in reach[old] and old not in reach[new] for old in chosen):
+                yield from extend((*chosen, new), i + 1)
+
+    return extend((), 0)
+
+
+class _SiteCost(NamedTuple):
+    """What one adapter adds, in one step of the table's batch."""
+
+    params: int
+    forward_flops: float
+    backward_flops: float
+    saved_bytes: float
+    input_name: str
+    input_bytes: float
+
+
+@dataclass(frozen=True)
+class PriceTable:
+    """Prices any candidate for one model, batch size and length of rows.
+
+    Attributes:
+        topology: The model's shapes.
+        batch_size: Rows per step that everything below was measured for; others scale linearly.
+        tokens: Tokens in a step of mean length, padding included: what FLOPs are for.
+        memory_tokens: Tokens in a step of the longest rows: what memory is for.
+        base_params: Parameters of the whole model.
+        weight_bytes: What its weights and buffers take.
+        forward_flops: FLOPs of the frozen model's forward pass in one step.
+        blocks: The kinds of block.
+        kinds: Layer -> index into `blocks`; blocks of one kind have equal shapes.
+        tail: What surrounds the blocks, when the last block's output needs a gradient.
+        head_only: The same when it does not, and only a new head is trained.
+        bridge: What lies between encoder and decoder.
+        context_bytes: Kept once whatever the depth: masks, rotary angles.
+        workspace_bytes: The largest passing tensors of a step.
+        float_bytes: Bytes of one activation.
+    """
+
+    topology: Topology
+    batch_size: int
+    tokens: float
+    memory_tokens: float
+    base_params: int
+    weight_bytes: int
+    forward_flops: float
+    blocks: tuple[BlockPrice, ...]
+    kinds: tuple[int, ...]
+    tail: Usage = Usage()
+    head_only: Usage = Usage()
+    bridge: Usage = Usage()
+    context_bytes: float = 0.0
+    workspace_bytes: float = 0.0
+    float_bytes: int = 4
+    _costs: dict[tuple[int, Sources, bool], tuple[Usage, dict[tuple[str, str, int], _SiteCost]]] = (
+        field(default_factory=dict, init=False, repr=False, compare=False)
+    )
+
+    @classmethod
+    def from_topology(
+        cls,
+        topology: Topology,
+        *,
+        tokens_per_step: float = 512,
+        batch_size: int = 16,
+        longest_tokens_per_step: float | None = None,
+        base_params: int | None = None,
+        float_bytes: int = 4,
+    ) -> PriceTable:
+        """A table from shapes alone, for a transformer of the usual build; see `pricing.shapes`."""
+        from autopeft.pricing.shapes import table_from_shapes
+
+        return table_from_shapes(
+            topology,
+            tokens_per_step=tokens_per_step,
+            batch_size=batch_size,
+            longest_tokens_per_step=longest_tokens_per_step,
+            base_params=base_params,
+            float_bytes=float_bytes,
+        )
+
+    def price(self, candidate: Candidate) -> Price:
+        """What a candidate costs.
+
+        Raises:
+            SpaceError: if the plan does not fit the model.
+        """
+        train = candidate.train
+        params, forward, backward, saved = self._totals(candidate.plan, train.dropout > 0.0)
+        params += self.topology.head_params
+        scale = train.batch_size / self.batch_size
+        step_flops = (self.forward_flops + forward + backward) * scale if params else 0.0
+        memory = self.weight_bytes + self.workspace_bytes * scale
+        if params:
+            memory += saved * scale + params * ADAM_BYTES_PER_PARAM
+        return Price(
+            trainable_params=params,
+            adapter_bytes=params * 4,
+            train_flops=step_flops * train.steps,
+            peak_memory_bytes=round(memory),
+            inference_flops=forward * scale,
+        )
+
+    def saved_bytes(self, candidate: Candidate) -> float:
+        """What one forward pass of the longest rows keeps for the backward pass, in bytes."""
+        saved = self._totals(candidate.plan, candidate.train.dropout > 0.0)[3]
+        return saved * candidate.train.batch_size / self.batch_size
+
+    def _totals(self, plan: AdapterPlan, has_dropout: bool) -> tuple[int, float, float, float]:
+        """Adapter parameters; adapters' forward FLOPs; backward FLOPs; kept bytes: of one step."""
+        if not plan.specs:
+            usage = self.head_only
+            return 0, 0.0, usage.backward_flops, usage.saved_bytes
+        by_layer: dict[int, list[LayerSpec]] = {}
+        for spec in plan.specs:
+            by_layer.setdefault(spec.layer, []).append(spec)
+        n_encoder = self.topology.n_encoder_layers
+        params, forward, backward, saved = 0, 0.0, 0.0, self.context_bytes
+        is_live = is_encoder_live = False
+        for layer in range(plan.specs[0].layer, self.topology.n_layers):
+            if layer == n_encoder and is_live:
+                # The decoder starts afresh; the encoder's output reaches it sideways.
+                backward += self.bridge.backward_flops
+                saved += self.bridge.saved_bytes
+                is_live, is_encoder_live = False, True
+            specs = by_layer.pop(layer, ())
+            sources = {spec.role for spec in specs}
+            if is_encoder_live:
+                sources.add(ENCODER)
+            kind = self.kinds[layer]
+            for repeat in range(self.blocks[kind].repeats):
+                if is_live:
+                    sources.add(HIDDEN)
+                if not sources:
+                    continue
+                is_live = True
+                usage, costs = self._known(kind, frozenset(sources), has_dropout)
+                backward += usage.backward_flops
+                saved += usage.saved_bytes
+                inputs: set[str] = set()
+                for spec in specs:
+                    key = (spec.role, spec.method, spec.rank)
+                    cost = costs.get(key)
+                    if cost is None:
+                        cost = costs[key] = self._site_cost(spec, usage, has_dropout)
+                    if not repeat:
+                        params += cost.params
+                    forward += cost.forward_flops
+                    backward += cost.backward_flops
+                    saved += cost.saved_bytes
+                    if cost.input_name and cost.input_name not in inputs:
+                        inputs.add(cost.input_name)
+                        saved += cost.input_bytes
+        if by_layer:
+            raise SpaceError(
+                "layer",
+                max(by_layer),
+                f"the model has {self.topology.n_layers} blocks",
+                f"use 0 to {self.topology.n_layers - 1}",
+            )
+        return params, forward, backward + self.tail.backward_flops, saved + self.tail.saved_bytes
+
+    def _known(
+        self, kind: int, sources: Sources, has_dropout: bool
+    ) -> tuple[Usage, dict[tuple[str, str, int], _SiteCost]]:
+        """The usage of a kind of block, and the site costs computed for it so far."""
+        known = self._costs.get((kind, sources, has_dropout))
+        if known is None:
+            known = self._costs[kind, sources, has_dropout] = (
+                self.blocks[kind].usage(sources),
+                {},
+            )
+        return known
+
+    def _site_cost(self, spec: LayerSpec, usage: Usage, has_dropout: bool) -> _SiteCost:
+        block = self.blocks[self.kinds[spec.layer]]
+        method = methods.get(spec.method)
+        shape: Shape | None = self.topology.shape(spec.layer, spec.role)
+        if shape is None:
+            raise SpaceError(
+                "role",
+                spec.role,
+                f"block {spec.layer} of the model has no such role",
+                f"use one of {', '.join(self.topology.roles(spec.layer))}",
+            )
+        out, in_ = shape
+        tokens = block.tokens.get(spec.role, self.tokens)
+        memory_tokens = block.memory_tokens.get(spec.role, self.memory_tokens)
+        flops = method.flops(spec.rank, shape, spec.role)
+        memory = method.memory(spec.rank, shape, spec.role)
+        backward = flops.backward_per_token * tokens + flops.backward_per_step
+        if spec.role in usage.live_inputs:
+            backward += flops.input_grad_per_token * tokens
+        elif spec.role in method.input_side_roles:
+            # The gradient must come down through the frozen module to reach the adapter.
+            backward += 2.0 * out * in_ * tokens
+        floats = memory.per_token * memory_tokens + memory.per_step
+        keeps_input = memory.keeps_input
+        if has_dropout and memory.keeps_dropped_input:
+            floats += (2.0 if keeps_input else 1.0) * in_ * memory_tokens
+            keeps_input = False
+        return _SiteCost(
+            params=method.n_params(spec.rank, shape, spec.role),
+            forward_flops=flops.forward_per_token * tokens + flops.forward_per_step,
+            backward_flops=backward,
+            saved_bytes=floats * self.float_bytes,
+            input_name=block.input_of.get(spec.role, spec.role) if keeps_input else "",
+            input_bytes=usage.input_bytes.get(spec.role, 0.0),
+        )
