@@ -1,0 +1,93 @@
+"""Rows of a split as padded tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from autopeft.tasks.data import EncodedSplit, SplitName, TaskData
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some rows of one split, padded on the right to the longest of them.
+
+    Attributes:
+        split: Where the rows are from.
+        rows: Their positions in the split, shape (b,); what a cache is looked up by.
+        input_ids: Shape (b, t), int64.
+        attention_mask: Shape (b, t), int64: 1 for tokens, 0 for padding.
+        targets: Shape (b,), int64: label index, or length of the prompt.
+        type_ids: Shape (b, t), int64, or None.
+    """
+
+    split: SplitName
+    rows: NDArray[np.int64]
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    targets: torch.Tensor
+    type_ids: torch.Tensor | None = None
+
+    def model_inputs(self) -> dict[str, Any]:
+        """Keyword arguments of the model's forward."""
+        inputs = {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
+        if self.type_ids is not None:
+            inputs["token_type_ids"] = self.type_ids
+        return inputs
+
+
+def padded(
+    flat: NDArray[Any], split: EncodedSplit, rows: NDArray[np.int64], fill: int
+) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Rows of a flat array, side by side.
+
+    Args:
+        flat: One entry a token, laid out like `split.tokens`; further axes are kept.
+        split: Whose offsets to use.
+        rows: Positions, shape (b,).
+        fill: Value beyond a row's end.
+
+    Returns:
+        The padded array, shape (b, t, ...), and True where there is a token, shape (b, t).
+    """
+    lengths = split.lengths[rows]
+    columns = np.arange(int(lengths.max()))
+    is_token = columns < lengths[:, None]  # (b, t)
+    index = np.where(is_token, split.offsets[rows][:, None] + columns, 0)
+    out = flat[index]
+    out[~is_token] = fill
+    return out, is_token
+
+
+def collate(
+    data: TaskData, split: SplitName, rows: NDArray[np.int64], device: str | torch.device = "cpu"
+) -> Batch:
+    """The batch of these rows.
+
+    Args:
+        data: Encoded data.
+        split: Which of its splits.
+        rows: Positions in the split, shape (b,), at least one.
+        device: Where the tensors go.
+    """
+    source = data.splits[split]
+    tokens, is_token = padded(source.tokens, source, rows, data.pad_id)
+    type_ids = None
+    if source.type_ids is not None:
+        type_ids = _tensor(padded(source.type_ids, source, rows, 0)[0], device)
+    return Batch(
+        split=split,
+        rows=rows,
+        input_ids=_tensor(tokens, device),
+        attention_mask=_tensor(is_token, device),
+        targets=_tensor(source.targets[rows], device),
+        type_ids=type_ids,
+    )
+
+
+def _tensor(array: NDArray[Any], device: str | torch.device) -> torch.Tensor:
+    return torch.from_numpy(array.astype(np.int64)).to(device, non_blocking=True)

@@ -1,0 +1,118 @@
+"""Supervised fine-tuning of a decoder: learn the completion, given the prompt."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from autopeft.errors import TrainingFailure
+from autopeft.outcome import objective
+from autopeft.tasks.base import BatchScores, Evaluation, SplitScores, choose_quality
+from autopeft.tasks.batch import Batch
+
+
+class CausalLM:
+    """Next-token prediction over completions; the prompt takes no part in the loss.
+
+    Args:
+        metric: Quality to search for: loss (default), perplexity or token_accuracy.
+    """
+
+    name = "causal-lm"
+    auto_class = "AutoModelForCausalLM"
+    metrics = tuple(objective(name) for name in ("loss", "perplexity", "token_accuracy"))
+
+    def __init__(self, metric: str | None = None) -> None:
+        self.quality = choose_quality(self.name, metric, self.metrics)
+
+    def model_kwargs(self) -> dict[str, Any]:
+        """A decoder loads as it is."""
+        return {}
+
+    def loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        """Mean cross-entropy over the completion tokens of the batch."""
+        logits, targets, _ = _completion_logits(model, batch)
+        return functional.cross_entropy(logits, targets)
+
+    def score(self, model: torch.nn.Module, batch: Batch) -> BatchScores:
+        """Summed loss and right tokens of each row."""
+        logits, targets, owner = _completion_logits(model, batch)
+        losses = functional.cross_entropy(logits, targets, reduction="none")
+        right = logits.argmax(dim=-1) == targets
+        empty = torch.zeros(len(batch.rows), device=losses.device)
+        correct = empty.index_add(0, owner, right.float())
+        return BatchScores(
+            losses=empty.index_add(0, owner, losses),
+            weights=empty.index_add(0, owner, torch.ones_like(losses)),
+            correct=correct,
+            predictions=correct.long(),
+        )
+
+    def summarise(self, scores: SplitScores) -> Evaluation:
+        """Loss, perplexity and accuracy over all completion tokens of the split.
+
+        A row's quality is its share of right tokens where the quality is token_accuracy, else
+        minus its mean loss.
+        """
+        n_tokens = float(scores.weights.sum())
+        loss = float(scores.losses.sum()) / n_tokens
+        metrics = {
+            "loss": loss,
+            # Beyond e^700 a float overflows; such a model is useless in any case.
+            "perplexity": math.exp(min(loss, 700.0)),
+            "token_accuracy": float(scores.correct.sum()) / n_tokens,
+        }
+        is_accuracy = self.quality.name == "token_accuracy"
+        per_row = scores.correct if is_accuracy else -scores.losses
+        return Evaluation(loss, metrics, per_row / np.maximum(scores.weights, 1.0))
+
+
+def _completion_logits(
+    model: torch.nn.Module, batch: Batch
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits where a completion token is to be predicted, and nowhere else.
+
+    Returns:
+        Logits, shape (n, vocabulary), float32; the tokens to predict, shape (n,); and the batch
+        row each belongs to, shape (n,).
+    """
+    length = batch.input_ids.shape[1]
+    columns = torch.arange(length, device=batch.input_ids.device)
+    # Column j predicts token j + 1; a text's first token is predicted by nothing.
+    starts = batch.targets.clamp(min=1)[:, None]  # (b, 1)
+    is_target = (columns >= starts) & batch.attention_mask.bool()  # (b, t)
+    owner, column = is_target.nonzero(as_tuple=True)  # (n,), (n,)
+    with _only_at(model, owner, column - 1):
+        logits: torch.Tensor = model(**batch.model_inputs(), use_cache=False).logits
+    if logits.shape[0] != 1 or logits.shape[1] != len(owner):
+        raise TrainingFailure(
+            f"{type(model).__name__} does not compute its logits with its output embedding; "
+            "autopeft cannot leave out the logits of the prompt"
+        )
+    return logits[0].float(), batch.input_ids[owner, column], owner
+
+
+@contextmanager
+def _only_at(model: torch.nn.Module, rows: torch.Tensor, columns: torch.Tensor) -> Iterator[None]:
+    """Lets the output embedding see these positions only, as one row of shape (1, n, width).
+
+    A vocabulary's worth of logits for every prompt position costs more than the rest of a small
+    decoder. What the model does after the embedding (scaling, soft-capping) is elementwise, so it
+    still applies.
+    """
+    head = model.get_output_embeddings()  # type: ignore[operator]
+
+    def pick(_module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
+        return (inputs[0][rows, columns][None],)
+
+    handle = head.register_forward_pre_hook(pick)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,146 @@
+"""Text -> token ids, once, with the model's own tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_NO_LIMIT = 1_000_000  # tokenizers without a limit of their own claim an absurdly large one
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of some rows.
+
+    Attributes:
+        tokens: Shape (n_tokens,), int32.
+        offsets: Shape (n_rows + 1,), int64.
+        type_ids: Like `tokens` but int8, or None.
+        prompt_lengths: Tokens of each row's prompt, shape (n_rows,), int64; None without prompts.
+        n_truncated: Rows that were too long and were cut.
+    """
+
+    tokens: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+    type_ids: NDArray[np.int8] | None
+    prompt_lengths: NDArray[np.int64] | None
+    n_truncated: int
+
+
+def usable_length(tokenizer: Any, max_length: int) -> int:
+    """`max_length`, or what the model can take where that is less."""
+    own = int(getattr(tokenizer, "model_max_length", None) or _NO_LIMIT)
+    return min(max_length, own) if own < _NO_LIMIT else max_length
+
+
+def padding_id(tokenizer: Any) -> int:
+    """The token that fills up batches.
+
+    Many decoders have no padding token. Any id does where the attention mask hides it, so the end
+    of the text stands in; sequence classifiers of decoders need to be told which one it is, see
+    `TextClassification.model_kwargs`.
+    """
+    for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if candidate is not None:
+            return int(candidate)
+    return 0
+
+
+def encode_texts(
+    tokenizer: Any, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int
+) -> Encoded:
+    """Tokenises texts, or pairs of texts; of a pair, the longer one is cut first.
+
+    Args:
+        tokenizer: A tokenizer of transformers.
+        texts: First texts, length n_rows.
+        pairs: Second texts, or None.
+        max_length: Longest row, in tokens, special ones included.
+    """
+    limit = usable_length(tokenizer, max_length)
+    second = {} if pairs is None else {"text_pair": list(pairs)}
+    coded = tokenizer(
+        list(texts), **second, truncation=True, max_length=limit, return_attention_mask=False
+    )
+    type_ids = None
+    if pairs is not None and "token_type_ids" in coded:
+        type_ids = _flat(coded["token_type_ids"]).astype(np.int8)
+    # A fast tokenizer keeps what it cut off as overflow; counting rows at the limit is as good for
+    # a message and works with slow ones too.
+    rows = coded["input_ids"]
+    return Encoded(
+        tokens=_flat(rows).astype(np.int32),
+        offsets=_offsets(rows),
+        type_ids=type_ids,
+        prompt_lengths=None,
+        n_truncated=sum(len(row) >= limit for row in rows),
+    )
+
+
+def encode_prompts(
+    tokenizer: Any, prompts: Sequence[str], completions: Sequence[str], max_length: int
+) -> Encoded:
+    """Tokenises prompt and completion, the end-of-text token appended.
+
+    The prompt is tokenised as it will be when the model is used, alone; the completion as the
+    text that follows it. A row that is too long loses the beginning of its prompt, never of its
+    completion: without a completion there would be nothing to learn.
+
+    Args:
+        tokenizer: A tokenizer of transformers.
+        prompts: Length n_rows; may be empty strings.
+        completions: Length n_rows.
+        max_length: Longest row, in tokens.
+    """
+    limit = usable_length(tokenizer, max_length)
+    start = _start_ids(tokenizer)
+    end = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+    plain = {"add_special_tokens": False, "return_attention_mask": False}
+    whole = tokenizer([p + c for p, c in zip(prompts, completions, strict=True)], **plain)[
+        "input_ids"
+    ]
+    fronts = tokenizer(list(prompts), **plain)["input_ids"]
+    rows: list[list[int]] = []
+    prompt_lengths: list[int] = []
+    n_truncated = 0
+    for index, (front, row) in enumerate(zip(fronts, whole, strict=True)):
+        back = row[len(front) :]
+        if row[: len(front)] != front:
+            # The tokenizer would merge the end of the prompt with the start of the completion.
+            back = tokenizer(completions[index], **plain)["input_ids"]
+        back = back + end
+        room = limit - len(start) - len(back)
+        if room < len(front):
+            n_truncated += 1
+            front = front[len(front) - max(room, 0) :] if room > 0 else []
+            back = back[: limit - len(start)]
+        rows.append([*start, *front, *back])
+        prompt_lengths.append(len(start) + len(front))
+    return Encoded(
+        tokens=_flat(rows).astype(np.int32),
+        offsets=_offsets(rows),
+        type_ids=None,
+        prompt_lengths=np.asarray(prompt_lengths, dtype=np.int64),
+        n_truncated=n_truncated,
+    )
+
+
+def _start_ids(tokenizer: Any) -> list[int]:
+    """The begin-of-text token, if this tokenizer puts one before a text."""
+    begin = tokenizer.bos_token_id
+    coded = list(tokenizer("a", return_attention_mask=False)["input_ids"])
+    return [int(begin)] if begin is not None and coded[:1] == [begin] else []
+
+
+def _flat(rows: Sequence[Sequence[int]]) -> NDArray[np.int64]:
+    return np.fromiter(chain.from_iterable(rows), dtype=np.int64)
+
+
+def _offsets(rows: Sequence[Sequence[int]]) -> NDArray[np.int64]:
+    lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
+    return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])

@@ -1,0 +1,175 @@
+"""Reads rows from a CSV, TSV, JSONL, JSON or Parquet file, or from a data set of the hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from autopeft.errors import DataError
+
+Columns = Mapping[str, Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows as they stand in their source, nothing dropped yet.
+
+    Attributes:
+        source: File name, or hub id and split.
+        columns: Column name -> one value a row; None where there is none.
+    """
+
+    source: str
+    columns: Columns
+
+    @property
+    def n_rows(self) -> int:
+        """Rows, empty ones included."""
+        return len(next(iter(self.columns.values()), ()))
+
+    def column(self, field: str, name: str) -> Sequence[Any]:
+        """One column.
+
+        Args:
+            field: The setting that names the column, for the error.
+            name: The column.
+
+        Raises:
+            DataError: if there is no such column.
+        """
+        if name not in self.columns:
+            found = ", ".join(map(repr, self.columns)) or "none"
+            raise DataError(
+                field, name, f"no such column in {self.source}", f"its columns are {found}"
+            )
+        return self.columns[name]
+
+
+def _read_csv(path: Path) -> Columns:
+    # Everything as text, and "NA", "None" or "null" kept: they are words, and may be labels.
+    separator = "\t" if ".tsv" in path.suffixes else ","
+    frame = pd.read_csv(path, dtype=str, keep_default_na=False, sep=separator)
+    return {str(name): frame[name].tolist() for name in frame.columns}
+
+
+def _read_parquet(path: Path) -> Columns:
+    import pyarrow.parquet as parquet
+
+    return dict(parquet.read_table(path).to_pydict())
+
+
+def _read_jsonl(path: Path) -> Columns:
+    rows = []
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                try:
+                    rows.append(json.loads(line))
+                except ValueError as error:
+                    raise ValueError(f"line {number} is not JSON ({error})") from error
+    return _columns_of(rows)
+
+
+def _read_json(path: Path) -> Columns:
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(rows, list):
+        raise ValueError("the file does not hold a list of rows")
+    return _columns_of(rows)
+
+
+def _columns_of(rows: Sequence[Any]) -> Columns:
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise ValueError(f"row {number} is not an object with named fields")
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+_READERS: Mapping[str, Callable[[Path], Columns]] = {
+    ".csv": _read_csv,
+    ".tsv": _read_csv,
+    ".jsonl": _read_jsonl,
+    ".ndjson": _read_jsonl,
+    ".json": _read_json,
+    ".parquet": _read_parquet,
+}
+
+
+def _reader(path: Path) -> Callable[[Path], Columns] | None:
+    suffixes = [s for s in path.suffixes if s not in {".gz", ".bz2", ".xz", ".zip"}]
+    return _READERS.get(suffixes[-1].lower()) if suffixes else None
+
+
+def is_file_name(source: str) -> bool:
+    """True if the source is written like a file, there or not; else it names a hub data set."""
+    path = Path(source).expanduser()
+    return path.is_file() or _reader(path) is not None
+
+
+def read_file(field: str, source: str) -> Table:
+    """All rows of a file.
+
+    Args:
+        field: The setting that names the file, for errors.
+        source: The file's path; "~" is the home folder.
+
+    Raises:
+        DataError: if it is missing, of an unknown kind, unreadable or without rows.
+    """
+    path = Path(source).expanduser()
+    if not path.is_file():
+        raise DataError(field, source, "no such file", "check the path")
+    reader = _reader(path)
+    if reader is None:
+        raise DataError(field, source, "unknown kind of file", f"use one of {', '.join(_READERS)}")
+    try:
+        columns = reader(path)
+    except (OSError, ValueError, KeyError) as error:
+        # pandas' and pyarrow's errors are ValueErrors too.
+        reason = " ".join(str(error).split())
+        raise DataError(field, source, f"cannot be read: {reason}", "repair the file") from error
+    table = Table(path.name, columns)
+    if table.n_rows == 0:
+        raise DataError(field, source, "the file has no rows", "use a file with data")
+    return table
+
+
+def read_hub(source: str, name: str | None, revision: str | None) -> dict[str, Table]:
+    """Every split of a hub data set, or of a folder that `datasets.load_dataset` reads.
+
+    A class label is replaced by its name; an unknown one (-1, as in hidden test sets) by None.
+
+    Raises:
+        DataError: if it cannot be loaded.
+    """
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        loaded = datasets.load_dataset(source, name, revision=revision)
+    except Exception as error:
+        # load_dataset raises whatever its readers, the network or the hub client raise.
+        reason = " ".join(str(error).split())[:300]
+        raise DataError(
+            "data",
+            source,
+            f"neither a file here nor a data set that can be loaded ({reason})",
+            "check the name, the subset (data_name) and the network",
+        ) from error
+    return {str(split): _hub_table(f"{source}:{split}", rows) for split, rows in loaded.items()}
+
+
+def _hub_table(source: str, rows: Any) -> Table:
+    columns: dict[str, Sequence[Any]] = {}
+    for name, feature in rows.features.items():
+        values = list(rows[name])
+        names = getattr(feature, "names", None)
+        if names is not None and hasattr(feature, "int2str"):
+            values = [names[v] if v is not None and v >= 0 else None for v in values]
+        columns[str(name)] = values
+    return Table(source, columns)

@@ -1,0 +1,26 @@
+"""When a trial reports."""
+
+from __future__ import annotations
+
+from autopeft.errors import SettingsError
+
+
+def rung_steps(steps: int, eta: int, n: int) -> tuple[int, ...]:
+    """Steps at which a training of `steps` steps reports: the end, and eta-th parts before it.
+
+    Args:
+        steps: Optimiser steps of the full training.
+        eta: Ratio between neighbouring rungs.
+        n: How many rungs, the end included; fewer come back where steps are too few to tell apart.
+
+    Returns:
+        Increasing steps, the last one `steps`. E.g. (11, 33, 100) for 100 steps, eta 3, n 3.
+
+    Raises:
+        SettingsError: if steps or n is below 1, or eta below 2.
+    """
+    for name, value, least in (("steps", steps, 1), ("eta", eta, 2), ("rungs", n, 1)):
+        if value < least:
+            raise SettingsError(name, value, f"`{name} >= {least}` must hold", f"use e.g. {least}")
+    ends = {max(1, round(steps / eta**power)) for power in range(n)}
+    return tuple(sorted(ends))
