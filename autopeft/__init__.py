@@ -52,7 +52,35 @@ _HOMES = {
 }
 
 __version__ = "0.1.0"
-__all__ = [*sorted(_HOMES), "__version__"]  # noqa: PLE0604
+__all__ = [
+    "AdapterPlan",
+    "AutoPeftError",
+    "AutoPeftSampler",
+    "Candidate",
+    "Decision",
+    "GapPruner",
+    "LayerSpec",
+    "Member",
+    "Objective",
+    "Outcome",
+    "Price",
+    "PriceTable",
+    "SearchController",
+    "SearchResult",
+    "SearchSettings",
+    "SearchSpace",
+    "Topology",
+    "TrainSettings",
+    "UserError",
+    "Verdict",
+    "__version__",
+    "export",
+    "load_adapter",
+    "price",
+    "report",
+    "resume",
+    "search",
+]
 
 
 def __getattr__(name: str) -> Any:
