@@ -1,0 +1,63 @@
+"""Settings: every mistake is named, and the command line knows every field."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+
+from autopeft.errors import SettingsError
+from autopeft.settings import RESUMABLE, SearchSettings
+
+
+def test_mapping_and_back() -> None:
+    settings = SearchSettings(model="m", data="d", constraints=("trainable_params<=1k",))
+    assert SearchSettings.from_mapping(settings.to_mapping()) == settings
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "hint"),
+    [
+        ("modle", "x", "did you mean model"),
+        ("steps", 0, "steps >= 1"),
+        ("steps", "many", "whole number"),
+        ("steps", True, "whole number"),
+        ("task", "translation", "text-classification"),
+        ("objectives", ["speed"], "trainable_params"),
+        ("objectives", [], "at least one cost"),
+        ("objectives", ["latency_ms", "latency_ms"], "each once"),
+        ("confirm_share", 1.0, "0 to 0.9"),
+        ("eta", 1, "eta >= 2"),
+        ("sampler", "magic", "autopeft"),
+        ("pick", "worst", "one_se"),
+        ("budget", 30, "text"),
+    ],
+)
+def test_a_mistake_names_field_and_remedy(key: str, value: object, hint: str) -> None:
+    with pytest.raises(SettingsError, match=hint) as caught:
+        SearchSettings.from_mapping({key: value})
+    assert caught.value.field == key
+    assert "\n" not in str(caught.value)
+
+
+def test_lists_may_be_written_with_commas() -> None:
+    settings = SearchSettings.from_mapping(
+        {"objectives": "trainable_params, latency_ms", "budget": ["3m", "5trials"]}
+    )
+    assert settings.objectives == ("trainable_params", "latency_ms")
+    assert settings.budget == "3m,5trials"
+
+
+def test_whole_numbers_serve_as_numbers() -> None:
+    assert SearchSettings.from_mapping({"gpus_per_worker": 1}).gpus_per_worker == 1.0
+
+
+def test_every_field_has_help() -> None:
+    for field in fields(SearchSettings):
+        assert field.metadata["help"].endswith("."), field.name
+
+
+def test_only_known_settings_may_change_on_resume() -> None:
+    assert {field.name for field in fields(SearchSettings)} >= RESUMABLE
+    assert "model" not in RESUMABLE
+    assert "seed" not in RESUMABLE

@@ -1,0 +1,67 @@
+"""The output folder: it holds one search, and its files are whole or absent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from autopeft.errors import SettingsError, StorageError
+from autopeft.settings import SearchSettings
+from autopeft.workspace import Workspace, read_settings
+
+
+def test_settings_come_back(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "run")
+    settings = SearchSettings(model="m", data="d", space={"methods": ["lora"]}, budget="5trials")
+    workspace.check_free()
+    workspace.create(settings)
+    assert workspace.settings() == settings
+
+
+def test_a_second_search_is_refused_and_sent_to_resume(tmp_path: Path) -> None:
+    Workspace(tmp_path / "run").create(SearchSettings())
+    with pytest.raises(StorageError, match="autopeft resume"):
+        Workspace(tmp_path / "run").check_free()
+
+
+def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(StorageError, match="not empty"):
+        Workspace(tmp_path).check_free()
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("x")
+    with pytest.raises(StorageError, match="is a file"):
+        Workspace(tmp_path / "run").check_free()
+
+
+def test_no_search_no_settings(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="holds no search"):
+        Workspace(tmp_path).settings()
+
+
+def test_what_is_remembered_is_recalled(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    assert workspace.recall("spent") == {}
+    workspace.remember("spent", {"seconds": 1.5})
+    assert workspace.recall("spent") == {"seconds": 1.5}
+    assert [path.name for path in (tmp_path / "state").iterdir()] == ["spent.json"]
+
+
+def test_scientific_notation_is_a_number(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text("a: 1e-3\nb: 2E5\nc: 0.5\nd: 1e3x\n")
+    assert read_settings(tmp_path / "s.yaml") == {"a": 1e-3, "b": 2e5, "c": 0.5, "d": "1e3x"}
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "a: [1,\n", "just text", "1: 2\n", ""])
+def test_a_file_without_settings_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "s.yaml").write_text(text)
+    with pytest.raises(SettingsError):
+        read_settings(tmp_path / "s.yaml")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="nowhere.yaml"):
+        read_settings(tmp_path / "nowhere.yaml")
