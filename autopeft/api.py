@@ -278,6 +278,7 @@ class _Session:
                         gpus_per_worker=settings.gpus_per_worker,
                     )
                 )
+                self._workspace.remember("splits", ready.splits())
                 controller = self._open(ready)
         ledger = Ledger(
             ready.budget,
@@ -369,7 +370,7 @@ class _Session:
             session = tune.RaySession(
                 ready.settings.ray_address,
                 n_workers=ready.n_workers,
-                object_bytes=ready.data.n_bytes,
+                object_bytes=ready.data_bytes,
             )
         with session, _terminable():
             dispatcher.start()
@@ -416,7 +417,10 @@ class _Session:
             verdict=judge(confirmed, ready.objectives),
             adapter_scores=scores,
             data=DataSummary(
-                ready.data.sizes(), ready.data.n_dropped, ready.data.labels, ready.data.fingerprint
+                {name: len(rows) for name, rows in ready.data.splits.items()},
+                ready.data.n_dropped,
+                ready.data.labels,
+                ready.data.fingerprint,
             ),
             versions=versions(),
             warnings=tuple(dispatcher.warnings),

@@ -16,13 +16,13 @@ from autopeft.machine import matmul_flops_per_second, n_cores, n_gpus
 from autopeft.models.backbone import load_tokenizer
 from autopeft.models.price import measure_prices
 from autopeft.outcome import COSTS, Objective
-from autopeft.outcome import objective as objective_named
 from autopeft.pricing import PriceTable
 from autopeft.search.budget import Budget
 from autopeft.search.constraints import Constraint, parse_constraints
 from autopeft.search.space import SearchSpace
 from autopeft.settings import SearchSettings
-from autopeft.tasks import make_task, prepare_data
+from autopeft.tasks import make_task
+from autopeft.tasks import prepare as prepare_data
 from autopeft.tasks.base import Task
 from autopeft.tasks.data import TaskData
 from autopeft.training.loop import rung_steps
@@ -59,6 +59,23 @@ class Preparation:
     device: str
     n_workers: int
     gpus_per_worker: float
+
+    @property
+    def data_bytes(self) -> int:
+        """Size of the encoded data, which the workers share."""
+        return sum(
+            array.nbytes
+            for rows in self.data.splits.values()
+            for array in (rows.tokens, rows.offsets, rows.targets, rows.type_ids)
+            if array is not None
+        )
+
+    def splits(self) -> dict[str, Any]:
+        """Which source rows are in which split: what re-scoring from outside needs."""
+        return {
+            name: {"source": rows.source, "rows": rows.source_rows.tolist()}
+            for name, rows in self.data.splits.items()
+        }
 
     def context(self) -> WorkerContext:
         """What is sent to the workers."""
@@ -119,12 +136,8 @@ def prepare(
         data = prepare_data(settings, tokenizer)
         task = make_task(settings, data)
         note(_describe(data))
-    metric = settings.metric or task.quality.name
-    if metric not in task.metrics:
-        raise SettingsError(
-            "metric", metric, f"{task.name} has no such metric", f"use {', '.join(task.metrics)}"
-        )
-    objectives = (objective_named(metric), *(COSTS[name] for name in settings.objectives))
+    objectives = (task.quality, *(COSTS[name] for name in settings.objectives))
+    lengths = data.length_statistics(settings.batch_size)
     device, n_workers, gpus = _machine(settings)
     with phase("pricing"):
         prices = measure_prices(
@@ -133,8 +146,8 @@ def prepare(
             model_kwargs=task.model_kwargs(),
             revision=settings.model_revision,
             batch_size=settings.batch_size,
-            mean_length=data.mean_padded_length(settings.batch_size),
-            longest_length=data.longest_length,
+            mean_length=lengths.mean_padded,
+            longest_length=lengths.longest,
         )
     space = SearchSpace.from_source(
         settings.space,
@@ -144,7 +157,7 @@ def prepare(
     )
     constraints = parse_constraints(settings.constraints, base_params=prices.base_params)
     note(f"space {space.name}: {space.describe()}")
-    settings = replace(settings, metric=metric, workers=n_workers, gpus_per_worker=gpus)
+    settings = replace(settings, metric=task.quality.name, workers=n_workers, gpus_per_worker=gpus)
     return Preparation(
         settings,
         data,
@@ -181,9 +194,10 @@ def _machine(settings: SearchSettings) -> tuple[str, int, float]:
 
 
 def _describe(data: TaskData) -> str:
-    sizes = ", ".join(f"{n} {name}" for name, n in data.sizes().items())
+    sizes = ", ".join(f"{len(rows)} {name}" for name, rows in data.splits.items())
     dropped = f"; {data.n_dropped} empty rows dropped" if data.n_dropped else ""
-    return f"data: {sizes} rows{dropped}"
+    doubled = f"; {data.n_duplicates} duplicates dropped" if data.n_duplicates else ""
+    return f"data: {sizes} rows{dropped}{doubled}"
 
 
 def check_budget(preparation: Preparation, *, spent_seconds: float) -> None:
