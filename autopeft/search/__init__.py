@@ -1,1 +1,1 @@
-
+"""Decides what to try: spaces, samplers, pruners, the study, the verdict. Never trains."""

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from autopeft.errors import SettingsError
 
 _SECONDS = {"s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _PREFIX = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "p": 1e15, "e": 1e18}
-_PART = re.compile(r"^(?P<number>\d+(?:\.\d*)?(?:e[+-]?\d+)?|\.\d+)\s*(?P<unit>[a-z]*)$", re.IGNORECASE)
+_PART = re.compile(
+    r"^(?P<number>\d+(?:\.\d*)?(?:e[+-]?\d+)?|\.\d+)\s*(?P<unit>[a-z]*)$", re.IGNORECASE
+)
 _REMEDY = "write e.g. 30m, 2h, 50trials, 3e15flops, or several joined by a comma"
 
 
@@ -35,7 +35,9 @@ class Budget:
         limits = {"seconds": self.seconds, "trials": self.trials, "flops": self.flops}
         for name, limit in limits.items():
             if limit is not None and not 0 < limit < float("inf"):
-                raise SettingsError("budget", self.text or limit, f"`{name} > 0` must hold", _REMEDY)
+                raise SettingsError(
+                    "budget", self.text or limit, f"`{name} > 0` must hold", _REMEDY
+                )
         if all(limit is None for limit in limits.values()):
             raise SettingsError("budget", self.text, "a budget needs at least one limit", _REMEDY)
 
@@ -83,94 +85,66 @@ def _parts(text: str) -> list[str]:
     return parts
 
 
+@dataclass
 class Ledger:
-    """What was spent of a budget; a part of seconds and FLOPs is held back for confirmation.
+    """What was spent of a budget, and what is held back for confirmation.
 
-    The clock runs from construction. Trials limit the search only: confirmation trains without
-    asking for trials, so a budget of trials alone never ends it.
+    Trials limit the search only: confirmation asks for no trials, so a budget of trials alone never
+    ends it.
 
-    Args:
+    Attributes:
         budget: The limits.
         confirm_share: Share of seconds and FLOPs kept for confirmation, in [0, 1).
-        spent: What earlier sessions of the same run spent, as `to_json` wrote it.
-        clock: Seconds that only rise.
+        spent_seconds: Wall-clock seconds so far, earlier sessions included.
+        spent_trials: Trials started.
+        spent_flops: FLOPs so far, as priced.
 
     Raises:
         SettingsError: if `confirm_share` is outside [0, 1).
     """
 
-    def __init__(
-        self,
-        budget: Budget,
-        confirm_share: float = 0.0,
-        *,
-        spent: Mapping[str, float] | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        if not 0.0 <= confirm_share < 1.0:
+    budget: Budget
+    confirm_share: float = 0.0
+    spent_seconds: float = 0.0
+    spent_trials: int = 0
+    spent_flops: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.confirm_share < 1.0:
             raise SettingsError(
-                "confirm_share", confirm_share, "`0 <= confirm_share < 1` must hold", "use e.g. 0.3"
+                "confirm_share", self.confirm_share, "`0 <= confirm_share < 1` must hold", "use 0.3"
             )
-        earlier = dict(spent or {})
-        self.budget = budget
-        self.confirm_share = confirm_share
-        self.spent_trials = int(earlier.get("trials", 0))
-        self.spent_flops = float(earlier.get("flops", 0.0))
-        self._clock = clock
-        self._began = clock() - float(earlier.get("seconds", 0.0))
 
-    def add_trial(self) -> None:
-        """One more trial was started."""
-        self.spent_trials += 1
-
-    def add_flops(self, flops: float) -> None:
-        """Training FLOPs, as priced, were spent.
+    def spend(self, *, seconds: float = 0.0, trials: int = 0, flops: float = 0.0) -> None:
+        """Add to what was spent.
 
         Raises:
-            ValueError: if negative.
+            ValueError: if something negative is spent.
         """
-        if not flops >= 0:
-            raise ValueError(f"`flops >= 0` must hold, but got {flops}")
+        if not min(seconds, trials, flops) >= 0:
+            raise ValueError(f"spending is >= 0, but got {(seconds, trials, flops)}")
+        self.spent_seconds += seconds
+        self.spent_trials += trials
         self.spent_flops += flops
 
-    @property
-    def spent_seconds(self) -> float:
-        """Wall-clock seconds so far, earlier sessions included."""
-        return self._clock() - self._began
-
-    @property
-    def seconds_left(self) -> float:
-        """Of the whole budget; inf without a time limit, negative once overdrawn."""
-        return (self.budget.seconds or float("inf")) - self.spent_seconds
-
-    @property
-    def search_seconds_left(self) -> float:
-        """Of the search's part of the budget."""
-        limit = self.budget.seconds or float("inf")
-        return limit * (1.0 - self.confirm_share) - self.spent_seconds
-
-    @property
-    def reserved_seconds(self) -> float:
-        """Held back for confirmation; 0 without a time limit."""
-        return (self.budget.seconds or 0.0) * self.confirm_share
-
-    def search_is_over(self, *, seconds_ahead: float = 0.0) -> bool:
-        """Whether the search's part of any limit is used up.
+    def left(self, *, confirming: bool = False) -> Budget | None:
+        """What is left; None if any limit is used up.
 
         Args:
-            seconds_ahead: What the next piece of work is expected to take.
+            confirming: False for the search, which must leave the reserve alone; True for the
+                confirmation, which may use it.
         """
-        flops, trials = self.budget.flops, self.budget.trials
-        return (
-            self.search_seconds_left - seconds_ahead <= 0
-            or (flops is not None and self.spent_flops >= flops * (1.0 - self.confirm_share))
-            or (trials is not None and self.spent_trials >= trials)
-        )
-
-    def is_over(self) -> bool:
-        """Whether nothing is left at all: neither seconds nor FLOPs, the reserve included."""
-        flops = self.budget.flops
-        return self.seconds_left <= 0 or (flops is not None and self.spent_flops >= flops)
+        share = 1.0 if confirming else 1.0 - self.confirm_share
+        limits = self.budget
+        seconds = None if limits.seconds is None else limits.seconds * share - self.spent_seconds
+        flops = None if limits.flops is None else limits.flops * share - self.spent_flops
+        trials = None if limits.trials is None else limits.trials - self.spent_trials
+        binding = [seconds, flops] if confirming else [seconds, flops, trials]
+        if any(limit is not None and limit <= 0 for limit in binding):
+            return None
+        if confirming and seconds is None and flops is None:
+            return limits
+        return Budget(seconds, None if confirming else trials, flops, limits.text)
 
     def fraction_spent(self) -> float:
         """How far the search's part is used up: the largest share over the limits, in [0, 1]."""
@@ -185,7 +159,7 @@ class Ledger:
         return min(1.0, max(shares))
 
     def to_json(self) -> dict[str, float]:
-        """What was spent: plain numbers, to be kept with the study and given back as `spent`."""
+        """What was spent: plain numbers, to be kept with the run."""
         return {
             "seconds": self.spent_seconds,
             "trials": self.spent_trials,

@@ -62,7 +62,10 @@ class Constraint:
         known = [cost.name for cost in COSTS.values() if cost.is_known]
         if name not in known:
             raise SettingsError(
-                "constraint", text, f"{name!r} is not known before training", f"use {', '.join(known)}"
+                "constraint",
+                text,
+                f"{name!r} is not known before training",
+                f"use {', '.join(known)}",
             )
         try:
             number = float(match["number"])

@@ -117,7 +117,9 @@ def knee(points: ArrayLike) -> int:
     array = np.asarray(points, dtype=float)
     on_front = np.flatnonzero(non_dominated(array))
     if not len(on_front):
-        raise ValueError(f"a knee needs at least one point without NaN, but got {len(array)} points")
+        raise ValueError(
+            f"a knee needs at least one point without NaN, but got {len(array)} points"
+        )
     front = array[on_front]
     span = np.ptp(front, axis=0)
     scaled = (front - front.min(axis=0)) / np.where(span > 0, span, 1.0)
@@ -161,9 +163,7 @@ def points_of(outcomes: Sequence[Outcome], objectives: Sequence[Objective]) -> A
     return np.array(rows, dtype=float).reshape(-1, len(objectives))
 
 
-def front_of(
-    outcomes: Sequence[Outcome], objectives: Sequence[Objective]
-) -> tuple[Outcome, ...]:
+def front_of(outcomes: Sequence[Outcome], objectives: Sequence[Objective]) -> tuple[Outcome, ...]:
     """The non-dominated outcomes, cheapest first; only complete ones can be among them.
 
     Args:
@@ -175,32 +175,3 @@ def front_of(
     members = [outcome for outcome, is_kept in zip(complete, mask, strict=True) if is_kept]
     key = objectives[1] if len(objectives) > 1 else objectives[0]
     return tuple(sorted(members, key=lambda o: -key.sign() * o.objectives[key.name]))
-
-
-def spread(
-    front: Sequence[Outcome], objectives: Sequence[Objective], n_max: int
-) -> tuple[Outcome, ...]:
-    """At most `n_max` members of a front, evenly along the cost axis, both ends kept.
-
-    Distances are measured on the logarithm of the first cost, and the member with the smallest
-    gap to its neighbours goes first; ends stay as long as two are kept, then the better stays.
-
-    Args:
-        front: As `front_of` gives it, cheapest first.
-        objectives: Quality first.
-        n_max: At least 1.
-    """
-    if n_max < 1:
-        raise ValueError(f"`n_max >= 1` must hold, but got {n_max}")
-    kept = list(front)
-    if n_max == 1 and kept:
-        quality = objectives[0]
-        return (max(kept, key=lambda o: quality.sign() * o.objectives[quality.name]),)
-    key = objectives[1] if len(objectives) > 1 else objectives[0]
-    while len(kept) > n_max:
-        places = np.array([o.objectives[key.name] for o in kept])
-        if (places > 0).all():
-            places = np.log(places)
-        gaps = places[2:] - places[:-2]
-        kept.pop(int(np.argmin(np.abs(gaps))) + 1)
-    return tuple(kept)

@@ -1,0 +1,330 @@
+"""Random draws: uniform, at a wanted cost, near another point, between two points."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autopeft.search.genome import Genome, snap
+from autopeft.search.options import Grid
+from autopeft.search.source import SpaceSource
+
+Options = NDArray[np.int64]
+
+
+class Drawer:
+    """Draws genomes of one grid.
+
+    Costs here are trainable parameters, a new head included: additive over units and exact, and in
+    step with every other cost.
+
+    Args:
+        source: Limits on adapted blocks, choices of training settings.
+        grid: Units and options.
+        head_params: Parameters every candidate trains.
+    """
+
+    def __init__(self, source: SpaceSource, grid: Grid, head_params: int) -> None:
+        self._source = source
+        self._grid = grid
+        self._head = head_params
+        self._blocks = sorted({layer for unit in grid.units for layer in unit.layers})
+        self._covers = np.array(
+            [[block in unit.layers for block in self._blocks] for unit in grid.units]
+        )
+        self._most = min(source.max_adapted_layers or len(self._blocks), len(self._blocks))
+        self._least = max(source.min_adapted_layers, 0 if source.include_empty else 1)
+        self._least = min(self._least, self._most)
+
+    # --- what a genome costs ---------------------------------------------------------------------
+
+    def params(self, options: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Trainable parameters.
+
+        Args:
+            options: Shape (..., n_units).
+
+        Returns:
+            Shape (...).
+        """
+        rows = np.arange(len(self._grid.units))
+        return self._grid.params[rows, options].sum(axis=-1) + self._head
+
+    def cost_range(self) -> tuple[float, float]:
+        """Fewest and most trainable parameters of a plan that is not empty."""
+        costs = self._grid.params[:, 1:]
+        finite = np.where(np.isfinite(costs), costs, 0.0)
+        dearest = np.sort(finite.max(axis=1))[::-1]
+        return float(costs.min() + self._head), float(dearest.sum() + self._head)
+
+    # --- drawing ---------------------------------------------------------------------------------
+
+    def uniform(self, rng: np.random.Generator) -> Genome:
+        """Each unit alone: a method (or none) uniformly, then a placement and a rank uniformly."""
+        grid = self._grid
+        options = np.zeros(len(grid.units), dtype=np.int64)
+        for unit in range(len(grid.units)):
+            fitting = np.flatnonzero(grid.legal[unit])
+            method = rng.choice(np.unique(grid.method_of[fitting]))
+            options[unit] = rng.choice(fitting[grid.method_of[fitting] == method])
+        return self._finish(options, rng)
+
+    def at_cost(self, rng: np.random.Generator, log_cost: float, n_tries: int = 3) -> Genome:
+        """A plan whose trainable parameters come close to a wanted number.
+
+        First which blocks, methods and placements, then ranks such that the sum fits; the closest
+        of a few tries.
+
+        Args:
+            rng: Source of randomness.
+            log_cost: Natural logarithm of the wanted number, head included.
+            n_tries: Plans drawn.
+        """
+        best, best_gap = self._one_at_cost(rng, log_cost), math.inf
+        for attempt in range(n_tries):
+            options = best if attempt == 0 else self._one_at_cost(rng, log_cost)
+            gap = abs(math.log(max(float(self.params(options)), 1.0)) - log_cost)
+            if gap < best_gap:
+                best, best_gap = options, gap
+            if gap < 0.05:
+                break
+        return self._finish(best, rng)
+
+    def stratified(self, rng: np.random.Generator) -> Genome:
+        """First the cost, uniform on a log scale over the space's range; then a plan at it."""
+        low, high = self.cost_range()
+        return self.at_cost(rng, rng.uniform(math.log(max(low, 1.0)), math.log(max(high, 1.0))))
+
+    def _one_at_cost(self, rng: np.random.Generator, log_cost: float) -> Options:
+        grid = self._grid
+        wanted = math.exp(log_cost) - self._head
+        options = np.zeros(len(grid.units), dtype=np.int64)
+        active = np.flatnonzero(self._some_units(rng))
+        choices = self._some_methods(rng, active)  # unit -> options, cheapest first
+        active = np.array([unit for unit in active if len(choices[unit])], dtype=np.int64)
+        if not len(active):
+            return options
+        floors = np.array([grid.params[unit, choices[unit][0]] for unit in active])
+        order = rng.permutation(len(active))
+        # Too dear even at the smallest ranks: leave blocks out.
+        running = np.cumsum(floors[order])
+        n_kept = max(1, int(np.searchsorted(running, wanted * 1.05, side="right")))
+        kept = order[:n_kept]
+        if n_kept == 1 and floors[kept[0]] > wanted * 1.05:
+            kept = np.array([int(np.argmin(floors))])
+        active = active[kept]
+        width = max(len(choices[unit]) for unit in active)
+        costs = np.full((len(active), width), np.inf)
+        for row, unit in enumerate(active):
+            costs[row, : len(choices[unit])] = grid.params[unit, choices[unit]]
+        unevenness = rng.choice([0.0, 0.5, 1.2])
+        weights = np.exp(unevenness * rng.standard_normal(len(active)))
+        picks = _spend(costs, weights, wanted)
+        for row, unit in enumerate(active):
+            options[unit] = choices[unit][picks[row]]
+        return options
+
+    def _some_units(self, rng: np.random.Generator) -> NDArray[np.bool_]:
+        """Which units are adapted: all, the upper ones, a window, or scattered."""
+        n = len(self._grid.units)
+        kind = rng.choice(["all", "upper", "window", "scattered"], p=[0.45, 0.15, 0.15, 0.25])
+        mask = np.ones(n, dtype=bool)
+        if kind == "upper":
+            mask[: rng.integers(0, n)] = False
+        elif kind == "window":
+            start, stop = np.sort(rng.integers(0, n + 1, size=2))
+            mask[:] = False
+            mask[start : max(stop, start + 1)] = True
+        elif kind == "scattered":
+            mask = rng.random(n) < rng.uniform(0.2, 1.0)
+        if not mask.any():
+            mask[rng.integers(n)] = True
+        return mask
+
+    def _some_methods(
+        self, rng: np.random.Generator, active: NDArray[np.int64]
+    ) -> dict[int, Options]:
+        """The options each active unit may take, one method and placement each, by cost."""
+        grid = self._grid
+        n_methods = len(grid.methods)
+        n_pool = min(int(rng.choice([1, 2, n_methods], p=[0.5, 0.25, 0.25])), n_methods)
+        pool = rng.permutation(n_methods)[:n_pool]
+        shared = rng.integers(len(grid.placement_names)) if rng.random() < 0.6 else -1
+        result: dict[int, Options] = {}
+        for unit in active:
+            fitting = np.flatnonzero(grid.legal[unit])[1:]
+            inside = fitting[np.isin(grid.method_of[fitting], pool)]
+            fitting = inside if len(inside) else fitting
+            if not len(fitting):
+                result[int(unit)] = fitting
+                continue
+            method = rng.choice(np.unique(grid.method_of[fitting]))
+            fitting = fitting[grid.method_of[fitting] == method]
+            places = np.unique(grid.placement_of[fitting])
+            place = shared if shared in places else rng.choice(places)
+            fitting = fitting[grid.placement_of[fitting] == place]
+            result[int(unit)] = fitting[np.argsort(grid.params[unit, fitting], kind="stable")]
+        return result
+
+    # --- moving ----------------------------------------------------------------------------------
+
+    def mutate(self, genome: Genome, rng: np.random.Generator) -> Genome:
+        """A neighbour: a few units changed, or one change made everywhere, or another rate."""
+        options = genome.options.copy()
+        position, alpha, dropout = genome.position, genome.alpha, genome.dropout
+        moves = rng.choice(7, p=[0.3, 0.15, 0.12, 0.13, 0.1, 0.1, 0.1])
+        if moves == 0:
+            for unit in rng.choice(
+                len(options), size=min(len(options), 1 + rng.poisson(0.7)), replace=False
+            ):
+                options[unit] = self._other_option(int(unit), int(options[unit]), rng)
+        elif moves == 1:
+            self._step_ranks(options, rng, share=1.0)
+        elif moves == 2:
+            self._step_ranks(options, rng, share=float(rng.uniform(0.1, 0.6)))
+        elif moves == 3:
+            self._toggle(options, rng)
+        elif moves == 4:
+            self._recast(options, rng)
+        elif moves == 5:
+            self._copy_neighbour(options, rng)
+        if moves == 6 or rng.random() < 0.35:
+            position = snap(position + rng.normal(0.0, rng.choice([0.03, 0.12])))
+            if rng.random() < 0.2:
+                alpha = int(rng.integers(len(self._source.alpha_ratio)))
+                dropout = int(rng.integers(len(self._source.dropout)))
+        return Genome(self.repair(options, rng), position, alpha, dropout)
+
+    def crossover(self, first: Genome, second: Genome, rng: np.random.Generator) -> Genome:
+        """A child: each block from one parent (a cut, or at random), the rate from either."""
+        n = len(first.options)
+        if rng.random() < 0.5:
+            mask = np.arange(n) < rng.integers(0, n + 1)
+        else:
+            mask = rng.random(n) < 0.5
+        options = np.where(mask, first.options, second.options)
+        donor = first if rng.random() < 0.5 else second
+        mixed = rng.random() < 0.3
+        position = snap((first.position + second.position) / 2) if mixed else donor.position
+        return Genome(self.repair(options, rng), position, donor.alpha, donor.dropout)
+
+    def neighbours_in_rate(
+        self, genome: Genome, steps: tuple[float, ...] = (-0.15, 0.15)
+    ) -> list[Genome]:
+        """The same architecture at other learning rates."""
+        positions = {snap(genome.position + step) for step in steps} - {genome.position}
+        return [
+            Genome(genome.options, position, genome.alpha, genome.dropout)
+            for position in sorted(positions)
+        ]
+
+    def _other_option(self, unit: int, now: int, rng: np.random.Generator) -> int:
+        grid = self._grid
+        fitting = np.flatnonzero(grid.legal[unit])
+        if now and rng.random() < 0.7:
+            is_kin = (grid.method_of[fitting] == grid.method_of[now]).astype(int)
+            is_kin += grid.placement_of[fitting] == grid.placement_of[now]
+            is_kin += grid.rank_of[fitting] == grid.rank_of[now]
+            fitting = fitting[(is_kin >= 2) & (fitting != now)]
+        else:
+            fitting = fitting[fitting != now]
+        return int(rng.choice(fitting)) if len(fitting) else now
+
+    def _step_ranks(self, options: Options, rng: np.random.Generator, share: float) -> None:
+        side = int(rng.integers(2))
+        chosen = rng.random(len(options)) < share
+        for unit in np.flatnonzero(chosen & (options > 0)):
+            step = self._grid.ladder[options[unit], side]
+            if self._grid.legal[unit, step]:
+                options[unit] = step
+
+    def _toggle(self, options: Options, rng: np.random.Generator) -> None:
+        """Adapt one or two units more or fewer; new ones look like those that are there."""
+        on, off = np.flatnonzero(options > 0), np.flatnonzero(options == 0)
+        for _ in range(1 + int(rng.random() < 0.4)):
+            if len(on) and (not len(off) or rng.random() < 0.5):
+                options[rng.choice(on)] = 0
+            elif len(off):
+                unit = int(rng.choice(off))
+                model = options[rng.choice(on)] if len(on) else 0
+                fits = model and self._grid.legal[unit, model]
+                options[unit] = model if fits else self._other_option(unit, 0, rng)
+
+    def _recast(self, options: Options, rng: np.random.Generator) -> None:
+        """Another method or placement for all adapted units, costs kept as near as can be."""
+        grid = self._grid
+        on = np.flatnonzero(options > 0)
+        if not len(on):
+            return
+        keys, values = (
+            (grid.method_of, rng.integers(len(grid.methods)))
+            if rng.random() < 0.6
+            else (grid.placement_of, rng.integers(len(grid.placement_names)))
+        )
+        other = grid.placement_of if keys is grid.method_of else grid.method_of
+        for unit in on:
+            fitting = np.flatnonzero(grid.legal[unit] & (keys == values))
+            alike = fitting[other[fitting] == other[options[unit]]]
+            fitting = alike if len(alike) else fitting
+            if len(fitting):
+                near = np.log(grid.params[unit, fitting] / grid.params[unit, options[unit]])
+                options[unit] = fitting[np.argmin(np.abs(near))]
+
+    def _copy_neighbour(self, options: Options, rng: np.random.Generator) -> None:
+        if len(options) > 1:
+            unit = int(rng.integers(len(options)))
+            twin = int(np.clip(unit + rng.choice([-1, 1]), 0, len(options) - 1))
+            if self._grid.legal[unit, options[twin]]:
+                options[unit] = options[twin]
+
+    # --- limits ----------------------------------------------------------------------------------
+
+    def repair(self, options: Options, rng: np.random.Generator) -> Options:
+        """Bring the number of adapted blocks within the space's limits, changing as little as can be."""
+        for _ in range(2 * len(options)):
+            n_adapted = int(self._covers[options > 0].any(axis=0).sum())
+            if n_adapted > self._most:
+                options[rng.choice(np.flatnonzero(options > 0))] = 0
+            elif n_adapted < self._least:
+                unit = int(rng.choice(np.flatnonzero(options == 0)))
+                options[unit] = self._other_option(unit, 0, rng)
+            else:
+                break
+        return options
+
+    def _finish(self, options: Options, rng: np.random.Generator) -> Genome:
+        return Genome(
+            self.repair(options, rng),
+            snap(float(rng.random())),
+            int(rng.integers(len(self._source.alpha_ratio))),
+            int(rng.integers(len(self._source.dropout))),
+        )
+
+
+def _spend(
+    costs: NDArray[np.float64], weights: NDArray[np.float64], wanted: float
+) -> NDArray[np.int64]:
+    """Pick one cost a row so that the sum comes near a total and rows share it by weight.
+
+    Args:
+        costs: Shape (rows, choices), rising along a row, padded with inf.
+        weights: Shape (rows,).
+        wanted: The total.
+
+    Returns:
+        Index of the pick in each row, shape (rows,).
+    """
+    logs = np.log(costs)
+    shares = np.log(weights / weights.sum() * max(wanted, 1.0))
+    low, high, best = -4.0, 4.0, (math.inf, np.zeros(len(costs), dtype=np.int64))
+    for _ in range(14):
+        middle = (low + high) / 2
+        picks = np.abs(logs - (shares + middle)[:, None]).argmin(axis=1)
+        total = float(np.take_along_axis(costs, picks[:, None], 1).sum())
+        gap = abs(math.log(total / max(wanted, 1.0)))
+        if gap < best[0]:
+            best = (gap, picks)
+        low, high = (low, middle) if total > wanted else (middle, high)
+    return best[1]

@@ -1,0 +1,188 @@
+"""SearchSpace: YAML + topology -> what can be tried; draws, neighbours, parameters, known recipes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autopeft.plan import Candidate, TrainSettings
+from autopeft.pricing import Topology
+from autopeft.search import recipes
+from autopeft.search.draws import Drawer
+from autopeft.search.features import FeatureTable
+from autopeft.search.genome import Codec, Genome
+from autopeft.search.options import Grid, build_grid
+from autopeft.search.source import SpaceSource, available_spaces, read_source
+
+__all__ = ["SearchSpace", "available_spaces"]
+
+
+class SearchSpace:
+    """Every candidate a search may try on one model. Make one with `from_source`.
+
+    Args:
+        source: The space as written.
+        topology: Where adapters can go.
+        base: Training settings every candidate shares (steps, batch size, ...).
+
+    Attributes:
+        grid: Units and options.
+        codec: Genomes into candidates and parameters, and back.
+        drawer: Random genomes.
+    """
+
+    def __init__(self, source: SpaceSource, topology: Topology, base: TrainSettings) -> None:
+        self.source = source
+        self.topology = topology
+        self.base = base
+        self.grid: Grid = build_grid(source, topology)
+        self.codec = Codec(source, self.grid, base, has_head=topology.head_params > 0)
+        self.drawer = Drawer(source, self.grid, topology.head_params)
+
+    @classmethod
+    def from_source(
+        cls,
+        source: str | Path | Mapping[str, Any],
+        topology: Topology,
+        *,
+        steps: int = 100,
+        batch_size: int = 16,
+        weight_decay: float = 0.0,
+        warmup_fraction: float = 0.1,
+    ) -> SearchSpace:
+        """The space of that name (`available_spaces()`), in that file, or in that mapping.
+
+        Raises:
+            SpaceError: for any mistake, naming field, value and remedy.
+        """
+        base = TrainSettings(
+            learning_rate=1e-3,
+            steps=steps,
+            batch_size=batch_size,
+            weight_decay=weight_decay,
+            warmup_fraction=warmup_fraction,
+        )
+        return cls(read_source(source), topology, base)
+
+    @property
+    def name(self) -> str:
+        """The shipped space's or the file's name; "custom" for a mapping."""
+        return self.source.name
+
+    def describe(self) -> str:
+        """One line: what shares a choice, methods, number of architectures, range of costs."""
+        low, high = self.cost_range()
+        log10 = float(np.log10(self.grid.legal.sum(axis=1)).sum())
+        return (
+            f"{len(self.grid.units)} choices ({self.source.granularity}), "
+            f"methods {', '.join(self.methods)}, about 1e{log10:.0f} architectures, "
+            f"{low:,.0f} to {high:,.0f} trainable parameters"
+        )
+
+    # --- size ------------------------------------------------------------------------------------
+
+    @property
+    def n_architectures(self) -> float:
+        """How many plans there are; may be inf. Limits on adapted blocks are not counted."""
+        return float(np.prod(self.grid.legal.sum(axis=1).astype(float)))
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Methods in use."""
+        return self.grid.methods
+
+    def cost_range(self) -> tuple[float, float]:
+        """Fewest and most trainable parameters, a new head included."""
+        return self.drawer.cost_range()
+
+    # --- candidates ------------------------------------------------------------------------------
+
+    def draw(self, rng: np.random.Generator) -> Candidate:
+        """Uniformly, unit by unit. Costs crowd in the middle of the axis; see `draw_stratified`."""
+        return self.codec.candidate(self.drawer.uniform(rng))
+
+    def draw_stratified(self, rng: np.random.Generator) -> Candidate:
+        """First the cost, uniform on a log scale, then a plan that spends it."""
+        return self.codec.candidate(self.drawer.stratified(rng))
+
+    def draw_at_cost(self, rng: np.random.Generator, log_cost: float) -> Candidate:
+        """A plan with about exp(log_cost) trainable parameters."""
+        return self.codec.candidate(self.drawer.at_cost(rng, log_cost))
+
+    def mutate(self, candidate: Candidate, rng: np.random.Generator) -> Candidate:
+        """A neighbour of a candidate."""
+        return self.codec.candidate(self.drawer.mutate(self.codec.genome(candidate), rng))
+
+    def crossover(self, first: Candidate, second: Candidate, rng: np.random.Generator) -> Candidate:
+        """A child of two candidates."""
+        parents = self.codec.genome(first), self.codec.genome(second)
+        return self.codec.candidate(self.drawer.crossover(*parents, rng))
+
+    def neighbours_in_rate(self, candidate: Candidate) -> tuple[Candidate, ...]:
+        """The same architecture at a lower and at a higher learning rate."""
+        near = self.drawer.neighbours_in_rate(self.codec.genome(candidate))
+        return tuple(self.codec.candidate(genome) for genome in near)
+
+    def contains(self, candidate: Candidate) -> bool:
+        """Whether a candidate is a point of this space."""
+        from autopeft.errors import SpaceError
+
+        try:
+            self.codec.genome(candidate)
+        except SpaceError:
+            return False
+        return True
+
+    # --- parameters and features -----------------------------------------------------------------
+
+    def encode(self, candidate: Candidate) -> dict[str, Any]:
+        """Legible parameters such as `layer.03.method`, `layer.03.rank`, `lr_position`.
+
+        Raises:
+            SpaceError: if the candidate is not a point of this space.
+        """
+        return self.codec.params(self.codec.genome(candidate))
+
+    def decode(self, params: Mapping[str, Any]) -> Candidate:
+        """The candidate of such parameters."""
+        return self.codec.candidate(self.codec.from_params(params))
+
+    @cached_property
+    def parameters(self) -> dict[str, dict[str, Any]]:
+        """Every parameter as plain data; see `Codec.parameters`."""
+        return self.codec.parameters()
+
+    @cached_property
+    def table(self) -> FeatureTable:
+        """Features of each option."""
+        return FeatureTable.of(self.grid)
+
+    def features(self, candidate: Candidate) -> NDArray[np.float64]:
+        """Features of a candidate for a model of quality; see `FeatureTable.of_options`."""
+        return self.features_of([self.codec.genome(candidate)])[0]
+
+    def features_of(self, genomes: list[Genome]) -> NDArray[np.float64]:
+        """Features of genomes, shape (n, n_features)."""
+        options = np.array([genome.options for genome in genomes])
+        positions = np.array([genome.position for genome in genomes])
+        log_params = np.log(np.maximum(self.drawer.params(options), 1.0))
+        return self.table.of_options(options, positions, log_params)
+
+    # --- known recipes ---------------------------------------------------------------------------
+
+    def baselines(self, n_max: int | None = None) -> tuple[Candidate, ...]:
+        """The tuned-LoRA grid, most telling first; empty if the space has no LoRA."""
+        return tuple(self.codec.candidate(g) for g in recipes.baselines(self.codec, n_max))
+
+    def reference(self) -> Candidate:
+        """No adapter."""
+        return self.codec.candidate(recipes.reference(self.codec))
+
+    def portfolio(self, n_max: int | None = None) -> tuple[Candidate, ...]:
+        """Strong known recipes besides LoRA."""
+        return tuple(self.codec.candidate(g) for g in recipes.portfolio(self.codec, n_max))
