@@ -10,9 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
+from autopeft.outcome import BudgetReport
 from autopeft.report.figures import BLUE, GREEN, GREY, RED
 from autopeft.report.plan_text import human_seconds
-from autopeft.report.record import RunRecord
+from autopeft.report.trials_csv import TrialLine
 from autopeft.report.view import FrontView
 
 
@@ -29,7 +30,7 @@ def _floor(scores: Sequence[float]) -> float | None:
     return floor if ordered[0] < floor else None
 
 
-def curves_plot(record: RunRecord, shown: FrontView) -> Figure:
+def curves_plot(trials: Sequence[TrialLine], shown: FrontView) -> Figure:
     """The score at each rung: front members strong, pruned trials end in a cross."""
     figure = Figure(figsize=(8, 4.6), layout="constrained")
     axes = figure.add_subplot()
@@ -43,15 +44,15 @@ def curves_plot(record: RunRecord, shown: FrontView) -> Figure:
     steps: set[int] = set()
     for kind, look in looks.items():
         label = look.pop("label")
-        for outcome in record.outcomes:
-            is_member = outcome.candidate.digest in members
-            if not outcome.rungs or kind != ("front" if is_member else outcome.state):
+        for trial in trials:
+            is_member = trial.digest in members
+            if not trial.rungs or kind != ("front" if is_member else trial.state):
                 continue
-            xs = [step for step, _ in outcome.rungs]
+            xs = [step for step, _ in trial.rungs]
             steps.update(xs)
             axes.plot(
                 xs,
-                [score for _, score in outcome.rungs],
+                [score for _, score in trial.rungs],
                 marker="x" if kind in ("pruned", "failed") else "o",
                 markevery=[-1],
                 ms=5 if kind in ("pruned", "failed") else 3.5,
@@ -62,7 +63,7 @@ def curves_plot(record: RunRecord, shown: FrontView) -> Figure:
     is_loss = shown.quality.direction == "maximize"
     axes.set_ylabel("minus the validation loss" if is_loss else shown.quality.name)
     axes.set_xlabel("optimiser steps")
-    scores = [score for outcome in record.outcomes for _, score in outcome.rungs]
+    scores = [score for trial in trials for _, score in trial.rungs]
     axes.set_ylim(bottom=_floor(scores))
     axes.set_title("What each trial said at its rungs")
     if steps:
@@ -90,11 +91,11 @@ def _bars(axes: Axes, title: str, parts: Mapping[str, float], colour: str) -> No
     axes.tick_params(axis="y", length=0)
 
 
-def budget_plot(record: RunRecord) -> Figure:
+def budget_plot(budget: BudgetReport) -> Figure:
     """Wall-clock seconds by phase, and the workers' seconds by activity."""
     panels = [
-        (f"Wall clock: {human_seconds(record.budget.spent_seconds)}", record.budget.phases, BLUE),
-        ("Workers, all together", record.budget.worker_seconds, GREEN),
+        (f"Wall clock: {human_seconds(budget.spent_seconds)}", budget.phases, BLUE),
+        ("Workers, all together", budget.worker_seconds, GREEN),
     ]
     panels = [panel for panel in panels if panel[1]]
     sizes = [len(parts) + 1.2 for _, parts, _ in panels] or [1.0]

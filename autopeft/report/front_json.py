@@ -15,8 +15,8 @@ from autopeft.pricing import Price
 from autopeft.report.files import finite, strict_json, write_text
 from autopeft.report.interval import METHOD
 from autopeft.report.plan_text import plan_summary
-from autopeft.report.record import AdapterScore, DataSummary, RunRecord
-from autopeft.report.view import Entry, FrontView, SeedLine, view
+from autopeft.report.record import AdapterScore, DataSummary
+from autopeft.report.view import Entry, FrontView, SeedLine
 
 SCHEMA = 1
 
@@ -62,6 +62,8 @@ def front_to_json(shown: FrontView) -> dict[str, Any]:
         "intervals": METHOD,
         "model": shown.model,
         "task": shown.task,
+        "settings": dict(shown.settings),
+        "n_layers": shown.n_layers,
         "data": shown.data.to_json(),
         "versions": dict(shown.versions),
         "warnings": list(shown.warnings),
@@ -72,13 +74,13 @@ def front_to_json(shown: FrontView) -> dict[str, Any]:
     return clean
 
 
-def write_front(record: RunRecord, path: Path) -> None:
+def write_front(shown: FrontView, path: Path) -> None:
     """Writes front.json in one step.
 
     Raises:
         OSError: if the folder cannot be written.
     """
-    write_text(path, strict_json(front_to_json(view(record))))
+    write_text(path, strict_json(front_to_json(shown)))
 
 
 def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
@@ -144,8 +146,8 @@ def front_from_json(content: Mapping[str, Any]) -> FrontView:
         data=DataSummary.from_json(content["data"]),
         versions=content["versions"],
         warnings=tuple(content["warnings"]),
-        model=content["model"],
-        task=content["task"],
+        settings=content["settings"],
+        n_layers=content["n_layers"],
         started=content["started"],
         ended=content["ended"],
         is_confirmed=content["confirmed"],

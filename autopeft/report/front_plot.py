@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from autopeft.outcome import Objective, Outcome
+from autopeft.outcome import Objective
 from autopeft.report.figures import AXIS_WORDS, BLUE, GREY, INK, ORANGE
 from autopeft.report.plan_text import human_value
-from autopeft.report.record import RunRecord
+from autopeft.report.trials_csv import TrialLine
 from autopeft.report.view import Entry, FrontView
 
 
@@ -91,17 +91,8 @@ def _errorbar(
     axes.errorbar(xs, ys, yerr=[low, high], **look)
 
 
-def _scatter_trials(
-    axes: Axes, outcomes: Sequence[Outcome], shown: FrontView, cost: Objective, **style: Any
-) -> None:
-    if outcomes:
-        xs = [outcome.objectives[cost.name] for outcome in outcomes]
-        ys = [outcome.objectives[shown.quality.name] for outcome in outcomes]
-        axes.scatter(xs, ys, **style)
-
-
 def _ink(
-    shown: FrontView, cost: Objective, complete: Sequence[Outcome]
+    shown: FrontView, cost: Objective, complete: Sequence[TrialLine]
 ) -> list[tuple[float, float]]:
     """Points along everything a label must not cover: markers, intervals, the front's line."""
     quality = shown.quality.name
@@ -117,70 +108,50 @@ def _ink(
     return [spot for spot in spots if all(map(math.isfinite, spot))]
 
 
-def front_plot(record: RunRecord, shown: FrontView, cost: Objective) -> Figure:
-    """Quality over one cost: the front with its intervals, every complete trial faint behind it."""
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.add_subplot()
-    baseline = shown.baseline
-    tuned = baseline.digest if baseline is not None else None
-    complete = [o for o in record.outcomes if o.state == "complete" and o.candidate.plan.specs]
-    split = "test" if shown.is_confirmed else "validation"
-    loras = [o for o in complete if o.origin == "baseline"]
-    others = [o for o in complete if o.origin != "baseline"]
-    _scatter_trials(
-        axes, others, shown, cost, s=14, color=GREY, alpha=0.45, lw=0, label="trials (validation)"
-    )
-    _scatter_trials(
-        axes,
-        loras,
-        shown,
-        cost,
-        s=18,
-        marker="D",
-        color=ORANGE,
-        alpha=0.4,
-        lw=0,
-        label="LoRA baselines (validation)",
-    )
-    dominated = [e for e in shown.dominated_finalists if e.candidate.plan.specs]
-    _errorbar(
-        axes,
-        [e for e in dominated if e.digest != tuned],
-        shown,
-        cost,
-        color=GREY,
-        mfc="white",
-        ms=5,
-        label="dominated finalists",
-    )
-    front = list(shown.front)
+def _draw_trials(
+    axes: Axes, trials: Sequence[TrialLine], shown: FrontView, cost: Objective
+) -> None:
+    """Every complete trial, faint, LoRA baselines told apart."""
+    complete = _complete(trials)
+    for is_lora in (False, True):
+        outcomes = [o for o in complete if (o.origin == "baseline") == is_lora]
+        if not outcomes:
+            continue
+        axes.scatter(
+            [o.objectives[cost.name] for o in outcomes],
+            [o.objectives[shown.quality.name] for o in outcomes],
+            s=18 if is_lora else 14,
+            marker="D" if is_lora else "o",
+            color=ORANGE if is_lora else GREY,
+            alpha=0.45,
+            lw=0,
+            label="LoRA baselines (validation)" if is_lora else "trials (validation)",
+        )
+
+
+def _draw_front(axes: Axes, shown: FrontView, cost: Objective) -> None:
+    """Finalists with their intervals; the tuned LoRA in its own colour, on the front or not."""
+    tuned = shown.baseline
+    front = [e for e in shown.front if tuned is None or e.digest != tuned.digest]
+    dominated = [e for e in _dominated(shown) if tuned is None or e.digest != tuned.digest]
+    hollow = {"color": GREY, "mfc": "white", "ms": 5, "label": "dominated finalists"}
+    _errorbar(axes, dominated, shown, cost, **hollow)
     axes.plot(
-        [e.objectives[cost.name] for e in front],
-        [e.objectives[shown.quality.name] for e in front],
+        [e.objectives[cost.name] for e in shown.front],
+        [e.objectives[shown.quality.name] for e in shown.front],
         color=BLUE,
         lw=1,
         alpha=0.35,
     )
-    _errorbar(
-        axes,
-        [e for e in front if e.digest != tuned],
-        shown,
-        cost,
-        color=BLUE,
-        ms=6,
-        label=f"front ({split})",
-    )
-    if baseline is not None:
-        _errorbar(
-            axes,
-            [baseline],
-            shown,
-            cost,
-            fmt="D",
-            color=ORANGE,
-            ms=7,
-            label=f"tuned LoRA ({'test' if baseline.is_confirmed else 'validation'})",
-        )
+    label = f"front ({_split(shown.is_confirmed)})"
+    _errorbar(axes, front, shown, cost, color=BLUE, ms=6, label=label)
+    if tuned is not None:
+        label = f"tuned LoRA ({_split(tuned.is_confirmed)})"
+        _errorbar(axes, [tuned], shown, cost, fmt="D", color=ORANGE, ms=7, label=label)
+
+
+def _draw_marks(axes: Axes, shown: FrontView, cost: Objective) -> None:
+    """A ring about the pick, a line at the height of no adapter at all."""
     picked = shown.find(shown.best) if shown.best else None
     if picked is not None:
         axes.scatter(
@@ -193,21 +164,42 @@ def front_plot(record: RunRecord, shown: FrontView, cost: Objective) -> Figure:
             label="the pick",
             zorder=5,
         )
-    reference = shown.reference
-    if reference is not None:
-        height = reference.objectives[shown.quality.name]
-        split = "test" if reference.is_confirmed else "validation"
-        label = f"no adapter ({split})"
+    if shown.reference is not None:
+        height = shown.reference.objectives[shown.quality.name]
+        label = f"no adapter ({_split(shown.reference.is_confirmed)})"
         axes.axhline(height, color=INK, lw=0.9, ls=(0, (4, 3)), label=label)
-    values = [e.objectives[cost.name] for e in (*front, *dominated)]
-    values += [o.objectives[cost.name] for o in complete]
-    _cost_axis(axes, cost, values)
+
+
+def _complete(trials: Sequence[TrialLine]) -> list[TrialLine]:
+    return [trial for trial in trials if trial.state == "complete" and trial.n_sites]
+
+
+def _dominated(shown: FrontView) -> list[Entry]:
+    return [entry for entry in shown.dominated_finalists if entry.candidate.plan.specs]
+
+
+def _split(is_confirmed: bool) -> str:
+    return "test" if is_confirmed else "validation"
+
+
+def front_plot(trials: Sequence[TrialLine], shown: FrontView, cost: Objective) -> Figure:
+    """Quality over one cost: the front with its intervals, every complete trial faint behind it."""
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot()
+    _draw_trials(axes, trials, shown, cost)
+    _draw_front(axes, shown, cost)
+    _draw_marks(axes, shown, cost)
+    costs = [trial.objectives[cost.name] for trial in _complete(trials)]
+    costs += [entry.objectives[cost.name] for entry in (*shown.front, *_dominated(shown))]
+    _cost_axis(axes, cost, [value for value in costs if math.isfinite(value)])
     axes.set_ylabel(f"{shown.quality.name} {shown.quality.unit}".strip())
     axes.set_title(f"{shown.quality.name} against {AXIS_WORDS.get(cost.name, cost.name)}")
     axes.margins(0.06, 0.08)
-    figure.legend(loc="outside lower center", ncols=4)
+    if axes.get_legend_handles_labels()[0]:
+        figure.legend(loc="outside lower center", ncols=4)
     figure.draw_without_rendering()  # settles the limits the labels are placed by
-    places = [(e.objectives[cost.name], e.objectives[shown.quality.name]) for e in front]
+    quality = shown.quality.name
+    places = [(e.objectives[cost.name], e.objectives[quality]) for e in shown.front]
     points = [(x, y, str(number)) for number, (x, y) in enumerate(places, start=1)]
-    _place_numbers(axes, points, _ink(shown, cost, complete))
+    _place_numbers(axes, points, _ink(shown, cost, _complete(trials)))
     return figure

@@ -127,5 +127,6 @@ def human_value(value: float, unit: str) -> str:
         return human_count(value)
     if not math.isfinite(value):
         return "-"
-    text = f"{value:.3f}" if abs(value) < 100 else f"{value:.4g}"
-    return f"{text} {unit}".strip()
+    if unit:
+        return f"{value:.3g} {unit}"
+    return f"{value:.3f}" if abs(value) < 100 else f"{value:.4g}"

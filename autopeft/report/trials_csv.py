@@ -1,19 +1,45 @@
-"""trials.csv: one row a trial, whatever its state."""
+"""trials.csv: one row a trial, whatever its state; and what the plots need of it."""
 
 from __future__ import annotations
 
 import csv
 import io
 import math
-from dataclasses import fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 
+from autopeft.errors import StorageError
 from autopeft.outcome import Outcome
 from autopeft.plan import TrainSettings
 from autopeft.pricing import Price
 from autopeft.report.files import write_text
 from autopeft.report.plan_text import plan_summary
 from autopeft.report.record import RunRecord
+
+
+@dataclass(frozen=True)
+class TrialLine:
+    """What the plots know of a trial: it can be had from a record or from trials.csv.
+
+    Attributes:
+        number: The trial's number in the study.
+        state: "complete", "pruned" or "failed".
+        origin: Where the candidate came from.
+        digest: The candidate's identity.
+        n_sites: Adapted sites; 0 for the reference.
+        objectives: Value by objective name, as found on the validation split.
+        rungs: Pairs (step, score).
+    """
+
+    number: int
+    state: str
+    origin: str
+    digest: str
+    n_sites: int
+    objectives: Mapping[str, float]
+    rungs: tuple[tuple[int, float], ...] = ()
+
 
 _TRAIN = ("learning_rate", *(f.name for f in fields(TrainSettings) if f.name != "learning_rate"))
 
@@ -86,3 +112,56 @@ def write_trials(record: RunRecord, path: Path) -> None:
         OSError: if the folder cannot be written.
     """
     write_text(path, trials_csv(record))
+
+
+def trial_lines(record: RunRecord) -> tuple[TrialLine, ...]:
+    """The trials of a record, as the plots take them."""
+    return tuple(
+        TrialLine(
+            o.number,
+            o.state,
+            o.origin,
+            o.candidate.digest,
+            len(o.candidate.plan.specs),
+            dict(o.objectives),
+            o.rungs,
+        )
+        for o in record.outcomes
+    )
+
+
+def _read_line(row: Mapping[str, str]) -> TrialLine:
+    def numbers(prefix: str) -> dict[str, float]:
+        cells = {n.removeprefix(prefix): cell for n, cell in row.items() if n.startswith(prefix)}
+        return {name: float(cell) for name, cell in cells.items() if cell}
+
+    objectives = numbers("objective.")
+    if row["state"] == "complete":  # an empty cell of a complete trial was no finite number
+        names = [name.removeprefix("objective.") for name in row if name.startswith("objective.")]
+        objectives = {name: objectives.get(name, math.nan) for name in names}
+    return TrialLine(
+        int(row["number"]),
+        row["state"],
+        row["origin"],
+        row["digest"],
+        int(row["n_sites"]),
+        objectives,
+        tuple(sorted((int(step), score) for step, score in numbers("rung.").items())),
+    )
+
+
+def read_trials(path: Path) -> tuple[TrialLine, ...]:
+    """The trials of a trials.csv.
+
+    Raises:
+        StorageError: if the file is missing or no trials.csv.
+    """
+    remedy = "run `autopeft resume` on the folder to have it written anew"
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return tuple(_read_line(row) for row in csv.DictReader(file))
+    except OSError as error:
+        raise StorageError("trials.csv", str(path), f"cannot be read ({error})", remedy) from error
+    except (KeyError, TypeError, ValueError) as error:
+        problem = f"is not a table of trials ({type(error).__name__}: {error})"
+        raise StorageError("trials.csv", str(path), problem, remedy) from error

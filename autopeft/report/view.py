@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from autopeft.outcome import BudgetReport, Finalist, Objective, Outcome, Verdict
 from autopeft.plan import Candidate
 from autopeft.pricing import Price
+from autopeft.report.files import finite
 from autopeft.report.interval import Interval, cost_interval, quality_interval
 from autopeft.report.record import AdapterScore, DataSummary, RunRecord
 from autopeft.search.front import Array, non_dominated, orient
@@ -82,8 +84,8 @@ class FrontView:
         data: What was learned from.
         versions: Version by package.
         warnings: One line each.
-        model: As in the settings.
-        task: As in the settings.
+        settings: As resolved, JSON-like values.
+        n_layers: Blocks of the model that the search reached.
         started: ISO 8601 time.
         ended: ISO 8601 time.
         is_confirmed: True if the front's numbers are of the test split.
@@ -103,8 +105,8 @@ class FrontView:
     data: DataSummary = field(default_factory=DataSummary)
     versions: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
-    model: str = ""
-    task: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    n_layers: int = 0
     started: str = ""
     ended: str = ""
     is_confirmed: bool = True
@@ -119,6 +121,16 @@ class FrontView:
     def costs(self) -> tuple[Objective, ...]:
         """The cost objectives."""
         return self.objectives[1:]
+
+    @property
+    def model(self) -> str:
+        """Folder or hub id of the base model."""
+        return str(self.settings.get("model", ""))
+
+    @property
+    def task(self) -> str:
+        """The task's name."""
+        return str(self.settings.get("task", ""))
 
     def entries(self) -> tuple[Entry, ...]:
         """Every entry shown anywhere, each digest once."""
@@ -267,8 +279,9 @@ def view(record: RunRecord) -> FrontView:
         data=record.data,
         versions=dict(record.versions),
         warnings=tuple(warnings),
-        model=str(record.settings.get("model", "")),
-        task=str(record.settings.get("task", "")),
+        settings=finite(record.settings),
+        n_layers=1
+        + max((s.layer for o in record.outcomes for s in o.candidate.plan.specs), default=-1),
         started=record.started,
         ended=record.ended,
         is_confirmed=bool(finalists),

@@ -16,7 +16,6 @@ from matplotlib.patches import Rectangle
 
 from autopeft.plan import ROLES
 from autopeft.report.plan_text import human_value, role_word
-from autopeft.report.record import RunRecord
 from autopeft.report.view import Entry, FrontView
 
 _NO_SIZE = "#f0c987"  # a warm tone that the blue scale of ranks does not contain
@@ -84,18 +83,17 @@ def _marks(shown: FrontView) -> list[tuple[str, str | None]]:
     return [("the pick", shown.best), ("tuned LoRA", tuned)]
 
 
-def where_plot(record: RunRecord, shown: FrontView) -> Figure:
+def where_plot(shown: FrontView) -> Figure:
     """One map a front member: layers across, roles down, colour for rank, letter for method.
 
     Args:
-        record: Tells how many layers the search reached.
         shown: With at least one member on its front.
     """
     plans = [entry.candidate.plan for entry in shown.front]
     specs = [spec for plan in plans for spec in plan.specs]
     used = {spec.role for spec in specs}
     roles = [role for role in ROLES if role in used]
-    n_layers = 1 + max(s.layer for o in record.outcomes for s in o.candidate.plan.specs)
+    n_layers = shown.n_layers
     letters = method_letters(spec.method for spec in specs)
     ranks = [spec.rank for spec in specs if spec.rank] or [1]
     scale = mpl.colormaps["Blues"].resampled(256)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from autopeft.report.files import write_text
 from autopeft.report.front_json import write_front
+from autopeft.report.html import page
+from autopeft.report.markdown import report_markdown
+from autopeft.report.plots import write_plots
 from autopeft.report.record import RunRecord
-from autopeft.report.trials_csv import write_trials
+from autopeft.report.trials_csv import TrialLine, read_trials, trial_lines, write_trials
+from autopeft.report.view import FrontView, view
 
 
 def write_report(record: RunRecord, folder: Path) -> None:
-    """Writes front.json, trials.csv, report.md, plots/*.png and report.html, each in one step.
+    """Writes front.json, trials.csv, plots/*.png, report.md and report.html, each in one step.
 
     Args:
         record: What the search knows.
@@ -19,5 +25,27 @@ def write_report(record: RunRecord, folder: Path) -> None:
     Raises:
         OSError: if the folder cannot be written.
     """
-    write_front(record, folder / "front.json")
+    shown = view(record)
+    write_front(shown, folder / "front.json")
     write_trials(record, folder / "trials.csv")
+    _write(shown, trial_lines(record), folder)
+
+
+def write_pages(shown: FrontView, folder: Path) -> None:
+    """Writes plots, report.md and report.html anew from a front.json and the trials.csv beside it.
+
+    Args:
+        shown: What `read_front` gave.
+        folder: The output folder, with its trials.csv.
+
+    Raises:
+        StorageError: if trials.csv is missing or damaged.
+        OSError: if the folder cannot be written.
+    """
+    _write(shown, read_trials(folder / "trials.csv"), folder)
+
+
+def _write(shown: FrontView, trials: Sequence[TrialLine], folder: Path) -> None:
+    plots = write_plots(shown, trials, folder / "plots")
+    write_text(folder / "report.md", report_markdown(shown))
+    write_text(folder / "report.html", page(shown, trials, plots))
