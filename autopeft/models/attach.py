@@ -1,0 +1,254 @@
+"""Plan -> modules attached: peft's layers, put where the plan says, and taken out again.
+
+peft is made to inject into a small holder that has only one group's modules as children, never into
+the model itself. That keeps one injection from freezing or deactivating what another has put in,
+needs no walk over the whole model, and makes detaching a matter of putting the original modules
+back, which are never touched.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import PeftConfig
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+from torch import nn
+
+from autopeft import methods
+from autopeft.methods import HEAD, Method
+from autopeft.plan import AdapterPlan, Candidate, TrainSettings
+from autopeft.pricing import check_plan, count_trainable
+
+if TYPE_CHECKING:
+    from autopeft.models.backbone import Backbone
+    from autopeft.models.topology import Layout
+
+ADAPTER_NAME = "default"
+"""peft's name for an adapter; groups never share a module, so all can have the same."""
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters that share a learning rate.
+
+    Attributes:
+        method: A method's name, or "head".
+        learning_rate: Peak rate.
+        parameters: All of that method's trainable parameters, in the plan's order.
+    """
+
+    method: str
+    learning_rate: float
+    parameters: tuple[nn.Parameter, ...]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Modules that one peft configuration covers.
+
+    Attributes:
+        method: Their method.
+        ranks: Module path -> rank.
+        feedforward: Those whose input is changed instead of their output, where it is a choice.
+        transposed: True if their weights are stored as (in, out).
+    """
+
+    method: Method
+    ranks: Mapping[str, int]
+    feedforward: tuple[str, ...] = ()
+    transposed: bool = False
+
+    def config(self, train: TrainSettings, rename: Mapping[str, str] | None = None) -> PeftConfig:
+        """The configuration that peft takes.
+
+        Args:
+            train: Gives dropout and alpha.
+            rename: Module path -> the name to target it by; default: the path.
+        """
+        names = rename or {path: path for path in self.ranks}
+        ranks = {names[path]: rank for path, rank in self.ranks.items()}
+        arguments = self.method.peft_config_for(ranks, train)
+        kind = arguments.pop("peft_type")
+        if kind == "IA3":
+            arguments["feedforward_modules"] = [names[path] for path in self.feedforward]
+        if self.transposed:
+            arguments["fan_in_fan_out"] = True
+        return PEFT_TYPE_TO_CONFIG_MAPPING[kind](target_modules=list(ranks), **arguments)
+
+
+def groups_of(plan: AdapterPlan, layout: Layout) -> tuple[Group, ...]:
+    """The plan as peft sees it: one group for each configuration, in a fixed order."""
+    ranks: dict[tuple[str, int, bool], dict[str, int]] = {}
+    feedforward: dict[tuple[str, int, bool], list[str]] = {}
+    for spec in plan.specs:
+        method = methods.get(spec.method)
+        key = (
+            spec.method,
+            0 if method.rank_pattern else spec.rank,
+            spec.role in layout.topology.transposed_roles,
+        )
+        for path in layout.modules[spec.layer, spec.role]:
+            ranks.setdefault(key, {})[path] = spec.rank
+            if spec.role in method.input_side_roles:
+                feedforward.setdefault(key, []).append(path)
+    return tuple(
+        Group(methods.get(key[0]), ranks[key], tuple(feedforward.get(key, ())), key[2])
+        for key in sorted(ranks)
+    )
+
+
+@dataclass(frozen=True)
+class Part:
+    """One injected group.
+
+    Attributes:
+        group: What was asked for.
+        tuner: peft's tuner around the holder.
+        holder_names: Module path -> its name in the holder.
+        layers: Module path -> the layer now in its place.
+    """
+
+    group: Group
+    tuner: Any
+    holder_names: Mapping[str, str]
+    layers: Mapping[str, nn.Module] = field(repr=False)
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The trainable parameters."""
+        for layer in self.layers.values():
+            yield from (p for p in layer.parameters() if p.requires_grad)
+
+
+class Attached:
+    """A candidate in place. Use it as a context manager, or call `detach` when done.
+
+    Attributes:
+        model: The base model with the adapters in it, in evaluation mode.
+        candidate: What is attached.
+        backbone: Where it is attached.
+        seed: What its initial values came from.
+        parts: The injected groups.
+    """
+
+    def __init__(self, backbone: Backbone, candidate: Candidate, *, seed: int) -> None:
+        if backbone.attached is not None:
+            raise RuntimeError("a candidate is attached already; detach it first")
+        check_plan(backbone.topology, candidate.plan)
+        self.backbone = backbone
+        self.model = backbone.model
+        self.candidate = candidate
+        self.seed = seed
+        self.parts: tuple[Part, ...] = ()
+        self._originals: dict[str, nn.Module] = {}
+        self._was_training = backbone.model.training
+        self._head_before = [p.detach().clone() for p in self.head_parameters()]
+        backbone.attached = self
+        try:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                self._start_head()
+                self.parts = tuple(
+                    self._inject(group) for group in groups_of(candidate.plan, backbone.layout)
+                )
+            self._check_count()
+        except BaseException:
+            self.detach()
+            raise
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """Parameters of the new head, [] where the model has none."""
+        return [
+            parameter
+            for path in self.backbone.head
+            for parameter in self.model.get_submodule(path).parameters(recurse=False)
+        ]
+
+    def _start_head(self) -> None:
+        for path in self.backbone.head:
+            module = self.model.get_submodule(path)
+            module.__dict__.pop("_is_hf_initialized", None)
+            for parameter in module.parameters(recurse=False):
+                # transformers refuses to initialise again what carries this mark.
+                parameter.__dict__.pop("_is_hf_initialized", None)
+                parameter.requires_grad_(True)
+            self.model._init_weights(module)  # type: ignore[operator]
+
+    def _inject(self, group: Group) -> Part:
+        holder = nn.Module()
+        names = {path: f"m{i}" for i, path in enumerate(group.ranks)}
+        for path, name in names.items():
+            original = self.model.get_submodule(path)
+            self._originals[path] = original
+            holder.add_module(name, original)
+        config = group.config(self.candidate.train, rename=names)
+        with warnings.catch_warnings():
+            # Said of every normalisation, whose widths LN tuning does not need.
+            warnings.filterwarnings("ignore", "Unsupported layer type", UserWarning)
+            tuner = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type](
+                holder, {ADAPTER_NAME: config}, ADAPTER_NAME
+            )
+        layers = {path: holder.get_submodule(name) for path, name in names.items()}
+        for path, layer in layers.items():
+            if layer is self._originals[path]:
+                raise RuntimeError(f"{group.method.name} was not attached to {path}")
+            replace_module(self.model, path, layer.train(self._was_training))
+        return Part(group, tuner, names, layers)
+
+    def _check_count(self) -> None:
+        live = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        priced = count_trainable(self.backbone.topology, self.candidate.plan)
+        if live != priced:
+            raise RuntimeError(
+                f"the attached model trains {live} parameters, but {priced} were priced"
+            )
+
+    def parameter_groups(self) -> tuple[ParameterGroup, ...]:
+        """All trainable parameters, by method, the head last."""
+        by_method: dict[str, list[nn.Parameter]] = {}
+        for part in self.parts:
+            by_method.setdefault(part.group.method.name, []).extend(part.parameters())
+        if self.backbone.head:
+            by_method[HEAD] = self.head_parameters()
+        train = self.candidate.train
+        return tuple(
+            ParameterGroup(name, train.rate_for(name), tuple(parameters))
+            for name, parameters in by_method.items()
+        )
+
+    def detach(self) -> None:
+        """Gives the base model back as it was, bit for bit; harmless if done already."""
+        if self.backbone.attached is not self:
+            return
+        for path, original in self._originals.items():
+            replace_module(self.model, path, original)
+        with torch.no_grad():
+            for parameter, before in zip(self.head_parameters(), self._head_before, strict=True):
+                parameter.copy_(before)
+                parameter.grad = None
+                parameter.requires_grad_(False)
+        self.model.train(self._was_training)
+        self.parts = ()
+        self._originals = {}
+        self.backbone.attached = None
+
+    def __enter__(self) -> Attached:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.detach()
+
+
+def replace_module(model: nn.Module, path: str, module: nn.Module) -> None:
+    """Puts a module in the place that a path names."""
+    parent, _, name = path.rpartition(".")
+    model.get_submodule(parent)._modules[name] = module

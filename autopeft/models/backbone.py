@@ -1,0 +1,324 @@
+"""Loads the frozen base model once, and gives it back pristine after every candidate."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from torch import nn
+from transformers.utils import logging as transformers_logging
+
+from autopeft.errors import ModelError
+from autopeft.models import checkpoint
+from autopeft.models.topology import Layout, RoleMap, find_layout
+from autopeft.plan import Candidate
+from autopeft.pricing import Topology
+
+if TYPE_CHECKING:
+    from autopeft.models.attach import Attached
+
+
+class Backbone:
+    """A frozen model: its layout, its new head if it has one, and `attach`.
+
+    Dropout of the base is switched off: the frozen part then computes the same for the same rows,
+    so that it can be cached, and a candidate's own `dropout` is the only one.
+
+    Attributes:
+        model: The model itself; nothing in it requires a gradient unless a candidate is attached.
+        layout: Where adapters can go.
+        head: Paths of the modules that the checkpoint lacks (a new classification head); they are
+            trained with every candidate.
+        base_model: Folder or hub id it came from, "" if built in memory.
+        revision: Revision of a hub model.
+        auto_class: Name of the class of transformers that loads it.
+        model_kwargs: What that class was given besides.
+        dropouts: (name of a sub-configuration or "", field) -> what dropout was before.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        head: Sequence[str] = (),
+        role_map: RoleMap | None = None,
+        base_model: str = "",
+        revision: str | None = None,
+        auto_class: str = "",
+        model_kwargs: Mapping[str, Any] | None = None,
+        dropouts: Mapping[tuple[str, str], float] | None = None,
+    ) -> None:
+        self.model = model.requires_grad_(False)
+        self.head = tuple(head)
+        self.role_map = dict(role_map or {})
+        self.base_model = base_model
+        self.revision = revision
+        self.auto_class = auto_class or type(model).__name__
+        self.model_kwargs = dict(model_kwargs or {})
+        self.dropouts = dict(dropouts or {})
+        self.attached: Attached | None = None
+        self.layout: Layout = find_layout(
+            model,
+            role_map=role_map,
+            head_params=sum(
+                p.numel() for path in self.head for p in own_parameters(model.get_submodule(path))
+            ),
+            name=base_model,
+        )
+
+    @property
+    def topology(self) -> Topology:
+        """The model's shapes, as plain data."""
+        return self.layout.topology
+
+    def attach(self, candidate: Candidate, *, seed: int) -> Attached:
+        """Attaches a candidate's adapters and initialises them and the head.
+
+        Args:
+            candidate: What to attach.
+            seed: Decides every random initial value; the global generator is left alone.
+
+        Returns:
+            The attached candidate, a context manager that detaches at its end.
+
+        Raises:
+            SpaceError: if the plan does not fit the model.
+            RuntimeError: if a candidate is attached already.
+        """
+        from autopeft.models.attach import Attached
+
+        return Attached(self, candidate, seed=seed)
+
+
+def own_parameters(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters of one module without those of its children."""
+    return list(module.parameters(recurse=False))
+
+
+def load_backbone(
+    model: str,
+    *,
+    auto_class: str,
+    model_kwargs: Mapping[str, Any] | None = None,
+    revision: str | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+    role_map: RoleMap | None = None,
+) -> Backbone:
+    """Loads a pretrained model, frozen.
+
+    Args:
+        model: Folder or hub id.
+        auto_class: Name of a class of transformers, e.g. "AutoModelForSequenceClassification".
+        model_kwargs: Further arguments of its `from_pretrained`, e.g. `{"num_labels": 2}`.
+        revision: Revision of a hub model.
+        device: "cpu", "cuda", "cuda:1".
+        dtype: Of the weights, e.g. "float32" or "bfloat16".
+        role_map: See `autopeft.models.topology`.
+
+    Raises:
+        ModelError: if there is no such model, or it is no transformer.
+    """
+    config, dropouts = load_config(model, model_kwargs=model_kwargs, revision=revision)
+    loader = auto_loader(auto_class)
+    with quiet(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(
+            0
+        )  # Should anything be initialised that no head covers, then always alike.
+        try:
+            loaded, info = loader.from_pretrained(
+                model,
+                config=config,
+                revision=revision or "main",
+                dtype=getattr(torch, dtype),
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                local_files_only=checkpoint.is_local_only(model),
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise not_loadable(model, auto_class, error) from error
+    fresh = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
+    backbone = Backbone(
+        loaded.to(device).eval(),
+        head=sorted({key.rpartition(".")[0] for key in fresh}),
+        role_map=role_map,
+        base_model=model,
+        revision=revision,
+        auto_class=auto_class,
+        model_kwargs=model_kwargs,
+        dropouts=dropouts,
+    )
+    inside = [path for path in backbone.head if path.startswith(backbone.layout.blocks)]
+    if inside:
+        raise ModelError(
+            "model",
+            model,
+            f"its weights do not fit {type(loaded).__name__}: {inside[0]} and "
+            f"{len(inside) - 1} more modules are missing",
+            "use a model whose weights belong to its config.json",
+        )
+    return backbone
+
+
+def build_meta(
+    model: str,
+    *,
+    auto_class: str,
+    model_kwargs: Mapping[str, Any] | None = None,
+    revision: str | None = None,
+    role_map: RoleMap | None = None,
+) -> Backbone:
+    """The same model without its weights, on the `meta` device: for shapes and prices.
+
+    Raises:
+        ModelError: if there is no such model, or it is no transformer.
+    """
+    config, dropouts = load_config(model, model_kwargs=model_kwargs, revision=revision)
+    loader = auto_loader(auto_class)
+    with quiet(), torch.device("meta"):
+        try:
+            built = loader.from_config(config)
+        except (OSError, ValueError, KeyError) as error:
+            raise not_loadable(model, auto_class, error) from error
+    return Backbone(
+        built.eval(),
+        head=checkpoint.new_modules(built, checkpoint.keys(model, revision)),
+        role_map=role_map,
+        base_model=model,
+        revision=revision,
+        auto_class=auto_class,
+        model_kwargs=model_kwargs,
+        dropouts=dropouts,
+    )
+
+
+def load_tokenizer(model: str, *, revision: str | None = None) -> Any:
+    """The model's tokenizer.
+
+    Raises:
+        ModelError: if there is no such model, or it brings no tokenizer.
+    """
+    checkpoint.check_exists(model)
+    with quiet():
+        try:
+            return transformers.AutoTokenizer.from_pretrained(
+                model,
+                revision=revision or "main",
+                local_files_only=checkpoint.is_local_only(model),
+            )
+        except Exception as error:  # Tokenizers raise whatever their Rust half raises.
+            raise ModelError(
+                "model",
+                model,
+                f"its tokenizer cannot be loaded ({first_line(error)})",
+                "use a folder or hub id that has tokenizer files",
+            ) from error
+
+
+def load_config(
+    model: str, *, model_kwargs: Mapping[str, Any] | None, revision: str | None
+) -> tuple[Any, dict[tuple[str, str], float]]:
+    """The model's configuration with dropout off, and what dropout was.
+
+    Raises:
+        ModelError: if there is no such model, or it is of no known kind.
+    """
+    checkpoint.check_exists(model)
+    with quiet():
+        try:
+            config = transformers.AutoConfig.from_pretrained(
+                model,
+                revision=revision or "main",
+                local_files_only=checkpoint.is_local_only(model),
+                **(model_kwargs or {}),
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise not_loadable(model, "AutoConfig", error) from error
+    return config, switch_off_dropout(config)
+
+
+def switch_off_dropout(config: Any) -> dict[tuple[str, str], float]:
+    """Sets every dropout of a configuration to 0.
+
+    Returns:
+        (name of the sub-configuration or "", field) -> what it was.
+    """
+    before: dict[tuple[str, str], float] = {}
+    for part in ("", *getattr(config, "sub_configs", {})):
+        holder = getattr(config, part, None) if part else config
+        for name, value in list(vars(holder).items()) if holder is not None else ():
+            if "drop" in name and isinstance(value, float) and 0.0 < value < 1.0:
+                before[part, name] = value
+                setattr(holder, name, 0.0)
+    return before
+
+
+def restore_dropout(config: Any, before: Mapping[tuple[str, str], float]) -> None:
+    """Undoes `switch_off_dropout`."""
+    for (part, name), value in before.items():
+        setattr(getattr(config, part) if part else config, name, value)
+
+
+def auto_loader(auto_class: str) -> Any:
+    """The class of transformers of that name.
+
+    Raises:
+        ModelError: if there is none.
+    """
+    loader = getattr(transformers, auto_class, None)
+    if loader is None or not hasattr(loader, "from_pretrained"):
+        raise ModelError(
+            "auto_class",
+            auto_class,
+            "transformers has no such class",
+            "use an AutoModelFor... name",
+        )
+    return loader
+
+
+def first_line(error: BaseException) -> str:
+    """The beginning of an error's text, on one line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def not_loadable(model: str, what: str, error: BaseException) -> ModelError:
+    """What to tell when transformers could not load something."""
+    if not Path(model).is_dir() and checkpoint.is_local_only(model):
+        return ModelError(
+            "model",
+            model,
+            "no such folder, not in the hub's cache, and the hub cannot be reached",
+            "check the path, or go online",
+        )
+    return ModelError(
+        "model",
+        model,
+        f"{what} cannot load it ({first_line(error)})",
+        "use the folder or hub id of a transformer",
+    )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps transformers from writing to the terminal; its errors still raise."""
+    verbosity = transformers_logging.get_verbosity()
+    had_bars = transformers_logging.is_progress_bar_enabled()
+    advised = os.environ.get("TRANSFORMERS_NO_ADVISORY_WARNINGS")
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if had_bars:
+            transformers_logging.enable_progress_bar()
+        if advised is None:
+            del os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"]
+        else:
+            os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = advised

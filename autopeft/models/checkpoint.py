@@ -1,0 +1,117 @@
+"""What a checkpoint holds, without loading it, and whether the hub can be asked at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from functools import lru_cache
+from pathlib import Path
+
+import huggingface_hub
+from safetensors import safe_open
+from torch import nn
+
+from autopeft.errors import ModelError
+
+_PROBE_SECONDS = 4.0
+_CONFIG = "config.json"
+
+
+def looks_like_path(model: str) -> bool:
+    """True if the name can only be meant as a folder, not as a hub id."""
+    return model.startswith((".", "/", "~")) or model.count("/") > 1 or "\\" in model
+
+
+def check_exists(model: str) -> None:
+    """Raises early, and without a network, where that settles it.
+
+    Raises:
+        ModelError: if the name is empty, a folder that does not exist, or one without a model.
+    """
+    if not model:
+        raise ModelError("model", model, "no model is named", "give a folder or a hub id")
+    folder = Path(model)
+    if folder.is_dir():
+        if not (folder / _CONFIG).is_file():
+            raise ModelError(
+                "model",
+                model,
+                f"the folder has no {_CONFIG}",
+                "use a folder made by save_pretrained",
+            )
+    elif folder.is_file() or looks_like_path(model):
+        raise ModelError("model", model, "no such folder", "check the path")
+
+
+@lru_cache(maxsize=1)
+def _is_hub_reachable() -> bool:
+    """One quick question: the hub's own client would retry for half a minute."""
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        huggingface_hub.get_session().head(
+            huggingface_hub.constants.ENDPOINT, timeout=_PROBE_SECONDS
+        )
+    except Exception:  # Whatever the HTTP library of the day raises: no answer is no hub.
+        return False
+    return True
+
+
+def is_local_only(model: str) -> bool:
+    """True if only local files can serve: a folder, or a hub id while the hub is out of reach."""
+    return Path(model).is_dir() or not _is_hub_reachable()
+
+
+def keys(model: str, revision: str | None = None) -> frozenset[str] | None:
+    """Names of the tensors in a checkpoint, or None where only loading it would tell."""
+    folder = Path(model)
+    if not folder.is_dir():
+        return _hub_keys(model, revision)
+    for index in sorted(folder.glob("*.index.json")):
+        return frozenset(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        return None
+    names: set[str] = set()
+    for file in files:
+        with safe_open(file, framework="pt") as opened:
+            names.update(opened.keys())
+    return frozenset(names)
+
+
+def _hub_keys(model: str, revision: str | None) -> frozenset[str] | None:
+    cached = huggingface_hub.try_to_load_from_cache(model, _CONFIG, revision=revision)
+    if isinstance(cached, str):
+        found = keys(str(Path(cached).parent))
+        if found is not None:
+            return found
+    if not _is_hub_reachable():
+        return None
+    try:
+        metadata = huggingface_hub.get_safetensors_metadata(model, revision=revision)
+    except Exception:  # A model without safetensors, or a gated one: loading it will say more.
+        return None
+    return frozenset(metadata.weight_map)
+
+
+def new_modules(model: nn.Module, names: Collection[str] | None) -> tuple[str, ...]:
+    """Paths of the modules around the base model whose weights a checkpoint lacks.
+
+    Args:
+        model: The model to be loaded, on any device.
+        names: Names of the checkpoint's tensors; None if unknown, then all such modules count.
+    """
+    prefix = getattr(model, "base_model_prefix", "")
+    start = f"{prefix}."
+
+    def bare(name: str) -> str:
+        return name.removeprefix(start)
+
+    held = None if names is None else {bare(name) for name in names}
+    found = set()
+    # Tied weights appear once, under their first name, so that a tied head is not taken for new.
+    for name, _ in model.named_parameters():
+        around = not name.startswith(start) or "pooler" in name.split(".")
+        if around and prefix and (held is None or bare(name) not in held):
+            found.add(name.rpartition(".")[0])
+    return tuple(sorted(found))

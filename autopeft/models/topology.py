@@ -1,0 +1,295 @@
+"""Finds where adapters can go in a transformer: role -> module paths and shapes, from its modules.
+
+Works on any device, `meta` included, and needs no list of architectures: blocks are the elements of
+the module list whose every element holds attention, and roles follow from the names that
+transformers gives its linear modules. What the names do not tell, a `role_map` does.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from autopeft.errors import ModelError
+from autopeft.plan import ROLES
+from autopeft.pricing import Shape, Topology
+
+RoleMap = Mapping[str, str | Sequence[str]]
+"""What names do not tell: role -> path of its module inside a block, or the end of that path.
+
+The key "blocks" gives the path of the module list (or lists, an encoder's first).
+"""
+
+Site = tuple[int, str]
+
+_ATTENTION_LEAVES: Mapping[str, tuple[str, ...]] = {
+    "q": ("q_proj", "query", "query_proj", "q", "q_lin", "wq", "to_q"),
+    "k": ("k_proj", "key", "key_proj", "k", "k_lin", "wk", "to_k"),
+    "v": ("v_proj", "value", "value_proj", "v", "v_lin", "wv", "to_v"),
+    "qkv": ("c_attn", "query_key_value", "qkv_proj", "qkv", "wqkv", "in_proj"),
+    "o": ("o_proj", "out_proj", "out_lin", "o", "c_proj", "dense", "wo", "to_out", "proj"),
+}
+_MLP_LEAVES: Mapping[str, tuple[str, ...]] = {
+    "mlp.up": (
+        *("up_proj", "fc1", "lin1", "wi", "wi_1", "c_fc", "fc_in", "dense_h_to_4h"),
+        *("ffn", "w3", "linear1"),
+    ),
+    "mlp.gate": ("gate_proj", "wi_0", "w1"),
+    "mlp.gate_up": ("gate_up_proj",),
+    "mlp.down": (
+        *("down_proj", "fc2", "lin2", "wo", "c_proj", "fc_out", "dense_4h_to_h"),
+        *("ffn_output", "w2", "linear2"),
+    ),
+}
+_CROSS = re.compile(r"cross|encdec|encoder_att|encoder_decoder_att")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A model's topology and the modules behind it.
+
+    Attributes:
+        topology: Plain shapes.
+        blocks: Layer -> path of its block.
+        modules: (layer, role) -> paths of its modules: one, but for "norm" all of the block's.
+    """
+
+    topology: Topology
+    blocks: tuple[str, ...]
+    modules: Mapping[Site, tuple[str, ...]]
+
+
+def find_layout(
+    model: nn.Module, *, role_map: RoleMap | None = None, head_params: int = 0, name: str = ""
+) -> Layout:
+    """The layout of a transformer.
+
+    Args:
+        model: Any encoder, decoder or encoder-decoder of transformers.
+        role_map: What the names do not tell; overrides what they do.
+        head_params: Parameters trained besides the adapters.
+        name: What to call the model in errors.
+
+    Raises:
+        ModelError: if no blocks with attention are found; says what to map where that can help.
+    """
+    role_map = role_map or {}
+    name = name or type(model).__name__
+    for role in role_map:
+        if role != "blocks" and role not in ROLES:
+            raise ModelError(
+                "role_map", role, "no such role", f"use blocks or one of {', '.join(ROLES)}"
+            )
+    lists = _block_lists(model, role_map, name)
+    blocks = [f"{path}.{i}" for path, size in lists for i in range(size)]
+    modules: dict[Site, tuple[str, ...]] = {}
+    shapes: dict[Site, Shape] = {}
+    transposed: set[str] = set()
+    for layer, path in enumerate(blocks):
+        block = model.get_submodule(path)
+        for role, inner in _roles_of(block, role_map).items():
+            found = [block.get_submodule(each) for each in inner]
+            modules[layer, role] = tuple(f"{path}.{each}" if each else path for each in inner)
+            shapes[layer, role] = _shape(role, found)
+            if any(isinstance(module, Conv1D) for module in found):
+                transposed.add(role)
+        width = next((s[1] for (at, _), s in shapes.items() if at == layer), 0)
+        modules[layer, "block"] = (path,)
+        shapes[layer, "block"] = (width, width)
+    return Layout(
+        topology=_topology(
+            model,
+            len(blocks),
+            shapes,
+            head_params=head_params,
+            n_encoder_layers=lists[0][1] if len(lists) > 1 and _is_encoder_decoder(model) else 0,
+            transposed_roles=tuple(role for role in ROLES if role in transposed),
+        ),
+        blocks=tuple(blocks),
+        modules=modules,
+    )
+
+
+def _topology(
+    model: nn.Module, n_layers: int, sites: Mapping[Site, Shape], **rest: Any
+) -> Topology:
+    common: dict[str, Shape] = {}
+    for role in ROLES:
+        all_ = [sites[layer, role] for layer in range(n_layers) if (layer, role) in sites]
+        if all_:
+            common[role] = max(sorted(set(all_)), key=all_.count)
+    overrides = {
+        (layer, role): sites.get((layer, role))
+        for layer in range(n_layers)
+        for role in common
+        if sites.get((layer, role)) != common[role]
+    }
+    config = getattr(model, "config", None)
+    n_heads = getattr(config, "num_attention_heads", 0)
+    return Topology(
+        n_layers=n_layers,
+        shapes=common,
+        overrides=overrides,
+        n_heads=n_heads if isinstance(n_heads, int) else 0,
+        **rest,
+    )
+
+
+def _shape(role: str, found: Sequence[nn.Module]) -> Shape:
+    if role == "norm":
+        sizes = [p.numel() for module in found for p in module.parameters(recurse=False)]
+        # One width as a rule; where norms of several widths meet, only the count can be kept.
+        return (sizes[0], len(sizes)) if len(set(sizes)) == 1 else (sum(sizes), 1)
+    module = found[0]
+    if isinstance(module, Conv1D):
+        return (int(module.weight.shape[1]), int(module.weight.shape[0]))
+    return (int(module.out_features), int(module.in_features))  # type: ignore[arg-type]
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear | Conv1D)
+
+
+def _is_norm(module: nn.Module) -> bool:
+    own = list(module.parameters(recurse=False))
+    return "norm" in type(module).__name__.lower() and bool(own) and all(p.dim() == 1 for p in own)
+
+
+def role_by_name(path: str) -> str | None:
+    """The role of the linear module at that path inside a block, by transformers' habits."""
+    *parents, leaf = path.lower().split(".")
+    parent = ".".join(parents)
+    if "att" in parent or "self" in parents:
+        kind = "cross" if _CROSS.search(parent) else "attn"
+        for part, leaves in _ATTENTION_LEAVES.items():
+            if leaf in leaves:
+                role = f"{kind}.{part}"
+                return role if role in ROLES else None
+        return None
+    if leaf == "dense":
+        if "intermediate" in parents:
+            return "mlp.up"
+        return "mlp.down" if parents and parents[-1] == "output" else None
+    for role, leaves in _MLP_LEAVES.items():
+        if leaf in leaves:
+            return role
+    return None
+
+
+def _roles_of(block: nn.Module, role_map: RoleMap) -> dict[str, tuple[str, ...]]:
+    """Role -> paths inside the block; a linear role that would name several modules is left out."""
+    found: dict[str, list[str]] = {}
+    norms = []
+    for path, module in block.named_modules():
+        if _is_linear(module):
+            role = _mapped_role(path, role_map) or role_by_name(path)
+            if role is not None and role != "norm":
+                found.setdefault(role, []).append(path)
+        elif _mapped_role(path, role_map) == "norm" if "norm" in role_map else _is_norm(module):
+            norms.append(path)
+    roles = {role: tuple(paths) for role, paths in found.items() if len(paths) == 1}
+    if {"mlp.up", "mlp.down"} <= roles.keys() and "mlp.gate" not in roles:
+        up, down = (block.get_submodule(roles[role][0]) for role in ("mlp.up", "mlp.down"))
+        # ModernBERT's `Wi` feeds both halves of a gated unit; only its shape tells.
+        if _shape("", [up])[0] == 2 * _shape("", [down])[1]:
+            roles["mlp.gate_up"] = roles.pop("mlp.up")
+    if norms:
+        roles["norm"] = tuple(norms)
+    return roles
+
+
+def _mapped_role(path: str, role_map: RoleMap) -> str | None:
+    for role, suffixes in role_map.items():
+        for suffix in (suffixes,) if isinstance(suffixes, str) else suffixes:
+            if role != "blocks" and (path == suffix or path.endswith(f".{suffix}")):
+                return role
+    return None
+
+
+def _block_lists(model: nn.Module, role_map: RoleMap, name: str) -> list[tuple[str, int]]:
+    """(path, length) of the lists of blocks, an encoder's before its decoder's."""
+    if "blocks" in role_map:
+        given = role_map["blocks"]
+        return [
+            (path, len(_module_list(model, path)))
+            for path in ((given,) if isinstance(given, str) else given)
+        ]
+    lists = [
+        (path, module)
+        for path, module in _module_lists(model)
+        if all(_has_attention(element, role_map) for element in module)
+    ]
+    # The innermost: ALBERT's groups of layers hold lists of layers.
+    inner = [
+        (path, module)
+        for path, module in lists
+        if not any(other.startswith(f"{path}.") for other, _ in lists)
+    ]
+    if not inner:
+        raise _no_blocks(model, name)
+    if _is_encoder_decoder(model) and len(inner) > 1:
+        inner.sort(key=lambda item: "decoder" in item[0].split("."))
+        return [(path, len(module)) for path, module in inner[:2]]
+    grandparents = {path.rpartition(".")[0].rpartition(".")[0] for path, _ in inner}
+    if len(grandparents) > 1:
+        # Towers side by side (CLIP): the larger one.
+        inner = [max(inner, key=lambda item: sum(p.numel() for p in item[1].parameters()))]
+    return [(path, len(module)) for path, module in inner]
+
+
+def _is_encoder_decoder(model: nn.Module) -> bool:
+    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+
+
+def _module_lists(model: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
+    for path, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module):
+            yield path, module
+
+
+def _module_list(model: nn.Module, path: str) -> nn.ModuleList:
+    try:
+        module = model.get_submodule(path)
+    except AttributeError:
+        module = None
+    if not isinstance(module, nn.ModuleList):
+        lists = ", ".join(each for each, _ in _module_lists(model)) or "none"
+        raise ModelError("role_map", path, "is no module list", f"the model's lists: {lists}")
+    return module
+
+
+def _has_attention(block: nn.Module, role_map: RoleMap) -> bool:
+    roles = _roles_of(block, role_map)
+    return any(role.startswith("attn.") for role in roles) and len(roles) > 1
+
+
+def _no_blocks(model: nn.Module, name: str) -> ModelError:
+    patterns = sorted(
+        {
+            re.sub(r"\.\d+\.", ".*.", path)
+            for path, module in model.named_modules()
+            if _is_linear(module)
+        }
+    )
+    lists = [path for path, _ in _module_lists(model)]
+    if not patterns or not lists:
+        return ModelError(
+            "model",
+            name,
+            "is not a transformer: it has no list of blocks with attention",
+            "use an encoder, decoder or encoder-decoder of transformers",
+        )
+    return ModelError(
+        "model",
+        name,
+        "no attention was recognised in its blocks; its linear modules are "
+        + ", ".join(patterns[:40]),
+        "map them with role_map, e.g. {blocks: "
+        + lists[0]
+        + ", attn.q: <path inside a block>, mlp.down: <path inside a block>}",
+    )
