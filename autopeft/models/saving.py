@@ -1,0 +1,286 @@
+"""Saves an attached candidate, and loads it again with the same logits."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.utils.save_and_load import get_peft_model_state_dict, set_peft_model_state_dict
+from torch import nn
+
+from autopeft.errors import AdapterError, SpaceError
+from autopeft.models.attach import ADAPTER_NAME, Attached, Part
+from autopeft.models.backbone import Backbone, load_backbone
+from autopeft.models.files import (
+    CONFIG_FILE,
+    HEAD_FILE,
+    PLAN_FILE,
+    TENSOR_FILE,
+    SavedPlan,
+    damaged,
+    read_tensors,
+    write_tensors,
+)
+from autopeft.pricing import check_plan
+
+_PEFT_PREFIX = "base_model."
+"""What peft's own files put before every name: there the tuner is `PeftModel.base_model`."""
+
+_TASK_TYPES: Mapping[str, str] = {
+    "AutoModelForSequenceClassification": "SEQ_CLS",
+    "AutoModelForCausalLM": "CAUSAL_LM",
+    "AutoModelForSeq2SeqLM": "SEQ_2_SEQ_LM",
+    "AutoModelForTokenClassification": "TOKEN_CLS",
+    "AutoModelForQuestionAnswering": "QUESTION_ANS",
+}
+
+
+def save_adapter(
+    attached: Attached,
+    folder: str | Path,
+    *,
+    base_model: str = "",
+    revision: str | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> Path:
+    """Saves adapters and head; the base model is named, not copied.
+
+    Args:
+        attached: What to save.
+        folder: Where to; made if need be.
+        base_model: Folder or hub id of the base model; default: where the backbone came from.
+        revision: Its revision on the hub; default: the backbone's.
+        extra: Whatever else `plan.json` should remember; must be JSON.
+
+    Returns:
+        The folder.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    backbone = attached.backbone
+    saved = SavedPlan(
+        candidate=attached.candidate,
+        base_model=base_model or backbone.base_model,
+        revision=revision or backbone.revision,
+        auto_class=backbone.auto_class,
+        model_kwargs=backbone.model_kwargs,
+        role_map=backbone.role_map,
+        head=backbone.head,
+        extra=extra or {},
+    )
+    head = head_tensors(attached)
+    for part, place in zip(attached.parts, part_folders(attached.parts), strict=True):
+        is_whole = place == "."
+        (folder / place).mkdir(exist_ok=True)
+        config = part.group.config(attached.candidate.train)
+        config.base_model_name_or_path = saved.base_model
+        config.revision = saved.revision
+        config.inference_mode = True
+        tensors = part_tensors(part)
+        if is_whole and head:
+            # peft adds a head of its own guessing to some task types: only where there is a new
+            # one may it know the task.
+            config.task_type = _TASK_TYPES.get(backbone.auto_class)
+            config.modules_to_save = list(backbone.head)
+            tensors |= {f"{_PEFT_PREFIX}model.{name}": t for name, t in head.items()}
+        elif backbone.auto_class == "AutoModelForCausalLM":
+            config.task_type = "CAUSAL_LM"
+        config.save_pretrained(str(folder / place))
+        write_tensors(folder / place / TENSOR_FILE, tensors)
+    if head and len(attached.parts) != 1:
+        write_tensors(folder / HEAD_FILE, head)
+    saved.write(folder)
+    return folder
+
+
+def part_folders(parts: tuple[Part, ...]) -> tuple[str, ...]:
+    """Where each part goes: one alone has the whole folder."""
+    if len(parts) == 1:
+        return (".",)
+    return tuple(f"part-{i}-{part.group.method.name}" for i, part in enumerate(parts))
+
+
+def part_tensors(part: Part) -> dict[str, torch.Tensor]:
+    """A part's tensors under the names peft's files give them."""
+    held = get_peft_model_state_dict(
+        part.tuner, adapter_name=ADAPTER_NAME, save_embedding_layers=False
+    )
+    paths = {name: path for path, name in part.holder_names.items()}
+
+    def standard(key: str) -> str:
+        if key.startswith("model."):
+            _, name, rest = key.split(".", 2)
+            return f"{_PEFT_PREFIX}model.{paths[name]}.{rest}"
+        return _PEFT_PREFIX + key
+
+    return {standard(key): tensor for key, tensor in held.items()}
+
+
+def head_tensors(attached: Attached) -> dict[str, torch.Tensor]:
+    """The new head's tensors under their names in the model."""
+    return {
+        f"{path}.{name}": parameter
+        for path in attached.backbone.head
+        for name, parameter in attached.model.get_submodule(path).named_parameters(recurse=False)
+    }
+
+
+def load_adapter(base: str | nn.Module, folder: str | Path) -> Any:
+    """Loads a saved adapter onto its base model.
+
+    Args:
+        base: Folder or hub id of the base model, or the model itself.
+        folder: What `save_adapter` wrote, or a peft folder with safetensors from elsewhere.
+
+    Returns:
+        The model with the adapter in place, in evaluation mode (a `PeftModel` for a folder from
+        elsewhere).
+
+    Raises:
+        AdapterError: if the folder is damaged, unsafe or does not fit; the base is then untouched.
+        ModelError: if the base model cannot be loaded.
+    """
+    folder = Path(folder)
+    if not (folder / PLAN_FILE).is_file() and (folder / CONFIG_FILE).is_file():
+        return _load_foreign(base, folder)
+    return load_attached(base, folder).model
+
+
+def load_attached(base: str | nn.Module, folder: str | Path) -> Attached:
+    """Like `load_adapter`, for what `save_adapter` wrote; gives the attached candidate.
+
+    Raises:
+        AdapterError: if the folder is damaged, unsafe or does not fit; the base is then untouched.
+        ModelError: if the base model cannot be loaded.
+    """
+    folder = Path(folder)
+    if not (folder / PLAN_FILE).is_file():
+        raise AdapterError(
+            "adapter", str(folder), f"has no {PLAN_FILE}", "use a folder autopeft saved"
+        )
+    saved = SavedPlan.read(folder)
+    backbone, undo = _backbone_for(base, saved)
+    try:
+        check_plan(backbone.topology, saved.candidate.plan)
+        attached = backbone.attach(saved.candidate, seed=0)
+    except (SpaceError, AttributeError) as error:
+        _restore_grad(backbone.model, undo)
+        raise damaged(folder / PLAN_FILE, f"does not fit the model: {error}") from error
+    try:
+        _fill(attached, folder)
+    except BaseException:
+        attached.detach()
+        _restore_grad(backbone.model, undo)
+        raise
+    return attached
+
+
+def _backbone_for(base: str | nn.Module, saved: SavedPlan) -> tuple[Backbone, list[bool]]:
+    """The backbone, and which parameters of a given model required a gradient before."""
+    if isinstance(base, str):
+        backbone = load_backbone(
+            base,
+            auto_class=saved.auto_class,
+            model_kwargs=saved.model_kwargs,
+            revision=saved.revision if base == saved.base_model else None,
+            role_map=saved.role_map,
+        )
+        if backbone.head != saved.head:
+            raise AdapterError(
+                "adapter",
+                saved.base_model,
+                f"was saved with the new modules {list(saved.head)}, "
+                f"this base model has {list(backbone.head)}",
+                "use the base model it was trained on",
+            )
+        return backbone, []
+    undo = [p.requires_grad for p in base.parameters()]
+    try:
+        backbone = Backbone(
+            base,
+            head=saved.head,
+            role_map=saved.role_map,
+            base_model=saved.base_model,
+            revision=saved.revision,
+            auto_class=saved.auto_class,
+            model_kwargs=saved.model_kwargs,
+        )
+    except AttributeError as error:
+        _restore_grad(base, undo)
+        raise AdapterError(
+            "adapter", list(saved.head), f"the model lacks a module: {error}", "use its base model"
+        ) from error
+    return backbone, undo
+
+
+def _restore_grad(model: nn.Module, undo: list[bool]) -> None:
+    for parameter, required in zip(model.parameters(), undo, strict=False):
+        parameter.requires_grad_(required)
+
+
+def _fill(attached: Attached, folder: Path) -> None:
+    """Reads and checks every file before the first tensor is copied."""
+    head = head_tensors(attached)
+    is_whole = len(attached.parts) == 1
+    loads = []
+    for part, place in zip(attached.parts, part_folders(attached.parts), strict=True):
+        expected = part_tensors(part)
+        if is_whole:
+            expected |= {f"{_PEFT_PREFIX}model.{name}": t for name, t in head.items()}
+        loads.append((part, read_tensors(folder / place / TENSOR_FILE, expected)))
+    found_head: dict[str, torch.Tensor] = {}
+    if head and is_whole:
+        found = loads[0][1]
+        found_head = {name: found.pop(f"{_PEFT_PREFIX}model.{name}") for name in head}
+    elif head:
+        found_head = read_tensors(folder / HEAD_FILE, head)
+    for part, tensors in loads:
+        _set_part(part, tensors)
+    with torch.no_grad():
+        for name, tensor in found_head.items():
+            head[name].copy_(tensor)
+    attached.model.eval()
+
+
+def _set_part(part: Part, tensors: Mapping[str, torch.Tensor]) -> None:
+    start = f"{_PEFT_PREFIX}model."
+    # Longest first: a path may begin like another.
+    paths = sorted(part.holder_names, key=len, reverse=True)
+    renamed = {}
+    for key, tensor in tensors.items():
+        path = next((p for p in paths if key.startswith(f"{start}{p}.")), None)
+        if path is None:
+            renamed[key.removeprefix(_PEFT_PREFIX)] = tensor
+        else:
+            rest = key.removeprefix(start + path)
+            renamed[f"model.{part.holder_names[path]}{rest}"] = tensor
+    result = set_peft_model_state_dict(part.tuner, renamed, adapter_name=ADAPTER_NAME)
+    if result.unexpected_keys:
+        raise RuntimeError(f"peft did not place {result.unexpected_keys[:3]}")
+
+
+def _load_foreign(base: str | nn.Module, folder: Path) -> Any:
+    """A peft folder that autopeft did not write."""
+    if not (folder / TENSOR_FILE).is_file():
+        read_tensors(folder / TENSOR_FILE, {})
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        task = config.get("task_type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise damaged(folder / CONFIG_FILE, f"cannot be read ({error})") from error
+    if isinstance(base, str):
+        names = {task_type: name for name, task_type in _TASK_TYPES.items()}
+        base = load_backbone(base, auto_class=names.get(task, "AutoModel")).model
+    try:
+        with warnings.catch_warnings():
+            # peft asks transformers for an attribute by its old name.
+            warnings.simplefilter("ignore", FutureWarning)
+            return PeftModel.from_pretrained(base, str(folder)).eval()
+    except (ValueError, RuntimeError, KeyError, TypeError, OSError) as error:
+        text = " ".join(str(error).split())[:300]
+        raise damaged(folder, f"peft cannot load it ({text})") from error
