@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ from autopeft.plan import TrainSettings
 from autopeft.tasks.base import Evaluation, Task
 from autopeft.tasks.batch import collate
 from autopeft.tasks.data import SplitName, TaskData
+from autopeft.training.attention import training_attention
 from autopeft.training.batching import training_batches
 from autopeft.training.evaluation import evaluate
 from autopeft.training.modes import train_adapters_only
@@ -158,7 +159,10 @@ class ProxyTraining:
         started = time.perf_counter()
         train_adapters_only(self._model)
         try:
-            with self._random.resumed():
+            with (
+                self._random.resumed(),
+                training_attention(self.precision.precision, self._device),
+            ):
                 while self.step < to_step:
                     self._one_step()
             self._check_losses()
@@ -269,7 +273,7 @@ class _RandomState:
         self._cuda = [torch.cuda.get_rng_state(d) for d in self._devices]
 
     @contextmanager
-    def resumed(self) -> Any:
+    def resumed(self) -> Iterator[None]:
         """Goes on from where this stream was, and leaves the process's own as it was."""
         with torch.random.fork_rng(self._devices):
             torch.set_rng_state(self._cpu)
