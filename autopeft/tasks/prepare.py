@@ -97,6 +97,7 @@ def prepare(settings: SearchSettings, tokenizer: Any) -> TaskData:
     dropped = {
         tables[name].source: tables[name].n_rows - len(rows) for name, rows in cleaned.items()
     }
+    _check_classes(settings, cleaned["train"])
     splits, n_duplicates = _split(cleaned, settings)
     splits = {name: _limit(name, rows, settings) for name, rows in splits.items()}
     labels = _check(settings, splits)
@@ -241,11 +242,32 @@ def _limit(name: SplitName, rows: Rows, settings: SearchSettings) -> Rows:
     return rows.take(stratified_sample(_strata(rows, settings), limit, settings.seed))
 
 
+def _check_classes(settings: SearchSettings, rows: Rows) -> None:
+    """Raises DataError if the labels of the training source cannot be classes."""
+    labels = set(rows.target)
+    if settings.task == "causal-lm" or not labels:
+        return
+    if len(labels) == 1:
+        raise DataError(
+            "label",
+            settings.label,
+            f"the column has one class only ({labels.pop()!r})",
+            "give rows of at least two classes",
+        )
+    if len(labels) > len(rows) / 2:
+        raise DataError(
+            "label",
+            settings.label,
+            f"the column has {len(labels)} different values in {len(rows)} rows",
+            "name a column with classes, not with numbers or free text",
+        )
+
+
 def _check(settings: SearchSettings, splits: Mapping[SplitName, Rows]) -> tuple[str, ...]:
     """The label names, after checking that something can be learned and scored.
 
     Raises:
-        DataError: if a split is too small, there is but one class, or train lacks a label.
+        DataError: if a split is too small, or train lacks a label.
     """
     for name in SPLITS:
         rows = splits[name]
@@ -268,20 +290,6 @@ def _check(settings: SearchSettings, splits: Mapping[SplitName, Rows]) -> tuple[
                 f"occurs in {name} but in no training row",
                 "add training rows with it, or drop it",
             )
-    if len(labels) < 2:
-        raise DataError(
-            "label",
-            settings.label,
-            f"the column has one class only ({labels.pop()!r})",
-            "give rows of at least two classes",
-        )
-    if len(labels) > len(splits["train"]) / 2:
-        raise DataError(
-            "label",
-            settings.label,
-            f"the column has {len(labels)} different values in {len(splits['train'])} rows",
-            "name a column with classes, not with numbers or free text",
-        )
     return tuple(sorted(labels, key=_label_order))
 
 
