@@ -52,7 +52,9 @@ def _entry_tile(shown: FrontView, name: str, entry: Entry) -> Html:
 
 def _header(shown: FrontView) -> list[Html]:
     counts = ", ".join(f"{n} {state}" for state, n in shown.trials.items())
-    kicker = f"autopeft search · {shown.model} · {shown.task} · {shown.started}"
+    kicker = (
+        f"autopeft search · {shown.model} · {shown.task} · {shown.started[:16].replace('T', ' ')}"
+    )
     parts = [el("div", kicker, class_="kicker"), el("h1", shown.verdict.text)]
     if not shown.is_complete:
         text = "This search was interrupted; `autopeft resume` on this folder continues it."
@@ -87,8 +89,6 @@ def _badges(shown: FrontView, entry: Entry) -> list[Html]:
         badges.append(el("span", "the pick", class_="mark"))
     if shown.baseline is not None and entry.digest == shown.baseline.digest:
         badges.append(el("span", "tuned LoRA", class_="mark lora"))
-    if shown.reference is not None and entry.digest == shown.reference.digest:
-        badges.append(el("span", "no adapter", class_="mark none"))
     return badges
 
 
@@ -112,7 +112,7 @@ def _rows(shown: FrontView, entries: Iterable[Entry]) -> list[Html]:
         rate = entry.candidate.train.learning_rate
         cells.append(el("td", f"{rate:.2g}", class_="number", data_value=rate))
         adapter = [plan_summary(entry.candidate.plan), *_badges(shown, entry)]
-        cells.append(el("td", *adapter))
+        cells.append(el("td", *adapter, class_="wide"))
         cells.append(el("td", el("code", entry.digest)))
         is_pick = "pick" if entry.digest == shown.best else None
         rows.append(el("tr", *cells, class_=is_pick, data_digest=entry.digest))
@@ -250,6 +250,13 @@ def _fold(title: str, content: Html) -> Html:
     return el("details", el("summary", title), el("div", content, class_="inside"))
 
 
+def _setting(value: object) -> str:
+    """A setting's value for people: text as it is, the rest as JSON."""
+    if value is None:
+        return "-"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
 def _appendix(shown: FrontView) -> list[Html]:
     parts = []
     for title, entries in (
@@ -258,7 +265,7 @@ def _appendix(shown: FrontView) -> list[Html]:
     ):
         if entries:
             parts.append(_fold(f"{len(entries)} {title}", _front_table(shown, entries)))
-    settings = ((name, "-" if v is None else v) for name, v in shown.settings.items())
+    settings = ((name, _setting(value)) for name, value in shown.settings.items())
     parts.append(_fold("Settings", _pairs(settings)))
     data = [("labels", ", ".join(shown.data.labels)), ("fingerprint", shown.data.fingerprint)]
     parts.append(_fold("Versions and data", _pairs([*shown.versions.items(), *data])))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import yaml
 
@@ -50,8 +52,8 @@ def _split(entry: Entry) -> str:
 def _front_matter(shown: FrontView, entry: Entry) -> str:
     """The card's YAML head, as model hubs read it; a local folder is no base model there."""
     tags = ["autopeft", "adapter", *entry.candidate.plan.methods]
-    content: dict[str, object] = {"library_name": "peft", "tags": tags}
-    if re.fullmatch(r"[\w-]+/[\w.-]+", shown.model):
+    content: dict[str, object] = {"library_name": "autopeft", "tags": tags}
+    if re.fullmatch(r"[\w-]+/[\w.-]+", shown.model) and not Path(shown.model).exists():
         content["base_model"] = shown.model
     text: str = yaml.safe_dump(content, sort_keys=False)
     return f"---\n{text}---\n"
@@ -134,6 +136,7 @@ def model_card(result: RunRecord | FrontView, digest: str) -> str:
             "digest", digest, "no such candidate", "use a digest of front.json's front"
         )
     plan = entry.candidate.plan
+    model = json.dumps(shown.model, ensure_ascii=False).replace("`", "\\u0060")
     lines = [
         _front_matter(shown, entry),
         f"# {plain(plan_summary(plan))}",
@@ -148,7 +151,7 @@ def model_card(result: RunRecord | FrontView, digest: str) -> str:
         "```python",
         "import autopeft",
         "",
-        f'model = autopeft.load_adapter({shown.model!r}, "path/to/this/folder")',
+        f'model = autopeft.load_adapter({model}, "path/to/this/folder")',
         "```",
         "",
         *_placement(entry),

@@ -18,6 +18,7 @@ h2 { font-size: 18px; margin: 40px 0 10px; }
 h3 { font-size: 14px; margin: 18px 0 6px; }
 p { margin: 6px 0 12px; max-width: 76ch; }
 .banner { border: 1px solid var(--orange); border-radius: 8px; padding: 10px 14px; margin: 12px 0; }
+.banner ul { margin: 4px 0; padding-left: 20px; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(210px, 1fr)); gap: 12px; }
 .tile, .card { background: var(--card); border: 1px solid var(--line); border-radius: 10px;
   padding: 14px 16px; min-width: 0; }
@@ -30,6 +31,7 @@ table { border-collapse: collapse; width: 100%; font-size: 14px;
 th { text-align: left; color: var(--soft); font-weight: 600; font-size: 13px; white-space: nowrap; }
 th, td { padding: 7px 10px; border-bottom: 1px solid var(--line); vertical-align: top; }
 td.number, th.number { text-align: right; white-space: nowrap; }
+td.wide { min-width: 210px; }
 td.tight { white-space: nowrap; }
 table.sortable th button { all: unset; cursor: pointer; }
 table.sortable th button:focus-visible { outline: 2px solid var(--blue); }
@@ -39,7 +41,7 @@ tr.pick td { font-weight: 600; }
 tr.lit td { background: color-mix(in srgb, var(--blue) 12%, transparent); }
 .mark { display: inline-block; border-radius: 4px; padding: 0 6px; margin-left: 4px;
   font-size: 12px; font-weight: 600; color: var(--card); background: var(--blue); }
-.mark.lora { background: var(--orange); } .mark.none { background: var(--grey); }
+.mark.lora { background: var(--orange); }
 code, pre { font-family: ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace;
   font-size: 13px; }
 pre { background: var(--code); border-radius: 8px; padding: 10px 12px; overflow-x: auto;

@@ -114,6 +114,14 @@ def write_trials(record: RunRecord, path: Path) -> None:
     write_text(path, trials_csv(record))
 
 
+def _values(record: RunRecord, outcome: Outcome) -> dict[str, float]:
+    """A trial's objectives; a complete one has all of them, NaN for what it lacks."""
+    if outcome.state != "complete":
+        return dict(outcome.objectives)
+    missing = {objective.name: math.nan for objective in record.objectives}
+    return missing | dict(outcome.objectives)
+
+
 def trial_lines(record: RunRecord) -> tuple[TrialLine, ...]:
     """The trials of a record, as the plots take them."""
     return tuple(
@@ -123,7 +131,7 @@ def trial_lines(record: RunRecord) -> tuple[TrialLine, ...]:
             o.origin,
             o.candidate.digest,
             len(o.candidate.plan.specs),
-            dict(o.objectives),
+            _values(record, o),
             o.rungs,
         )
         for o in record.outcomes

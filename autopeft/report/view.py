@@ -190,7 +190,7 @@ def _confirmed(record: RunRecord, finalist: Finalist, trial: int | None) -> Entr
 
 
 def _unconfirmed(record: RunRecord, outcome: Outcome) -> Entry:
-    values = {o.name: outcome.objectives[o.name] for o in record.objectives}
+    values = {o.name: outcome.objectives.get(o.name, math.nan) for o in record.objectives}
     known = {o.name for o in record.costs if o.is_known}
     adapter, score = _adapter(record, outcome.candidate.digest)
     return Entry(

@@ -6,6 +6,8 @@ import math
 import random
 from dataclasses import replace
 
+from hypothesis import strategies as st
+
 from autopeft.outcome import (
     BudgetReport,
     Finalist,
@@ -205,3 +207,60 @@ def make_record(n_trials: int = 45, seed: int = 0) -> RunRecord:
 def interrupted(record: RunRecord) -> RunRecord:
     """The same run, stopped before confirmation."""
     return replace(record, finalists=(), adapter_scores={}, verdict=None, is_complete=False)
+
+
+NUMBERS = st.one_of(st.floats(0.0, 1.0), st.sampled_from([0.5, math.nan]))
+
+
+@st.composite
+def records(draw: st.DrawFn) -> RunRecord:
+    """Runs with any mix of states, repeated values, NaN, and none to five finalists."""
+    plans = [AdapterPlan(), *(lora(range(layer, 3), rank) for layer in range(3) for rank in (1, 2))]
+    outcomes = []
+    for number, plan in enumerate(draw(st.lists(st.sampled_from(plans), unique=True, max_size=7))):
+        state: State = draw(st.sampled_from(["complete", "complete", "pruned", "failed"]))
+        made = outcome(number, candidate(plan), state)
+        if state == "complete":
+            made = replace(made, objectives={**made.objectives, "accuracy": draw(NUMBERS)})
+        outcomes.append(made)
+    complete = [o for o in outcomes if o.state == "complete"]
+    able = [o for o in complete if not math.isnan(o.objectives["accuracy"])]
+    confirmed = able[: draw(st.integers(0, 5))]
+    seeds = draw(st.integers(1, 3))
+    digests = [o.candidate.digest for o in complete]
+    pick = st.sampled_from([*digests, None])
+    return replace(
+        make_record(8),
+        outcomes=tuple(outcomes),
+        finalists=tuple(finalist(o, seeds, n_rows=20) for o in confirmed),
+        front=tuple(digests),
+        best=draw(pick),
+        baseline=draw(pick),
+        reference=draw(pick),
+        adapter_scores={
+            o.candidate.digest: AdapterScore(0, "test", {"accuracy": 0.5}, 20) for o in confirmed
+        },
+    )
+
+
+HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>\n| `# *x* $y_1$ & \ud800"
+
+
+def hostile() -> RunRecord:
+    """A run whose every free text tries to break out of its place."""
+    record = make_record(20)
+    assert record.verdict is not None
+    outcomes = tuple(
+        replace(o, reason=HOSTILE if o.state != "complete" else "") for o in record.outcomes
+    )
+    return replace(
+        record,
+        settings={"model": HOSTILE, "task": HOSTILE, HOSTILE: [HOSTILE]},
+        outcomes=outcomes,
+        verdict=replace(record.verdict, text=HOSTILE),
+        budget=replace(record.budget, limit=HOSTILE),
+        data=DataSummary({HOSTILE: 3}, 0, (HOSTILE,), HOSTILE),
+        versions={HOSTILE: HOSTILE},
+        warnings=(HOSTILE,),
+        started=HOSTILE,
+    )
