@@ -78,7 +78,10 @@ def rows_of(shown: FrontView) -> list[Entry]:
 
 
 def front_table(shown: FrontView) -> Table:
-    """The front, cheapest first, with the tuned LoRA and the reference beside it."""
+    """The front, cheapest first, with the tuned LoRA and the reference beside it.
+
+    The adapters have a column where there is room for one (a single cost), else `adapter_table`.
+    """
     levels = levels_by_digest(shown)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("", no_wrap=True)
@@ -89,7 +92,9 @@ def front_table(shown: FrontView) -> Table:
     table.add_column("rate", justify="right", no_wrap=True)
     if levels:
         table.add_column("vs LoRA", no_wrap=True)
-    table.add_column("adapter", ratio=1, overflow="fold")
+    has_room = len(shown.costs) < 2
+    if has_room:
+        table.add_column("adapter", ratio=1, overflow="fold")
     for entry in rows_of(shown):
         table.add_row(
             marks(shown, entry),
@@ -98,9 +103,20 @@ def front_table(shown: FrontView) -> Table:
             quality_text(shown, entry),
             f"{entry.candidate.train.learning_rate:.2g}",
             *([versus(shown, entry, levels)] if levels else []),
-            plan_summary(entry.candidate.plan),
+            *([plan_summary(entry.candidate.plan)] if has_room else []),
             style="bold" if entry.digest == shown.best else "",
         )
+    return table
+
+
+def adapter_table(shown: FrontView) -> Table:
+    """What sits where, under the marks of `front_table`."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("", no_wrap=True)
+    table.add_column("adapter", overflow="fold")
+    for entry in rows_of(shown):
+        style = "bold" if entry.digest == shown.best else ""
+        table.add_row(marks(shown, entry), plan_summary(entry.candidate.plan), style=style)
     return table
 
 
@@ -135,6 +151,8 @@ def summary(record: RunRecord | FrontView) -> RenderableType:
     split = "test" if shown.is_confirmed else "validation"
     legend = f"{shown.quality.name} on the {split} split, ± half a 95 % interval;"
     parts.append(Text(f"{legend}\n* the pick, L the tuned LoRA, - not on the front", style="dim"))
+    if len(shown.costs) > 1:
+        parts.append(adapter_table(shown))
     hidden = len(shown.dominated_finalists) + len(shown.unconfirmed)
     if hidden:
         parts.append(Text(f"{hidden} more candidates in front.json did not make it.", style="dim"))

@@ -190,8 +190,13 @@ def _confirmed(record: RunRecord, finalist: Finalist, trial: int | None) -> Entr
 
 
 def _unconfirmed(record: RunRecord, outcome: Outcome) -> Entry:
-    values = {o.name: outcome.objectives.get(o.name, math.nan) for o in record.objectives}
     known = {o.name for o in record.costs if o.is_known}
+    values = {
+        o.name: getattr(outcome.price, o.name)
+        if o.name in known
+        else outcome.objectives.get(o.name, math.nan)
+        for o in record.objectives
+    }
     adapter, score = _adapter(record, outcome.candidate.digest)
     return Entry(
         candidate=outcome.candidate,

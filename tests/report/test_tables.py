@@ -47,6 +47,9 @@ def test_several_costs_fit_too():
     lines = text_of(summary(replace(record, objectives=objectives))).splitlines()
     assert max(map(len, lines)) <= 80
     assert any("FLOPs" in line and "size" in line for line in lines)
+    assert any(line.split()[:2] == ["6L", "lora"] for line in lines)
+    reference = next(line for line in lines if record.reference[:8] in line)
+    assert "3.01 KiB" in reference  # 770 parameters, priced though never confirmed
 
 
 def test_an_empty_run_prints():
