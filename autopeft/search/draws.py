@@ -50,7 +50,8 @@ class Drawer:
             Shape (...).
         """
         rows = np.arange(len(self._grid.units))
-        return self._grid.params[rows, options].sum(axis=-1) + self._head
+        total: NDArray[np.float64] = self._grid.params[rows, options].sum(axis=-1) + self._head
+        return total
 
     def cost_range(self) -> tuple[float, float]:
         """Fewest and most trainable parameters of a plan that is not empty."""
@@ -101,9 +102,9 @@ class Drawer:
         grid = self._grid
         wanted = math.exp(log_cost) - self._head
         options = np.zeros(len(grid.units), dtype=np.int64)
-        active = np.flatnonzero(self._some_units(rng))
+        active = [int(unit) for unit in np.flatnonzero(self._some_units(rng))]
         choices = self._some_methods(rng, active)  # unit -> options, cheapest first
-        active = np.array([unit for unit in active if len(choices[unit])], dtype=np.int64)
+        active = [unit for unit in active if len(choices[unit])]
         if not len(active):
             return options
         floors = np.array([grid.params[unit, choices[unit][0]] for unit in active])
@@ -114,7 +115,7 @@ class Drawer:
         kept = order[:n_kept]
         if n_kept == 1 and floors[kept[0]] > wanted * 1.05:
             kept = np.array([int(np.argmin(floors))])
-        active = active[kept]
+        active = [active[place] for place in kept]
         width = max(len(choices[unit]) for unit in active)
         costs = np.full((len(active), width), np.inf)
         for row, unit in enumerate(active):
@@ -143,9 +144,7 @@ class Drawer:
             mask[rng.integers(n)] = True
         return mask
 
-    def _some_methods(
-        self, rng: np.random.Generator, active: NDArray[np.int64]
-    ) -> dict[int, Options]:
+    def _some_methods(self, rng: np.random.Generator, active: list[int]) -> dict[int, Options]:
         """The options each active unit may take, one method and placement each, by cost."""
         grid = self._grid
         n_methods = len(grid.methods)
@@ -158,14 +157,14 @@ class Drawer:
             inside = fitting[np.isin(grid.method_of[fitting], pool)]
             fitting = inside if len(inside) else fitting
             if not len(fitting):
-                result[int(unit)] = fitting
+                result[unit] = fitting
                 continue
             method = rng.choice(np.unique(grid.method_of[fitting]))
             fitting = fitting[grid.method_of[fitting] == method]
             places = np.unique(grid.placement_of[fitting])
             place = shared if shared in places else rng.choice(places)
             fitting = fitting[grid.placement_of[fitting] == place]
-            result[int(unit)] = fitting[np.argsort(grid.params[unit, fitting], kind="stable")]
+            result[unit] = fitting[np.argsort(grid.params[unit, fitting], kind="stable")]
         return result
 
     # --- moving ----------------------------------------------------------------------------------
@@ -282,7 +281,7 @@ class Drawer:
     # --- limits ----------------------------------------------------------------------------------
 
     def repair(self, options: Options, rng: np.random.Generator) -> Options:
-        """Bring the number of adapted blocks within the space's limits, changing as little as can be."""
+        """Bring the number of adapted blocks within the space's limits, changing little."""
         for _ in range(2 * len(options)):
             n_adapted = int(self._covers[options > 0].any(axis=0).sum())
             if n_adapted > self._most:

@@ -37,12 +37,9 @@ class FeatureTable:
         method[np.arange(1, len(grid.options)), grid.method_of[1:]] = 1.0
         roles = sorted({role for place in grid.placements.values() for role in place})
         table = np.zeros((len(grid.options), len(roles)))
-        for option, choice in enumerate(grid.options):
-            if option:
-                used = {
-                    s.role for (_, o), specs in grid.sites.items() if o == option for s in specs
-                }
-                table[option] = [role in used for role in roles]
+        for option in range(1, len(grid.options)):
+            used = {s.role for (_, o), specs in grid.sites.items() if o == option for s in specs}
+            table[option] = [role in used for role in roles]
         return cls(size / (top if top > 0 else 1.0), method, table)
 
     def of_options(self, options: NDArray[np.int64], positions: Array, log_params: Array) -> Array:

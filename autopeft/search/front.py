@@ -29,7 +29,9 @@ def orient(values: ArrayLike, directions: Sequence[Literal["maximize", "minimize
         Shape (n, m).
     """
     points = np.asarray(values, dtype=float).reshape(-1, len(directions))
-    return points * np.array([1.0 if d == "maximize" else -1.0 for d in directions])
+    signs = np.array([1.0 if d == "maximize" else -1.0 for d in directions])
+    oriented: Array = points * signs
+    return oriented
 
 
 def non_dominated(points: ArrayLike) -> NDArray[np.bool_]:

@@ -201,7 +201,7 @@ class Codec:
     # --- parameters ------------------------------------------------------------------------------
 
     def params(self, genome: Genome) -> dict[str, Any]:
-        """Legible parameters: for each unit its method, and rank and placement where it has them."""
+        """Legible parameters: each unit's method, and rank and placement where it has them."""
         values: dict[str, Any] = {"lr_position": genome.position}
         if len(self.source.alpha_ratio) > 1:
             values["alpha_ratio"] = self.source.alpha_ratio[genome.alpha]

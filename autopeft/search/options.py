@@ -7,6 +7,7 @@ is a mask, so that drawing, mutating and pricing are array work.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -114,7 +115,7 @@ class Grid:
             groups.setdefault((int(self.method_of[i]), int(self.placement_of[i])), []).append(i)
         steps = np.tile(np.arange(len(self.options))[:, None], (1, 2))
         for members in groups.values():
-            for lower, upper in zip(members, members[1:], strict=False):
+            for lower, upper in itertools.pairwise(members):
                 steps[lower, 1], steps[upper, 0] = upper, lower
         return steps
 
@@ -317,7 +318,8 @@ def _fill(
         params[u, 0] = 0.0
         for o, option in enumerate(options[1:], start=1):
             method = table[option.method]
-            specs, total = [], 0
+            specs: list[LayerSpec] = []
+            total = 0
             for layer in unit.layers:
                 for role in placements[option.placement]:
                     shape = topology.shape(layer, role)
@@ -353,8 +355,8 @@ def _fill(
                 "leave it out or add the role",
             )
     # A default rank no module can hold leaves the grid, so that columns are all meaningful.
-    kept = np.flatnonzero(used)
-    new = {int(old): place for place, old in enumerate(kept)}
+    kept = [int(o) for o in np.flatnonzero(used)]
+    new = {old: place for place, old in enumerate(kept)}
     return Grid(
         tuple(units),
         tuple(options[o] for o in kept),

@@ -1,8 +1,9 @@
-"""SearchSpace: YAML + topology -> what can be tried; draws, neighbours, parameters, known recipes."""
+"""SearchSpace: YAML and topology to what can be tried; draws, neighbours, parameters, recipes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from autopeft.pricing import Topology
 from autopeft.search import recipes
 from autopeft.search.draws import Drawer
 from autopeft.search.features import FeatureTable
-from autopeft.search.genome import Codec, Genome
+from autopeft.search.genome import Codec, Genome, snap
 from autopeft.search.options import Grid, build_grid
 from autopeft.search.source import SpaceSource, available_spaces, read_source
 
@@ -128,6 +129,26 @@ class SearchSpace:
         near = self.drawer.neighbours_in_rate(self.codec.genome(candidate))
         return tuple(self.codec.candidate(genome) for genome in near)
 
+    def enumerate(self, limit: int) -> Iterator[Candidate]:
+        """All candidates one after the other, learning rates in coarse steps; at most `limit`.
+
+        For spaces so small that drawing finds nothing new any more.
+        """
+        positions = [snap(step / 20) for step in range(21)]
+        fitting = [np.flatnonzero(row) for row in self.grid.legal]
+        least = 0 if self.source.include_empty else 1
+        points = itertools.product(
+            itertools.product(*fitting),
+            positions,
+            range(len(self.source.alpha_ratio)),
+            range(len(self.source.dropout)),
+        )
+        for options, position, alpha, dropout in itertools.islice(points, limit):
+            if sum(option > 0 for option in options) >= least:
+                yield self.codec.candidate(
+                    Genome(np.array(options, dtype=np.int64), position, alpha, dropout)
+                )
+
     def contains(self, candidate: Candidate) -> bool:
         """Whether a candidate is a point of this space."""
         from autopeft.errors import SpaceError
@@ -164,14 +185,16 @@ class SearchSpace:
 
     def features(self, candidate: Candidate) -> NDArray[np.float64]:
         """Features of a candidate for a model of quality; see `FeatureTable.of_options`."""
-        return self.features_of([self.codec.genome(candidate)])[0]
+        features: NDArray[np.float64] = self.features_of([self.codec.genome(candidate)])[0]
+        return features
 
     def features_of(self, genomes: list[Genome]) -> NDArray[np.float64]:
         """Features of genomes, shape (n, n_features)."""
         options = np.array([genome.options for genome in genomes])
         positions = np.array([genome.position for genome in genomes])
         log_params = np.log(np.maximum(self.drawer.params(options), 1.0))
-        return self.table.of_options(options, positions, log_params)
+        features: NDArray[np.float64] = self.table.of_options(options, positions, log_params)
+        return features
 
     # --- known recipes ---------------------------------------------------------------------------
 

@@ -1,0 +1,447 @@
+"""The documented core: ask for a candidate, report its rungs, tell its outcome. A for-loop will do.
+
+```python
+controller = SearchController(space, ["accuracy", "trainable_params"], seed=0)
+for _ in range(50):
+    trial = controller.ask()
+    controller.tell(trial, score=evaluate(trial.candidate))
+print(controller.front())
+```
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from autopeft.errors import SettingsError, SpaceError
+from autopeft.outcome import Objective, Outcome, objective
+from autopeft.plan import Candidate, TrainSettings
+from autopeft.pricing import Price, PriceTable
+from autopeft.search.constraints import Constraint, parse_constraints
+from autopeft.search.front import front_of
+from autopeft.search.proposer import Pricer
+from autopeft.search.pruner import make_pruner
+from autopeft.search.sampler import make_sampler
+from autopeft.search.shorthand import read_plan, write_plan
+from autopeft.search.space import SearchSpace
+from autopeft.search.study import StudyBook, distribution, price_attribute
+
+INTERRUPTED = "interrupted"
+"""Reason of a trial that was running when its search was killed."""
+
+_N_TRIES = 40
+"""Proposals that may be duplicates or break a constraint before other ways are tried."""
+
+
+class Decision(Enum):
+    """What a trial should do after a rung."""
+
+    CONTINUE = "continue"
+    STOP = "stop"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A candidate handed out.
+
+    Attributes:
+        number: In the study.
+        candidate: What to train.
+        price: What it is known to cost.
+        origin: "baseline", "reference", "portfolio", "design", "search" or "user".
+    """
+
+    number: int
+    candidate: Candidate
+    price: Price
+    origin: str
+
+    @property
+    def plan(self) -> Any:
+        """The candidate's plan."""
+        return self.candidate.plan
+
+    @property
+    def train(self) -> TrainSettings:
+        """The candidate's training settings."""
+        return self.candidate.train
+
+
+@dataclass
+class _Record:
+    """A trial as the controller remembers it."""
+
+    trial: Trial
+    state: str = "running"
+    objectives: dict[str, float] = field(default_factory=dict)
+    rungs: list[tuple[int, float]] = field(default_factory=list)
+    reason: str = ""
+    measured: dict[str, float] = field(default_factory=dict)
+
+    def outcome(self) -> Outcome:
+        return Outcome(
+            self.trial.number,
+            self.trial.candidate,
+            self.state,  # type: ignore[arg-type]
+            self.trial.price,
+            dict(self.objectives),
+            tuple(self.rungs),
+            self.trial.origin,
+            self.reason,
+            dict(self.measured),
+        )
+
+
+class SearchController:
+    """Proposes candidates and keeps the study. Calls from several threads wait for each other.
+
+    Args:
+        space: What may be proposed.
+        objectives: Names or `Objective`s, quality first, then the costs to trade against it.
+        sampler: "autopeft", "tpe", "nsga2", "gp", "random", or an Optuna sampler.
+        pruner: "gap", "none", "median", "asha", ..., or an Optuna pruner.
+        seed: Of everything random.
+        storage: None (memory), an SQLAlchemy URL, or a path ending in .db or .log.
+        prices: Prices candidates; None: from the shapes of the space's topology.
+        constraints: Such as "trainable_params<=200k"; nothing that breaks one is handed out.
+        study_name: In the storage; None for a generated one.
+        n_baselines: Tuned-LoRA trials to begin with; None for a number that suits most budgets.
+        resume: True to continue the study of that name.
+        eta: Ratio between rungs, for the pruner.
+
+    Raises:
+        UserError: if objectives, sampler, pruner, constraints or storage are not usable.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        objectives: Sequence[Objective | str],
+        sampler: str | BaseSampler = "autopeft",
+        pruner: str | BasePruner = "gap",
+        seed: int = 0,
+        storage: str | Path | Any | None = None,
+        *,
+        prices: Pricer | None = None,
+        constraints: Iterable[str | Constraint] = (),
+        study_name: str | None = None,
+        n_baselines: int | None = None,
+        resume: bool = False,
+        eta: float = 3.0,
+    ) -> None:
+        self.space = space
+        self.objectives = _objectives(objectives)
+        self.prices: Pricer = prices or PriceTable.from_topology(
+            space.topology, batch_size=space.base.batch_size
+        )
+        self.constraints = parse_constraints(
+            constraints, base_params=getattr(self.prices, "base_params", None)
+        )
+        self._rng = np.random.default_rng(seed)
+        self._distributions = {name: distribution(row) for name, row in space.parameters.items()}
+        self._check_constraints()
+        steps = space.base.steps
+        self._book = StudyBook(
+            storage,
+            study_name,
+            self.objectives,
+            make_sampler(sampler, space, self.objectives, self.prices, self.constraints, seed),
+            make_pruner(pruner, eta=eta, first_rung=round(steps / eta**2), last_rung=steps),
+            resume=resume,
+        )
+        self._lock = threading.RLock()
+        self._records: dict[int, _Record] = {}
+        self._digests: set[str] = set()
+        self._queue: deque[tuple[Candidate, str]] = deque()
+        self._load()
+        self._enqueue_start(n_baselines)
+
+    # --- asking ----------------------------------------------------------------------------------
+
+    def ask(self) -> Trial | None:
+        """The next candidate to train; None if the space is exhausted.
+
+        No candidate is handed out twice, none that breaks a constraint at all.
+        """
+        with self._lock:
+            while self._queue:
+                candidate, origin = self._queue.popleft()
+                if candidate.digest not in self._digests:
+                    return self._start(candidate, origin, self.prices.price(candidate))
+            for _ in range(_N_TRIES):
+                candidate = self.space.codec.candidate(self._proposal())
+                price = self._acceptable(candidate)
+                if price is not None:
+                    return self._start(candidate, "search", price)
+            return self._any_left()
+
+    def enqueue(self, candidate: Candidate, origin: str = "user") -> None:
+        """Hand this candidate out before anything else is proposed.
+
+        It may lie outside the space; the sampler then learns from its place on the front alone.
+        """
+        with self._lock:
+            self._queue.append((candidate, origin))
+
+    def _proposal(self) -> Any:
+        study = self._book.study
+        stand_in = create_trial(state=TrialState.RUNNING)
+        search_space = study.sampler.infer_relative_search_space(study, stand_in)
+        params = study.sampler.sample_relative(study, stand_in, search_space)
+        return self.space.codec.from_params(params)
+
+    def _acceptable(self, candidate: Candidate) -> Price | None:
+        """Its price, or None if it was handed out before or breaks a constraint."""
+        if candidate.digest in self._digests:
+            return None
+        price = self.prices.price(candidate)
+        return price if all(limit.allows(price) for limit in self.constraints) else None
+
+    def _any_left(self) -> Trial | None:
+        """Something not tried yet, found by drawing, else by going through a small space."""
+        for attempt in range(300):
+            draw = self.space.drawer.stratified if attempt % 2 else self.space.drawer.uniform
+            candidate = self.space.codec.candidate(draw(self._rng))
+            price = self._acceptable(candidate)
+            if price is not None:
+                return self._start(candidate, "search", price)
+        for candidate in self.space.enumerate(limit=20_000):
+            price = self._acceptable(candidate)
+            if price is not None:
+                return self._start(candidate, "search", price)
+        return None
+
+    def _start(self, candidate: Candidate, origin: str, price: Price) -> Trial:
+        try:
+            params = self.space.encode(candidate)
+        except SpaceError:
+            params = {}
+        attributes = {
+            "plan": write_plan(candidate.plan),
+            "train": candidate.train.to_json(),
+            "origin": origin,
+            "digest": candidate.digest,
+            **price_attribute(price.to_json()),
+        }
+        number = self._book.start(params, self._distributions, attributes)
+        trial = Trial(number, candidate, price, origin)
+        self._records[number] = _Record(trial)
+        self._digests.add(candidate.digest)
+        return trial
+
+    # --- reporting and telling -------------------------------------------------------------------
+
+    def report(self, trial: Trial, step: int, score: float) -> Decision:
+        """A rung's score, in the direction of the quality objective.
+
+        Args:
+            trial: As `ask` gave it.
+            step: Optimiser steps done. The last rung never stops a trial: it is done anyway.
+            score: Quality, or what stands in for it at rungs (minus the loss, say).
+
+        Returns:
+            STOP if the trial should end now; it has then been told PRUNED already.
+        """
+        with self._lock:
+            record = self._record(trial)
+            if record.state != "running":
+                return Decision.STOP
+            if step in dict(record.rungs):
+                return Decision.CONTINUE
+            record.rungs.append((int(step), float(score)))
+            self._book.record(trial.number, int(step), float(score))
+            if step >= trial.candidate.train.steps:
+                return Decision.CONTINUE
+            gap = self._book.prune_gap(trial.number)
+            if not gap > 0:
+                return Decision.CONTINUE
+            record.state, record.reason = "pruned", f"pruned at step {step}"
+            self._book.prune(trial.number, record.reason, gap)
+            return Decision.STOP
+
+    def tell(
+        self,
+        trial: Trial,
+        score: float | None = None,
+        *,
+        measured: Mapping[str, float] | None = None,
+        failed: str | None = None,
+        stopped: str | None = None,
+    ) -> None:
+        """How the trial ended: exactly one of score, failed, stopped.
+
+        Telling a trial again changes nothing: a pruned trial stays pruned.
+
+        Args:
+            trial: As `ask` gave it.
+            score: The quality objective's final value. NaN or infinite counts as failed.
+            measured: Whatever was measured; must hold the costs not known before training.
+            failed: Why it could not be trained.
+            stopped: Why it was stopped from outside at a rung; it counts as pruned.
+
+        Raises:
+            ValueError: if none or several of score, failed, stopped are given, or a cost that is
+                not known before training is missing.
+        """
+        if sum(given is not None for given in (score, failed, stopped)) != 1:
+            raise ValueError("tell exactly one of score, failed, stopped")
+        with self._lock:
+            record = self._record(trial)
+            if record.state != "running":
+                return
+            if score is not None:
+                self._complete(record, float(score), dict(measured or {}))
+            elif failed is not None:
+                self._fail(record, failed)
+            else:
+                record.state, record.reason = "pruned", str(stopped)
+                self._book.prune(trial.number, record.reason)
+
+    def _complete(self, record: _Record, score: float, measured: dict[str, float]) -> None:
+        values = {self.objectives[0].name: score}
+        for cost in self.objectives[1:]:
+            if cost.is_known:
+                values[cost.name] = float(getattr(record.trial.price, cost.name))
+            elif cost.name in measured:
+                values[cost.name] = float(measured[cost.name])
+            else:
+                raise ValueError(f"measured must hold {cost.name!r}, but got {sorted(measured)}")
+        bad = [name for name, value in values.items() if not math.isfinite(value)]
+        if bad:
+            self._fail(record, f"{bad[0]} is {values[bad[0]]}")
+            return
+        record.state, record.objectives, record.measured = "complete", values, measured
+        self._book.complete(record.trial.number, list(values.values()), measured)
+
+    def _fail(self, record: _Record, reason: str) -> None:
+        record.state, record.reason = "failed", reason
+        self._book.fail(record.trial.number, reason)
+
+    def _record(self, trial: Trial) -> _Record:
+        record = self._records.get(trial.number)
+        if record is None or record.trial.candidate != trial.candidate:
+            raise ValueError(f"trial {trial.number} was not handed out by this controller")
+        return record
+
+    # --- reading ---------------------------------------------------------------------------------
+
+    def outcomes(self) -> tuple[Outcome, ...]:
+        """Every trial that has ended, by number."""
+        with self._lock:
+            ended = [r for _, r in sorted(self._records.items()) if r.state != "running"]
+            return tuple(record.outcome() for record in ended)
+
+    def running(self) -> tuple[Trial, ...]:
+        """Every trial that has not."""
+        with self._lock:
+            return tuple(r.trial for r in self._records.values() if r.state == "running")
+
+    def front(self) -> tuple[Outcome, ...]:
+        """The non-dominated complete outcomes, cheapest first."""
+        return front_of(self.outcomes(), self.objectives)
+
+    @property
+    def study(self) -> Any:
+        """The Optuna study."""
+        return self._book.study
+
+    def remember(self, key: str, value: Any) -> None:
+        """Keep plain data with the study."""
+        self._book.remember(key, value)
+
+    def recall(self, key: str, default: Any = None) -> Any:
+        """What `remember` kept."""
+        return self._book.recall(key, default)
+
+    # --- starting --------------------------------------------------------------------------------
+
+    def _load(self) -> None:
+        """Take over a study's trials; those left running failed when their search was killed."""
+        again: list[tuple[Candidate, str]] = []
+        for stored in self._book.trials():
+            if stored.state == TrialState.WAITING or "plan" not in stored.user_attrs:
+                continue
+            record = _read(stored, self.objectives)
+            self._records[stored.number] = record
+            if stored.state == TrialState.RUNNING:
+                self._fail(record, INTERRUPTED)
+            if record.state == "failed" and record.reason == INTERRUPTED:
+                again.append((record.trial.candidate, record.trial.origin))
+            else:
+                self._digests.add(record.trial.candidate.digest)
+        self._queue.extend(again)
+
+    def _enqueue_start(self, n_baselines: int | None) -> None:
+        """The tuned-LoRA grid, the reference and the portfolio, as far as constraints allow."""
+        n = 8 if n_baselines is None else n_baselines
+        start = [(candidate, "baseline") for candidate in self.space.baselines(n)]
+        start.append((self.space.reference(), "reference"))
+        for candidate, origin in start:
+            if self._acceptable(candidate) is not None:
+                self._queue.append((candidate, origin))
+
+    def _check_constraints(self) -> None:
+        """Some candidate must keep the constraints."""
+        if not self.constraints:
+            return
+        draws = [self.space.drawer.stratified(self._rng) for _ in range(100)]
+        cheapest = min(draws, key=lambda genome: float(self.space.drawer.params(genome.options)))
+        prices = [self.prices.price(self.space.codec.candidate(g)) for g in (cheapest, *draws)]
+        for limit in self.constraints:
+            if not any(limit.allows(price) for price in prices):
+                least = min(getattr(price, limit.name) for price in prices)
+                raise SettingsError(
+                    "constraint",
+                    limit.text,
+                    f"nothing in the space keeps it: the least found is {least:.4g}",
+                    "raise the limit or widen the space",
+                )
+
+
+def _objectives(given: Sequence[Objective | str]) -> tuple[Objective, ...]:
+    found = tuple(objective(o) if isinstance(o, str) else o for o in given)
+    if not found:
+        raise SettingsError("objectives", [], "needs a quality objective", "use e.g. accuracy")
+    if len({o.name for o in found}) < len(found):
+        raise SettingsError(
+            "objectives", [o.name for o in found], "one is named twice", "name each once"
+        )
+    return found
+
+
+def _read(stored: FrozenTrial, objectives: Sequence[Objective]) -> _Record:
+    """A trial of the study as a record."""
+    attributes = stored.user_attrs
+    candidate = Candidate(
+        read_plan(attributes["plan"]), TrainSettings.from_json(attributes["train"])
+    )
+    trial = Trial(
+        stored.number, candidate, Price(**attributes["price"]), attributes.get("origin", "search")
+    )
+    states = {
+        TrialState.COMPLETE: "complete",
+        TrialState.PRUNED: "pruned",
+        TrialState.FAIL: "failed",
+    }
+    state = states.get(stored.state, "running")
+    values = stored.values if state == "complete" else None
+    return _Record(
+        trial,
+        state,
+        {o.name: v for o, v in zip(objectives, values or [], strict=False)},
+        sorted(stored.intermediate_values.items()),
+        attributes.get("reason", ""),
+        dict(attributes.get("measured", {})),
+    )

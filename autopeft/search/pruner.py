@@ -1,0 +1,247 @@
+"""The rung rule that keeps the front, and Optuna's own pruners on a multi-objective study."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import optuna
+from numpy.typing import NDArray
+from optuna.pruners import BasePruner
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from autopeft.errors import SettingsError
+
+PRICE_KEY = "price"
+"""User attribute of a trial that holds its price: cost name -> number."""
+
+_STAND_INS: Mapping[str, str] = {"train_seconds": "train_flops", "latency_ms": "inference_flops"}
+"""Costs not known before training, and the priced cost that moves with each."""
+
+
+@dataclass(frozen=True)
+class _Peer:
+    """What the rule needs of a trial: its costs and its scores (larger is better) by step."""
+
+    costs: NDArray[np.float64]
+    scores: Mapping[int, float]
+
+
+class GapPruner(BasePruner):
+    """Stops a trial that a peer beats which costs no more, if it is beaten by much.
+
+    At a rung, a trial's *gap* is the best score among the peers that cost no more, in every cost,
+    minus its own; without such a peer it is minus infinity. A trial stops if its gap is positive
+    and among the worse `1 - 1/eta` of the gaps of all trials that reached the rung. So a trial that
+    is the best for its cost goes on, however poor its quality is beside dearer ones: it may be on
+    the front.
+
+    Reports arrive in any order, so each report looks again at the earlier rungs, where more peers
+    may have arrived since. A trial that no peer costing no more beats at the last rung both have
+    reached is never stopped.
+
+    Works on studies with one or several directions; the score reported at rungs follows the first
+    direction. Prices are read from the trials' user attribute "price".
+
+    Args:
+        eta: Ratio between rungs; of n trials at a rung about n / eta go on.
+        costs: Names of the costs that count; None for the objectives after the first, costs only
+            known after training being replaced by the priced cost that moves with them.
+        min_peers: Trials, itself included, a rung needs before anything is stopped there.
+    """
+
+    def __init__(
+        self, eta: float = 3.0, *, costs: Sequence[str] | None = None, min_peers: int = 2
+    ) -> None:
+        if not eta > 1:
+            raise SettingsError("eta", eta, "`eta > 1` must hold", "use 3")
+        self._eta = float(eta)
+        self._costs = None if costs is None else tuple(costs)
+        self._min_peers = min_peers
+        self._study_name = ""
+        self._finished: dict[int, _Peer] = {}
+
+    def prune(self, study: optuna.study.Study, trial: FrozenTrial) -> bool:
+        """Whether the trial should stop; see the class."""
+        return self.gap(study, trial) > 0
+
+    def gap(self, study: optuna.study.Study, trial: FrozenTrial) -> float:
+        """The gap for which the trial should stop; 0.0 if it should go on.
+
+        The unit is the score's.
+        """
+        if study.study_name != self._study_name:
+            self._study_name, self._finished = study.study_name, {}
+        names = self._names(study)
+        sign = 1.0 if study.directions[0] == StudyDirection.MAXIMIZE else -1.0
+        me = _peer(trial, names, sign)
+        if not me.scores:
+            return 0.0
+        others = self._others(study, trial.number, names, sign)
+        cheaper = [peer for peer in others if (peer.costs <= me.costs).all()]
+        if not any(_beats(peer, me) for peer in cheaper):
+            return 0.0
+        for step in sorted(me.scores, reverse=True):
+            gap = self._gap_at(step, me, others)
+            if gap > 0:
+                return gap
+        return 0.0
+
+    def _gap_at(self, step: int, me: _Peer, others: Sequence[_Peer]) -> float:
+        here = [me, *(peer for peer in others if step in peer.scores)]
+        if len(here) < self._min_peers:
+            return 0.0
+        gaps = gaps_among(
+            np.array([peer.scores[step] for peer in here]), np.array([peer.costs for peer in here])
+        )
+        n_better = int((gaps < gaps[0]).sum())
+        return float(gaps[0]) if gaps[0] > 0 and n_better >= len(here) / self._eta else 0.0
+
+    def _others(
+        self, study: optuna.study.Study, number: int, names: Sequence[str], sign: float
+    ) -> list[_Peer]:
+        """All other trials that reported something."""
+        others = []
+        for other in study.get_trials(deepcopy=False):
+            if other.number == number or not other.intermediate_values:
+                continue
+            # A failed trial's early scores are still what that plan reached by then.
+            peer = self._finished.get(other.number)
+            if peer is None:
+                peer = _peer(other, names, sign)
+                if other.state.is_finished():
+                    self._finished[other.number] = peer
+            others.append(peer)
+        return others
+
+    def _names(self, study: optuna.study.Study) -> tuple[str, ...]:
+        if self._costs is not None:
+            return self._costs
+        return tuple(_STAND_INS.get(name, name) for name in (study.metric_names or [])[1:])
+
+
+def gaps_among(scores: NDArray[np.float64], costs: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Each trial's gap: the best score among the others that cost no more, minus its own.
+
+    Args:
+        scores: Shape (n,), larger is better.
+        costs: Shape (n, k), smaller is better; k may be 0: then everyone costs the same.
+
+    Returns:
+        Shape (n,); -inf where no other trial costs no more in every cost.
+    """
+    n = len(scores)
+    # rows: the trial; columns: the peer
+    is_peer = np.less_equal(costs[None, :, :], costs[:, None, :]).all(axis=2) & ~np.eye(
+        n, dtype=bool
+    )
+    best = np.where(is_peer, scores[None, :], -np.inf).max(axis=1, initial=-np.inf)
+    result: NDArray[np.float64] = best - scores
+    return result
+
+
+def _peer(trial: FrozenTrial, names: Sequence[str], sign: float) -> _Peer:
+    price = trial.user_attrs.get(PRICE_KEY, {})
+    costs = np.array([float(price.get(name, np.nan)) for name in names])
+    scores = {
+        step: sign * value if np.isfinite(value) else -np.inf
+        for step, value in trial.intermediate_values.items()
+    }
+    return _Peer(np.nan_to_num(costs, nan=np.inf), scores)
+
+
+def _beats(peer: _Peer, me: _Peer) -> bool:
+    """Whether the peer is better at the last rung both have reached."""
+    common = peer.scores.keys() & me.scores.keys()
+    return bool(common) and peer.scores[max(common)] > me.scores[max(common)]
+
+
+class QualityPruner(BasePruner):
+    """One of Optuna's own pruners, on the quality curve of a study with several directions.
+
+    Optuna's pruners refuse such studies, so they get to see a shadow of it: the same trials in
+    memory, with the first direction alone. They know nothing of cost and stop cheap trials that
+    belong on the front: they are here for comparison.
+
+    Args:
+        inner: The pruner.
+    """
+
+    def __init__(self, inner: BasePruner) -> None:
+        self._inner = inner
+        self._shadow: optuna.study.Study | None = None
+
+    def prune(self, study: optuna.study.Study, trial: FrozenTrial) -> bool:
+        """What the inner pruner says."""
+        shadow = self._follow(study)
+        return bool(self._inner.prune(shadow, shadow.get_trials(deepcopy=False)[trial.number]))
+
+    def _follow(self, study: optuna.study.Study) -> optuna.study.Study:
+        """The shadow, brought up to date. Its trials have the same numbers."""
+        if self._shadow is None:
+            self._shadow = optuna.create_study(
+                study_name=study.study_name, direction=study.directions[0], pruner=self._inner
+            )
+        known = self._shadow.get_trials(deepcopy=False)
+        for trial in study.get_trials(deepcopy=False):
+            if trial.number >= len(known):
+                self._shadow.ask()
+                known = self._shadow.get_trials(deepcopy=False)
+            twin = known[trial.number]
+            if twin.state.is_finished():
+                continue
+            for step, value in trial.intermediate_values.items():
+                if step not in twin.intermediate_values:
+                    optuna.trial.Trial(self._shadow, twin._trial_id).report(value, step)
+            if trial.state == TrialState.COMPLETE:
+                self._shadow.tell(trial.number, (trial.values or [float("nan")])[0])
+            elif trial.state.is_finished():
+                self._shadow.tell(trial.number, state=trial.state)
+        return self._shadow
+
+
+_OPTUNA: Mapping[str, Callable[[float, int, int], BasePruner]] = {
+    "median": lambda eta, first, last: optuna.pruners.MedianPruner(),
+    "percentile": lambda eta, first, last: optuna.pruners.PercentilePruner(100.0 / eta),
+    "asha": lambda eta, first, last: optuna.pruners.SuccessiveHalvingPruner(
+        min_resource=first, reduction_factor=max(2, round(eta))
+    ),
+    "hyperband": lambda eta, first, last: optuna.pruners.HyperbandPruner(
+        min_resource=first, max_resource=last, reduction_factor=max(2, round(eta))
+    ),
+}
+"""Name -> maker from (ratio between rungs, steps at the first rung, steps at the last)."""
+
+PRUNERS: tuple[str, ...] = ("gap", "none", *_OPTUNA)
+"""Every pruner that has a name."""
+
+
+def make_pruner(
+    name: str | BasePruner, *, eta: float = 3.0, first_rung: int = 1, last_rung: int = 100
+) -> BasePruner:
+    """The pruner of that name, on the quality curve where it is one of Optuna's.
+
+    Args:
+        name: "gap", "none", "median", "percentile", "asha", "hyperband", ...; or a pruner.
+        eta: Ratio between rungs.
+        first_rung: Steps at the first rung.
+        last_rung: Steps of a whole training.
+
+    Raises:
+        SettingsError: if there is no such pruner.
+    """
+    if isinstance(name, BasePruner):
+        return name if isinstance(name, GapPruner) else QualityPruner(name)
+    if name == "gap":
+        return GapPruner(eta)
+    if name in ("none", "nop"):
+        return optuna.pruners.NopPruner()
+    name = "asha" if name == "sha" else name
+    if name not in _OPTUNA:
+        close = difflib.get_close_matches(str(name), PRUNERS, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(PRUNERS)}"
+        raise SettingsError("pruner", name, "no such pruner", hint)
+    return QualityPruner(_OPTUNA[name](eta, max(1, first_rung), max(1, last_rung)))

@@ -1,0 +1,238 @@
+"""The Optuna study behind a search: storage, trials in and out, resume. All private calls are here.
+
+A search's trials are ordinary trials of an ordinary study, so that optuna-dashboard and any Optuna
+tool read them. Three things Optuna does not offer for studies with several directions are done
+through the storage: a trial is created with all its parameters at once (one transaction instead of
+one a parameter), intermediate values are stored, and the pruner is asked directly.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
+from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from autopeft.errors import StorageError
+from autopeft.outcome import Objective
+from autopeft.search.pruner import PRICE_KEY, GapPruner
+
+_CONSTRAINT = "constraints:pruned"
+"""System attribute behind `Trial.set_constraint("pruned", ...)`."""
+
+_REMEDY = "use a path ending in .db or .log, or a URL such as sqlite:///study.db"
+
+
+def open_storage(storage: str | Path | BaseStorage | None) -> BaseStorage:
+    """The storage behind a URL or a path.
+
+    Args:
+        storage: An SQLAlchemy URL; a path ending in .log (journal file) or .db (SQLite); None for
+            memory; or a storage, which passes through.
+
+    Raises:
+        StorageError: if it cannot be opened.
+    """
+    if storage is None:
+        return InMemoryStorage()
+    if isinstance(storage, BaseStorage):
+        return storage
+    text = str(storage)
+    if "://" not in text and not text.endswith((".log", ".db")):
+        raise StorageError("storage", text, "neither a URL nor a .db or .log file", _REMEDY)
+    try:
+        if text.endswith(".log") and "://" not in text:
+            return JournalStorage(JournalFileBackend(text))
+        url = text if "://" in text else f"sqlite:///{text}"
+        # A dashboard may read while we write: wait for its lock instead of failing.
+        waiting = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
+        opened: BaseStorage = optuna.storages.get_storage(RDBStorage(url, engine_kwargs=waiting))
+        return opened
+    except Exception as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise StorageError(
+            "storage", text, f"cannot be opened ({reason[0][:200]})", _REMEDY
+        ) from None
+
+
+def distribution(row: Mapping[str, Any]) -> BaseDistribution:
+    """Optuna's distribution of one of a space's parameters."""
+    if row["kind"] == "categorical":
+        return CategoricalDistribution(row["choices"])
+    if row["kind"] == "int":
+        return IntDistribution(row["low"], row["high"], log=row.get("log", False))
+    # A step would make Optuna complain of rounding; positions are snapped when decoded.
+    return FloatDistribution(row["low"], row["high"])
+
+
+class StudyBook:
+    """One study, opened or created.
+
+    Args:
+        storage: See `open_storage`.
+        name: The study's name; None for a generated one.
+        objectives: Quality first; they become directions and metric names.
+        sampler: The study's sampler.
+        pruner: The study's pruner.
+        resume: True to continue a study that is there; False to insist that there is none.
+
+    Raises:
+        StorageError: if the storage cannot be opened, the study is there (or, resuming, is not), or
+            has other objectives.
+    """
+
+    def __init__(
+        self,
+        storage: str | Path | BaseStorage | None,
+        name: str | None,
+        objectives: Sequence[Objective],
+        sampler: BaseSampler,
+        pruner: BasePruner,
+        *,
+        resume: bool = False,
+    ) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        opened = open_storage(storage)
+        shown = name if storage is None else str(storage)
+        directions = [objective.direction for objective in objectives]
+        names = [objective.name for objective in objectives]
+        try:
+            if resume:
+                self.study = optuna.load_study(
+                    study_name=name, storage=opened, sampler=sampler, pruner=pruner
+                )
+            else:
+                self.study = optuna.create_study(
+                    study_name=name,
+                    storage=opened,
+                    sampler=sampler,
+                    pruner=pruner,
+                    directions=directions,
+                )
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                    self.study.set_metric_names(names)
+        except optuna.exceptions.DuplicatedStudyError:
+            raise StorageError(
+                "study_name", name, "the storage holds a study of this name", "resume it or rename"
+            ) from None
+        except (KeyError, ValueError):
+            raise StorageError(
+                "study_name", name, f"{shown} holds no such study", "check the name"
+            ) from None
+        except Exception as error:
+            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise StorageError(
+                "storage", shown, f"cannot be used ({line[:200]})", _REMEDY
+            ) from None
+        known = [direction.name.lower() for direction in self.study.directions]
+        if known != directions or (self.study.metric_names or names) != names:
+            raise StorageError(
+                "objectives", names, f"the study has {self.study.metric_names}", "use the same"
+            )
+        self._storage = self.study._storage
+        self._ids = {trial.number: trial._trial_id for trial in self.trials()}
+
+    # --- trials ----------------------------------------------------------------------------------
+
+    def trials(self) -> list[FrozenTrial]:
+        """All trials, by number; not to be changed."""
+        return self.study.get_trials(deepcopy=False)
+
+    def start(
+        self,
+        params: Mapping[str, Any],
+        distributions: Mapping[str, BaseDistribution],
+        attributes: Mapping[str, Any],
+    ) -> int:
+        """A new running trial, written in one transaction; its number.
+
+        Args:
+            params: Its parameters.
+            distributions: At least those of its parameters.
+            attributes: User attributes.
+        """
+        template = create_trial(
+            state=TrialState.RUNNING,
+            params=dict(params),
+            distributions={name: distributions[name] for name in params},
+            user_attrs=dict(attributes),
+        )
+        trial_id = self._storage.create_new_trial(self.study._study_id, template_trial=template)
+        number = self._storage.get_trial_number_from_id(trial_id)
+        self._ids[number] = trial_id
+        return number
+
+    def trial(self, number: int) -> FrozenTrial:
+        """One trial as stored."""
+        return self._storage.get_trial(self._ids[number])
+
+    def record(self, number: int, step: int, score: float) -> None:
+        """Store a rung's score; a second report at the same step is ignored."""
+        self._storage.set_trial_intermediate_value(self._ids[number], step, float(score))
+
+    def prune_gap(self, number: int) -> float:
+        """Above 0 if the pruner stops the trial: its gap, or 1 where the pruner knows no gap."""
+        trial = self.trial(number)
+        pruner = self.study.pruner
+        if isinstance(pruner, GapPruner):
+            return pruner.gap(self.study, trial)
+        return 1.0 if pruner.prune(self.study, trial) else 0.0
+
+    def complete(self, number: int, values: Sequence[float], measured: Mapping[str, float]) -> None:
+        """The trial ended with these values of the objectives."""
+        if measured:
+            self._attribute(number, "measured", dict(measured))
+        self._constrain(number, 0.0)
+        self.study.tell(number, list(values), state=TrialState.COMPLETE)
+
+    def prune(self, number: int, reason: str, gap: float = 1.0) -> None:
+        """The trial was stopped at a rung.
+
+        In a study with several directions it also gets a positive constraint: TPE would otherwise
+        look for its single direction and raise.
+        """
+        self._attribute(number, "reason", reason)
+        self._constrain(number, gap if gap > 0 and math.isfinite(gap) else 1.0)
+        self.study.tell(number, state=TrialState.PRUNED)
+
+    def fail(self, number: int, reason: str) -> None:
+        """The trial gave nothing."""
+        self._attribute(number, "reason", reason)
+        self.study.tell(number, state=TrialState.FAIL)
+
+    def _attribute(self, number: int, key: str, value: Any) -> None:
+        self._storage.set_trial_user_attr(self._ids[number], key, value)
+
+    def _constrain(self, number: int, value: float) -> None:
+        if len(self.study.directions) > 1:
+            self._storage.set_trial_system_attr(self._ids[number], _CONSTRAINT, float(value))
+
+    # --- the study as a notebook -----------------------------------------------------------------
+
+    def remember(self, key: str, value: Any) -> None:
+        """Keep plain data with the study; over an earlier value of the key."""
+        self.study.set_user_attr(key, value)
+
+    def recall(self, key: str, default: Any = None) -> Any:
+        """What `remember` kept."""
+        return self.study.user_attrs.get(key, default)
+
+
+def price_attribute(price: Mapping[str, float]) -> dict[str, Any]:
+    """The user attribute that carries a trial's price to the pruner."""
+    return {PRICE_KEY: dict(price)}
