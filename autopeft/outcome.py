@@ -169,7 +169,9 @@ class LevelVerdict:
         result: "wins", "ties" or "loses", on test quality, after correction for many comparisons.
         gain: Quality of the member minus quality of the tuned LoRA, sign such that more is better.
         gain_ci: Its corrected 95 % interval, same sign.
-        cost_ratio: The member's first cost over the tuned LoRA's.
+        cost_ratio: The member's first cost over that LoRA's.
+        against: Digest of the LoRA compared with: the best one that costs no more than the member,
+            or the tuned one where every LoRA costs more.
     """
 
     digest: str
@@ -177,6 +179,7 @@ class LevelVerdict:
     gain: float
     gain_ci: tuple[float, float]
     cost_ratio: float
+    against: str = ""
 
 
 @dataclass(frozen=True)
