@@ -23,9 +23,9 @@ _EMPTY = "#eef0f3"
 
 
 def method_letters(methods: Iterable[str]) -> dict[str, str]:
-    """A letter of its own for each method: one of the name where there is one left."""
+    """A letter of its own for each method, one of its name where one is left; L is LoRA's."""
     letters: dict[str, str] = {}
-    for method in sorted(set(methods)):
+    for method in sorted(set(methods), key=lambda name: (name != "lora", name)):
         choices = [c for c in method.upper() if c.isalnum()] + list("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
         letters[method] = next((c for c in choices if c not in letters.values()), "?")
     return letters
@@ -43,7 +43,7 @@ def _panel(
     for row in range(len(roles)):
         for layer in range(n_layers):
             axes.add_patch(Rectangle((layer + 0.04, row + 0.04), 0.92, 0.92, color=_EMPTY, lw=0))
-    font = min(9.0, 150.0 / n_layers)
+    font = min(9.0, 210.0 / n_layers)
     for spec in entry.candidate.plan.specs:
         row = roles.index(spec.role)
         rgba = colours.to_rgba(np.array(spec.rank)) if spec.rank else mpl.colors.to_rgba(_NO_SIZE)

@@ -114,9 +114,10 @@ def test_a_deep_model_is_mapped_in_one_column():
 
 
 def test_letters_are_unique():
-    letters = method_letters(["lora", "lokr", "loha", "ia3", "oft", "ln", "lora"])
+    letters = method_letters(["lokr", "loha", "lora", "ia3", "oft", "ln_tuning", "lora"])
     assert len(set(letters.values())) == 6
     assert letters["ia3"] == "I"
+    assert letters["lora"] == "L"
 
 
 def test_a_few_diverged_trials_do_not_flatten_the_rest():
