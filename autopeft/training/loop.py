@@ -22,6 +22,9 @@ from autopeft.training.evaluation import evaluate
 from autopeft.training.modes import train_adapters_only
 from autopeft.training.precision import Precision, autocast, choose_precision, synchronise
 from autopeft.training.prefix import NO_PREFIX, Prefix
+from autopeft.training.rungs import rung_steps
+
+__all__ = ["AttachedModel", "ParameterGroup", "ProxyTraining", "rate_factor", "rung_steps"]
 
 MAX_GRADIENT_NORM = 1.0
 CHECK_EVERY = {"cpu": 1, "cuda": 16}

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import f1_score, matthews_corrcoef
+from torch.nn import functional
+
+from autopeft.tasks.causal_lm import CausalLM
+from autopeft.tasks.data import TaskData
+from autopeft.tasks.text_classification import TextClassification
+from autopeft.training import evaluation
+from autopeft.training.evaluation import evaluate
+
+Build = Callable[..., Any]
+
+
+@pytest.fixture(autouse=True)
+def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(evaluation.TOKEN_BUDGET, "cpu", 64)
+
+
+def test_classification_agrees_with_row_by_row(
+    classification_data: TaskData, bert_with_lora: Build
+) -> None:
+    model = bert_with_lora().model
+    task = TextClassification(classification_data.labels, 0)
+    found = evaluate(model, task, classification_data, "validation", device="cpu")
+    split = classification_data.validation
+    losses, predictions = [], []
+    with torch.no_grad():
+        for i in range(len(split)):
+            tokens = torch.tensor(split.tokens[split.offsets[i] : split.offsets[i + 1]])[
+                None
+            ].long()
+            logits = model(input_ids=tokens).logits
+            losses.append(float(functional.cross_entropy(logits, torch.tensor([split.targets[i]]))))
+            predictions.append(int(logits.argmax()))
+    right = np.asarray(predictions) == split.targets
+    assert found.loss == pytest.approx(np.mean(losses), rel=1e-5)
+    np.testing.assert_array_equal(found.rows, right.astype(float))
+    assert found.metrics["accuracy"] == pytest.approx(right.mean())
+    assert found.metrics["f1"] == pytest.approx(
+        f1_score(split.targets, predictions, average="macro", zero_division=0.0)
+    )
+    assert found.metrics["matthews"] == pytest.approx(matthews_corrcoef(split.targets, predictions))
+    by_loss = TextClassification(classification_data.labels, 0, "loss")
+    rows = evaluate(model, by_loss, classification_data, "validation", device="cpu").rows
+    np.testing.assert_allclose(rows, -np.asarray(losses), rtol=1e-4)
+
+
+def test_causal_lm_agrees_with_all_logits(causal_data: TaskData, llama_with_lora: Build) -> None:
+    model = llama_with_lora().model
+    found = evaluate(model, CausalLM(), causal_data, "test", device="cpu")
+    split = causal_data.test
+    row_losses, n_right = [], 0.0
+    with torch.no_grad():
+        for i in range(len(split)):
+            tokens = torch.tensor(split.tokens[split.offsets[i] : split.offsets[i + 1]]).long()
+            logits = model(input_ids=tokens[None]).logits[0]
+            start = int(split.targets[i])
+            wanted = tokens[start:]
+            row_losses.append(float(functional.cross_entropy(logits[start - 1 : -1], wanted)))
+            n_right += float((logits[start - 1 : -1].argmax(-1) == wanted).sum())
+    assert found.loss == pytest.approx(np.mean(row_losses), rel=1e-5)  # two tokens a row
+    np.testing.assert_allclose(found.rows, -np.asarray(row_losses), rtol=1e-4)
+    assert found.metrics["perplexity"] == pytest.approx(np.exp(found.loss))
+    assert found.metrics["token_accuracy"] == pytest.approx(n_right / (2 * len(split)))
+
+
+def test_logits_are_computed_for_completions_only(
+    causal_data: TaskData, llama_with_lora: Build
+) -> None:
+    model = llama_with_lora().model
+    seen: list[int] = []
+    model.lm_head.register_forward_hook(lambda _m, _i, out: seen.append(out.shape[:-1].numel()))
+    evaluate(model, CausalLM(), causal_data, "validation", device="cpu")
+    assert sum(seen) == 2 * len(causal_data.validation)
+
+
+def test_decoder_classifies_by_its_last_real_token(classification_data: TaskData) -> None:
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    torch.manual_seed(0)
+    data = replace(classification_data, pad_id=39)  # a real word, too, as where it is the end
+    task = TextClassification(data.labels, data.pad_id)
+    config = LlamaConfig(
+        vocab_size=40,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        intermediate_size=16,
+        **task.model_kwargs(),
+    )
+    model = LlamaForSequenceClassification(config)
+    assert config.num_labels == 2
+    batched = evaluate(model, task, data, "test", device="cpu")
+    evaluation.TOKEN_BUDGET["cpu"] = 1  # one row a batch: no padding at all
+    alone = evaluate(model, task, data, "test", device="cpu")
+    assert batched.loss == pytest.approx(alone.loss, rel=1e-5)
+
+
+def test_unknown_metric() -> None:
+    from autopeft.errors import SettingsError
+
+    with pytest.raises(SettingsError, match="metric='bleu': not measured by causal-lm"):
+        CausalLM("bleu")
