@@ -148,7 +148,8 @@ def movie_rows(sdist: Path) -> list[tuple[str, str]]:
         )
         text = _member(inner, name).decode("utf-8")
     rows = []
-    for line in text.splitlines():
+    # Not splitlines(): it would also cut a snippet at characters such as U+0085.
+    for line in filter(None, text.replace("\r\n", "\n").split("\n")):
         _number, score, snippet = line.split("\t", 2)
         if abs(float(score)) >= 0.5:
             rows.append((snippet.strip(), "positive" if float(score) > 0 else "negative"))
