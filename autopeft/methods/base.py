@@ -45,6 +45,8 @@ class AdapterFlops:
         input_grad_per_token: In the backward pass, only where the site's input needs a gradient.
         forward_per_step: In the forward pass, whatever the number of tokens.
         backward_per_step: In the backward pass, whatever the number of tokens.
+        dropout_forward_per_token: In the forward pass, for each token, only where there is dropout.
+        dropout_input_grad_per_token: As `input_grad_per_token`, only where there is dropout.
     """
 
     forward_per_token: float = 0.0
@@ -52,6 +54,8 @@ class AdapterFlops:
     input_grad_per_token: float = 0.0
     forward_per_step: float = 0.0
     backward_per_step: float = 0.0
+    dropout_forward_per_token: float = 0.0
+    dropout_input_grad_per_token: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -61,14 +65,17 @@ class AdapterMemory:
     Attributes:
         per_token: Floats for each token, the site's input not counted.
         per_step: Floats whatever the number of tokens.
+        input_grad_per_step: The same, only where the site's input needs a gradient.
         keeps_input: True if the site's input is kept; sites that read one tensor keep it once.
-        keeps_dropped_input: True if dropout makes a copy of the input and a mask, which are kept.
+        drops_input: True if dropout makes a copy of the input (kept in its stead, by each site) and
+            a mask (kept where the input needs a gradient).
     """
 
     per_token: float = 0.0
     per_step: float = 0.0
+    input_grad_per_step: float = 0.0
     keeps_input: bool = False
-    keeps_dropped_input: bool = False
+    drops_input: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,8 +94,8 @@ class Method(ABC):
         shared_state: True if its sites share parameters.
         starts_at_identity: True if attaching it leaves the model's outputs as they are.
         quantised_base: True if it works over a 4-bit or 8-bit base.
-        transposed_base: True if it works on modules that store their weight as (in, out), GPT-2's
-            Conv1D.
+        transposed_base: True if peft itself can load it over modules that store their weight as
+            (in, out), GPT-2's Conv1D; autopeft can load any.
         input_side_roles: Roles where it changes the module's input rather than its output.
         rank_pattern: True if one peft configuration can hold several ranks.
         version: Raised when saved files change meaning.

@@ -24,8 +24,8 @@ class Ia3(Method):
     def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
         """Whatever is scaled, for the factors' gradient."""
         if role in self.input_side_roles:
-            return AdapterMemory(per_step=shape[1], keeps_input=True)
-        return AdapterMemory(per_token=shape[0], per_step=shape[0])
+            return AdapterMemory(input_grad_per_step=shape[1], keeps_input=True)
+        return AdapterMemory(per_token=shape[0], input_grad_per_step=shape[0])
 
     def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
         """Arguments of `IA3Config`, without the list of feed-forward modules."""

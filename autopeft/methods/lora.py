@@ -39,7 +39,7 @@ class Lora(Method):
 
     def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
         """The input, for A's gradient, and A x, for B's."""
-        return AdapterMemory(per_token=rank, keeps_input=True, keeps_dropped_input=True)
+        return AdapterMemory(per_token=rank, keeps_input=True, drops_input=True)
 
     def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
         """Arguments of `LoraConfig`."""
@@ -83,6 +83,9 @@ class Dora(Lora):
             input_grad_per_token=lora.input_grad_per_token,
             # peft multiplies A, then B, with an identity matrix of size `in`.
             forward_per_step=2.0 * rank * in_ * (in_ + out),
+            # Over a dropped input the module's output cannot be used again.
+            dropout_forward_per_token=2.0 * in_ * out,
+            dropout_input_grad_per_token=2.0 * in_ * out,
         )
 
     def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
@@ -91,7 +94,7 @@ class Dora(Lora):
             per_token=rank + 2.0 * shape[0],
             per_step=2.0 * shape[0],
             keeps_input=True,
-            keeps_dropped_input=True,
+            drops_input=True,
         )
 
     def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:

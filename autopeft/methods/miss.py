@@ -24,7 +24,7 @@ class Miss(Method):
 
     def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
         """Only the summed shards: the input itself is not kept."""
-        return AdapterMemory(per_token=rank, keeps_dropped_input=True)
+        return AdapterMemory(per_token=rank, drops_input=True)
 
     def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
         """Arguments of `MissConfig`."""

@@ -31,7 +31,10 @@ class Oft(Method):
 
     def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
         """The input, the rotation, and the first three powers in the series."""
-        return AdapterMemory(per_step=4.0 * shape[1] * rank, keeps_input=True)
+        matrices = 1.0 * shape[1] * rank
+        return AdapterMemory(
+            per_step=3.0 * matrices, input_grad_per_step=matrices, keeps_input=True
+        )
 
     def is_legal_rank(self, rank: int, shape: Shape) -> bool:
         """Blocks of at least 2 must divide the input width; peft would silently change others."""

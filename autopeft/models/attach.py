@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from autopeft import methods
 from autopeft.methods import HEAD, Method
@@ -55,7 +57,7 @@ class Group:
         method: Their method.
         ranks: Module path -> rank.
         feedforward: Those whose input is changed instead of their output, where it is a choice.
-        transposed: True if their weights are stored as (in, out).
+        transposed: True if their weights are stored as (in, out), as GPT-2's Conv1D does.
     """
 
     method: Method
@@ -68,7 +70,8 @@ class Group:
 
         Args:
             train: Gives dropout and alpha.
-            rename: Module path -> the name to target it by; default: the path.
+            rename: Module path -> name in the holder. Without, the configuration is one for the
+                model itself, as peft's own files hold it.
         """
         names = rename or {path: path for path in self.ranks}
         ranks = {names[path]: rank for path, rank in self.ranks.items()}
@@ -76,7 +79,7 @@ class Group:
         kind = arguments.pop("peft_type")
         if kind == "IA3":
             arguments["feedforward_modules"] = [names[path] for path in self.feedforward]
-        if self.transposed:
+        if self.transposed and self.method.transposed_base and rename is None:
             arguments["fan_in_fan_out"] = True
         return PEFT_TYPE_TO_CONFIG_MAPPING[kind](target_modules=list(ranks), **arguments)
 
@@ -160,6 +163,10 @@ class Attached:
             self.detach()
             raise
 
+    def original(self, path: str) -> nn.Module:
+        """The base model's own module at the path of an adapted one."""
+        return self._originals[path]
+
     def head_parameters(self) -> list[nn.Parameter]:
         """Parameters of the new head, [] where the model has none."""
         return [
@@ -184,7 +191,9 @@ class Attached:
         for path, name in names.items():
             original = self.model.get_submodule(path)
             self._originals[path] = original
-            holder.add_module(name, original)
+            holder.add_module(
+                name, LinearView(original) if isinstance(original, Conv1D) else original
+            )
         config = group.config(self.candidate.train, rename=names)
         with warnings.catch_warnings():
             # Said of every normalisation, whose widths LN tuning does not need.
@@ -194,7 +203,7 @@ class Attached:
             )
         layers = {path: holder.get_submodule(name) for path, name in names.items()}
         for path, layer in layers.items():
-            if layer is self._originals[path]:
+            if not isinstance(layer, BaseTunerLayer):
                 raise RuntimeError(f"{group.method.name} was not attached to {path}")
             replace_module(self.model, path, layer.train(self._was_training))
         return Part(group, tuner, names, layers)
@@ -246,6 +255,35 @@ class Attached:
         trace: TracebackType | None,
     ) -> None:
         self.detach()
+
+
+class LinearView(nn.Linear):
+    """A Conv1D seen as the linear layer that it is: same storage, same arithmetic to the last bit.
+
+    peft's methods know Conv1D partly (LoRA, at the price of copying the weight for DoRA) or not at
+    all (OFT, MiSS); a linear layer they all know.
+
+    Args:
+        conv: Its weight has shape (in, out).
+    """
+
+    def __init__(self, conv: Conv1D) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = conv.weight.shape
+        self.look_at(conv)
+
+    def look_at(self, conv: nn.Module) -> None:
+        """Takes its weight and bias from a Conv1D."""
+        weight, bias = conv.weight, conv.bias
+        assert isinstance(weight, nn.Parameter)
+        assert isinstance(bias, nn.Parameter)
+        self.weight = nn.Parameter(weight.detach().t(), requires_grad=False)
+        self.bias = bias
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """(..., in) -> (..., out)."""
+        flat = torch.addmm(self.bias, input.view(-1, self.in_features), self.weight.t())
+        return flat.view(*input.shape[:-1], self.out_features)
 
 
 def replace_module(model: nn.Module, path: str, module: nn.Module) -> None:

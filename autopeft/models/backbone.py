@@ -182,7 +182,7 @@ def build_meta(
     loader = auto_loader(auto_class)
     with quiet(), torch.device("meta"):
         try:
-            built = loader.from_config(config)
+            built = loader.from_config(config, dtype=torch.float32)
         except (OSError, ValueError, KeyError) as error:
             raise not_loadable(model, auto_class, error) from error
     return Backbone(

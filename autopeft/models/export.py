@@ -10,10 +10,17 @@ from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
 
 from autopeft.errors import AdapterError, SettingsError
-from autopeft.models.attach import Attached, replace_module
-from autopeft.models.backbone import load_tokenizer, quiet, restore_dropout, switch_off_dropout
+from autopeft.models.attach import Attached, LinearView, replace_module
+from autopeft.models.backbone import (
+    load_tokenizer,
+    own_parameters,
+    quiet,
+    restore_dropout,
+    switch_off_dropout,
+)
 from autopeft.models.saving import load_attached, save_adapter
 
 FORMATS = ("peft", "merged")
@@ -84,10 +91,12 @@ def export_merged(attached: Attached, folder: str | Path, tokenizer: Any = None)
     model = attached.model
     layers = {path: layer for part in attached.parts for path, layer in part.layers.items()}
     config = model.config
+    undo: dict[str, list[tuple[nn.Parameter, torch.Tensor, torch.Tensor]]] = {}
     try:
-        before = {path: _merge(layer) for path, layer in layers.items()}
         for path, layer in layers.items():
-            replace_module(model, path, layer.get_base_layer())  # type: ignore[operator]
+            original = attached.original(path)
+            undo[path] = [(p, p.data, p.data.clone()) for p in own_parameters(original)]
+            replace_module(model, path, _merge(layer, original))
         restore_dropout(config, attached.backbone.dropouts)
         with quiet():
             model.save_pretrained(folder)  # type: ignore[operator]
@@ -97,29 +106,32 @@ def export_merged(attached: Attached, folder: str | Path, tokenizer: Any = None)
         if attached.backbone.dropouts:
             switch_off_dropout(config)
         for path, layer in layers.items():
-            if path in before:
-                _unmerge(layer, before[path])
+            if path in undo:
+                _unmerge(layer)
+                for parameter, data, values in undo[path]:
+                    parameter.data = data.copy_(values)
+                base = layer.get_base_layer()  # type: ignore[operator]
+                if isinstance(base, LinearView):
+                    base.look_at(attached.original(path))
             replace_module(model, path, layer)
     return folder
 
 
-def _merge(layer: Any) -> dict[str, torch.Tensor]:
-    """Folds a layer's adapter into its base module.
-
-    Returns:
-        Copies of the base module's parameters as they were.
-    """
+def _merge(layer: Any, original: nn.Module) -> nn.Module:
+    """Folds a layer's adapter into its base module; gives the module to save in its place."""
     assert isinstance(layer, BaseTunerLayer)
-    before = {name: p.detach().clone() for name, p in layer.get_base_layer().named_parameters()}
     layer.merge(safe_merge=True)
-    return before
+    merged: nn.Module = layer.get_base_layer()
+    if isinstance(merged, LinearView):
+        for name, parameter in original.named_parameters(recurse=False):
+            data = getattr(merged, name).data
+            parameter.data = (data.t() if name == "weight" else data).contiguous()
+        return original
+    return merged
 
 
-def _unmerge(layer: Any, before: dict[str, torch.Tensor]) -> None:
-    """Undoes `_merge` exactly: unmerging by arithmetic would leave rounding errors."""
+def _unmerge(layer: Any) -> None:
+    """Makes a layer take its adapter for not merged; its base module's values are not touched."""
     if "ln_tuning_layers" in layer._modules:
         layer.unmerge()  # A mere exchange of modules.
-        return
     layer.merged_adapters.clear()
-    for name, parameter in layer.get_base_layer().named_parameters():
-        parameter.data = before[name]

@@ -17,10 +17,7 @@ def is_legal(topology: Topology, spec: LayerSpec) -> bool:
     method = methods.get(spec.method)
     shape = topology.shape(spec.layer, spec.role)
     return (
-        shape is not None
-        and spec.role in method.roles
-        and (method.transposed_base or spec.role not in topology.transposed_roles)
-        and method.is_legal_rank(spec.rank, shape)
+        shape is not None and spec.role in method.roles and method.is_legal_rank(spec.rank, shape)
     )
 
 
@@ -58,13 +55,6 @@ def _check_spec(topology: Topology, spec: LayerSpec) -> None:
             spec.role,
             f"method {spec.method!r} cannot sit at {where}",
             f"use one of {', '.join(method.roles)}",
-        )
-    if not method.transposed_base and spec.role in topology.transposed_roles:
-        raise SpaceError(
-            "method",
-            spec.method,
-            f"cannot adapt {where}, whose module (Conv1D) stores its weight transposed",
-            "use lora or ia3 there",
         )
     if not method.is_legal_rank(spec.rank, shape):
         raise SpaceError(

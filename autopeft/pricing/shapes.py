@@ -137,7 +137,10 @@ def table_from_shapes(
                         for sources in independent_sets(reach)
                     },
                     reach=reach,
-                    input_of={role: f"{role.split('.')[0]}.in{_STAGE[role]}" for role in shapes},
+                    input_of={
+                        role: ENCODER if role in _SIDEWAYS else f"in{_STAGE[role]}"
+                        for role in shapes
+                    },
                 )
             )
         kinds.append(seen[key])

@@ -40,12 +40,14 @@ class Usage:
         live_inputs: Roles whose input needs a gradient.
         input_bytes: Role -> bytes it takes to keep that role's input too (0 where it is kept
             anyway). At "norm": what training the normalisations keeps in addition.
+        context_bytes: What it keeps of tensors that all blocks share: masks, rotary angles.
     """
 
     backward_flops: float = 0.0
     saved_bytes: float = 0.0
     live_inputs: frozenset[str] = frozenset()
     input_bytes: Mapping[str, float] = field(default_factory=dict)
+    context_bytes: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ class BlockPrice:
     Attributes:
         usages: Set of independent sources -> usage.
         reach: Source -> the sources downstream of it.
-        input_of: Role -> a name for the tensor it reads; roles that read one tensor share it.
+        input_of: Role -> a name for the tensor it reads; roles that read one tensor share it. What
+            is named `ENCODER` is shared by all blocks.
         repeats: How often a step runs the block (ALBERT runs one block many times).
         tokens: Role -> tokens it sees in a step of mean length; else `PriceTable.tokens`.
         memory_tokens: Role -> tokens it sees in a step of the longest rows.
@@ -122,7 +125,6 @@ class PriceTable:
         tail: What surrounds the blocks, when the last block's output needs a gradient.
         head_only: The same when it does not, and only a new head is trained.
         bridge: What lies between encoder and decoder.
-        context_bytes: Kept once whatever the depth: masks, rotary angles.
         workspace_bytes: The largest passing tensors of a step.
         float_bytes: Bytes of one activation.
     """
@@ -139,7 +141,6 @@ class PriceTable:
     tail: Usage = Usage()
     head_only: Usage = Usage()
     bridge: Usage = Usage()
-    context_bytes: float = 0.0
     workspace_bytes: float = 0.0
     float_bytes: int = 4
     _costs: dict[tuple[int, Sources, bool], tuple[Usage, dict[tuple[str, str, int], _SiteCost]]] = (
@@ -205,8 +206,9 @@ class PriceTable:
         for spec in plan.specs:
             by_layer.setdefault(spec.layer, []).append(spec)
         n_encoder = self.topology.n_encoder_layers
-        params, forward, backward, saved = 0, 0.0, 0.0, self.context_bytes
+        params, forward, backward, saved, context = 0, 0.0, 0.0, 0.0, 0.0
         is_live = is_encoder_live = False
+        shared_inputs: set[str] = set()
         for layer in range(plan.specs[0].layer, self.topology.n_layers):
             if layer == n_encoder and is_live:
                 # The decoder starts afresh; the encoder's output reaches it sideways.
@@ -227,7 +229,8 @@ class PriceTable:
                 usage, costs = self._known(kind, frozenset(sources), has_dropout)
                 backward += usage.backward_flops
                 saved += usage.saved_bytes
-                inputs: set[str] = set()
+                context = max(context, usage.context_bytes)
+                inputs = set(shared_inputs)
                 for spec in specs:
                     key = (spec.role, spec.method, spec.rank)
                     cost = costs.get(key)
@@ -241,6 +244,8 @@ class PriceTable:
                     if cost.input_name and cost.input_name not in inputs:
                         inputs.add(cost.input_name)
                         saved += cost.input_bytes
+                        if cost.input_name == ENCODER:
+                            shared_inputs.add(ENCODER)
         if by_layer:
             raise SpaceError(
                 "layer",
@@ -248,7 +253,12 @@ class PriceTable:
                 f"the model has {self.topology.n_layers} blocks",
                 f"use 0 to {self.topology.n_layers - 1}",
             )
-        return params, forward, backward + self.tail.backward_flops, saved + self.tail.saved_bytes
+        return (
+            params,
+            forward,
+            backward + self.tail.backward_flops,
+            saved + context + self.tail.saved_bytes,
+        )
 
     def _known(
         self, kind: int, sources: Sources, has_dropout: bool
@@ -278,20 +288,28 @@ class PriceTable:
         memory_tokens = block.memory_tokens.get(spec.role, self.memory_tokens)
         flops = method.flops(spec.rank, shape, spec.role)
         memory = method.memory(spec.rank, shape, spec.role)
+        forward = flops.forward_per_token * tokens + flops.forward_per_step
         backward = flops.backward_per_token * tokens + flops.backward_per_step
-        if spec.role in usage.live_inputs:
+        is_live = spec.role in usage.live_inputs
+        if has_dropout:
+            forward += flops.dropout_forward_per_token * tokens
+        if is_live:
             backward += flops.input_grad_per_token * tokens
+            if has_dropout:
+                backward += flops.dropout_input_grad_per_token * tokens
         elif spec.role in method.input_side_roles:
             # The gradient must come down through the frozen module to reach the adapter.
             backward += 2.0 * out * in_ * tokens
         floats = memory.per_token * memory_tokens + memory.per_step
+        if is_live:
+            floats += memory.input_grad_per_step
         keeps_input = memory.keeps_input
-        if has_dropout and memory.keeps_dropped_input:
-            floats += (2.0 if keeps_input else 1.0) * in_ * memory_tokens
+        if has_dropout and memory.drops_input:
+            floats += (keeps_input + is_live) * in_ * memory_tokens
             keeps_input = False
         return _SiteCost(
             params=method.n_params(spec.rank, shape, spec.role),
-            forward_flops=flops.forward_per_token * tokens + flops.forward_per_step,
+            forward_flops=forward,
             backward_flops=backward,
             saved_bytes=floats * self.float_bytes,
             input_name=block.input_of.get(spec.role, spec.role) if keeps_input else "",

@@ -23,7 +23,7 @@ class Topology:
         head_params: Parameters trained besides the adapters (a new classification head).
         n_encoder_layers: How many of the blocks are the encoder of an encoder-decoder; else 0.
         transposed_roles: Roles whose modules store their weight as (in, out), as GPT-2's Conv1D
-            does; not every method works there.
+            does.
     """
 
     n_layers: int

@@ -1,0 +1,141 @@
+"""Runs something forward and backward and counts FLOPs and what is kept in between."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one forward and backward pass cost.
+
+    Attributes:
+        forward_flops: FLOPs of the forward pass.
+        backward_flops: FLOPs of the backward pass.
+        saved_bytes: What the forward pass kept for the backward pass, weights not counted.
+        kept: Storages that were kept, weights and shared ones not among them.
+        kept_shared: Storages that were kept and are shared with others.
+    """
+
+    forward_flops: float = 0.0
+    backward_flops: float = 0.0
+    saved_bytes: float = 0.0
+    kept: frozenset[int] = frozenset()
+    kept_shared: frozenset[int] = frozenset()
+
+
+class FlopCount(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts what `FlopCounterMode` counts, with its formulas.
+
+    That one also watches modules, through hooks that keep graphs alive: what is kept in memory
+    could not be told while it counts.
+
+    Attributes:
+        flops: So far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.flops = 0.0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            self.flops += formula(*args, **kwargs, out_val=out)
+        return out
+
+
+class _Kept:
+    """Holds a saved tensor for as long as autograd does."""
+
+    __slots__ = ("__weakref__", "tensor")
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+
+
+def storage_id(tensor: torch.Tensor) -> int:
+    """Equal for tensors that share memory, as long as one of them lives."""
+    return int(tensor.untyped_storage()._cdata)
+
+
+def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """All tensors in nested tuples, lists and mappings."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for each in value.values():
+            yield from tensors_in(each)
+    elif isinstance(value, tuple | list):
+        for each in value:
+            yield from tensors_in(each)
+
+
+def first_tensor(value: Any) -> torch.Tensor:
+    """The first tensor in a module's output."""
+    return next(tensors_in(value))
+
+
+def run_and_count(
+    forward: Callable[[], torch.Tensor],
+    *,
+    not_kept: nn.Module,
+    shared: Mapping[int, float] | None = None,
+) -> Run:
+    """Counts a forward pass, and a backward pass where its result requires a gradient.
+
+    Args:
+        forward: Gives the tensor to go back from.
+        not_kept: Its parameters and buffers are there anyway and not counted as kept.
+        shared: Storages that are not counted as kept here either, but reported.
+
+    Returns:
+        The counts. A tensor counts as kept if autograd still holds it at the end of the forward
+        pass, and once however often it was saved.
+    """
+    held: list[weakref.ref[_Kept]] = []
+
+    def pack(tensor: torch.Tensor) -> _Kept:
+        kept = _Kept(tensor)
+        held.append(weakref.ref(kept))
+        return kept
+
+    with FlopCount() as counter:
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.tensor):
+            result = forward()
+        forward_flops = counter.flops
+        own = {storage_id(t) for t in (*not_kept.parameters(), *not_kept.buffers())}
+        sizes: dict[int, float] = {}
+        for reference in held:
+            kept = reference()
+            if kept is not None and storage_id(kept.tensor) not in own:
+                sizes[storage_id(kept.tensor)] = float(
+                    max(
+                        sizes.get(storage_id(kept.tensor), 0),
+                        kept.tensor.numel() * kept.tensor.element_size(),
+                    )
+                )
+            del kept
+        if result.requires_grad:
+            torch.autograd.backward(result, torch.ones_like(result))
+        backward_flops = counter.flops - forward_flops
+    kept_shared = frozenset(sizes).intersection(shared or {})
+    return Run(
+        forward_flops,
+        backward_flops,
+        sum(size for key, size in sizes.items() if key not in kept_shared),
+        frozenset(sizes) - kept_shared,
+        kept_shared,
+    )
