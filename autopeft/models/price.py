@@ -17,8 +17,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
 
+from autopeft.errors import ModelError
 from autopeft.models.backbone import Backbone, build_meta
 from autopeft.models.probe import Run, first_tensor, run_and_count, storage_id, tensors_in
 from autopeft.models.topology import RoleMap
@@ -159,6 +164,12 @@ class _Call:
     kwargs: dict[str, Any]
     times: int = 1
 
+    @property
+    def hidden(self) -> torch.Tensor:
+        """The block's own input."""
+        found: torch.Tensor = self.args[0] if self.args else self.kwargs["hidden_states"]
+        return found
+
 
 @dataclass
 class _Measured:
@@ -177,24 +188,27 @@ class _Measured:
         cls, model: nn.Module, backbone: Backbone, rows: int, length: int, device: str
     ) -> _Measured:
         """Measures a fake model on rows of one length."""
-        whole = _Whole(model, backbone, _inputs(model, rows, length, device))
-        calls, encoder_output, largest = whole.capture()
-        blocks: list[BlockPrice] = []
-        kinds: list[int] = []
-        seen: dict[object, int] = {}
-        for layer, path in enumerate(backbone.layout.blocks):
-            block = model.get_submodule(path)
+        whole, (calls, encoder_output, largest) = _first_that_runs(
+            model, backbone, rows, length, device
+        )
+        paths = backbone.layout.blocks
+        names = [
+            _kind(model.get_submodule(path), calls[layer], backbone, layer)
+            for layer, path in enumerate(paths)
+        ]
+        distinct = list(dict.fromkeys(names))
+        blocks = []
+        for name in distinct:
+            # The last of a kind: a first block may compute what later ones are given (T5's biases).
+            layer = len(names) - 1 - names[::-1].index(name)
             roles = {
-                role: paths
-                for (at, role), paths in backbone.layout.modules.items()
+                role: where
+                for (at, role), where in backbone.layout.modules.items()
                 if at == layer and role != "block"
             }
-            kind = _kind(block, calls[layer], backbone, layer)
-            if kind not in seen:
-                seen[kind] = len(blocks)
-                prober = _BlockProber(model, block, roles, calls[layer], encoder_output)
-                blocks.append(prober.price())
-            kinds.append(seen[kind])
+            block = model.get_submodule(paths[layer])
+            blocks.append(_BlockProber(model, block, roles, calls[layer], encoder_output).price())
+        kinds = [distinct.index(name) for name in names]
         forward_flops, tail, head_only = whole.tails(calls)
         bridge = whole.bridge(calls, blocks, kinds, tail)
         return cls(
@@ -210,10 +224,38 @@ class _Measured:
 
 def _kind(block: nn.Module, call: _Call, backbone: Backbone, layer: int) -> object:
     """Equal for blocks that cost the same."""
-    shapes = tuple((name, tuple(p.shape)) for name, p in block.named_parameters())
-    inputs = tuple(tuple(t.shape) for t in tensors_in((call.args, call.kwargs)))
+    shapes = tuple(
+        (name, tuple(p.shape))
+        for name, module in block.named_modules()
+        if not isinstance(module, nn.Embedding)
+        for p in module.parameters(recurse=False)
+    )
+    hidden = tuple(call.hidden.shape)
     is_decoder = layer >= backbone.topology.n_encoder_layers
-    return type(block), shapes, inputs, call.times, is_decoder, getattr(block, "attention_type", "")
+    return type(block), shapes, hidden, call.times, is_decoder, getattr(block, "attention_type", "")
+
+
+def _first_that_runs(
+    model: nn.Module, backbone: Backbone, rows: int, length: int, device: str
+) -> tuple[_Whole, tuple[list[_Call], torch.Tensor | None, float]]:
+    """Tries a whole batch, then one without labels, then one without a mask.
+
+    Some losses and masks look into their tensors, and fake tensors hold no values.
+    """
+    batch = _inputs(model, rows, length, device)
+    for without in ((), ("labels",), ("attention_mask",), ("labels", "attention_mask")):
+        kept = {name: tensor for name, tensor in batch.items() if name not in without}
+        whole = _Whole(model, backbone, kept)
+        try:
+            return whole, whole.capture()
+        except (DataDependentOutputException, DynamicOutputShapeException) as error:
+            failure = error
+    raise ModelError(
+        "model",
+        backbone.base_model or type(model).__name__,
+        f"cannot be priced: what it computes depends on the data ({failure})",
+        "use a model whose blocks do the same work for every token",
+    )
 
 
 def _inputs(model: nn.Module, rows: int, length: int, device: str) -> dict[str, torch.Tensor]:
@@ -389,13 +431,13 @@ class _BlockProber:
     ) -> None:
         self.block = block
         self.call = call
+        self.runs: dict[Sources, tuple[Run, _Seen]] = {}
         self.model = model
         self.modules = {
             role: [model.get_submodule(path) for path in paths] for role, paths in roles.items()
         }
         self.encoder = None if encoder_output is None else storage_id(encoder_output)
-        hidden = call.args[0] if call.args else call.kwargs["hidden_states"]
-        self.hidden = storage_id(hidden)
+        self.hidden = storage_id(call.hidden)
         self.context = {
             storage_id(t): float(t.numel() * t.element_size())
             for t in tensors_in((call.args, call.kwargs))
@@ -444,11 +486,18 @@ class _BlockProber:
             for role, t in seen.inputs.items()
         }
         if any("norm" in reach[source] for source in sources):
-            trained, _ = self._run(sources | {"norm"})
-            input_bytes["norm"] = max(trained.saved_bytes - run.saved_bytes, 0.0)
+            # The same for all sources above which all of the block's normalisations lie.
+            plain, _ = self._run(frozenset({HIDDEN}))
+            trained, _ = self._run(frozenset({HIDDEN, "norm"}))
+            input_bytes["norm"] = max(trained.saved_bytes - plain.saved_bytes, 0.0)
         return Usage(run.backward_flops, run.saved_bytes, frozenset(seen.live_inputs), input_bytes)
 
     def _run(self, sources: Sources) -> tuple[Run, _Seen]:
+        if sources not in self.runs:
+            self.runs[sources] = self._run_anew(sources)
+        return self.runs[sources]
+
+    def _run_anew(self, sources: Sources) -> tuple[Run, _Seen]:
         seen = _Seen()
         args, kwargs = self._arguments(sources)
         norms = [p for m in self.modules.get("norm", ()) for p in m.parameters(recurse=False)]
