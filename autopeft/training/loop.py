@@ -78,6 +78,8 @@ class ProxyTraining:
         step: Optimiser steps done.
         train_seconds: Spent in training steps.
         evaluation_seconds: Spent in evaluations.
+        prefix_seconds: Spent on filling the cache of the frozen prefix; part of neither of the
+            others, since it serves later trainings as well.
         precision: What it computes in, with the measurement behind it.
     """
 
@@ -105,6 +107,7 @@ class ProxyTraining:
         self.step = 0
         self.train_seconds = 0.0
         self.evaluation_seconds = 0.0
+        self.prefix_seconds = 0.0
         self._groups = [g for g in attached.parameter_groups() if len(g.parameters)]
         self._parameters = [p for group in self._groups for p in group.parameters]
         self._optimizer = _optimizer(self._groups, train.weight_decay)
@@ -159,7 +162,7 @@ class ProxyTraining:
             TrainingFailure: if the loss is no longer finite.
         """
         to_step = min(to_step, self._train.steps)
-        started = time.perf_counter()
+        watch = _Watch(self._prefix)
         train_adapters_only(self._model)
         try:
             with (
@@ -171,7 +174,8 @@ class ProxyTraining:
             self._check_losses()
             synchronise(self._device)
         finally:
-            self.train_seconds += time.perf_counter() - started
+            self.train_seconds += watch.seconds()
+            self.prefix_seconds += watch.filling()
 
     def evaluate(self, split: SplitName, *, precision: Precision | None = None) -> Evaluation:
         """Scores a split with the adapters as they are now.
@@ -181,7 +185,7 @@ class ProxyTraining:
             precision: Instead of the training's own. A cached prefix computed in the training's
                 precision is then left aside.
         """
-        started = time.perf_counter()
+        watch = _Watch(self._prefix)
         is_own = precision is None or precision == self.precision.precision
         evaluation = evaluate(
             self._model,
@@ -192,7 +196,8 @@ class ProxyTraining:
             precision=precision or self.precision.precision,
             prefix=self._prefix if is_own else NO_PREFIX,
         )
-        self.evaluation_seconds += time.perf_counter() - started
+        self.evaluation_seconds += watch.seconds()
+        self.prefix_seconds += watch.filling()
         return evaluation
 
     def _one_step(self) -> None:
@@ -259,6 +264,23 @@ def _optimizer(groups: Sequence[ParameterGroup], weight_decay: float) -> torch.o
 def _width(model: torch.nn.Module) -> int:
     config: Any = getattr(model, "config", None)
     return int(getattr(config, "hidden_size", None) or getattr(config, "d_model", None) or 768)
+
+
+class _Watch:
+    """Tells the seconds since it was made, those spent on filling a cache apart."""
+
+    def __init__(self, prefix: Prefix) -> None:
+        self._prefix = prefix
+        self._filled_before = prefix.fill_seconds
+        self._started = time.perf_counter()
+
+    def filling(self) -> float:
+        """Seconds spent on filling."""
+        return self._prefix.fill_seconds - self._filled_before
+
+    def seconds(self) -> float:
+        """All other seconds."""
+        return time.perf_counter() - self._started - self.filling()
 
 
 class _RandomState:
