@@ -58,3 +58,18 @@ def evaluation_batches(lengths: IntArray, token_budget: int) -> Iterator[IntArra
         size = max(1, token_budget // max(1, int(lengths[order[start]])))
         yield order[start : start + size]
         start += size
+
+
+def rung_sample(n_rows: int, limit: int | None) -> IntArray | None:
+    """The rows looked at at a rung: always the same ones, so that trials compare fairly.
+
+    Args:
+        n_rows: Rows of the split.
+        limit: How many to look at.
+
+    Returns:
+        Sorted row positions, or None for all.
+    """
+    if limit is None or limit >= n_rows:
+        return None
+    return np.sort(np.random.default_rng(0).permutation(n_rows)[:limit])

@@ -8,7 +8,7 @@ import torch
 from autopeft.tasks.base import BatchScores, Evaluation, SplitScores, Task
 from autopeft.tasks.batch import collate
 from autopeft.tasks.data import SplitName, TaskData
-from autopeft.training.batching import evaluation_batches
+from autopeft.training.batching import IntArray, evaluation_batches
 from autopeft.training.precision import Precision, autocast
 from autopeft.training.prefix import NO_PREFIX, Prefix
 
@@ -23,10 +23,11 @@ def evaluate(
     split: SplitName,
     *,
     device: str,
+    rows: IntArray | None = None,
     precision: Precision = "fp32",
     prefix: Prefix = NO_PREFIX,
 ) -> Evaluation:
-    """Scores every row of a split.
+    """Scores the rows of a split.
 
     Puts the model into evaluation mode and leaves it there.
 
@@ -36,27 +37,30 @@ def evaluate(
         data: Where the split is.
         split: Which one.
         device: Where the model is.
+        rows: Positions in the split, each once; None: all of them, in order.
         precision: What to compute in.
         prefix: Stands in for the frozen lower blocks, if it can.
+
+    Returns:
+        Scores; its `rows` are in the order of `rows`.
     """
     model.eval()
-    lengths = data.splits[split].lengths
+    source = data.splits[split]
+    wanted = np.arange(len(source), dtype=np.int64) if rows is None else rows
     budget = TOKEN_BUDGET.get(torch.device(device).type, TOKEN_BUDGET["cpu"])
-    order: list[np.ndarray] = []
+    order: list[IntArray] = []
     scored: list[BatchScores] = []
     with torch.inference_mode():
-        for rows in evaluation_batches(lengths, budget):
-            batch = collate(data, split, rows, device)
+        for places in evaluation_batches(source.lengths[wanted], budget):
+            batch = collate(data, split, wanted[places], device)
             with autocast(precision, device), prefix.serving(batch):
                 scored.append(task.score(model, batch))
-            order.append(rows)
-    return task.summarise(_in_split_order(np.concatenate(order), scored, data, split))
+            order.append(places)
+    return task.summarise(_joined(np.concatenate(order), scored, source.targets[wanted]))
 
 
-def _in_split_order(
-    order: np.ndarray, scored: list[BatchScores], data: TaskData, split: SplitName
-) -> SplitScores:
-    """Puts the scores back from evaluation order into the split's."""
+def _joined(order: IntArray, scored: list[BatchScores], targets: IntArray) -> SplitScores:
+    """Puts the scores back from evaluation order into the order asked for."""
 
     def back(parts: list[torch.Tensor], kind: type[np.generic]) -> np.ndarray:
         out = np.empty(len(order), dtype=kind)
@@ -68,5 +72,5 @@ def _in_split_order(
         weights=back([s.weights for s in scored], np.float64),
         correct=back([s.correct for s in scored], np.float64),
         predictions=back([s.predictions for s in scored], np.int64),
-        targets=data.splits[split].targets,
+        targets=targets,
     )

@@ -32,13 +32,13 @@ class PrecisionChoice:
     measured_ms: Mapping[str, float] = field(default_factory=dict)
 
 
-def choose_precision(wanted: str, device: str, width: int) -> PrecisionChoice:
+def choose_precision(wanted: str, device: str, model: torch.nn.Module) -> PrecisionChoice:
     """The precision to train in.
 
     Args:
         wanted: "auto", "fp32" or "bf16".
         device: "cpu", "cuda", "cuda:1"...
-        width: The model's hidden size: wide matrices gain more.
+        model: What is trained: wide matrices gain more than narrow ones.
 
     Raises:
         SettingsError: if there is no such precision.
@@ -49,7 +49,9 @@ def choose_precision(wanted: str, device: str, width: int) -> PrecisionChoice:
         return PrecisionChoice("bf16")
     if wanted != "auto":
         raise SettingsError("precision", wanted, "no such precision", "use auto, fp32 or bf16")
-    return _measured(device, width)
+    config: Any = getattr(model, "config", None)
+    width = getattr(config, "hidden_size", None) or getattr(config, "d_model", None) or 768
+    return _measured(device, int(width))
 
 
 def autocast(precision: Precision, device: str) -> AbstractContextManager[Any]:

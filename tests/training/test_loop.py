@@ -12,6 +12,7 @@ from autopeft.plan import TrainSettings
 from autopeft.tasks.causal_lm import CausalLM
 from autopeft.tasks.data import TaskData
 from autopeft.tasks.text_classification import TextClassification
+from autopeft.training.batching import rung_sample
 from autopeft.training.loop import ProxyTraining, rate_factor
 
 Build = Callable[..., Any]
@@ -188,3 +189,25 @@ def test_rate_rises_then_falls() -> None:
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert all(0 < rate <= 1 for rate in rates)
     assert all(0 < rate_factor(s, 1, w) <= 1 for s in (0,) for w in (0.0, 0.1, 1.0))
+
+
+def test_rungs_may_look_at_fewer_rows(classification_data: TaskData, bert_with_lora: Build) -> None:
+    def run(rung_rows: int | None) -> Any:
+        training = ProxyTraining(
+            bert_with_lora(),
+            classifier(classification_data),
+            classification_data,
+            train_settings(steps=6),
+            seed=0,
+            precision="fp32",
+            rung_rows=rung_rows,
+        )
+        reports = training.run([2, 6])
+        rows = rung_sample(len(classification_data.validation), rung_rows)
+        return reports, training.evaluate("validation", rows=rows)
+
+    (first, last), part = run(20)
+    (full_first, full_last), _ = run(None)
+    assert last.loss == full_last.loss
+    assert first.loss != full_first.loss
+    assert len(part.rows) == 20
