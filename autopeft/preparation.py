@@ -7,11 +7,10 @@ import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from autopeft.engine.workbench import WorkerContext
-from autopeft.errors import ModelError, SettingsError
+from autopeft.errors import SettingsError
 from autopeft.machine import matmul_flops_per_second, n_cores, n_gpus
 from autopeft.models.backbone import load_tokenizer
 from autopeft.models.price import measure_prices
@@ -129,8 +128,6 @@ def prepare(
     """
     budget = Budget.parse(settings.budget)
     settings = expand(settings)
-    if looks_like_path(settings.model) and not Path(settings.model).is_dir():
-        raise ModelError("model", settings.model, "no such folder", "check the path")
     with phase("startup"):
         tokenizer = load_tokenizer(settings.model, revision=settings.model_revision)
         data = prepare_data(settings, tokenizer)
@@ -172,11 +169,6 @@ def prepare(
         n_workers,
         gpus,
     )
-
-
-def looks_like_path(model: str) -> bool:
-    """Whether a model name can only be a folder: a hub id has at most one slash."""
-    return model.startswith((".", "/", "~")) or model.count("/") > 1 or Path(model).is_dir()
 
 
 def _machine(settings: SearchSettings) -> tuple[str, int, float]:

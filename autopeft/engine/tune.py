@@ -76,7 +76,14 @@ class AdapterTrainable(tune.Trainable):  # type: ignore[misc]
         self._bench.clear()
 
 
-class _JobSearcher(Searcher):  # type: ignore[misc]
+class _OnDriver:
+    """Tune pickles searcher and scheduler to restore them; ours restore from the study instead."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class _JobSearcher(_OnDriver, Searcher):  # type: ignore[misc]
     """Asks the dispatcher for jobs."""
 
     def __init__(self, dispatcher: Dispatcher, n_workers: int) -> None:
@@ -117,7 +124,7 @@ class _JobSearcher(Searcher):  # type: ignore[misc]
         """Nothing to restore: the study is the record."""
 
 
-class _RungScheduler(FIFOScheduler):  # type: ignore[misc]
+class _RungScheduler(_OnDriver, FIFOScheduler):  # type: ignore[misc]
     """Passes each message to the dispatcher, which may stop the trial.
 
     Ray does not forward the report that triggers a stop to the searcher, so all is told here.

@@ -1,0 +1,88 @@
+"""The command line: flags mirror the settings, mistakes end with status 2 and one line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from autopeft import cli
+from autopeft.settings import RESUMABLE, SearchSettings
+
+
+def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    code = "from autopeft.cli import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        cwd=cwd,
+        check=False,
+    )
+
+
+def test_every_setting_is_a_flag_of_search() -> None:
+    flags = {option.name for option in cli.search.params if option.name != "settings"}
+    assert flags == {field.name for field in fields(SearchSettings)}
+
+
+def test_every_flag_shows_its_fields_note() -> None:
+    text = " ".join(CliRunner().invoke(cli.app, ["search", "--help"]).output.split())
+    for field in fields(SearchSettings):
+        assert "--" + field.name.replace("_", "-") in text
+        assert " ".join(field.metadata["help"].split()[:4]) in text
+
+
+def test_resume_offers_only_what_may_change() -> None:
+    flags = {option.name for option in cli.resume.params if option.name != "folder"}
+    assert flags == RESUMABLE
+
+
+def test_the_readme_names_every_command() -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    for name in cli.app.commands:
+        assert f"autopeft {name}" in readme, name
+
+
+def test_help_needs_neither_torch_nor_ray() -> None:
+    code = (
+        "import sys; from click.testing import CliRunner; from autopeft import cli;"
+        "CliRunner().invoke(cli.app, ['search', '--help']);"
+        "print([m for m in ('torch', 'ray', 'transformers', 'optuna') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=50, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["search", "nowhere.yaml", "--output", "x"], "nowhere.yaml"),
+        (["search", "--output", "x"], "--model"),
+        (["search", "--model", "m", "--data", "d"], "--output"),
+        (["search", "--steps", "many"], "many"),
+        (["search", "--stepz", "1"], "--stepz"),
+        (["search", "--model", "m", "--data", "d", "--budget", "5", "--output", "x"], "budget"),
+        (["resume", "."], "holds no search"),
+        (["export", ".", "--to", "y"], "holds no search"),
+        (["report", "."], "holds no search"),
+        (["dashboard", "."], "holds no search"),
+        (["fly"], "fly"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(
+    arguments: list[str], hint: str, tmp_path: Path
+) -> None:
+    done = run(*arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert hint in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
