@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import gc
+import time
+import tracemalloc
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_models import (
+    assert_same_state,
+    batch_for,
+    build,
+    candidate_of,
+    disturb,
+    logits_of,
+    random_plan,
+    state_of,
+)
+
+from autopeft import methods
+from autopeft.errors import SpaceError
+from autopeft.models.backbone import Backbone
+from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
+from autopeft.pricing import count_trainable, is_legal
+
+_FAMILIES = ("bert", "llama", "gpt2", "t5")
+_BACKBONES: dict[str, Backbone] = {}
+
+
+def _backbone(name: str) -> Backbone:
+    if name not in _BACKBONES:
+        _BACKBONES[name] = build(name)
+    return _BACKBONES[name]
+
+
+@pytest.mark.parametrize("name", _FAMILIES)
+@settings(max_examples=12, deadline=None)
+@given(seed=st.integers(0, 10**6), dropout=st.sampled_from([0.0, 0.2]))
+def test_any_plan_trains_what_was_priced_and_leaves_no_trace(
+    name: str, seed: int, dropout: float
+) -> None:
+    backbone = _backbone(name)
+    batch = batch_for(backbone)
+    plan = random_plan(backbone.topology, seed)
+    before = state_of(backbone)
+    with backbone.attach(candidate_of(plan, dropout=dropout), seed=seed) as attached:
+        live = {n: p for n, p in attached.model.named_parameters() if p.requires_grad}
+        assert sum(p.numel() for p in live.values()) == count_trainable(backbone.topology, plan)
+        grouped = [p for group in attached.parameter_groups() for p in group.parameters]
+        assert {id(p) for p in grouped} == {id(p) for p in live.values()}
+        assert len(grouped) == len(live)
+        if live:
+            attached.model.train()
+            disturb(attached)
+            attached.model(**batch).loss.backward()
+            assert [n for n, p in live.items() if p.grad is None] == []
+    assert_same_state(before, state_of(backbone))
+
+
+@pytest.mark.parametrize("name", [*_FAMILIES, "albert", "modernbert", "gemma3", "vit", "bart"])
+@pytest.mark.parametrize("method", [method.name for method in methods.all_methods()])
+def test_a_method_starts_as_the_base_model_and_then_changes_it(name: str, method: str) -> None:
+    backbone = _backbone(name)
+    topology = backbone.topology
+    batch = batch_for(backbone)
+    specs = [
+        spec
+        for layer in range(topology.n_layers)
+        for role in topology.roles(layer)
+        for spec in [LayerSpec(layer, role, method, 4 if methods.get(method).takes_rank else 0)]
+        if is_legal(topology, spec)
+    ]
+    with backbone.attach(candidate_of(AdapterPlan()), seed=3) as attached:
+        base = logits_of(attached.model, batch)
+    with backbone.attach(candidate_of(AdapterPlan(specs)), seed=3) as attached:
+        first = logits_of(attached.model, batch)
+        disturb(attached)
+        later = logits_of(attached.model, batch)
+    assert methods.get(method).starts_at_identity
+    if method == "dora":  # Its magnitude is divided by a norm computed anew: equal up to rounding.
+        torch.testing.assert_close(first, base, rtol=1e-4, atol=1e-5)
+    else:
+        assert torch.equal(first, base)
+    assert not torch.allclose(first, later, atol=1e-4)
+
+
+def test_every_planned_site_is_adapted_once_and_no_other() -> None:
+    backbone = _backbone("bert")
+    plan = AdapterPlan(
+        [
+            LayerSpec(0, "attn.q", "lora", 2),
+            LayerSpec(0, "attn.v", "lora", 4),
+            LayerSpec(1, "attn.q", "dora", 2),
+            LayerSpec(1, "mlp.down", "ia3"),
+            LayerSpec(1, "norm", "ln_tuning"),
+            LayerSpec(0, "mlp.up", "oft", 4),
+            LayerSpec(1, "mlp.up", "oft", 8),
+        ]
+    )
+    wanted = {
+        path for spec in plan.specs for path in backbone.layout.modules[spec.layer, spec.role]
+    }
+    with backbone.attach(candidate_of(plan), seed=0) as attached:
+        found = {path for part in attached.parts for path in part.layers}
+        assert found == wanted
+        wrapped = {
+            n for n, module in attached.model.named_modules() if hasattr(module, "base_layer")
+        }
+        assert wrapped == wanted
+        by_method = [part.group.method.name for part in attached.parts]
+        assert by_method == ["dora", "ia3", "ln_tuning", "lora", "oft", "oft"]
+        assert attached.model.get_submodule("bert.encoder.layer.0.attention.self.value").r == {
+            "default": 4
+        }
+
+
+def test_each_method_has_its_own_rate_and_so_has_the_head() -> None:
+    plan = AdapterPlan([LayerSpec(0, "attn.q", "lora", 2), LayerSpec(1, "mlp.down", "ia3")])
+    train = TrainSettings(3e-3, method_rates=(("lora", 1e-3), ("ia3", 9e-3), ("head", 2e-3)))
+    with _backbone("bert").attach(Candidate(plan, train), seed=0) as attached:
+        groups = attached.parameter_groups()
+    assert [(group.method, group.learning_rate) for group in groups] == [
+        ("ia3", 9e-3),
+        ("lora", 1e-3),
+        ("head", 2e-3),
+    ]
+
+
+def test_the_seed_decides_every_initial_value_and_no_other_random_number() -> None:
+    backbone = _backbone("bert")
+    candidate = candidate_of(random_plan(backbone.topology, 4, share=0.8))
+
+    def initial(seed: int) -> list[torch.Tensor]:
+        with backbone.attach(candidate, seed=seed) as attached:
+            groups = attached.parameter_groups()
+            return [p.detach().clone() for group in groups for p in group.parameters]
+
+    torch.manual_seed(11)
+    expected = torch.rand(3)
+    torch.manual_seed(11)
+    first, again, other = initial(1), initial(1), initial(2)
+    assert torch.equal(torch.rand(3), expected)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+    # The head is the last group: its weight, then its zero bias.
+    assert not torch.equal(first[-2], other[-2])
+    assert first[-2].std() > 0.005
+
+
+def test_a_plan_that_does_not_fit_leaves_the_base_alone() -> None:
+    backbone = _backbone("bert")
+    before = state_of(backbone)
+    with pytest.raises(SpaceError, match="`1 <= rank <= 32`"):
+        backbone.attach(candidate_of(AdapterPlan([LayerSpec(0, "attn.q", "lora", 33)])), seed=0)
+    assert_same_state(before, state_of(backbone))
+    assert backbone.attached is None
+
+
+def test_one_candidate_at_a_time() -> None:
+    backbone = _backbone("llama")
+    candidate = candidate_of(random_plan(backbone.topology, 1))
+    with backbone.attach(candidate, seed=0) as attached:
+        with pytest.raises(RuntimeError, match="attached already"):
+            backbone.attach(candidate, seed=0)
+        attached.detach()
+        attached.detach()
+    with backbone.attach(candidate, seed=0):
+        pass
+
+
+def test_an_error_inside_detaches() -> None:
+    backbone = _backbone("llama")
+    before = state_of(backbone)
+    candidate = candidate_of(random_plan(backbone.topology, 2))
+
+    def fail() -> None:
+        with backbone.attach(candidate, seed=0) as attached:
+            attached.model.train()
+            raise ZeroDivisionError
+
+    pytest.raises(ZeroDivisionError, fail)
+    assert_same_state(before, state_of(backbone))
+
+
+@pytest.mark.slow
+def test_many_candidates_leave_no_memory_behind_and_take_milliseconds() -> None:
+    backbone = build("bert")
+    candidates = [candidate_of(random_plan(backbone.topology, seed)) for seed in range(10)]
+
+    def rounds(n: int) -> None:
+        for i in range(n):
+            backbone.attach(candidates[i % len(candidates)], seed=i).detach()
+        gc.collect()
+
+    rounds(20)
+    tracemalloc.start()
+    rounds(10)
+    before = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    n_objects = len(gc.get_objects())
+    started = time.perf_counter()
+    rounds(500)
+    seconds = time.perf_counter() - started
+    assert len(gc.get_objects()) < n_objects + 500
+    assert before < 2**20
+    assert seconds < 500 * 0.06

@@ -1,0 +1,168 @@
+"""The price is the truth: measured again on live models, under `FlopCounterMode` and hooks."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_models import batch_for, build, candidate_of, random_plan, save
+from torch.utils.flop_counter import FlopCounterMode
+
+from autopeft.errors import ModelError
+from autopeft.models.backbone import Backbone
+from autopeft.models.price import measure_prices, price_table
+from autopeft.models.probe import run_and_count
+from autopeft.plan import AdapterPlan, Candidate, LayerSpec
+from autopeft.pricing import PriceTable
+
+_ROWS, _LENGTH = 3, 14
+_KNOWN: dict[str, tuple[Backbone, PriceTable]] = {}
+
+
+def _known(name: str) -> tuple[Backbone, PriceTable]:
+    if name not in _KNOWN:
+        table = price_table(
+            build(name, device="meta"),
+            batch_size=_ROWS,
+            mean_length=_LENGTH,
+            longest_length=_LENGTH,
+        )
+        _KNOWN[name] = (build(name), table)
+    return _KNOWN[name]
+
+
+def _check(name: str, candidate: Candidate) -> None:
+    backbone, table = _known(name)
+    batch = batch_for(backbone, rows=_ROWS, length=_LENGTH)
+    price = table.price(candidate)
+    with backbone.attach(candidate, seed=0) as attached:
+        attached.model.train()
+        live = sum(p.numel() for p in attached.model.parameters() if p.requires_grad)
+        assert price.trainable_params == live
+        if not live:
+            assert price.train_flops == 0
+            return
+        with FlopCounterMode(display=False) as counter:
+            attached.model(**batch).loss.backward()
+        assert price.train_flops == pytest.approx(counter.get_total_flops(), rel=0.02)
+        run = run_and_count(lambda: attached.model(**batch).loss, not_kept=attached.model)
+        assert table.saved_bytes(candidate) == pytest.approx(run.saved_bytes, rel=0.10)
+
+
+@pytest.mark.parametrize("name", ["bert", "llama", "gpt2", "t5"])
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10**6), dropout=st.sampled_from([0.0, 0.1]))
+def test_price_is_what_the_live_model_costs(name: str, seed: int, dropout: float) -> None:
+    topology = _known(name)[0].topology
+    _check(name, candidate_of(random_plan(topology, seed), dropout=dropout, batch_size=_ROWS))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        "albert",
+        "bart",
+        "gemma3",
+        "gpt_neox",
+        "llama-cls",
+        "modernbert",
+        "opt",
+        "phi3",
+        "qwen3",
+        "vit",
+    ],
+)
+def test_price_is_right_for_further_families(name: str) -> None:
+    topology = _known(name)[0].topology
+    for seed in range(8):
+        _check(name, candidate_of(random_plan(topology, seed), batch_size=_ROWS))
+
+
+def test_only_the_part_above_the_lowest_adapter_has_a_backward_pass() -> None:
+    table = _known("bert")[1]
+
+    def flops(layer: int, role: str) -> float:
+        plan = AdapterPlan([LayerSpec(layer, role, "ia3")])
+        return table.price(candidate_of(plan, batch_size=_ROWS)).train_flops
+
+    ordered = [flops(1, "mlp.down"), flops(1, "mlp.up"), flops(1, "attn.o"), flops(1, "attn.q")]
+    ordered += [flops(0, "mlp.up"), flops(0, "attn.q")]
+    assert ordered == sorted(ordered)
+    assert len(set(ordered)) > 4
+
+
+def test_a_new_head_is_trained_and_priced_alone_or_with_adapters() -> None:
+    backbone, table = _known("bert")
+    price = table.price(candidate_of(AdapterPlan(), batch_size=_ROWS))
+    assert price.trainable_params == backbone.topology.head_params == 32 * 3 + 3
+    assert price.adapter_bytes == 4 * price.trainable_params
+    _check("bert", candidate_of(AdapterPlan(), batch_size=_ROWS))
+
+
+def test_steps_and_rows_scale_the_price() -> None:
+    table = _known("llama")[1]
+    plan = AdapterPlan([LayerSpec(1, "attn.v", "lora", 2)])
+    one = candidate_of(plan, batch_size=_ROWS)
+    many = Candidate(plan, dataclasses.replace(one.train, steps=7, batch_size=2 * _ROWS))
+    assert table.price(many).train_flops == pytest.approx(14 * table.price(one).train_flops)
+    assert table.saved_bytes(many) == pytest.approx(2 * table.saved_bytes(one))
+    assert table.price(many).peak_memory_bytes > table.price(one).peak_memory_bytes
+
+
+def test_flops_are_for_the_mean_row_and_memory_for_the_longest() -> None:
+    backbone = build("bert", device="meta")
+    short = price_table(backbone, batch_size=2, mean_length=8, longest_length=8)
+    mixed = price_table(backbone, batch_size=2, mean_length=8.4, longest_length=24)
+    long = price_table(backbone, batch_size=2, mean_length=24, longest_length=24)
+    candidate = candidate_of(random_plan(backbone.topology, 3, share=0.5), batch_size=2)
+    assert mixed.price(candidate).train_flops == short.price(candidate).train_flops
+    assert mixed.saved_bytes(candidate) == long.saved_bytes(candidate)
+
+
+def test_the_table_is_plain_data() -> None:
+    table = _known("t5")[1]
+    again: PriceTable = pickle.loads(pickle.dumps(table))
+    assert again == table
+    candidate = candidate_of(random_plan(table.topology, 0, share=0.5))
+    assert again.price(candidate) == table.price(candidate)
+    assert b"torch" not in pickle.dumps(table)
+
+
+def test_weights_are_counted_once_and_never_made() -> None:
+    backbone, table = _known("gpt2")  # Its head is tied to its embeddings.
+    n = sum(p.numel() for p in backbone.model.parameters())
+    assert table.base_params == n
+    assert table.weight_bytes == 4 * n
+    assert all(p.is_meta for p in build("gpt2", device="meta").model.parameters())
+
+
+def test_a_saved_model_is_priced_as_it_will_be_loaded(tmp_path: object) -> None:
+    folder = save("bert", tmp_path)
+    table = measure_prices(
+        folder,
+        auto_class="AutoModelForSequenceClassification",
+        model_kwargs={"num_labels": 3},
+        batch_size=_ROWS,
+        mean_length=_LENGTH,
+        longest_length=_LENGTH,
+    )
+    assert table.topology == _known("bert")[0].topology
+    candidate = candidate_of(random_plan(table.topology, 5), batch_size=_ROWS)
+    assert table.price(candidate) == _known("bert")[1].price(candidate)
+
+
+def test_what_depends_on_the_data_cannot_be_priced() -> None:
+    backbone = build("bert", device="meta")
+    query = backbone.model.get_submodule("bert.encoder.layer.0.attention.self.query")
+
+    def look(_: torch.nn.Module, args: tuple[torch.Tensor]) -> None:
+        bool(args[0].sum() > 0)
+
+    query.register_forward_pre_hook(look)
+    with pytest.raises(ModelError, match="depends on the data"):
+        price_table(backbone, batch_size=2, mean_length=4, longest_length=4)

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_models import KINDS, build
+from torch import nn
+
+from autopeft.errors import ModelError
+from autopeft.models.topology import find_layout, role_by_name
+
+_SPLIT = {"attn.q", "attn.k", "attn.v", "attn.o", "mlp.up", "mlp.down", "norm", "block"}
+_FUSED = {"attn.qkv", "attn.o", "mlp.up", "mlp.down", "norm", "block"}
+_GATED = _SPLIT | {"mlp.gate"}
+_CROSS = {"cross.q", "cross.k", "cross.v", "cross.o"}
+_ROLES = {
+    "bert": _SPLIT,
+    "roberta": _SPLIT,
+    "distilbert": _SPLIT,
+    "deberta-v2": _SPLIT,
+    "albert": _SPLIT,
+    "modernbert": {"attn.qkv", "attn.o", "mlp.gate_up", "mlp.down", "norm", "block"},
+    "gpt2": _FUSED,
+    "gpt_neox": _FUSED,
+    "llama": _GATED,
+    "llama-cls": _GATED,
+    "qwen3": _GATED,
+    "gemma3": _GATED,
+    "mistral": _GATED,
+    "phi3": {"attn.qkv", "attn.o", "mlp.gate_up", "mlp.down", "norm", "block"},
+    "opt": _SPLIT,
+    "t5": _SPLIT | _CROSS,
+    "bart": _SPLIT | _CROSS,
+    "whisper": _SPLIT | _CROSS,
+    "vit": _SPLIT,
+}
+
+
+@pytest.mark.parametrize("name", sorted(KINDS))
+def test_roles_of_a_family_are_found_on_meta(name: str) -> None:
+    layout = build(name, device="meta").layout
+    topology = layout.topology
+    assert set(topology.shapes) == _ROLES[name]
+    is_pair = "cross.q" in _ROLES[name]
+    assert topology.n_layers == (4 if is_pair else 1 if name == "albert" else 2)
+    assert topology.n_encoder_layers == (2 if is_pair else 0)
+    assert topology.n_heads == 4
+
+
+@pytest.mark.parametrize("name", sorted(KINDS))
+def test_shapes_are_those_of_the_modules(name: str) -> None:
+    backbone = build(name, device="meta")
+    for (layer, role), paths in backbone.layout.modules.items():
+        out, in_ = backbone.topology.shape(layer, role) or (0, 0)
+        modules = [backbone.model.get_submodule(path) for path in paths]
+        if role == "norm":
+            assert out * in_ == sum(p.numel() for m in modules for p in m.parameters())
+        elif role != "block":
+            assert [out * in_] == [m.weight.numel() for m in modules]
+            sample = torch.empty(2, in_, device="meta")
+            assert modules[0](sample).shape == (2, out)
+
+
+def test_a_decoder_has_cross_attention_and_its_encoder_does_not() -> None:
+    topology = build("t5", device="meta").topology
+    assert [topology.shape(layer, "cross.q") for layer in range(4)] == [
+        None,
+        None,
+        (32, 32),
+        (32, 32),
+    ]
+    assert topology.shape(0, "norm") == (32, 2)
+    assert topology.shape(2, "norm") == (32, 3)
+
+
+def test_grouped_query_attention_has_narrower_keys() -> None:
+    topology = build("llama", device="meta").topology
+    assert topology.shapes["attn.q"] == (32, 32)
+    assert topology.shapes["attn.k"] == (16, 32)
+
+
+def test_conv1d_is_read_transposed_and_said_to_be() -> None:
+    topology = build("gpt2", device="meta").topology
+    assert topology.shapes["attn.qkv"] == (96, 32)
+    assert topology.shapes["mlp.down"] == (32, 48)
+    assert topology.transposed_roles == ("attn.qkv", "attn.o", "mlp.up", "mlp.down")
+
+
+@pytest.mark.parametrize(
+    ("path", "role"),
+    [
+        ("attention.self.query", "attn.q"),
+        ("attention.output.dense", "attn.o"),
+        ("intermediate.dense", "mlp.up"),
+        ("output.dense", "mlp.down"),
+        ("layer.1.EncDecAttention.k", "cross.k"),
+        ("encoder_attn.out_proj", "cross.o"),
+        ("attn.c_proj", "attn.o"),
+        ("mlp.c_proj", "mlp.down"),
+        ("layer.1.DenseReluDense.wi_0", "mlp.gate"),
+        ("mlp.router", None),
+    ],
+)
+def test_names_give_roles(path: str, role: str | None) -> None:
+    assert role_by_name(path) == role
+
+
+class _Odd(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixer = nn.Linear(8, 8)
+        self.wide = nn.Linear(8, 16)
+        self.narrow = nn.Linear(16, 8)
+        self.scale = nn.LayerNorm(8)
+
+
+class _OddModel(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stack = nn.ModuleList(_Odd() for _ in range(3))
+
+
+def test_an_unknown_family_is_told_what_to_map() -> None:
+    with pytest.raises(ModelError) as caught:
+        find_layout(_OddModel())
+    text = str(caught.value)
+    assert "stack.*.mixer" in text
+    assert "role_map" in text
+    assert "\n" not in text
+
+
+def test_a_role_map_makes_an_unknown_family_known() -> None:
+    roles = {"blocks": "stack", "attn.v": "mixer", "mlp.up": "wide", "mlp.down": "narrow"}
+    layout = find_layout(_OddModel(), role_map=roles)
+    assert layout.topology.n_layers == 3
+    assert layout.modules[2, "attn.v"] == ("stack.2.mixer",)
+    assert layout.topology.shapes["mlp.up"] == (16, 8)
+    assert layout.topology.shapes["norm"] == (8, 2)
+
+
+def test_a_role_map_overrides_names() -> None:
+    backbone = build("bert")
+    layout = find_layout(backbone.model, role_map={"mlp.gate": "intermediate.dense"})
+    assert layout.modules[0, "mlp.gate"] == ("bert.encoder.layer.0.intermediate.dense",)
+    assert (0, "mlp.up") not in layout.modules
+
+
+@pytest.mark.parametrize(
+    "roles", [{"attn.z": "query"}, {"blocks": "nowhere"}, {"blocks": "stack.0"}]
+)
+def test_a_wrong_role_map_is_refused(roles: dict[str, str]) -> None:
+    with pytest.raises(ModelError):
+        find_layout(_OddModel(), role_map=roles)
+
+
+def test_what_has_no_blocks_is_no_transformer() -> None:
+    with pytest.raises(ModelError, match="is not a transformer"):
+        find_layout(nn.Sequential(nn.Linear(4, 4)))
