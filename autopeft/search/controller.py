@@ -18,12 +18,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from optuna.pruners import BasePruner
-from optuna.samplers import BaseSampler
-from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from autopeft.errors import SettingsError, SpaceError
 from autopeft.outcome import Objective, Outcome, objective
@@ -36,7 +33,7 @@ from autopeft.search.pruner import make_pruner
 from autopeft.search.sampler import make_sampler
 from autopeft.search.shorthand import read_plan, write_plan
 from autopeft.search.space import SearchSpace
-from autopeft.search.study import StudyBook, distribution, price_attribute
+from autopeft.search.study import StoredTrial, StudyBook, distribution, price_attribute
 
 INTERRUPTED = "interrupted"
 """Reason of a trial that was running when its search was killed."""
@@ -84,7 +81,7 @@ class _Record:
     """A trial as the controller remembers it."""
 
     trial: Trial
-    state: str = "running"
+    state: Literal["complete", "pruned", "failed", "running"] = "running"
     objectives: dict[str, float] = field(default_factory=dict)
     rungs: list[tuple[int, float]] = field(default_factory=list)
     reason: str = ""
@@ -129,8 +126,8 @@ class SearchController:
         self,
         space: SearchSpace,
         objectives: Sequence[Objective | str],
-        sampler: str | BaseSampler = "autopeft",
-        pruner: str | BasePruner = "gap",
+        sampler: Any = "autopeft",
+        pruner: Any = "gap",
         seed: int = 0,
         storage: str | Path | Any | None = None,
         *,
@@ -181,7 +178,7 @@ class SearchController:
                 if candidate.digest not in self._digests:
                     return self._start(candidate, origin, self.prices.price(candidate))
             for _ in range(_N_TRIES):
-                candidate = self.space.codec.candidate(self._proposal())
+                candidate = self.space.decode(self._book.propose())
                 price = self._acceptable(candidate)
                 if price is not None:
                     return self._start(candidate, "search", price)
@@ -194,13 +191,6 @@ class SearchController:
         """
         with self._lock:
             self._queue.append((candidate, origin))
-
-    def _proposal(self) -> Any:
-        study = self._book.study
-        stand_in = create_trial(state=TrialState.RUNNING)
-        search_space = study.sampler.infer_relative_search_space(study, stand_in)
-        params = study.sampler.sample_relative(study, stand_in, search_space)
-        return self.space.codec.from_params(params)
 
     def _acceptable(self, candidate: Candidate) -> Price | None:
         """Its price, or None if it was handed out before or breaks a constraint."""
@@ -370,12 +360,12 @@ class SearchController:
     def _load(self) -> None:
         """Take over a study's trials; those left running failed when their search was killed."""
         again: list[tuple[Candidate, str]] = []
-        for stored in self._book.trials():
-            if stored.state == TrialState.WAITING or "plan" not in stored.user_attrs:
+        for stored in self._book.stored():
+            if "plan" not in stored.attributes:
                 continue
             record = _read(stored, self.objectives)
             self._records[stored.number] = record
-            if stored.state == TrialState.RUNNING:
+            if stored.state == "running":
                 self._fail(record, INTERRUPTED)
             if record.state == "failed" and record.reason == INTERRUPTED:
                 again.append((record.trial.candidate, record.trial.origin))
@@ -421,27 +411,20 @@ def _objectives(given: Sequence[Objective | str]) -> tuple[Objective, ...]:
     return found
 
 
-def _read(stored: FrozenTrial, objectives: Sequence[Objective]) -> _Record:
+def _read(stored: StoredTrial, objectives: Sequence[Objective]) -> _Record:
     """A trial of the study as a record."""
-    attributes = stored.user_attrs
+    attributes = stored.attributes
     candidate = Candidate(
         read_plan(attributes["plan"]), TrainSettings.from_json(attributes["train"])
     )
     trial = Trial(
         stored.number, candidate, Price(**attributes["price"]), attributes.get("origin", "search")
     )
-    states = {
-        TrialState.COMPLETE: "complete",
-        TrialState.PRUNED: "pruned",
-        TrialState.FAIL: "failed",
-    }
-    state = states.get(stored.state, "running")
-    values = stored.values if state == "complete" else None
     return _Record(
         trial,
-        state,
-        {o.name: v for o, v in zip(objectives, values or [], strict=False)},
-        sorted(stored.intermediate_values.items()),
+        stored.state,
+        {o.name: v for o, v in zip(objectives, stored.values, strict=False)},
+        list(stored.rungs),
         attributes.get("reason", ""),
         dict(attributes.get("measured", {})),
     )

@@ -122,7 +122,7 @@ class Drawer:
             costs[row, : len(choices[unit])] = grid.params[unit, choices[unit]]
         unevenness = rng.choice([0.0, 0.5, 1.2])
         weights = np.exp(unevenness * rng.standard_normal(len(active)))
-        picks = _spend(costs, weights, wanted)
+        picks = spend(costs, weights, wanted)
         for row, unit in enumerate(active):
             options[unit] = choices[unit][picks[row]]
         return options
@@ -302,7 +302,7 @@ class Drawer:
         )
 
 
-def _spend(
+def spend(
     costs: NDArray[np.float64], weights: NDArray[np.float64], wanted: float
 ) -> NDArray[np.int64]:
     """Pick one cost a row so that the sum comes near a total and rows share it by weight.

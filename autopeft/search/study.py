@@ -11,8 +11,9 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 from optuna.distributions import (
@@ -33,6 +34,14 @@ from autopeft.search.pruner import PRICE_KEY, GapPruner
 
 _CONSTRAINT = "constraints:pruned"
 """System attribute behind `Trial.set_constraint("pruned", ...)`."""
+
+STATES: Mapping[TrialState, Literal["complete", "pruned", "failed", "running"]] = {
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+    TrialState.RUNNING: "running",
+}
+"""The states of a trial that was handed out."""
 
 _REMEDY = "use a path ending in .db or .log, or a URL such as sqlite:///study.db"
 
@@ -77,6 +86,25 @@ def distribution(row: Mapping[str, Any]) -> BaseDistribution:
         return IntDistribution(row["low"], row["high"], log=row.get("log", False))
     # A step would make Optuna complain of rounding; positions are snapped when decoded.
     return FloatDistribution(row["low"], row["high"])
+
+
+@dataclass(frozen=True)
+class StoredTrial:
+    """A trial as the study holds it.
+
+    Attributes:
+        number: In the study.
+        state: How it stands.
+        values: Of the objectives, if it is complete.
+        attributes: User attributes.
+        rungs: Pairs (step, score), in order.
+    """
+
+    number: int
+    state: Literal["complete", "pruned", "failed", "running"]
+    values: tuple[float, ...]
+    attributes: Mapping[str, Any]
+    rungs: tuple[tuple[int, float], ...]
 
 
 class StudyBook:
@@ -147,11 +175,34 @@ class StudyBook:
         self._storage = self.study._storage
         self._ids = {trial.number: trial._trial_id for trial in self.trials()}
 
+    # --- proposing -------------------------------------------------------------------------------
+
+    def propose(self) -> dict[str, Any]:
+        """Parameters of a point worth trying, from the study's sampler; no trial is created yet."""
+        stand_in = create_trial(state=TrialState.RUNNING)
+        sampler = self.study.sampler
+        search_space = sampler.infer_relative_search_space(self.study, stand_in)
+        return sampler.sample_relative(self.study, stand_in, search_space)
+
     # --- trials ----------------------------------------------------------------------------------
 
     def trials(self) -> list[FrozenTrial]:
         """All trials, by number; not to be changed."""
         return self.study.get_trials(deepcopy=False)
+
+    def stored(self) -> list[StoredTrial]:
+        """All trials as plain data, by number; those that only wait are left out."""
+        return [
+            StoredTrial(
+                trial.number,
+                STATES[trial.state],
+                tuple(trial.values or ()) if trial.state == TrialState.COMPLETE else (),
+                trial.user_attrs,
+                tuple(sorted(trial.intermediate_values.items())),
+            )
+            for trial in self.trials()
+            if trial.state in STATES
+        ]
 
     def start(
         self,
