@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from autopeft.models.attach import Attached
 
 
+ConfigBefore = dict[tuple[str, str], Any]
+"""(name of a sub-configuration or "", field) -> the value before `prepare_config`."""
+
+
 class Backbone:
     """A frozen model: its layout, its new head if it has one, and `attach`.
 
@@ -38,7 +42,7 @@ class Backbone:
         revision: Revision of a hub model.
         auto_class: Name of the class of transformers that loads it.
         model_kwargs: What that class was given besides.
-        dropouts: (name of a sub-configuration or "", field) -> what dropout was before.
+        config_before: What `prepare_config` changed in the model's configuration.
     """
 
     def __init__(
@@ -51,7 +55,7 @@ class Backbone:
         revision: str | None = None,
         auto_class: str = "",
         model_kwargs: Mapping[str, Any] | None = None,
-        dropouts: Mapping[tuple[str, str], float] | None = None,
+        config_before: ConfigBefore | None = None,
     ) -> None:
         self.model = model.requires_grad_(False)
         self.head = tuple(head)
@@ -60,7 +64,7 @@ class Backbone:
         self.revision = revision
         self.auto_class = auto_class or type(model).__name__
         self.model_kwargs = dict(model_kwargs or {})
-        self.dropouts = dict(dropouts or {})
+        self.config_before = dict(config_before or {})
         self.attached: Attached | None = None
         self.layout: Layout = find_layout(
             model,
@@ -124,7 +128,7 @@ def load_backbone(
     Raises:
         ModelError: if there is no such model, or it is no transformer.
     """
-    config, dropouts = load_config(model, model_kwargs=model_kwargs, revision=revision)
+    config, before = load_config(model, model_kwargs=model_kwargs, revision=revision)
     loader = auto_loader(auto_class)
     with quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(
@@ -151,7 +155,7 @@ def load_backbone(
         revision=revision,
         auto_class=auto_class,
         model_kwargs=model_kwargs,
-        dropouts=dropouts,
+        config_before=before,
     )
     inside = [path for path in backbone.head if path.startswith(backbone.layout.blocks)]
     if inside:
@@ -178,7 +182,7 @@ def build_meta(
     Raises:
         ModelError: if there is no such model, or it is no transformer.
     """
-    config, dropouts = load_config(model, model_kwargs=model_kwargs, revision=revision)
+    config, before = load_config(model, model_kwargs=model_kwargs, revision=revision)
     loader = auto_loader(auto_class)
     with quiet(), torch.device("meta"):
         try:
@@ -193,7 +197,7 @@ def build_meta(
         revision=revision,
         auto_class=auto_class,
         model_kwargs=model_kwargs,
-        dropouts=dropouts,
+        config_before=before,
     )
 
 
@@ -222,8 +226,8 @@ def load_tokenizer(model: str, *, revision: str | None = None) -> Any:
 
 def load_config(
     model: str, *, model_kwargs: Mapping[str, Any] | None, revision: str | None
-) -> tuple[Any, dict[tuple[str, str], float]]:
-    """The model's configuration with dropout off, and what dropout was.
+) -> tuple[Any, ConfigBefore]:
+    """The model's configuration, readied for training, and what was changed for that.
 
     Raises:
         ModelError: if there is no such model, or it is of no known kind.
@@ -239,27 +243,30 @@ def load_config(
             )
         except (OSError, ValueError, KeyError) as error:
             raise not_loadable(model, "AutoConfig", error) from error
-    return config, switch_off_dropout(config)
+    return config, prepare_config(config)
 
 
-def switch_off_dropout(config: Any) -> dict[tuple[str, str], float]:
-    """Sets every dropout of a configuration to 0.
+def prepare_config(config: Any) -> ConfigBefore:
+    """Readies a configuration for training: every dropout 0, no cache of keys and values.
 
     Returns:
         (name of the sub-configuration or "", field) -> what it was.
     """
-    before: dict[tuple[str, str], float] = {}
+    before: ConfigBefore = {}
     for part in ("", *getattr(config, "sub_configs", {})):
         holder = getattr(config, part, None) if part else config
         for name, value in list(vars(holder).items()) if holder is not None else ():
             if "drop" in name and isinstance(value, float) and 0.0 < value < 1.0:
                 before[part, name] = value
                 setattr(holder, name, 0.0)
+            elif name == "use_cache" and value is True:
+                before[part, name] = value
+                setattr(holder, name, False)
     return before
 
 
-def restore_dropout(config: Any, before: Mapping[tuple[str, str], float]) -> None:
-    """Undoes `switch_off_dropout`."""
+def restore_config(config: Any, before: ConfigBefore) -> None:
+    """Undoes `prepare_config`."""
     for (part, name), value in before.items():
         setattr(getattr(config, part) if part else config, name, value)
 

@@ -17,9 +17,9 @@ from autopeft.models.attach import Attached, LinearView, replace_module
 from autopeft.models.backbone import (
     load_tokenizer,
     own_parameters,
+    prepare_config,
     quiet,
-    restore_dropout,
-    switch_off_dropout,
+    restore_config,
 )
 from autopeft.models.saving import load_attached, save_adapter
 
@@ -97,14 +97,14 @@ def export_merged(attached: Attached, folder: str | Path, tokenizer: Any = None)
             original = attached.original(path)
             undo[path] = [(p, p.data, p.data.clone()) for p in own_parameters(original)]
             replace_module(model, path, _merge(layer, original))
-        restore_dropout(config, attached.backbone.dropouts)
+        restore_config(config, attached.backbone.config_before)
         with quiet():
             model.save_pretrained(folder)  # type: ignore[operator]
             if tokenizer is not None:
                 tokenizer.save_pretrained(folder)
     finally:
-        if attached.backbone.dropouts:
-            switch_off_dropout(config)
+        if attached.backbone.config_before:
+            prepare_config(config)
         for path, layer in layers.items():
             if path in undo:
                 _unmerge(layer)

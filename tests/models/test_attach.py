@@ -180,7 +180,8 @@ def test_an_error_inside_detaches() -> None:
             attached.model.train()
             raise ZeroDivisionError
 
-    pytest.raises(ZeroDivisionError, fail)
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert_same_state(before, state_of(backbone))
 
 

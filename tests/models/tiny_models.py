@@ -11,7 +11,7 @@ import torch
 import transformers as hf
 
 from autopeft import methods
-from autopeft.models.backbone import Backbone, quiet, switch_off_dropout
+from autopeft.models.backbone import Backbone, prepare_config, quiet
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
 from autopeft.pricing import Topology, is_legal
 
@@ -129,9 +129,9 @@ def build(name: str, *, device: str = "cpu", seed: int = 0) -> Backbone:
     with quiet(), torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(seed)
         config = kind.config()
-        dropouts = switch_off_dropout(config)
+        before = prepare_config(config)
         model = getattr(hf, kind.auto_class).from_config(config).eval()
-    return Backbone(model, head=kind.head, auto_class=kind.auto_class, dropouts=dropouts)
+    return Backbone(model, head=kind.head, auto_class=kind.auto_class, config_before=before)
 
 
 def save(name: str, folder: Any, *, with_head: bool = False) -> str:
