@@ -201,6 +201,8 @@ class Attached:
             tuner = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type](
                 holder, {ADAPTER_NAME: config}, ADAPTER_NAME
             )
+        # In half precision the small steps of a low rate would be rounded away.
+        tuner._cast_adapter_dtype(ADAPTER_NAME, autocast_adapter_dtype=True)
         layers = {path: holder.get_submodule(name) for path, name in names.items()}
         for path, layer in layers.items():
             if not isinstance(layer, BaseTunerLayer):

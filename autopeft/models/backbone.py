@@ -210,7 +210,7 @@ def load_tokenizer(model: str, *, revision: str | None = None) -> Any:
     checkpoint.check_exists(model)
     with quiet():
         try:
-            return transformers.AutoTokenizer.from_pretrained(
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
                 model,
                 revision=revision or "main",
                 local_files_only=checkpoint.is_local_only(model),
@@ -222,6 +222,13 @@ def load_tokenizer(model: str, *, revision: str | None = None) -> Any:
                 f"its tokenizer cannot be loaded ({first_line(error)})",
                 "use a folder or hub id that has tokenizer files",
             ) from error
+    files = [name for name in getattr(tokenizer, "vocab_files_names", {}).values() if name]
+    if Path(model).is_dir() and files and not any((Path(model) / name).is_file() for name in files):
+        # transformers would go on with an empty vocabulary.
+        raise ModelError(
+            "model", model, f"the folder has no tokenizer ({', '.join(files)})", "save one there"
+        )
+    return tokenizer
 
 
 def load_config(

@@ -86,7 +86,7 @@ def save_adapter(
             # peft adds a head of its own guessing to some task types: only where there is a new
             # one may it know the task.
             config.task_type = _TASK_TYPES.get(backbone.auto_class)
-            config.modules_to_save = list(backbone.head)
+            config.modules_to_save = whole_modules(attached.model, backbone.head)
             tensors |= {f"{_PEFT_PREFIX}model.{name}": t for name, t in head.items()}
         elif backbone.auto_class == "AutoModelForCausalLM":
             config.task_type = "CAUSAL_LM"
@@ -96,6 +96,22 @@ def save_adapter(
         write_tensors(folder / HEAD_FILE, head)
     saved.write(folder)
     return folder
+
+
+def whole_modules(model: nn.Module, paths: tuple[str, ...]) -> list[str]:
+    """The outermost modules that hold nothing but the modules at some paths.
+
+    peft takes "classifier" for the head of a classifier by itself, and would not take RoBERTa's
+    "classifier.dense" inside it as well.
+    """
+    inside = {id(p) for path in paths for p in model.get_submodule(path).parameters(recurse=False)}
+
+    def outermost(path: str) -> str:
+        parent = path.rpartition(".")[0]
+        is_whole = parent and all(id(p) in inside for p in model.get_submodule(parent).parameters())
+        return outermost(parent) if is_whole else path
+
+    return sorted({outermost(path) for path in paths})
 
 
 def part_folders(parts: tuple[Part, ...]) -> tuple[str, ...]:

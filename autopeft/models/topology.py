@@ -269,15 +269,10 @@ def _has_attention(block: nn.Module, role_map: RoleMap) -> bool:
 
 
 def _no_blocks(model: nn.Module, name: str) -> ModelError:
-    patterns = sorted(
-        {
-            re.sub(r"\.\d+\.", ".*.", path)
-            for path, module in model.named_modules()
-            if _is_linear(module)
-        }
-    )
+    linear = [path for path, module in model.named_modules() if _is_linear(module)]
+    patterns = sorted({re.sub(r"\.\d+\.", ".*.", path) for path in linear})
     lists = [path for path, _ in _module_lists(model)]
-    if not patterns or not lists:
+    if not any(path.startswith(tuple(f"{each}." for each in lists)) for path in linear):
         return ModelError(
             "model",
             name,

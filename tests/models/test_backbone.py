@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+import transformers as hf
+from tiny_models import KINDS, build, candidate_of, logits_of, random_plan, save, state_of
+
+from autopeft.errors import ModelError
+from autopeft.models import checkpoint
+from autopeft.models.backbone import (
+    Backbone,
+    build_meta,
+    load_backbone,
+    load_tokenizer,
+    prepare_config,
+    restore_config,
+)
+from autopeft.plan import AdapterPlan
+
+_CLS, _LM = "AutoModelForSequenceClassification", "AutoModelForCausalLM"
+
+
+@pytest.mark.parametrize(
+    "name", ["bert", "roberta", "distilbert", "albert", "deberta-v2", "llama-cls"]
+)
+def test_the_head_that_a_checkpoint_lacks_is_found_with_and_without_weights(
+    name: str, tmp_path: Path
+) -> None:
+    folder = save(name, tmp_path)
+    kwargs = {"num_labels": 4}
+    loaded = load_backbone(folder, auto_class=_CLS, model_kwargs=kwargs)
+    meta = build_meta(folder, auto_class=_CLS, model_kwargs=kwargs)
+    assert loaded.head == meta.head
+    assert set(loaded.head) >= set(KINDS[name].head) - {"pooler.dense"}
+    assert loaded.topology == meta.topology
+    assert loaded.topology.head_params > 0
+    assert all(p.is_meta for p in meta.model.parameters())
+    assert not any(p.requires_grad for p in loaded.model.parameters())
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "opt"])
+def test_a_language_model_has_no_new_head(name: str, tmp_path: Path) -> None:
+    folder = save(name, tmp_path, with_head=True)
+    assert load_backbone(folder, auto_class=_LM).head == ()
+    assert build_meta(folder, auto_class=_LM).head == ()
+
+
+def test_a_head_of_the_right_size_is_kept_and_one_of_another_size_is_new(tmp_path: Path) -> None:
+    folder = save("bert", tmp_path, with_head=True)
+    assert load_backbone(folder, auto_class=_CLS).head == ()
+    assert load_backbone(folder, auto_class=_CLS, model_kwargs={"num_labels": 7}).head == (
+        "classifier",
+    )
+
+
+def test_loading_twice_gives_the_same_model_and_leaves_the_generator_alone(tmp_path: Path) -> None:
+    folder = save("bert", tmp_path)
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    one, two = (load_backbone(folder, auto_class=_CLS) for _ in range(2))
+    assert torch.equal(torch.rand(2), expected)
+    for name, tensor in state_of(one)["tensors"].items():
+        assert torch.equal(tensor, two.model.state_dict()[name])
+
+
+def test_training_mode_repeats_itself(tmp_path: Path) -> None:
+    backbone = load_backbone(save("bert", tmp_path), auto_class=_CLS)
+    batch = {"input_ids": torch.arange(3, 13).reshape(2, 5)}
+    with backbone.attach(candidate_of(AdapterPlan()), seed=0) as attached:
+        attached.model.train()
+        assert torch.equal(logits_of(attached.model, batch), logits_of(attached.model, batch))
+    assert backbone.config_before["", "hidden_dropout_prob"] == 0.1
+
+
+def test_a_prepared_configuration_is_restored() -> None:
+    config = KINDS["t5"].config()
+    before = config.to_dict()
+    changed = prepare_config(config)
+    assert config.dropout_rate == 0.0
+    assert not config.use_cache
+    restore_config(config, changed)
+    assert config.to_dict() == before
+
+
+@pytest.mark.parametrize("model", ["./nowhere", "/no/such/folder", "~/nowhere", "a/b/c"])
+def test_a_missing_folder_is_told_at_once(model: str) -> None:
+    started = time.perf_counter()
+    with pytest.raises(ModelError, match="no such folder") as caught:
+        load_backbone(model, auto_class=_CLS)
+    assert "\n" not in str(caught.value)
+    assert time.perf_counter() - started < 2
+    with pytest.raises(ModelError, match="no such folder"):
+        load_tokenizer(model)
+
+
+def test_a_hub_id_without_the_hub_is_one_line_and_quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "_is_hub_reachable", lambda: False)
+    started = time.perf_counter()
+    with pytest.raises(ModelError, match="the hub cannot be reached") as caught:
+        load_backbone("nobody/no-such-model", auto_class=_CLS)
+    assert "\n" not in str(caught.value)
+    assert time.perf_counter() - started < 5
+
+
+def test_an_unreachable_hub_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    class Session:
+        def head(self, url: str, timeout: float) -> None:
+            asked.append((url, timeout))
+            raise ConnectionError
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub, "get_session", Session)
+    checkpoint._is_hub_reachable.cache_clear()
+    assert checkpoint.is_local_only("a/b")
+    assert checkpoint.is_local_only("c/d")
+    checkpoint._is_hub_reachable.cache_clear()
+    assert len(asked) == 1
+    assert asked[0][1] <= 5
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"has no config\.json"):
+        load_backbone(str(tmp_path), auto_class=_CLS)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "no-such-type"}))
+    with pytest.raises(ModelError, match="AutoConfig cannot load it"):
+        load_backbone(str(tmp_path), auto_class=_CLS)
+
+
+def test_a_model_of_another_task_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError):
+        load_backbone(save("vit", tmp_path), auto_class=_LM)
+
+
+def test_weights_that_do_not_fit_their_configuration_are_refused(tmp_path: Path) -> None:
+    folder = save("bert", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "intermediate_size": 64}))
+    with pytest.raises(ModelError, match="its weights do not fit"):
+        load_backbone(folder, auto_class=_CLS)
+
+
+def test_a_resnet_is_no_transformer() -> None:
+    config = hf.ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1])
+    with pytest.raises(ModelError, match="is not a transformer"):
+        Backbone(hf.AutoModelForImageClassification.from_config(config))
+
+
+def test_a_model_without_a_tokenizer_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="has no tokenizer"):
+        load_tokenizer(save("bert", tmp_path))
+
+
+def test_an_unknown_class_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no such class"):
+        load_backbone(save("bert", tmp_path), auto_class="AutoModelForMiracles")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_adapters_are_trained_in_single_precision(dtype: str, tmp_path: Path) -> None:
+    backbone = load_backbone(save("bert", tmp_path), auto_class=_CLS, dtype=dtype)
+    with backbone.attach(candidate_of(random_plan(backbone.topology, 0, 0.5)), seed=0) as attached:
+        kinds = {
+            p.dtype
+            for part in attached.parts
+            if part.group.method.name != "ln_tuning"
+            for p in part.parameters()
+        }
+    assert kinds == {torch.float32}
+    assert build("bert").model.dtype == torch.float32

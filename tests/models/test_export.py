@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+from tiny_models import (
+    KINDS,
+    assert_same_state,
+    batch_for,
+    build,
+    candidate_of,
+    disturb,
+    logits_of,
+    random_plan,
+    save,
+    state_of,
+)
+
+from autopeft import methods
+from autopeft.errors import AdapterError, SettingsError
+from autopeft.models.backbone import load_backbone, quiet
+from autopeft.models.export import export_adapter, export_merged
+from autopeft.models.saving import load_adapter, save_adapter
+from autopeft.plan import AdapterPlan, LayerSpec
+
+_CLS = "AutoModelForSequenceClassification"
+
+
+def _plain(name: str, folder: Path) -> Any:
+    """What transformers alone makes of a folder."""
+    with quiet():
+        model, info = getattr(hf, KINDS[name].auto_class).from_pretrained(
+            folder, output_loading_info=True
+        )
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", ["bert", "llama", "gpt2", "t5", "albert"])
+@pytest.mark.parametrize("seed", range(3))
+def test_merged_logits_are_the_adapted_ones(name: str, seed: int, tmp_path: Path) -> None:
+    backbone = build(name)
+    batch = batch_for(backbone)
+    base = state_of(backbone)
+    attached = backbone.attach(candidate_of(random_plan(backbone.topology, seed, 0.7)), seed=0)
+    disturb(attached)
+    logits = logits_of(attached.model, batch)
+    export_merged(attached, tmp_path)
+    assert torch.equal(logits_of(attached.model, batch), logits)
+    attached.detach()
+    assert_same_state(base, state_of(backbone))
+    torch.testing.assert_close(
+        logits_of(_plain(name, tmp_path), batch), logits, rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("method", [m.name for m in methods.all_methods() if m.mergeable])
+def test_every_mergeable_method_merges(method: str, tmp_path: Path) -> None:
+    backbone = build("bert")
+    roles = ("norm",) if method == "ln_tuning" else ("attn.q", "mlp.down")
+    rank = 4 if methods.get(method).takes_rank else 0
+    plan = AdapterPlan(LayerSpec(i, role, method, rank) for i in range(2) for role in roles)
+    batch = batch_for(backbone)
+    with backbone.attach(candidate_of(plan), seed=0) as attached:
+        disturb(attached)
+        logits = logits_of(attached.model, batch)
+        export_merged(attached, tmp_path)
+    assert not torch.allclose(logits_of(backbone.model, batch), logits, atol=1e-3)
+    torch.testing.assert_close(
+        logits_of(_plain("bert", tmp_path), batch), logits, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_the_merged_model_has_the_base_models_dropout(tmp_path: Path) -> None:
+    folder = save("bert", tmp_path / "base")
+    backbone = load_backbone(folder, auto_class=_CLS)
+    assert backbone.model.config.hidden_dropout_prob == 0.0
+    with backbone.attach(candidate_of(AdapterPlan()), seed=0) as attached:
+        export_merged(attached, tmp_path / "merged")
+    assert backbone.model.config.hidden_dropout_prob == 0.0
+    assert _plain("bert", tmp_path / "merged").config.hidden_dropout_prob == 0.1
+
+
+def test_what_cannot_be_merged_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = build("llama")
+    lora = methods.get("lora")
+    stuck = dataclasses.replace(lora, mergeable=False)
+    monkeypatch.setattr(methods, "_TABLE", {**methods._TABLE, "lora": stuck})
+    plan = AdapterPlan([LayerSpec(1, "attn.q", "lora", 2)])
+    with (
+        backbone.attach(candidate_of(plan), seed=0) as attached,
+        pytest.raises(AdapterError, match=r"model\.layers\.1\.self_attn\.q_proj"),
+    ):
+        export_merged(attached, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def _search_result(tmp_path: Path) -> tuple[str, Path, torch.Tensor]:
+    base = save("bert", tmp_path / "base")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(55))]
+    (tmp_path / "base" / "vocab.txt").write_text("\n".join(words))
+    backbone = load_backbone(base, auto_class=_CLS, model_kwargs={"num_labels": 3})
+    plan = AdapterPlan([LayerSpec(0, "attn.q", "lora", 2), LayerSpec(1, "mlp.down", "ia3")])
+    with backbone.attach(candidate_of(plan), seed=0) as attached:
+        disturb(attached)
+        logits = logits_of(attached.model, _text())
+        save_adapter(attached, tmp_path / "adapter")
+    return base, tmp_path / "adapter", logits
+
+
+def _text() -> dict[str, torch.Tensor]:
+    return {"input_ids": torch.arange(5, 15).reshape(2, 5)}
+
+
+def test_a_saved_adapter_is_exported_merged_with_its_tokenizer(tmp_path: Path) -> None:
+    base, adapter, logits = _search_result(tmp_path)
+    target = export_adapter(base, adapter, tmp_path / "deep" / "merged", format="merged")
+    torch.testing.assert_close(
+        logits_of(_plain("bert", target), _text()), logits, rtol=1e-4, atol=1e-5
+    )
+    assert hf.AutoTokenizer.from_pretrained(target)("w1 w2")["input_ids"] == [2, 6, 7, 3]
+    assert [p.name for p in target.parent.iterdir()] == ["merged"]
+
+
+def test_a_saved_adapter_is_exported_as_peft(tmp_path: Path) -> None:
+    base, adapter, logits = _search_result(tmp_path)
+    target = export_adapter(base, adapter, tmp_path / "peft", format="peft")
+    assert torch.equal(logits_of(load_adapter(base, target), _text()), logits)
+    assert (target / "part-1-lora" / "adapter_config.json").is_file()
+
+
+def test_a_failed_export_leaves_nothing(tmp_path: Path) -> None:
+    base, adapter, _ = _search_result(tmp_path)
+    (adapter / "head.safetensors").unlink()
+    with pytest.raises(AdapterError):
+        export_adapter(base, adapter, tmp_path / "peft", format="peft")
+    with pytest.raises(SettingsError, match="use one of peft, merged"):
+        export_adapter(base, adapter, tmp_path / "peft", format="onnx")
+    assert {p.name for p in tmp_path.iterdir()} == {"base", "adapter"}

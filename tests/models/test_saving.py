@@ -1,0 +1,303 @@
+from __future__ import annotations
+
+import json
+import pickle
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+import transformers as hf
+from safetensors.torch import load_file, save_file
+from tiny_models import (
+    KINDS,
+    assert_same_state,
+    batch_for,
+    build,
+    candidate_of,
+    disturb,
+    logits_of,
+    random_plan,
+    save,
+    state_of,
+)
+
+from autopeft import methods
+from autopeft.errors import AdapterError
+from autopeft.models.backbone import Backbone, load_backbone, quiet
+from autopeft.models.saving import load_adapter, load_attached, save_adapter
+from autopeft.plan import AdapterPlan, LayerSpec
+
+_CLS = "AutoModelForSequenceClassification"
+
+
+def _plan_of(backbone: Backbone, method: str, ranks: tuple[int, ...] = (2, 4)) -> AdapterPlan:
+    takes_rank = methods.get(method).takes_rank
+    roles = ("norm",) if method == "ln_tuning" else ("attn.q", "attn.qkv", "mlp.down")
+    return AdapterPlan(
+        LayerSpec(layer, role, method, ranks[layer % 2] if takes_rank else 0)
+        for layer in range(2)
+        for role in roles
+        if role in backbone.topology.shapes
+    )
+
+
+def _saved(backbone: Backbone, plan: AdapterPlan, folder: Path, **extra: Any) -> torch.Tensor:
+    """Saves a disturbed candidate; gives its logits."""
+    with backbone.attach(candidate_of(plan), seed=1) as attached:
+        disturb(attached, seed=7)
+        logits = logits_of(attached.model, batch_for(backbone))
+        save_adapter(attached, folder, base_model="tiny", extra=extra)
+    return logits
+
+
+@pytest.mark.parametrize("name", ["bert", "llama", "gpt2", "t5", "albert"])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_mixed_plan_comes_back_with_the_same_logits(name: str, seed: int, tmp_path: Path) -> None:
+    backbone = build(name)
+    plan = random_plan(backbone.topology, seed, share=0.7)
+    logits = _saved(backbone, plan, tmp_path)
+    base = build(name).model
+    loaded = load_adapter(base, tmp_path)
+    assert torch.equal(logits_of(loaded, batch_for(backbone)), logits)
+    assert not torch.equal(logits_of(backbone.model, batch_for(backbone)), logits)
+
+
+@pytest.mark.parametrize("method", [m.name for m in methods.all_methods()])
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_one_method_is_a_folder_that_peft_itself_loads(
+    name: str, method: str, tmp_path: Path
+) -> None:
+    backbone = build(name)
+    ranks = (2, 4) if methods.get(method).rank_pattern else (4, 4)
+    logits = _saved(backbone, _plan_of(backbone, method, ranks), tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "plan.json",
+    }
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        warnings.filterwarnings("ignore", "Unsupported layer type", UserWarning)
+        theirs = peft.PeftModel.from_pretrained(build(name).model, str(tmp_path)).eval()
+    assert torch.equal(logits_of(theirs, batch_for(backbone)), logits)
+    assert torch.equal(
+        logits_of(load_adapter(build(name).model, tmp_path), batch_for(backbone)), logits
+    )
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "ia3"])
+def test_peft_loads_what_was_trained_over_conv1d(method: str, tmp_path: Path) -> None:
+    backbone = build("gpt2")
+    logits = _saved(backbone, _plan_of(backbone, method), tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["fan_in_fan_out"] is True
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        theirs = peft.PeftModel.from_pretrained(build("gpt2").model, str(tmp_path)).eval()
+    torch.testing.assert_close(logits_of(theirs, batch_for(backbone)), logits)
+
+
+def test_a_peft_folder_is_loaded_without_our_plan(tmp_path: Path) -> None:
+    backbone = build("llama")
+    logits = _saved(backbone, _plan_of(backbone, "lora"), tmp_path)
+    (tmp_path / "plan.json").unlink()
+    loaded = load_adapter(build("llama").model, tmp_path)
+    assert isinstance(loaded, peft.PeftModel)
+    assert torch.equal(logits_of(loaded, batch_for(backbone)), logits)
+
+
+def test_a_lora_of_several_ranks_is_one_configuration(tmp_path: Path) -> None:
+    backbone = build("llama")
+    _saved(backbone, _plan_of(backbone, "lora", (2, 4)), tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["r"] in (2, 4)
+    assert len(config["rank_pattern"]) == 2
+    other = 6 - config["r"]
+    assert set(config["rank_pattern"].values()) == {other}
+    assert set(config["alpha_pattern"].values()) == {2 * other}
+    assert config["lora_alpha"] == 2 * config["r"]
+    assert config["base_model_name_or_path"] == "tiny"
+
+
+def test_a_mixed_plan_is_a_peft_folder_for_each_part(tmp_path: Path) -> None:
+    backbone = build("bert")
+    plan = AdapterPlan([LayerSpec(0, "attn.q", "lora", 2), LayerSpec(1, "mlp.up", "miss", 4)])
+    _saved(backbone, plan, tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "head.safetensors",
+        "part-0-lora",
+        "part-1-miss",
+        "plan.json",
+    }
+    tensors = load_file(tmp_path / "part-0-lora" / "adapter_model.safetensors")
+    query = "base_model.model.bert.encoder.layer.0.attention.self.query"
+    assert {name: tuple(t.shape) for name, t in tensors.items()} == {
+        f"{query}.lora_A.weight": (2, 32),
+        f"{query}.lora_B.weight": (32, 2),
+    }
+    assert set(load_file(tmp_path / "head.safetensors")) == {"classifier.weight", "classifier.bias"}
+
+
+def test_a_head_alone_is_saved_and_loaded(tmp_path: Path) -> None:
+    backbone = build("bert")
+    logits = _saved(backbone, AdapterPlan(), tmp_path)
+    assert torch.equal(
+        logits_of(load_adapter(build("bert").model, tmp_path), batch_for(backbone)), logits
+    )
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "distilbert", "llama-cls"])
+def test_a_pretrained_model_gets_its_new_head_with_the_adapter(name: str, tmp_path: Path) -> None:
+    folder = save(name, tmp_path / "base")
+    backbone = load_backbone(folder, auto_class=_CLS, model_kwargs={"num_labels": 4})
+    assert set(backbone.head) >= set(KINDS[name].head)
+    plan = AdapterPlan([LayerSpec(1, "attn.v", "lora", 2)])
+    with backbone.attach(candidate_of(plan), seed=1) as attached:
+        disturb(attached)
+        logits = logits_of(attached.model, _text())
+        save_adapter(attached, tmp_path / "adapter", extra={"labels": ["a", "b", "c", "d"]})
+    loaded = load_adapter(folder, tmp_path / "adapter")
+    assert torch.equal(logits_of(loaded, _text()), logits)
+    assert logits.shape == (2, 4)
+    row = json.loads((tmp_path / "adapter" / "plan.json").read_text())
+    assert row["extra"] == {"labels": ["a", "b", "c", "d"]}
+    assert row["base_model"] == folder
+    assert row["model_kwargs"] == {"num_labels": 4}
+    with quiet(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        base = hf.AutoModelForSequenceClassification.from_pretrained(folder, num_labels=4)
+        theirs = peft.PeftModel.from_pretrained(base, str(tmp_path / "adapter")).eval()
+    assert torch.equal(logits_of(theirs, _text()), logits)
+
+
+def _text() -> dict[str, torch.Tensor]:
+    return {"input_ids": torch.arange(3, 13).reshape(2, 5)}
+
+
+class _Bomb:
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return (_explode, ("code in a file was run",))
+
+
+def _explode(text: str) -> None:
+    raise AssertionError(text)
+
+
+def _edit(**changes: Any) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        row = json.loads((folder / "plan.json").read_text())
+        row.update(changes)
+        (folder / "plan.json").write_text(json.dumps(row))
+
+    return spoil
+
+
+def _edit_plan(**changes: Any) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        row = json.loads((folder / "plan.json").read_text())
+        row["plan"][0].update(changes)
+        row["methods"] = {spec["method"]: 1 for spec in row["plan"]}
+        (folder / "plan.json").write_text(json.dumps(row))
+
+    return spoil
+
+
+def _tensors(change: Callable[[dict[str, torch.Tensor]], None]) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        file = folder / "adapter_model.safetensors"
+        tensors = load_file(file)
+        change(tensors)
+        save_file(tensors, file)
+
+    return spoil
+
+
+def _pickled(folder: Path) -> None:
+    (folder / "adapter_model.safetensors").unlink()
+    (folder / "adapter_model.bin").write_bytes(pickle.dumps(_Bomb()))
+
+
+def _pickled_in_disguise(folder: Path) -> None:
+    (folder / "adapter_model.safetensors").write_bytes(pickle.dumps(_Bomb()))
+
+
+def _drop(tensors: dict[str, torch.Tensor]) -> None:
+    del tensors[sorted(tensors)[0]]
+
+
+def _reshape(tensors: dict[str, torch.Tensor]) -> None:
+    name = next(name for name in tensors if "lora_A" in name)
+    tensors[name] = tensors[name][:, :-1].contiguous()
+
+
+_SPOILED: dict[str, tuple[Callable[[Path], None], str]] = {
+    "unknown method": (_edit_plan(method="lorra"), "did you mean 'lora'"),
+    "rank 0": (_edit_plan(rank=0), "`1 <= rank <= 32` must hold"),
+    "rank too large": (_edit_plan(rank=33), "`1 <= rank <= 32` must hold"),
+    "negative rank": (_edit_plan(rank=-1), "`rank >= 0` must hold"),
+    "rank of text": (_edit_plan(rank="2"), "whole numbers"),
+    "missing layer": (_edit_plan(layer=9), "the model has 2 blocks"),
+    "missing role": (_edit_plan(role="mlp.gate"), "no such role"),
+    "missing head": (_edit(head=["score"]), "lacks a module"),
+    "not JSON": (lambda folder: (folder / "plan.json").write_text("{") and None, "cannot be read"),
+    "not a mapping": (lambda f: (f / "plan.json").write_text("[1]") and None, "cannot be read"),
+    "newer schema": (_edit(schema=99), "load it with the autopeft that saved it"),
+    "newer method": (_edit(methods={"lora": 2}), "load it with the autopeft that saved it"),
+    "foreign code": (_edit(model_kwargs={"trust_remote_code": True}), "is refused"),
+    "foreign class": (_edit(auto_class="pipeline"), "is refused"),
+    "pickle": (_pickled, "is a pickle"),
+    "pickle in disguise": (_pickled_in_disguise, "is not a safetensors file"),
+    "no tensors": (lambda f: (f / "adapter_model.safetensors").unlink(), "no such file"),
+    "missing tensor": (_tensors(_drop), "lacks 1 tensors"),
+    "tensor too many": (_tensors(lambda t: t.update(x=torch.ones(1))), "has 1 tensors too many"),
+    "wrong shape": (_tensors(_reshape), "has shape"),
+}
+
+
+@pytest.mark.parametrize("case", sorted(_SPOILED))
+def test_a_spoiled_adapter_is_refused_and_the_base_is_untouched(case: str, tmp_path: Path) -> None:
+    spoil, message = _SPOILED[case]
+    backbone = build("bert")
+    _saved(backbone, _plan_of(backbone, "lora"), tmp_path)
+    spoil(tmp_path)
+    base = build("bert")
+    base.model.requires_grad_(True)
+    before = state_of(base)
+    with pytest.raises(AdapterError) as caught:
+        load_adapter(base.model, tmp_path)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert_same_state(before, state_of(base))
+
+
+def test_a_folder_without_an_adapter_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match=r"has no plan\.json"):
+        load_adapter(build("bert").model, tmp_path)
+
+
+def test_a_foreign_pickle_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    (tmp_path / "adapter_model.bin").write_bytes(pickle.dumps(_Bomb()))
+    with pytest.raises(AdapterError, match="is a pickle"):
+        load_adapter(build("llama").model, tmp_path)
+
+
+def test_another_base_model_is_refused(tmp_path: Path) -> None:
+    backbone = build("bert")
+    _saved(backbone, _plan_of(backbone, "lora"), tmp_path)
+    with pytest.raises(AdapterError):
+        load_adapter(build("llama").model, tmp_path)
+
+
+def test_what_was_loaded_can_be_detached(tmp_path: Path) -> None:
+    backbone = build("llama")
+    _saved(backbone, random_plan(backbone.topology, 1), tmp_path)
+    base = build("llama").model
+    plain = logits_of(base, batch_for(backbone))
+    attached = load_attached(base, tmp_path)
+    attached.detach()
+    assert torch.equal(logits_of(base, batch_for(backbone)), plain)
