@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -325,6 +326,8 @@ class _Session:
             confirm_seeds=settings.confirm_seeds,
             max_finalists=settings.max_finalists,
             n_workers=ready.n_workers,
+            # On a CPU the test split is scored in fp32, which takes twice the time of bf16.
+            test_share=2.0 * len(ready.data.test) / len(ready.data.validation),
             observer=self._observe(ledger),
         )
         is_complete = False
@@ -372,11 +375,15 @@ class _Session:
                 n_workers=ready.n_workers,
                 object_bytes=ready.data_bytes,
             )
-        with session, _terminable():
+        with (
+            session,
+            _terminable(),
+            tempfile.TemporaryDirectory(prefix="autopeft-prefix-") as cache,
+        ):
             dispatcher.start()
             tune.run(
                 dispatcher,
-                ready.context(),
+                ready.context(cache_folder=cache),
                 n_workers=ready.n_workers,
                 gpus_per_worker=ready.gpus_per_worker,
             )
@@ -441,12 +448,12 @@ class _Session:
         for name, seconds in dispatcher.phase_seconds().items():
             phases[name] = phases.get(name, 0.0) + seconds
         working = phases.get("search", 0.0) + phases.get("confirmation", 0.0)
-        busy = worker.train + worker.evaluate + worker.attach
         workers = {
             "train": worker.train,
             "evaluate": worker.evaluate,
+            "prefix": worker.prefix,
             "attach": worker.attach,
-            "idle": max(0.0, ready.n_workers * working - busy),
+            "idle": max(0.0, ready.n_workers * working - worker.total),
         }
         return BudgetReport(
             limit=ready.budget.text,

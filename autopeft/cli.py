@@ -25,6 +25,8 @@ def _settings_options(*, only: frozenset[str] | None = None) -> Callable[[Any], 
             if only is not None and field.name not in only:
                 continue
             names = ["--" + field.name.replace("_", "-")]
+            if field.type == "bool":
+                names = [f"{names[0]}/--no-{names[0][2:]}"]
             if field.name in _REPEATED:
                 names.append(names[0].removesuffix("s"))
             kind = str(field.type).split("|")[0].strip()
@@ -33,7 +35,7 @@ def _settings_options(*, only: frozenset[str] | None = None) -> Callable[[Any], 
             command = click.option(
                 *names,
                 field.name,
-                type=_TYPES.get(kind, str),
+                type=None if kind == "bool" else _TYPES.get(kind, str),
                 multiple=field.name in _REPEATED,
                 default=None,
                 help=field.metadata["help"] + (f" [default: {shown}]" if shown else ""),

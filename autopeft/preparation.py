@@ -76,7 +76,7 @@ class Preparation:
             for name, rows in self.data.splits.items()
         }
 
-    def context(self) -> WorkerContext:
+    def context(self, *, cache_folder: str | None = None) -> WorkerContext:
         """What is sent to the workers."""
         return WorkerContext(
             settings=self.settings,
@@ -85,6 +85,7 @@ class Preparation:
             rungs=self.rungs,
             objectives=tuple(o.name for o in self.objectives),
             device=self.device,
+            cache_folder=cache_folder,
         )
 
 
@@ -98,15 +99,15 @@ def expand(settings: SearchSettings) -> SearchSettings:
         if not getattr(settings, name):
             raise SettingsError(name, "", "is missing", f"give --{name}")
 
-    def path(value: str | None) -> str | None:
-        return value and os.path.expanduser(os.path.expandvars(value))
+    def path(value: str) -> str:
+        return os.path.expanduser(os.path.expandvars(value))
 
     return replace(
         settings,
         model=path(settings.model),
         data=path(settings.data),
-        validation=path(settings.validation),
-        test=path(settings.test),
+        validation=None if settings.validation is None else path(settings.validation),
+        test=None if settings.test is None else path(settings.test),
     )
 
 

@@ -160,7 +160,7 @@ def methods_table() -> Table:
         low, high = method.learning_rate
         table.add_row(
             method.name,
-            " ".join(str(rank) for rank in method.ranks) or "-",
+            " ".join(str(rank) for rank in method.default_ranks) or "-",
             f"{low:.0e}-{high:.0e}",
             "yes" if method.mergeable else "no",
             "yes" if method.converts_to_lora else "no",

@@ -78,6 +78,13 @@ class SearchSettings:
     batch_size: int = _note("Rows per optimiser step.", 16, "Training")
     eta: int = _note("Ratio between rungs.", 3, "Training")
     rungs: int = _note("How many times a trial reports, the end included.", 3, "Training")
+    rung_rows: int | None = _note(
+        "Validation rows looked at before the last rung; the end sees all.", 256, "Training"
+    )
+    prefix_cache: bool = _note(
+        "Compute the frozen blocks below the lowest adapter once and reuse them.", True, "Training"
+    )
+    prefix_cache_gb: float = _note("Size limit of that cache, a machine.", 2.0, "Training")
     precision: str = _note("auto, fp32 or bf16.", "auto", "Training")
 
     workers: int | None = _note("Parallel trials; default: one a core or GPU.", None, "Machine")
@@ -159,6 +166,8 @@ _MINIMA: Mapping[str, float] = {
     "batch_size": 1,
     "eta": 2,
     "rungs": 1,
+    "rung_rows": 1,
+    "prefix_cache_gb": 0,
     "workers": 1,
     "gpus_per_worker": 0,
     "seed": 0,
@@ -174,6 +183,7 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
 _KINDS: Mapping[str, tuple[type, ...]] = {
     "str": (str,),
     "int": (int,),
+    "bool": (bool,),
     "float": (int, float),
     "Mapping[str, Any]": (Mapping,),
     "tuple[str, ...]": (tuple,),
@@ -192,7 +202,7 @@ def _plain(key: str, value: Any) -> Any:
     if key == "budget" and isinstance(value, list):
         return ",".join(str(item) for item in value)
     kinds = tuple(kind for name in names for kind in _KINDS[name])
-    if value is None or (isinstance(value, kinds) and not isinstance(value, bool)):
+    if value is None or (isinstance(value, kinds) and isinstance(value, bool) == ("bool" in names)):
         if "float" in names and isinstance(value, int):
             return float(value)
         return value
@@ -203,6 +213,7 @@ def _plain(key: str, value: Any) -> Any:
 _WORDS = {
     "str": "text",
     "int": "a whole number",
+    "bool": "true or false",
     "float": "a number",
     "Mapping[str, Any]": "a mapping",
     "tuple[str, ...]": "a list of names",

@@ -47,14 +47,23 @@ def spread(
 
 @dataclass(frozen=True)
 class Nomination:
-    """A candidate to confirm and the outcome that earned it."""
+    """A candidate to confirm and the outcome that earned it.
+
+    Attributes:
+        outcome: Its trial.
+        seconds: What one retraining will take, judging by the trial.
+    """
 
     outcome: Outcome
     seconds: float
 
 
 def nominate(
-    outcomes: Sequence[Outcome], objectives: Sequence[Objective], *, max_finalists: int
+    outcomes: Sequence[Outcome],
+    objectives: Sequence[Objective],
+    *,
+    max_finalists: int,
+    test_share: float,
 ) -> tuple[Nomination, ...]:
     """The candidates worth confirming: tuned LoRAs, the reference, the front.
 
@@ -66,6 +75,7 @@ def nominate(
         outcomes: All outcomes of the search.
         objectives: Quality first.
         max_finalists: Most front members to take.
+        test_share: Time to score the test split over time to score the validation split.
     """
     complete = [o for o in outcomes if o.state == "complete"]
     baselines = front_of([o for o in complete if o.origin == "baseline"], objectives)
@@ -81,7 +91,11 @@ def nominate(
     for outcome in spread(front_of(complete, objectives), objectives, max_finalists):
         chosen.setdefault(outcome.candidate.digest, outcome)
     return tuple(
-        Nomination(outcome, outcome.measured.get("train_seconds", 0.0))
+        Nomination(
+            outcome,
+            outcome.measured.get("train_seconds", 0.0)
+            + outcome.measured.get("validation_seconds", 0.0) * (1.0 + test_share),
+        )
         for outcome in chosen.values()
     )
 

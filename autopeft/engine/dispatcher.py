@@ -66,6 +66,7 @@ class Dispatcher:
         confirm_seeds: Seeds a finalist.
         max_finalists: Front members to confirm at most.
         n_workers: Jobs that can run at once.
+        test_share: Time to score the test split over time to score the validation split.
         observer: Called with a `Snapshot` after every change.
     """
 
@@ -81,6 +82,7 @@ class Dispatcher:
         confirm_seeds: int,
         max_finalists: int,
         n_workers: int,
+        test_share: float = 1.0,
         observer: Callable[[Snapshot], None] = lambda _: None,
     ) -> None:
         self._controller = controller
@@ -92,6 +94,8 @@ class Dispatcher:
         self._confirm_seeds = confirm_seeds
         self._max_finalists = max_finalists
         self._n_workers = n_workers
+        self._test_share = test_share
+        self._expected: dict[str, float] = {}
         self._observer = observer
         self._running: dict[tuple[str, str, int], Trial | None] = {}
         self._flops_at: dict[int, float] = {}
@@ -139,8 +143,12 @@ class Dispatcher:
     def _begin_confirmation(self) -> None:
         self._enter("confirmation")
         nominations = nominate(
-            self._controller.outcomes(), self._objectives, max_finalists=self._max_finalists
+            self._controller.outcomes(),
+            self._objectives,
+            max_finalists=self._max_finalists,
+            test_share=self._test_share,
         )
+        self._expected = {n.outcome.candidate.digest: n.seconds for n in nominations}
         affordable = self._affordable(nominations)
         jobs = confirmation_jobs(
             affordable,
@@ -160,10 +168,9 @@ class Dispatcher:
         """
         kept = list(nominations)
         left = self.seconds_left * self._n_workers
-        overhead = 1.3  # two test-split evaluations a job, measured on the quickstart
 
         def seconds(rows: Sequence[Nomination]) -> float:
-            return sum(row.seconds for row in rows) * self._confirm_seeds * overhead
+            return sum(row.seconds for row in rows) * self._confirm_seeds
 
         while seconds(kept) > left and len(kept) > 4:
             front = [n for n in kept if n.outcome.origin not in ("baseline", "reference")]
@@ -182,7 +189,10 @@ class Dispatcher:
         if not self._queue:
             return None
         self._tick()
-        if self._ledger.left(confirming=True) is None and self._n_confirmed:
+        is_over = self._ledger.left(confirming=True) is None
+        expected = self._expected.get(self._queue[0].candidate.digest, 0.0)
+        # More than half of the job would lie past the deadline.
+        if (is_over or self.seconds_left < expected / 2) and self._n_confirmed:
             self.warnings.append(
                 f"the budget ended with {len(self._queue)} confirmations left out; "
                 "`autopeft resume` with a larger budget adds them"
@@ -261,7 +271,10 @@ class Dispatcher:
         self._running.pop(key, None)
         began = self._started_at.pop(key, None)
         if began is not None:
-            self._longest_job = max(self._longest_job, time.monotonic() - began)
+            seconds = time.monotonic() - began
+            self._longest_job = max(self._longest_job, seconds)
+            if job.kind == "confirm":
+                self._expected[job.candidate.digest] = seconds
         self._notify()
 
     # --- keeping time ----------------------------------------------------------------------------
@@ -292,15 +305,15 @@ class Dispatcher:
         self._phase_began = time.monotonic()
 
     def _book(self, now: float) -> None:
-        name = self.phase if self._has_heard else "startup"
+        name: str = self.phase if self._has_heard else "startup"
+        name = "report" if name == "done" else name
         self._phase_seconds[name] = self._phase_seconds.get(name, 0.0) + now - self._phase_began
         self._phase_began = now
 
     def _note_heard(self, activity: Activity) -> None:
         """The first message tells when training began: all before it was loading."""
         if not self._has_heard:
-            busy = activity.train + activity.evaluate + activity.attach
-            self._book(time.monotonic() - busy)
+            self._book(time.monotonic() - activity.total)
             self._has_heard = True
 
     def phase_seconds(self) -> dict[str, float]:

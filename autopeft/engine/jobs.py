@@ -45,19 +45,31 @@ class Job:
 
 @dataclass(frozen=True)
 class Activity:
-    """Worker seconds by what they were spent on."""
+    """Worker seconds by what they were spent on.
+
+    Attributes:
+        train: Training steps.
+        evaluate: Scoring validation and test rows.
+        attach: Attaching, detaching and saving adapters.
+        prefix: Filling the cache of the frozen prefix, which later trials reuse.
+    """
 
     train: float = 0.0
     evaluate: float = 0.0
     attach: float = 0.0
-    load: float = 0.0
+    prefix: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.train + self.evaluate + self.attach + self.prefix
 
     def __add__(self, other: Activity) -> Activity:
         return Activity(
             self.train + other.train,
             self.evaluate + other.evaluate,
             self.attach + other.attach,
-            self.load + other.load,
+            self.prefix + other.prefix,
         )
 
 

@@ -101,7 +101,7 @@ class _JobSearcher(_OnDriver, Searcher):  # type: ignore[misc]
             return None
         job = self._dispatcher.next_job()
         if job is None:
-            return str(Searcher.FINISHED) if self._dispatcher.phase == "done" else None
+            return None
         self.jobs[trial_id] = job
         return {_JOB: json.dumps(job.to_json())}
 
@@ -208,6 +208,13 @@ def run(
                 reuse_actors=True,
                 trial_dirname_creator=lambda trial: str(trial.trial_id),
             ),
-            run_config=tune.RunConfig(storage_path=folder, name="search", verbose=0),
+            run_config=tune.RunConfig(
+                storage_path=folder,
+                name="search",
+                verbose=0,
+                checkpoint_config=tune.CheckpointConfig(
+                    checkpoint_frequency=0, checkpoint_at_end=False
+                ),
+            ),
         )
         tuner.fit()

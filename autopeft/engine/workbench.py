@@ -20,6 +20,9 @@ from autopeft.tasks.base import Task
 from autopeft.tasks.data import TaskData
 from autopeft.training.loop import ProxyTraining
 from autopeft.training.measure import measure_latency_ms
+from autopeft.training.precision import choose_precision
+from autopeft.training.prefix import NO_PREFIX
+from autopeft.training.prefix_cache import PrefixCache
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class WorkerContext:
         rungs: Steps at which a search job reports, the last one its end.
         objectives: Names of the objectives, the quality first.
         device: "cpu" or "cuda".
+        cache_folder: Where the workers of one machine share the frozen prefix; removed by the
+            driver. None: each worker keeps its own in memory.
     """
 
     settings: SearchSettings
@@ -41,6 +46,7 @@ class WorkerContext:
     rungs: tuple[int, ...]
     objectives: tuple[str, ...]
     device: str
+    cache_folder: str | None = None
 
 
 class Workbench:
@@ -57,6 +63,21 @@ class Workbench:
             revision=context.settings.model_revision,
             device=context.device,
         )
+        settings = context.settings
+        self.precision = choose_precision(
+            settings.precision, context.device, self.backbone.model
+        ).precision
+        self.prefix_cache: PrefixCache | None = None
+        if settings.prefix_cache:
+            self.prefix_cache = PrefixCache(
+                self.backbone.model,
+                self.backbone.layout.blocks,
+                context.data,
+                device=context.device,
+                precision=self.precision,
+                max_bytes=int(settings.prefix_cache_gb * 2**30),
+                folder=Path(context.cache_folder) if context.cache_folder else None,
+            )
         self.load_seconds = time.perf_counter() - started
         self._run: JobRun | None = None
 
@@ -95,6 +116,7 @@ class JobRun:
         self._training: ProxyTraining | None = None
         self._next_rung = 0
         self._attach_seconds = 0.0
+        self._validation_seconds = 0.0
         self._taken = Activity()
 
     def _start(self) -> tuple[Attached, ProxyTraining]:
@@ -102,6 +124,8 @@ class JobRun:
             bench, job = self._bench, self._job
             started = time.perf_counter()
             price = bench.context.prices.price(job.candidate)
+            cache = bench.prefix_cache
+            lowest = job.candidate.plan.lowest_layer
             self._attached = bench.backbone.attach(job.candidate, seed=job.seed)
             self._training = ProxyTraining(
                 self._attached,
@@ -110,8 +134,10 @@ class JobRun:
                 job.candidate.train,
                 seed=job.seed,
                 device=bench.context.device,
-                precision=bench.context.settings.precision,
+                precision=bench.precision,
                 flops_per_step=price.train_flops / job.candidate.train.steps,
+                prefix=NO_PREFIX if cache is None else cache.below(lowest),
+                rung_rows=bench.context.settings.rung_rows,
             )
             self._attach_seconds += time.perf_counter() - started
         return self._attached, self._training
@@ -123,12 +149,14 @@ class JobRun:
             train=training.train_seconds if training else 0.0,
             evaluate=training.evaluation_seconds if training else 0.0,
             attach=self._attach_seconds,
+            prefix=training.prefix_seconds if training else 0.0,
         )
         taken, self._taken = self._taken, total
         return Activity(
             total.train - taken.train,
             total.evaluate - taken.evaluate,
             total.attach - taken.attach,
+            total.prefix - taken.prefix,
         )
 
     def advance(self) -> Message:
@@ -137,14 +165,19 @@ class JobRun:
         if self._job.kind == "confirm":
             return self._confirm(attached, training)
         rungs = self._bench.context.rungs
+        before = training.evaluation_seconds
         report = training.advance(rungs[self._next_rung])
+        self._validation_seconds = training.evaluation_seconds - before
         self._next_rung += 1
         is_last = self._next_rung == len(rungs)
         measured = self._measure(attached, training) if is_last else {}
         return RungMessage(report, is_last, measured, self.take_activity())
 
     def _measure(self, attached: Attached, training: ProxyTraining) -> dict[str, float]:
-        measured = {"train_seconds": training.train_seconds}
+        measured = {
+            "train_seconds": training.train_seconds,
+            "validation_seconds": self._validation_seconds,
+        }
         if "latency_ms" in self._bench.context.objectives:
             measured["latency_ms"] = measure_latency_ms(
                 attached.model, self._bench.context.data, device=self._bench.context.device
@@ -153,9 +186,9 @@ class JobRun:
 
     def _confirm(self, attached: Attached, training: ProxyTraining) -> ConfirmMessage:
         context, task, job = self._bench.context, self._bench.task, self._job
-        training.advance(job.candidate.train.steps)
+        training.train_to(job.candidate.train.steps)
+        validation = training.evaluate("validation")
         # Scored in full precision, as whoever loads the adapter will run it.
-        validation = training.evaluate("validation", precision="fp32")
         test = training.evaluate("test", precision="fp32")
         price = context.prices.price(job.candidate).to_json()
         measured = self._measure(attached, training)
