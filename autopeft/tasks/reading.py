@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -151,7 +153,8 @@ def read_hub(source: str, name: str | None, revision: str | None) -> dict[str, T
 
     datasets.disable_progress_bars()
     try:
-        loaded = datasets.load_dataset(source, name, revision=revision)
+        with _quiet("huggingface_hub"), _quiet("datasets"):
+            loaded = datasets.load_dataset(source, name, revision=revision)
     except Exception as error:
         # load_dataset raises whatever its readers, the network or the hub client raise.
         reason = " ".join(str(error).split())[:300]
@@ -162,6 +165,18 @@ def read_hub(source: str, name: str | None, revision: str | None) -> dict[str, T
             "check the name, the subset (data_name) and the network",
         ) from error
     return {str(split): _hub_table(f"{source}:{split}", rows) for split, rows in loaded.items()}
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Keeps a library's warnings (its retries) off the terminal; what fails still raises."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _hub_table(source: str, rows: Any) -> Table:
