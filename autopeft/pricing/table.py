@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from autopeft import methods
-from autopeft.errors import SpaceError
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec
-from autopeft.pricing.values import Price, Shape, Topology
+from autopeft.pricing.rules import check_plan
+from autopeft.pricing.values import Price, Topology
 
 HIDDEN = "@hidden"
 """The source that stands for the block's own input needing a gradient."""
@@ -226,6 +226,8 @@ class PriceTable:
                 if not sources:
                     continue
                 is_live = True
+                if not sources <= self.blocks[kind].reach.keys():
+                    check_plan(self.topology, plan)
                 usage, costs = self._known(kind, frozenset(sources), has_dropout)
                 backward += usage.backward_flops
                 saved += usage.saved_bytes
@@ -235,6 +237,7 @@ class PriceTable:
                     key = (spec.role, spec.method, spec.rank)
                     cost = costs.get(key)
                     if cost is None:
+                        check_plan(self.topology, AdapterPlan([spec]))
                         cost = costs[key] = self._site_cost(spec, usage, has_dropout)
                     if not repeat:
                         params += cost.params
@@ -247,12 +250,7 @@ class PriceTable:
                         if cost.input_name == ENCODER:
                             shared_inputs.add(ENCODER)
         if by_layer:
-            raise SpaceError(
-                "layer",
-                max(by_layer),
-                f"the model has {self.topology.n_layers} blocks",
-                f"use 0 to {self.topology.n_layers - 1}",
-            )
+            check_plan(self.topology, plan)
         return (
             params,
             forward,
@@ -275,14 +273,8 @@ class PriceTable:
     def _site_cost(self, spec: LayerSpec, usage: Usage, has_dropout: bool) -> _SiteCost:
         block = self.blocks[self.kinds[spec.layer]]
         method = methods.get(spec.method)
-        shape: Shape | None = self.topology.shape(spec.layer, spec.role)
-        if shape is None:
-            raise SpaceError(
-                "role",
-                spec.role,
-                f"block {spec.layer} of the model has no such role",
-                f"use one of {', '.join(self.topology.roles(spec.layer))}",
-            )
+        shape = self.topology.shape(spec.layer, spec.role)
+        assert shape is not None, "checked before"
         out, in_ = shape
         tokens = block.tokens.get(spec.role, self.tokens)
         memory_tokens = block.memory_tokens.get(spec.role, self.memory_tokens)
