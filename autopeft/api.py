@@ -320,7 +320,6 @@ class _Session:
             controller,
             ledger,
             store,
-            ready.prices,
             ready.objectives,
             seed=settings.seed,
             confirm_seeds=settings.confirm_seeds,

@@ -23,7 +23,6 @@ from autopeft.engine.jobs import (
     RungMessage,
 )
 from autopeft.outcome import Objective, Outcome
-from autopeft.pricing import PriceTable
 from autopeft.search.budget import Budget, Ledger
 from autopeft.search.controller import Decision, SearchController, Trial
 
@@ -38,7 +37,7 @@ class Snapshot:
         phase: What the workers do.
         objectives: Quality first.
         outcomes: Told trials.
-        n_running: Jobs on workers now.
+        n_running: Jobs on workers now; one more may be waiting.
         n_confirmed: Confirmations done.
         n_to_confirm: Confirmations planned; 0 during the search.
         seconds_left: Of the budget; inf without a time limit.
@@ -60,7 +59,6 @@ class Dispatcher:
         controller: Proposes candidates and keeps the study.
         ledger: The budget.
         store: Where confirmations are kept.
-        prices: For counting FLOPs.
         objectives: Quality first.
         seed: Search trainings use it; confirmations use the seeds after it.
         confirm_seeds: Seeds a finalist.
@@ -75,7 +73,6 @@ class Dispatcher:
         controller: SearchController,
         ledger: Ledger,
         store: ConfirmationStore,
-        prices: PriceTable,
         objectives: Sequence[Objective],
         *,
         seed: int,
@@ -88,7 +85,6 @@ class Dispatcher:
         self._controller = controller
         self._ledger = ledger
         self._store = store
-        self._prices = prices
         self._objectives = tuple(objectives)
         self._seed = seed
         self._confirm_seeds = confirm_seeds
@@ -245,7 +241,7 @@ class Dispatcher:
         if decision is Decision.STOP:
             self._end(job)
             return False
-        if self._tick() is None:
+        if self._is_past_deadline():
             # Past the deadline at a rung: what has not finished cannot be on the front.
             self._controller.tell(trial, stopped="the search's share of the budget ended")
             self._end(job)
@@ -285,6 +281,15 @@ class Dispatcher:
         self._ledger.spend(seconds=now - self._ticked)
         self._ticked = now
         return self._ledger.left()
+
+    def _is_past_deadline(self) -> bool:
+        """Whether the search's seconds or FLOPs are used up; a limit on trials cuts none short."""
+        self._tick()
+        ledger, limits = self._ledger, self._ledger.budget
+        share = 1.0 - ledger.confirm_share
+        return (limits.seconds is not None and ledger.spent_seconds >= limits.seconds * share) or (
+            limits.flops is not None and ledger.spent_flops >= limits.flops * share
+        )
 
     @property
     def seconds_left(self) -> float:
@@ -327,7 +332,7 @@ class Dispatcher:
             self.phase,
             self._objectives,
             self._controller.outcomes(),
-            len(self._running),
+            min(len(self._running), self._n_workers),
             self._n_confirmed,
             self._n_to_confirm,
             self.seconds_left,

@@ -1,0 +1,67 @@
+"""What all rooms' tests share: a tiny trained-from-nothing model folder and a small data file."""
+
+from __future__ import annotations
+
+import csv
+import random
+from pathlib import Path
+
+import pytest
+
+GOOD = ("good", "fine", "great", "lovely", "warm")
+BAD = ("bad", "poor", "awful", "cold", "dull")
+PLAIN = ("the", "film", "was", "a", "plot", "and", "scene", "actor", "very", "so")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT of two small blocks with a word-level tokenizer, as a model folder."""
+    import torch
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny-bert")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *GOOD, *BAD, *PLAIN]
+    tokenizer = Tokenizer(WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    ).save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=len(words),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=32,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        BertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """400 short sentences whose label shows in one of their words; three have no text."""
+    path = tmp_path_factory.mktemp("data") / "sentences.csv"
+    chooser = random.Random(0)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label"])
+        for number in range(400):
+            is_good = number % 2 == 0
+            words = [chooser.choice(PLAIN) for _ in range(chooser.randint(3, 8))]
+            words.insert(chooser.randrange(len(words)), chooser.choice(GOOD if is_good else BAD))
+            words.append(str(number))  # no two rows are the same text
+            writer.writerow([" ".join(words), "good" if is_good else "bad"])
+        for _ in range(3):
+            writer.writerow(["", "good"])
+    return path

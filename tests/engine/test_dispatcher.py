@@ -1,0 +1,194 @@
+"""The dispatcher: search then confirm, within the budget, telling the controller the truth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from autopeft.engine.confirmation import ConfirmationStore, finalists, front_of, nominate, spread
+from autopeft.engine.dispatcher import Dispatcher, Snapshot
+from autopeft.engine.jobs import (
+    Activity,
+    ConfirmMessage,
+    FailureMessage,
+    Job,
+    RungMessage,
+)
+from autopeft.outcome import RungReport, SeedScore, objective
+from autopeft.pricing import PriceTable, Topology
+from autopeft.search.budget import Budget, Ledger
+from autopeft.search.controller import SearchController
+from autopeft.search.space import SearchSpace
+
+TOPOLOGY = Topology(
+    4,
+    {"attn.q": (64, 64), "attn.v": (64, 64), "mlp.up": (128, 64), "mlp.down": (64, 128)},
+    head_params=130,
+)
+OBJECTIVES = (objective("accuracy"), objective("trainable_params"))
+RUNGS = (11, 33, 100)
+
+
+class Bench:
+    """A dispatcher with a controller on the default space, and a worker that answers at once."""
+
+    def __init__(self, folder: Path, budget: str, **options: object) -> None:
+        self.space = SearchSpace.from_source("default", TOPOLOGY, steps=100, batch_size=16)
+        self.prices = PriceTable.from_topology(TOPOLOGY, batch_size=16)
+        self.controller = SearchController(
+            self.space, OBJECTIVES, sampler="random", pruner="none", prices=self.prices
+        )
+        self.ledger = Ledger(Budget.parse(budget), 0.3)
+        self.snapshots: list[Snapshot] = []
+        self.store = ConfirmationStore(folder)
+        self.dispatcher = Dispatcher(
+            self.controller,
+            self.ledger,
+            self.store,
+            OBJECTIVES,
+            seed=0,
+            confirm_seeds=2,
+            max_finalists=3,
+            n_workers=2,
+            observer=self.snapshots.append,
+        )
+        self.dispatcher.start()
+        self.fails_at: set[int] = set()
+
+    def score(self, job: Job) -> float:
+        return 0.5 + 0.01 * len(job.candidate.plan.specs) + 1e-4 * job.seed
+
+    def work(self, job: Job) -> None:
+        if job.kind == "confirm":
+            score = SeedScore(
+                job.seed,
+                {"accuracy": self.score(job), "loss": 0.5},
+                {"accuracy": self.score(job), "loss": 0.5},
+                (1.0, 0.0),
+                {"accuracy": self.score(job), "trainable_params": 1.0},
+            )
+            message = ConfirmMessage(score, None, Activity(train=1.0), 1e6)
+            assert not self.dispatcher.take(job, message, {"adapter.txt": b"x"})
+            return
+        if job.number in self.fails_at:
+            assert not self.dispatcher.take(job, FailureMessage("diverged"))
+            return
+        for step in RUNGS:
+            report = RungReport(step, -0.5, 0.5, {"accuracy": self.score(job)}, 1, 1, step * 1e6)
+            message = RungMessage(report, step == RUNGS[-1], {"train_seconds": 1.0})
+            if not self.dispatcher.take(job, message):
+                break
+
+    def run(self) -> list[Job]:
+        done = []
+        while True:
+            job = self.dispatcher.next_job()
+            if job is None:
+                break
+            self.work(job)
+            done.append(job)
+        assert self.dispatcher.phase == "done"
+        return done
+
+
+def test_the_search_comes_first_then_the_finalists_with_new_seeds(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, "15trials")
+    jobs = bench.run()
+    kinds = [job.kind for job in jobs]
+    assert kinds[:15] == ["search"] * 15
+    assert set(kinds[15:]) == {"confirm"}
+    assert {job.seed for job in jobs if job.kind == "search"} == {0}
+    assert {job.seed for job in jobs if job.kind == "confirm"} == {1, 2}
+    confirmed = finalists(bench.controller.outcomes(), bench.store.scores())
+    assert all([s.seed for s in f.seeds] == [1, 2] for f in confirmed)
+    assert {"baseline", "reference"} <= {f.origin for f in confirmed}
+
+
+def test_no_candidate_is_trained_twice(tmp_path: Path) -> None:
+    jobs = Bench(tmp_path, "40trials").run()
+    digests = [job.candidate.digest for job in jobs if job.kind == "search"]
+    assert len(digests) == len(set(digests)) == 40
+
+
+def test_a_failure_is_told_as_one_and_never_confirmed(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, "12trials")
+    bench.fails_at = {0, 5}
+    jobs = bench.run()
+    failed = [o for o in bench.controller.outcomes() if o.state == "failed"]
+    assert [o.number for o in failed] == [0, 5]
+    assert all(o.reason == "diverged" for o in failed)
+    bad = {o.candidate.digest for o in failed}
+    assert not bad & {job.candidate.digest for job in jobs if job.kind == "confirm"}
+
+
+def test_flops_are_booked_once_a_step(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, "5trials")
+    bench.run()
+    n_confirmed = sum(len(scores) for scores in bench.store.scores().values())
+    assert bench.ledger.spent_flops == pytest.approx(5 * 100e6 + n_confirmed * 1e6)
+
+
+def test_a_flops_budget_ends_the_search(tmp_path: Path) -> None:
+    jobs = Bench(tmp_path, "1e9flops").run()
+    # 100e6 a trial, 70 % of 1e9 for the search: the seventh trial uses it up.
+    assert sum(job.kind == "search" for job in jobs) == 7
+
+
+def test_confirmations_on_disk_are_not_done_again(tmp_path: Path) -> None:
+    first = Bench(tmp_path, "10trials")
+    n_first = sum(job.kind == "confirm" for job in first.run())
+    second = Bench(tmp_path, "10trials")
+    assert n_first > 0
+    assert sum(job.kind == "confirm" for job in second.run()) == 0
+
+
+def test_waiting_is_not_the_end(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, "1trials")
+    job = bench.dispatcher.next_job()
+    assert job is not None
+    assert bench.dispatcher.next_job() is None
+    assert bench.dispatcher.phase == "search"
+    bench.work(job)
+    confirm = bench.dispatcher.next_job()
+    assert confirm is not None
+    assert confirm.kind == "confirm"
+
+
+def test_a_message_of_a_job_that_ended_changes_nothing(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, "2trials")
+    job = bench.dispatcher.next_job()
+    assert job is not None
+    bench.dispatcher.fail(job, "the worker died")
+    report = RungReport(11, -0.5, 0.5, {"accuracy": 0.9}, 1, 1, 1e6)
+    assert not bench.dispatcher.take(job, RungMessage(report, False))
+    assert bench.controller.outcomes()[0].state == "failed"
+
+
+def test_the_front_is_thinned_from_the_middle(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, "60trials")
+    bench.run()
+    front = front_of(bench.controller.outcomes(), OBJECTIVES)
+    thin = spread(front, OBJECTIVES, 3)
+    assert len(thin) == min(3, len(front))
+    assert thin[0] is front[0] or len(thin) < 2
+    assert thin[-1] is front[-1]
+    for limit in range(1, len(front) + 2):
+        assert len(spread(front, OBJECTIVES, limit)) == min(limit, len(front))
+
+
+def test_the_tuned_lora_is_always_nominated(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, "60trials")
+    bench.run()
+    chosen = nominate(bench.controller.outcomes(), OBJECTIVES, max_finalists=1, test_share=1.0)
+    assert chosen[0].outcome.origin == "baseline"
+
+
+def test_the_store_publishes_the_adapter_of_one_seed(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, "10trials")
+    bench.run()
+    finalist = finalists(bench.controller.outcomes(), bench.store.scores())[0]
+    folder = bench.store.publish(finalist, 2)
+    assert folder == tmp_path / "adapters" / finalist.candidate.digest
+    assert (folder / "adapter.txt").read_bytes() == b"x"
+    assert not [p for p in (tmp_path / "confirm").iterdir() if p.name.startswith(".")]
