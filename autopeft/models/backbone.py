@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
 from torch import nn
-from transformers.utils import logging as transformers_logging
 
 from autopeft.errors import ModelError
 from autopeft.models import checkpoint
+from autopeft.models.loading import (
+    ConfigBefore,
+    auto_loader,
+    first_line,
+    load_config,
+    not_loadable,
+    quiet,
+)
 from autopeft.models.topology import Layout, RoleMap, find_layout
 from autopeft.plan import Candidate
 from autopeft.pricing import Topology
 
 if TYPE_CHECKING:
     from autopeft.models.attach import Attached
-
-
-ConfigBefore = dict[tuple[str, str], Any]
-"""(name of a sub-configuration or "", field) -> the value before `prepare_config`."""
 
 
 class Backbone:
@@ -229,110 +230,3 @@ def load_tokenizer(model: str, *, revision: str | None = None) -> Any:
             "model", model, f"the folder has no tokenizer ({', '.join(files)})", "save one there"
         )
     return tokenizer
-
-
-def load_config(
-    model: str, *, model_kwargs: Mapping[str, Any] | None, revision: str | None
-) -> tuple[Any, ConfigBefore]:
-    """The model's configuration, readied for training, and what was changed for that.
-
-    Raises:
-        ModelError: if there is no such model, or it is of no known kind.
-    """
-    checkpoint.check_exists(model)
-    with quiet():
-        try:
-            config = transformers.AutoConfig.from_pretrained(
-                model,
-                revision=revision or "main",
-                local_files_only=checkpoint.is_local_only(model),
-                **(model_kwargs or {}),
-            )
-        except (OSError, ValueError, KeyError) as error:
-            raise not_loadable(model, "AutoConfig", error) from error
-    return config, prepare_config(config)
-
-
-def prepare_config(config: Any) -> ConfigBefore:
-    """Readies a configuration for training: every dropout 0, no cache of keys and values.
-
-    Returns:
-        (name of the sub-configuration or "", field) -> what it was.
-    """
-    before: ConfigBefore = {}
-    for part in ("", *getattr(config, "sub_configs", {})):
-        holder = getattr(config, part, None) if part else config
-        for name, value in list(vars(holder).items()) if holder is not None else ():
-            if "drop" in name and isinstance(value, float) and 0.0 < value < 1.0:
-                before[part, name] = value
-                setattr(holder, name, 0.0)
-            elif name == "use_cache" and value is True:
-                before[part, name] = value
-                setattr(holder, name, False)
-    return before
-
-
-def restore_config(config: Any, before: ConfigBefore) -> None:
-    """Undoes `prepare_config`."""
-    for (part, name), value in before.items():
-        setattr(getattr(config, part) if part else config, name, value)
-
-
-def auto_loader(auto_class: str) -> Any:
-    """The class of transformers of that name.
-
-    Raises:
-        ModelError: if there is none.
-    """
-    loader = getattr(transformers, auto_class, None)
-    if loader is None or not hasattr(loader, "from_pretrained"):
-        raise ModelError(
-            "auto_class",
-            auto_class,
-            "transformers has no such class",
-            "use an AutoModelFor... name",
-        )
-    return loader
-
-
-def first_line(error: BaseException) -> str:
-    """The beginning of an error's text, on one line."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
-
-
-def not_loadable(model: str, what: str, error: BaseException) -> ModelError:
-    """What to tell when transformers could not load something."""
-    if not Path(model).is_dir() and checkpoint.is_local_only(model):
-        return ModelError(
-            "model",
-            model,
-            "no such folder, not in the hub's cache, and the hub cannot be reached",
-            "check the path, or go online",
-        )
-    return ModelError(
-        "model",
-        model,
-        f"{what} cannot load it ({first_line(error)})",
-        "use the folder or hub id of a transformer",
-    )
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keeps transformers from writing to the terminal; its errors still raise."""
-    verbosity = transformers_logging.get_verbosity()
-    had_bars = transformers_logging.is_progress_bar_enabled()
-    advised = os.environ.get("TRANSFORMERS_NO_ADVISORY_WARNINGS")
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if had_bars:
-            transformers_logging.enable_progress_bar()
-        if advised is None:
-            del os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"]
-        else:
-            os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = advised

@@ -14,13 +14,8 @@ from torch import nn
 
 from autopeft.errors import AdapterError, SettingsError
 from autopeft.models.attach import Attached, LinearView, replace_module
-from autopeft.models.backbone import (
-    load_tokenizer,
-    own_parameters,
-    prepare_config,
-    quiet,
-    restore_config,
-)
+from autopeft.models.backbone import load_tokenizer, own_parameters
+from autopeft.models.loading import prepare_config, quiet, restore_config
 from autopeft.models.saving import load_attached, save_adapter
 
 FORMATS = ("peft", "merged")

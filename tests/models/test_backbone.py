@@ -17,9 +17,8 @@ from autopeft.models.backbone import (
     build_meta,
     load_backbone,
     load_tokenizer,
-    prepare_config,
-    restore_config,
 )
+from autopeft.models.loading import prepare_config, restore_config
 from autopeft.plan import AdapterPlan
 
 _CLS, _LM = "AutoModelForSequenceClassification", "AutoModelForCausalLM"

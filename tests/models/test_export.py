@@ -22,8 +22,9 @@ from tiny_models import (
 
 from autopeft import methods
 from autopeft.errors import AdapterError, SettingsError
-from autopeft.models.backbone import load_backbone, quiet
+from autopeft.models.backbone import load_backbone
 from autopeft.models.export import export_adapter, export_merged
+from autopeft.models.loading import quiet
 from autopeft.models.saving import load_adapter, save_adapter
 from autopeft.plan import AdapterPlan, LayerSpec
 

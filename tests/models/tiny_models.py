@@ -11,7 +11,8 @@ import torch
 import transformers as hf
 
 from autopeft import methods
-from autopeft.models.backbone import Backbone, prepare_config, quiet
+from autopeft.models.backbone import Backbone
+from autopeft.models.loading import prepare_config, quiet
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
 from autopeft.pricing import Topology, is_legal
 

@@ -1,0 +1,69 @@
+"""Fake tensors: a model without values, whose operations compute shapes and no numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def make_fake(model: nn.Module, device: str) -> None:
+    """Swaps all tensors for fake ones on a device; must run inside a `FakeTensorMode`."""
+    made: dict[int, torch.Tensor] = {}
+
+    def fake(tensor: torch.Tensor) -> torch.Tensor:
+        # Tied weights stay tied.
+        if id(tensor) not in made:
+            new = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+            is_parameter = isinstance(tensor, nn.Parameter)
+            made[id(tensor)] = nn.Parameter(new, requires_grad=False) if is_parameter else new
+        return made[id(tensor)]
+
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None:
+                    tensors[name] = fake(tensor)  # type: ignore[assignment]
+    model.train()
+
+
+def sample_batch(model: nn.Module, rows: int, length: int, device: str) -> dict[str, torch.Tensor]:
+    """A batch of the model's kind, labels included."""
+    config: Any = model.config
+    for module in model.modules():
+        # A cache kept from one run would be read by the next; decoders have a copy of the setting.
+        own: Any = getattr(module, "config", None)
+        if own is not None:
+            own.use_cache = False
+    if getattr(config, "pad_token_id", None) is None:
+        config.pad_token_id = 0
+    name = getattr(model, "main_input_name", "input_ids")
+    batch: dict[str, torch.Tensor] = {}
+    if name == "pixel_values":
+        size = getattr(config, "image_size", 224)
+        height, width = (size, size) if isinstance(size, int) else tuple(size)
+        channels = getattr(config, "num_channels", 3)
+        batch[name] = torch.zeros(rows, channels, height, width, device=device)
+    elif name == "input_features":
+        frames = 2 * getattr(config, "max_source_positions", 1500)
+        batch[name] = torch.zeros(rows, config.num_mel_bins, frames, device=device)
+    else:
+        batch[name] = torch.ones(rows, length, dtype=torch.long, device=device)
+        # Rows are padded as a rule, and then attention takes another path than without a mask.
+        batch["attention_mask"] = torch.ones(rows, length, dtype=torch.long, device=device)
+    task = type(model).__name__
+    if any(word in task for word in ("CausalLM", "LMHead", "ConditionalGeneration")):
+        batch["labels"] = torch.ones(rows, length, dtype=torch.long, device=device)
+    elif "TokenClassification" in task:
+        batch["labels"] = torch.zeros(rows, length, dtype=torch.long, device=device)
+    elif "Classification" in task:
+        is_float = config.num_labels == 1 or config.problem_type == "multi_label_classification"
+        shape = (
+            (rows, config.num_labels)
+            if config.problem_type == "multi_label_classification"
+            else (rows,)
+        )
+        kind = torch.float32 if is_float else torch.long
+        batch["labels"] = torch.zeros(shape, dtype=kind, device=device)
+    return batch
