@@ -193,9 +193,13 @@ class QualityPruner(BasePruner):
             twin = known[trial.number]
             if twin.state.is_finished():
                 continue
-            for step, value in trial.intermediate_values.items():
+            for step, value in sorted(trial.intermediate_values.items()):
                 if step not in twin.intermediate_values:
                     optuna.trial.Trial(self._shadow, twin._trial_id).report(value, step)
+                    if trial.state.is_finished():
+                        # A trial of an earlier session: the pruner keeps notes of each rung.
+                        twin = self._shadow.get_trials(deepcopy=False)[trial.number]
+                        self._inner.prune(self._shadow, twin)
             if trial.state == TrialState.COMPLETE:
                 self._shadow.tell(trial.number, (trial.values or [float("nan")])[0])
             elif trial.state.is_finished():

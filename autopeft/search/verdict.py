@@ -29,7 +29,9 @@ _CONFIDENCE = 0.95
 _MUCH_CHEAPER = 0.5
 """A member that is only as good must cost at most this share of the tuned LoRA."""
 _TOLERANCE = 0.1
-"""How much of LoRA's own gain over the reference "as good" may fall short of it."""
+"""Share of LoRA's own gain over the reference by which "as good" may fall short."""
+_SMALL, _SMALL_SHARE = 0.01, 0.25
+"""One point may always be missing, unless that is over a quarter of LoRA's own gain."""
 
 Array = NDArray[np.float64]
 
@@ -65,8 +67,8 @@ def judge(
     """The front against the tuned LoRA, level by level and in one sentence.
 
     The answer is yes only if some member is better than the tuned LoRA beyond chance at no more
-    cost, or as good at no more than half its cost where LoRA itself beats training no adapter and
-    no LoRA of that cost is as good.
+    cost, or as good at no more than half its cost, where LoRA itself beats training no adapter and
+    the member beats the best LoRA it can afford.
 
     Args:
         finalists: Origin "baseline" marks LoRAs, "reference" the untrained base; all others are
@@ -89,7 +91,6 @@ def judge(
     pairs = [(m, tuned) for m in members] + list(zip(members, fair, strict=True))
     if reference is not None:
         pairs.append((tuned, reference))
-    pairs += [(lora, tuned) for lora in loras if lora is not tuned]
     found = dict(zip(_keys(pairs), _compare(pairs, seed), strict=True))
     levels = tuple(
         _level(member, opponent, found[_key(member, opponent)], cost)
@@ -97,27 +98,26 @@ def judge(
     )
     lora_gain = found[_key(tuned, reference)] if reference is not None else None
     winners = []
-    for member in members:
+    for member, opponent in zip(members, fair, strict=True):
         against = found[_key(member, tuned)]
         ratio = _ratio(member, tuned, cost)
         if against.low > 0 and ratio <= 1.0:
             winners.append((member, against, ratio))
         elif lora_gain is not None and lora_gain.low > 0 and ratio <= _MUCH_CHEAPER:
-            margin = _TOLERANCE * lora_gain.gain
-            equals = [
-                lora
-                for lora in loras
-                if lora is not tuned
-                and _ratio(lora, member, cost) <= 1.0
-                and found[_key(lora, tuned)].high > -margin
-            ]
-            if against.low > -margin and not equals:
+            margin = _margin(lora_gain.gain)
+            beats_its_level = opponent is tuned or found[_key(member, opponent)].low > 0
+            if against.low > -margin and beats_its_level:
                 winners.append((member, against, ratio))
     return Verdict(
         bool(winners),
         _sentence(winners, members, tuned, found, lora_gain, quality, cost),
         levels,
     )
+
+
+def _margin(lora_gain: float) -> float:
+    """By how much a cheaper member may fall short of the tuned LoRA and still be as good."""
+    return max(_TOLERANCE * lora_gain, min(_SMALL, _SMALL_SHARE * lora_gain))
 
 
 def _key(first: Finalist, second: Finalist) -> tuple[str, str]:

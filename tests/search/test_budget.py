@@ -36,7 +36,7 @@ def test_budgets_are_read(text, seconds, trials, flops):
     ["", "soon", "30", "30x", "-5m", "0m", "0trials", "1.5trials", "5trials,6trials", "nan h"],
 )
 def test_nonsense_is_refused_in_one_line_naming_the_field(text):
-    with pytest.raises(SettingsError, match="^budget=.*;") as caught:
+    with pytest.raises(SettingsError, match=r"^budget=.*;") as caught:
         Budget.parse(text)
     assert "\n" not in str(caught.value)
 

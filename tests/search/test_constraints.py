@@ -39,7 +39,7 @@ def test_constraints_are_read(text, limit):
     ],
 )
 def test_nonsense_is_refused(text):
-    with pytest.raises(SettingsError, match="^constraint="):
+    with pytest.raises(SettingsError, match=r"^constraint="):
         Constraint.parse(text, base_params=1000)
 
 
