@@ -188,7 +188,7 @@ def build_meta(
     with quiet(), torch.device("meta"):
         try:
             built = loader.from_config(config, dtype=torch.float32)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise not_loadable(model, auto_class, error) from error
     return Backbone(
         built.eval(),

@@ -10,7 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from autopeft.models.probe import Run, first_tensor, run_and_count, storage_id, tensors_in
+from autopeft.models.probe import (
+    Run,
+    first_tensor,
+    new_source,
+    run_and_count,
+    storage_id,
+    tensors_in,
+)
 from autopeft.pricing import BlockPrice, Usage
 from autopeft.pricing.table import ENCODER, HIDDEN, Sources, independent_sets
 
@@ -152,7 +159,7 @@ class BlockProbe:
 
         def fresh(value: Any) -> Any:
             if isinstance(value, torch.Tensor) and storage_id(value) in live:
-                return value.detach().requires_grad_()
+                return new_source(value)
             return value
 
         return (
@@ -173,7 +180,7 @@ class BlockProbe:
 
         def after(_: nn.Module, __: Any, output: Any) -> Any:
             if is_source and role != "norm" and not output.requires_grad:
-                output = output.detach().requires_grad_()
+                output = new_source(output)
             waiting[0] -= bool(output.requires_grad)
             if waiting[0] == 0:
                 seen.live_outputs.add(role)

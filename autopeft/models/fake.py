@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ def make_fake(model: nn.Module, device: str) -> None:
 
 
 def sample_batch(model: nn.Module, rows: int, length: int, device: str) -> dict[str, torch.Tensor]:
-    """A batch of the model's kind, labels included."""
+    """A batch of the model's kind, labels included; readies its configuration for it."""
     config: Any = model.config
     for module in model.modules():
         # A cache kept from one run would be read by the next; decoders have a copy of the setting.
@@ -38,8 +39,12 @@ def sample_batch(model: nn.Module, rows: int, length: int, device: str) -> dict[
             own.use_cache = False
     if getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = 0
-    name = getattr(model, "main_input_name", "input_ids")
+
+    def whole_numbers(*shape: int) -> torch.Tensor:
+        return torch.ones(shape, dtype=torch.long, device=device)
+
     batch: dict[str, torch.Tensor] = {}
+    name = getattr(model, "main_input_name", "input_ids")
     if name == "pixel_values":
         size = getattr(config, "image_size", 224)
         height, width = (size, size) if isinstance(size, int) else tuple(size)
@@ -49,21 +54,30 @@ def sample_batch(model: nn.Module, rows: int, length: int, device: str) -> dict[
         frames = 2 * getattr(config, "max_source_positions", 1500)
         batch[name] = torch.zeros(rows, config.num_mel_bins, frames, device=device)
     else:
-        batch[name] = torch.ones(rows, length, dtype=torch.long, device=device)
+        batch[name] = whole_numbers(rows, length)
         # Rows are padded as a rule, and then attention takes another path than without a mask.
-        batch["attention_mask"] = torch.ones(rows, length, dtype=torch.long, device=device)
+        batch["attention_mask"] = whole_numbers(rows, length)
+    if "labels" not in inspect.signature(model.forward).parameters:
+        return batch
     task = type(model).__name__
-    if any(word in task for word in ("CausalLM", "LMHead", "ConditionalGeneration")):
-        batch["labels"] = torch.ones(rows, length, dtype=torch.long, device=device)
-    elif "TokenClassification" in task:
-        batch["labels"] = torch.zeros(rows, length, dtype=torch.long, device=device)
-    elif "Classification" in task:
-        is_float = config.num_labels == 1 or config.problem_type == "multi_label_classification"
-        shape = (
-            (rows, config.num_labels)
-            if config.problem_type == "multi_label_classification"
-            else (rows,)
-        )
-        kind = torch.float32 if is_float else torch.long
-        batch["labels"] = torch.zeros(shape, dtype=kind, device=device)
+    if "Classification" in task and "Token" not in task:
+        if config.problem_type == "multi_label_classification":
+            batch["labels"] = torch.zeros(rows, config.num_labels, device=device)
+        elif config.num_labels == 1:
+            batch["labels"] = torch.zeros(rows, device=device)
+        else:
+            batch["labels"] = torch.zeros(rows, dtype=torch.long, device=device)
+    elif "Token" in task or model.get_output_embeddings() is not None:  # type: ignore[operator]
+        batch["labels"] = whole_numbers(rows, length)
     return batch
+
+
+def without(
+    batch: dict[str, torch.Tensor], *names: str, is_encoder_decoder: bool = False
+) -> dict[str, torch.Tensor]:
+    """The batch without some of its tensors; a decoder that loses its labels gets its input so."""
+    kept = {name: tensor for name, tensor in batch.items() if name not in names}
+    labels = batch.get("labels")
+    if "labels" in names and labels is not None and is_encoder_decoder:
+        kept["decoder_input_ids"] = labels
+    return kept

@@ -25,7 +25,8 @@ from torch._subclasses.fake_tensor import (
 from autopeft.errors import ModelError
 from autopeft.models.backbone import Backbone, build_meta
 from autopeft.models.block_probe import BlockCall, BlockProbe
-from autopeft.models.fake import make_fake, sample_batch
+from autopeft.models.fake import make_fake, sample_batch, without
+from autopeft.models.loading import first_line
 from autopeft.models.topology import RoleMap
 from autopeft.models.whole_probe import WholeModel
 from autopeft.pricing import BlockPrice, PriceTable, Usage
@@ -85,7 +86,12 @@ def price_table(
     longest_length: int,
     device: str = "cpu",
 ) -> PriceTable:
-    """The price table of a backbone made by `build_meta`."""
+    """The price table of a backbone made by `build_meta`.
+
+    A machine without a GPU cannot tell which kernels one would choose, and prices for the CPU.
+    """
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        device = "cpu"
     mean, longest = max(1, round(mean_length)), max(1, longest_length)
     model = copy.deepcopy(backbone.model)
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -202,16 +208,21 @@ def _first_that_runs(
     Some losses and masks look into their tensors, and fake tensors hold no values.
     """
     batch = sample_batch(model, rows, length, device)
-    for without in ((), ("labels",), ("attention_mask",), ("labels", "attention_mask")):
-        kept = {name: tensor for name, tensor in batch.items() if name not in without}
+    for left_out in ((), ("labels",), ("attention_mask",), ("labels", "attention_mask")):
+        kept = without(batch, *left_out, is_encoder_decoder=backbone.topology.n_encoder_layers > 0)
         whole = WholeModel(model, backbone, kept)
+        failure: Exception
         try:
             return whole, whole.capture()
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             failure = error
+        except RuntimeError as error:
+            # Some kernels (grouped products of experts) have no fake counterpart on every device.
+            failure = error
+            break
     raise ModelError(
         "model",
         backbone.base_model or type(model).__name__,
-        f"cannot be priced: what it computes depends on the data ({failure})",
+        f"cannot be priced: what it computes depends on the data ({first_line(failure)})",
         "use a model whose blocks do the same work for every token",
     )

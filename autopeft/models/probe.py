@@ -88,6 +88,11 @@ def first_tensor(value: Any) -> torch.Tensor:
     return next(tensors_in(value))
 
 
+def new_source(tensor: torch.Tensor) -> torch.Tensor:
+    """The same values, with gradients starting here; may be changed in place, as a leaf may not."""
+    return tensor.detach().requires_grad_().clone()
+
+
 def run_and_count(
     forward: Callable[[], torch.Tensor],
     *,
@@ -108,7 +113,8 @@ def run_and_count(
     held: list[weakref.ref[_Kept]] = []
 
     def pack(tensor: torch.Tensor) -> _Kept:
-        kept = _Kept(tensor)
+        # Detached: an operation that saves its own result would otherwise keep itself alive.
+        kept = _Kept(tensor.detach())
         held.append(weakref.ref(kept))
         return kept
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from autopeft.models.backbone import Backbone
 from autopeft.models.block_probe import BlockCall
-from autopeft.models.probe import Run, first_tensor, run_and_count, tensors_in
+from autopeft.models.probe import Run, first_tensor, new_source, run_and_count, tensors_in
 from autopeft.pricing import BlockPrice, Usage
 from autopeft.pricing.table import ENCODER, HIDDEN
 
@@ -80,7 +80,7 @@ class WholeModel:
             left[0] -= 1
             if left[0]:
                 return None
-            start = first_tensor(output).detach().requires_grad_()
+            start = new_source(first_tensor(output))
             return start if isinstance(output, torch.Tensor) else (start, *output[1:])
 
         handle = self.model.get_submodule(self.layout.blocks[layer]).register_forward_hook(hook)

@@ -67,6 +67,7 @@ def test_price_is_what_the_live_model_costs(name: str, seed: int, dropout: float
     [
         "albert",
         "bart",
+        "falcon",
         "gemma3",
         "gpt_neox",
         "llama-cls",

@@ -21,6 +21,7 @@ _ROLES = {
     "modernbert": {"attn.qkv", "attn.o", "mlp.gate_up", "mlp.down", "norm", "block"},
     "gpt2": _FUSED,
     "gpt_neox": _FUSED,
+    "falcon": _FUSED,
     "llama": _GATED,
     "llama-cls": _GATED,
     "qwen3": _GATED,

@@ -84,6 +84,12 @@ KINDS: dict[str, Kind] = {
         _LM,
     ),
     "gpt_neox": Kind(lambda: hf.GPTNeoXConfig(**_BERT, **_IDS), _LM),
+    "falcon": Kind(
+        lambda: hf.FalconConfig(
+            vocab_size=60, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, **_IDS
+        ),
+        _LM,
+    ),
     "llama": Kind(lambda: hf.LlamaConfig(**_BERT, **_GQA), _LM),
     "llama-cls": Kind(lambda: hf.LlamaConfig(**_BERT, **_GQA), _CLS, ("score",)),
     "qwen3": Kind(lambda: hf.Qwen3Config(**_BERT, **_GQA, head_dim=8), _LM),
