@@ -6,6 +6,8 @@ The names below are imported when first used: `import autopeft` loads neither to
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -83,7 +85,34 @@ __all__ = [
 ]
 
 
+# Two of the public functions share their names with rooms of the package, so those rooms can be
+# called: `autopeft.search(...)` runs a search, `autopeft.search.controller` is still the module.
+_ROOMS = ("report", "search")
+
+
+class _Room(ModuleType):
+    """A subpackage that is also the function of its name."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        function = getattr(importlib.import_module("autopeft.api"), self.__name__.split(".")[-1])
+        return function(*args, **kwargs)
+
+
+class _Package(ModuleType):
+    """Makes those rooms callable at the moment the import system binds them."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _ROOMS and isinstance(value, ModuleType):
+            value.__class__ = _Room
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f"autopeft.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'autopeft' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

@@ -25,6 +25,7 @@ from autopeft.preparation import Preparation, check_budget, prepare, versions
 from autopeft.pricing import Price
 from autopeft.report.markdown import model_card
 from autopeft.report.record import AdapterScore, DataSummary, RunRecord
+from autopeft.report.view import view
 from autopeft.report.write import write_pages, write_report
 from autopeft.result import SearchResult
 from autopeft.search.budget import Ledger
@@ -410,14 +411,13 @@ class _Session:
             scores[finalist.candidate.digest] = AdapterScore(
                 chosen.seed, "test", dict(chosen.test), len(chosen.test_rows)
             )
-        return RunRecord(
+        record = RunRecord(
             settings=ready.settings.to_mapping(),
             objectives=ready.objectives,
             outcomes=outcomes,
             budget=self._budget(ready, ledger, dispatcher, before),
             finalists=confirmed,
             front=tuple(o.candidate.digest for o in controller.front()),
-            best=pick_best(confirmed, ready.objectives, rule=ready.settings.pick),
             baseline=baseline,
             reference=reference,
             verdict=judge(confirmed, ready.objectives),
@@ -434,6 +434,10 @@ class _Session:
             ended=datetime.now(UTC).isoformat(timespec="seconds"),
             is_complete=is_complete,
         )
+        # Test means decide which finalists others dominate; which of the rest is best, validation.
+        members = {entry.digest for entry in view(record).front}
+        rows = [finalist for finalist in confirmed if finalist.candidate.digest in members]
+        return replace(record, best=pick_best(rows, ready.objectives, rule=ready.settings.pick))
 
     def _budget(
         self,

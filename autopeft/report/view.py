@@ -74,7 +74,7 @@ class FrontView:
         front: Non-dominated entries, cheapest first; finalists, unless `is_confirmed` is False.
         best: Digest of the pick.
         baseline: The tuned LoRA.
-        reference: The empty plan; it competes, so what it dominates is not on the front, but it is
+        reference: The empty plan, shown beside the front; it competes with no member, since it is
             no adapter and so no member.
         verdict: An undecided one before confirmation.
         budget: Where the budget went.
@@ -259,8 +259,10 @@ def view(record: RunRecord) -> FrontView:
     def by_cost(entries: Sequence[Entry]) -> tuple[Entry, ...]:
         return tuple(sorted(entries, key=lambda e: (first_cost(e, objectives), e.digest)))
 
-    front, dominated = _judge(by_cost(finalists or unconfirmed), objectives)
-    known = search_only | {entry.digest: entry for entry in (*front, *dominated)}
+    # The empty plan is no adapter: it is shown beside the front and competes with no member.
+    adapters = [e for e in finalists or unconfirmed if e.candidate.plan.specs]
+    front, dominated = _judge(by_cost(adapters), objectives)
+    known = search_only | {entry.digest: entry for entry in (*finalists, *front, *dominated)}
     warnings = list(record.warnings)
     best = known.get(record.best) if record.best else None
     if best is not None and best.dominated_by is not None:
@@ -270,7 +272,7 @@ def view(record: RunRecord) -> FrontView:
         )
     return FrontView(
         objectives=objectives,
-        front=tuple(entry for entry in front if entry.candidate.plan.specs),
+        front=tuple(front),
         best=record.best,
         baseline=known.get(record.baseline) if record.baseline else None,
         reference=known.get(record.reference) if record.reference else None,

@@ -1,0 +1,54 @@
+"""The public names: all there, light to import, and rooms that can be called."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import autopeft
+
+
+def test_every_public_name_resolves() -> None:
+    for name in autopeft.__all__:
+        assert getattr(autopeft, name) is not None
+
+
+def test_all_lists_every_home() -> None:
+    assert set(autopeft.__all__) == {*autopeft._HOMES, "__version__"}
+
+
+def test_import_loads_nothing_heavy() -> None:
+    code = (
+        "import time; began = time.perf_counter(); import autopeft, sys;"
+        "names = ('torch', 'ray', 'transformers', 'optuna', 'numpy');"
+        "heavy = [m for m in names if m in sys.modules];"
+        "print(heavy, time.perf_counter() - began < 0.3)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=50, check=True
+    )
+    assert done.stdout.strip() == "[] True"
+
+
+def test_a_controller_needs_no_torch() -> None:
+    code = (
+        "import sys, autopeft;"
+        "t = autopeft.Topology(4, {'attn.q': (64, 64), 'attn.v': (64, 64)});"
+        "s = autopeft.SearchSpace.from_source({'methods': ['lora', 'ia3']}, t);"
+        "c = autopeft.SearchController(s, ['accuracy', 'trainable_params']);"
+        "trial = c.ask(); d = c.report(trial, 10, 0.5); c.tell(trial, score=0.7);"
+        "print(len(c.front()), d is autopeft.Decision.CONTINUE,"
+        "[m for m in ('torch', 'ray', 'transformers', 'peft') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=50, check=True
+    )
+    assert done.stdout.strip() == "1 True []"
+
+
+def test_rooms_can_be_called_and_entered() -> None:
+    import autopeft.search.controller
+
+    assert callable(autopeft.search)
+    assert callable(autopeft.report)
+    assert autopeft.search.controller.SearchController is autopeft.SearchController

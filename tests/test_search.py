@@ -1,0 +1,290 @@
+"""A whole search on a tiny model through Ray Tune: contract, honesty, interruption."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+
+import autopeft
+from autopeft.errors import SettingsError, StorageError
+from autopeft.result import SearchResult
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(300),
+    # Ray's own sockets and deprecations, and plots' fonts, are not what is tested here.
+    pytest.mark.filterwarnings("default"),
+]
+
+SETTINGS: dict[str, Any] = {
+    "budget": "16trials",
+    "steps": 12,
+    "batch_size": 8,
+    "max_length": 16,
+    "confirm_seeds": 2,
+    "max_finalists": 3,
+    "workers": 2,
+    "objectives": ["trainable_params", "latency_ms"],
+    "precision": "fp32",
+}
+
+
+@pytest.fixture(scope="module")
+def result(
+    tiny_model: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> SearchResult:
+    folder = tmp_path_factory.mktemp("run") / "first"
+    return autopeft.search(SETTINGS, model=str(tiny_model), data=str(tiny_data), output=str(folder))
+
+
+def front_of(result: SearchResult) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((result.folder / "front.json").read_text())
+    return loaded
+
+
+def test_the_folder_holds_what_the_contract_says(result: SearchResult) -> None:
+    for name in ("settings.yaml", "study.db", "front.json", "trials.csv", "report.html"):
+        assert (result.folder / name).stat().st_size > 0, name
+    assert list((result.folder / "plots").glob("*.png"))
+
+
+def test_front_json_is_the_contract(result: SearchResult) -> None:
+    front = front_of(result)
+    assert front["schema"] == 1
+    assert [o["name"] for o in front["objectives"]] == [
+        "accuracy",
+        "trainable_params",
+        "latency_ms",
+    ]
+    assert front["objectives"][0]["direction"] == "maximize"
+    for member in front["front"]:
+        assert set(member["objectives"]) == {"accuracy", "trainable_params", "latency_ms"}
+        assert set(member["objectives_ci"]) <= set(member["objectives"])
+        assert member["adapter"] == f"adapters/{member['digest']}"
+        assert (result.folder / member["adapter"]).is_dir()
+        assert member["plan"]
+        assert member["train"]["learning_rate"] > 0
+    assert front["best"] in {m["digest"] for m in front["front"]}
+    assert front["baseline"]["origin"] == "baseline"
+    assert isinstance(front["verdict"]["beats_lora"], bool)
+    assert front["trials"]["complete"] + front["trials"]["pruned"] == 16
+    assert set(front["budget"]["phases"]) >= {"startup", "pricing", "search", "confirmation"}
+    assert front["data"]["dropped_rows"] == 3
+
+
+def test_no_member_is_dominated(result: SearchResult) -> None:
+    members = front_of(result)["front"]
+    points = [
+        (
+            -m["objectives"]["accuracy"],
+            m["objectives"]["trainable_params"],
+            m["objectives"]["latency_ms"],
+        )
+        for m in members
+    ]
+    for a in points:
+        assert not any(all(x <= y for x, y in zip(b, a, strict=True)) and a != b for b in points)
+
+
+def test_each_adapter_scores_what_front_json_says(result: SearchResult, tiny_data: Path) -> None:
+    """From outside: the saved rows, the saved adapter, plain transformers code."""
+    import csv
+
+    import torch
+    from transformers import AutoTokenizer
+
+    front = front_of(result)
+    with tiny_data.open(encoding="utf-8") as file:
+        source = list(csv.DictReader(file))
+    rows = json.loads((result.folder / "state" / "splits.json").read_text())["test"]["rows"]
+    tokenizer = AutoTokenizer.from_pretrained(result.base_model)
+    for member in front["front"]:
+        model = autopeft.load_adapter(result.base_model, result.folder / member["adapter"])
+        model.eval()
+        right = 0
+        for row in rows:
+            batch = tokenizer(source[row]["text"], return_tensors="pt")
+            with torch.inference_mode():
+                label = model(**batch).logits.argmax().item()
+            right += model.config.id2label[label] == source[row]["label"]
+        assert member["adapter_score"]["accuracy"] == pytest.approx(right / len(rows), abs=1e-6)
+        assert member["adapter_score"]["n_rows"] == len(rows)
+        n_live = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        assert n_live in (0, member["objectives"]["trainable_params"])
+
+
+def test_the_splits_do_not_overlap(result: SearchResult) -> None:
+    splits = json.loads((result.folder / "state" / "splits.json").read_text())
+    rows = [set(splits[name]["rows"]) for name in ("train", "validation", "test")]
+    assert not rows[0] & rows[1]
+    assert not rows[0] & rows[2]
+    assert not rows[1] & rows[2]
+
+
+def test_confirmation_used_seeds_of_its_own(result: SearchResult) -> None:
+    for member in front_of(result)["front"]:
+        assert [seed["seed"] for seed in member["seeds"]] == [1, 2]
+
+
+def test_the_study_is_an_ordinary_optuna_study(result: SearchResult) -> None:
+    study = optuna.load_study(
+        study_name=result.folder.name, storage=f"sqlite:///{result.folder}/study.db"
+    )
+    states = [trial.state for trial in study.trials]
+    assert optuna.trial.TrialState.RUNNING not in states
+    assert len(states) == 16
+    complete = [t for t in study.trials if t.state == optuna.trial.TrialState.COMPLETE]
+    assert all(len(t.values) == 3 and t.intermediate_values for t in complete)
+    front = {t.user_attrs["digest"] for t in study.best_trials}
+    assert front <= {t.user_attrs["digest"] for t in complete}
+
+
+def test_the_dashboard_shows_the_study(result: SearchResult) -> None:
+    from optuna_dashboard import wsgi
+
+    app = wsgi(f"sqlite:///{result.folder}/study.db")
+    seen: dict[str, str] = {}
+    environ = {
+        "REQUEST_METHOD": "GET",
+        "PATH_INFO": "/api/studies",
+        "SERVER_NAME": "localhost",
+        "SERVER_PORT": "80",
+        "wsgi.url_scheme": "http",
+        "wsgi.input": None,
+    }
+    body = b"".join(app(environ, lambda status, headers: seen.update(status=status)))
+    assert seen["status"].startswith("200")
+    assert json.loads(body)["study_summaries"][0]["study_name"] == result.folder.name
+
+
+def test_the_result_in_python(result: SearchResult) -> None:
+    assert result.best is not None
+    assert result.best_config is not None
+    assert result.best_config["digest"] == result.best.digest
+    assert json.loads(json.dumps(result.best_config)) == result.best_config
+    assert result.baseline is not None
+    assert result.pick("knee").digest in {m.digest for m in result.front}
+    assert result.pick(result.best.digest[:6]).digest == result.best.digest
+    with pytest.raises(SettingsError, match="pick"):
+        result.pick("nothing")
+    model = result.best.load()
+    assert model.config.num_labels == 2
+
+
+def test_export_gives_an_adapter_and_a_model(result: SearchResult, tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    assert result.best is not None
+    merged = autopeft.export(result.folder, pick="best", format="merged", to=tmp_path / "merged")
+    adapter = autopeft.export(result.folder, pick="best", format="peft", to=tmp_path / "peft")
+    plain = AutoModelForSequenceClassification.from_pretrained(merged).eval()
+    loaded = autopeft.load_adapter(result.base_model, adapter).eval()
+    ids = torch.tensor([[2, 5, 11, 3]])
+    with torch.inference_mode():
+        torch.testing.assert_close(plain(ids).logits, loaded(ids).logits, rtol=1e-4, atol=1e-5)
+    with pytest.raises(StorageError, match="taken"):
+        autopeft.export(result.folder, pick="best", to=merged)
+
+
+def test_report_writes_the_pages_anew(result: SearchResult) -> None:
+    before = front_of(result)
+    (result.folder / "report.html").unlink()
+    autopeft.report(result.folder)
+    assert (result.folder / "report.html").exists()
+    assert front_of(result) == before
+
+
+def test_a_taken_folder_is_refused(result: SearchResult, tiny_model: Path, tiny_data: Path) -> None:
+    with pytest.raises(StorageError, match="resume"):
+        autopeft.search(
+            SETTINGS, model=str(tiny_model), data=str(tiny_data), output=str(result.folder)
+        )
+
+
+def test_more_budget_goes_on_where_the_search_ended(result: SearchResult) -> None:
+    with pytest.raises(SettingsError, match="model"):
+        autopeft.resume(result.folder, model="other")
+    again = autopeft.resume(result.folder, budget="18trials")
+    front = front_of(again)
+    assert sum(front["trials"].values()) == 18
+    digests = [
+        t.user_attrs["digest"]
+        for t in optuna.load_study(
+            study_name=result.folder.name, storage=f"sqlite:///{result.folder}/study.db"
+        ).trials
+    ]
+    assert len(set(digests)) == 18
+
+
+def test_a_killed_search_is_resumed_without_loss(
+    tiny_model: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "killed"
+    options = {**SETTINGS, "steps": 60, "budget": "12trials", "objectives": ["trainable_params"]}
+    code = (
+        "import sys, json, autopeft;"
+        "autopeft.search(json.loads(sys.argv[1]), model=sys.argv[2], data=sys.argv[3],"
+        "output=sys.argv[4])"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, json.dumps(options), str(tiny_model), str(tiny_data), folder],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    storage = f"sqlite:///{folder}/study.db"
+    until = time.monotonic() + 120
+    while time.monotonic() < until:
+        time.sleep(0.2)
+        if (folder / "study.db").exists():
+            try:
+                trials = optuna.load_study(study_name="killed", storage=storage).trials
+            except Exception:  # the file is there before its tables are
+                continue
+            if sum(trial.state.is_finished() for trial in trials) >= 4:
+                break
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    before = optuna.load_study(study_name="killed", storage=storage).trials
+    finished = {t.user_attrs["digest"]: t for t in before if t.state.is_finished()}
+    assert len(finished) >= 4
+
+    result = autopeft.resume(folder)
+    after = optuna.load_study(study_name="killed", storage=storage).trials
+    told = [t for t in after if t.state.is_finished() and t.user_attrs.get("digest")]
+    trained = [t.user_attrs["digest"] for t in told if t.state != optuna.trial.TrialState.FAIL]
+    assert len(trained) == len(set(trained)), "a candidate was trained twice"
+    for digest, trial in finished.items():
+        same = next(t for t in after if t.number == trial.number)
+        assert same.user_attrs["digest"] == digest
+        assert same.values == trial.values
+    interrupted = {t.user_attrs["digest"] for t in before if not t.state.is_finished()}
+    assert interrupted <= set(trained), "an interrupted candidate was lost"
+    assert len(trained) == 12
+    assert result.front
+
+
+def test_random_labels_give_no_winner(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> None:
+    """A planted data set where nothing can help."""
+    rng = np.random.default_rng(0)
+    lines = tiny_data.read_text(encoding="utf-8").strip().splitlines()
+    rows = [line.rsplit(",", 1)[0] for line in lines[1:] if not line.startswith(",")]
+    labels = rng.permutation(["good", "bad"] * (len(rows) // 2))
+    path = tmp_path / "noise.csv"
+    pairs = zip(rows, labels, strict=False)
+    path.write_text("text,label\n" + "\n".join(f"{r},{label}" for r, label in pairs) + "\n")
+    result = autopeft.search(
+        SETTINGS, model=str(tiny_model), data=str(path), output=str(tmp_path / "noise-run")
+    )
+    assert not result.verdict.beats_lora
