@@ -28,7 +28,7 @@ __all__ = [
 HEAD = "head"
 """The pseudo-method of parameters trained besides the adapters: a new classification head."""
 
-HEAD_RATES = (5e-4, 1e-2)
+HEAD_RATES = (1e-3, 3e-2)
 """(low, high) of the learning rates worth searching for a new head."""
 
 _FAMILIES = (lora, ia3, oft, ln_tuning, miss)

@@ -87,7 +87,8 @@ class Method(ABC):
         family: The file it lives in; related methods share it.
         roles: Roles it can sit at.
         default_ranks: Sizes a space draws from unless told otherwise; () if it has no size.
-        learning_rate: (low, high) of the range worth searching, for AdamW, log-uniform.
+        learning_rate: (low, high) of the range worth searching, for AdamW, log-uniform; set around
+            the best of a sweep on a small encoder (75 steps), with room below for larger models.
         takes_rank: True if `LayerSpec.rank` is its size (at least 1), False if rank must be 0.
         mergeable: True if it can be folded into the base weights.
         converts_to_lora: True if it can be written exactly as a LoRA.

@@ -38,7 +38,7 @@ METHODS: tuple[Method, ...] = (
         family="ia3",
         roles=LINEAR_ROLES,
         default_ranks=(),
-        learning_rate=(2e-3, 6e-2),
+        learning_rate=(4e-3, 1e-1),
         takes_rank=False,
         input_side_roles=("mlp.down",),
     ),

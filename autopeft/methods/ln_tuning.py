@@ -40,7 +40,7 @@ METHODS: tuple[Method, ...] = (
         family="ln_tuning",
         roles=("norm",),
         default_ranks=(),
-        learning_rate=(1e-3, 3e-2),
+        learning_rate=(1.5e-3, 4e-2),
         takes_rank=False,
     ),
 )

@@ -61,7 +61,7 @@ METHODS: tuple[Method, ...] = (
         family="oft",
         roles=LINEAR_ROLES,
         default_ranks=(2, 4, 8, 16, 32),
-        learning_rate=(5e-4, 2e-2),
+        learning_rate=(7e-4, 2e-2),
         transposed_base=False,
         input_side_roles=LINEAR_ROLES,
     ),
