@@ -93,7 +93,7 @@ class SavedPlan:
                 base_model=str(row["base_model"]),
                 revision=row["revision"],
                 auto_class=str(row["auto_class"]),
-                model_kwargs=dict(row["model_kwargs"]),
+                model_kwargs=_model_kwargs(row["model_kwargs"]),
                 role_map=dict(row["role_map"]),
                 head=tuple(str(name) for name in row["head"]),
                 extra=dict(row["extra"]),
@@ -115,6 +115,14 @@ class SavedPlan:
         if unsafe or not saved.auto_class.startswith("AutoModel"):
             raise damaged(path, f"asks for {sorted(unsafe) or saved.auto_class}, which is refused")
         return saved
+
+
+def _model_kwargs(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What was written, with the whole-number keys that JSON made text."""
+    kwargs = dict(row)
+    if "id2label" in kwargs:
+        kwargs["id2label"] = {int(key): name for key, name in dict(kwargs["id2label"]).items()}
+    return kwargs
 
 
 def damaged(path: Path, problem: str) -> AdapterError:

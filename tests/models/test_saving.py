@@ -179,6 +179,18 @@ def _text() -> dict[str, torch.Tensor]:
     return {"input_ids": torch.arange(3, 13).reshape(2, 5)}
 
 
+def test_the_names_of_labels_come_back(tmp_path: Path) -> None:
+    folder = save("bert", tmp_path / "base")
+    names = {0: "no", 1: "maybe", 2: "yes"}
+    kwargs = {"num_labels": 3, "id2label": names, "label2id": {n: i for i, n in names.items()}}
+    backbone = load_backbone(folder, auto_class=_CLS, model_kwargs=kwargs)
+    with backbone.attach(candidate_of(AdapterPlan()), seed=1) as attached:
+        save_adapter(attached, tmp_path / "adapter")
+    config = load_adapter(folder, tmp_path / "adapter").config
+    assert config.id2label == names
+    assert config.label2id == kwargs["label2id"]
+
+
 class _Bomb:
     def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
         return (_explode, ("code in a file was run",))

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autopeft import methods
 from autopeft.errors import SpaceError
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
 from autopeft.pricing import PriceTable, Topology, check_plan
@@ -94,12 +95,17 @@ def test_a_rate_is_the_methods_own_at_one_shared_position():
     assert space.decode(params).plan == plan
     rates = dict(train.method_rates)
     assert set(rates) == {"lora", "ln_tuning", "head"}
-    assert rates["lora"] == pytest.approx(math.sqrt(3e-4 * 1e-2), rel=5e-3)
+    assert rates["lora"] == pytest.approx(
+        math.sqrt(math.prod(methods.get("lora").learning_rate)), rel=5e-3
+    )
     assert train.learning_rate == pytest.approx(
         math.sqrt(rates["lora"] * rates["ln_tuning"]), rel=5e-3
     )
     single = space.decode({"lr_position": 0.0, "layer.00.method": "lora", "layer.00.rank": 4}).train
-    assert (single.learning_rate, dict(single.method_rates)) == (3e-4, {"head": 5e-4})
+    assert (single.learning_rate, dict(single.method_rates)) == (
+        methods.get("lora").learning_rate[0],
+        {"head": methods.HEAD_RATES[0]},
+    )
 
 
 def test_stratified_draws_fill_the_log_cost_axis_evenly_where_uniform_ones_crowd():
