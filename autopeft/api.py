@@ -29,7 +29,7 @@ from autopeft.report.view import view
 from autopeft.report.write import write_pages, write_report
 from autopeft.result import SearchResult
 from autopeft.search.budget import Ledger
-from autopeft.search.controller import SearchController
+from autopeft.search.controller import INTERRUPTED, SearchController
 from autopeft.search.verdict import judge, pick_best
 from autopeft.settings import RESUMABLE, SearchSettings
 from autopeft.workspace import Workspace, read_settings
@@ -286,7 +286,8 @@ class _Session:
             ready.budget,
             ready.settings.confirm_share,
             spent_seconds=before.get("seconds", 0.0) + time.monotonic() - self._clock.began,
-            spent_trials=int(before.get("trials", 0)),
+            # The study knows: a trial that was interrupted is to be done again, so not yet spent.
+            spent_trials=sum(o.reason != INTERRUPTED for o in controller.outcomes()),
             spent_flops=before.get("flops", 0.0),
         )
         return self._work(ready, controller, ledger, before)

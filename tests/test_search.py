@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -160,9 +161,10 @@ def test_the_dashboard_shows_the_study(result: SearchResult) -> None:
         "SERVER_NAME": "localhost",
         "SERVER_PORT": "80",
         "wsgi.url_scheme": "http",
-        "wsgi.input": None,
+        "wsgi.input": io.BytesIO(),
+        "wsgi.errors": io.StringIO(),
     }
-    body = b"".join(app(environ, lambda status, headers: seen.update(status=status)))
+    body = b"".join(app(environ, lambda status, *_: seen.update(status=status)))
     assert seen["status"].startswith("200")
     assert json.loads(body)["study_summaries"][0]["study_name"] == result.folder.name
 

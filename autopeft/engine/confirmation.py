@@ -13,20 +13,7 @@ from pathlib import Path
 from autopeft.engine.jobs import Job
 from autopeft.outcome import Finalist, Objective, Outcome, SeedScore
 from autopeft.plan import Candidate
-from autopeft.search.front import non_dominated, orient
-
-
-def front_of(outcomes: Sequence[Outcome], objectives: Sequence[Objective]) -> list[Outcome]:
-    """The non-dominated complete outcomes, cheapest first; of equal ones the earliest trial."""
-    complete = [o for o in outcomes if o.state == "complete"]
-    names = [o.name for o in objectives]
-    values = [[outcome.objectives[name] for name in names] for outcome in complete]
-    mask = non_dominated(orient(values, [o.direction for o in objectives]))
-    unique: dict[tuple[float, ...], Outcome] = {}
-    for outcome, row, is_kept in zip(complete, values, mask, strict=True):
-        if is_kept:
-            unique.setdefault(tuple(row), outcome)
-    return sorted(unique.values(), key=lambda o: o.objectives[names[1]])
+from autopeft.search.front import front_of
 
 
 def spread(

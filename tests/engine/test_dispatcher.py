@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from autopeft.engine.confirmation import ConfirmationStore, finalists, front_of, nominate, spread
+from autopeft.engine.confirmation import ConfirmationStore, finalists, nominate, spread
 from autopeft.engine.dispatcher import Dispatcher, Snapshot
 from autopeft.engine.jobs import (
     Activity,
@@ -19,6 +19,7 @@ from autopeft.outcome import RungReport, SeedScore, objective
 from autopeft.pricing import PriceTable, Topology
 from autopeft.search.budget import Budget, Ledger
 from autopeft.search.controller import SearchController
+from autopeft.search.front import front_of
 from autopeft.search.space import SearchSpace
 
 TOPOLOGY = Topology(
