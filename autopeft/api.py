@@ -305,6 +305,7 @@ class _Session:
             constraints=ready.constraints,
             study_name=self._workspace.study_name(settings),
             resume=self._is_resumed,
+            eta=float(settings.eta),
         )
         self._observer.note(f"watch it: autopeft dashboard {self._workspace.folder}")
         return controller

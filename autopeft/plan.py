@@ -162,7 +162,7 @@ class TrainSettings:
     steps: int = 100
     batch_size: int = 16
     weight_decay: float = 0.0
-    warmup_fraction: float = 0.1
+    warmup_fraction: float = 0.05
 
     def __post_init__(self) -> None:
         object.__setattr__(

@@ -24,7 +24,7 @@ from autopeft.tasks import make_task
 from autopeft.tasks import prepare as prepare_data
 from autopeft.tasks.base import Task
 from autopeft.tasks.data import TaskData
-from autopeft.training.loop import rung_steps
+from autopeft.training.rungs import EARLIEST_STEP, rung_steps
 
 
 @dataclass(frozen=True)
@@ -146,6 +146,7 @@ def prepare(
             batch_size=settings.batch_size,
             mean_length=lengths.mean_padded,
             longest_length=lengths.longest,
+            device=device,
         )
     space = SearchSpace.from_source(
         settings.space,
@@ -165,7 +166,7 @@ def prepare(
         objectives,
         constraints,
         budget,
-        rung_steps(settings.steps, settings.eta, settings.rungs),
+        rung_steps(settings.steps, settings.eta, settings.rungs, earliest=EARLIEST_STEP),
         device,
         n_workers,
         gpus,

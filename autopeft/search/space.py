@@ -54,7 +54,7 @@ class SearchSpace:
         steps: int = 100,
         batch_size: int = 16,
         weight_decay: float = 0.0,
-        warmup_fraction: float = 0.1,
+        warmup_fraction: float = 0.05,
     ) -> SearchSpace:
         """The space of that name (`available_spaces()`), in that file, or in that mapping.
 

@@ -5,13 +5,19 @@ from __future__ import annotations
 from autopeft.errors import SettingsError
 
 
-def rung_steps(steps: int, eta: int, n: int) -> tuple[int, ...]:
+EARLIEST_STEP = 25
+"""No earlier step is a rung: at step 10 of 90, still near the warm-up, losses of good and hopeless
+candidates differ by less than their noise, and a pruner that listens stops the wrong ones."""
+
+
+def rung_steps(steps: int, eta: int, n: int, *, earliest: int = 1) -> tuple[int, ...]:
     """Steps at which a training of `steps` steps reports: the end, and eta-th parts before it.
 
     Args:
         steps: Optimiser steps of the full training.
         eta: Ratio between neighbouring rungs.
         n: How many rungs, the end included; fewer come back where steps are too few to tell apart.
+        earliest: Rungs before this step are left out, the end never.
 
     Returns:
         Increasing steps, the last one `steps`. E.g. (11, 33, 100) for 100 steps, eta 3, n 3.
@@ -23,4 +29,4 @@ def rung_steps(steps: int, eta: int, n: int) -> tuple[int, ...]:
         if value < least:
             raise SettingsError(name, value, f"`{name} >= {least}` must hold", f"use e.g. {least}")
     ends = {max(1, round(steps / eta**power)) for power in range(n)}
-    return tuple(sorted(ends))
+    return tuple(sorted(end for end in ends if end >= earliest or end == steps))

@@ -12,6 +12,8 @@ def test_rungs_are_parts_of_the_end() -> None:
     assert rung_steps(100, 3, 3) == (11, 33, 100)
     assert rung_steps(2, 3, 3) == (1, 2)
     assert rung_steps(50, 2, 1) == (50,)
+    assert rung_steps(100, 3, 3, earliest=25) == (33, 100)
+    assert rung_steps(12, 3, 3, earliest=25) == (12,)
 
 
 @given(st.integers(1, 5000), st.integers(2, 5), st.integers(1, 7))
