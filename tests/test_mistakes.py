@@ -1,4 +1,4 @@
-"""Every mistake of the user's: one line naming field, value and remedy, status 2, nothing written."""
+"""A user's mistake: one line naming field, value and remedy, status 2, nothing written."""
 
 from __future__ import annotations
 
@@ -98,12 +98,12 @@ def test_settings(run: Run, changed: dict[str, object], hints: tuple[str, ...]) 
     [
         ("methods: [lorra]", ("lorra", "lora")),
         ("methods: [lora]\nroles: [attn.query]", ("attn.query", "attn.q")),
-        ("methods: [lora]\nlayers: [0, 7]", ("7", "2")),
+        ("methods: [lora]\nlayers: [0, 7]", ("layers=7", "0 to 1")),
         ("methods: {lora: {ranks: [4096]}}", ("4096", "rank")),
         ("methods: {lora: {ranks: [0]}}", ("0", "rank")),
         ("methods: []", ("methods",)),
         ("metods: [lora]", ("metods", "methods")),
-        ("granularity: word", ("granularity", "word")),
+        ("methods: [lora]\ngranularity: word", ("granularity", "word")),
     ],
 )
 def test_spaces(run: Run, tmp_path: Path, space: str, hints: tuple[str, ...]) -> None:

@@ -26,10 +26,8 @@ _N_DIMENSIONS = 24
 TERMS = (
     "constant",
     "rate",
-    "rate sharp",
     "rate by method",
     "cost",
-    "cost smooth",
     "options",
     "options by depth",
     "options by block",
@@ -38,8 +36,8 @@ TERMS = (
 )
 """What the kernel's terms compare, in order."""
 
-_PRIOR = np.log(np.array([1.0, 0.3, 0.1, 0.3, 0.5, 0.3, 0.3, 0.2, 0.1, 0.3, 0.1]))
-_PRIOR_SPREAD = 1.2
+_PRIOR = np.log(np.array([1.0, 0.3, 0.3, 0.1, 0.3, 0.2, 0.1, 0.3, 0.15]))
+_PRIOR_SPREAD = 1.0
 _NOISE_PRIOR, _NOISE_SPREAD = np.log(0.02), 1.5
 _FIT_AT_MOST = 160
 """Trials the weights of the terms are learned from; more would only cost time."""
@@ -132,7 +130,6 @@ def _option_vectors(grid: Grid) -> Array:
     """
     size = np.where(np.isfinite(grid.params), grid.params, np.nan)
     log_size = np.log2(1.0 + np.nanmean(size, axis=0))[1:]
-    roles = np.zeros((len(grid.options), 16))
     names = sorted({role for place in grid.placements.values() for role in place})
     roles = np.zeros((len(grid.options), len(names)))
     for (_, option), specs in grid.sites.items():
@@ -140,10 +137,13 @@ def _option_vectors(grid: Grid) -> Array:
             roles[option, names.index(spec.role)] = 1.0
     unit = roles[1:] / np.linalg.norm(roles[1:], axis=1, keepdims=True)
     method = grid.method_of[1:]
+    apart = log_size[:, None] - log_size[None, :]
+    # Larger adapters tend to do more, with less and less to gain: proportional to the logarithm.
+    amount = 1.6 * (log_size - log_size.min() + 1.0) / (np.ptp(log_size) + 1.0)
     alike = (
-        (0.5 + 0.5 * (method[:, None] == method[None, :]))
-        * np.exp(-0.5 * ((log_size[:, None] - log_size[None, :]) / 4.0) ** 2)
-        * (0.4 + 0.6 * unit @ unit.T)
+        (0.7 + 0.3 * (method[:, None] == method[None, :]))
+        * (0.65 * np.exp(-0.5 * (apart / 4.0) ** 2) + 0.35 * np.outer(amount, amount))
+        * (0.25 + 0.75 * unit @ unit.T)
     )
     values, vectors = np.linalg.eigh(alike)
     top = np.argsort(-values)[:_N_DIMENSIONS]
@@ -167,16 +167,14 @@ def terms(a: Points, b: Points, scales: tuple[float, float]) -> list[Array]:
         scales: Typical squared distances of `total` and of `blocks`.
     """
     rate = (a.position[:, None] - b.position[None, :]) ** 2
-    smooth_rate, sharp_rate = np.exp(-rate / (2 * 0.35**2)), np.exp(-rate / (2 * 0.12**2))
+    smooth_rate = np.exp(-rate / (2 * 0.35**2))
     cost = a.log_cost[:, None] - b.log_cost[None, :]
     mixture = np.exp(-_square_distances(a.total, b.total) / (2.0 * scales[0]))
     whole = np.exp(-_square_distances(a.blocks, b.blocks) / (2.0 * scales[1]))
     return [
         np.ones((len(a), len(b))),
         smooth_rate,
-        sharp_rate,
         np.exp(-rate / (2 * 0.2**2)) * (a.shares @ b.shares.T),
-        np.multiply.outer(a.log_cost - 0.5, b.log_cost - 0.5),
         np.exp(-(cost**2) / (2 * 0.25**2)),
         a.total @ b.total.T,
         a.depths @ b.depths.T,
@@ -295,9 +293,7 @@ class Surrogate:
         diagonal = [
             1.0,
             1.0,
-            1.0,
             (points.shares**2).sum(axis=1),
-            (points.log_cost - 0.5) ** 2,
             1.0,
             (points.total**2).sum(axis=1),
             (points.depths**2).sum(axis=1),

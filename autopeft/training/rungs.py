@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from autopeft.errors import SettingsError
 
-
 EARLIEST_STEP = 25
 """No earlier step is a rung: at step 10 of 90, still near the warm-up, losses of good and hopeless
 candidates differ by less than their noise, and a pruner that listens stops the wrong ones."""
