@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from autopeft.engine.confirmation import ConfirmationStore, finalists
+from autopeft.engine.confirmation import ConfirmationStore, as_lora_baselines, finalists
 from autopeft.engine.dispatcher import Dispatcher, Snapshot
 from autopeft.errors import SettingsError, StorageError, UserError
 from autopeft.outcome import BudgetReport, Finalist, Objective, Outcome
@@ -483,7 +483,9 @@ def _tuned_lora(
     if finals:
         best = max(finals, key=lambda f: quality.sign() * f.mean(quality.name, "validation"))
         return best.candidate.digest
-    trials = [o for o in outcomes if o.origin == "baseline" and o.state == "complete"]
+    trials = [
+        o for o in as_lora_baselines(outcomes) if o.origin == "baseline" and o.state == "complete"
+    ]
     if not trials:
         return None
     top = max(trials, key=lambda o: quality.sign() * o.objectives[quality.name])

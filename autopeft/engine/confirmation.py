@@ -6,8 +6,8 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from autopeft.engine.jobs import Job
@@ -30,6 +30,38 @@ def spread(
         free = [k for k in range(len(front)) if k not in picks]
         picks.append(min(free, key=lambda k: abs(logs[k] - target)))
     return [front[k] for k in sorted(picks)]
+
+
+def as_lora_baselines(outcomes: Sequence[Outcome]) -> tuple[Outcome, ...]:
+    """The outcomes, every ordinary LoRA among them marked as a baseline, whoever proposed it.
+
+    A LoRA of one rank on the same modules of every layer is what a user would write by hand. If the
+    search finds a better one than the baseline grid holds, then that is the tuned LoRA, and no
+    proof that something else beats LoRA.
+    """
+    layers = {
+        frozenset(spec.layer for spec in outcome.candidate.plan.specs)
+        for outcome in outcomes
+        if outcome.origin == "baseline"
+    }
+    return tuple(
+        replace(outcome, origin="baseline") if _is_ordinary_lora(outcome, layers) else outcome
+        for outcome in outcomes
+    )
+
+
+def _is_ordinary_lora(outcome: Outcome, layers: Collection[frozenset[int]]) -> bool:
+    specs = outcome.candidate.plan.specs
+    roles: dict[int, set[str]] = {}
+    for spec in specs:
+        roles.setdefault(spec.layer, set()).add(spec.role)
+    first = next(iter(roles.values()), set())
+    return (
+        frozenset(roles) in layers
+        and outcome.candidate.plan.methods == ("lora",)
+        and len({spec.rank for spec in specs}) == 1
+        and all(found == first for found in roles.values())
+    )
 
 
 @dataclass(frozen=True)
@@ -64,7 +96,7 @@ def nominate(
         max_finalists: Most front members to take.
         test_share: Time to score the test split over time to score the validation split.
     """
-    complete = [o for o in outcomes if o.state == "complete"]
+    complete = [o for o in as_lora_baselines(outcomes) if o.state == "complete"]
     baselines = front_of([o for o in complete if o.origin == "baseline"], objectives)
     chosen: dict[str, Outcome] = {}
     if baselines:
@@ -147,7 +179,8 @@ class ConfirmationStore:
 
     def done(self) -> frozenset[tuple[str, int]]:
         """(digest, seed) of every confirmation kept."""
-        return frozenset((d, s.seed) for d, scores in self.scores().items() for s in scores)
+        pairs = (path.name.rsplit("-seed", 1) for path in self._folder.glob("[!.]*-seed*"))
+        return frozenset((digest, int(seed)) for digest, seed in pairs)
 
     def publish(self, finalist: Finalist, seed: int) -> Path:
         """Copies the adapter of one seed to `adapters/<digest>` and returns that folder."""
@@ -168,7 +201,7 @@ def finalists(
 ) -> tuple[Finalist, ...]:
     """The confirmed candidates, in the order of their trials."""
     kept: dict[str, Finalist] = {}
-    for outcome in outcomes:
+    for outcome in as_lora_baselines(outcomes):
         digest = outcome.candidate.digest
         if digest in scores and digest not in kept and outcome.state == "complete":
             kept[digest] = Finalist(

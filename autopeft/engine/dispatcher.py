@@ -113,8 +113,10 @@ class Dispatcher:
         """The next job, or None when there is none now; `phase` "done" says there will be none."""
         if self.phase == "search":
             job = self._next_trial()
-            if job is not None or self._running:
+            if job is not None:
                 return job
+            if any(trial is not None for trial in self._running.values()):
+                return self._early_confirmation()
             self._begin_confirmation()
         if self.phase == "confirmation":
             job = self._next_confirmation()
@@ -136,6 +138,32 @@ class Dispatcher:
         self._note_start(job, trial)
         return job
 
+    def _early_confirmation(self) -> Job | None:
+        """Work for a worker that is free while the last trials end.
+
+        The reference is confirmed whatever they bring. An idle worker would also be taken down, and
+        load the model again for the confirmation.
+        """
+        taken = self._taken()
+        for job in self._reference_jobs():
+            if (job.candidate.digest, job.seed) not in taken:
+                self._note_start(job, None)
+                return job
+        return None
+
+    def _reference_jobs(self) -> tuple[Job, ...]:
+        return tuple(
+            Job("confirm", outcome.candidate, self._seed + 1 + index)
+            for outcome in self._controller.outcomes()
+            if outcome.origin == "reference" and outcome.state == "complete"
+            for index in range(self._confirm_seeds)
+        )
+
+    def _taken(self) -> frozenset[tuple[str, int]]:
+        """(digest, seed) of every confirmation that is done or under way."""
+        running = {(digest, seed) for kind, digest, seed in self._running if kind == "confirm"}
+        return self._store.done() | running
+
     def _begin_confirmation(self) -> None:
         self._enter("confirmation")
         nominations = nominate(
@@ -150,10 +178,11 @@ class Dispatcher:
             affordable,
             first_seed=self._seed + 1,
             n_seeds=self._confirm_seeds,
-            done=self._store.done(),
+            done=self._taken(),
         )
         self._queue = deque(jobs)
-        self._n_to_confirm = len(jobs)
+        n_under_way = len(self._running)
+        self._n_to_confirm = self._n_confirmed + n_under_way + len(jobs)
 
     def _affordable(self, nominations: Sequence[Nomination]) -> tuple[Nomination, ...]:
         """As many nominations as the rest of the budget pays for with all their seeds.

@@ -285,12 +285,12 @@ class SearchController:
             ValueError: if none or several of score, failed, stopped are given, or a cost that is
                 not known before training is missing.
         """
-        if sum(given is not None for given in (score, failed, stopped)) != 1:
-            raise ValueError("tell exactly one of score, failed, stopped")
         with self._lock:
             record = self._record(trial)
             if record.state != "running":
                 return
+            if sum(given is not None for given in (score, failed, stopped)) != 1:
+                raise ValueError("tell exactly one of score, failed, stopped")
             if score is not None:
                 self._complete(record, float(score), dict(measured or {}))
             elif failed is not None:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from autopeft.engine.confirmation import ConfirmationStore, finalists, nominate, spread
+from autopeft.engine.confirmation import (
+    ConfirmationStore,
+    as_lora_baselines,
+    finalists,
+    nominate,
+    spread,
+)
 from autopeft.engine.dispatcher import Dispatcher, Snapshot
 from autopeft.engine.jobs import (
     Activity,
@@ -16,6 +23,7 @@ from autopeft.engine.jobs import (
     RungMessage,
 )
 from autopeft.outcome import RungReport, SeedScore, objective
+from autopeft.plan import AdapterPlan
 from autopeft.pricing import PriceTable, Topology
 from autopeft.search.budget import Budget, Ledger
 from autopeft.search.controller import SearchController
@@ -156,6 +164,27 @@ def test_waiting_is_not_the_end(tmp_path: Path) -> None:
     assert confirm.kind == "confirm"
 
 
+def test_a_free_worker_confirms_the_reference_while_the_last_trial_ends(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, "10trials")
+    for _ in range(9):
+        job = bench.dispatcher.next_job()
+        assert job is not None
+        bench.work(job)
+    last = bench.dispatcher.next_job()
+    assert last is not None
+    assert last.kind == "search"
+    early = [bench.dispatcher.next_job() for _ in range(3)]
+    assert [job.kind for job in early if job] == ["confirm", "confirm"]
+    assert early[2] is None
+    assert all(job.candidate.plan.specs == () for job in early if job)
+    bench.work(last)
+    for job in early[:2]:
+        assert job is not None
+        bench.work(job)
+    rest = bench.run()
+    assert all(job.candidate.plan.specs for job in rest)
+
+
 def test_a_message_of_a_job_that_ended_changes_nothing(tmp_path: Path) -> None:
     bench = Bench(tmp_path, "2trials")
     job = bench.dispatcher.next_job()
@@ -183,6 +212,19 @@ def test_the_tuned_lora_is_always_nominated(tmp_path: Path) -> None:
     bench.run()
     chosen = nominate(bench.controller.outcomes(), OBJECTIVES, max_finalists=1, test_share=1.0)
     assert chosen[0].outcome.origin == "baseline"
+
+
+def test_an_ordinary_lora_counts_as_lora_whoever_found_it(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, "20trials")
+    bench.run()
+    outcomes = bench.controller.outcomes()
+    loras = [o for o in outcomes if o.origin == "baseline"]
+    found = tuple(replace(o, origin="search") if o is loras[1] else o for o in outcomes)
+    assert as_lora_baselines(found) == outcomes
+    plan = loras[0].candidate.plan
+    partial = replace(loras[1].candidate, plan=AdapterPlan(plan.specs[1:]))
+    odd = replace(loras[1], candidate=partial, origin="search")
+    assert as_lora_baselines((loras[0], odd))[1].origin == "search"
 
 
 def test_the_store_publishes_the_adapter_of_one_seed(tmp_path: Path) -> None:
