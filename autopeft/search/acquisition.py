@@ -40,6 +40,9 @@ def cut(costs: Array, quality: Array, worst_cost: Array, worst_quality: float) -
         minus infinity, cut off at the point a candidate has there.
     """
     n_costs = costs.shape[1]
+    if not n_costs:
+        best = np.array([max(worst_quality, float(quality.max(initial=-np.inf)))])
+        return Cells(np.zeros((1, 0)), np.zeros((1, 0)), best)
     edges = [np.unique(np.clip(costs[:, k], None, worst_cost[k])) for k in range(n_costs)]
     edges = [np.concatenate([[-np.inf], e[e < worst_cost[k]]]) for k, e in enumerate(edges)]
     lows = np.stack([g.ravel() for g in np.meshgrid(*edges, indexing="ij")], axis=1)

@@ -38,7 +38,7 @@ from autopeft.search.study import StoredTrial, StudyBook, distribution, price_at
 INTERRUPTED = "interrupted"
 """Reason of a trial that was running when its search was killed."""
 
-_N_TRIES = 40
+_N_TRIES = 5
 """Proposals that may be duplicates or break a constraint before other ways are tried."""
 
 

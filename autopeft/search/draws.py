@@ -1,4 +1,4 @@
-"""Random draws: uniform, at a wanted cost, near another point, between two points."""
+"""Random draws: uniform, and at a wanted cost."""
 
 from __future__ import annotations
 
@@ -102,12 +102,12 @@ class Drawer:
         grid = self._grid
         wanted = math.exp(log_cost) - self._head
         options = np.zeros(len(grid.units), dtype=np.int64)
-        active = [int(unit) for unit in np.flatnonzero(self._some_units(rng))]
-        choices = self._some_methods(rng, active)  # unit -> options, cheapest first
-        active = [unit for unit in active if len(choices[unit])]
+        active = np.flatnonzero(self._some_units(rng) & grid.legal[:, 1:].any(axis=1))
         if not len(active):
             return options
-        floors = np.array([grid.params[unit, choices[unit][0]] for unit in active])
+        rungs = grid.rungs[self._some_kinds(rng, active)]  # (active, ranks), padded with -1
+        costs = np.where(rungs >= 0, grid.params[active[:, None], rungs], np.inf)
+        floors = costs.min(axis=1)
         order = rng.permutation(len(active))
         # Too dear even at the smallest ranks: leave blocks out.
         running = np.cumsum(floors[order])
@@ -115,16 +115,10 @@ class Drawer:
         kept = order[:n_kept]
         if n_kept == 1 and floors[kept[0]] > wanted * 1.05:
             kept = np.array([int(np.argmin(floors))])
-        active = [active[place] for place in kept]
-        width = max(len(choices[unit]) for unit in active)
-        costs = np.full((len(active), width), np.inf)
-        for row, unit in enumerate(active):
-            costs[row, : len(choices[unit])] = grid.params[unit, choices[unit]]
         unevenness = rng.choice([0.0, 0.5, 1.2])
-        weights = np.exp(unevenness * rng.standard_normal(len(active)))
-        picks = spend(costs, weights, wanted)
-        for row, unit in enumerate(active):
-            options[unit] = choices[unit][picks[row]]
+        weights = np.exp(unevenness * rng.standard_normal(len(kept)))
+        picks = spend(costs[kept], weights, wanted)
+        options[active[kept]] = rungs[kept, picks]
         return options
 
     def _some_units(self, rng: np.random.Generator) -> NDArray[np.bool_]:
@@ -144,82 +138,26 @@ class Drawer:
             mask[rng.integers(n)] = True
         return mask
 
-    def _some_methods(self, rng: np.random.Generator, active: list[int]) -> dict[int, Options]:
-        """The options each active unit may take, one method and placement each, by cost."""
+    def _some_kinds(self, rng: np.random.Generator, active: Options) -> Options:
+        """A method and placement for each active unit: of one method, two, or any; often shared.
+
+        Returns:
+            Index into the grid's kinds, shape (len(active),).
+        """
         grid = self._grid
         n_methods = len(grid.methods)
         n_pool = min(int(rng.choice([1, 2, n_methods], p=[0.5, 0.25, 0.25])), n_methods)
         pool = rng.permutation(n_methods)[:n_pool]
         shared = rng.integers(len(grid.placement_names)) if rng.random() < 0.6 else -1
-        result: dict[int, Options] = {}
-        for unit in active:
-            fitting = np.flatnonzero(grid.legal[unit])[1:]
-            inside = fitting[np.isin(grid.method_of[fitting], pool)]
-            fitting = inside if len(inside) else fitting
-            if not len(fitting):
-                result[unit] = fitting
-                continue
-            method = rng.choice(np.unique(grid.method_of[fitting]))
-            fitting = fitting[grid.method_of[fitting] == method]
-            places = np.unique(grid.placement_of[fitting])
-            place = shared if shared in places else rng.choice(places)
-            fitting = fitting[grid.placement_of[fitting] == place]
-            result[unit] = fitting[np.argsort(grid.params[unit, fitting], kind="stable")]
-        return result
+        method, placement = grid.kinds[:, 0], grid.kinds[:, 1]
+        score = rng.random((len(active), n_methods))[:, method]
+        score = score + 1e-3 * rng.random((len(active), len(method))) + 1e-2 * (placement == shared)
+        score = score + 10.0 * np.isin(method, pool)
+        chosen: Options = np.where(grid.legal_kinds[active], score, -np.inf).argmax(axis=1)
+        return chosen
 
-    # --- moving ----------------------------------------------------------------------------------
-
-    def mutate(self, genome: Genome, rng: np.random.Generator) -> Genome:
-        """A neighbour: a few units changed, or one change made everywhere, or another rate."""
-        options = genome.options.copy()
-        position, alpha, dropout = genome.position, genome.alpha, genome.dropout
-        moves = rng.choice(7, p=[0.3, 0.15, 0.12, 0.13, 0.1, 0.1, 0.1])
-        if moves == 0:
-            for unit in rng.choice(
-                len(options), size=min(len(options), 1 + rng.poisson(0.7)), replace=False
-            ):
-                options[unit] = self._other_option(int(unit), int(options[unit]), rng)
-        elif moves == 1:
-            self._step_ranks(options, rng, share=1.0)
-        elif moves == 2:
-            self._step_ranks(options, rng, share=float(rng.uniform(0.1, 0.6)))
-        elif moves == 3:
-            self._toggle(options, rng)
-        elif moves == 4:
-            self._recast(options, rng)
-        elif moves == 5:
-            self._copy_neighbour(options, rng)
-        if moves == 6 or rng.random() < 0.35:
-            position = snap(position + rng.normal(0.0, rng.choice([0.03, 0.12])))
-            if rng.random() < 0.2:
-                alpha = int(rng.integers(len(self._source.alpha_ratio)))
-                dropout = int(rng.integers(len(self._source.dropout)))
-        return Genome(self.repair(options, rng), position, alpha, dropout)
-
-    def crossover(self, first: Genome, second: Genome, rng: np.random.Generator) -> Genome:
-        """A child: each block from one parent (a cut, or at random), the rate from either."""
-        n = len(first.options)
-        if rng.random() < 0.5:
-            mask = np.arange(n) < rng.integers(0, n + 1)
-        else:
-            mask = rng.random(n) < 0.5
-        options = np.where(mask, first.options, second.options)
-        donor = first if rng.random() < 0.5 else second
-        mixed = rng.random() < 0.3
-        position = snap((first.position + second.position) / 2) if mixed else donor.position
-        return Genome(self.repair(options, rng), position, donor.alpha, donor.dropout)
-
-    def neighbours_in_rate(
-        self, genome: Genome, steps: tuple[float, ...] = (-0.15, 0.15)
-    ) -> list[Genome]:
-        """The same architecture at other learning rates."""
-        positions = {snap(genome.position + step) for step in steps} - {genome.position}
-        return [
-            Genome(genome.options, position, genome.alpha, genome.dropout)
-            for position in sorted(positions)
-        ]
-
-    def _other_option(self, unit: int, now: int, rng: np.random.Generator) -> int:
+    def other_option(self, unit: int, now: int, rng: np.random.Generator) -> int:
+        """Another option of a unit, mostly one alike in two of method, placement and rank."""
         grid = self._grid
         fitting = np.flatnonzero(grid.legal[unit])
         if now and rng.random() < 0.7:
@@ -231,53 +169,6 @@ class Drawer:
             fitting = fitting[fitting != now]
         return int(rng.choice(fitting)) if len(fitting) else now
 
-    def _step_ranks(self, options: Options, rng: np.random.Generator, share: float) -> None:
-        side = int(rng.integers(2))
-        chosen = rng.random(len(options)) < share
-        for unit in np.flatnonzero(chosen & (options > 0)):
-            step = self._grid.ladder[options[unit], side]
-            if self._grid.legal[unit, step]:
-                options[unit] = step
-
-    def _toggle(self, options: Options, rng: np.random.Generator) -> None:
-        """Adapt one or two units more or fewer; new ones look like those that are there."""
-        on, off = np.flatnonzero(options > 0), np.flatnonzero(options == 0)
-        for _ in range(1 + int(rng.random() < 0.4)):
-            if len(on) and (not len(off) or rng.random() < 0.5):
-                options[rng.choice(on)] = 0
-            elif len(off):
-                unit = int(rng.choice(off))
-                model = options[rng.choice(on)] if len(on) else 0
-                fits = model and self._grid.legal[unit, model]
-                options[unit] = model if fits else self._other_option(unit, 0, rng)
-
-    def _recast(self, options: Options, rng: np.random.Generator) -> None:
-        """Another method or placement for all adapted units, costs kept as near as can be."""
-        grid = self._grid
-        on = np.flatnonzero(options > 0)
-        if not len(on):
-            return
-        keys, values = (
-            (grid.method_of, rng.integers(len(grid.methods)))
-            if rng.random() < 0.6
-            else (grid.placement_of, rng.integers(len(grid.placement_names)))
-        )
-        other = grid.placement_of if keys is grid.method_of else grid.method_of
-        for unit in on:
-            fitting = np.flatnonzero(grid.legal[unit] & (keys == values))
-            alike = fitting[other[fitting] == other[options[unit]]]
-            fitting = alike if len(alike) else fitting
-            if len(fitting):
-                near = np.log(grid.params[unit, fitting] / grid.params[unit, options[unit]])
-                options[unit] = fitting[np.argmin(np.abs(near))]
-
-    def _copy_neighbour(self, options: Options, rng: np.random.Generator) -> None:
-        if len(options) > 1:
-            unit = int(rng.integers(len(options)))
-            twin = int(np.clip(unit + rng.choice([-1, 1]), 0, len(options) - 1))
-            if self._grid.legal[unit, options[twin]]:
-                options[unit] = options[twin]
-
     # --- limits ----------------------------------------------------------------------------------
 
     def repair(self, options: Options, rng: np.random.Generator) -> Options:
@@ -288,7 +179,7 @@ class Drawer:
                 options[rng.choice(np.flatnonzero(options > 0))] = 0
             elif n_adapted < self._least:
                 unit = int(rng.choice(np.flatnonzero(options == 0)))
-                options[unit] = self._other_option(unit, 0, rng)
+                options[unit] = self.other_option(unit, 0, rng)
             else:
                 break
         return options

@@ -108,14 +108,56 @@ class Grid:
         return {option: i for i, option in enumerate(self.options)}
 
     @cached_property
+    def kinds(self) -> NDArray[np.int64]:
+        """Pairs (method, placement) there are options for, as indices; shape (n_kinds, 2)."""
+        pairs = np.column_stack([self.method_of, self.placement_of])[1:]
+        return np.array(list(dict.fromkeys(map(tuple, pairs.tolist()))), dtype=np.int64)
+
+    @cached_property
+    def kind_of(self) -> NDArray[np.int64]:
+        """Index into `kinds` of each option; -1 for "none"."""
+        index = {(int(m), int(p)): kind for kind, (m, p) in enumerate(self.kinds)}
+        pairs = zip(self.method_of, self.placement_of, strict=True)
+        return np.array([index.get((int(m), int(p)), -1) for m, p in pairs])
+
+    @cached_property
+    def rungs(self) -> NDArray[np.int64]:
+        """The options of each kind by rank, padded with -1; shape (n_kinds, most ranks)."""
+        members = [np.flatnonzero(self.kind_of == kind) for kind in range(len(self.kinds))]
+        table = np.full((len(members), max(len(row) for row in members)), -1)
+        for kind, row in enumerate(members):
+            table[kind, : len(row)] = row[np.argsort(self.rank_of[row], kind="stable")]
+        return table
+
+    @cached_property
+    def legal_kinds(self) -> NDArray[np.bool_]:
+        """Whether a unit may take any option of a kind, shape (n_units, n_kinds)."""
+        columns = [
+            self.legal[:, self.kind_of == kind].any(axis=1) for kind in range(len(self.kinds))
+        ]
+        return np.stack(columns, axis=1)
+
+    @cached_property
+    def nearest(self) -> NDArray[np.int64]:
+        """The option of each kind that costs most nearly what an option costs.
+
+        Costs are means over the units that may take the option. Shape (n_options, n_kinds).
+        """
+        counts = np.maximum(self.legal.sum(axis=0), 1)
+        sizes = np.log(1.0 + np.where(self.legal, self.params, 0.0).sum(axis=0) / counts)
+        table = np.zeros((len(self.options), len(self.kinds)), dtype=np.int64)
+        for kind in range(len(self.kinds)):
+            members = np.flatnonzero(self.kind_of == kind)
+            apart = np.abs(sizes[:, None] - sizes[None, members])
+            table[:, kind] = members[apart.argmin(axis=1)]
+        return table
+
+    @cached_property
     def ladder(self) -> NDArray[np.int64]:
         """The options with one rank less and one rank more, or themselves; shape (n_options, 2)."""
-        groups: dict[tuple[int, int], list[int]] = {}
-        for i in range(1, len(self.options)):
-            groups.setdefault((int(self.method_of[i]), int(self.placement_of[i])), []).append(i)
         steps = np.tile(np.arange(len(self.options))[:, None], (1, 2))
-        for members in groups.values():
-            for lower, upper in itertools.pairwise(members):
+        for row in self.rungs:
+            for lower, upper in itertools.pairwise(row[row >= 0]):
                 steps[lower, 1], steps[upper, 0] = upper, lower
         return steps
 

@@ -14,12 +14,10 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from autopeft.errors import SettingsError
+from autopeft.search.proposer import STAND_INS
 
 PRICE_KEY = "price"
 """User attribute of a trial that holds its price: cost name -> number."""
-
-_STAND_INS: Mapping[str, str] = {"train_seconds": "train_flops", "latency_ms": "inference_flops"}
-"""Costs not known before training, and the priced cost that moves with each."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +118,7 @@ class GapPruner(BasePruner):
     def _names(self, study: optuna.study.Study) -> tuple[str, ...]:
         if self._costs is not None:
             return self._costs
-        return tuple(_STAND_INS.get(name, name) for name in (study.metric_names or [])[1:])
+        return tuple(STAND_INS.get(name, name) for name in (study.metric_names or [])[1:])
 
 
 def gaps_among(scores: NDArray[np.float64], costs: NDArray[np.float64]) -> NDArray[np.float64]:

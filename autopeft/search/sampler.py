@@ -16,7 +16,8 @@ from autopeft.outcome import Objective
 from autopeft.pricing import PriceTable
 from autopeft.search.budget_first import BudgetFirst, Plain
 from autopeft.search.constraints import Constraint
-from autopeft.search.proposer import GainProposer, Pricer, Seen, StratifiedProposer
+from autopeft.search.gain import GainProposer
+from autopeft.search.proposer import Pricer, Proposer, Seen, StratifiedProposer
 from autopeft.search.pruner import PRICE_KEY
 from autopeft.search.space import SearchSpace
 from autopeft.search.study import STATES, distribution
@@ -35,7 +36,7 @@ class ProposerSampler(BaseSampler):
         proposer: Chooses the next point from the trials so far.
     """
 
-    def __init__(self, space: SearchSpace, proposer: StratifiedProposer) -> None:
+    def __init__(self, space: SearchSpace, proposer: Proposer) -> None:
         self.space = space
         self.proposer = proposer
         self._distributions = {name: distribution(row) for name, row in space.parameters.items()}
@@ -139,7 +140,7 @@ class StockSampler(ProposerSampler):
         space: SearchSpace,
         coding: Plain | BudgetFirst,
         inner: BaseSampler,
-        fallback: StratifiedProposer,
+        fallback: Proposer,
     ) -> None:
         super().__init__(space, fallback)
         self._coding = coding

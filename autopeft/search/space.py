@@ -17,6 +17,7 @@ from autopeft.search import recipes
 from autopeft.search.draws import Drawer
 from autopeft.search.features import FeatureTable
 from autopeft.search.genome import Codec, Genome, snap
+from autopeft.search.moves import Mover
 from autopeft.search.options import Grid, build_grid
 from autopeft.search.source import SpaceSource, available_spaces, read_source
 
@@ -35,6 +36,7 @@ class SearchSpace:
         grid: Units and options.
         codec: Genomes into candidates and parameters, and back.
         drawer: Random genomes.
+        mover: Neighbours and children of genomes.
     """
 
     def __init__(self, source: SpaceSource, topology: Topology, base: TrainSettings) -> None:
@@ -44,6 +46,7 @@ class SearchSpace:
         self.grid: Grid = build_grid(source, topology)
         self.codec = Codec(source, self.grid, base, has_head=topology.head_params > 0)
         self.drawer = Drawer(source, self.grid, topology.head_params)
+        self.mover = Mover(source, self.grid, self.drawer)
 
     @classmethod
     def from_source(
@@ -117,16 +120,16 @@ class SearchSpace:
 
     def mutate(self, candidate: Candidate, rng: np.random.Generator) -> Candidate:
         """A neighbour of a candidate."""
-        return self.codec.candidate(self.drawer.mutate(self.codec.genome(candidate), rng))
+        return self.codec.candidate(self.mover.mutate(self.codec.genome(candidate), rng))
 
     def crossover(self, first: Candidate, second: Candidate, rng: np.random.Generator) -> Candidate:
         """A child of two candidates."""
         parents = self.codec.genome(first), self.codec.genome(second)
-        return self.codec.candidate(self.drawer.crossover(*parents, rng))
+        return self.codec.candidate(self.mover.crossover(*parents, rng))
 
     def neighbours_in_rate(self, candidate: Candidate) -> tuple[Candidate, ...]:
         """The same architecture at a lower and at a higher learning rate."""
-        near = self.drawer.neighbours_in_rate(self.codec.genome(candidate))
+        near = self.mover.neighbours_in_rate(self.codec.genome(candidate))
         return tuple(self.codec.candidate(genome) for genome in near)
 
     def enumerate(self, limit: int) -> Iterator[Candidate]:

@@ -23,6 +23,9 @@ Array = NDArray[np.float64]
 _N_DIMENSIONS = 24
 """Dimensions kept of the space of options; their similarity has few that matter."""
 
+_BLOCK_NUMBERS = 1600
+"""Numbers that may describe a plan block by block; more units get fewer dimensions each."""
+
 TERMS = (
     "constant",
     "rate",
@@ -39,7 +42,7 @@ TERMS = (
 _PRIOR = np.log(np.array([1.0, 0.3, 0.3, 0.1, 0.3, 0.2, 0.1, 0.3, 0.15]))
 _PRIOR_SPREAD = 1.0
 _NOISE_PRIOR, _NOISE_SPREAD = np.log(0.02), 1.5
-_FIT_AT_MOST = 160
+_FIT_AT_MOST = 120
 """Trials the weights of the terms are learned from; more would only cost time."""
 
 
@@ -91,6 +94,7 @@ class Embedding:
         self._log_range = log_range
         self._vectors = _option_vectors(grid)
         n = len(grid.units)
+        self._n_kept = min(max(_BLOCK_NUMBERS // n, 3), _N_DIMENSIONS)
         steps = np.abs(np.arange(n)[:, None] - np.arange(n)[None, :])
         smooth = np.exp(-steps / max(1.0, n / 6.0))
         values, vectors = np.linalg.eigh(smooth)
@@ -117,7 +121,7 @@ class Embedding:
             position,
             (log_params - low) / max(high - low, 1e-9),
             shares,
-            vectors.reshape(n, -1) / np.sqrt(n_units),
+            vectors[:, :, : self._n_kept].reshape(n, -1) / np.sqrt(n_units),
             depths.reshape(n, -1) / n_units,
             vectors.mean(axis=1),
         )
