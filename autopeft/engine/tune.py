@@ -25,7 +25,9 @@ _ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    "TUNE_MAX_PENDING_TRIALS_PG": "1",
+    # The searcher hands out one job more than there are workers; by default Tune would wait for
+    # each worker to be up before it asks for the next.
+    "TUNE_MAX_PENDING_TRIALS_PG": "64",
     "RAY_DEDUP_LOGS": "1",
 }
 for _name, _value in _ENVIRONMENT.items():
