@@ -15,90 +15,39 @@ import math
 import threading
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from autopeft.errors import SettingsError, SpaceError
 from autopeft.outcome import Objective, Outcome, objective
-from autopeft.plan import Candidate, TrainSettings
+from autopeft.plan import Candidate
 from autopeft.pricing import Price, PriceTable
+from autopeft.search import recipes
 from autopeft.search.constraints import Constraint, parse_constraints
 from autopeft.search.front import front_of
+from autopeft.search.genome import Genome
 from autopeft.search.proposer import Pricer
 from autopeft.search.pruner import make_pruner
 from autopeft.search.sampler import make_sampler
-from autopeft.search.shorthand import read_plan, write_plan
+from autopeft.search.shorthand import write_plan
 from autopeft.search.space import SearchSpace
-from autopeft.search.study import StoredTrial, StudyBook, distribution, price_attribute
+from autopeft.search.study import StudyBook, distribution, price_attribute
+from autopeft.search.trials import Decision, Record, Trial, read_record
+
+__all__ = ["INTERRUPTED", "Decision", "SearchController", "Trial"]
 
 INTERRUPTED = "interrupted"
 """Reason of a trial that was running when its search was killed."""
 
+_ONE_LORA_IN = 10
+"""Proposals of the sampler between two LoRA baselines, once the first ones are through."""
+
+_N_FIRST_BASELINES, _N_PORTFOLIO = 6, 8
+
 _N_TRIES = 5
 """Proposals that may be duplicates or break a constraint before other ways are tried."""
-
-
-class Decision(Enum):
-    """What a trial should do after a rung."""
-
-    CONTINUE = "continue"
-    STOP = "stop"
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A candidate handed out.
-
-    Attributes:
-        number: In the study.
-        candidate: What to train.
-        price: What it is known to cost.
-        origin: "baseline", "reference", "portfolio", "design", "search" or "user".
-    """
-
-    number: int
-    candidate: Candidate
-    price: Price
-    origin: str
-
-    @property
-    def plan(self) -> Any:
-        """The candidate's plan."""
-        return self.candidate.plan
-
-    @property
-    def train(self) -> TrainSettings:
-        """The candidate's training settings."""
-        return self.candidate.train
-
-
-@dataclass
-class _Record:
-    """A trial as the controller remembers it."""
-
-    trial: Trial
-    state: Literal["complete", "pruned", "failed", "running"] = "running"
-    objectives: dict[str, float] = field(default_factory=dict)
-    rungs: list[tuple[int, float]] = field(default_factory=list)
-    reason: str = ""
-    measured: dict[str, float] = field(default_factory=dict)
-
-    def outcome(self) -> Outcome:
-        return Outcome(
-            self.trial.number,
-            self.trial.candidate,
-            self.state,  # type: ignore[arg-type]
-            self.trial.price,
-            dict(self.objectives),
-            tuple(self.rungs),
-            self.trial.origin,
-            self.reason,
-            dict(self.measured),
-        )
 
 
 class SearchController:
@@ -114,7 +63,9 @@ class SearchController:
         prices: Prices candidates; None: from the shapes of the space's topology.
         constraints: Such as "trainable_params<=200k"; nothing that breaks one is handed out.
         study_name: In the storage; None for a generated one.
-        n_baselines: Tuned-LoRA trials to begin with; None for a number that suits most budgets.
+        n_baselines: LoRA trials to begin with, from the grid of `space.baselines`; more follow, one
+            in ten trials. None for a number that suits most budgets; 0 for none at all.
+        n_portfolio: Known recipes of other methods tried after them; None for a few.
         resume: True to continue the study of that name.
         eta: Ratio between rungs, for the pruner.
 
@@ -135,6 +86,7 @@ class SearchController:
         constraints: Iterable[str | Constraint] = (),
         study_name: str | None = None,
         n_baselines: int | None = None,
+        n_portfolio: int | None = None,
         resume: bool = False,
         eta: float = 3.0,
     ) -> None:
@@ -159,11 +111,13 @@ class SearchController:
             resume=resume,
         )
         self._lock = threading.RLock()
-        self._records: dict[int, _Record] = {}
+        self._records: dict[int, Record] = {}
         self._digests: set[str] = set()
         self._queue: deque[tuple[Candidate, str]] = deque()
+        self._loras: Sequence[Genome] = recipes.lora_choices(space.codec)
+        self._n_baselines = _N_FIRST_BASELINES if n_baselines is None else n_baselines
         self._load()
-        self._enqueue_start(n_baselines)
+        self._enqueue_start(_N_PORTFOLIO if n_portfolio is None else n_portfolio)
 
     # --- asking ----------------------------------------------------------------------------------
 
@@ -177,12 +131,28 @@ class SearchController:
                 candidate, origin = self._queue.popleft()
                 if candidate.digest not in self._digests:
                     return self._start(candidate, origin, self.prices.price(candidate))
+            if (baseline := self._baseline_due()) is not None:
+                return self._start(baseline, "baseline", self.prices.price(baseline))
             for _ in range(_N_TRIES):
                 candidate = self.space.decode(self._book.propose())
                 price = self._acceptable(candidate)
                 if price is not None:
-                    return self._start(candidate, "search", price)
+                    return self._start(candidate, self._book.origin, price)
             return self._any_left()
+
+    def _baseline_due(self) -> Candidate | None:
+        """Now and then another LoRA, so that LoRA is tuned as hard as everything else."""
+        n_baselines = sum(r.trial.origin == "baseline" for r in self._records.values())
+        n_searched = sum(r.trial.origin in ("search", "design") for r in self._records.values())
+        if not self._n_baselines or n_baselines > self._n_baselines + n_searched / _ONE_LORA_IN:
+            return None
+        while self._loras:
+            genome = self._book.propose_baseline(self._loras)
+            self._loras = [other for other in self._loras if other is not genome]
+            candidate = self.space.codec.candidate(genome)
+            if self._acceptable(candidate) is not None:
+                return candidate
+        return None
 
     def enqueue(self, candidate: Candidate, origin: str = "user") -> None:
         """Hand this candidate out before anything else is proposed.
@@ -227,7 +197,7 @@ class SearchController:
         }
         number = self._book.start(params, self._distributions, attributes)
         trial = Trial(number, candidate, price, origin)
-        self._records[number] = _Record(trial)
+        self._records[number] = Record(trial)
         self._digests.add(candidate.digest)
         return trial
 
@@ -299,7 +269,7 @@ class SearchController:
                 record.state, record.reason = "pruned", str(stopped)
                 self._book.prune(trial.number, record.reason)
 
-    def _complete(self, record: _Record, score: float, measured: dict[str, float]) -> None:
+    def _complete(self, record: Record, score: float, measured: dict[str, float]) -> None:
         values = {self.objectives[0].name: score}
         for cost in self.objectives[1:]:
             if cost.is_known:
@@ -315,11 +285,11 @@ class SearchController:
         record.state, record.objectives, record.measured = "complete", values, measured
         self._book.complete(record.trial.number, list(values.values()), measured)
 
-    def _fail(self, record: _Record, reason: str) -> None:
+    def _fail(self, record: Record, reason: str) -> None:
         record.state, record.reason = "failed", reason
         self._book.fail(record.trial.number, reason)
 
-    def _record(self, trial: Trial) -> _Record:
+    def _record(self, trial: Trial) -> Record:
         record = self._records.get(trial.number)
         if record is None or record.trial.candidate != trial.candidate:
             raise ValueError(f"trial {trial.number} was not handed out by this controller")
@@ -363,7 +333,7 @@ class SearchController:
         for stored in self._book.stored():
             if "plan" not in stored.attributes:
                 continue
-            record = _read(stored, self.objectives)
+            record = read_record(stored, self.objectives)
             self._records[stored.number] = record
             if stored.state == "running":
                 self._fail(record, INTERRUPTED)
@@ -373,11 +343,11 @@ class SearchController:
                 self._digests.add(record.trial.candidate.digest)
         self._queue.extend(again)
 
-    def _enqueue_start(self, n_baselines: int | None) -> None:
+    def _enqueue_start(self, n_portfolio: int) -> None:
         """The tuned-LoRA grid, the reference and the portfolio, as far as constraints allow."""
-        n = 8 if n_baselines is None else n_baselines
-        start = [(candidate, "baseline") for candidate in self.space.baselines(n)]
+        start = [(c, "baseline") for c in self.space.baselines(self._n_baselines)]
         start.append((self.space.reference(), "reference"))
+        start += [(candidate, "portfolio") for candidate in self.space.portfolio(n_portfolio)]
         for candidate, origin in start:
             if self._acceptable(candidate) is not None:
                 self._queue.append((candidate, origin))
@@ -409,22 +379,3 @@ def _objectives(given: Sequence[Objective | str]) -> tuple[Objective, ...]:
             "objectives", [o.name for o in found], "one is named twice", "name each once"
         )
     return found
-
-
-def _read(stored: StoredTrial, objectives: Sequence[Objective]) -> _Record:
-    """A trial of the study as a record."""
-    attributes = stored.attributes
-    candidate = Candidate(
-        read_plan(attributes["plan"]), TrainSettings.from_json(attributes["train"])
-    )
-    trial = Trial(
-        stored.number, candidate, Price(**attributes["price"]), attributes.get("origin", "search")
-    )
-    return _Record(
-        trial,
-        stored.state,
-        {o.name: v for o, v in zip(objectives, stored.values, strict=False)},
-        list(stored.rungs),
-        attributes.get("reason", ""),
-        dict(attributes.get("measured", {})),
-    )

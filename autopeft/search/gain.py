@@ -77,6 +77,7 @@ class GainProposer(StratifiedProposer):
     def propose(self, history: Sequence[Seen]) -> Genome:
         """The next point: a spread-out draw at first, then the one with the largest gain."""
         evidence = self._fit(history)
+        self.origin = "design" if evidence is None else "search"
         if evidence is None:
             return self._design(history)
         # The front as the surrogate sees it: a lucky score is no bar to beat.

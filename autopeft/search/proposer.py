@@ -46,7 +46,13 @@ class Seen:
 
 
 class Proposer(Protocol):
-    """Whoever chooses the next point."""
+    """Whoever chooses the next point.
+
+    Attributes:
+        origin: "design" if the last point was drawn to spread trials out, else "search".
+    """
+
+    origin: str
 
     def propose(self, history: Sequence[Seen]) -> Genome:
         """The next point."""
@@ -79,6 +85,7 @@ class StratifiedProposer:
         self.pricer = pricer
         self.constraints = tuple(constraints)
         self.rng = np.random.default_rng(seed)
+        self.origin = "search"
 
     def propose(self, history: Sequence[Seen]) -> Genome:
         """The next point; not one of the history's, as far as drawing finds another."""

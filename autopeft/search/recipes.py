@@ -82,6 +82,20 @@ def baselines(codec: Codec, n_max: int | None = None) -> tuple[Genome, ...]:
     return unique(genome for genome in genomes if genome is not None)[:n_max]
 
 
+def lora_choices(codec: Codec) -> tuple[Genome, ...]:
+    """Every LoRA a fair baseline may be: both placements, all ranks, nine rates."""
+    if "lora" not in codec.grid.methods:
+        return ()
+    ranks = sorted({option.rank for option in codec.grid.options if option.method == "lora"})
+    genomes = (
+        everywhere(codec, "lora", place, rank, position / 10)
+        for rank in ranks
+        for place in lora_placements(codec)
+        for position in range(1, 10)
+    )
+    return unique(genome for genome in genomes if genome is not None)
+
+
 def lora_placements(codec: Codec) -> Sequence[str | None]:
     """The narrow and the wide placement LoRA is usually given: q,v and all linear modules."""
     if codec.source.granularity == "site":

@@ -17,6 +17,7 @@ from autopeft.pricing import PriceTable
 from autopeft.search.budget_first import BudgetFirst, Plain
 from autopeft.search.constraints import Constraint
 from autopeft.search.gain import GainProposer
+from autopeft.search.genome import Genome
 from autopeft.search.proposer import Pricer, Proposer, Seen, StratifiedProposer
 from autopeft.search.pruner import PRICE_KEY
 from autopeft.search.space import SearchSpace
@@ -58,6 +59,15 @@ class ProposerSampler(BaseSampler):
         genome = self.proposer.propose(self.history(study, trial.number))
         return self.space.codec.params(genome)
 
+    @property
+    def origin(self) -> str:
+        """Where the last proposal came from: "design" or "search"."""
+        return self.proposer.origin
+
+    def propose_baseline(self, study: optuna.study.Study, choices: Sequence[Genome]) -> Genome:
+        """Which of some LoRA baselines to try next."""
+        return self.proposer.propose_baseline(self.history(study), choices)
+
     def sample_independent(
         self,
         study: optuna.study.Study,
@@ -66,7 +76,7 @@ class ProposerSampler(BaseSampler):
         param_distribution: BaseDistribution,
     ) -> Any:
         """A value for a parameter the proposed point has no use for."""
-        lowest = {"step": getattr(param_distribution, "low", None)}["step"]
+        lowest = getattr(param_distribution, "low", None)
         return getattr(param_distribution, "choices", (lowest,))[0]
 
     def history(self, study: optuna.study.Study, excluded: int = -1) -> list[Seen]:

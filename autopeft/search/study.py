@@ -30,6 +30,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from autopeft.errors import StorageError
 from autopeft.outcome import Objective
+from autopeft.search.genome import Genome
 from autopeft.search.pruner import PRICE_KEY, GapPruner
 
 _CONSTRAINT = "constraints:pruned"
@@ -183,6 +184,17 @@ class StudyBook:
         sampler = self.study.sampler
         search_space = sampler.infer_relative_search_space(self.study, stand_in)
         return sampler.sample_relative(self.study, stand_in, search_space)
+
+    @property
+    def origin(self) -> str:
+        """Where the last proposal came from: "design" or "search"."""
+        return str(getattr(self.study.sampler, "origin", "search"))
+
+    def propose_baseline(self, choices: Sequence[Genome]) -> Genome:
+        """Which of some LoRA baselines the sampler would try next."""
+        propose = getattr(self.study.sampler, "propose_baseline", None)
+        found: Genome = propose(self.study, choices) if propose is not None else choices[0]
+        return found
 
     # --- trials ----------------------------------------------------------------------------------
 
