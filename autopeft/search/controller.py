@@ -268,6 +268,7 @@ class SearchController:
             else:
                 record.state, record.reason = "pruned", str(stopped)
                 self._book.prune(trial.number, record.reason)
+            self._book.post(self.outcomes)
 
     def _complete(self, record: Record, score: float, measured: dict[str, float]) -> None:
         values = {self.objectives[0].name: score}
@@ -311,6 +312,11 @@ class SearchController:
     def front(self) -> tuple[Outcome, ...]:
         """The non-dominated complete outcomes, cheapest first."""
         return front_of(self.outcomes(), self.objectives)
+
+    def post(self) -> None:
+        """Write note and graphs for optuna-dashboard now; `tell` does it every 20 seconds."""
+        with self._lock:
+            self._book.post(self.outcomes, now=True)
 
     @property
     def study(self) -> Any:

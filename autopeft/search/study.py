@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import optuna
 from optuna.distributions import (
@@ -29,9 +29,12 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from autopeft.errors import StorageError
-from autopeft.outcome import Objective
+from autopeft.outcome import Objective, Outcome
 from autopeft.search.genome import Genome
 from autopeft.search.pruner import PRICE_KEY, GapPruner
+
+if TYPE_CHECKING:
+    from autopeft.search.noticeboard import Noticeboard
 
 _CONSTRAINT = "constraints:pruned"
 """System attribute behind `Trial.set_constraint("pruned", ...)`."""
@@ -174,6 +177,8 @@ class StudyBook:
                 "objectives", names, f"the study has {self.study.metric_names}", "use the same"
             )
         self._storage = self.study._storage
+        self._objectives = tuple(objectives)
+        self._board: Noticeboard | None = None
         self._ids = {trial.number: trial._trial_id for trial in self.trials()}
 
     # --- proposing -------------------------------------------------------------------------------
@@ -284,6 +289,25 @@ class StudyBook:
     def _constrain(self, number: int, value: float) -> None:
         if len(self.study.directions) > 1:
             self._storage.set_trial_system_attr(self._ids[number], _CONSTRAINT, float(value))
+
+    def post(self, outcomes: Callable[[], Sequence[Outcome]], *, now: bool = False) -> None:
+        """Put note and graphs where optuna-dashboard shows them, if it is time.
+
+        Nothing is written for a study in memory, which nobody can watch.
+
+        Args:
+            outcomes: Gives the trials told so far; called only if something is written.
+            now: Write whatever the time.
+        """
+        if isinstance(self._storage, InMemoryStorage):
+            return
+        if self._board is None:
+            # Imported here: the dashboard's server takes a moment to load.
+            from autopeft.search.noticeboard import Noticeboard
+
+            self._board = Noticeboard(self.study, self._objectives)
+        if now or self._board.is_due:
+            self._board.post(outcomes())
 
     # --- the study as a notebook -----------------------------------------------------------------
 
