@@ -41,10 +41,10 @@ __all__ = ["INTERRUPTED", "Decision", "SearchController", "Trial"]
 INTERRUPTED = "interrupted"
 """Reason of a trial that was running when its search was killed."""
 
-_ONE_LORA_IN = 10
+_ONE_LORA_IN = 8
 """Proposals of the sampler between two LoRA baselines, once the first ones are through."""
 
-_N_FIRST_BASELINES, _N_PORTFOLIO = 6, 8
+_N_FIRST_BASELINES, _N_PORTFOLIO = 4, 8
 
 _N_TRIES = 5
 """Proposals that may be duplicates or break a constraint before other ways are tried."""
@@ -64,7 +64,7 @@ class SearchController:
         constraints: Such as "trainable_params<=200k"; nothing that breaks one is handed out.
         study_name: In the storage; None for a generated one.
         n_baselines: LoRA trials to begin with, from the grid of `space.baselines`; more follow, one
-            in ten trials. None for a number that suits most budgets; 0 for none at all.
+            in eight proposals. None for a number that suits most budgets; 0 for none at all.
         n_portfolio: Known recipes of other methods tried after them; None for a few.
         resume: True to continue the study of that name.
         eta: Ratio between rungs, for the pruner.

@@ -90,11 +90,23 @@ class GainProposer(StratifiedProposer):
         return best if best is not None else super().propose(history)
 
     def propose_baseline(self, history: Sequence[Seen], choices: Sequence[Genome]) -> Genome:
-        """The baseline most likely to be the best yet: the LoRA is tuned by the same model."""
-        if self._fit(history) is None:
+        """The baseline that adds most to the baselines' own front: LoRA is tuned at every cost."""
+        evidence = self._fit(history)
+        if evidence is None:
             return choices[0]
-        mean, spread = self.surrogate.predict(self._points(choices))
-        return choices[int(np.argmax(mean + 0.5 * spread))]
+        mean, _ = self.surrogate.predict(self._points(evidence.genomes))
+        costs = self._logs_of(evidence)
+        is_rival = [seen is not None and seen.origin == "baseline" for seen in evidence.trials]
+        if not any(is_rival):
+            return choices[0]
+        rivals = np.flatnonzero(is_rival)
+        floor = float(mean.min())
+        cells = cut(costs[rivals], mean[rivals], self.costs.worst, floor)
+        expected, spread = self.surrogate.predict(self._points(choices))
+        gains = expected_gain(
+            cells, self.costs.fast(choices), expected, self.tuning.optimism * spread
+        )
+        return choices[int(np.argmax(gains))]
 
     # --- the surrogate and the front it sees -----------------------------------------------------
 

@@ -36,6 +36,7 @@ class Seen:
         objectives: Values in the objectives' own directions; NaN where unknown.
         price: Its price.
         rungs: Step -> score, in the quality's direction.
+        origin: Where it came from; "baseline" for a LoRA.
     """
 
     genome: Genome | None
@@ -43,6 +44,7 @@ class Seen:
     objectives: tuple[float, ...]
     price: Mapping[str, float]
     rungs: Mapping[int, float] = field(default_factory=dict)
+    origin: str = "search"
 
 
 class Proposer(Protocol):

@@ -105,6 +105,7 @@ class ProposerSampler(BaseSampler):
             tuple(values or [float("nan")] * n_objectives),
             trial.user_attrs.get(PRICE_KEY, {}),
             dict(trial.intermediate_values),
+            str(trial.user_attrs.get("origin", "search")),
         )
 
 
