@@ -16,6 +16,12 @@ from optuna.trial import FrozenTrial, TrialState
 from autopeft.errors import SettingsError
 from autopeft.search.proposer import STAND_INS
 
+_MOST_GAPS = 512
+"""Gaps computed at a rung at most; each looks at every peer."""
+
+_WORST = -1e300
+"""Stands in for a score that is no number; differences of it stay numbers."""
+
 PRICE_KEY = "price"
 """User attribute of a trial that holds its price: cost name -> number."""
 
@@ -92,11 +98,13 @@ class GapPruner(BasePruner):
         here = [me, *(peer for peer in others if step in peer.scores)]
         if len(here) < self._min_peers:
             return 0.0
-        gaps = gaps_among(
-            np.array([peer.scores[step] for peer in here]), np.array([peer.costs for peer in here])
-        )
+        scores = np.array([peer.scores[step] for peer in here])
+        costs = np.array([peer.costs for peer in here])
+        # In a long search the other gaps are estimated from some of them, evenly spaced in time.
+        rows = np.unique(np.linspace(0, len(here) - 1, _MOST_GAPS).astype(int))
+        gaps = gaps_among(scores, costs, rows if len(here) > _MOST_GAPS else None)
         n_better = int((gaps < gaps[0]).sum())
-        return float(gaps[0]) if gaps[0] > 0 and n_better >= len(here) / self._eta else 0.0
+        return float(gaps[0]) if gaps[0] > 0 and n_better >= len(gaps) / self._eta else 0.0
 
     def _others(
         self, study: optuna.study.Study, number: int, names: Sequence[str], sign: float
@@ -121,23 +129,27 @@ class GapPruner(BasePruner):
         return tuple(STAND_INS.get(name, name) for name in (study.metric_names or [])[1:])
 
 
-def gaps_among(scores: NDArray[np.float64], costs: NDArray[np.float64]) -> NDArray[np.float64]:
+def gaps_among(
+    scores: NDArray[np.float64],
+    costs: NDArray[np.float64],
+    rows: NDArray[np.int64] | None = None,
+) -> NDArray[np.float64]:
     """Each trial's gap: the best score among the others that cost no more, minus its own.
 
     Args:
         scores: Shape (n,), larger is better.
         costs: Shape (n, k), smaller is better; k may be 0: then everyone costs the same.
+        rows: The trials whose gaps are wanted; None for all.
 
     Returns:
-        Shape (n,); -inf where no other trial costs no more in every cost.
+        Shape (n,) or (len(rows),); -inf where no other trial costs no more in every cost.
     """
-    n = len(scores)
+    rows = np.arange(len(scores)) if rows is None else rows
     # rows: the trial; columns: the peer
-    is_peer = np.less_equal(costs[None, :, :], costs[:, None, :]).all(axis=2) & ~np.eye(
-        n, dtype=bool
-    )
+    is_peer = np.less_equal(costs[None, :, :], costs[rows, None, :]).all(axis=2)
+    is_peer &= rows[:, None] != np.arange(len(scores))[None, :]
     best = np.where(is_peer, scores[None, :], -np.inf).max(axis=1, initial=-np.inf)
-    result: NDArray[np.float64] = best - scores
+    result: NDArray[np.float64] = best - scores[rows]
     return result
 
 
@@ -145,7 +157,7 @@ def _peer(trial: FrozenTrial, names: Sequence[str], sign: float) -> _Peer:
     price = trial.user_attrs.get(PRICE_KEY, {})
     costs = np.array([float(price.get(name, np.nan)) for name in names])
     scores = {
-        step: sign * value if np.isfinite(value) else -np.inf
+        step: sign * value if np.isfinite(value) else _WORST
         for step, value in trial.intermediate_values.items()
     }
     return _Peer(np.nan_to_num(costs, nan=np.inf), scores)
