@@ -16,6 +16,9 @@ from optuna.trial import FrozenTrial, TrialState
 from autopeft.errors import SettingsError
 from autopeft.search.proposer import STAND_INS
 
+_EARLY = 1.0 / 3.0
+"""Share of a training in which rungs may stop it: a late stop saves little and risks as much."""
+
 _MOST_GAPS = 512
 """Gaps computed at a rung at most; each looks at every peer."""
 
@@ -24,6 +27,9 @@ _WORST = -1e300
 
 PRICE_KEY = "price"
 """User attribute of a trial that holds its price: cost name -> number."""
+
+TRAIN_KEY = "train"
+"""User attribute that holds its training settings, "steps" among them."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,8 @@ class GapPruner(BasePruner):
 
     Reports arrive in any order, so each report looks again at the earlier rungs, where more peers
     may have arrived since. A trial that no peer costing no more beats at the last rung both have
-    reached is never stopped.
+    reached is never stopped. Rungs past a third of a training (where its length is known, from the
+    user attribute "train") stop nothing: that would save little and risk as much.
 
     Works on studies with one or several directions; the score reported at rungs follows the first
     direction. Prices are read from the trials' user attribute "price".
@@ -88,7 +95,10 @@ class GapPruner(BasePruner):
         cheaper = [peer for peer in others if (peer.costs <= me.costs).all()]
         if not any(_beats(peer, me) for peer in cheaper):
             return 0.0
+        total = float(trial.user_attrs.get(TRAIN_KEY, {}).get("steps", np.inf))
         for step in sorted(me.scores, reverse=True):
+            if step > total * _EARLY + 0.5:
+                continue
             gap = self._gap_at(step, me, others)
             if gap > 0:
                 return gap

@@ -82,6 +82,16 @@ def test_a_peer_that_arrives_later_at_an_earlier_rung_counts():
     assert stopped(GapPruner(3, costs=("cost0",)), [early, *late])[0]
 
 
+def test_a_late_rung_stops_nothing():
+    for step, is_stopped in ((3, True), (4, False)):
+        study = study_of([((1,), []), ((5,), [])])
+        for trial, score in zip(study.get_trials(deepcopy=False), (0.9, 0.1), strict=True):
+            study._storage.set_trial_user_attr(trial._trial_id, "train", {"steps": 10})
+            study._storage.set_trial_intermediate_value(trial._trial_id, step, score)
+        last = study.get_trials(deepcopy=False)[1]
+        assert GapPruner(3, costs=("cost0",)).prune(study, last) is is_stopped
+
+
 def test_nan_is_the_worst_score():
     rows = [((1,), [0.5]), ((1,), [float("nan")]), ((1,), [0.4])]
     assert stopped(GapPruner(3, costs=("cost0",)), rows)[1]
