@@ -107,7 +107,9 @@ def nominate(
     for outcome in complete:
         if outcome.origin == "reference":
             chosen[outcome.candidate.digest] = outcome
-    for outcome in spread(front_of(complete, objectives), objectives, max_finalists):
+    # The empty plan is no adapter: it neither takes a finalist's place nor beats one.
+    adapters = [o for o in complete if o.candidate.plan.specs]
+    for outcome in spread(front_of(adapters, objectives), objectives, max_finalists):
         chosen.setdefault(outcome.candidate.digest, outcome)
     return tuple(
         Nomination(

@@ -214,6 +214,23 @@ def test_the_tuned_lora_is_always_nominated(tmp_path: Path) -> None:
     assert chosen[0].outcome.origin == "baseline"
 
 
+def test_the_reference_takes_no_finalists_place(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, "60trials")
+    bench.run()
+    # As good as can be for the price of a head: it would dominate every adapter.
+    outcomes = tuple(
+        replace(o, objectives={**o.objectives, "accuracy": 1.0}) if o.origin == "reference" else o
+        for o in bench.controller.outcomes()
+    )
+    chosen = nominate(outcomes, OBJECTIVES, max_finalists=4, test_share=1.0)
+    digests = {n.outcome.candidate.digest for n in chosen}
+    adapters = [o for o in as_lora_baselines(outcomes) if o.candidate.plan.specs]
+    front = front_of(adapters, OBJECTIVES)
+    assert len(front) > 1
+    assert {o.candidate.digest for o in spread(front, OBJECTIVES, 4)} <= digests
+    assert any(n.outcome.origin == "reference" for n in chosen)
+
+
 def test_an_ordinary_lora_counts_as_lora_whoever_found_it(tmp_path: Path) -> None:
     bench = Bench(tmp_path, "20trials")
     bench.run()
