@@ -94,6 +94,9 @@ class Method(ABC):
         converts_to_lora: True if it can be written exactly as a LoRA.
         shared_state: True if its sites share parameters.
         starts_at_identity: True if attaching it leaves the model's outputs as they are.
+        exact_start: True if it leaves them bit for bit, False if up to rounding.
+        changes_base: True if peft rewrites the adapted module's own weight; it then gets a copy, so
+            that the base model stays as it is.
         quantised_base: True if it works over a 4-bit or 8-bit base.
         transposed_base: True if peft itself can load it over modules that store their weight as
             (in, out), GPT-2's Conv1D; autopeft can load any.
@@ -112,6 +115,8 @@ class Method(ABC):
     converts_to_lora: bool = False
     shared_state: bool = False
     starts_at_identity: bool = True
+    exact_start: bool = True
+    changes_base: bool = False
     quantised_base: bool = True
     transposed_base: bool = True
     input_side_roles: tuple[str, ...] = ()
@@ -120,7 +125,15 @@ class Method(ABC):
 
     @abstractmethod
     def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
-        """Trainable parameters at one site: exact."""
+        """Trainable parameters at one site that no other shares: exact."""
+
+    def shared_params(self, rank: int) -> int:
+        """Trainable parameters that all sites of one size share, counted once for them all."""
+        return 0
+
+    def frozen_floats(self, rank: int, shape: Shape, role: str = "") -> int:
+        """Numbers that are saved for one site besides the trained ones."""
+        return 0
 
     @abstractmethod
     def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:

@@ -120,6 +120,7 @@ METHODS: tuple[Method, ...] = (
         roles=LINEAR_ROLES,
         default_ranks=_RANKS,
         learning_rate=(2e-4, 1e-2),
+        exact_start=False,  # The magnitude is divided by a norm computed anew.
         rank_pattern=True,
     ),
     Lora(

@@ -79,4 +79,10 @@ def count_trainable(topology: Topology, plan: AdapterPlan) -> int:
             _check_spec(topology, spec)
         else:
             total += methods.get(spec.method).n_params(spec.rank, shape, spec.role)
-    return total
+    return total + count_shared(plan)
+
+
+def count_shared(plan: AdapterPlan) -> int:
+    """Parameters that belong to no single site: once for each method and size in the plan."""
+    sizes = {(spec.method, spec.rank) for spec in plan.specs}
+    return sum(methods.get(name).shared_params(rank) for name, rank in sizes)

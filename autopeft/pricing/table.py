@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from autopeft import methods
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec
-from autopeft.pricing.rules import check_plan
+from autopeft.pricing.rules import check_plan, count_shared
 from autopeft.pricing.values import Price, Topology
 
 HIDDEN = "@hidden"
@@ -97,10 +97,21 @@ def independent_sets(reach: Mapping[str, frozenset[str]]) -> Iterator[Sources]:
     return extend((), 0)
 
 
+class _Total(NamedTuple):
+    """What a plan's adapters and the backward pass they need cost, in one step of the table's batch."""
+
+    params: int = 0
+    frozen_floats: int = 0
+    forward_flops: float = 0.0
+    backward_flops: float = 0.0
+    saved_bytes: float = 0.0
+
+
 class _SiteCost(NamedTuple):
     """What one adapter adds, in one step of the table's batch."""
 
     params: int
+    frozen_floats: int
     forward_flops: float
     backward_flops: float
     saved_bytes: float
@@ -177,36 +188,36 @@ class PriceTable:
             SpaceError: if the plan does not fit the model.
         """
         train = candidate.train
-        params, forward, backward, saved = self._totals(candidate.plan, train.dropout > 0.0)
-        params += self.topology.head_params
+        total = self._total(candidate.plan, train.dropout > 0.0)
+        params = total.params + self.topology.head_params
         scale = train.batch_size / self.batch_size
-        step_flops = (self.forward_flops + forward + backward) * scale if params else 0.0
+        step_flops = self.forward_flops + total.forward_flops + total.backward_flops
         memory = self.weight_bytes + self.workspace_bytes * scale
         if params:
-            memory += saved * scale + params * ADAM_BYTES_PER_PARAM
+            memory += total.saved_bytes * scale + params * ADAM_BYTES_PER_PARAM
         return Price(
             trainable_params=params,
-            adapter_bytes=params * 4,
-            train_flops=step_flops * train.steps,
+            adapter_bytes=(params + total.frozen_floats) * 4,
+            train_flops=step_flops * scale * train.steps if params else 0.0,
             peak_memory_bytes=round(memory),
-            inference_flops=forward * scale,
+            inference_flops=total.forward_flops * scale,
         )
 
     def saved_bytes(self, candidate: Candidate) -> float:
         """What one forward pass of the longest rows keeps for the backward pass, in bytes."""
-        saved = self._totals(candidate.plan, candidate.train.dropout > 0.0)[3]
-        return saved * candidate.train.batch_size / self.batch_size
+        total = self._total(candidate.plan, candidate.train.dropout > 0.0)
+        return total.saved_bytes * candidate.train.batch_size / self.batch_size
 
-    def _totals(self, plan: AdapterPlan, has_dropout: bool) -> tuple[int, float, float, float]:
-        """Adapter parameters; adapters' forward FLOPs; backward FLOPs; kept bytes: of one step."""
+    def _total(self, plan: AdapterPlan, has_dropout: bool) -> _Total:
         if not plan.specs:
             usage = self.head_only
-            return 0, 0.0, usage.backward_flops, usage.saved_bytes
+            return _Total(backward_flops=usage.backward_flops, saved_bytes=usage.saved_bytes)
         by_layer: dict[int, list[LayerSpec]] = {}
         for spec in plan.specs:
             by_layer.setdefault(spec.layer, []).append(spec)
         n_encoder = self.topology.n_encoder_layers
-        params, forward, backward, saved, context = 0, 0.0, 0.0, 0.0, 0.0
+        params, frozen = count_shared(plan), 0
+        forward, backward, saved, context = 0.0, 0.0, 0.0, 0.0
         is_live = is_encoder_live = False
         shared_inputs: set[str] = set()
         for layer in range(plan.specs[0].layer, self.topology.n_layers):
@@ -241,6 +252,7 @@ class PriceTable:
                         cost = costs[key] = self._site_cost(spec, usage, has_dropout)
                     if not repeat:
                         params += cost.params
+                        frozen += cost.frozen_floats
                     forward += cost.forward_flops
                     backward += cost.backward_flops
                     saved += cost.saved_bytes
@@ -251,8 +263,9 @@ class PriceTable:
                             shared_inputs.add(ENCODER)
         if by_layer:
             check_plan(self.topology, plan)
-        return (
+        return _Total(
             params,
+            frozen,
             forward,
             backward + self.tail.backward_flops,
             saved + context + self.tail.saved_bytes,
@@ -301,6 +314,7 @@ class PriceTable:
             keeps_input = False
         return _SiteCost(
             params=method.n_params(spec.rank, shape, spec.role),
+            frozen_floats=method.frozen_floats(spec.rank, shape, spec.role),
             forward_flops=forward,
             backward_flops=backward,
             saved_bytes=floats * self.float_bytes,
