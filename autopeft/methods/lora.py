@@ -1,6 +1,7 @@
 """The LoRA family: a low-rank update beside a linear module.
 
-Sources: LoRA arXiv 2106.09685, DoRA arXiv 2402.09353, rsLoRA arXiv 2312.03732.
+Sources: LoRA arXiv 2106.09685, DoRA arXiv 2402.09353, rsLoRA arXiv 2312.03732, LoRA-FA arXiv
+2308.03303, PiSSA arXiv 2404.02948, OLoRA arXiv 2406.01775.
 """
 
 from __future__ import annotations
@@ -102,6 +103,44 @@ class Dora(Lora):
         return {**super().peft_config(rank, train), "use_dora": True}
 
 
+@dataclass(frozen=True)
+class LoraFa(Lora):
+    """LoRA whose A stays as it was drawn: only B is trained, and the input need not be kept."""
+
+    def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
+        """B."""
+        return rank * shape[0]
+
+    def frozen_floats(self, rank: int, shape: Shape, role: str = "") -> int:
+        """A."""
+        return rank * shape[1]
+
+    def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
+        """Two thin products forward; backward B's gradient, and its projection once a step."""
+        out, in_ = shape
+        return AdapterFlops(
+            forward_per_token=2.0 * rank * (in_ + out),
+            backward_per_token=2.0 * rank * out,
+            input_grad_per_token=2.0 * rank * (in_ + out),
+            backward_per_step=2.0 * rank * rank * out,
+        )
+
+    def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
+        """A x, for B's gradient."""
+        return AdapterMemory(per_token=rank, drops_input=True)
+
+
+@dataclass(frozen=True)
+class StartedLora(Lora):
+    """LoRA whose A and B start from a factor of the weight, which is taken out of the weight."""
+
+    init: str = ""
+
+    def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
+        """Arguments of `LoraConfig`."""
+        return {**super().peft_config(rank, train), "init_lora_weights": self.init}
+
+
 _RANKS = (1, 2, 4, 8, 16, 32)
 
 METHODS: tuple[Method, ...] = (
@@ -132,5 +171,40 @@ METHODS: tuple[Method, ...] = (
         converts_to_lora=True,
         rank_pattern=True,
         use_rslora=True,
+    ),
+    LoraFa(
+        name="lora_fa",
+        family="lora",
+        roles=LINEAR_ROLES,
+        default_ranks=_RANKS,
+        learning_rate=(2e-4, 1e-2),
+        converts_to_lora=True,
+        rank_pattern=True,
+    ),
+    StartedLora(
+        name="pissa",
+        family="lora",
+        roles=LINEAR_ROLES,
+        default_ranks=_RANKS,
+        learning_rate=(1e-4, 5e-3),
+        converts_to_lora=True,
+        rank_pattern=True,
+        exact_start=False,
+        changes_base=True,
+        quantised_base=False,
+        init="pissa",
+    ),
+    StartedLora(
+        name="olora",
+        family="lora",
+        roles=LINEAR_ROLES,
+        default_ranks=_RANKS,
+        learning_rate=(1e-4, 5e-3),
+        converts_to_lora=True,
+        rank_pattern=True,
+        exact_start=False,
+        changes_base=True,
+        quantised_base=False,
+        init="olora",
     ),
 )

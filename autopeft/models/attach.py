@@ -8,6 +8,7 @@ back, which are never touched.
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from transformers.pytorch_utils import Conv1D
 
 from autopeft import methods
 from autopeft.methods import HEAD, Method
+from autopeft.models.starts import finish_start, without_slow_start
 from autopeft.plan import AdapterPlan, Candidate, TrainSettings
 from autopeft.pricing import check_plan, count_trainable
 
@@ -191,10 +193,11 @@ class Attached:
         for path, name in names.items():
             original = self.model.get_submodule(path)
             self._originals[path] = original
-            holder.add_module(
-                name, LinearView(original) if isinstance(original, Conv1D) else original
-            )
+            # What rewrites the weight gets one of its own.
+            module = copy.deepcopy(original) if group.method.changes_base else original
+            holder.add_module(name, LinearView(module) if isinstance(module, Conv1D) else module)
         config = group.config(self.candidate.train, rename=names)
+        without_slow_start(config)
         with warnings.catch_warnings():
             # Said of every normalisation, whose widths LN tuning does not need.
             warnings.filterwarnings("ignore", "Unsupported layer type", UserWarning)
@@ -208,6 +211,7 @@ class Attached:
             if not isinstance(layer, BaseTunerLayer):
                 raise RuntimeError(f"{group.method.name} was not attached to {path}")
             replace_module(self.model, path, layer.train(self._was_training))
+        finish_start(group.method.name, layers, self.backbone.principal_parts)
         return Part(group, tuner, names, layers)
 
     def _check_count(self) -> None:

@@ -20,6 +20,7 @@ from autopeft.models.loading import (
     not_loadable,
     quiet,
 )
+from autopeft.models.starts import PrincipalParts
 from autopeft.models.topology import Layout, RoleMap, find_layout
 from autopeft.plan import Candidate
 from autopeft.pricing import Topology
@@ -44,6 +45,7 @@ class Backbone:
         auto_class: Name of the class of transformers that loads it.
         model_kwargs: What that class was given besides.
         config_before: What `prepare_config` changed in the model's configuration.
+        principal_parts: Decompositions of its weights, for methods that start from them.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Backbone:
         self.model_kwargs = dict(model_kwargs or {})
         self.config_before = dict(config_before or {})
         self.attached: Attached | None = None
+        self.principal_parts = PrincipalParts()
         self.layout: Layout = find_layout(
             model,
             role_map=role_map,

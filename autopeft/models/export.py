@@ -8,14 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
-
 from autopeft.errors import AdapterError, SettingsError
-from autopeft.models.attach import Attached, LinearView, replace_module
-from autopeft.models.backbone import load_tokenizer, own_parameters
+from autopeft.models.attach import Attached
+from autopeft.models.backbone import load_tokenizer
 from autopeft.models.loading import prepare_config, quiet, restore_config
+from autopeft.models.merging import merged
 from autopeft.models.saving import load_attached, save_adapter
 
 FORMATS = ("peft", "merged")
@@ -84,49 +81,15 @@ def export_merged(attached: Attached, folder: str | Path, tokenizer: Any = None)
         )
     folder = Path(folder)
     model = attached.model
-    layers = {path: layer for part in attached.parts for path, layer in part.layers.items()}
     config = model.config
-    undo: dict[str, list[tuple[nn.Parameter, torch.Tensor, torch.Tensor]]] = {}
-    try:
-        for path, layer in layers.items():
-            original = attached.original(path)
-            undo[path] = [(p, p.data, p.data.clone()) for p in own_parameters(original)]
-            replace_module(model, path, _merge(layer, original))
+    with merged(attached):
         restore_config(config, attached.backbone.config_before)
-        with quiet():
-            model.save_pretrained(folder)  # type: ignore[operator]
-            if tokenizer is not None:
-                tokenizer.save_pretrained(folder)
-    finally:
-        if attached.backbone.config_before:
-            prepare_config(config)
-        for path, layer in layers.items():
-            if path in undo:
-                _unmerge(layer)
-                for parameter, data, values in undo[path]:
-                    parameter.data = data.copy_(values)
-                base = layer.get_base_layer()  # type: ignore[operator]
-                if isinstance(base, LinearView):
-                    base.look_at(attached.original(path))
-            replace_module(model, path, layer)
+        try:
+            with quiet():
+                model.save_pretrained(folder)  # type: ignore[operator]
+                if tokenizer is not None:
+                    tokenizer.save_pretrained(folder)
+        finally:
+            if attached.backbone.config_before:
+                prepare_config(config)
     return folder
-
-
-def _merge(layer: Any, original: nn.Module) -> nn.Module:
-    """Folds a layer's adapter into its base module; gives the module to save in its place."""
-    assert isinstance(layer, BaseTunerLayer)
-    layer.merge(safe_merge=True)
-    merged: nn.Module = layer.get_base_layer()
-    if isinstance(merged, LinearView):
-        for name, parameter in original.named_parameters(recurse=False):
-            data = getattr(merged, name).data
-            parameter.data = (data.t() if name == "weight" else data).contiguous()
-        return original
-    return merged
-
-
-def _unmerge(layer: Any) -> None:
-    """Makes a layer take its adapter for not merged; its base module's values are not touched."""
-    if "ln_tuning_layers" in layer._modules:
-        layer.unmerge()  # A mere exchange of modules.
-    layer.merged_adapters.clear()

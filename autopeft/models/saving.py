@@ -28,10 +28,10 @@ from autopeft.models.files import (
 )
 from autopeft.pricing import check_plan
 
-_PEFT_PREFIX = "base_model."
+PEFT_PREFIX = "base_model."
 """What peft's own files put before every name: there the tuner is `PeftModel.base_model`."""
 
-_TASK_TYPES: Mapping[str, str] = {
+TASK_TYPES: Mapping[str, str] = {
     "AutoModelForSequenceClassification": "SEQ_CLS",
     "AutoModelForCausalLM": "CAUSAL_LM",
     "AutoModelForSeq2SeqLM": "SEQ_2_SEQ_LM",
@@ -85,9 +85,9 @@ def save_adapter(
         if is_whole and head:
             # peft adds a head of its own guessing to some task types: only where there is a new
             # one may it know the task.
-            config.task_type = _TASK_TYPES.get(backbone.auto_class)
+            config.task_type = TASK_TYPES.get(backbone.auto_class)
             config.modules_to_save = whole_modules(attached.model, backbone.head)
-            tensors |= {f"{_PEFT_PREFIX}model.{name}": t for name, t in head.items()}
+            tensors |= {f"{PEFT_PREFIX}model.{name}": t for name, t in head.items()}
         elif backbone.auto_class == "AutoModelForCausalLM":
             config.task_type = "CAUSAL_LM"
         config.save_pretrained(str(folder / place))
@@ -131,8 +131,8 @@ def part_tensors(part: Part) -> dict[str, torch.Tensor]:
     def standard(key: str) -> str:
         if key.startswith("model."):
             _, name, rest = key.split(".", 2)
-            return f"{_PEFT_PREFIX}model.{paths[name]}.{rest}"
-        return _PEFT_PREFIX + key
+            return f"{PEFT_PREFIX}model.{paths[name]}.{rest}"
+        return PEFT_PREFIX + key
 
     return {standard(key): tensor for key, tensor in held.items()}
 
@@ -247,12 +247,12 @@ def _fill(attached: Attached, folder: Path) -> None:
     for part, place in zip(attached.parts, part_folders(attached.parts), strict=True):
         expected = part_tensors(part)
         if is_whole:
-            expected |= {f"{_PEFT_PREFIX}model.{name}": t for name, t in head.items()}
+            expected |= {f"{PEFT_PREFIX}model.{name}": t for name, t in head.items()}
         loads.append((part, read_tensors(folder / place / TENSOR_FILE, expected)))
     found_head: dict[str, torch.Tensor] = {}
     if head and is_whole:
         found = loads[0][1]
-        found_head = {name: found.pop(f"{_PEFT_PREFIX}model.{name}") for name in head}
+        found_head = {name: found.pop(f"{PEFT_PREFIX}model.{name}") for name in head}
     elif head:
         found_head = read_tensors(folder / HEAD_FILE, head)
     for part, tensors in loads:
@@ -264,14 +264,14 @@ def _fill(attached: Attached, folder: Path) -> None:
 
 
 def _set_part(part: Part, tensors: Mapping[str, torch.Tensor]) -> None:
-    start = f"{_PEFT_PREFIX}model."
+    start = f"{PEFT_PREFIX}model."
     # Longest first: a path may begin like another.
     paths = sorted(part.holder_names, key=len, reverse=True)
     renamed = {}
     for key, tensor in tensors.items():
         path = next((p for p in paths if key.startswith(f"{start}{p}.")), None)
         if path is None:
-            renamed[key.removeprefix(_PEFT_PREFIX)] = tensor
+            renamed[key.removeprefix(PEFT_PREFIX)] = tensor
         else:
             rest = key.removeprefix(start + path)
             renamed[f"model.{part.holder_names[path]}{rest}"] = tensor
@@ -290,7 +290,7 @@ def _load_foreign(base: str | nn.Module, folder: Path) -> Any:
     except (OSError, ValueError, AttributeError) as error:
         raise damaged(folder / CONFIG_FILE, f"cannot be read ({error})") from error
     if isinstance(base, str):
-        names = {task_type: name for name, task_type in _TASK_TYPES.items()}
+        names = {task_type: name for name, task_type in TASK_TYPES.items()}
         base = load_backbone(base, auto_class=names.get(task, "AutoModel")).model
     try:
         with warnings.catch_warnings():

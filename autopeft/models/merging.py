@@ -1,0 +1,80 @@
+"""Folds adapters into their base modules, for as long as a block of code runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from autopeft.models.attach import Attached, LinearView, replace_module
+from autopeft.models.backbone import own_parameters
+
+
+@contextmanager
+def merged(attached: Attached, paths: frozenset[str] | None = None) -> Iterator[Mapping[str, Any]]:
+    """The attached model with adapters folded into plain modules; undone afterwards, bit for bit.
+
+    Args:
+        attached: Its methods at those paths must be mergeable.
+        paths: Which modules; default: all adapted ones.
+
+    Yields:
+        Module path -> the values its parameters had before, by name.
+    """
+    model = attached.model
+    layers = {
+        path: layer
+        for part in attached.parts
+        for path, layer in part.layers.items()
+        if paths is None or path in paths
+    }
+    undo: dict[str, list[tuple[nn.Parameter, torch.Tensor, torch.Tensor]]] = {}
+    before: dict[str, dict[str, torch.Tensor]] = {}
+    try:
+        for path, layer in layers.items():
+            original = attached.original(path)
+            # A method that rewrites the weight has a module of its own.
+            both = (*own_parameters(original), *own_parameters(_base(layer)))
+            undo[path] = [(p, p.data, p.data.clone()) for p in {id(p): p for p in both}.values()]
+            values = {id(p): value for p, _, value in undo[path]}
+            before[path] = {
+                name: values[id(p)] for name, p in original.named_parameters(recurse=False)
+            }
+            replace_module(model, path, _merge(layer, original))
+        yield before
+    finally:
+        for path, layer in layers.items():
+            if path in undo:
+                _unmerge(layer)
+                for parameter, data, values_before in undo[path]:
+                    parameter.data = data.copy_(values_before)
+            replace_module(model, path, layer)
+
+
+def _base(layer: Any) -> nn.Module:
+    base: nn.Module = layer.get_base_layer()
+    return base
+
+
+def _merge(layer: Any, original: nn.Module) -> nn.Module:
+    """Folds a layer's adapter into its base module; gives the module to put in its place."""
+    assert isinstance(layer, BaseTunerLayer)
+    layer.merge(safe_merge=True)
+    folded = _base(layer)
+    if isinstance(folded, LinearView):
+        for name, parameter in original.named_parameters(recurse=False):
+            data = getattr(folded, name).data
+            parameter.data = (data.t() if name == "weight" else data).contiguous()
+        return original
+    return folded
+
+
+def _unmerge(layer: Any) -> None:
+    """Makes a layer take its adapter for not merged; its base module's values are not touched."""
+    if "ln_tuning_layers" in layer._modules:
+        layer.unmerge()  # A mere exchange of modules.
+    layer.merged_adapters.clear()

@@ -1,0 +1,100 @@
+"""What some methods need between peft's injection and the first training step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+_ADAPTER = "default"
+_MAX_RANK = 64
+"""Singular triplets kept of each module; larger ranks are decomposed anew."""
+
+
+@dataclass
+class PrincipalParts:
+    """Singular value decompositions of the base model's modules, each computed once.
+
+    A full decomposition takes seconds on large modules; candidates that start from it come often.
+    It is the full one, so that it can be computed again when an adapter is loaded elsewhere.
+    """
+
+    _known: dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+
+    def of(
+        self, path: str, weight: torch.Tensor, rank: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The leading part of a weight (out, in): U (out, rank), S (rank,), V^T (rank, in)."""
+        if path not in self._known or len(self._known[path][1]) < rank:
+            left, values, right = torch.linalg.svd(weight.detach().float(), full_matrices=False)
+            kept = max(rank, min(_MAX_RANK, len(values)))
+            self._known[path] = (
+                left[:, :kept].clone(),
+                values[:kept].clone(),
+                right[:kept].clone(),
+            )
+        left, values, right = self._known[path]
+        return left[:, :rank], values[:rank], right[:rank]
+
+
+def without_slow_start(config: Any) -> None:
+    """Lets peft skip a decomposition that `start_from_principal_parts` does from the cache."""
+    if getattr(config, "init_lora_weights", None) == "pissa":
+        config.init_lora_weights = True
+
+
+def finish_start(method: str, layers: Mapping[str, nn.Module], parts: PrincipalParts) -> None:
+    """Does for a method's layers what peft's injection leaves to others.
+
+    Args:
+        method: Its name.
+        layers: Module path -> peft's layer there.
+        parts: Decompositions of the base model's weights.
+    """
+    if method == "pissa":
+        start_from_principal_parts(layers, parts)
+    elif method == "lora_fa":
+        freeze_a(layers)
+
+
+@torch.no_grad()
+def start_from_principal_parts(layers: Mapping[str, nn.Module], parts: PrincipalParts) -> None:
+    """PiSSA's start (arXiv 2404.02948): the leading part of W moves from the weight into B A."""
+    for path, layer in layers.items():
+        lora: Any = layer
+        base, scaling = lora.get_base_layer(), lora.scaling[_ADAPTER]
+        a, b = lora.lora_A[_ADAPTER].weight, lora.lora_B[_ADAPTER].weight
+        left, values, right = parts.of(path, base.weight, a.shape[0])
+        root = (values / scaling).sqrt()
+        a.copy_(root[:, None] * right)
+        b.copy_(left * root)
+        # A new tensor: the old one's storage may be a view's.
+        base.weight.data = (base.weight.float() - scaling * b @ a).to(base.weight.dtype)
+
+
+def freeze_a(layers: Mapping[str, nn.Module]) -> None:
+    """LoRA-FA (arXiv 2308.03303): A stays; B's gradient is the one nearest to full training's."""
+    for layer in layers.values():
+        lora: Any = layer
+        a, b = lora.lora_A[_ADAPTER].weight, lora.lora_B[_ADAPTER].weight
+        a.requires_grad_(False)
+        b.register_hook(_Projection(a, lora.scaling[_ADAPTER]))
+
+
+class _Projection:
+    """g -> g (A A^T)^-1 / scaling^2, of shape (out, rank)."""
+
+    def __init__(self, a: torch.Tensor, scaling: float) -> None:
+        self._a, self._scaling = a, scaling
+        self._inverse: torch.Tensor | None = None
+        self._version = -1
+
+    def __call__(self, gradient: torch.Tensor) -> torch.Tensor:
+        if self._inverse is None or self._version != self._a._version:
+            a = self._a.detach().double()
+            inverse = torch.linalg.pinv(a @ a.T) / self._scaling**2
+            self._inverse, self._version = inverse.to(gradient), self._a._version
+        return gradient @ self._inverse.to(gradient)
