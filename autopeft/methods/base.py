@@ -181,3 +181,29 @@ class Method(ABC):
         """
         (rank,) = set(ranks.values())
         return self.peft_config(rank, train)
+
+
+def config_for_ranks(
+    method: Method,
+    ranks: Mapping[str, int],
+    train: TrainSettings,
+    patterns: Mapping[str, str],
+) -> dict[str, Any]:
+    """One configuration for several ranks: the commonest is the default, the rest are patterns.
+
+    Args:
+        method: Gives the configuration of one rank.
+        ranks: Module name -> rank.
+        train: Gives dropout and alpha.
+        patterns: Argument that depends on the rank -> peft's name for its pattern.
+    """
+    counts = sorted(ranks.values())
+    commonest = max(sorted(set(counts)), key=counts.count)
+    config = method.peft_config(commonest, train)
+    others = {name: rank for name, rank in sorted(ranks.items()) if rank != commonest}
+    if others:
+        for argument, pattern in patterns.items():
+            config[pattern] = {
+                name: method.peft_config(rank, train)[argument] for name, rank in others.items()
+            }
+    return config
