@@ -89,12 +89,14 @@ class _Projection:
 
     def __init__(self, a: torch.Tensor, scaling: float) -> None:
         self._a, self._scaling = a, scaling
-        self._inverse: torch.Tensor | None = None
-        self._version = -1
+        self._refresh()
+
+    def _refresh(self) -> None:
+        a = self._a.detach().double()
+        self._inverse = torch.linalg.pinv(a @ a.T).to(self._a.dtype) / self._scaling**2
+        self._version = self._a._version
 
     def __call__(self, gradient: torch.Tensor) -> torch.Tensor:
-        if self._inverse is None or self._version != self._a._version:
-            a = self._a.detach().double()
-            inverse = torch.linalg.pinv(a @ a.T) / self._scaling**2
-            self._inverse, self._version = inverse.to(gradient), self._a._version
+        if self._version != self._a._version:
+            self._refresh()  # Another A was loaded.
         return gradient @ self._inverse.to(gradient)

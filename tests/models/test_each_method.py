@@ -1,0 +1,106 @@
+"""Each method alone, at random sites of five unlike architectures: price, start, gradients, files."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import (
+    assert_same_state,
+    batch_for,
+    build,
+    candidate_of,
+    disturb,
+    logits_of,
+    state_of,
+)
+from torch.utils.flop_counter import FlopCounterMode
+
+from autopeft import methods
+from autopeft.models.backbone import Backbone
+from autopeft.models.price import price_table
+from autopeft.models.probe import run_and_count
+from autopeft.models.saving import load_attached, save_adapter
+from autopeft.plan import AdapterPlan, LayerSpec
+from autopeft.pricing import PriceTable, Topology, is_legal
+
+_ROWS, _LENGTH = 3, 14
+_ARCHITECTURES = ("bert", "llama", "gpt2", "t5", "vit")
+_KNOWN: dict[str, tuple[Backbone, PriceTable]] = {}
+
+
+def _known(name: str) -> tuple[Backbone, PriceTable]:
+    if name not in _KNOWN:
+        meta = build(name, device="meta")
+        table = price_table(meta, batch_size=_ROWS, mean_length=_LENGTH, longest_length=_LENGTH)
+        _KNOWN[name] = (build(name), table)
+    return _KNOWN[name]
+
+
+def plan_of(topology: Topology, method: str, seed: int) -> AdapterPlan | None:
+    """The method at about half of the sites it can have, at random legal sizes; None if none."""
+    rng = random.Random(seed)
+    found = methods.get(method)
+    sizes = (1, 2, 3, 4, 8, *found.default_ranks) if found.takes_rank else (0,)
+    sites = []
+    for layer in range(topology.n_layers):
+        for role in topology.roles(layer):
+            legal = [s for s in sizes if is_legal(topology, LayerSpec(layer, role, method, s))]
+            if legal:
+                sites.append(LayerSpec(layer, role, method, rng.choice(legal)))
+    if not sites:
+        return None
+    return AdapterPlan(rng.sample(sites, max(1, len(sites) // 2)))
+
+
+@pytest.mark.parametrize("name", _ARCHITECTURES)
+@pytest.mark.parametrize("method", [method.name for method in methods.all_methods()])
+def test_a_method_keeps_its_word(name: str, method: str, tmp_path: Path) -> None:
+    backbone, table = _known(name)
+    described = methods.get(method)
+    plan = plan_of(backbone.topology, method, seed=len(method) + len(name))
+    if plan is None:
+        pytest.skip(f"{name} has no site for {method}")
+    candidate = candidate_of(plan, batch_size=_ROWS)
+    batch = batch_for(backbone, rows=_ROWS, length=_LENGTH)
+    before = state_of(backbone)
+    with backbone.attach(candidate_of(AdapterPlan()), seed=3) as attached:
+        base = logits_of(attached.model, batch)
+    with backbone.attach(candidate, seed=3) as attached:
+        first = logits_of(attached.model, batch)
+        if described.starts_at_identity and described.exact_start:
+            assert torch.equal(first, base)
+        elif described.starts_at_identity:
+            torch.testing.assert_close(first, base, rtol=1e-3, atol=1e-4)
+
+        attached.model.train()
+        live = {n: p for n, p in attached.model.named_parameters() if p.requires_grad}
+        assert table.price(candidate).trainable_params == sum(p.numel() for p in live.values())
+        disturb(attached)
+        with FlopCounterMode(display=False) as counter:
+            attached.model(**batch).loss.backward()
+        assert [n for n, p in live.items() if p.grad is None] == []
+        assert [n for n, p in live.items() if not torch.isfinite(p.grad).all()] == []
+        assert table.price(candidate).train_flops == pytest.approx(
+            counter.get_total_flops(), rel=0.02
+        )
+        run = run_and_count(lambda: attached.model(**batch).loss, not_kept=attached.model)
+        assert table.saved_bytes(candidate) == pytest.approx(run.saved_bytes, rel=0.10)
+
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = attached.model(**batch).loss
+        assert torch.isfinite(loss)
+
+        attached.model.eval()
+        after = logits_of(attached.model, batch)
+        assert not torch.allclose(after, base, atol=1e-5)
+        save_adapter(attached, tmp_path / "adapter", base_model="base")
+    assert_same_state(before, state_of(backbone))
+    reloaded = load_attached(build(name).model, tmp_path / "adapter")
+    again = logits_of(reloaded.model, batch)
+    if described.changes_base:  # The rest of the weight is computed anew from the base.
+        torch.testing.assert_close(again, after, rtol=1e-4, atol=1e-5)
+    else:
+        assert torch.equal(again, after)
