@@ -10,7 +10,21 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from autopeft.errors import SpaceError
-from autopeft.methods import ia3, ln_tuning, lora, miss, oft
+from autopeft.methods import (
+    c3a,
+    delora,
+    fourierft,
+    gralora,
+    hira,
+    ia3,
+    ln_tuning,
+    loha,
+    lokr,
+    lora,
+    miss,
+    oft,
+    waveft,
+)
 from autopeft.methods.base import LINEAR_ROLES, AdapterFlops, AdapterMemory, Method
 
 __all__ = [
@@ -31,7 +45,21 @@ HEAD = "head"
 HEAD_RATES = (1e-3, 3e-2)
 """(low, high) of the learning rates worth searching for a new head."""
 
-_FAMILIES = (lora, ia3, oft, ln_tuning, miss)
+_FAMILIES = (
+    lora,
+    ia3,
+    oft,
+    ln_tuning,
+    miss,
+    loha,
+    lokr,
+    hira,
+    delora,
+    c3a,
+    fourierft,
+    waveft,
+    gralora,
+)
 
 _TABLE: Mapping[str, Method] = MappingProxyType(
     {method.name: method for family in _FAMILIES for method in family.METHODS}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import time
 import tracemalloc
 
@@ -23,7 +24,7 @@ from autopeft import methods
 from autopeft.errors import SpaceError
 from autopeft.models.backbone import Backbone
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
-from autopeft.pricing import count_trainable, is_legal
+from autopeft.pricing import Topology, count_trainable, is_legal
 
 _FAMILIES = ("bert", "llama", "gpt2", "t5")
 _BACKBONES: dict[str, Backbone] = {}
@@ -59,6 +60,13 @@ def test_any_plan_trains_what_was_priced_and_leaves_no_trace(
     assert_same_state(before, state_of(backbone))
 
 
+def _site(topology: Topology, layer: int, role: str, method: str) -> list[LayerSpec]:
+    """The method at one site, at size 4 or else the smallest that fits; [] if none does."""
+    sizes = (4, *range(1, 48)) if methods.get(method).takes_rank else (0,)
+    specs = (LayerSpec(layer, role, method, size) for size in sizes)
+    return list(itertools.islice((spec for spec in specs if is_legal(topology, spec)), 1))
+
+
 @pytest.mark.parametrize("name", [*_FAMILIES, "albert", "modernbert", "gemma3", "vit", "bart"])
 @pytest.mark.parametrize("method", [method.name for method in methods.all_methods()])
 def test_a_method_starts_as_the_base_model_and_then_changes_it(name: str, method: str) -> None:
@@ -69,8 +77,7 @@ def test_a_method_starts_as_the_base_model_and_then_changes_it(name: str, method
         spec
         for layer in range(topology.n_layers)
         for role in topology.roles(layer)
-        for spec in [LayerSpec(layer, role, method, 4 if methods.get(method).takes_rank else 0)]
-        if is_legal(topology, spec)
+        for spec in _site(topology, layer, role, method)
     ]
     with backbone.attach(candidate_of(AdapterPlan()), seed=3) as attached:
         base = logits_of(attached.model, batch)

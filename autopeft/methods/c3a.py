@@ -1,0 +1,57 @@
+"""C3A: an update made of circulant blocks (arXiv 2407.19342)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from autopeft.methods.base import LINEAR_ROLES, AdapterFlops, AdapterMemory, Method, Shape
+from autopeft.plan import TrainSettings
+
+
+@dataclass(frozen=True)
+class C3A(Method):
+    """x -> W x + C x / in: C has circulant blocks, zero at the start; `rank` is their size.
+
+    The larger the blocks, the fewer the parameters.
+    """
+
+    def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
+        """One row of each block."""
+        return shape[0] * shape[1] // rank
+
+    def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
+        """Products of Fourier coefficients; the transforms are no matrix products."""
+        product = 2.0 * shape[0] * shape[1] / rank
+        # Whether or not the input needs a gradient, peft computes it.
+        return AdapterFlops(forward_per_token=product, backward_per_token=2 * product)
+
+    def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
+        """The input."""
+        return AdapterMemory(keeps_input=True)
+
+    def is_legal_rank(self, rank: int, shape: Shape) -> bool:
+        """Blocks are square and cover the weight."""
+        return rank >= 1 and shape[0] % rank == 0 and shape[1] % rank == 0
+
+    def rank_rule(self, shape: Shape) -> str:
+        """The rule in words."""
+        return f"the block size (rank) divides both {shape[0]} and {shape[1]}"
+
+    def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
+        """Arguments of `C3AConfig`, with a start at zero; it has no dropout."""
+        return {"peft_type": "C3A", "block_size": rank, "init_weights": True}
+
+
+METHODS: tuple[Method, ...] = (
+    C3A(
+        name="c3a",
+        family="c3a",
+        roles=LINEAR_ROLES,
+        default_ranks=(32, 64, 128, 256, 384, 768),
+        # Divided by the input width, entries have to grow large.
+        learning_rate=(1e-2, 4e-1),
+        converts_to_lora=True,
+        transposed_base=False,
+    ),
+)

@@ -1,0 +1,83 @@
+"""DeLoRA: LoRA whose strength is learned apart from its directions (arXiv 2503.18225)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from autopeft.methods.base import (
+    LINEAR_ROLES,
+    AdapterFlops,
+    AdapterMemory,
+    Method,
+    Shape,
+    config_for_ranks,
+)
+from autopeft.plan import TrainSettings
+
+_STRENGTH = 0.25
+"""peft's default strength, 15 at rank 32, is about 0.5 for each rank: with alpha ratio 2, 0.25."""
+
+
+@dataclass(frozen=True)
+class DeLora(Method):
+    """x -> W x + (strength / rank) B A (w * x), rows of A and columns of B at length 1.
+
+    w holds the norms of W's columns. B is zero at the start; with the first step its columns have
+    length 1 whatever the rate, so that the strength bounds how far that step leads.
+    """
+
+    def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
+        """A, B and the strength."""
+        return rank * (shape[0] + shape[1]) + 1
+
+    def frozen_floats(self, rank: int, shape: Shape, role: str = "") -> int:
+        """The norms w."""
+        return shape[1]
+
+    def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
+        """Two thin products forward; a gradient each for B, A w x, A and w x backward."""
+        out, in_ = shape
+        return AdapterFlops(
+            forward_per_token=2.0 * rank * (in_ + out),
+            backward_per_token=2.0 * rank * (2 * out + in_),
+            input_grad_per_token=2.0 * rank * in_,
+        )
+
+    def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
+        """W x for A's gradient, A w x before and after scaling for the strength's and B's."""
+        # Six numbers for each direction's lengths, and the strength.
+        return AdapterMemory(
+            per_token=shape[1] + 2.0 * rank, per_step=6.0 * rank + 1, drops_input=True
+        )
+
+    def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
+        """Arguments of `DeloraConfig`; its "module dropout" is one of the input."""
+        return {
+            "peft_type": "DELORA",
+            "r": rank,
+            "delora_lambda": _STRENGTH * train.alpha_ratio * rank,
+            "module_dropout": train.dropout,
+        }
+
+    def peft_config_for(self, ranks: Mapping[str, int], train: TrainSettings) -> dict[str, Any]:
+        """One configuration for all ranks."""
+        return config_for_ranks(
+            self, ranks, train, {"r": "rank_pattern", "delora_lambda": "lambda_pattern"}
+        )
+
+
+METHODS: tuple[Method, ...] = (
+    DeLora(
+        name="delora",
+        family="delora",
+        roles=LINEAR_ROLES,
+        default_ranks=(1, 2, 4, 8, 16, 32),
+        learning_rate=(3e-4, 1e-2),
+        converts_to_lora=True,
+        quantised_base=False,  # It measures the columns of the base weight.
+        transposed_base=False,
+        rank_pattern=True,
+    ),
+)

@@ -1,0 +1,66 @@
+"""FourierFT: an update with few frequencies (arXiv 2405.03003)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from autopeft.methods.base import LINEAR_ROLES, AdapterFlops, AdapterMemory, Method, Shape
+from autopeft.plan import TrainSettings
+
+_SCALING = 75.0
+"""The paper's 150 at alpha ratio 2."""
+
+
+@dataclass(frozen=True)
+class FourierFt(Method):
+    """x -> W x + scaling F x: F has learned coefficients at `rank` random frequencies.
+
+    The coefficients are zero at the start (the paper's are random). The frequencies come from a
+    seed and are not saved.
+    """
+
+    def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
+        """One coefficient for each frequency."""
+        return rank
+
+    def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
+        """A second full product for each token; the transform is no matrix product."""
+        product = 2.0 * shape[0] * shape[1]
+        return AdapterFlops(product, product, product)
+
+    def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
+        """The input and the frequencies' places; where the input needs a gradient, the update."""
+        # Two integers of 8 bytes for each place.
+        return AdapterMemory(
+            per_step=4.0 * rank, input_grad_per_step=shape[0] * shape[1], keeps_input=True
+        )
+
+    def is_legal_rank(self, rank: int, shape: Shape) -> bool:
+        """There are as many frequencies as entries."""
+        return 1 <= rank <= shape[0] * shape[1]
+
+    def rank_rule(self, shape: Shape) -> str:
+        """The rule in words."""
+        return f"the number of frequencies (rank) is 1 to {shape[0] * shape[1]}"
+
+    def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
+        """Arguments of `FourierFTConfig`; it has no dropout."""
+        return {
+            "peft_type": "FOURIERFT",
+            "n_frequency": rank,
+            "scaling": _SCALING * train.alpha_ratio,
+            "init_weights": True,
+        }
+
+
+METHODS: tuple[Method, ...] = (
+    FourierFt(
+        name="fourierft",
+        family="fourierft",
+        roles=LINEAR_ROLES,
+        default_ranks=(50, 100, 200, 500, 1000, 2000),
+        learning_rate=(5e-3, 2e-1),
+        converts_to_lora=True,
+    ),
+)

@@ -1,0 +1,64 @@
+"""GraLoRA: LoRA block by block (arXiv 2505.20355)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from autopeft.methods.base import LINEAR_ROLES, AdapterFlops, AdapterMemory, Method, Shape
+from autopeft.plan import TrainSettings
+
+_BLOCKS = 2
+"""Blocks in each direction: what the paper advises for ranks up to 32."""
+
+
+@dataclass(frozen=True)
+class GraLora(Method):
+    """A LoRA of rank `rank / 2` in each of 2 x 2 blocks: LoRA's cost, twice its rank."""
+
+    def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
+        """As many as LoRA's."""
+        return rank * (shape[0] + shape[1])
+
+    def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
+        """As LoRA's."""
+        out, in_ = shape
+        return AdapterFlops(
+            forward_per_token=2.0 * rank * (in_ + out),
+            backward_per_token=2.0 * rank * (2 * out + in_),
+            input_grad_per_token=2.0 * rank * in_,
+        )
+
+    def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
+        """The input, and what the blocks in one column made of it."""
+        return AdapterMemory(per_token=_BLOCKS * rank, keeps_input=True, drops_input=True)
+
+    def is_legal_rank(self, rank: int, shape: Shape) -> bool:
+        """Blocks divide the rank and both widths."""
+        return super().is_legal_rank(rank, shape) and not any(n % _BLOCKS for n in (rank, *shape))
+
+    def rank_rule(self, shape: Shape) -> str:
+        """The rule in words."""
+        return f"`2 <= rank <= {min(shape)}` must hold, rank and both widths being even,"
+
+    def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
+        """Arguments of `GraloraConfig`."""
+        return {
+            "peft_type": "GRALORA",
+            "r": rank,
+            "alpha": train.alpha_ratio * rank,
+            "gralora_dropout": train.dropout,
+            "gralora_k": _BLOCKS,
+        }
+
+
+METHODS: tuple[Method, ...] = (
+    GraLora(
+        name="gralora",
+        family="gralora",
+        roles=LINEAR_ROLES,
+        default_ranks=(2, 4, 8, 16, 32),
+        learning_rate=(2e-4, 1e-2),
+        converts_to_lora=True,
+    ),
+)

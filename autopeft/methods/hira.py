@@ -1,0 +1,64 @@
+"""HiRA: a low-rank factor on every entry of the weight (ICLR 2025, openreview TwJrTz9cRS)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from autopeft.methods.base import (
+    LINEAR_ROLES,
+    AdapterFlops,
+    AdapterMemory,
+    Method,
+    Shape,
+    config_for_ranks,
+)
+from autopeft.plan import TrainSettings
+
+
+@dataclass(frozen=True)
+class Hira(Method):
+    """x -> W x + (W * (B A)) x, entry by entry: of high rank; B is zero at the start."""
+
+    def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
+        """A and B."""
+        return rank * (shape[0] + shape[1])
+
+    def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
+        """A second full product for each token; each step multiplies A and B."""
+        product = 2.0 * shape[0] * shape[1]
+        return AdapterFlops(
+            forward_per_token=product,
+            backward_per_token=product,
+            input_grad_per_token=product,
+            forward_per_step=rank * product,
+            backward_per_step=2 * rank * product,
+        )
+
+    def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
+        """The input; the update itself, where the input needs a gradient."""
+        return AdapterMemory(
+            input_grad_per_step=shape[0] * shape[1], keeps_input=True, drops_input=True
+        )
+
+    def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
+        """Arguments of `HiraConfig`; it has no scaling."""
+        return {"peft_type": "HIRA", "r": rank, "hira_dropout": train.dropout}
+
+    def peft_config_for(self, ranks: Mapping[str, int], train: TrainSettings) -> dict[str, Any]:
+        """One configuration for all ranks."""
+        return config_for_ranks(self, ranks, train, {"r": "rank_pattern"})
+
+
+METHODS: tuple[Method, ...] = (
+    Hira(
+        name="hira",
+        family="hira",
+        roles=LINEAR_ROLES,
+        default_ranks=(1, 2, 4, 8, 16, 32),
+        # The factor multiplies entries far below 1: it takes larger steps than LoRA's update.
+        learning_rate=(5e-4, 2e-2),
+        rank_pattern=True,
+    ),
+)

@@ -1,0 +1,94 @@
+"""LoKr: a Kronecker product of two small matrices (LyCORIS, arXiv 2309.14859)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from autopeft.methods.base import (
+    LINEAR_ROLES,
+    AdapterFlops,
+    AdapterMemory,
+    Method,
+    Shape,
+    config_for_ranks,
+)
+from autopeft.plan import TrainSettings
+
+
+def factors_of(size: int) -> tuple[int, int]:
+    """The two factors of a size that are nearest to each other, the smaller first."""
+    small = next(n for n in range(math.isqrt(size), 0, -1) if size % n == 0)
+    return small, size // small
+
+
+@dataclass(frozen=True)
+class LoKr(Method):
+    """x -> W x + scaling (C kron A B) x: C is full and zero at the start, A B has the rank."""
+
+    def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
+        """C, A and B."""
+        (c_out, b_out), (c_in, b_in) = factors_of(shape[0]), factors_of(shape[1])
+        return c_out * c_in + rank * (b_out + b_in)
+
+    def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
+        """A second full product for each token; each step multiplies A and B."""
+        product = 2.0 * shape[0] * shape[1]
+        small = 2.0 * rank * factors_of(shape[0])[1] * factors_of(shape[1])[1]
+        return AdapterFlops(
+            forward_per_token=product,
+            backward_per_token=product,
+            input_grad_per_token=product,
+            forward_per_step=small,
+            backward_per_step=2 * small,
+        )
+
+    def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
+        """The input and A B; the update itself, where the input needs a gradient."""
+        return AdapterMemory(
+            per_step=factors_of(shape[0])[1] * factors_of(shape[1])[1],
+            input_grad_per_step=shape[0] * shape[1],
+            keeps_input=True,
+        )
+
+    def is_legal_rank(self, rank: int, shape: Shape) -> bool:
+        """From half the larger factor on, peft would silently use a full matrix for A B."""
+        return 1 <= rank and 2 * rank < self._larger(shape)
+
+    def rank_rule(self, shape: Shape) -> str:
+        """The rule in words."""
+        return f"`1 <= rank < {self._larger(shape)} / 2` must hold"
+
+    def _larger(self, shape: Shape) -> int:
+        return max(factors_of(shape[0])[1], factors_of(shape[1])[1])
+
+    def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
+        """Arguments of `LoKrConfig`; its dropout is one of the update's rows."""
+        return {
+            "peft_type": "LOKR",
+            "r": rank,
+            "alpha": train.alpha_ratio * rank,
+            "rank_dropout": train.dropout,
+            "rank_dropout_scale": True,
+        }
+
+    def peft_config_for(self, ranks: Mapping[str, int], train: TrainSettings) -> dict[str, Any]:
+        """One configuration for all ranks."""
+        return config_for_ranks(self, ranks, train, {"r": "rank_pattern", "alpha": "alpha_pattern"})
+
+
+METHODS: tuple[Method, ...] = (
+    LoKr(
+        name="lokr",
+        family="lokr",
+        roles=LINEAR_ROLES,
+        default_ranks=(1, 2, 4, 8, 16),
+        learning_rate=(5e-4, 2e-2),
+        converts_to_lora=True,
+        quantised_base=False,  # The update takes its shape from the base weight's.
+        transposed_base=False,
+        rank_pattern=True,
+    ),
+)

@@ -1,0 +1,79 @@
+"""WaveFT: an update with few wavelet coefficients (arXiv 2505.12532)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from autopeft.methods.base import LINEAR_ROLES, AdapterFlops, AdapterMemory, Method, Shape
+from autopeft.plan import TrainSettings
+
+_SCALING = 12.5
+"""peft's 25 at alpha ratio 2."""
+
+
+@dataclass(frozen=True)
+class WaveFt(Method):
+    """x -> W x + scaling V x: V has `rank` learned Haar coefficients at random places, zero first.
+
+    The places come from a seed and are not saved.
+    """
+
+    def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
+        """One number for each coefficient."""
+        return rank
+
+    def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
+        """A second full product for each token; each step one transposed convolution."""
+        product = 2.0 * shape[0] * shape[1]
+        convolution = 8.0 * _even(shape[0]) * _even(shape[1])
+        return AdapterFlops(
+            forward_per_token=product,
+            backward_per_token=product,
+            input_grad_per_token=product,
+            forward_per_step=convolution,
+            backward_per_step=convolution,
+        )
+
+    def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
+        """The input, the coefficients and their places; the update, for the input's gradient."""
+        coefficients = 1.0 * _even(shape[0]) * _even(shape[1])
+        return AdapterMemory(
+            # Two integers of 8 bytes and a yes for each place; four filters of 2 x 2.
+            per_step=coefficients + 4.25 * rank + 16,
+            input_grad_per_step=shape[0] * shape[1],
+            keeps_input=True,
+        )
+
+    def is_legal_rank(self, rank: int, shape: Shape) -> bool:
+        """There are as many coefficients as entries."""
+        return 1 <= rank <= shape[0] * shape[1]
+
+    def rank_rule(self, shape: Shape) -> str:
+        """The rule in words."""
+        return f"the number of coefficients (rank) is 1 to {shape[0] * shape[1]}"
+
+    def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
+        """Arguments of `WaveFTConfig`; it has no dropout."""
+        return {
+            "peft_type": "WAVEFT",
+            "n_frequency": rank,
+            "scaling": _SCALING * train.alpha_ratio,
+        }
+
+
+def _even(size: int) -> int:
+    """Wavelets halve a size: odd ones are padded."""
+    return size + size % 2
+
+
+METHODS: tuple[Method, ...] = (
+    WaveFt(
+        name="waveft",
+        family="waveft",
+        roles=LINEAR_ROLES,
+        default_ranks=(50, 100, 200, 500, 1000, 2000),
+        learning_rate=(1e-4, 5e-3),
+        converts_to_lora=True,
+    ),
+)
