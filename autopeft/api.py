@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from autopeft.engine.dispatcher import Dispatcher, Snapshot
 from autopeft.errors import SettingsError, StorageError, UserError
 from autopeft.outcome import BudgetReport, Finalist, Objective, Outcome
 from autopeft.plan import Candidate
-from autopeft.preparation import Preparation, check_budget, prepare, versions
+from autopeft.preparation import Preparation, check_budget, prepare, validation_rows, versions
 from autopeft.pricing import Price
 from autopeft.report.markdown import model_card
 from autopeft.report.record import AdapterScore, DataSummary, RunRecord
@@ -33,6 +33,9 @@ from autopeft.search.controller import INTERRUPTED, SearchController
 from autopeft.search.verdict import judge, pick_best
 from autopeft.settings import RESUMABLE, SearchSettings
 from autopeft.workspace import Workspace, read_settings
+
+if TYPE_CHECKING:
+    from autopeft.models.export import Exported
 
 
 class Observer(Protocol):
@@ -188,18 +191,33 @@ def report(folder: str | Path) -> SearchResult:
     return result
 
 
-def export(folder: str | Path, *, pick: str = "best", format: str = "peft", to: str | Path) -> Path:
-    """Writes one member as an adapter ("peft") or as a full model folder ("merged").
+def export(
+    folder: str | Path,
+    *,
+    pick: str = "best",
+    format: str = "peft",
+    to: str | Path,
+    max_rank: int | None = None,
+    allow_lossy: bool = False,
+) -> Exported:
+    """Writes one member as an adapter ("peft"), as one LoRA ("lora") or as a model ("merged").
 
     Args:
         folder: The search's output folder.
         pick: "best", "knee", "baseline" or the start of a digest.
-        format: "peft" or "merged".
+        format: "peft", "lora" or "merged".
         to: Folder to write; must not exist or be empty.
+        max_rank: For "lora": the highest rank of a module; None: 128.
+        allow_lossy: For "lora": take the nearest LoRA where there is no equal one.
+
+    Returns:
+        Where it is, and how far its logits are from the adapter's own on validation rows.
 
     Raises:
-        UserError: if there is no such member, or the folder is taken.
+        UserError: if there is no such member, the folder is taken, or the plan cannot be written
+            in that format.
     """
+    from autopeft.models.convert import MAX_RANK
     from autopeft.models.export import export_adapter
 
     result = SearchResult.read(folder)
@@ -211,9 +229,19 @@ def export(folder: str | Path, *, pick: str = "best", format: str = "peft", to: 
         raise SettingsError(
             "pick", pick, "was not confirmed, so no adapter was saved", "pick a member of the front"
         )
-    export_adapter(result.base_model, member.folder, target, format=format)
+    if max_rank is not None and max_rank < 1:
+        raise SettingsError("max_rank", max_rank, "`max_rank >= 1` must hold", "use e.g. 64")
+    exported = export_adapter(
+        result.base_model,
+        member.folder,
+        target,
+        format=format,
+        rows=None if format == "peft" else validation_rows(Workspace(folder).settings()),
+        max_rank=max_rank or MAX_RANK,
+        allow_lossy=allow_lossy,
+    )
     (target / "README.md").write_text(model_card(result.view, member.digest), encoding="utf-8")
-    return target
+    return exported
 
 
 def dashboard(folder: str | Path, *, host: str = "127.0.0.1", port: int = 8080) -> None:

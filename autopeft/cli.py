@@ -119,18 +119,38 @@ def report(folder: str) -> None:
 @click.option(
     "--format",
     "format_",
-    type=click.Choice(["peft", "merged"]),
+    type=click.Choice(["peft", "lora", "merged"]),
     default="peft",
     show_default=True,
-    help="peft: the adapter alone; merged: a full model folder that transformers loads.",
+    help="peft: the adapter alone; lora: a mixed plan as one LoRA that any server of LoRA loads; "
+    "merged: a full model folder that transformers loads.",
 )
 @click.option("--to", required=True, type=click.Path(), help="Folder to write; must not exist.")
-def export(folder: str, pick: str, format_: str, to: str) -> None:
-    """Write one member of the front in FOLDER as an adapter or as a merged model."""
+@click.option("--max-rank", type=int, help="lora: the highest rank of a module [default: 128]")
+@click.option(
+    "--allow-lossy",
+    is_flag=True,
+    help="lora: take the nearest LoRA where a layer has no equal one.",
+)
+def export(
+    folder: str, pick: str, format_: str, to: str, max_rank: int | None, allow_lossy: bool
+) -> None:
+    """Write one member of the front in FOLDER as an adapter, as one LoRA or as a merged model."""
     from autopeft import api
 
-    path = api.export(folder, pick=pick, format=format_, to=to)
-    click.echo(f"written: {path}")
+    written = api.export(
+        folder, pick=pick, format=format_, to=to, max_rank=max_rank, allow_lossy=allow_lossy
+    )
+    for path, why in written.lost.items():
+        click.echo(f"lost: {path}: {why}")
+    if written.largest_difference is not None:
+        click.echo(
+            f"largest logit difference on {written.n_rows} validation rows: "
+            f"{written.largest_difference:.2g} (logits up to {written.largest_logit:.3g})"
+        )
+    elif format_ != "peft":
+        click.echo("logits not compared: the search's data cannot be read any more")
+    click.echo(f"written: {written.folder}")
 
 
 @app.command()

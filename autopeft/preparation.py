@@ -9,8 +9,10 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from autopeft.engine.workbench import WorkerContext
-from autopeft.errors import SettingsError
+from autopeft.errors import SettingsError, UserError
 from autopeft.machine import matmul_flops_per_second, n_cores, n_gpus
 from autopeft.models.backbone import load_tokenizer
 from autopeft.models.price import measure_prices
@@ -23,6 +25,7 @@ from autopeft.settings import SearchSettings
 from autopeft.tasks import make_task
 from autopeft.tasks import prepare as prepare_data
 from autopeft.tasks.base import Task
+from autopeft.tasks.batch import collate
 from autopeft.tasks.data import TaskData
 from autopeft.training.rungs import EARLIEST_STEP, rung_steps
 
@@ -171,6 +174,22 @@ def prepare(
         n_workers,
         gpus,
     )
+
+
+def validation_rows(settings: SearchSettings, n_rows: int = 32) -> dict[str, Any] | None:
+    """The first rows of a search's validation split as model inputs; None where its data has gone.
+
+    Args:
+        settings: As the search resolved them.
+        n_rows: How many, at most.
+    """
+    settings = expand(settings)
+    try:
+        data = prepare_data(settings, load_tokenizer(settings.model))
+    except UserError:
+        return None
+    n = min(n_rows, len(data.validation))
+    return collate(data, "validation", np.arange(n, dtype=np.int64)).model_inputs()
 
 
 def _machine(settings: SearchSettings) -> tuple[str, int, float]:

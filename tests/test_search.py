@@ -188,8 +188,10 @@ def test_export_gives_an_adapter_and_a_model(result: SearchResult, tmp_path: Pat
     from transformers import AutoModelForSequenceClassification
 
     assert result.best is not None
-    merged = autopeft.export(result.folder, pick="best", format="merged", to=tmp_path / "merged")
-    adapter = autopeft.export(result.folder, pick="best", format="peft", to=tmp_path / "peft")
+    merged, adapter = (
+        autopeft.export(result.folder, format=format_, to=tmp_path / format_).folder
+        for format_ in ("merged", "peft")
+    )
     plain = AutoModelForSequenceClassification.from_pretrained(merged).eval()
     loaded = autopeft.load_adapter(result.base_model, adapter).eval()
     ids = torch.tensor([[2, 5, 11, 3]])

@@ -67,6 +67,13 @@ class Conversion:
     factors: Mapping[str, Factors]
     lost: Mapping[str, str] = field(default_factory=dict)
 
+    def lost_by_reason(self) -> dict[str, list[str]]:
+        """Why -> module paths."""
+        reasons: dict[str, list[str]] = {}
+        for path, why in self.lost.items():
+            reasons.setdefault(why, []).append(path)
+        return reasons
+
 
 def convert(attached: Attached, *, max_rank: int = MAX_RANK) -> Conversion:
     """The LoRA nearest to an attached candidate.
@@ -103,10 +110,7 @@ def convert(attached: Attached, *, max_rank: int = MAX_RANK) -> Conversion:
             if bias is not None and not torch.equal(bias, module.bias.detach()):
                 lost[path] = f"{names[path]} changes the bias"
             elif found.error:
-                lost[path] = (
-                    f"{names[path]} changes the weight by more than rank {max_rank} can hold "
-                    f"({found.error:.1%} left out)"
-                )
+                lost[path] = f"{names[path]} changes the weight by more than rank {max_rank} holds"
     return Conversion(dict(sorted(factors.items())), lost)
 
 
@@ -163,7 +167,9 @@ def export_lora(
     """
     conversion = convert(attached, max_rank=max_rank)
     if conversion.lost and not allow_lossy:
-        where = "; ".join(f"{path}: {why}" for path, why in conversion.lost.items())
+        where = "; ".join(
+            f"{why} at {', '.join(paths)}" for why, paths in conversion.lost_by_reason().items()
+        )
         raise AdapterError(
             "format",
             "lora",

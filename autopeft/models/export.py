@@ -1,25 +1,58 @@
-"""Turns an attached candidate into what other programs load: a peft folder, or a whole model."""
+"""Writes a saved adapter as what other programs load: a peft folder, one LoRA, a whole model."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from autopeft.errors import AdapterError, SettingsError
 from autopeft.models.attach import Attached
 from autopeft.models.backbone import load_tokenizer
+from autopeft.models.convert import MAX_RANK, Conversion, export_lora
 from autopeft.models.loading import prepare_config, quiet, restore_config
 from autopeft.models.merging import merged
-from autopeft.models.saving import load_attached, save_adapter
+from autopeft.models.saving import load_adapter, load_attached, save_adapter
 
-FORMATS = ("peft", "merged")
+FORMATS = ("peft", "lora", "merged")
 """What `export_adapter` can write."""
 
 
-def export_adapter(base_model: str, folder: str | Path, target: str | Path, *, format: str) -> Path:
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        folder: Where.
+        largest_difference: Largest difference of any logit from the adapter's own, over the rows
+            given; None where none were given, or the adapter was only copied.
+        largest_logit: The largest of the adapter's own logits, to compare with.
+        n_rows: Rows compared.
+        lost: Module path -> why what it held is not, or not wholly, in there.
+    """
+
+    folder: Path
+    largest_difference: float | None = None
+    largest_logit: float | None = None
+    n_rows: int = 0
+    lost: Mapping[str, str] = field(default_factory=dict)
+
+
+def export_adapter(
+    base_model: str,
+    folder: str | Path,
+    target: str | Path,
+    *,
+    format: str,
+    rows: Mapping[str, torch.Tensor] | None = None,
+    max_rank: int = MAX_RANK,
+    allow_lossy: bool = False,
+) -> Exported:
     """Writes a saved adapter in another format; the target appears only when it is complete.
 
     Args:
@@ -27,18 +60,61 @@ def export_adapter(base_model: str, folder: str | Path, target: str | Path, *, f
         folder: What `save_adapter` wrote.
         target: Folder to write; must not exist or be empty.
         format: One of `FORMATS`.
+        rows: A batch to compare logits on.
+        max_rank: For "lora": the highest rank of a module.
+        allow_lossy: For "lora": take the nearest LoRA where there is no equal one.
 
     Raises:
         SettingsError: if there is no such format.
-        AdapterError: if the adapter cannot be loaded, or not be merged.
+        AdapterError: if the adapter cannot be loaded, or not be merged or converted.
     """
     if format not in FORMATS:
         raise SettingsError("format", format, "no such format", f"use one of {', '.join(FORMATS)}")
     attached = load_attached(base_model, folder)
+    place = Path(target)
+    if format == "peft":
+        return Exported(_whole(place, lambda draft: export_peft(attached, draft)))
+    own = None if rows is None else _logits(attached.model, rows)
     if format == "merged":
         tokenizer = load_tokenizer(base_model, revision=attached.backbone.revision)
-        return _whole(Path(target), lambda place: export_merged(attached, place, tokenizer))
-    return _whole(Path(target), lambda place: export_peft(attached, place))
+        _whole(place, lambda draft: export_merged(attached, draft, tokenizer))
+        with merged(attached):
+            return _compared(Exported(place), attached.model, rows, own)
+    conversions: list[Conversion] = []
+
+    def write(draft: Path) -> None:
+        conversions.append(export_lora(attached, draft, max_rank=max_rank, allow_lossy=allow_lossy))
+
+    _whole(place, write)
+    attached.detach()
+    written = Exported(place, lost=conversions[0].lost)
+    if rows is None:
+        return written
+    # What counts is what another program makes of the files.
+    return _compared(written, load_adapter(attached.backbone.model, place), rows, own)
+
+
+def _logits(model: Any, rows: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    with torch.inference_mode():
+        logits: torch.Tensor = model(**rows).logits
+    return logits.float()
+
+
+def _compared(
+    exported: Exported,
+    model: Any,
+    rows: Mapping[str, torch.Tensor] | None,
+    own: torch.Tensor | None,
+) -> Exported:
+    if rows is None or own is None:
+        return exported
+    difference = (_logits(model, rows) - own).abs().max()
+    return replace(
+        exported,
+        largest_difference=float(difference),
+        largest_logit=float(own.abs().max()),
+        n_rows=len(own),
+    )
 
 
 def _whole(target: Path, write: Callable[[Path], object]) -> Path:

@@ -99,4 +99,5 @@ class _Projection:
     def __call__(self, gradient: torch.Tensor) -> torch.Tensor:
         if self._version != self._a._version:
             self._refresh()  # Another A was loaded.
-        return gradient @ self._inverse.to(gradient)
+        projected: torch.Tensor = gradient @ self._inverse.to(gradient)
+        return projected

@@ -98,7 +98,7 @@ def independent_sets(reach: Mapping[str, frozenset[str]]) -> Iterator[Sources]:
 
 
 class _Total(NamedTuple):
-    """What a plan's adapters and the backward pass they need cost, in one step of the table's batch."""
+    """What a plan adds, and the backward pass it needs, in one step of the table's batch."""
 
     params: int = 0
     frozen_floats: int = 0

@@ -1,4 +1,4 @@
-"""Each method alone, at random sites of five unlike architectures: price, start, gradients, files."""
+"""Each method alone, at random sites of five unlike models: price, start, gradients, files."""
 
 from __future__ import annotations
 

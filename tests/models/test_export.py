@@ -120,7 +120,7 @@ def _text() -> dict[str, torch.Tensor]:
 
 def test_a_saved_adapter_is_exported_merged_with_its_tokenizer(tmp_path: Path) -> None:
     base, adapter, logits = _search_result(tmp_path)
-    target = export_adapter(base, adapter, tmp_path / "deep" / "merged", format="merged")
+    target = export_adapter(base, adapter, tmp_path / "deep" / "merged", format="merged").folder
     torch.testing.assert_close(
         logits_of(_plain("bert", target), _text()), logits, rtol=1e-4, atol=1e-5
     )
@@ -130,7 +130,7 @@ def test_a_saved_adapter_is_exported_merged_with_its_tokenizer(tmp_path: Path) -
 
 def test_a_saved_adapter_is_exported_as_peft(tmp_path: Path) -> None:
     base, adapter, logits = _search_result(tmp_path)
-    target = export_adapter(base, adapter, tmp_path / "peft", format="peft")
+    target = export_adapter(base, adapter, tmp_path / "peft", format="peft").folder
     assert torch.equal(logits_of(load_adapter(base, target), _text()), logits)
     assert (target / "part-1-lora" / "adapter_config.json").is_file()
 
@@ -140,6 +140,6 @@ def test_a_failed_export_leaves_nothing(tmp_path: Path) -> None:
     (adapter / "head.safetensors").unlink()
     with pytest.raises(AdapterError):
         export_adapter(base, adapter, tmp_path / "peft", format="peft")
-    with pytest.raises(SettingsError, match="use one of peft, merged"):
+    with pytest.raises(SettingsError, match="use one of peft, lora, merged"):
         export_adapter(base, adapter, tmp_path / "peft", format="onnx")
     assert {p.name for p in tmp_path.iterdir()} == {"base", "adapter"}
