@@ -9,6 +9,7 @@ import torch
 import transformers as hf
 from tiny_models import (
     KINDS,
+    all_specs,
     assert_same_state,
     batch_for,
     build,
@@ -63,9 +64,12 @@ def test_merged_logits_are_the_adapted_ones(name: str, seed: int, tmp_path: Path
 @pytest.mark.parametrize("method", [m.name for m in methods.all_methods() if m.mergeable])
 def test_every_mergeable_method_merges(method: str, tmp_path: Path) -> None:
     backbone = build("bert")
-    roles = ("norm",) if method == "ln_tuning" else ("attn.q", "mlp.down")
-    rank = 4 if methods.get(method).takes_rank else 0
-    plan = AdapterPlan(LayerSpec(i, role, method, rank) for i in range(2) for role in roles)
+    specs = {
+        (spec.layer, spec.role): spec
+        for spec in all_specs(backbone.topology, (2, 4, 6, 8, 16))
+        if spec.method == method and spec.role in ("attn.q", "mlp.down", "norm", "block")
+    }
+    plan = AdapterPlan(specs.values())
     batch = batch_for(backbone)
     with backbone.attach(candidate_of(plan), seed=0) as attached:
         disturb(attached)
