@@ -31,9 +31,9 @@ class FourierFt(Method):
 
     def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
         """The input and the frequencies' places; where the input needs a gradient, the update."""
-        # Two integers of 8 bytes for each place.
+        # An integer of 8 bytes for each place.
         return AdapterMemory(
-            per_step=4.0 * rank, input_grad_per_step=shape[0] * shape[1], keeps_input=True
+            per_step=2.0 * rank, input_grad_per_step=shape[0] * shape[1], keeps_input=True
         )
 
     def is_legal_rank(self, rank: int, shape: Shape) -> bool:

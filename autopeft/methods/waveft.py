@@ -39,8 +39,8 @@ class WaveFt(Method):
         """The input, the coefficients and their places; the update, for the input's gradient."""
         coefficients = 1.0 * _even(shape[0]) * _even(shape[1])
         return AdapterMemory(
-            # Two integers of 8 bytes and a yes for each place; four filters of 2 x 2.
-            per_step=coefficients + 4.25 * rank + 16,
+            # An integer of 8 bytes and a yes or no for each place; four filters of 2 x 2.
+            per_step=coefficients + 2.25 * rank + 16,
             input_grad_per_step=shape[0] * shape[1],
             keeps_input=True,
         )
