@@ -36,10 +36,17 @@ _CLS = "AutoModelForSequenceClassification"
 
 
 def _plan_of(backbone: Backbone, method: str, ranks: tuple[int, ...] = (2, 4)) -> AdapterPlan:
-    takes_rank = methods.get(method).takes_rank
     roles = ("norm",) if method == "ln_tuning" else ("attn.q", "attn.qkv", "mlp.down")
+
+    def size(layer: int, role: str) -> int:
+        """The rank, or the largest below that fits."""
+        shape = backbone.topology.shape(layer, role)
+        assert shape is not None
+        wanted = ranks[layer % 2]
+        return next(r for r in range(wanted, -1, -1) if methods.get(method).is_legal_rank(r, shape))
+
     return AdapterPlan(
-        LayerSpec(layer, role, method, ranks[layer % 2] if takes_rank else 0)
+        LayerSpec(layer, role, method, size(layer, role))
         for layer in range(2)
         for role in roles
         if role in backbone.topology.shapes
