@@ -358,6 +358,7 @@ class _Session:
             n_workers=ready.n_workers,
             # On a CPU the test split is scored in fp32, which takes twice the time of bf16.
             test_share=2.0 * len(ready.data.test) / len(ready.data.validation),
+            compress=settings.compress,
             observer=self._observe(ledger),
         )
         is_complete = False
@@ -429,7 +430,7 @@ class _Session:
         before: Mapping[str, Any],
     ) -> RunRecord:
         outcomes = controller.outcomes()
-        confirmed = finalists(outcomes, store.scores())
+        confirmed = finalists(outcomes, store.scores(), store.compressed())
         quality = ready.objectives[0]
         baseline = _tuned_lora(confirmed, outcomes, quality)
         reference = next((o.candidate.digest for o in outcomes if o.origin == "reference"), None)

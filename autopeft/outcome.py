@@ -147,12 +147,21 @@ class SeedScore:
 
 @dataclass(frozen=True)
 class Finalist:
-    """A candidate retrained with several seeds and scored on the test split."""
+    """A candidate retrained with several seeds and scored on the test split.
+
+    Attributes:
+        candidate: What it is.
+        price: What it costs.
+        origin: As of its trial; "compressed" if it was not trained but cut from another.
+        seeds: One score a retraining.
+        compressed_from: Digest of the finalist it was cut from, else empty.
+    """
 
     candidate: Candidate
     price: Price
     origin: str
     seeds: tuple[SeedScore, ...]
+    compressed_from: str = ""
 
     def mean(self, name: str, split: Literal["validation", "test"] = "test") -> float:
         """Mean of a metric over the seeds."""

@@ -73,6 +73,9 @@ class SearchSettings:
     confirm_share: float = _note("Share of the budget kept for confirmation.", 0.3, "Budget")
     confirm_seeds: int = _note("Seeds each finalist is retrained with.", 3, "Budget")
     max_finalists: int = _note("Front members to confirm, at most.", 6, "Budget")
+    compress: bool = _note(
+        "Score confirmed LoRAs cut to lower ranks too, where time is left.", True, "Budget"
+    )
 
     steps: int = _note("Optimiser steps of a full trial.", 100, "Training")
     batch_size: int = _note("Rows per optimiser step.", 16, "Training")

@@ -9,11 +9,17 @@ import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
-from autopeft.engine.jobs import Job
+from autopeft.engine.jobs import Compressed, Job
 from autopeft.outcome import Finalist, Objective, Outcome, SeedScore
-from autopeft.plan import Candidate
+from autopeft.plan import AdapterPlan, Candidate
+from autopeft.pricing import Price
 from autopeft.search.front import front_of
+
+_ORIGIN = "compressed.json"
+"""Beside a score: what it was cut from, where it was not trained."""
 
 
 def spread(
@@ -71,10 +77,12 @@ class Nomination:
     Attributes:
         outcome: Its trial.
         seconds: What one retraining will take, judging by the trial.
+        scoring_seconds: What of that goes into scoring it.
     """
 
     outcome: Outcome
     seconds: float
+    scoring_seconds: float = 0.0
 
 
 def nominate(
@@ -111,14 +119,29 @@ def nominate(
     adapters = [o for o in complete if o.candidate.plan.specs]
     for outcome in spread(front_of(adapters, objectives), objectives, max_finalists):
         chosen.setdefault(outcome.candidate.digest, outcome)
-    return tuple(
-        Nomination(
-            outcome,
-            outcome.measured.get("train_seconds", 0.0)
-            + outcome.measured.get("validation_seconds", 0.0) * (1.0 + test_share),
-        )
-        for outcome in chosen.values()
-    )
+    return tuple(_nomination(outcome, test_share) for outcome in chosen.values())
+
+
+def _nomination(outcome: Outcome, test_share: float) -> Nomination:
+    scoring = outcome.measured.get("validation_seconds", 0.0) * (1.0 + test_share)
+    return Nomination(outcome, outcome.measured.get("train_seconds", 0.0) + scoring, scoring)
+
+
+_COMPRESSIBLE = frozenset({"lora", "rslora"})
+"""Methods of which a lower rank can be cut."""
+
+
+def lower_ranks(candidate: Candidate) -> tuple[Candidate, ...]:
+    """A LoRA's half, quarter and eighth ranks (1 at least); () for whatever is not all LoRA."""
+    plan = candidate.plan
+    if not plan.specs or not _COMPRESSIBLE.issuperset(plan.methods):
+        return ()
+    found = []
+    for divisor in (2, 4, 8):
+        if max(spec.rank for spec in plan.specs) >= divisor:
+            specs = (replace(spec, rank=max(1, spec.rank // divisor)) for spec in plan.specs)
+            found.append(Candidate(AdapterPlan(specs), candidate.train))
+    return tuple(found)
 
 
 def confirmation_jobs(
@@ -127,13 +150,19 @@ def confirmation_jobs(
     first_seed: int,
     n_seeds: int,
     done: frozenset[tuple[str, int]],
+    lower_ranks: Mapping[str, tuple[Candidate, ...]] = MappingProxyType({}),
 ) -> tuple[Job, ...]:
     """One job a nomination and seed, seed by seed, so that a cut leaves equal numbers of seeds.
 
     The seeds differ from the search's own: a candidate that won by a lucky seed must win again.
     """
     return tuple(
-        Job("confirm", nomination.outcome.candidate, seed)
+        Job(
+            "confirm",
+            nomination.outcome.candidate,
+            seed,
+            lower_ranks=lower_ranks.get(nomination.outcome.candidate.digest, ()),
+        )
         for seed in range(first_seed, first_seed + n_seeds)
         for nomination in nominations
         if (nomination.outcome.candidate.digest, seed) not in done
@@ -156,6 +185,24 @@ class ConfirmationStore:
 
     def save(self, candidate: Candidate, score: SeedScore, files: Mapping[str, bytes]) -> None:
         """Writes one confirmation; it is there whole or not at all."""
+        self._write(candidate, score, files, {})
+
+    def save_compressed(self, made: Compressed, source: Candidate) -> None:
+        """Writes what was cut from a confirmation of `source`."""
+        origin = {
+            "candidate": made.candidate.to_json(),
+            "price": made.price.to_json(),
+            "compressed_from": source.digest,
+        }
+        self._write(made.candidate, made.score, made.files, origin)
+
+    def _write(
+        self,
+        candidate: Candidate,
+        score: SeedScore,
+        files: Mapping[str, bytes],
+        origin: Mapping[str, Any],
+    ) -> None:
         place = self._place(candidate.digest, score.seed)
         draft = place.with_name(f".{place.name}.{os.getpid()}")
         for name, content in files.items():
@@ -163,6 +210,8 @@ class ConfirmationStore:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
         (draft / "score.json").write_text(json.dumps(asdict(score)))
+        if origin:
+            (draft / _ORIGIN).write_text(json.dumps(origin))
         if place.exists():
             shutil.rmtree(place)
         draft.rename(place)
@@ -178,6 +227,15 @@ class ConfirmationStore:
             score = SeedScore(**{**row, "test_rows": tuple(row["test_rows"])})
             found.setdefault(digest, []).append(score)
         return {digest: tuple(sorted(s, key=lambda s: s.seed)) for digest, s in found.items()}
+
+    def compressed(self) -> dict[str, tuple[Candidate, Price, str]]:
+        """What was cut from others, by digest: candidate, price, digest of what it was cut from."""
+        found = {}
+        for path in sorted(self._folder.glob(f"[!.]*-seed*/{_ORIGIN}")):
+            row = json.loads(path.read_text())
+            candidate = Candidate.from_json(row["candidate"])
+            found[candidate.digest] = candidate, Price(**row["price"]), row["compressed_from"]
+        return found
 
     def done(self) -> frozenset[tuple[str, int]]:
         """(digest, seed) of every confirmation kept."""
@@ -199,9 +257,11 @@ class ConfirmationStore:
 
 
 def finalists(
-    outcomes: Sequence[Outcome], scores: Mapping[str, tuple[SeedScore, ...]]
+    outcomes: Sequence[Outcome],
+    scores: Mapping[str, tuple[SeedScore, ...]],
+    compressed: Mapping[str, tuple[Candidate, Price, str]] = MappingProxyType({}),
 ) -> tuple[Finalist, ...]:
-    """The confirmed candidates, in the order of their trials."""
+    """The confirmed candidates, in the order of their trials, then what was cut from them."""
     kept: dict[str, Finalist] = {}
     for outcome in as_lora_baselines(outcomes):
         digest = outcome.candidate.digest
@@ -209,4 +269,7 @@ def finalists(
             kept[digest] = Finalist(
                 outcome.candidate, outcome.price, outcome.origin, scores[digest]
             )
+    for digest, (candidate, price, source) in compressed.items():
+        if digest not in kept and source in kept:
+            kept[digest] = Finalist(candidate, price, "compressed", scores[digest], source)
     return tuple(kept.values())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +12,7 @@ from autopeft.engine.confirmation import (
     ConfirmationStore,
     Nomination,
     confirmation_jobs,
+    lower_ranks,
     nominate,
 )
 from autopeft.engine.jobs import (
@@ -23,10 +24,14 @@ from autopeft.engine.jobs import (
     RungMessage,
 )
 from autopeft.outcome import Objective, Outcome
+from autopeft.plan import Candidate
 from autopeft.search.budget import Budget, Ledger
 from autopeft.search.controller import Decision, SearchController, Trial
 
 Phase = Literal["search", "confirmation", "done"]
+
+_COMPRESSION_MARGIN = 0.9
+"""Share of the time left that confirmations and lower ranks together may be expected to take."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,7 @@ class Dispatcher:
         max_finalists: Front members to confirm at most.
         n_workers: Jobs that can run at once.
         test_share: Time to score the test split over time to score the validation split.
+        compress: Whether to score confirmed LoRAs at lower ranks too, where time is left for it.
         observer: Called with a `Snapshot` after every change.
     """
 
@@ -80,6 +86,7 @@ class Dispatcher:
         max_finalists: int,
         n_workers: int,
         test_share: float = 1.0,
+        compress: bool = False,
         observer: Callable[[Snapshot], None] = lambda _: None,
     ) -> None:
         self._controller = controller
@@ -91,6 +98,7 @@ class Dispatcher:
         self._max_finalists = max_finalists
         self._n_workers = n_workers
         self._test_share = test_share
+        self._compress = compress
         self._expected: dict[str, float] = {}
         self._observer = observer
         self._running: dict[tuple[str, str, int], Trial | None] = {}
@@ -179,6 +187,7 @@ class Dispatcher:
             first_seed=self._seed + 1,
             n_seeds=self._confirm_seeds,
             done=self._taken(),
+            lower_ranks=self._lower_ranks(nominations, affordable),
         )
         self._queue = deque(jobs)
         n_under_way = len(self._running)
@@ -210,6 +219,27 @@ class Dispatcher:
             )
         return tuple(kept)
 
+    def _lower_ranks(
+        self, nominations: Sequence[Nomination], affordable: Sequence[Nomination]
+    ) -> dict[str, tuple[Candidate, ...]]:
+        """Digest -> the lower ranks to score with it, as long as the time left pays for them."""
+        if not self._compress or len(affordable) < len(nominations):
+            return {}
+        trained = {outcome.candidate.digest for outcome in self._controller.outcomes()}
+        seconds = sum(n.seconds for n in affordable) * self._confirm_seeds
+        left = self.seconds_left * self._n_workers * _COMPRESSION_MARGIN - seconds
+        chosen: dict[str, tuple[Candidate, ...]] = {}
+        for nomination in affordable:
+            lower = [
+                c for c in lower_ranks(nomination.outcome.candidate) if c.digest not in trained
+            ]
+            left -= nomination.scoring_seconds * len(lower) * self._confirm_seeds
+            if left < 0:
+                break
+            trained.update(candidate.digest for candidate in lower)
+            chosen[nomination.outcome.candidate.digest] = tuple(lower)
+        return chosen
+
     def _next_confirmation(self) -> Job | None:
         if not self._queue:
             return None
@@ -239,7 +269,7 @@ class Dispatcher:
 
     # --- taking back -----------------------------------------------------------------------------
 
-    def take(self, job: Job, message: Message, files: Mapping[str, bytes] | None = None) -> bool:
+    def take(self, job: Job, message: Message) -> bool:
         """Takes a worker's message. True: go on with the job; False: it has ended or must stop."""
         self.activity += message.activity
         self._note_heard(message.activity)
@@ -247,7 +277,9 @@ class Dispatcher:
             self.fail(job, message.reason)
             return False
         if isinstance(message, ConfirmMessage):
-            self._store.save(job.candidate, message.score, files or {})
+            self._store.save(job.candidate, message.score, message.files)
+            for made in message.compressed:
+                self._store.save_compressed(made, job.candidate)
             self._ledger.spend(flops=message.flops)
             self._n_confirmed += 1
             self._end(job)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from autopeft.outcome import RungReport, SeedScore
 from autopeft.plan import Candidate
+from autopeft.pricing import Price
 
 
 @dataclass(frozen=True)
@@ -20,12 +21,15 @@ class Job:
         candidate: What to train.
         seed: Seeds initialisation and data order.
         number: The trial's number in the study; -1 for a confirmation.
+        lower_ranks: The same candidate at lower ranks: a confirmation scores them too, cut from
+            what it trained.
     """
 
     kind: Literal["search", "confirm"]
     candidate: Candidate
     seed: int
     number: int = -1
+    lower_ranks: tuple[Candidate, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict."""
@@ -34,13 +38,15 @@ class Job:
             "candidate": self.candidate.to_json(),
             "seed": self.seed,
             "number": self.number,
+            "lower_ranks": [candidate.to_json() for candidate in self.lower_ranks],
         }
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Job:
         """The job that `to_json` wrote."""
         candidate = Candidate.from_json(row["candidate"])
-        return cls(row["kind"], candidate, row["seed"], row["number"])
+        lower = tuple(Candidate.from_json(each) for each in row["lower_ranks"])
+        return cls(row["kind"], candidate, row["seed"], row["number"], lower)
 
 
 @dataclass(frozen=True)
@@ -91,20 +97,39 @@ class RungMessage:
 
 
 @dataclass(frozen=True)
+class Compressed:
+    """A candidate that was not trained but cut from one of higher ranks.
+
+    Attributes:
+        candidate: Its plan; its train settings are those of the training it was cut from.
+        price: Its own sizes, the cost of that training.
+        score: Scores on both splits.
+        files: Its adapter: relative path -> content.
+    """
+
+    candidate: Candidate
+    price: Price
+    score: SeedScore
+    files: Mapping[str, bytes]
+
+
+@dataclass(frozen=True)
 class ConfirmMessage:
     """A confirmation is done.
 
     Attributes:
         score: Scores on both splits.
-        files: The trained adapter: relative path -> content, or a handle that `fetch` resolves.
+        files: The trained adapter: relative path -> content.
         activity: Seconds the job took.
         flops: Training FLOPs, as priced.
+        compressed: The same at lower ranks.
     """
 
     score: SeedScore
-    files: Any
+    files: Mapping[str, bytes]
     activity: Activity
     flops: float
+    compressed: tuple[Compressed, ...] = ()
 
 
 @dataclass(frozen=True)

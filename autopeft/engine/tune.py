@@ -68,10 +68,8 @@ class AdapterTrainable(tune.Trainable):  # type: ignore[misc]
     def step(self) -> dict[str, Any]:
         """Trains to the job's next message."""
         message = self._bench.advance()
-        if isinstance(message, ConfirmMessage):
-            handle = ray.put(message.files)
-            message = ConfirmMessage(message.score, handle, message.activity, message.flops)
-        return {_MESSAGE: message}
+        # Files are too large for Tune's own results.
+        return {_MESSAGE: ray.put(message) if isinstance(message, ConfirmMessage) else message}
 
     def cleanup(self) -> None:
         """Detaches what is attached."""
@@ -142,8 +140,9 @@ class _RungScheduler(_OnDriver, FIFOScheduler):  # type: ignore[misc]
         if job is None or _MESSAGE not in result:
             return str(TrialScheduler.STOP)
         message = result[_MESSAGE]
-        files = ray.get(message.files) if isinstance(message, ConfirmMessage) else None
-        go_on = self._dispatcher.take(job, message, files)
+        if isinstance(message, ray.ObjectRef):
+            message = ray.get(message)
+        go_on = self._dispatcher.take(job, message)
         return str(TrialScheduler.CONTINUE if go_on else TrialScheduler.STOP)
 
 

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from autopeft.engine.jobs import Activity, ConfirmMessage, FailureMessage, Job, Message, RungMessage
+from autopeft.engine.jobs import (
+    Activity,
+    Compressed,
+    ConfirmMessage,
+    FailureMessage,
+    Job,
+    Message,
+    RungMessage,
+)
 from autopeft.errors import TrainingFailure
 from autopeft.models.attach import Attached
 from autopeft.models.backbone import Backbone, load_backbone
+from autopeft.models.compress import Trained
 from autopeft.models.saving import save_adapter
 from autopeft.outcome import SeedScore
-from autopeft.pricing import PriceTable
+from autopeft.plan import Candidate
+from autopeft.pricing import Price, PriceTable
 from autopeft.settings import SearchSettings
 from autopeft.tasks import make_task
 from autopeft.tasks.base import Task
@@ -117,37 +128,40 @@ class JobRun:
         self._next_rung = 0
         self._attach_seconds = 0.0
         self._validation_seconds = 0.0
+        self._compress_seconds = 0.0
         self._taken = Activity()
 
     def _start(self) -> tuple[Attached, ProxyTraining]:
         if self._attached is None or self._training is None:
             bench, job = self._bench, self._job
             started = time.perf_counter()
-            price = bench.context.prices.price(job.candidate)
-            cache = bench.prefix_cache
-            lowest = job.candidate.plan.lowest_layer
             self._attached = bench.backbone.attach(job.candidate, seed=job.seed)
-            self._training = ProxyTraining(
-                self._attached,
-                bench.task,
-                bench.context.data,
-                job.candidate.train,
-                seed=job.seed,
-                device=bench.context.device,
-                precision=bench.precision,
-                flops_per_step=price.train_flops / job.candidate.train.steps,
-                prefix=NO_PREFIX if cache is None else cache.below(lowest),
-                rung_rows=bench.context.settings.rung_rows,
-            )
+            self._training = self._training_of(self._attached, job.candidate)
             self._attach_seconds += time.perf_counter() - started
         return self._attached, self._training
+
+    def _training_of(self, attached: Attached, candidate: Candidate) -> ProxyTraining:
+        bench = self._bench
+        cache, price = bench.prefix_cache, bench.context.prices.price(candidate)
+        return ProxyTraining(
+            attached,
+            bench.task,
+            bench.context.data,
+            candidate.train,
+            seed=self._job.seed,
+            device=bench.context.device,
+            precision=bench.precision,
+            flops_per_step=price.train_flops / candidate.train.steps,
+            prefix=NO_PREFIX if cache is None else cache.below(candidate.plan.lowest_layer),
+            rung_rows=bench.context.settings.rung_rows,
+        )
 
     def take_activity(self) -> Activity:
         """Seconds spent since the last call."""
         training = self._training
         total = Activity(
             train=training.train_seconds if training else 0.0,
-            evaluate=training.evaluation_seconds if training else 0.0,
+            evaluate=(training.evaluation_seconds if training else 0.0) + self._compress_seconds,
             attach=self._attach_seconds,
             prefix=training.prefix_seconds if training else 0.0,
         )
@@ -185,41 +199,75 @@ class JobRun:
         return measured
 
     def _confirm(self, attached: Attached, training: ProxyTraining) -> ConfirmMessage:
-        context, task, job = self._bench.context, self._bench.task, self._job
+        job, prices = self._job, self._bench.context.prices
         training.train_to(job.candidate.train.steps)
+        price = prices.price(job.candidate)
+        score = self._score(attached, training, price)
+        files = self._files(attached)
+        compressed = tuple(self._compress(attached, price)) if job.lower_ranks else ()
+        return ConfirmMessage(score, files, self.take_activity(), price.train_flops, compressed)
+
+    def _score(self, attached: Attached, training: ProxyTraining, price: Price) -> SeedScore:
+        names = self._bench.context.objectives
         validation = training.evaluate("validation")
         # Scored in full precision, as whoever loads the adapter will run it.
         test = training.evaluate("test", precision="fp32")
-        price = context.prices.price(job.candidate).to_json()
         measured = self._measure(attached, training)
-        quality = context.objectives[0]
-        objectives = {quality: test.metrics[quality]}
-        for name in context.objectives[1:]:
-            objectives[name] = float(measured[name] if name in measured else price[name])
+        objectives = {names[0]: test.metrics[names[0]]}
+        for name in names[1:]:
+            objectives[name] = float(measured[name] if name in measured else price.to_json()[name])
+        return SeedScore(
+            seed=self._job.seed,
+            validation={**validation.metrics, "loss": validation.loss},
+            test={**test.metrics, "loss": test.loss},
+            test_rows=tuple(float(row) for row in test.rows),
+            objectives=objectives,
+        )
+
+    def _files(self, attached: Attached) -> dict[str, bytes]:
+        context = self._bench.context
+        started = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
-            started = time.perf_counter()
             save_adapter(
                 attached,
                 Path(folder),
                 base_model=context.settings.model,
                 revision=context.settings.model_revision,
-                extra={"task": task.name, "labels": list(context.data.labels), "seed": job.seed},
+                extra={
+                    "task": self._bench.task.name,
+                    "labels": list(context.data.labels),
+                    "seed": self._job.seed,
+                },
             )
             files = {
                 str(path.relative_to(folder)): path.read_bytes()
                 for path in sorted(Path(folder).rglob("*"))
                 if path.is_file()
             }
+        self._attach_seconds += time.perf_counter() - started
+        return files
+
+    def _compress(self, attached: Attached, paid: Price) -> Iterator[Compressed]:
+        """The trained LoRA at lower ranks; afterwards nothing is attached any more."""
+        trained = Trained(attached)
+        train_seconds = self._training.train_seconds if self._training else 0.0
+        for candidate in self._job.lower_ranks:
+            started = time.perf_counter()
+            if self._attached is not None:
+                self._attached.detach()
+            cut = self._attached = self._bench.backbone.attach(candidate, seed=self._job.seed)
+            trained.cut_into(cut)
             self._attach_seconds += time.perf_counter() - started
-        score = SeedScore(
-            seed=job.seed,
-            validation={**validation.metrics, "loss": validation.loss},
-            test={**test.metrics, "loss": test.loss},
-            test_rows=tuple(float(row) for row in test.rows),
-            objectives=objectives,
-        )
-        flops = float(price["train_flops"])
-        return ConfirmMessage(score, files, self.take_activity(), flops)
+            scoring = self._training_of(cut, candidate)
+            # What it costs to come by is the training it was cut from.
+            scoring.train_seconds = train_seconds
+            own = self._bench.context.prices.price(candidate)
+            price = replace(
+                own, train_flops=paid.train_flops, peak_memory_bytes=paid.peak_memory_bytes
+            )
+            score = self._score(cut, scoring, price)
+            self._compress_seconds += scoring.evaluation_seconds
+            yield Compressed(candidate, price, score, self._files(cut))
 
     def close(self) -> None:
         """Gives the base model back pristine."""

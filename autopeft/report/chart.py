@@ -9,7 +9,7 @@ from autopeft.outcome import Objective
 from autopeft.plan import ROLES, AdapterPlan
 from autopeft.report.figures import AXIS_WORDS
 from autopeft.report.markup import Html, el, join
-from autopeft.report.plan_text import human_value, plan_summary, role_word
+from autopeft.report.plan_text import human_value, role_word
 from autopeft.report.tables import with_margin
 from autopeft.report.trials_csv import TrialLine
 from autopeft.report.view import Entry, FrontView
@@ -78,7 +78,7 @@ def _axes(
 def tip(shown: FrontView, entry: Entry) -> str:
     """What is told of a member where the pointer rests on it."""
     numbers = [f"{o.name}: {with_margin(entry, o)}" for o in shown.objectives]
-    return "\n".join([plan_summary(entry.candidate.plan), *numbers, entry.digest])
+    return "\n".join([entry.summary, *numbers, entry.digest])
 
 
 def _member(

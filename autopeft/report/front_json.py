@@ -14,7 +14,6 @@ from autopeft.plan import Candidate
 from autopeft.pricing import Price
 from autopeft.report.files import finite, strict_json, write_text
 from autopeft.report.interval import METHOD
-from autopeft.report.plan_text import plan_summary
 from autopeft.report.record import AdapterScore, DataSummary
 from autopeft.report.view import Entry, FrontView, SeedLine
 
@@ -25,7 +24,7 @@ def _entry_json(entry: Entry) -> dict[str, Any]:
     return {
         "digest": entry.digest,
         **entry.candidate.to_json(),
-        "summary": plan_summary(entry.candidate.plan),
+        "summary": entry.summary,
         "objectives": dict(entry.objectives),
         "objectives_ci": {k: v and list(v) for k, v in entry.objectives_ci.items()},
         "validation": dict(entry.validation),
@@ -38,6 +37,7 @@ def _entry_json(entry: Entry) -> dict[str, Any]:
         "origin": entry.origin,
         "trial": entry.trial,
         "confirmed": entry.is_confirmed,
+        "compressed_from": entry.compressed_from,
         "dominated_by": entry.dominated_by,
         "price": entry.price.to_json(),
     }
@@ -108,6 +108,7 @@ def _read_entry(row: Mapping[str, Any]) -> Entry:
         origin=row["origin"],
         trial=row["trial"],
         is_confirmed=row["confirmed"],
+        compressed_from=row.get("compressed_from"),
         dominated_by=row["dominated_by"],
     )
 

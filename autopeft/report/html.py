@@ -11,7 +11,7 @@ from autopeft.report.chart import front_chart, site_map
 from autopeft.report.interval import METHOD
 from autopeft.report.markup import Html, el
 from autopeft.report.page_assets import SCRIPT, STYLE
-from autopeft.report.plan_text import human_count, human_seconds, human_value, plan_summary
+from autopeft.report.plan_text import human_count, human_seconds, human_value
 from autopeft.report.tables import heading, levels_by_digest, quality_text, rows_of, versus
 from autopeft.report.trials_csv import TrialLine
 from autopeft.report.view import Entry, FrontView
@@ -46,7 +46,7 @@ def _entry_tile(shown: FrontView, name: str, entry: Entry) -> Html:
     return _tile(
         name,
         f"{quality_text(shown, entry)}",
-        f"{', '.join(costs)}: {plan_summary(entry.candidate.plan)}",
+        f"{', '.join(costs)}: {entry.summary}",
     )
 
 
@@ -111,7 +111,7 @@ def _rows(shown: FrontView, entries: Iterable[Entry]) -> list[Html]:
         cells.append(el("td", versus(shown, entry, levels), class_="tight", data_value=gain))
         rate = entry.candidate.train.learning_rate
         cells.append(el("td", f"{rate:.2g}", class_="number", data_value=rate))
-        adapter = [plan_summary(entry.candidate.plan), *_badges(shown, entry)]
+        adapter = [entry.summary, *_badges(shown, entry)]
         cells.append(el("td", *adapter, class_="wide"))
         cells.append(el("td", el("code", entry.digest)))
         is_pick = "pick" if entry.digest == shown.best else None
@@ -206,7 +206,7 @@ def _member(shown: FrontView, number: int, entry: Entry) -> Html:
         inside += [el("h3", "Seeds"), _simple_table(["seed", "validation", "test"], rows)]
     costs = [human_value(entry.objectives[c.name], c.unit) for c in shown.costs]
     title = f"{number}. {quality_text(shown, entry)} at {', '.join(costs)}: "
-    title += plan_summary(entry.candidate.plan)
+    title += entry.summary
     return el(
         "details",
         el("summary", title, *_badges(shown, entry)),

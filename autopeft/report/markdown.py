@@ -191,7 +191,7 @@ def front_rows(shown: FrontView) -> list[list[str]]:
             quality_text(shown, entry),
             f"{entry.candidate.train.learning_rate:.2g}",
             versus(shown, entry, levels),
-            plan_summary(entry.candidate.plan),
+            entry.summary,
         ]
         for entry in rows_of(shown)
     ]

@@ -103,7 +103,7 @@ def front_table(shown: FrontView) -> Table:
             quality_text(shown, entry),
             f"{entry.candidate.train.learning_rate:.2g}",
             *([versus(shown, entry, levels)] if levels else []),
-            *([plan_summary(entry.candidate.plan)] if has_room else []),
+            *([entry.summary] if has_room else []),
             style="bold" if entry.digest == shown.best else "",
         )
     return table
@@ -116,7 +116,7 @@ def adapter_table(shown: FrontView) -> Table:
     table.add_column("adapter", overflow="fold")
     for entry in rows_of(shown):
         style = "bold" if entry.digest == shown.best else ""
-        table.add_row(marks(shown, entry), plan_summary(entry.candidate.plan), style=style)
+        table.add_row(marks(shown, entry), entry.summary, style=style)
     return table
 
 

@@ -12,6 +12,7 @@ from autopeft.plan import Candidate
 from autopeft.pricing import Price
 from autopeft.report.files import finite
 from autopeft.report.interval import Interval, cost_interval, quality_interval
+from autopeft.report.plan_text import plan_summary
 from autopeft.report.record import AdapterScore, DataSummary, RunRecord
 from autopeft.search.front import Array, non_dominated, orient
 
@@ -43,6 +44,7 @@ class Entry:
         origin: Where the candidate came from.
         trial: Number of its trial, or None if unknown.
         is_confirmed: True if retrained and scored on the test split.
+        compressed_from: Digest of the finalist whose trained LoRA was cut to these ranks, or None.
         dominated_by: Digest of a finalist at least as good in every objective and better in one.
     """
 
@@ -57,12 +59,19 @@ class Entry:
     origin: str = "search"
     trial: int | None = None
     is_confirmed: bool = False
+    compressed_from: str | None = None
     dominated_by: str | None = None
 
     @property
     def digest(self) -> str:
         """The candidate's identity."""
         return self.candidate.digest
+
+    @property
+    def summary(self) -> str:
+        """What sits where, and what it was cut from if it was not trained."""
+        text = plan_summary(self.candidate.plan)
+        return f"{text}, cut from {self.compressed_from[:8]}" if self.compressed_from else text
 
 
 @dataclass(frozen=True)
@@ -186,6 +195,7 @@ def _confirmed(record: RunRecord, finalist: Finalist, trial: int | None) -> Entr
         origin=finalist.origin,
         trial=trial,
         is_confirmed=True,
+        compressed_from=finalist.compressed_from or None,
     )
 
 

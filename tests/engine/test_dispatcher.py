@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,19 +12,21 @@ from autopeft.engine.confirmation import (
     ConfirmationStore,
     as_lora_baselines,
     finalists,
+    lower_ranks,
     nominate,
     spread,
 )
 from autopeft.engine.dispatcher import Dispatcher, Snapshot
 from autopeft.engine.jobs import (
     Activity,
+    Compressed,
     ConfirmMessage,
     FailureMessage,
     Job,
     RungMessage,
 )
 from autopeft.outcome import RungReport, SeedScore, objective
-from autopeft.plan import AdapterPlan
+from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
 from autopeft.pricing import PriceTable, Topology
 from autopeft.search.budget import Budget, Ledger
 from autopeft.search.controller import SearchController
@@ -42,7 +45,7 @@ RUNGS = (11, 33, 100)
 class Bench:
     """A dispatcher with a controller on the default space, and a worker that answers at once."""
 
-    def __init__(self, folder: Path, budget: str, **options: object) -> None:
+    def __init__(self, folder: Path, budget: str, **options: Any) -> None:
         self.space = SearchSpace.from_source("default", TOPOLOGY, steps=100, batch_size=16)
         self.prices = PriceTable.from_topology(TOPOLOGY, batch_size=16)
         self.controller = SearchController(
@@ -61,6 +64,7 @@ class Bench:
             max_finalists=3,
             n_workers=2,
             observer=self.snapshots.append,
+            **options,
         )
         self.dispatcher.start()
         self.fails_at: set[int] = set()
@@ -77,8 +81,14 @@ class Bench:
                 (1.0, 0.0),
                 {"accuracy": self.score(job), "trainable_params": 1.0},
             )
-            message = ConfirmMessage(score, None, Activity(train=1.0), 1e6)
-            assert not self.dispatcher.take(job, message, {"adapter.txt": b"x"})
+            cut = tuple(
+                Compressed(c, self.prices.price(c), score, {"adapter.txt": b"cut"})
+                for c in job.lower_ranks
+            )
+            files = {"adapter.txt": b"x"}
+            assert not self.dispatcher.take(
+                job, ConfirmMessage(score, files, Activity(train=1.0), 1e6, cut)
+            )
             return
         if job.number in self.fails_at:
             assert not self.dispatcher.take(job, FailureMessage("diverged"))
@@ -252,3 +262,46 @@ def test_the_store_publishes_the_adapter_of_one_seed(tmp_path: Path) -> None:
     assert folder == tmp_path / "adapters" / finalist.candidate.digest
     assert (folder / "adapter.txt").read_bytes() == b"x"
     assert not [p for p in (tmp_path / "confirm").iterdir() if p.name.startswith(".")]
+
+
+def test_only_a_plan_of_loras_has_lower_ranks() -> None:
+    def of(*specs: tuple[str, int]) -> list[list[int]]:
+        plan = AdapterPlan(
+            LayerSpec(i, "attn.q", name, rank) for i, (name, rank) in enumerate(specs)
+        )
+        found = lower_ranks(Candidate(plan, TrainSettings(1e-3)))
+        return [[spec.rank for spec in candidate.plan.specs] for candidate in found]
+
+    assert of(("lora", 8), ("rslora", 3)) == [[4, 1], [2, 1], [1, 1]]
+    assert of(("lora", 2)) == [[1]]
+    assert of(("lora", 1)) == []
+    assert of(("lora", 8), ("miss", 8)) == []
+    assert of() == []
+
+
+def test_confirmed_loras_are_scored_at_lower_ranks_that_no_trial_had(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, "15trials", compress=True)
+    jobs = bench.run()
+    trained = {job.candidate.digest for job in jobs if job.kind == "search"}
+    cut = {c.digest: job.candidate for job in jobs for c in job.lower_ranks}
+    assert cut
+    assert not trained & set(cut)
+    scores = bench.store.scores()
+    assert all(len(scores[digest]) == 2 for digest in cut)
+    found = finalists(bench.controller.outcomes(), scores, bench.store.compressed())
+    compressed = {f.candidate.digest: f for f in found if f.origin == "compressed"}
+    assert set(compressed) == set(cut)
+    for digest, finalist in compressed.items():
+        assert finalist.compressed_from == cut[digest].digest
+        assert finalist.price == bench.prices.price(finalist.candidate)
+        assert finalist.price.trainable_params < bench.prices.price(cut[digest]).trainable_params
+        folder = bench.store.publish(finalist, 1)
+        assert (folder / "adapter.txt").read_bytes() == b"cut"
+
+
+def test_lower_ranks_are_left_out_where_time_is_short(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, "15trials,1s", compress=True)
+    bench.dispatcher._ledger.spend(seconds=0.999)
+    bench.dispatcher._controller.ask()
+    assert all(not job.lower_ranks for job in bench.run())
+    assert all(not job.lower_ranks for job in Bench(tmp_path / "off", "15trials").run())
