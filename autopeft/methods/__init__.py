@@ -11,11 +11,15 @@ from types import MappingProxyType
 
 from autopeft.errors import SpaceError
 from autopeft.methods import (
+    beft,
+    boft,
     c3a,
+    deft,
     delora,
     fourierft,
     gralora,
     hira,
+    hra,
     ia3,
     ln_tuning,
     loha,
@@ -23,6 +27,12 @@ from autopeft.methods import (
     lora,
     miss,
     oft,
+    osf,
+    peanut,
+    psoft,
+    road,
+    shira,
+    supertuning,
     waveft,
 )
 from autopeft.methods.base import LINEAR_ROLES, AdapterFlops, AdapterMemory, Method
@@ -59,6 +69,16 @@ _FAMILIES = (
     fourierft,
     waveft,
     gralora,
+    boft,
+    hra,
+    psoft,
+    road,
+    beft,
+    shira,
+    peanut,
+    deft,
+    osf,
+    supertuning,
 )
 
 _TABLE: Mapping[str, Method] = MappingProxyType(

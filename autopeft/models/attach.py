@@ -9,7 +9,6 @@ back, which are never touched.
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -24,6 +23,7 @@ from transformers.pytorch_utils import Conv1D
 
 from autopeft import methods
 from autopeft.methods import HEAD, Method
+from autopeft.models.calm import calmed
 from autopeft.models.starts import finish_start, without_slow_start
 from autopeft.plan import AdapterPlan, Candidate, TrainSettings
 from autopeft.pricing import check_plan, count_trainable
@@ -198,9 +198,7 @@ class Attached:
             holder.add_module(name, LinearView(module) if isinstance(module, Conv1D) else module)
         config = group.config(self.candidate.train, rename=names)
         without_slow_start(config)
-        with warnings.catch_warnings():
-            # Said of every normalisation, whose widths LN tuning does not need.
-            warnings.filterwarnings("ignore", "Unsupported layer type", UserWarning)
+        with calmed():
             tuner = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type](
                 holder, {ADAPTER_NAME: config}, ADAPTER_NAME
             )

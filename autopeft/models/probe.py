@@ -71,6 +71,13 @@ def storage_id(tensor: torch.Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
+def storage_sizes(tensor: torch.Tensor) -> dict[int, float]:
+    """Storage -> bytes of it that a tensor uses; several storages if the tensor is sparse."""
+    is_sparse = tensor.layout is torch.sparse_coo
+    parts = (tensor._indices(), tensor._values()) if is_sparse else (tensor,)
+    return {storage_id(part): float(part.numel() * part.element_size()) for part in parts}
+
+
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:
     """All tensors in nested tuples, lists and mappings."""
     if isinstance(value, torch.Tensor):
@@ -126,13 +133,9 @@ def run_and_count(
         sizes: dict[int, float] = {}
         for reference in held:
             kept = reference()
-            if kept is not None and storage_id(kept.tensor) not in own:
-                sizes[storage_id(kept.tensor)] = float(
-                    max(
-                        sizes.get(storage_id(kept.tensor), 0),
-                        kept.tensor.numel() * kept.tensor.element_size(),
-                    )
-                )
+            for key, size in storage_sizes(kept.tensor).items() if kept is not None else ():
+                if key not in own:
+                    sizes[key] = max(sizes.get(key, 0.0), size)
             del kept
         if result.requires_grad:
             torch.autograd.backward(result, torch.ones_like(result))

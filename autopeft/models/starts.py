@@ -41,9 +41,11 @@ class PrincipalParts:
 
 
 def without_slow_start(config: Any) -> None:
-    """Lets peft skip a decomposition that `start_from_principal_parts` does from the cache."""
+    """Lets peft skip a decomposition that `finish_start` does from the cache."""
     if getattr(config, "init_lora_weights", None) == "pissa":
         config.init_lora_weights = True
+    if getattr(config, "psoft_svd", None) == "full":
+        config.psoft_svd, config.psoft_svd_lowrank_niter = "lowrank", 0
 
 
 def finish_start(method: str, layers: Mapping[str, nn.Module], parts: PrincipalParts) -> None:
@@ -56,6 +58,8 @@ def finish_start(method: str, layers: Mapping[str, nn.Module], parts: PrincipalP
     """
     if method == "pissa":
         start_from_principal_parts(layers, parts)
+    elif method == "psoft":
+        rotate_principal_parts(layers, parts)
     elif method == "lora_fa":
         freeze_a(layers)
 
@@ -73,6 +77,16 @@ def start_from_principal_parts(layers: Mapping[str, nn.Module], parts: Principal
         b.copy_(left * root)
         # A new tensor: the old one's storage may be a view's.
         base.weight.data = (base.weight.float() - scaling * b @ a).to(base.weight.dtype)
+
+
+def rotate_principal_parts(layers: Mapping[str, nn.Module], parts: PrincipalParts) -> None:
+    """PSOFT's frozen A = V^T and B = U S, from which peft's own start differs in nothing."""
+    for path, layer in layers.items():
+        psoft: Any = layer
+        weight = psoft.get_base_layer().weight
+        left, values, right = parts.of(path, weight, psoft.r[_ADAPTER])
+        b = left * (values / psoft.scaling[_ADAPTER])
+        psoft._set_psoft_ab_cache_buffers(_ADAPTER, right.contiguous().clone(), b)
 
 
 def freeze_a(layers: Mapping[str, nn.Module]) -> None:

@@ -15,6 +15,7 @@ from autopeft import methods
 from autopeft.errors import SpaceError
 from autopeft.methods import HEAD, HEAD_RATES, Method
 from autopeft.methods.base import Shape
+from autopeft.models.calm import calmed
 from autopeft.models.starts import PrincipalParts, finish_start
 from autopeft.plan import ROLES, TrainSettings
 
@@ -32,7 +33,8 @@ def _adapt(method: Method, rank: int, shape: Shape, role: str = "attn.q") -> nn.
     if kind == "IA3":
         arguments["feedforward_modules"] = ["m"] if role in method.input_side_roles else []
     config = PEFT_TYPE_TO_CONFIG_MAPPING[kind](target_modules=["m"], **arguments)
-    PEFT_TYPE_TO_TUNER_MAPPING[kind](holder, {"default": config}, "default")
+    with calmed():
+        PEFT_TYPE_TO_TUNER_MAPPING[kind](holder, {"default": config}, "default")
     layer = holder.get_submodule("m")
     finish_start(method.name, {"m": layer}, PrincipalParts())
     return layer

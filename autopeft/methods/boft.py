@@ -1,0 +1,76 @@
+"""BOFT: a block-diagonal rotation of a module's input and a scale of its output (2311.06243).
+
+peft takes more than one butterfly factor only where it can compile a CUDA extension; with one, the
+rotation is OFT's, by an exact Cayley transform.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from autopeft.methods.base import LINEAR_ROLES, AdapterFlops, AdapterMemory, Method, Shape
+from autopeft.plan import TrainSettings
+
+
+@dataclass(frozen=True)
+class Boft(Method):
+    """x -> s * (W R x): R has orthogonal blocks; `rank` is their size; s starts at one."""
+
+    def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
+        """Each block in full, of which only the skew part counts, and s."""
+        return shape[1] * rank + shape[0]
+
+    def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
+        """A full rotation for each token; each step multiplies it with two permutations and one."""
+        _, in_ = shape
+        rotation = 2.0 * in_**2
+        return AdapterFlops(
+            forward_per_token=rotation,
+            backward_per_token=rotation,
+            input_grad_per_token=rotation,
+            forward_per_step=3 * rotation * in_,
+            # Besides the same three: the solver's own gradient.
+            backward_per_step=3 * rotation * in_ + 2.0 * in_ * rank**2,
+        )
+
+    def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
+        """The input, the unscaled output, and each step an identity and the solver's factors."""
+        out, in_ = shape
+        return AdapterMemory(
+            per_token=out,
+            per_step=in_**2 + 3.0 * in_ * rank + 2.0 * out,
+            input_grad_per_step=in_**2,
+            keeps_input=True,
+        )
+
+    def is_legal_rank(self, rank: int, shape: Shape) -> bool:
+        """Blocks of at least 2 must divide the input width."""
+        return 2 <= rank <= shape[1] and shape[1] % rank == 0
+
+    def rank_rule(self, shape: Shape) -> str:
+        """The rule in words."""
+        return f"the block size (rank) is at least 2 and divides the input width {shape[1]}"
+
+    def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
+        """Arguments of `BOFTConfig`."""
+        return {
+            "peft_type": "BOFT",
+            "boft_block_size": rank,
+            "boft_n_butterfly_factor": 1,
+            "boft_dropout": train.dropout,
+        }
+
+
+METHODS: tuple[Method, ...] = (
+    Boft(
+        name="boft",
+        family="boft",
+        roles=LINEAR_ROLES,
+        default_ranks=(2, 4, 8, 16, 32),
+        learning_rate=(3e-4, 1e-2),
+        exact_start=False,  # The bias is taken off and put on again.
+        transposed_base=False,
+        input_side_roles=LINEAR_ROLES,
+    ),
+)

@@ -1,0 +1,61 @@
+"""DEFT: a subspace of a module's output is taken out and replaced (peft's `DeftConfig`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from autopeft.methods.base import LINEAR_ROLES, AdapterFlops, AdapterMemory, Method, Shape
+from autopeft.plan import TrainSettings
+
+
+@dataclass(frozen=True)
+class Deft(Method):
+    """x -> (1 - P relu(P)^T) W x + P R x: P (out, rank) is random, R starts as relu(P)^T W."""
+
+    def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
+        """P and R."""
+        return rank * (shape[0] + shape[1])
+
+    def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
+        """Three thin products with P and one with R; P gets three gradients."""
+        out, in_ = shape
+        return AdapterFlops(
+            forward_per_token=2.0 * rank * (3 * out + in_),
+            backward_per_token=2.0 * rank * (5 * out + in_),
+            input_grad_per_token=2.0 * rank * (out + in_),
+        )
+
+    def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
+        """The input, the module's output, and what comes out of the subspace and of R."""
+        out, in_ = shape
+        return AdapterMemory(
+            per_token=out + 2.0 * rank,
+            per_step=rank * out,
+            input_grad_per_step=rank * in_,
+            keeps_input=True,
+            drops_input=True,
+        )
+
+    def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
+        """Arguments of `DeftConfig`."""
+        return {
+            "peft_type": "DEFT",
+            "r": rank,
+            "alpha": train.alpha_ratio * rank,
+            "deft_dropout": train.dropout,
+        }
+
+
+METHODS: tuple[Method, ...] = (
+    Deft(
+        name="deft",
+        family="deft",
+        roles=LINEAR_ROLES,
+        default_ranks=(1, 2, 4, 8, 16, 32),
+        learning_rate=(2e-4, 1e-2),
+        converts_to_lora=True,
+        exact_start=False,  # What is taken out and what is put in agree up to rounding.
+        quantised_base=False,
+    ),
+)

@@ -1,0 +1,85 @@
+"""OSF: a weight's smallest singular directions are trained, the others kept (arXiv 2504.07097)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from autopeft.methods.base import LINEAR_ROLES, AdapterFlops, AdapterMemory, Method, Shape
+from autopeft.plan import TrainSettings
+
+_STEPS = 64
+"""`rank` counts this fraction of all singular directions, so that it means the same everywhere."""
+
+
+def _directions(rank: int, shape: Shape) -> int:
+    """How many are trained; peft rounds down the number of those that are kept."""
+    width = min(shape)
+    return width - width * (_STEPS - rank) // _STEPS
+
+
+@dataclass(frozen=True)
+class Osf(Method):
+    """x -> W x + (U S V - U0 S0 V0) x: the `rank` 64ths of W's smallest singular directions.
+
+    peft's files hold U, S and V: what they started from is computed again from the base model.
+    """
+
+    def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
+        """U, S and V."""
+        return _directions(rank, shape) * (shape[0] + shape[1] + 1)
+
+    def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
+        """LoRA's of twice the size; gradients are projected off the directions that are kept."""
+        out, in_ = shape
+        trained = _directions(rank, shape)
+        kept = min(shape) - trained
+
+        def projection(width: int) -> float:
+            # The longer side's complement is wider than what is trained.
+            return 4.0 * width * trained * (kept if width > min(shape) else trained)
+
+        lora = 4.0 * trained
+        return AdapterFlops(
+            forward_per_token=lora * (in_ + out),
+            backward_per_token=lora * (2 * out + in_),
+            input_grad_per_token=lora * in_,
+            backward_per_step=projection(out) + projection(in_),
+        )
+
+    def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
+        """As LoRA's of twice the size, and the two factors."""
+        out, in_ = shape
+        trained = _directions(rank, shape)
+        return AdapterMemory(
+            per_token=2.0 * trained,
+            per_step=2.0 * trained * out,
+            input_grad_per_step=2.0 * trained * in_,
+            keeps_input=True,
+        )
+
+    def is_legal_rank(self, rank: int, shape: Shape) -> bool:
+        """Something must be trained and something kept."""
+        return 1 <= rank < _STEPS and 0 < _directions(rank, shape) < min(shape)
+
+    def rank_rule(self, shape: Shape) -> str:
+        """The rule in words."""
+        return f"rank counts {_STEPS}ths of {min(shape)} directions; not all can be trained"
+
+    def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
+        """Arguments of `OSFConfig`; it has no dropout."""
+        return {"peft_type": "OSF", "effective_rank": (_STEPS - rank) / _STEPS}
+
+
+METHODS: tuple[Method, ...] = (
+    Osf(
+        name="osf",
+        family="osf",
+        roles=LINEAR_ROLES,
+        default_ranks=(1, 2, 4, 8, 16),
+        learning_rate=(2e-5, 1e-3),
+        exact_start=False,  # Two equal parts cancel up to rounding.
+        quantised_base=False,
+        transposed_base=False,
+    ),
+)

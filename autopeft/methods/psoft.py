@@ -1,0 +1,74 @@
+"""PSOFT: a rotation inside a weight's principal subspace (openreview FSHrinMArK)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from autopeft.methods.base import LINEAR_ROLES, AdapterFlops, AdapterMemory, Method, Shape
+from autopeft.plan import TrainSettings
+
+
+@dataclass(frozen=True)
+class Psoft(Method):
+    """x -> W x + B (R - 1) A x: B A is W's leading part, frozen; R, scaled both ways, starts at 1.
+
+    peft's files hold R alone: A and B are computed again from the base model's weight.
+    """
+
+    def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
+        """The upper triangle that R is made of, and two vectors that scale it."""
+        return rank * (rank - 1) // 2 + 2 * rank
+
+    def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
+        """Two thin products and a small one forward; no gradient for the frozen A and B."""
+        out, in_ = shape
+        rotation = 2.0 * rank**2
+        return AdapterFlops(
+            forward_per_token=2.0 * rank * (in_ + out) + rotation,
+            backward_per_token=2.0 * rank * out + rotation,
+            input_grad_per_token=2.0 * rank * in_ + rotation,
+            backward_per_step=2.0 * rank**3,  # Of the solver in the Cayley transform.
+        )
+
+    def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
+        """A x, for R's gradient; the Cayley transform's factors and the scaled steps of R."""
+        matrix = 1.0 * rank**2
+        return AdapterMemory(
+            per_token=rank,
+            per_step=4.0 * matrix + rank,
+            input_grad_per_step=matrix,
+            drops_input=True,
+        )
+
+    def is_legal_rank(self, rank: int, shape: Shape) -> bool:
+        """A rotation needs two directions."""
+        return 2 <= rank <= min(shape)
+
+    def rank_rule(self, shape: Shape) -> str:
+        """The rule in words."""
+        return f"`2 <= rank <= {min(shape)}` must hold"
+
+    def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
+        """Arguments of `PsoftConfig`."""
+        return {
+            "peft_type": "PSOFT",
+            "r": rank,
+            # Its scaling is taken out of B again: any alpha gives the same adapter.
+            "psoft_alpha": rank,
+            "psoft_dropout": train.dropout,
+        }
+
+
+METHODS: tuple[Method, ...] = (
+    Psoft(
+        name="psoft",
+        family="psoft",
+        roles=LINEAR_ROLES,
+        default_ranks=(8, 16, 32, 64, 128),
+        learning_rate=(5e-4, 2e-2),
+        converts_to_lora=True,
+        quantised_base=False,
+        transposed_base=False,
+    ),
+)

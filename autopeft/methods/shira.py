@@ -1,0 +1,59 @@
+"""SHiRA: some entries of a weight, drawn at random, are trained (arXiv 2406.13175)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from autopeft.methods.base import LINEAR_ROLES, AdapterFlops, AdapterMemory, Method, Shape
+from autopeft.plan import TrainSettings
+
+
+@dataclass(frozen=True)
+class Shira(Method):
+    """x -> (W + S) x: S is sparse and starts at zero; `rank` sets as many entries as LoRA's."""
+
+    def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
+        """As many as LoRA's A and B hold."""
+        return rank * (shape[0] + shape[1])
+
+    def frozen_floats(self, rank: int, shape: Shape, role: str = "") -> int:
+        """Row and column of each entry."""
+        return 2 * self.n_params(rank, shape, role)
+
+    def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
+        """The whole weight's gradient, of which a few entries are used."""
+        return AdapterFlops(backward_per_token=2.0 * shape[0] * shape[1])
+
+    def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
+        """The input, the entries and their places; the weight, where the input needs a gradient."""
+        return AdapterMemory(
+            per_step=5.0 * self.n_params(rank, shape, role),
+            input_grad_per_step=shape[0] * shape[1],
+            keeps_input=True,
+        )
+
+    def is_legal_rank(self, rank: int, shape: Shape) -> bool:
+        """There must be that many entries."""
+        return rank >= 1 and self.n_params(rank, shape) <= shape[0] * shape[1]
+
+    def rank_rule(self, shape: Shape) -> str:
+        """The rule in words."""
+        return f"`1 <= rank <= {shape[0] * shape[1] // sum(shape)}` must hold"
+
+    def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
+        """Arguments of `ShiraConfig`; it has no dropout."""
+        return {"peft_type": "SHIRA", "r": rank}
+
+
+METHODS: tuple[Method, ...] = (
+    Shira(
+        name="shira",
+        family="shira",
+        roles=LINEAR_ROLES,
+        default_ranks=(1, 2, 4, 8, 16, 32),
+        learning_rate=(2e-4, 1e-2),
+        quantised_base=False,
+        transposed_base=False,
+    ),
+)

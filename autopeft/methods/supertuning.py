@@ -1,0 +1,62 @@
+"""Super-Tuning: the largest entries of a weight are trained (arXiv 2607.09287)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from autopeft.methods.base import LINEAR_ROLES, AdapterFlops, AdapterMemory, Method, Shape
+from autopeft.plan import TrainSettings
+
+_STEPS = 1024
+"""`rank` counts this fraction of a weight's entries."""
+
+
+@dataclass(frozen=True)
+class Supertuning(Method):
+    """x -> (W + S) x: S starts at zero, on the largest `rank` 1024ths of W alone."""
+
+    def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
+        """The entries."""
+        return shape[0] * shape[1] * rank // _STEPS
+
+    def frozen_floats(self, rank: int, shape: Shape, role: str = "") -> int:
+        """The place of each entry."""
+        return self.n_params(rank, shape, role)
+
+    def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
+        """The whole weight's gradient, of which a few entries are used."""
+        return AdapterFlops(backward_per_token=2.0 * shape[0] * shape[1])
+
+    def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
+        """The input and the entries' places; the new weight, where the input needs a gradient."""
+        return AdapterMemory(
+            per_step=2.0 * self.n_params(rank, shape, role),
+            input_grad_per_step=shape[0] * shape[1],
+            keeps_input=True,
+        )
+
+    def is_legal_rank(self, rank: int, shape: Shape) -> bool:
+        """At least one entry."""
+        return 1 <= rank <= _STEPS and self.n_params(rank, shape) >= 1
+
+    def rank_rule(self, shape: Shape) -> str:
+        """The rule in words."""
+        return f"rank counts {_STEPS}ths of {shape[0] * shape[1]} entries, at least one entry"
+
+    def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
+        """Arguments of `SupertuningConfig`; it has no dropout."""
+        return {"peft_type": "SUPERTUNING", "sparsity": 1.0 - rank / _STEPS}
+
+
+METHODS: tuple[Method, ...] = (
+    Supertuning(
+        name="supertuning",
+        family="supertuning",
+        roles=LINEAR_ROLES,
+        default_ranks=(1, 2, 4, 8, 16, 32),
+        learning_rate=(2e-4, 1e-2),
+        quantised_base=False,
+        transposed_base=False,
+    ),
+)
