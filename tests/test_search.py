@@ -137,6 +137,21 @@ def test_confirmation_used_seeds_of_its_own(result: SearchResult) -> None:
         assert [seed["seed"] for seed in member["seeds"]] == [1, 2]
 
 
+def test_loras_cut_to_lower_ranks_are_marked(result: SearchResult) -> None:
+    front = front_of(result)
+    known = {e["digest"]: e for e in [*front["front"], *front["dominated_finalists"]]}
+    cut = [entry for entry in known.values() if entry["compressed_from"]]
+    assert cut
+    for entry in cut:
+        source = known[entry["compressed_from"]]
+        assert entry["origin"] == "compressed"
+        assert entry["trial"] is None
+        assert entry["price"]["trainable_params"] < source["price"]["trainable_params"]
+        assert entry["price"]["train_flops"] == source["price"]["train_flops"]
+        assert entry["train"] == source["train"]
+        assert f"cut from {source['digest'][:8]}" in entry["summary"]
+
+
 def test_the_study_is_an_ordinary_optuna_study(result: SearchResult) -> None:
     study = optuna.load_study(
         study_name=result.folder.name, storage=f"sqlite:///{result.folder}/study.db"
