@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import os
@@ -17,7 +18,9 @@ import optuna
 import pytest
 
 import autopeft
+from autopeft.engine.confirmation import lower_ranks
 from autopeft.errors import SettingsError, StorageError
+from autopeft.plan import Candidate
 from autopeft.result import SearchResult
 
 pytestmark = [
@@ -99,8 +102,6 @@ def test_no_member_is_dominated(result: SearchResult) -> None:
 
 def test_each_adapter_scores_what_front_json_says(result: SearchResult, tiny_data: Path) -> None:
     """From outside: the saved rows, the saved adapter, plain transformers code."""
-    import csv
-
     import torch
     from transformers import AutoTokenizer
 
@@ -141,7 +142,15 @@ def test_loras_cut_to_lower_ranks_are_marked(result: SearchResult) -> None:
     front = front_of(result)
     known = {e["digest"]: e for e in [*front["front"], *front["dominated_finalists"]]}
     cut = [entry for entry in known.values() if entry["compressed_from"]]
-    assert cut
+    with (result.folder / "trials.csv").open(encoding="utf-8") as file:
+        trained = {row["digest"] for row in csv.DictReader(file)}
+    possible = {
+        candidate.digest
+        for entry in known.values()
+        if not entry["compressed_from"]
+        for candidate in lower_ranks(Candidate.from_json(entry))
+    }
+    assert {entry["digest"] for entry in cut} == possible - trained
     for entry in cut:
         source = known[entry["compressed_from"]]
         assert entry["origin"] == "compressed"
