@@ -16,6 +16,7 @@ from torch import nn
 from autopeft.errors import AdapterError, SpaceError
 from autopeft.models.attach import ADAPTER_NAME, Attached, Part
 from autopeft.models.backbone import Backbone, load_backbone
+from autopeft.models.calm import calmed
 from autopeft.models.files import (
     CONFIG_FILE,
     HEAD_FILE,
@@ -293,7 +294,7 @@ def _load_foreign(base: str | nn.Module, folder: Path) -> Any:
         names = {task_type: name for name, task_type in TASK_TYPES.items()}
         base = load_backbone(base, auto_class=names.get(task, "AutoModel")).model
     try:
-        with warnings.catch_warnings():
+        with calmed(), warnings.catch_warnings():
             # peft asks transformers for an attribute by its old name.
             warnings.simplefilter("ignore", FutureWarning)
             return PeftModel.from_pretrained(base, str(folder)).eval()

@@ -28,6 +28,7 @@ from tiny_models import (
 from autopeft import methods
 from autopeft.errors import AdapterError
 from autopeft.models.backbone import Backbone, load_backbone
+from autopeft.models.calm import calmed
 from autopeft.models.loading import quiet
 from autopeft.models.saving import load_adapter, load_attached, save_adapter
 from autopeft.plan import AdapterPlan, LayerSpec
@@ -87,9 +88,8 @@ def test_one_method_is_a_folder_that_peft_itself_loads(
         "adapter_model.safetensors",
         "plan.json",
     }
-    with warnings.catch_warnings():
+    with calmed(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-        warnings.filterwarnings("ignore", "Unsupported layer type", UserWarning)
         theirs = peft.PeftModel.from_pretrained(build(name).model, str(tmp_path)).eval()
     assert torch.equal(logits_of(theirs, batch_for(backbone)), logits)
     assert torch.equal(
@@ -97,10 +97,11 @@ def test_one_method_is_a_folder_that_peft_itself_loads(
     )
 
 
-@pytest.mark.parametrize("method", ["lora", "dora", "ia3"])
+@pytest.mark.parametrize("method", ["lora", "dora", "ia3", "deft"])
 def test_peft_loads_what_was_trained_over_conv1d(method: str, tmp_path: Path) -> None:
     backbone = build("gpt2")
-    logits = _saved(backbone, _plan_of(backbone, method), tmp_path)
+    ranks = (2, 4) if methods.get(method).rank_pattern else (4, 4)
+    logits = _saved(backbone, _plan_of(backbone, method, ranks), tmp_path)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert config["fan_in_fan_out"] is True
     with warnings.catch_warnings():
