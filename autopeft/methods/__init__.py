@@ -17,6 +17,7 @@ from autopeft.methods import (
     deft,
     delora,
     fourierft,
+    glora,
     gralora,
     hira,
     hra,
@@ -79,6 +80,7 @@ _FAMILIES = (
     deft,
     osf,
     supertuning,
+    glora,
 )
 
 _TABLE: Mapping[str, Method] = MappingProxyType(

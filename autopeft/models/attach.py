@@ -24,7 +24,7 @@ from transformers.pytorch_utils import Conv1D
 from autopeft import methods
 from autopeft.methods import HEAD, Method
 from autopeft.models.calm import calmed
-from autopeft.models.starts import finish_start, without_slow_start
+from autopeft.models.starts import finish_start, plain_classes, without_slow_start
 from autopeft.plan import AdapterPlan, Candidate, TrainSettings
 from autopeft.pricing import check_plan, count_trainable
 
@@ -198,7 +198,7 @@ class Attached:
             holder.add_module(name, LinearView(module) if isinstance(module, Conv1D) else module)
         config = group.config(self.candidate.train, rename=names)
         without_slow_start(config)
-        with calmed():
+        with calmed(), plain_classes(holder):
             tuner = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type](
                 holder, {ADAPTER_NAME: config}, ADAPTER_NAME
             )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +39,26 @@ class PrincipalParts:
             )
         left, values, right = self._known[path]
         return left[:, :rank], values[:rank], right[:rank]
+
+
+@contextmanager
+def plain_classes(holder: nn.Module) -> Iterator[None]:
+    """Lets a holder's modules pass for `nn.Linear` itself, the only class that peft's GLoRA takes.
+
+    Only those that are one in all but name: a quantised weight is no matrix of floats.
+    """
+    others = {
+        module: type(module)
+        for module in holder.children()
+        if isinstance(module, nn.Linear) and module.weight.is_floating_point()
+    }
+    for module in others:
+        module.__class__ = nn.Linear
+    try:
+        yield
+    finally:
+        for module, kind in others.items():
+            module.__class__ = kind
 
 
 def without_slow_start(config: Any) -> None:

@@ -123,6 +123,17 @@ def test_every_planned_site_is_adapted_once_and_no_other() -> None:
         }
 
 
+def test_a_linear_module_by_another_class_name_is_one_to_every_method() -> None:
+    backbone = _backbone("falcon")  # Its linear modules are of a class of their own.
+    plan = AdapterPlan([LayerSpec(0, "attn.o", "glora", 2), LayerSpec(1, "mlp.up", "lora", 2)])
+    before = state_of(backbone)
+    with backbone.attach(candidate_of(plan), seed=0) as attached:
+        layers = [layer for part in attached.parts for layer in part.layers.values()]
+        kinds = {type(layer.get_base_layer()).__name__ for layer in layers}  # type: ignore[operator]
+    assert kinds == {"FalconLinear"}
+    assert_same_state(before, state_of(backbone))
+
+
 def test_each_method_has_its_own_rate_and_so_has_the_head() -> None:
     plan = AdapterPlan([LayerSpec(0, "attn.q", "lora", 2), LayerSpec(1, "mlp.down", "ia3")])
     train = TrainSettings(3e-3, method_rates=(("lora", 1e-3), ("ia3", 9e-3), ("head", 2e-3)))

@@ -1,0 +1,61 @@
+"""GLoRA: two low-rank matrices, one added to the weight, one multiplied with it (arXiv 2306.07967).
+
+The paper's terms for the bias are left out: many models have none, and what a site trains must not
+depend on that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from autopeft.methods.base import LINEAR_ROLES, AdapterFlops, AdapterMemory, Method, Shape
+from autopeft.plan import TrainSettings
+
+
+@dataclass(frozen=True)
+class GLora(Method):
+    """x -> (W + W * A + B) x, entry by entry: A and B are low-rank products, zero at the start."""
+
+    def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
+        """The factors of A and B."""
+        return 2 * rank * (shape[0] + shape[1])
+
+    def frozen_floats(self, rank: int, shape: Shape, role: str = "") -> int:
+        """Zeros that peft saves in place of the bias terms."""
+        return 2 * shape[0] + shape[1]
+
+    def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
+        """A second full product for each token; each step builds A and B."""
+        product = 2.0 * shape[0] * shape[1]
+        return AdapterFlops(
+            forward_per_token=product,
+            backward_per_token=product,
+            input_grad_per_token=product,
+            # One more product for the bias term that is not there, where there is a bias.
+            forward_per_step=2 * rank * product + product,
+            backward_per_step=4 * rank * product,
+        )
+
+    def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
+        """The input; the whole weight, where the input needs a gradient."""
+        return AdapterMemory(input_grad_per_step=shape[0] * shape[1], keeps_input=True)
+
+    def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
+        """Arguments of `GloraConfig`; it has neither scaling nor dropout."""
+        return {"peft_type": "GLORA", "r": rank, "config_C": "none", "config_D_E": "none"}
+
+
+METHODS: tuple[Method, ...] = (
+    GLora(
+        name="glora",
+        family="glora",
+        roles=LINEAR_ROLES,
+        default_ranks=(1, 2, 4, 8, 16),
+        learning_rate=(2e-4, 1e-2),
+        # The weight is summed anew, and over Conv1D in another memory order.
+        exact_start=False,
+        quantised_base=False,
+        transposed_base=False,
+    ),
+)
