@@ -166,8 +166,14 @@ def dashboard(folder: str, host: str, port: int) -> None:
 
 
 @app.command()
-def methods() -> None:
+@click.option("--markdown", is_flag=True, help="As README.md has it.")
+def methods(markdown: bool) -> None:
     """List the adapter methods."""
+    if markdown:
+        from autopeft.methods import table
+
+        click.echo(table.markdown())
+        return
     from autopeft.progress import methods_table
 
     _print(methods_table())

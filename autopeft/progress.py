@@ -151,21 +151,13 @@ def price_table(prices: PriceList) -> RenderableType:
 
 def methods_table() -> Table:
     """Every method and what it can do."""
-    from autopeft.methods import all_methods
+    from autopeft.methods.table import HEADER, rows
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for name in ("method", "sizes", "rate", "merge", "to LoRA", "roles"):
-        table.add_column(name, no_wrap=name != "roles")
-    for method in all_methods():
-        low, high = method.learning_rate
-        table.add_row(
-            method.name,
-            " ".join(str(rank) for rank in method.default_ranks) or "-",
-            f"{low:.0e}-{high:.0e}",
-            "yes" if method.mergeable else "no",
-            "yes" if method.converts_to_lora else "no",
-            " ".join(method.roles),
-        )
+    for name in HEADER:
+        table.add_column(name, no_wrap=name == "method")
+    for row in rows():
+        table.add_row(*row)
     return table
 
 

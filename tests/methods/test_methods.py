@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from torch import nn
 
+import autopeft.models.tuners  # noqa: F401 (makes peft know autopeft's own)
 from autopeft import methods
 from autopeft.errors import SpaceError
 from autopeft.methods import HEAD, HEAD_RATES, Method
@@ -140,6 +141,27 @@ def test_several_ranks_are_one_configuration_where_peft_can() -> None:
     assert "rank_pattern" not in lora.peft_config_for({"a": 4, "b": 4}, _TRAIN)
     with pytest.raises(ValueError, match="unpack"):
         methods.get("oft").peft_config_for({"a": 2, "b": 4}, _TRAIN)
+
+
+@pytest.mark.parametrize("name", [n for n in _LINEAR if methods.get(n).converts_to_lora])
+def test_what_converts_to_lora_changes_a_weight_by_a_low_rank(name: str) -> None:
+    method = methods.get(name)
+    out, in_ = 96, 64
+    rank = next(r for r in range(1, 65) if method.is_legal_rank(r, (out, in_)))
+    torch.manual_seed(0)
+    layer = _adapt(method, rank, (out, in_))
+    base = layer.get_base_layer().weight
+    before = base.detach().clone()
+    with torch.no_grad():
+        if method.changes_base:  # The weight was rewritten; what it was can be told from the start.
+            before = layer.get_delta_weight("default") + base
+        for parameter in layer.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn(parameter.shape))
+    layer.eval()
+    layer.merge(safe_merge=True)
+    values = torch.linalg.svdvals((layer.get_base_layer().weight - before).detach().double())
+    assert int((values > 1e-4 * values[0]).sum()) <= 16
 
 
 def test_methods_and_pricing_need_no_torch() -> None:

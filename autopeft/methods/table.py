@@ -1,0 +1,68 @@
+"""The table of methods, for the terminal and for README.md, which a test compares with it."""
+
+from __future__ import annotations
+
+from autopeft.methods import all_methods
+from autopeft.methods.base import Method
+
+HEADER = (
+    "method",
+    "where",
+    "sizes",
+    "learning rate",
+    "merge",
+    "to LoRA",
+    "quantised base",
+    "shares state",
+)
+"""Names of the columns."""
+
+
+def rows() -> list[tuple[str, ...]]:
+    """One row of cells for each method."""
+    return [_row(method) for method in all_methods()]
+
+
+def _row(method: Method) -> tuple[str, ...]:
+    low, high = method.learning_rate
+    return (
+        method.name,
+        where(method),
+        " ".join(map(str, method.default_ranks)) or "-",
+        f"{low:.0e} to {high:.0e}".replace("e-0", "e-"),
+        _word(method.mergeable),
+        _word(method.converts_to_lora),
+        _word(method.quantised_base),
+        _word(method.shared_state),
+    )
+
+
+def where(method: Method) -> str:
+    """The roles a method can have, in a word where one says it."""
+    roles = set(method.roles)
+    parts = []
+    for word, members in _GROUPS.items():
+        if members <= roles:
+            parts.append(word)
+            roles -= members
+    return ", ".join([*parts, *(role for role in method.roles if role in roles)])
+
+
+_LINEAR = frozenset(
+    {
+        *(f"{kind}.{part}" for kind in ("attn", "cross") for part in ("q", "k", "v", "o")),
+        *("attn.qkv", "mlp.up", "mlp.gate", "mlp.gate_up", "mlp.down"),
+    }
+)
+_GROUPS = {"linear": _LINEAR}
+
+
+def _word(flag: bool) -> str:
+    return "yes" if flag else "no"
+
+
+def markdown() -> str:
+    """The table as Markdown, without a line break at its end."""
+    lines = ["| " + " | ".join(HEADER) + " |", "|" + " --- |" * len(HEADER)]
+    lines += ["| " + " | ".join((f"`{row[0]}`", *row[1:])) + " |" for row in rows()]
+    return "\n".join(lines)
