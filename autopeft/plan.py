@@ -19,6 +19,7 @@ ROLES: tuple[str, ...] = (
     "attn.v",
     "attn.qkv",  # models that fuse the three (GPT-2, GPT-NeoX, Phi-3)
     "attn.o",
+    "attn",  # a self-attention as a whole: prefixes
     "cross.q",  # a decoder's attention over the encoder (T5, Whisper)
     "cross.k",
     "cross.v",
@@ -28,7 +29,7 @@ ROLES: tuple[str, ...] = (
     "mlp.gate_up",  # models that fuse the two (Phi-3)
     "mlp.down",
     "norm",  # every normalisation inside one block, together
-    "block",  # the block as a whole: bottlenecks, prefixes
+    "block",  # the block as a whole
 )
 """The roles a site can have, in the order a block is read."""
 

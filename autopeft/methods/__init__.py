@@ -13,6 +13,7 @@ from autopeft.errors import SpaceError
 from autopeft.methods import (
     beft,
     boft,
+    bottleneck,
     c3a,
     deft,
     delora,
@@ -30,6 +31,7 @@ from autopeft.methods import (
     oft,
     osf,
     peanut,
+    prefix,
     psoft,
     road,
     shira,
@@ -80,6 +82,8 @@ _FAMILIES = (
     deft,
     osf,
     supertuning,
+    bottleneck,
+    prefix,
     glora,
 )
 

@@ -1,7 +1,8 @@
 """What every adapter method tells about itself: where it can sit, how big it may be, what it costs.
 
 Formulas count per site. `shape` is always (out, in) of the adapted linear module; at the role
-"norm" it is (width, number of vectors), so that the product counts the normalisations' parameters.
+"norm" it is (width, number of vectors), so that the product counts the normalisations' parameters;
+at the role "attn" it is (heads, their width together).
 A FLOP is one multiplication or one addition of a matrix product; elementwise work is not counted
 (as in `torch.utils.flop_counter`).
 """
@@ -64,6 +65,9 @@ class AdapterMemory:
 
     Attributes:
         per_token: Floats for each token, the site's input not counted.
+        dead_input_per_token: Floats for each token, only where the site's input needs no gradient:
+            what the frozen model keeps itself where it does.
+        dropout_per_token: Floats for each token, only where there is dropout.
         per_step: Floats whatever the number of tokens.
         input_grad_per_step: The same, only where the site's input needs a gradient.
         keeps_input: True if the site's input is kept; sites that read one tensor keep it once.
@@ -76,6 +80,8 @@ class AdapterMemory:
     input_grad_per_step: float = 0.0
     keeps_input: bool = False
     drops_input: bool = False
+    dead_input_per_token: float = 0.0
+    dropout_per_token: float = 0.0
 
 
 @dataclass(frozen=True)

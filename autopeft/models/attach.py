@@ -23,6 +23,7 @@ from transformers.pytorch_utils import Conv1D
 
 from autopeft import methods
 from autopeft.methods import HEAD, Method
+from autopeft.models import tuners as tuners  # Makes peft know autopeft's own methods.
 from autopeft.models.calm import calmed
 from autopeft.models.starts import finish_start, plain_classes, without_slow_start
 from autopeft.plan import AdapterPlan, Candidate, TrainSettings
@@ -81,9 +82,12 @@ class Group:
         kind = arguments.pop("peft_type")
         if kind == "IA3":
             arguments["feedforward_modules"] = [names[path] for path in self.feedforward]
+        build = PEFT_TYPE_TO_CONFIG_MAPPING[kind]
         if self.transposed and self.method.transposed_base and rename is None:
-            arguments["fan_in_fan_out"] = True
-        return PEFT_TYPE_TO_CONFIG_MAPPING[kind](target_modules=list(ranks), **arguments)
+            # What never looks into the weight has no such argument.
+            if hasattr(build, "fan_in_fan_out"):
+                arguments["fan_in_fan_out"] = True
+        return build(target_modules=list(ranks), **arguments)
 
 
 def groups_of(plan: AdapterPlan, layout: Layout) -> tuple[Group, ...]:
@@ -126,7 +130,14 @@ class Part:
     def parameters(self) -> Iterator[nn.Parameter]:
         """The trainable parameters."""
         for layer in self.layers.values():
-            yield from (p for p in layer.parameters() if p.requires_grad)
+            # An adapted attention may hold modules that other groups have adapted.
+            others = {
+                id(p)
+                for module in layer.modules()
+                if isinstance(module, BaseTunerLayer) and module is not layer
+                for p in module.parameters()
+            }
+            yield from (p for p in layer.parameters() if p.requires_grad and id(p) not in others)
 
 
 class Attached:
@@ -292,5 +303,9 @@ class LinearView(nn.Linear):
 
 def replace_module(model: nn.Module, path: str, module: nn.Module) -> None:
     """Puts a module in the place that a path names."""
-    parent, _, name = path.rpartition(".")
-    model.get_submodule(parent)._modules[name] = module
+    parent_path, _, name = path.rpartition(".")
+    parent: Any = model.get_submodule(parent_path)
+    while name not in parent._modules:
+        # An adapted attention shows the modules of the one that it wraps.
+        parent = parent.base_layer
+    parent._modules[name] = module

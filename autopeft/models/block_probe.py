@@ -70,6 +70,11 @@ class BlockProbe:
         self.modules = {
             role: [model.get_submodule(path) for path in paths] for role, paths in roles.items()
         }
+        if "attn" in self.modules:
+            # What a prefix changes is what the heads hand to the output projection. Watched first:
+            # to that projection, too, its input is then live.
+            self.modules = {**self.modules, "attn": self.modules["attn.o"]}
+            self.modules = {"attn": self.modules.pop("attn"), **self.modules}
         self.encoder = None if encoder_output is None else storage_id(encoder_output)
         self.hidden = storage_id(call.hidden)
         self.context = {
@@ -170,6 +175,9 @@ class BlockProbe:
     def _watch(
         self, role: str, modules: list[nn.Module], is_source: bool, seen: _Seen
     ) -> Iterator[Any]:
+        if role == "attn":
+            yield modules[0].register_forward_pre_hook(self._at_heads(is_source, seen))
+            return
         waiting = [len(modules)]
 
         def before(_: nn.Module, args: tuple[Any, ...]) -> None:
@@ -189,3 +197,19 @@ class BlockProbe:
         for module in modules:
             yield module.register_forward_pre_hook(before)
             yield module.register_forward_hook(after)
+
+    def _at_heads(self, is_source: bool, seen: _Seen) -> Any:
+        """A hook on the output projection that sees its input as what a prefix changes."""
+
+        def before(_: nn.Module, args: tuple[Any, ...]) -> Any:
+            heads = args[0]
+            seen.inputs["attn"] = heads
+            if heads.requires_grad:
+                seen.live_inputs.add("attn")
+            elif is_source:
+                heads = new_source(heads)
+            if heads.requires_grad:
+                seen.live_outputs.add("attn")
+            return (heads, *args[1:])
+
+        return before

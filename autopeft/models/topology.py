@@ -16,6 +16,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from autopeft.errors import ModelError
+from autopeft.models.heads import attention_shape
 from autopeft.plan import ROLES
 from autopeft.pricing import Shape, Topology
 
@@ -56,7 +57,8 @@ class Layout:
     Attributes:
         topology: Plain shapes.
         blocks: Layer -> path of its block.
-        modules: (layer, role) -> paths of its modules: one, but for "norm" all of the block's.
+        modules: (layer, role) -> paths of its modules: one, but for "norm" all of the block's. At
+            "attn" and "block" the module holds those of other roles.
     """
 
     topology: Topology
@@ -98,6 +100,11 @@ def find_layout(
             shapes[layer, role] = _shape(role, found)
             if any(isinstance(module, Conv1D) for module in found):
                 transposed.add(role)
+        attention = _self_attention(path, layer, modules)
+        heads = attention_shape(model.get_submodule(attention)) if attention else None
+        if heads is not None and heads[1] == shapes[layer, "attn.o"][1]:
+            modules[layer, "attn"] = (attention,)
+            shapes[layer, "attn"] = heads
         width = next((s[1] for (at, _), s in shapes.items() if at == layer), 0)
         modules[layer, "block"] = (path,)
         shapes[layer, "block"] = (width, width)
@@ -113,6 +120,15 @@ def find_layout(
         blocks=tuple(blocks),
         modules=modules,
     )
+
+
+def _self_attention(block: str, layer: int, modules: Mapping[Site, tuple[str, ...]]) -> str:
+    """Path of the module that computes a block's self-attention, "" if it has none of its own."""
+    found = modules.get((layer, "attn.q")) or modules.get((layer, "attn.qkv"))
+    if found is None or (layer, "attn.o") not in modules:
+        return ""
+    parent = found[0].rpartition(".")[0]
+    return parent if parent.startswith(f"{block}.") else ""
 
 
 def _topology(

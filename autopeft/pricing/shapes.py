@@ -26,18 +26,22 @@ _STAGE: Mapping[str, int] = {
     "attn.k": 2,
     "attn.v": 2,
     "attn.qkv": 2,
-    "attn.o": 3,
-    "cross.q": 4,
-    "cross.k": 4,
-    "cross.v": 4,
-    "cross.o": 5,
-    "mlp.up": 6,
-    "mlp.gate": 6,
-    "mlp.gate_up": 6,
-    "mlp.down": 7,
-    "block": 8,
+    "attn": 3,
+    "attn.o": 4,
+    "cross.q": 5,
+    "cross.k": 5,
+    "cross.v": 5,
+    "cross.o": 6,
+    "mlp.up": 7,
+    "mlp.gate": 7,
+    "mlp.gate_up": 7,
+    "mlp.down": 8,
+    "block": 9,
 }
 """The order in which a block computes its roles."""
+
+_NOT_LINEAR = ("norm", "attn", "block")
+"""Roles that are no linear module."""
 
 _SIDEWAYS = ("cross.k", "cross.v")
 """Roles that read the encoder's output."""
@@ -64,11 +68,15 @@ def _usage(
 ) -> Usage:
     live_inputs = frozenset().union(*(reach[source] for source in sources)) - {"norm"}
     live_outputs = live_inputs | sources
-    linear = sum(out * in_ for role, (out, in_) in shapes.items() if role in live_inputs)
+    linear = sum(
+        out * in_
+        for role, (out, in_) in shapes.items()
+        if role in live_inputs and role not in _NOT_LINEAR
+    )
     flops = 2.0 * linear * tokens
     floats = 0.0
     for block in ("attn", "cross"):
-        parts = [r for r in shapes if r.startswith(block) and r != f"{block}.o"]
+        parts = [r for r in shapes if r.startswith(f"{block}.") and r != f"{block}.o"]
         if any(r in live_outputs for r in parts):
             width = shapes.get(f"{block}.o", (0, 0))[1]
             flops += 8.0 * tokens * (tokens / rows) * width
@@ -144,7 +152,7 @@ def table_from_shapes(
                 )
             )
         kinds.append(seen[key])
-        linear = sum(o * i for role, (o, i) in shapes.items() if role not in ("norm", "block"))
+        linear = sum(o * i for role, (o, i) in shapes.items() if role not in _NOT_LINEAR)
         attention = sum(shapes[role][1] for role in ("attn.o", "cross.o") if role in shapes)
         n_linear += linear
         forward += tokens_per_step * (2.0 * linear + 4.0 * attention * tokens_per_step / batch_size)

@@ -308,6 +308,10 @@ class PriceTable:
         floats = memory.per_token * memory_tokens + memory.per_step
         if is_live:
             floats += memory.input_grad_per_step
+        else:
+            floats += memory.dead_input_per_token * memory_tokens
+        if has_dropout:
+            floats += memory.dropout_per_token * memory_tokens
         keeps_input = memory.keeps_input
         if has_dropout and memory.drops_input:
             floats += (keeps_input + is_live) * in_ * memory_tokens

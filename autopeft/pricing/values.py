@@ -16,7 +16,8 @@ class Topology:
         n_layers: Number of blocks; an encoder-decoder counts its encoder's blocks first.
         shapes: Role -> (out, in) of the linear module with that role. For "norm": (width, number of
             vectors in the block's normalisations), so that the product counts their parameters.
-            For "block": (width, width).
+            For "block": (width, width). For "attn": (heads, their width together), where the
+            self-attention can have a prefix.
         overrides: (layer, role) -> shape where a block differs from `shapes`; None where that block
             lacks the role.
         n_heads: Attention heads; 0 where unknown.

@@ -37,7 +37,8 @@ _CLS = "AutoModelForSequenceClassification"
 
 
 def _plan_of(backbone: Backbone, method: str, ranks: tuple[int, ...] = (2, 4)) -> AdapterPlan:
-    roles = ("norm",) if method == "ln_tuning" else ("attn.q", "attn.qkv", "mlp.down")
+    own = methods.get(method).roles
+    roles = [r for r in ("attn.q", "attn.qkv", "mlp.down", "attn", "norm") if r in own]
 
     def size(layer: int, role: str) -> int:
         """The rank, or the largest below that fits."""

@@ -8,26 +8,27 @@ from torch import nn
 from autopeft.errors import ModelError
 from autopeft.models.topology import find_layout, role_by_name
 
-_SPLIT = {"attn.q", "attn.k", "attn.v", "attn.o", "mlp.up", "mlp.down", "norm", "block"}
-_FUSED = {"attn.qkv", "attn.o", "mlp.up", "mlp.down", "norm", "block"}
+_ALL = {"attn", "attn.o", "mlp.down", "norm", "block"}
+_SPLIT = _ALL | {"attn.q", "attn.k", "attn.v", "mlp.up"}
+_FUSED = _ALL | {"attn.qkv", "mlp.up"}
 _GATED = _SPLIT | {"mlp.gate"}
 _CROSS = {"cross.q", "cross.k", "cross.v", "cross.o"}
 _ROLES = {
     "bert": _SPLIT,
     "roberta": _SPLIT,
     "distilbert": _SPLIT,
-    "deberta-v2": _SPLIT,
+    "deberta-v2": _SPLIT - {"attn"},  # It computes its attention itself, and so does Falcon.
     "albert": _SPLIT,
-    "modernbert": {"attn.qkv", "attn.o", "mlp.gate_up", "mlp.down", "norm", "block"},
+    "modernbert": _ALL | {"attn.qkv", "mlp.gate_up"},
     "gpt2": _FUSED,
     "gpt_neox": _FUSED,
-    "falcon": _FUSED,
+    "falcon": _FUSED - {"attn"},
     "llama": _GATED,
     "llama-cls": _GATED,
     "qwen3": _GATED,
     "gemma3": _GATED,
     "mistral": _GATED,
-    "phi3": {"attn.qkv", "attn.o", "mlp.gate_up", "mlp.down", "norm", "block"},
+    "phi3": _ALL | {"attn.qkv", "mlp.gate_up"},
     "opt": _SPLIT,
     "t5": _SPLIT | _CROSS,
     "bart": _SPLIT | _CROSS,
@@ -55,6 +56,8 @@ def test_shapes_are_those_of_the_modules(name: str) -> None:
         modules = [backbone.model.get_submodule(path) for path in paths]
         if role == "norm":
             assert out * in_ == sum(p.numel() for m in modules for p in m.parameters())
+        elif role == "attn":
+            assert (out, in_) == (4, backbone.layout.topology.shape(layer, "attn.o")[1])
         elif role != "block":
             assert [out * in_] == [m.weight.numel() for m in modules]
             sample = torch.empty(2, in_, device="meta")

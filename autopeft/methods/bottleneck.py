@@ -1,0 +1,104 @@
+"""Bottleneck adapters: a small two-layer network after a module, or beside it.
+
+Sources: after attention and feed-forward, Houlsby et al. (arXiv 1902.00751); after the feed-forward
+only, Pfeiffer et al. (arXiv 2005.00247); in parallel, He et al. (arXiv 2110.04366), who find it
+better than in series. peft lacks them; `autopeft.models.tuners` has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from autopeft.methods.base import (
+    LINEAR_ROLES,
+    AdapterFlops,
+    AdapterMemory,
+    Method,
+    Shape,
+    config_for_ranks,
+)
+from autopeft.plan import TrainSettings
+
+_RANKS = (1, 2, 4, 8, 16, 32, 64)
+
+
+@dataclass(frozen=True)
+class Bottleneck(Method):
+    """h = W x -> h + s U relu(D h), D (rank, out) random and U (out, rank) zero at the start.
+
+    At attn.o and mlp.down, h is what a sub-layer adds to the residual stream.
+    """
+
+    parallel: bool = False
+
+    def _source(self, shape: Shape) -> int:
+        """Width of what D reads."""
+        return shape[1] if self.parallel else shape[0]
+
+    def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
+        """D and U with their biases."""
+        return rank * (self._source(shape) + shape[0]) + rank + shape[0]
+
+    def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
+        """Two thin products forward; backward a gradient each for U, the inner values and D."""
+        source, out = self._source(shape), shape[0]
+        return AdapterFlops(
+            forward_per_token=2.0 * rank * (source + out),
+            backward_per_token=2.0 * rank * (2 * out + source),
+            input_grad_per_token=2.0 * rank * source,
+        )
+
+    def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
+        """What D reads, for D's gradient, and the inner values; dropped ones and their mask too."""
+        return AdapterMemory(
+            per_token=rank + (0 if self.parallel else shape[0]),
+            dropout_per_token=2.0 * rank,
+            keeps_input=self.parallel,
+        )
+
+    def is_legal_rank(self, rank: int, shape: Shape) -> bool:
+        """From 1 to the narrower of what D reads and U writes."""
+        return 1 <= rank <= min(self._source(shape), shape[0])
+
+    def rank_rule(self, shape: Shape) -> str:
+        """The rule in words."""
+        return f"`1 <= rank <= {min(self._source(shape), shape[0])}` must hold"
+
+    def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
+        """Arguments of `autopeft.models.tuners.BottleneckConfig`."""
+        return {
+            "peft_type": "BOTTLENECK",
+            "r": rank,
+            "parallel": self.parallel,
+            "scaling": train.alpha_ratio,
+            "bottleneck_dropout": train.dropout,
+        }
+
+    def peft_config_for(self, ranks: Mapping[str, int], train: TrainSettings) -> dict[str, Any]:
+        """One configuration for all sizes."""
+        return config_for_ranks(self, ranks, train, {"r": "rank_pattern"})
+
+
+METHODS: tuple[Method, ...] = (
+    Bottleneck(
+        name="bottleneck",
+        family="bottleneck",
+        roles=("attn.o", "cross.o", "mlp.down"),
+        default_ranks=_RANKS,
+        learning_rate=(2e-4, 1e-2),
+        mergeable=False,
+        rank_pattern=True,
+    ),
+    Bottleneck(
+        name="parallel_bottleneck",
+        family="bottleneck",
+        roles=LINEAR_ROLES,
+        default_ranks=_RANKS,
+        learning_rate=(2e-4, 1e-2),
+        mergeable=False,
+        rank_pattern=True,
+        parallel=True,
+    ),
+)

@@ -1,0 +1,74 @@
+"""Gated prefixes: trained keys and values in front of one self-attention.
+
+Sources: prefix tuning (arXiv 2101.00190), gated from zero as in LLaMA-Adapter (arXiv 2303.16199).
+peft has both for a whole model only; `autopeft.models.tuners` has one for a single attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape, config_for_ranks
+from autopeft.plan import TrainSettings
+
+
+@dataclass(frozen=True)
+class Prefix(Method):
+    """Each head adds tanh(g) softmax(q K^T) V: K and V hold rank tokens, g is 0 at the start.
+
+    The shape at the role "attn" is (heads, their width together).
+    """
+
+    def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
+        """Keys and values of every head, and a gate for each head."""
+        return 2 * rank * shape[1] + shape[0]
+
+    def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
+        """Scores and mixtures forward; backward a gradient each for K, V and the shares."""
+        product = 2.0 * rank * shape[1]
+        return AdapterFlops(
+            forward_per_token=2.0 * product,
+            backward_per_token=3.0 * product,
+            input_grad_per_token=product,
+        )
+
+    def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
+        """Each head's shares and the gated values; the queries, unless kept for their own sake."""
+        heads, width = shape
+        return AdapterMemory(
+            per_token=heads * rank,
+            dead_input_per_token=width,
+            per_step=rank * width + heads,
+        )
+
+    def is_legal_rank(self, rank: int, shape: Shape) -> bool:
+        """From 1 to the heads' width together: nobody has ever needed a longer prefix."""
+        return 1 <= rank <= shape[1]
+
+    def rank_rule(self, shape: Shape) -> str:
+        """The rule in words."""
+        return f"`1 <= rank (prefix tokens) <= {shape[1]}` must hold"
+
+    def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
+        """Arguments of `autopeft.models.tuners.GatedPrefixConfig`."""
+        return {"peft_type": "GATED_PREFIX", "r": rank}
+
+    def peft_config_for(self, ranks: Mapping[str, int], train: TrainSettings) -> dict[str, Any]:
+        """One configuration for all sizes."""
+        return config_for_ranks(self, ranks, train, {"r": "rank_pattern"})
+
+
+METHODS: tuple[Method, ...] = (
+    Prefix(
+        name="prefix",
+        family="prefix",
+        roles=("attn",),
+        default_ranks=(1, 2, 4, 8, 16, 32, 64),
+        # LLaMA-Adapter trains at 9e-3.
+        learning_rate=(1e-3, 5e-2),
+        mergeable=False,
+        rank_pattern=True,
+    ),
+)

@@ -1,0 +1,16 @@
+"""Adapters that peft lacks, as peft tuners of their own: importing this makes peft know them.
+
+`import autopeft.models.tuners`, and `peft.PeftModel.from_pretrained` loads what they saved.
+"""
+
+from autopeft.models.tuners.bottleneck import BottleneckConfig, BottleneckLayer, BottleneckModel
+from autopeft.models.tuners.prefix import GatedPrefixConfig, GatedPrefixLayer, GatedPrefixModel
+
+__all__ = [
+    "BottleneckConfig",
+    "BottleneckLayer",
+    "BottleneckModel",
+    "GatedPrefixConfig",
+    "GatedPrefixLayer",
+    "GatedPrefixModel",
+]

@@ -1,0 +1,176 @@
+"""Gated prefixes: keys and values of its own in front of one self-attention.
+
+Keys and values are trained themselves, as in prefix tuning (Li and Liang, arXiv 2101.00190, without
+its reparametrisation). Queries attend to them apart from the tokens, in a softmax of its own, and a
+gate for each head, 0 at the start, weighs what comes back, as in LLaMA-Adapter (arXiv 2303.16199).
+So the model starts as it was, no mask, position or cache of keys changes, and it works with
+whatever computes the attention over the tokens.
+
+Each query head has a prefix of its own, also where several heads share keys of tokens.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.modeling_utils import AttentionInterface
+
+from autopeft.models.heads import attention_shape
+from autopeft.models.tuners.common import OwnLayer, OwnModel, TargetedConfig, register
+
+
+@dataclass
+class GatedPrefixConfig(TargetedConfig):
+    """Configuration of a `GatedPrefixModel`; `r` is the number of prefix tokens.
+
+    `target_modules` are modules that compute a self-attention, such as Llama's `self_attn`.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = "GATED_PREFIX"
+
+
+class GatedPrefixLayer(OwnLayer):
+    """A self-attention whose heads also attend to a prefix.
+
+    It can stand in for the attention wholly: what it lacks itself it has from there.
+
+    Args:
+        base_layer: The attention.
+        adapter_name: The adapter that is active at first.
+    """
+
+    adapter_layer_names = ("gated_prefix_keys", "gated_prefix_values", "gated_prefix_gates")
+
+    def __init__(self, base_layer: nn.Module, adapter_name: str) -> None:
+        super().__init__(base_layer, adapter_name)
+        shape = attention_shape(base_layer)
+        if shape is None:
+            raise TypeError(
+                f"{type(base_layer).__name__} cannot have a prefix: it does not look its attention "
+                "function up in transformers' table, or does not tell its heads"
+            )
+        self._heads, self._head_size = shape[0], shape[1] // shape[0]
+        self.gated_prefix_keys = nn.ParameterDict()
+        self.gated_prefix_values = nn.ParameterDict()
+        self.gated_prefix_gates = nn.ParameterDict()
+        _listen()
+
+    def add(self, adapter_name: str, size: int, config: GatedPrefixConfig) -> None:
+        """Makes one more adapter."""
+        shape = (self._heads, size, self._head_size)
+        gates = torch.zeros(self._heads) if config.init_weights else torch.randn(self._heads)
+        self.gated_prefix_keys[adapter_name] = nn.Parameter(torch.randn(shape))
+        self.gated_prefix_values[adapter_name] = nn.Parameter(torch.randn(shape))
+        self.gated_prefix_gates[adapter_name] = nn.Parameter(gates)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Whatever the attention takes and gives."""
+        layer: Any = self  # peft's half of it
+        if layer.disable_adapters:
+            return self.base_layer(*args, **kwargs)
+        call = _Call(self)
+        token = _CURRENT.set(call)
+        try:
+            result = self.base_layer(*args, **kwargs)
+        finally:
+            _CURRENT.reset(token)
+        if not call.is_answered:
+            raise RuntimeError(
+                f"{type(self.base_layer).__name__} did not look its attention function up: "
+                "its prefix was not attended to"
+            )
+        return result
+
+    def attended(self, query: torch.Tensor, scaling: float) -> torch.Tensor:
+        """What the prefixes add to the heads' outputs.
+
+        Args:
+            query: Shape (b, heads, t, size of a head).
+            scaling: Of the scores.
+
+        Returns:
+            Shape (b, t, heads, size of a head).
+        """
+        b, heads, t, size = query.shape
+        # Batches of heads rather than of rows: no row needs a copy of the prefix.
+        flat = query.transpose(0, 1).reshape(heads, b * t, size)
+        total: torch.Tensor | None = None
+        layer: Any = self  # peft's half of it
+        for name in layer.active_adapters:
+            if name in self.gated_prefix_keys:
+                keys, values = self.gated_prefix_keys[name], self.gated_prefix_values[name]
+                flat = flat.to(keys.dtype)
+                shares = torch.softmax(flat @ keys.transpose(1, 2) * scaling, dim=-1)
+                # Gating the values spares keeping the heads' outputs for the gates' gradient.
+                gates = torch.tanh(self.gated_prefix_gates[name])[:, None, None]
+                part = shares @ (gates * values)  # (heads, b * t, size)
+                total = part if total is None else total + part
+        if total is None:
+            return query.new_zeros(())
+        return total.view(heads, b, t, size).permute(1, 2, 0, 3)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base_layer":
+                raise
+            return getattr(super().__getattr__("base_layer"), name)
+
+
+class GatedPrefixModel(OwnModel):
+    """Puts a `GatedPrefixLayer` around each self-attention that the configuration names."""
+
+    prefix = "gated_prefix_"
+    tuner_layer_cls = GatedPrefixLayer
+
+
+class _Call:
+    """One pass through a layer: told when the attention has asked for its function."""
+
+    def __init__(self, layer: GatedPrefixLayer) -> None:
+        self.layer = layer
+        self.is_answered = False
+
+    def attend(self, usual: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Attends to the tokens as usual, and to the prefix."""
+        output, *rest = usual(*args, **kwargs)
+        query: torch.Tensor = kwargs["query"] if "query" in kwargs else args[1]
+        scaling = kwargs.get("scaling")
+        added = self.layer.attended(query, query.shape[-1] ** -0.5 if scaling is None else scaling)
+        self.is_answered = True
+        return (output + added.to(output.dtype), *rest)
+
+
+_CURRENT: ContextVar[_Call | None] = ContextVar("current prefix", default=None)
+"""The layer whose attention computes in this thread."""
+
+
+@functools.cache
+def _listen() -> None:
+    """Has transformers' table of attention functions ask `_CURRENT`, from the first prefix on.
+
+    An attention of transformers gets its function (eager, SDPA, flash, ...) there at every pass. A
+    function registered under a name of our own would need another configuration in each adapted
+    module; this leaves the base model untouched and changes nothing outside a prefixed attention.
+    """
+    usual = AttentionInterface.get_interface
+
+    @functools.wraps(usual)
+    def get_interface(table: AttentionInterface, *args: Any, **kwargs: Any) -> Any:
+        function = usual(table, *args, **kwargs)
+        call = _CURRENT.get()
+        return function if call is None else functools.partial(call.attend, function)
+
+    AttentionInterface.get_interface = get_interface
+
+
+register("GATED_PREFIX", GatedPrefixConfig, GatedPrefixModel)
