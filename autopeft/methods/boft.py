@@ -1,7 +1,7 @@
-"""BOFT: a block-diagonal rotation of a module's input and a scale of its output (2311.06243).
+"""BOFT: a block-diagonal rotation of a module's input and a scale of its output.
 
-peft takes more than one butterfly factor only where it can compile a CUDA extension; with one, the
-rotation is OFT's, by an exact Cayley transform.
+Source: arXiv 2311.06243. peft takes more than one butterfly factor only where it can compile a CUDA
+extension; with one, the rotation is OFT's, by an exact Cayley transform.
 """
 
 from __future__ import annotations

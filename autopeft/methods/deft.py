@@ -1,4 +1,7 @@
-"""DEFT: a subspace of a module's output is taken out and replaced (peft's `DeftConfig`)."""
+"""DEFT: a subspace of a module's output is taken out and replaced.
+
+Source: Decompositional Efficient Fine-Tuning for Text-to-Image Models, NeurIPS 2025.
+"""
 
 from __future__ import annotations
 

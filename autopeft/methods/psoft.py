@@ -13,12 +13,16 @@ from autopeft.plan import TrainSettings
 class Psoft(Method):
     """x -> W x + B (R - 1) A x: B A is W's leading part, frozen; R, scaled both ways, starts at 1.
 
-    peft's files hold R alone: A and B are computed again from the base model's weight.
+    peft computes A and B again from the base model's weight when it loads R.
     """
 
     def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
         """The upper triangle that R is made of, and two vectors that scale it."""
         return rank * (rank - 1) // 2 + 2 * rank
+
+    def frozen_floats(self, rank: int, shape: Shape, role: str = "") -> int:
+        """The signs of A's rows: decompositions elsewhere may choose others."""
+        return rank
 
     def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
         """Two thin products and a small one forward; no gradient for the frozen A and B."""

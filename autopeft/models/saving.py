@@ -27,6 +27,7 @@ from autopeft.models.files import (
     read_tensors,
     write_tensors,
 )
+from autopeft.models.starts import finish_load
 from autopeft.pricing import check_plan
 
 PEFT_PREFIX = "base_model."
@@ -279,6 +280,7 @@ def _set_part(part: Part, tensors: Mapping[str, torch.Tensor]) -> None:
     result = set_peft_model_state_dict(part.tuner, renamed, adapter_name=ADAPTER_NAME)
     if result.unexpected_keys:
         raise RuntimeError(f"peft did not place {result.unexpected_keys[:3]}")
+    finish_load(part.group.method.name, part.layers)
 
 
 def _load_foreign(base: str | nn.Module, folder: Path) -> Any:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from peft.tuners._buffer_dict import BufferDict
 from torch import nn
 
 _ADAPTER = "default"
@@ -106,8 +107,34 @@ def rotate_principal_parts(layers: Mapping[str, nn.Module], parts: PrincipalPart
         psoft: Any = layer
         weight = psoft.get_base_layer().weight
         left, values, right = parts.of(path, weight, psoft.r[_ADAPTER])
+        a = right.contiguous().clone()
         b = left * (values / psoft.scaling[_ADAPTER])
-        psoft._set_psoft_ab_cache_buffers(_ADAPTER, right.contiguous().clone(), b)
+        psoft._set_psoft_ab_cache_buffers(_ADAPTER, a, b)
+        psoft.psoft_signs = BufferDict(persistent=True)
+        psoft.psoft_signs[_ADAPTER] = _signs(a)
+
+
+def _signs(a: torch.Tensor) -> torch.Tensor:
+    """For each row of (rank, in), the place of its largest entry, from 1, with that one's sign."""
+    place = a.abs().argmax(dim=1, keepdim=True)
+    return (place + 1).squeeze(1).float() * a.gather(1, place).squeeze(1).sign()
+
+
+def finish_load(method: str, layers: Mapping[str, nn.Module]) -> None:
+    """Brings what was computed at the start in line with what was loaded since.
+
+    Singular vectors are unique but for their sign, which another device or library may choose
+    otherwise; PSOFT's rotation is meaningless over directions that point the other way.
+    """
+    if method != "psoft":
+        return
+    for layer in layers.values():
+        psoft: Any = layer
+        signs = psoft.psoft_signs[_ADAPTER]
+        a, b = psoft._get_psoft_ab_cache_buffers(_ADAPTER)
+        place = signs.abs().long() - 1
+        turn = a.gather(1, place[:, None]).squeeze(1).sign() * signs.sign()
+        psoft._set_psoft_ab_cache_buffers(_ADAPTER, turn[:, None] * a, turn * b)
 
 
 def freeze_a(layers: Mapping[str, nn.Module]) -> None:
