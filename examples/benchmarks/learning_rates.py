@@ -1,0 +1,201 @@
+"""Which learning rates suit each adapter method: a sweep on one model, one table, one JSON file.
+
+    python examples/benchmarks/learning_rates.py --output rates.json
+
+Each method sits on the q and v of the upper half of the layers (or wherever else it can) at a middle
+size, and is trained at rates spread evenly on a log scale around its present range. The ranges in
+`autopeft/methods/` were set around the best of such a sweep; run it again on your own model to see
+whether they hold there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from autopeft import methods
+from autopeft.engine.jobs import FailureMessage, Job, RungMessage
+from autopeft.engine.workbench import Workbench
+from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
+from autopeft.preparation import Preparation, prepare
+from autopeft.pricing import Topology, is_legal
+from autopeft.settings import SearchSettings
+
+_SETTINGS = {
+    "model": "~/.cache/autopeft/all-MiniLM-L6-v2",
+    "data": "~/.cache/autopeft/movie_snippets.csv",
+    "max_train_rows": 2000,
+    "max_validation_rows": 400,
+    "max_test_rows": 50,
+    "max_length": 64,
+    "steps": 75,
+    "rungs": 1,
+}
+
+_BENCH: Workbench | None = None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One method at one rate; `position` is 0 and 1 at the ends of the method's present range."""
+
+    method: str
+    rank: int
+    position: float
+    rate: float
+    head_rate: float
+    seed: int
+
+
+def main() -> None:
+    """Sweeps, prints the table, writes the file."""
+    options = _options()
+    settings = SearchSettings.from_mapping(
+        {**_SETTINGS, **{k: v for k, v in vars(options).items() if k in _SETTINGS and v}}
+    )
+    ready = prepare(settings)
+    trials = list(_trials(ready.prices.topology, options))
+    with multiprocessing.get_context("spawn").Pool(
+        options.workers, initializer=_load, initargs=(ready,)
+    ) as pool:
+        done = [
+            {**vars(trial), "loss": loss, "accuracy": accuracy}
+            for trial, (loss, accuracy) in zip(trials, pool.imap(_run, trials), strict=True)
+        ]
+    result = {"settings": settings.to_mapping(), "trials": done, "best": _best(done)}
+    if options.output:
+        Path(options.output).write_text(json.dumps(result, indent=1))
+    Console().print(_table(result["best"]))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--methods", default="", help="comma-separated; default: all")
+    parser.add_argument("--points", type=int, default=6, help="rates a method")
+    parser.add_argument("--margin", type=float, default=0.25, help="share beyond the range's ends")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--output", default="", help="JSON file to write")
+    for name in ("model", "data"):
+        parser.add_argument(f"--{name}", default="")
+    parser.add_argument("--steps", type=int, default=0)
+    return parser.parse_args()
+
+
+def _trials(topology: Topology, options: argparse.Namespace) -> Iterator[Trial]:
+    names = [n for n in options.methods.split(",") if n]
+    low_head, high_head = methods.HEAD_RATES
+    for method in methods.all_methods():
+        if names and method.name not in names:
+            continue
+        low, high = method.learning_rate
+        for position in np.linspace(-options.margin, 1 + options.margin, options.points):
+            # The head's own rate stays in its range: it is the method's that is looked for.
+            inside = min(max(float(position), 0.0), 1.0)
+            for seed in range(options.seeds):
+                yield Trial(
+                    method.name,
+                    _rank(topology, method),
+                    round(float(position), 3),
+                    float(f"{low * (high / low) ** position:.3g}"),
+                    float(f"{low_head * (high_head / low_head) ** inside:.3g}"),
+                    seed,
+                )
+
+
+def _rank(topology: Topology, method: methods.Method) -> int:
+    sizes = method.default_ranks[len(method.default_ranks) // 2 - 1 :] or (0,)
+    role = _roles(method)[0]
+    shape = topology.shape(topology.n_layers - 1, role)
+    assert shape is not None
+    return next((size for size in sizes if method.is_legal_rank(size, shape)), sizes[0])
+
+
+def _roles(method: methods.Method) -> tuple[str, ...]:
+    qv = tuple(role for role in ("attn.q", "attn.v") if role in method.roles)
+    return qv or method.roles[:1]
+
+
+def _load(ready: Preparation) -> None:
+    import torch
+
+    global _BENCH
+    torch.set_num_threads(1)
+    _BENCH = Workbench(ready.context())
+
+
+def _run(trial: Trial) -> tuple[float | None, float | None]:
+    assert _BENCH is not None
+    context = _BENCH.context
+    method = methods.get(trial.method)
+    n_layers = context.prices.topology.n_layers
+    specs = (
+        LayerSpec(layer, role, trial.method, trial.rank)
+        for layer in range(n_layers // 2, n_layers)
+        for role in _roles(method)
+    )
+    plan = AdapterPlan(s for s in specs if is_legal(context.prices.topology, s))
+    rates = ((trial.method, trial.rate), (methods.HEAD, trial.head_rate))
+    train = TrainSettings(trial.rate, method_rates=rates, steps=context.settings.steps)
+    _BENCH.begin(Job("search", Candidate(plan, train), trial.seed, 0))
+    while True:
+        message = _BENCH.advance()
+        if isinstance(message, FailureMessage):
+            return None, None
+        assert isinstance(message, RungMessage)
+        if message.is_last:
+            return message.report.loss, message.report.metrics["accuracy"]
+
+
+def _best(done: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For each method the rate of lowest mean loss, and the range of rates nearly as good."""
+    rows = []
+    for name in dict.fromkeys(row["method"] for row in done):
+        losses: dict[float, list[float]] = {}
+        for row in done:
+            if row["method"] == name:
+                losses.setdefault(row["rate"], []).append(
+                    float("inf") if row["loss"] is None else row["loss"]
+                )
+        means = {rate: sum(values) / len(values) for rate, values in losses.items()}
+        best = min(means, key=lambda rate: means[rate])
+        good = [rate for rate, loss in means.items() if loss <= means[best] * 1.02]
+        low, high = methods.learning_rate_range(name)
+        rows.append(
+            {
+                "method": name,
+                "best": best,
+                "loss": means[best],
+                "good": [min(good), max(good)],
+                "range": [low, high],
+                "position": float(np.log(best / low) / np.log(high / low)),
+            }
+        )
+    return rows
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    table = Table("method", "range now", "best rate", "within 2 % of it", "loss", "position")
+    for row in rows:
+        table.add_row(
+            row["method"],
+            "{:.1e} to {:.1e}".format(*row["range"]),
+            f"{row['best']:.1e}",
+            "{:.1e} to {:.1e}".format(*row["good"]),
+            f"{row['loss']:.4f}",
+            f"{row['position']:.2f}",
+        )
+    return table
+
+
+if __name__ == "__main__":
+    main()
