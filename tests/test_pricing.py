@@ -85,11 +85,18 @@ def test_a_plan_that_does_not_fit_is_told_why(spec: LayerSpec, message: str) -> 
 @given(_plans())
 def test_parameters_add_up_over_sites(plan: AdapterPlan) -> None:
     check_plan(_TOPOLOGY, plan)
-    each = [count_trainable(_TOPOLOGY, AdapterPlan([spec])) for spec in plan.specs]
-    assert count_trainable(_TOPOLOGY, plan) == sum(each)
+    shared, total, frozen = {}, 0, 0
+    for spec in plan.specs:
+        method, shape = methods.get(spec.method), _TOPOLOGY.shape(spec.layer, spec.role)
+        assert shape is not None
+        shared[spec.method, spec.rank] = method.shared_params(spec.rank)
+        total += count_trainable(_TOPOLOGY, AdapterPlan([spec])) - method.shared_params(spec.rank)
+        frozen += method.frozen_floats(spec.rank, shape, spec.role)
+    total += sum(shared.values())
+    assert count_trainable(_TOPOLOGY, plan) == total
     price = _TABLE.price(Candidate(plan, TrainSettings(1e-3)))
-    assert price.trainable_params == sum(each)
-    assert price.adapter_bytes == 4 * sum(each)
+    assert price.trainable_params == total
+    assert price.adapter_bytes == 4 * (total + frozen)
 
 
 @given(_plans(), st.sampled_from(_SPECS))

@@ -65,8 +65,6 @@ class AdapterMemory:
 
     Attributes:
         per_token: Floats for each token, the site's input not counted.
-        dead_input_per_token: Floats for each token, only where the site's input needs no gradient:
-            what the frozen model keeps itself where it does.
         dropout_per_token: Floats for each token, only where there is dropout.
         per_step: Floats whatever the number of tokens.
         input_grad_per_step: The same, only where the site's input needs a gradient.
@@ -80,7 +78,6 @@ class AdapterMemory:
     input_grad_per_step: float = 0.0
     keeps_input: bool = False
     drops_input: bool = False
-    dead_input_per_token: float = 0.0
     dropout_per_token: float = 0.0
 
 
@@ -140,6 +137,11 @@ class Method(ABC):
     def frozen_floats(self, rank: int, shape: Shape, role: str = "") -> int:
         """Numbers that are saved for one site besides the trained ones."""
         return 0
+
+    def held_floats(self, rank: int, shape: Shape, role: str = "") -> int:
+        """Numbers one site holds in memory besides the trained ones, as long as it is attached."""
+        copied = shape[0] * shape[1] if self.changes_base else 0
+        return copied + self.frozen_floats(rank, shape, role)
 
     @abstractmethod
     def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:

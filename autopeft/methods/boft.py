@@ -21,6 +21,10 @@ class Boft(Method):
         """Each block in full, of which only the skew part counts, and s."""
         return shape[1] * rank + shape[0]
 
+    def held_floats(self, rank: int, shape: Shape, role: str = "") -> int:
+        """A permutation matrix, which is one."""
+        return int(shape[1] ** 2)
+
     def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
         """A full rotation for each token; each step multiplies it with two permutations and one."""
         _, in_ = shape

@@ -29,6 +29,12 @@ class Osf(Method):
         """U, S and V."""
         return _directions(rank, shape) * (shape[0] + shape[1] + 1)
 
+    def held_floats(self, rank: int, shape: Shape, role: str = "") -> int:
+        """What U, S and V started from; the longer side's kept directions, to project them off."""
+        trained = _directions(rank, shape)
+        longer = max(shape) if shape[0] != shape[1] else 0
+        return self.n_params(rank, shape, role) + (min(shape) - trained) * longer
+
     def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
         """LoRA's of twice the size; gradients are projected off the directions that are kept."""
         out, in_ = shape

@@ -24,6 +24,11 @@ class Psoft(Method):
         """The signs of A's rows: decompositions elsewhere may choose others."""
         return rank
 
+    def held_floats(self, rank: int, shape: Shape, role: str = "") -> int:
+        """A and B, and where in R each number goes, in double width."""
+        places = 2 * rank * (rank - 1)
+        return rank * (shape[0] + shape[1]) + places + self.frozen_floats(rank, shape, role)
+
     def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
         """Two thin products and a small one forward; no gradient for the frozen A and B."""
         out, in_ = shape

@@ -102,6 +102,7 @@ class _Total(NamedTuple):
 
     params: int = 0
     frozen_floats: int = 0
+    held_floats: int = 0
     forward_flops: float = 0.0
     backward_flops: float = 0.0
     saved_bytes: float = 0.0
@@ -112,6 +113,7 @@ class _SiteCost(NamedTuple):
 
     params: int
     frozen_floats: int
+    held_floats: int
     forward_flops: float
     backward_flops: float
     saved_bytes: float
@@ -195,6 +197,7 @@ class PriceTable:
         memory = self.weight_bytes + self.workspace_bytes * scale
         if params:
             memory += total.saved_bytes * scale + params * ADAM_BYTES_PER_PARAM
+            memory += total.held_floats * 4
         return Price(
             trainable_params=params,
             adapter_bytes=(params + total.frozen_floats) * 4,
@@ -216,7 +219,7 @@ class PriceTable:
         for spec in plan.specs:
             by_layer.setdefault(spec.layer, []).append(spec)
         n_encoder = self.topology.n_encoder_layers
-        params, frozen = count_shared(plan), 0
+        params, frozen, held = count_shared(plan), 0, 0
         forward, backward, saved, context = 0.0, 0.0, 0.0, 0.0
         is_live = is_encoder_live = False
         shared_inputs: set[str] = set()
@@ -253,6 +256,7 @@ class PriceTable:
                     if not repeat:
                         params += cost.params
                         frozen += cost.frozen_floats
+                        held += cost.held_floats
                     forward += cost.forward_flops
                     backward += cost.backward_flops
                     saved += cost.saved_bytes
@@ -266,6 +270,7 @@ class PriceTable:
         return _Total(
             params,
             frozen,
+            held,
             forward,
             backward + self.tail.backward_flops,
             saved + context + self.tail.saved_bytes,
@@ -308,8 +313,6 @@ class PriceTable:
         floats = memory.per_token * memory_tokens + memory.per_step
         if is_live:
             floats += memory.input_grad_per_step
-        else:
-            floats += memory.dead_input_per_token * memory_tokens
         if has_dropout:
             floats += memory.dropout_per_token * memory_tokens
         keeps_input = memory.keeps_input
@@ -319,6 +322,7 @@ class PriceTable:
         return _SiteCost(
             params=method.n_params(spec.rank, shape, spec.role),
             frozen_floats=method.frozen_floats(spec.rank, shape, spec.role),
+            held_floats=method.held_floats(spec.rank, shape, spec.role),
             forward_flops=forward,
             backward_flops=backward,
             saved_bytes=floats * self.float_bytes,

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from tiny_models import batch_for, build, candidate_of, random_plan, save
 from torch.utils.flop_counter import FlopCounterMode
 
+from autopeft import methods
 from autopeft.errors import ModelError
 from autopeft.models.backbone import Backbone
 from autopeft.models.price import measure_prices, price_table
-from autopeft.models.probe import run_and_count
+from autopeft.models.probe import run_and_count, storage_id
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec
 from autopeft.pricing import PriceTable
 
@@ -167,3 +168,25 @@ def test_what_depends_on_the_data_cannot_be_priced() -> None:
     query.register_forward_pre_hook(look)
     with pytest.raises(ModelError, match="depends on the data"):
         price_table(backbone, batch_size=2, mean_length=4, longest_length=4)
+
+
+@pytest.mark.parametrize(
+    "method", ["lora", "lora_fa", "boft", "psoft", "road", "osf", "shira", "supertuning"]
+)
+@pytest.mark.parametrize("role", ["attn.q", "mlp.up", "mlp.down"])
+def test_what_a_site_holds_besides_is_counted(method: str, role: str) -> None:
+    backbone = _known("bert")[0]
+    shape = backbone.topology.shape(0, role)
+    assert shape is not None
+    described = methods.get(method)
+    spec = LayerSpec(0, role, method, described.legal_ranks(shape)[-1])
+    base = {storage_id(t) for t in (*backbone.model.parameters(), *backbone.model.buffers())}
+    with backbone.attach(candidate_of(AdapterPlan([spec])), seed=0) as attached:
+        (layer,) = attached.parts[0].layers.values()
+        others = getattr(layer, "shira_indices", {}).values()
+        held = {
+            storage_id(t): t.untyped_storage().nbytes()
+            for t in (*layer.parameters(), *layer.buffers(), *others)
+            if not t.requires_grad and storage_id(t) not in base
+        }
+    assert 4 * described.held_floats(spec.rank, shape, role) == sum(held.values())
