@@ -2,7 +2,7 @@
 
     python examples/benchmarks/learning_rates.py --output rates.json
 
-Each method sits on the q and v of the upper half of the layers (or wherever else it can) at a middle
+Each method sits on q and v of the upper half of the layers (or wherever else it can) at a middle
 size, and is trained at rates spread evenly on a log scale around its present range. The ranges in
 `autopeft/methods/` were set around the best of such a sweep; run it again on your own model to see
 whether they hold there.
