@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 from autopeft.errors import SpaceError
 from autopeft.methods import (
+    adalora,
     beft,
     boft,
     bottleneck,
@@ -85,6 +86,7 @@ _FAMILIES = (
     bottleneck,
     prefix,
     glora,
+    adalora,
 )
 
 _TABLE: Mapping[str, Method] = MappingProxyType(

@@ -25,6 +25,7 @@ from autopeft import methods
 from autopeft.methods import HEAD, Method
 from autopeft.models import tuners as tuners  # Makes peft know autopeft's own methods.
 from autopeft.models.calm import calmed
+from autopeft.models.companions import Companion, companion_of
 from autopeft.models.starts import finish_start, plain_classes, without_slow_start
 from autopeft.plan import AdapterPlan, Candidate, TrainSettings
 from autopeft.pricing import check_plan, count_trainable
@@ -120,12 +121,14 @@ class Part:
         tuner: peft's tuner around the holder.
         holder_names: Module path -> its name in the holder.
         layers: Module path -> the layer now in its place.
+        companion: What acts while the group is trained, where its method needs that.
     """
 
     group: Group
     tuner: Any
     holder_names: Mapping[str, str]
     layers: Mapping[str, nn.Module] = field(repr=False)
+    companion: Companion | None = None
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The trainable parameters."""
@@ -221,7 +224,8 @@ class Attached:
                 raise RuntimeError(f"{group.method.name} was not attached to {path}")
             replace_module(self.model, path, layer.train(self._was_training))
         finish_start(group.method.name, layers, self.backbone.principal_parts)
-        return Part(group, tuner, names, layers)
+        companion = companion_of(group.method.name, tuner)
+        return Part(group, tuner, names, layers, companion)
 
     def _check_count(self) -> None:
         live = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
@@ -243,6 +247,21 @@ class Attached:
             ParameterGroup(name, train.rate_for(name), tuple(parameters))
             for name, parameters in by_method.items()
         )
+
+    def penalty(self) -> torch.Tensor | None:
+        """What its methods add to a training loss; None: nothing."""
+        terms = [part.companion.penalty() for part in self.parts if part.companion]
+        return torch.stack(terms).sum() if terms else None
+
+    def after_update(self, step: int) -> None:
+        """Lets its methods act after an optimiser step, while the gradients are still there.
+
+        Args:
+            step: Steps done, from 1 to `candidate.train.steps`.
+        """
+        for part in self.parts:
+            if part.companion:
+                part.companion.after_update(step)
 
     def detach(self) -> None:
         """Gives the base model back as it was, bit for bit; harmless if done already."""

@@ -84,6 +84,8 @@ def finish_start(method: str, layers: Mapping[str, nn.Module], parts: PrincipalP
         rotate_principal_parts(layers, parts)
     elif method == "lora_fa":
         freeze_a(layers)
+    elif method == "adalora":
+        freeze_rank_numbers(layers)
 
 
 @torch.no_grad()
@@ -144,6 +146,13 @@ def freeze_a(layers: Mapping[str, nn.Module]) -> None:
         a, b = lora.lora_A[_ADAPTER].weight, lora.lora_B[_ADAPTER].weight
         a.requires_grad_(False)
         b.register_hook(_Projection(a, lora.scaling[_ADAPTER]))
+
+
+def freeze_rank_numbers(layers: Mapping[str, nn.Module]) -> None:
+    """AdaLoRA divides by the rank; over half precision, peft makes a trained parameter of that."""
+    for layer in layers.values():
+        adalora: Any = layer
+        adalora.ranknum[_ADAPTER].requires_grad_(False)
 
 
 class _Projection:

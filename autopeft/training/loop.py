@@ -57,6 +57,12 @@ class AttachedModel(Protocol):
     def parameter_groups(self) -> Sequence[ParameterGroup]:
         """Everything that is trained; empty where there is nothing to train."""
 
+    def penalty(self) -> torch.Tensor | None:
+        """What its methods add to a training loss; None: nothing."""
+
+    def after_update(self, step: int) -> None:
+        """Lets its methods act after an optimiser step, while the gradients are still there."""
+
 
 class ProxyTraining:
     """Trains one candidate; the same seed gives the same data order and the same result.
@@ -99,6 +105,7 @@ class ProxyTraining:
         prefix: Prefix = NO_PREFIX,
         rung_rows: int | None = None,
     ) -> None:
+        self._attached = attached
         self._model = attached.model
         self._task = task
         self._data = data
@@ -218,10 +225,14 @@ class ProxyTraining:
         if self._parameters:
             with autocast(self.precision.precision, self._device), self._prefix.serving(batch):
                 loss = self._task.loss(self._model, batch)
+            penalty = self._attached.penalty()
+            if penalty is not None:
+                loss = loss + penalty
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(self._parameters, MAX_GRADIENT_NORM, foreach=True)
             self._set_rates()
             self._optimizer.step()
+            self._attached.after_update(self.step + 1)
             self._optimizer.zero_grad(set_to_none=True)
             self._unchecked.append(loss.detach())
         self.step += 1

@@ -93,6 +93,24 @@ def test_a_method_starts_as_the_base_model_and_then_changes_it(name: str, method
     assert not torch.allclose(first, later, atol=1e-4)
 
 
+@pytest.mark.parametrize("method", [m.name for m in methods.all_methods() if "norm" not in m.roles])
+def test_over_half_precision_adapters_are_trained_in_single(method: str) -> None:
+    backbone = build("bert")
+    backbone.model.to(torch.bfloat16)
+    topology = backbone.topology
+    plan = AdapterPlan(
+        spec for role in topology.roles(1) for spec in _site(topology, 1, role, method)
+    )
+    with backbone.attach(candidate_of(plan), seed=0) as attached:
+        adapters = attached.parameter_groups()[0].parameters
+        assert {p.dtype for p in adapters} == {torch.float32}
+        attached.model.train()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = attached.model(**batch_for(backbone)).loss
+        loss.backward()
+        assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in adapters)
+
+
 def test_every_planned_site_is_adapted_once_and_no_other() -> None:
     backbone = _backbone("bert")
     plan = AdapterPlan(

@@ -92,7 +92,9 @@ def test_one_method_is_a_folder_that_peft_itself_loads(
     with calmed(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         theirs = peft.PeftModel.from_pretrained(build(name).model, str(tmp_path)).eval()
-    assert torch.equal(logits_of(theirs, batch_for(backbone)), logits)
+    # peft's AdaLoRA takes labels for a training it does not know of.
+    batch = {name: t for name, t in batch_for(backbone).items() if name != "labels"}
+    assert torch.equal(logits_of(theirs, batch), logits)
     assert torch.equal(
         logits_of(load_adapter(build(name).model, tmp_path), batch_for(backbone)), logits
     )

@@ -43,6 +43,12 @@ class Attached:
         head = tuple(p for n, p in named if "lora_" not in n)
         return (Group("lora", self.learning_rate, lora), Group("head", self.learning_rate, head))
 
+    def penalty(self) -> None:
+        return None
+
+    def after_update(self, step: int) -> None:
+        pass
+
 
 def split_of(rows: list[list[int]], targets: list[int]) -> EncodedSplit:
     return EncodedSplit(

@@ -1,0 +1,93 @@
+"""AdaLoRA: ranks move to the sites that need them while training (arXiv 2303.10512)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from autopeft.methods.base import LINEAR_ROLES, AdapterFlops, AdapterMemory, Method, Shape
+from autopeft.plan import TrainSettings
+
+_WARMUP, _SETTLING = 0.1, 0.3
+"""Shares of the steps before the first triplet is dropped, and after the last."""
+
+
+@dataclass(frozen=True)
+class AdaLora(Method):
+    """x -> W x + scaling B E A x: B and A nearly orthogonal, E diagonal and zero at the start.
+
+    Sites start with half again as many triplets (a column of B, an entry of E, a row of A) as
+    `rank`; of all sites of one rank together, those that matter least are dropped, until `rank`
+    are left on average. A dropped one has an entry 0 in E; it is still there, and priced.
+
+    The price leaves out what keeping B and A orthogonal costs: two products of rank^2 for each
+    module and step, below a thousandth of the step at usual batches.
+    """
+
+    @staticmethod
+    def first_rank(rank: int) -> int:
+        """Triplets at the start."""
+        return math.ceil(1.5 * rank)
+
+    def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
+        """All triplets that are there at the start."""
+        return self.first_rank(rank) * (shape[0] + shape[1] + 1)
+
+    def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
+        """As LoRA's, of the rank at the start."""
+        first, (out, in_) = self.first_rank(rank), shape
+        return AdapterFlops(
+            forward_per_token=2.0 * first * (in_ + out),
+            backward_per_token=2.0 * first * (2 * out + in_),
+            input_grad_per_token=2.0 * first * in_,
+        )
+
+    def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
+        """The input, for E A's gradient, and E A x, for B's; E A, where the input needs one."""
+        first = self.first_rank(rank)
+        return AdapterMemory(
+            per_token=first,
+            per_step=1.0,
+            input_grad_per_step=first * shape[1],
+            keeps_input=True,
+            drops_input=True,
+        )
+
+    def is_legal_rank(self, rank: int, shape: Shape) -> bool:
+        """No more triplets at the start than the module's smaller width."""
+        return rank >= 1 and self.first_rank(rank) <= min(shape)
+
+    def rank_rule(self, shape: Shape) -> str:
+        """The rule in words."""
+        return f"`1 <= rank` and `1.5 * rank <= {min(shape)}` must hold"
+
+    def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
+        """Arguments of `AdaLoraConfig`."""
+        first = self.first_rank(rank)
+        return {
+            "peft_type": "ADALORA",
+            "target_r": rank,
+            "init_r": first,
+            # peft divides by the rank at the start.
+            "lora_alpha": train.alpha_ratio * first,
+            "lora_dropout": train.dropout,
+            # Triplets are weighed one step before the last are dropped.
+            "total_step": max(2, train.steps),
+            "tinit": int(_WARMUP * train.steps),
+            "tfinal": int(_SETTLING * train.steps),
+            "deltaT": max(1, train.steps // 100),
+        }
+
+
+METHODS: tuple[Method, ...] = (
+    AdaLora(
+        name="adalora",
+        family="adalora",
+        roles=LINEAR_ROLES,
+        default_ranks=(1, 2, 4, 8, 16),
+        # All strength is in E, of which one entry moves a whole triplet of length 1 by the rate.
+        learning_rate=(4e-3, 2e-1),
+        converts_to_lora=True,
+    ),
+)
