@@ -149,6 +149,7 @@ def prepare(
             batch_size=settings.batch_size,
             mean_length=lengths.mean_padded,
             longest_length=lengths.longest,
+            role_map=settings.role_map,
             device=device,
         )
     space = SearchSpace.from_source(

@@ -42,6 +42,12 @@ class SearchSettings:
     data_name: str | None = _note("Subset name of a hub data set.", None, "Model and data")
     model_revision: str | None = _note("Revision of a hub model.", None, "Model and data")
     data_revision: str | None = _note("Revision of a hub data set.", None, "Model and data")
+    role_map: Mapping[str, Any] | None = _note(
+        "Where adapters can go in a model whose modules are not recognised: role=path pairs, such "
+        "as blocks=encoder.stages,attn.q=mix.query.",
+        None,
+        "Model and data",
+    )
     max_length: int = _note("Longest row, in tokens; longer ones are cut.", 128, "Model and data")
     max_train_rows: int | None = _note("Use at most so many training rows.", None, "Model and data")
     max_validation_rows: int | None = _note(
@@ -149,6 +155,12 @@ class SearchSettings:
                 raise SettingsError(
                     "objectives", name, "no such cost", f"use any of {', '.join(COSTS)}"
                 )
+        for role, path in (self.role_map or {}).items():
+            paths = [path] if isinstance(path, str) else path
+            if not isinstance(paths, list | tuple) or not all(isinstance(p, str) for p in paths):
+                raise SettingsError(
+                    "role_map", {role: path}, "must give paths inside a block", "use e.g. mix.query"
+                )
         if not self.objectives or len(set(self.objectives)) < len(self.objectives):
             raise SettingsError(
                 "objectives",
@@ -202,6 +214,8 @@ def _plain(key: str, value: Any) -> Any:
         items = [value] if isinstance(value, str) else value
         if isinstance(items, list | tuple) and all(isinstance(item, str) for item in items):
             return tuple(part.strip() for item in items for part in item.split(",") if part.strip())
+    if key == "role_map" and isinstance(value, str):
+        return _pairs(key, value)
     if key == "budget" and isinstance(value, list):
         return ",".join(str(item) for item in value)
     kinds = tuple(kind for name in names for kind in _KINDS[name])
@@ -211,6 +225,15 @@ def _plain(key: str, value: Any) -> Any:
         return value
     wanted = " or ".join(_WORDS.get(name, name) for name in names if name != "None")
     raise SettingsError(key, value, f"must be {wanted}", "correct it")
+
+
+def _pairs(key: str, text: str) -> dict[str, str]:
+    """The mapping that a flag writes as `a=b,c=d`."""
+    pairs = [part.strip().partition("=") for part in text.split(",") if part.strip()]
+    for left, equals, right in pairs:
+        if not (left.strip() and equals and right.strip()):
+            raise SettingsError(key, text, "must be role=path pairs", "write e.g. attn.q=mix.query")
+    return {left.strip(): right.strip() for left, _, right in pairs}
 
 
 _WORDS = {

@@ -48,6 +48,15 @@ def test_lists_may_be_written_with_commas() -> None:
     assert settings.budget == "3m,5trials"
 
 
+def test_roles_may_be_mapped_in_yaml_or_by_a_flag() -> None:
+    wanted = {"blocks": "encoder.stages", "attn.q": "mix.query"}
+    for given in (wanted, "blocks=encoder.stages, attn.q=mix.query"):
+        assert SearchSettings.from_mapping({"role_map": given}).role_map == wanted
+    for wrong in ("attn.q", "attn.q=", {"attn.q": 3}):
+        with pytest.raises(SettingsError, match="role_map"):
+            SearchSettings.from_mapping({"role_map": wrong})
+
+
 def test_whole_numbers_serve_as_numbers() -> None:
     assert SearchSettings.from_mapping({"gpus_per_worker": 1}).gpus_per_worker == 1.0
 

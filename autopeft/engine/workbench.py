@@ -73,6 +73,7 @@ class Workbench:
             model_kwargs=self.task.model_kwargs(),
             revision=context.settings.model_revision,
             device=context.device,
+            role_map=context.settings.role_map,
         )
         settings = context.settings
         self.precision = choose_precision(

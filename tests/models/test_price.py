@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+import time
 
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import batch_for, build, candidate_of, random_plan, save
@@ -156,6 +158,28 @@ def test_a_saved_model_is_priced_as_it_will_be_loaded(tmp_path: object) -> None:
     assert table.topology == _known("bert")[0].topology
     candidate = candidate_of(random_plan(table.topology, 5), batch_size=_ROWS)
     assert table.price(candidate) == _known("bert")[1].price(candidate)
+
+
+def test_a_model_of_70_billion_is_priced_in_seconds_without_its_weights() -> None:
+    config = transformers.LlamaConfig(
+        hidden_size=8192,
+        intermediate_size=28672,
+        num_hidden_layers=80,
+        num_attention_heads=64,
+        num_key_value_heads=8,
+    )
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    backbone = Backbone(model, auto_class="AutoModelForCausalLM")
+    started = time.process_time()
+    table = price_table(backbone, batch_size=2, mean_length=128, longest_length=128)
+    plan = AdapterPlan(LayerSpec(layer, "attn.q", "lora", 8) for layer in range(80))
+    price = table.price(candidate_of(plan, batch_size=2))
+    assert time.process_time() - started < 30
+    assert table.base_params > 68e9
+    assert price.trainable_params == 80 * 8 * 2 * 8192
+    # Forward, and back to the lowest adapter, through every weight but the embeddings.
+    assert price.train_flops == pytest.approx(4 * table.base_params * 2 * 128, rel=0.05)
 
 
 def test_what_depends_on_the_data_cannot_be_priced() -> None:
