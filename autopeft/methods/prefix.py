@@ -35,12 +35,10 @@ class Prefix(Method):
         )
 
     def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
-        """Each head's shares and the gated values; the queries, unless kept for their own sake."""
+        """The queries, each head's shares, and the gated values."""
         heads, width = shape
         return AdapterMemory(
-            per_token=heads * rank,
-            dead_input_per_token=width,
-            per_step=rank * width + heads,
+            per_token=heads * rank, per_step=rank * width + heads, keeps_input=True
         )
 
     def is_legal_rank(self, rank: int, shape: Shape) -> bool:

@@ -21,6 +21,9 @@ from autopeft.models.probe import (
 from autopeft.pricing import BlockPrice, Usage
 from autopeft.pricing.table import ENCODER, HIDDEN, Sources, independent_sets
 
+QUERIES = "@queries"
+"""A prefix's input."""
+
 
 @dataclass
 class BlockCall:
@@ -50,6 +53,7 @@ class _Seen:
     live_inputs: set[str] = field(default_factory=set)
     live_outputs: set[str] = field(default_factory=set)
     inputs: dict[str, torch.Tensor] = field(default_factory=dict)
+    has_live_heads: bool = False
 
 
 class BlockProbe:
@@ -111,10 +115,16 @@ class BlockProbe:
 
     def _input_name(self, seen: _Seen, role: str) -> str:
         """Roles that read one tensor get one name; what every decoder block reads, one for all."""
+        if role == "attn":
+            return QUERIES
         mine = storage_id(seen.inputs[role])
         if mine == self.encoder and self.has_encoder:
             return ENCODER
-        return min(other for other, tensor in seen.inputs.items() if storage_id(tensor) == mine)
+        return min(
+            other
+            for other, tensor in seen.inputs.items()
+            if storage_id(tensor) == mine and other != "attn"
+        )
 
     def _usage(self, sources: Sources, reach: Mapping[str, frozenset[str]]) -> Usage:
         if not sources:
@@ -124,6 +134,8 @@ class BlockProbe:
             role: 0.0 if storage_id(t) in run.kept else float(t.numel() * t.element_size())
             for role, t in seen.inputs.items()
         }
+        if seen.has_live_heads:
+            input_bytes["attn"] = 0.0  # The attention over the tokens keeps the queries, too.
         if any("norm" in reach[source] for source in sources):
             # The same for all sources above which all of the block's normalisations lie.
             plain, _ = self._run(frozenset({HIDDEN}))
@@ -204,9 +216,10 @@ class BlockProbe:
         def before(_: nn.Module, args: tuple[Any, ...]) -> Any:
             heads = args[0]
             seen.inputs["attn"] = heads
-            if heads.requires_grad:
+            seen.has_live_heads = heads.requires_grad
+            if seen.live_outputs & {"attn.q", "attn.qkv"}:
                 seen.live_inputs.add("attn")
-            elif is_source:
+            if is_source and not heads.requires_grad:
                 heads = new_source(heads)
             if heads.requires_grad:
                 seen.live_outputs.add("attn")

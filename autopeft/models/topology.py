@@ -28,6 +28,9 @@ The key "blocks" gives the path of the module list (or lists, an encoder's first
 
 Site = tuple[int, str]
 
+_FOUND_FROM_OTHERS = ("attn", "block")
+"""Roles whose modules are those that hold the modules of other roles."""
+
 _ATTENTION_LEAVES: Mapping[str, tuple[str, ...]] = {
     "q": ("q_proj", "query", "query_proj", "q", "q_lin", "wq", "to_q"),
     "k": ("k_proj", "key", "key_proj", "k", "k_lin", "wk", "to_k"),
@@ -82,10 +85,11 @@ def find_layout(
     """
     role_map = role_map or {}
     name = name or type(model).__name__
+    known = ["blocks", *(role for role in ROLES if role not in _FOUND_FROM_OTHERS)]
     for role in role_map:
-        if role != "blocks" and role not in ROLES:
+        if role not in known:
             raise ModelError(
-                "role_map", role, "no such role", f"use blocks or one of {', '.join(ROLES)}"
+                "role_map", role, "no role that can be mapped", f"use one of {', '.join(known)}"
             )
     lists = _block_lists(model, role_map, name)
     blocks = [f"{path}.{i}" for path, size in lists for i in range(size)]

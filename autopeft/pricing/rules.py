@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from autopeft import methods
 from autopeft.errors import SpaceError
 from autopeft.plan import AdapterPlan, LayerSpec
 from autopeft.pricing.values import Topology
+
+_WHY_NOT: Mapping[str, str] = {
+    "attn": " (its attention is not computed by a function from transformers' table)"
+}
+"""Role -> why a model whose block has attention may lack it."""
 
 
 def is_legal(topology: Topology, spec: LayerSpec) -> bool:
@@ -46,7 +53,7 @@ def _check_spec(topology: Topology, spec: LayerSpec) -> None:
         raise SpaceError(
             "role",
             spec.role,
-            f"block {spec.layer} of the model has no such role",
+            f"block {spec.layer} of the model has no such role" + _WHY_NOT.get(spec.role, ""),
             f"use one of {', '.join(topology.roles(spec.layer))}",
         )
     if spec.role not in method.roles:
