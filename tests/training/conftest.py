@@ -164,3 +164,8 @@ def llama_with_lora() -> Callable[..., Attached]:
         return Attached(with_lora(tiny_llama(depth), ["q_proj", "v_proj"], layers))
 
     return build
+
+
+@pytest.fixture
+def plain_bert() -> Callable[..., BertForSequenceClassification]:
+    return tiny_bert

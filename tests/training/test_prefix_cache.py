@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from autopeft.plan import TrainSettings
+from autopeft.models.backbone import Backbone
+from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
 from autopeft.tasks.batch import collate
 from autopeft.tasks.causal_lm import CausalLM
 from autopeft.tasks.data import TaskData
@@ -224,3 +225,25 @@ def test_evaluation_may_fill_what_training_uses(
     filled = training.prefix_seconds
     training.train_to(10)
     assert training.prefix_seconds == filled
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("role", "method"),
+    [("attn", "prefix"), ("mlp.down", "bottleneck"), ("mlp.up", "parallel_bottleneck")],
+)
+def test_adapters_of_our_own_learn_the_same(
+    classification_data: TaskData, plain_bert: Build, role: str, method: str, precision: str
+) -> None:
+    task = TextClassification(classification_data.labels, 0)
+    plan = AdapterPlan([LayerSpec(2, role, method, 4)])
+    losses = []
+    for is_cached in (False, True):
+        backbone = Backbone(plain_bert().eval(), head=["classifier"])
+        cache = bert_cache(backbone.model, classification_data, precision=precision)
+        prefix = cache.below(2) if is_cached else NO_PREFIX
+        with backbone.attach(Candidate(plan, TrainSettings(1e-2)), seed=0) as attached:
+            _, reports = train(attached, task, classification_data, prefix, precision)
+        losses.append(reports[-1].loss)
+        assert not cache.is_off
+    assert losses[1] == pytest.approx(losses[0], rel=5e-3 if precision == "fp32" else 0.1)
