@@ -34,9 +34,15 @@ from autopeft.methods import (
     peanut,
     prefix,
     psoft,
+    pvera,
+    randlora,
     road,
     shira,
     supertuning,
+    tinylora,
+    unilora,
+    vblora,
+    vera,
     waveft,
 )
 from autopeft.methods.base import LINEAR_ROLES, AdapterFlops, AdapterMemory, Method
@@ -86,6 +92,12 @@ _FAMILIES = (
     bottleneck,
     prefix,
     glora,
+    vera,
+    pvera,
+    vblora,
+    unilora,
+    tinylora,
+    randlora,
     adalora,
 )
 

@@ -95,7 +95,7 @@ class Method(ABC):
         takes_rank: True if `LayerSpec.rank` is its size (at least 1), False if rank must be 0.
         mergeable: True if it can be folded into the base weights.
         converts_to_lora: True if it can be written exactly as a LoRA.
-        shared_state: True if its sites share parameters.
+        shared_state: True if its sites share parameters, or frozen random matrices.
         starts_at_identity: True if attaching it leaves the model's outputs as they are.
         exact_start: True if it leaves them bit for bit, False if up to rounding.
         changes_base: True if peft rewrites the adapted module's own weight; it then gets a copy, so
@@ -130,8 +130,15 @@ class Method(ABC):
     def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
         """Trainable parameters at one site that no other shares: exact."""
 
-    def shared_params(self, rank: int) -> int:
-        """Trainable parameters that all sites of one size share, counted once for them all."""
+    def pool(self, shape: Shape) -> int:
+        """Sites of one size share state only where this is equal: what peft can adapt together.
+
+        A method whose sites share whatever their shapes has one pool, 0.
+        """
+        return 0
+
+    def shared_params(self, rank: int, pool: int = 0) -> int:
+        """Trainable parameters that all sites of one size and pool share, counted once for all."""
         return 0
 
     def frozen_floats(self, rank: int, shape: Shape, role: str = "") -> int:
@@ -154,6 +161,10 @@ class Method(ABC):
     @abstractmethod
     def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
         """Plain keyword arguments of peft's configuration, without `target_modules`."""
+
+    def pool_config(self, pool: int) -> dict[str, Any]:
+        """Further arguments, for sites of one pool."""
+        return {}
 
     def forward_flops_per_token(self, rank: int, shape: Shape, role: str = "") -> float:
         """FLOPs one site adds to the forward pass of a token."""

@@ -62,12 +62,14 @@ class Group:
         ranks: Module path -> rank.
         feedforward: Those whose input is changed instead of their output, where it is a choice.
         transposed: True if their weights are stored as (in, out), as GPT-2's Conv1D does.
+        pool: What they have in common, where the method's sites cannot all share state.
     """
 
     method: Method
     ranks: Mapping[str, int]
     feedforward: tuple[str, ...] = ()
     transposed: bool = False
+    pool: int = 0
 
     def config(self, train: TrainSettings, rename: Mapping[str, str] | None = None) -> PeftConfig:
         """The configuration that peft takes.
@@ -79,7 +81,7 @@ class Group:
         """
         names = rename or {path: path for path in self.ranks}
         ranks = {names[path]: rank for path, rank in self.ranks.items()}
-        arguments = self.method.peft_config_for(ranks, train)
+        arguments = self.method.peft_config_for(ranks, train) | self.method.pool_config(self.pool)
         kind = arguments.pop("peft_type")
         if kind == "IA3":
             arguments["feedforward_modules"] = [names[path] for path in self.feedforward]
@@ -88,26 +90,30 @@ class Group:
             # What never looks into the weight has no such argument.
             if hasattr(build, "fan_in_fan_out"):
                 arguments["fan_in_fan_out"] = True
-        return build(target_modules=list(ranks), **arguments)
+        with calmed():
+            return build(target_modules=list(ranks), **arguments)
 
 
 def groups_of(plan: AdapterPlan, layout: Layout) -> tuple[Group, ...]:
     """The plan as peft sees it: one group for each configuration, in a fixed order."""
-    ranks: dict[tuple[str, int, bool], dict[str, int]] = {}
-    feedforward: dict[tuple[str, int, bool], list[str]] = {}
+    ranks: dict[tuple[str, int, bool, int], dict[str, int]] = {}
+    feedforward: dict[tuple[str, int, bool, int], list[str]] = {}
     for spec in plan.specs:
         method = methods.get(spec.method)
+        shape = layout.topology.shape(spec.layer, spec.role)
+        assert shape is not None, "checked before"
         key = (
             spec.method,
             0 if method.rank_pattern else spec.rank,
             spec.role in layout.topology.transposed_roles,
+            method.pool(shape),
         )
         for path in layout.modules[spec.layer, spec.role]:
             ranks.setdefault(key, {})[path] = spec.rank
             if spec.role in method.input_side_roles:
                 feedforward.setdefault(key, []).append(path)
     return tuple(
-        Group(methods.get(key[0]), ranks[key], tuple(feedforward.get(key, ())), key[2])
+        Group(methods.get(key[0]), ranks[key], tuple(feedforward.get(key, ())), *key[2:])
         for key in sorted(ranks)
     )
 
@@ -131,7 +137,8 @@ class Part:
     companion: Companion | None = None
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """The trainable parameters."""
+        """The trainable parameters; those that sites share come once."""
+        own: dict[int, nn.Parameter] = {}
         for layer in self.layers.values():
             # An adapted attention may hold modules that other groups have adapted.
             others = {
@@ -140,7 +147,8 @@ class Part:
                 if isinstance(module, BaseTunerLayer) and module is not layer
                 for p in module.parameters()
             }
-            yield from (p for p in layer.parameters() if p.requires_grad and id(p) not in others)
+            own |= {id(p): p for p in layer.parameters() if p.requires_grad and id(p) not in others}
+        yield from own.values()
 
 
 class Attached:
@@ -164,6 +172,7 @@ class Attached:
         self.seed = seed
         self.parts: tuple[Part, ...] = ()
         self._originals: dict[str, nn.Module] = {}
+        self._order = {path: i for i, (path, _) in enumerate(backbone.model.named_modules())}
         self._was_training = backbone.model.training
         self._head_before = [p.detach().clone() for p in self.head_parameters()]
         backbone.attached = self
@@ -203,7 +212,11 @@ class Attached:
 
     def _inject(self, group: Group) -> Part:
         holder = nn.Module()
-        names = {path: f"m{i}" for i, path in enumerate(group.ranks)}
+        paths = list(group.ranks)
+        if group.method.shared_state:
+            # As peft would come across them in the model: what a site gets depends on it.
+            paths.sort(key=self._order.__getitem__)
+        names = {path: f"m{i}" for i, path in enumerate(paths)}
         for path, name in names.items():
             original = self.model.get_submodule(path)
             self._originals[path] = original

@@ -28,4 +28,6 @@ def calmed() -> Iterator[None]:
         warnings.filterwarnings("ignore", "Unsupported layer type", UserWarning)
         # BEFT says it of a module without a bias; autopeft never merges BEFT.
         warnings.filterwarnings("ignore", "Detected that the base layer has no bias", UserWarning)
+        # Random matrices that a seed gives back need not be in a file.
+        warnings.filterwarnings("ignore", "Specified to not (save|load) ", UserWarning)
         yield

@@ -123,18 +123,32 @@ def part_folders(parts: tuple[Part, ...]) -> tuple[str, ...]:
     return tuple(f"part-{i}-{part.group.method.name}" for i, part in enumerate(parts))
 
 
+class _LikePeftModel(nn.Module):
+    """A part under its names in a `PeftModel`: methods with shared state ask for them.
+
+    Args:
+        part: Its tuner becomes `base_model`.
+    """
+
+    def __init__(self, part: Part) -> None:
+        super().__init__()
+        self.base_model = part.tuner
+        self.peft_config = part.tuner.peft_config
+
+
 def part_tensors(part: Part) -> dict[str, torch.Tensor]:
     """A part's tensors under the names peft's files give them."""
     held = get_peft_model_state_dict(
-        part.tuner, adapter_name=ADAPTER_NAME, save_embedding_layers=False
+        _LikePeftModel(part), adapter_name=ADAPTER_NAME, save_embedding_layers=False
     )
     paths = {name: path for path, name in part.holder_names.items()}
+    start = f"{PEFT_PREFIX}model."
 
     def standard(key: str) -> str:
-        if key.startswith("model."):
-            _, name, rest = key.split(".", 2)
-            return f"{PEFT_PREFIX}model.{paths[name]}.{rest}"
-        return PEFT_PREFIX + key
+        if not key.startswith(start):
+            return key
+        name, _, rest = key.removeprefix(start).partition(".")
+        return f"{start}{paths[name]}.{rest}"
 
     return {standard(key): tensor for key, tensor in held.items()}
 
@@ -273,11 +287,11 @@ def _set_part(part: Part, tensors: Mapping[str, torch.Tensor]) -> None:
     for key, tensor in tensors.items():
         path = next((p for p in paths if key.startswith(f"{start}{p}.")), None)
         if path is None:
-            renamed[key.removeprefix(PEFT_PREFIX)] = tensor
+            renamed[key] = tensor
         else:
-            rest = key.removeprefix(start + path)
-            renamed[f"model.{part.holder_names[path]}{rest}"] = tensor
-    result = set_peft_model_state_dict(part.tuner, renamed, adapter_name=ADAPTER_NAME)
+            renamed[start + part.holder_names[path] + key.removeprefix(start + path)] = tensor
+    with calmed():
+        result = set_peft_model_state_dict(_LikePeftModel(part), renamed, adapter_name=ADAPTER_NAME)
     if result.unexpected_keys:
         raise RuntimeError(f"peft did not place {result.unexpected_keys[:3]}")
     finish_load(part.group.method.name, part.layers)

@@ -86,10 +86,15 @@ def count_trainable(topology: Topology, plan: AdapterPlan) -> int:
             _check_spec(topology, spec)
         else:
             total += methods.get(spec.method).n_params(spec.rank, shape, spec.role)
-    return total + count_shared(plan)
+    return total + count_shared(topology, plan)
 
 
-def count_shared(plan: AdapterPlan) -> int:
-    """Parameters that belong to no single site: once for each method and size in the plan."""
-    sizes = {(spec.method, spec.rank) for spec in plan.specs}
-    return sum(methods.get(name).shared_params(rank) for name, rank in sizes)
+def count_shared(topology: Topology, plan: AdapterPlan) -> int:
+    """Parameters that belong to no single site: once for each method, size and pool in the plan."""
+    groups = {
+        (spec.method, spec.rank, methods.get(spec.method).pool(shape))
+        for spec in plan.specs
+        if methods.get(spec.method).shared_state
+        and (shape := topology.shape(spec.layer, spec.role)) is not None
+    }
+    return sum(methods.get(name).shared_params(rank, pool) for name, rank, pool in groups)

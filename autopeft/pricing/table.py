@@ -219,7 +219,7 @@ class PriceTable:
         for spec in plan.specs:
             by_layer.setdefault(spec.layer, []).append(spec)
         n_encoder = self.topology.n_encoder_layers
-        params, frozen, held = count_shared(plan), 0, 0
+        params, frozen, held = count_shared(self.topology, plan), 0, 0
         forward, backward, saved, context = 0.0, 0.0, 0.0, 0.0
         is_live = is_encoder_live = False
         shared_inputs: set[str] = set()

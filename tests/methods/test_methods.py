@@ -29,12 +29,12 @@ def _adapt(method: Method, rank: int, shape: Shape, role: str = "attn.q") -> nn.
     """peft's own layer around one linear module."""
     holder = nn.Module()
     holder.add_module("m", nn.Linear(shape[1], shape[0]).requires_grad_(False))
-    arguments = method.peft_config(rank, _TRAIN)
+    arguments = method.peft_config(rank, _TRAIN) | method.pool_config(method.pool(shape))
     kind = arguments.pop("peft_type")
     if kind == "IA3":
         arguments["feedforward_modules"] = ["m"] if role in method.input_side_roles else []
-    config = PEFT_TYPE_TO_CONFIG_MAPPING[kind](target_modules=["m"], **arguments)
     with calmed():
+        config = PEFT_TYPE_TO_CONFIG_MAPPING[kind](target_modules=["m"], **arguments)
         PEFT_TYPE_TO_TUNER_MAPPING[kind](holder, {"default": config}, "default")
     layer = holder.get_submodule("m")
     finish_start(method.name, {"m": layer}, PrincipalParts())
@@ -93,7 +93,8 @@ def test_the_count_of_parameters_is_exact(
     rank = ranks[pick % len(ranks)]
     layer = _adapt(method, rank, (out, in_), role)
     live = sum(p.numel() for p in layer.parameters() if p.requires_grad)
-    assert method.n_params(rank, (out, in_), role) == live
+    shared = method.shared_params(rank, method.pool((out, in_)))
+    assert method.n_params(rank, (out, in_), role) + shared == live
 
 
 @pytest.mark.parametrize("name", _LINEAR)

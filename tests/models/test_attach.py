@@ -85,12 +85,14 @@ def test_a_method_starts_as_the_base_model_and_then_changes_it(name: str, method
         first = logits_of(attached.model, batch)
         disturb(attached)
         later = logits_of(attached.model, batch)
-    assert methods.get(method).starts_at_identity
-    if not methods.get(method).exact_start:
+    if not methods.get(method).starts_at_identity:
+        assert not torch.equal(first, base)
+        torch.testing.assert_close(first, base, rtol=0.0, atol=0.05)
+    elif not methods.get(method).exact_start:
         torch.testing.assert_close(first, base, rtol=1e-4, atol=1e-5)
     else:
         assert torch.equal(first, base)
-    assert not torch.allclose(first, later, atol=1e-4)
+    assert float((first - later).abs().max()) > 1e-6
 
 
 @pytest.mark.parametrize("method", [m.name for m in methods.all_methods() if "norm" not in m.roles])

@@ -47,11 +47,15 @@ def _plan_of(backbone: Backbone, method: str, ranks: tuple[int, ...] = (2, 4)) -
         wanted = ranks[layer % 2]
         return next(r for r in range(wanted, -1, -1) if methods.get(method).is_legal_rank(r, shape))
 
+    def pool(role: str) -> int:
+        return methods.get(method).pool(backbone.topology.shapes[role])
+
+    roles = [r for r in roles if r in backbone.topology.shapes]
     return AdapterPlan(
         LayerSpec(layer, role, method, size(layer, role))
         for layer in range(2)
         for role in roles
-        if role in backbone.topology.shapes
+        if pool(role) == pool(roles[0])  # Others would be another configuration.
     )
 
 

@@ -1,0 +1,64 @@
+"""PVeRA: VeRA with inner activations drawn from a learned distribution (arXiv 2512.07703)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from autopeft.methods.base import LINEAR_ROLES, AdapterFlops, AdapterMemory, Method, Shape
+from autopeft.plan import TrainSettings
+
+
+@dataclass(frozen=True)
+class Pvera(Method):
+    """x -> W x + b * B z with z ~ N(d1 * A1 x, exp(d2 * A2 x)): A and B are random and shared.
+
+    In evaluation and once merged, z is its mean. A and B come from a seed and are not saved.
+    """
+
+    def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
+        """The vectors b, d1 and d2."""
+        return shape[0] + 2 * rank
+
+    def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
+        """VeRA's, with an A twice as wide."""
+        out, in_ = shape
+        return AdapterFlops(
+            forward_per_token=2.0 * rank * (2 * in_ + out),
+            backward_per_token=2.0 * rank * out,
+            input_grad_per_token=4.0 * rank * in_,
+        )
+
+    def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
+        """A x, the deviation and the noise; B's output, for b's gradient."""
+        return AdapterMemory(per_token=4 * rank + shape[0], drops_input=True)
+
+    def is_legal_rank(self, rank: int, shape: Shape) -> bool:
+        """As VeRA's, ranks are large: they may exceed a module's smaller side."""
+        return 1 <= rank <= max(shape)
+
+    def rank_rule(self, shape: Shape) -> str:
+        """The rule in words."""
+        return f"`1 <= rank <= {max(shape)}` must hold"
+
+    def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
+        """Arguments of `PveraConfig`; alpha plays no part."""
+        return {
+            "peft_type": "PVERA",
+            "r": rank,
+            "pvera_dropout": train.dropout,
+            "save_projection": False,
+        }
+
+
+METHODS: tuple[Method, ...] = (
+    Pvera(
+        name="pvera",
+        family="pvera",
+        roles=LINEAR_ROLES,
+        default_ranks=(16, 64, 128, 256, 512),
+        learning_rate=(1e-3, 5e-2),
+        converts_to_lora=True,
+        shared_state=True,
+    ),
+)

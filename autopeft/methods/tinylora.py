@@ -1,0 +1,107 @@
+"""TinyLoRA: few numbers mix random matrices between singular vectors (arXiv 2602.04118)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from autopeft.methods.base import LINEAR_ROLES, AdapterFlops, AdapterMemory, Method, Shape
+from autopeft.plan import TrainSettings
+
+_DIRECTIONS = 2
+"""Singular directions of the weight; the paper's best."""
+
+_MOST_TIED = 1024
+
+
+@dataclass(frozen=True)
+class TinyLora(Method):
+    """x -> W x + U R V x with R = sum of v_i P_i: v has `rank` numbers and starts as zero.
+
+    U and V are W's first singular vectors, scaled; the matrices P come from a seed and are not
+    saved.
+
+    Attributes:
+        is_tied: True if all sites of one size share one v.
+    """
+
+    is_tied: bool = False
+
+    def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
+        """The numbers v, where each site has its own."""
+        return 0 if self.is_tied else rank
+
+    def shared_params(self, rank: int, pool: int = 0) -> int:
+        """The numbers v, where all share them."""
+        return rank if self.is_tied else 0
+
+    def frozen_floats(self, rank: int, shape: Shape, role: str = "") -> int:
+        """U and V."""
+        return _DIRECTIONS * sum(shape)
+
+    def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
+        """Three thin products forward; backward, U is passed for R's gradient, V for the input's.
+
+        Each step mixes the matrices.
+        """
+        out, in_ = shape
+        squared = float(_DIRECTIONS**2)
+        return AdapterFlops(
+            forward_per_token=2 * squared + 2.0 * _DIRECTIONS * (in_ + out),
+            backward_per_token=2 * squared + 2.0 * _DIRECTIONS * out,
+            input_grad_per_token=2 * squared + 2.0 * _DIRECTIONS * in_,
+            forward_per_step=2 * rank * squared,
+            backward_per_step=2 * rank * squared,
+        )
+
+    def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
+        """V x, for R's gradient; R."""
+        return AdapterMemory(
+            per_token=_DIRECTIONS, input_grad_per_step=_DIRECTIONS**2, drops_input=True
+        )
+
+    def is_legal_rank(self, rank: int, shape: Shape) -> bool:
+        """More numbers than R has entries are of use only where several sites share them."""
+        most = _MOST_TIED if self.is_tied else _DIRECTIONS**2
+        return 1 <= rank <= most and min(shape) >= _DIRECTIONS
+
+    def rank_rule(self, shape: Shape) -> str:
+        """The rule in words."""
+        most = _MOST_TIED if self.is_tied else _DIRECTIONS**2
+        return f"`1 <= rank <= {most}` must hold and the module have {_DIRECTIONS} dimensions"
+
+    def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
+        """Arguments of `TinyLoraConfig`; alpha plays no part."""
+        return {
+            "peft_type": "TINYLORA",
+            "r": _DIRECTIONS,
+            "u": rank,
+            "weight_tying": float(self.is_tied),
+            "tinylora_dropout": train.dropout,
+            "save_projection": False,
+        }
+
+
+METHODS: tuple[Method, ...] = (
+    TinyLora(
+        name="tinylora",
+        family="tinylora",
+        roles=LINEAR_ROLES,
+        default_ranks=(1, 2, 4),
+        learning_rate=(1e-3, 5e-2),
+        converts_to_lora=True,
+        shared_state=True,
+        quantised_base=False,  # It decomposes the weight.
+    ),
+    TinyLora(
+        name="tinylora_tied",
+        family="tinylora",
+        roles=LINEAR_ROLES,
+        default_ranks=(4, 13, 32, 64, 128),
+        learning_rate=(1e-3, 5e-2),
+        converts_to_lora=True,
+        shared_state=True,
+        quantised_base=False,
+        is_tied=True,
+    ),
+)

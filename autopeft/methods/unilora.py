@@ -1,0 +1,82 @@
+"""Uni-LoRA: the entries of all LoRAs are copies of the numbers in one vector (arXiv 2506.00799)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from autopeft.methods.base import LINEAR_ROLES, AdapterFlops, AdapterMemory, Method, Shape
+from autopeft.plan import TrainSettings
+
+_RANK = 4
+"""Rank of the LoRAs, as in the paper."""
+
+
+@dataclass(frozen=True)
+class UniLora(Method):
+    """x -> W x + B A x: every entry of A and B is one of `rank` learned numbers, scaled.
+
+    Which one comes from a seed and is not saved.
+    """
+
+    def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
+        """A site has nothing of its own."""
+        return 0
+
+    def shared_params(self, rank: int, pool: int = 0) -> int:
+        """The vector."""
+        return rank
+
+    def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
+        """LoRA's."""
+        out, in_ = shape
+        return AdapterFlops(
+            forward_per_token=2.0 * _RANK * (in_ + out),
+            backward_per_token=2.0 * _RANK * (2 * out + in_),
+            input_grad_per_token=2.0 * _RANK * in_,
+        )
+
+    def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
+        """LoRA's, and B; A where the input needs a gradient: they are made anew at each step."""
+        out, in_ = shape
+        return AdapterMemory(
+            per_token=_RANK,
+            per_step=_RANK * out,
+            input_grad_per_step=_RANK * in_,
+            keeps_input=True,
+            drops_input=True,
+        )
+
+    def is_legal_rank(self, rank: int, shape: Shape) -> bool:
+        """More numbers than a single site has entries might leave some without any use."""
+        return 1 <= rank <= _RANK * sum(shape)
+
+    def rank_rule(self, shape: Shape) -> str:
+        """The rule in words."""
+        return f"the vector's length (rank) is 1 to {_RANK * sum(shape)}"
+
+    def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
+        """Arguments of `UniLoraConfig`; alpha plays no part."""
+        return {
+            "peft_type": "UNILORA",
+            "r": _RANK,
+            "theta_d_length": rank,
+            "unilora_dropout": train.dropout,
+        }
+
+
+METHODS: tuple[Method, ...] = (
+    UniLora(
+        name="unilora",
+        family="unilora",
+        roles=LINEAR_ROLES,
+        default_ranks=(64, 256, 1024, 2048, 4096),
+        learning_rate=(1e-3, 5e-2),
+        converts_to_lora=True,
+        shared_state=True,
+        # With a vector of zeros neither A nor B would get a gradient.
+        starts_at_identity=False,
+        exact_start=False,
+        quantised_base=False,  # peft stores the scales in the type of the base weight.
+    ),
+)
