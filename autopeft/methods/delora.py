@@ -16,9 +16,6 @@ from autopeft.methods.base import (
 )
 from autopeft.plan import TrainSettings
 
-_STRENGTH = 0.25
-"""peft's default strength, 15 at rank 32, is about 0.5 for each rank: with alpha ratio 2, 0.25."""
-
 
 @dataclass(frozen=True)
 class DeLora(Method):
@@ -53,11 +50,14 @@ class DeLora(Method):
         )
 
     def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
-        """Arguments of `DeloraConfig`; its "module dropout" is one of the input."""
+        """Arguments of `DeloraConfig`; its "module dropout" is one of the input.
+
+        With alpha ratio 2, the strength is peft's default (15) at peft's default rank (8).
+        """
         return {
             "peft_type": "DELORA",
             "r": rank,
-            "delora_lambda": _STRENGTH * train.alpha_ratio * rank,
+            "delora_lambda": train.alpha_ratio * rank,
             "module_dropout": train.dropout,
         }
 
@@ -74,7 +74,7 @@ METHODS: tuple[Method, ...] = (
         family="delora",
         roles=LINEAR_ROLES,
         default_ranks=(1, 2, 4, 8, 16, 32),
-        learning_rate=(3e-4, 1e-2),
+        learning_rate=(5e-4, 2e-2),
         converts_to_lora=True,
         quantised_base=False,  # It measures the columns of the base weight.
         transposed_base=False,
