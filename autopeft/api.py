@@ -334,6 +334,7 @@ class _Session:
             study_name=self._workspace.study_name(settings),
             resume=self._is_resumed,
             eta=float(settings.eta),
+            audit_share=settings.audit_share,
         )
         self._observer.note(f"watch it: autopeft dashboard {self._workspace.folder}")
         return controller

@@ -112,6 +112,8 @@ class Outcome:
         origin: "baseline", "reference" (no adapter), "portfolio", "design", "search", "user".
         reason: Why it failed or was pruned, else empty.
         measured: Whatever else was measured, by name.
+        audited_at: Step at which the pruner would have stopped it, had it not been picked to go on
+            so that pruning can be judged; 0 if there was none.
     """
 
     number: int
@@ -123,6 +125,7 @@ class Outcome:
     origin: str = "search"
     reason: str = ""
     measured: Mapping[str, float] = field(default_factory=dict)
+    audited_at: int = 0
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,11 @@ class SearchSettings:
     pruner: str = _note(
         "gap, none, median, asha or another Optuna pruner by name.", "gap", "Search"
     )
+    audit_share: float = _note(
+        "Share of stopped trials that are trained to the end all the same, to judge the pruner.",
+        0.05,
+        "Search",
+    )
     pick: str = _note("How best is picked: one_se, knee or best_quality.", "one_se", "Search")
     seed: int = _note("Seeds the search, the splits and the trainings.", 0, "Search")
 
@@ -144,6 +149,10 @@ class SearchSettings:
         if not 0.0 <= self.confirm_share <= 0.9:
             raise SettingsError(
                 "confirm_share", self.confirm_share, "a share from 0 to 0.9", "use e.g. 0.3"
+            )
+        if not 0.0 <= self.audit_share <= 1.0:
+            raise SettingsError(
+                "audit_share", self.audit_share, "a share from 0 to 1", "use e.g. 0.05"
             )
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:

@@ -12,6 +12,7 @@ from autopeft.errors import StorageError
 from autopeft.outcome import COSTS, BudgetReport, LevelVerdict, Objective, Verdict
 from autopeft.plan import Candidate
 from autopeft.pricing import Price
+from autopeft.report.fidelity import Fidelity
 from autopeft.report.files import finite, strict_json, write_text
 from autopeft.report.interval import METHOD
 from autopeft.report.record import AdapterScore, DataSummary
@@ -59,6 +60,7 @@ def front_to_json(shown: FrontView) -> dict[str, Any]:
         "trials": dict(shown.trials),
         "dominated_finalists": [_entry_json(entry) for entry in shown.dominated_finalists],
         "unconfirmed": [_entry_json(entry) for entry in shown.unconfirmed],
+        "fidelity": shown.fidelity and shown.fidelity.to_json(),
         "intervals": METHOD,
         "model": shown.model,
         "task": shown.task,
@@ -153,6 +155,7 @@ def front_from_json(content: Mapping[str, Any]) -> FrontView:
         ended=content["ended"],
         is_confirmed=content["confirmed"],
         is_complete=content["complete"],
+        fidelity=Fidelity.from_json(content["fidelity"]) if content.get("fidelity") else None,
     )
 
 

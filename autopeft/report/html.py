@@ -218,15 +218,13 @@ def _member(shown: FrontView, number: int, entry: Entry) -> Html:
 
 def _fidelity(shown: FrontView, trials: Sequence[TrialLine]) -> Html:
     steps = sorted({step for trial in trials for step, _ in trial.rungs})
-    full = sum(1 for trial in trials if trial.rungs) * (steps[-1] if steps else 0)
-    done = sum(trial.rungs[-1][0] for trial in trials if trial.rungs)
     rows = ", ".join(f"{n:,} {split}" for split, n in shown.data.rows.items())
     facts: list[tuple[str, object]] = [
         ("data", f"{rows} rows; {shown.data.dropped_rows} dropped"),
         ("rungs", ", ".join(map(str, steps)) + " steps" if steps else "none reached"),
     ]
-    if full:
-        facts.append(("pruning", f"spared {1 - done / full:.0%} of the search's training steps"))
+    if shown.fidelity is not None:
+        facts.append(("pruning", shown.fidelity.text()))
     seeds = {len(entry.seeds) for entry in shown.front if entry.seeds}
     if seeds:
         facts.append(("confirmation", f"{'-'.join(map(str, sorted(seeds)))} seeds a finalist"))

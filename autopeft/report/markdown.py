@@ -222,6 +222,7 @@ def report_markdown(shown: FrontView) -> str:
         "## Time",
         "",
         *_table(["phase", "spent"], times),
+        *([f"Rungs: {plain(shown.fidelity.text())}.", ""] if shown.fidelity else []),
         *_data(shown),
         *_warnings(shown),
         *_versions(shown),

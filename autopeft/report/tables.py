@@ -157,5 +157,7 @@ def summary(record: RunRecord | FrontView) -> RenderableType:
     if hidden:
         parts.append(Text(f"{hidden} more candidates in front.json did not make it.", style="dim"))
     parts += [Text(""), Text(_trials_line(shown)), budget_table(shown.budget)]
+    if shown.fidelity is not None:
+        parts.append(Text(f"Rungs: {shown.fidelity.text()}."))
     parts += [Text(f"Warning: {line}") for line in shown.warnings]
     return Group(*parts)

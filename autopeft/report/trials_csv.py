@@ -71,6 +71,7 @@ def _row(outcome: Outcome) -> dict[str, object]:
         **{f"rung.{step}": score for step, score in outcome.rungs},
         "plan": plan_summary(plan, max_parts=10**9),
         "reason": outcome.reason,
+        "audited_at": outcome.audited_at or "",
     }
 
 
@@ -91,6 +92,7 @@ def _columns(record: RunRecord, rows: list[dict[str, object]]) -> list[str]:
         *rungs,
         "plan",
         "reason",
+        "audited_at",
     ]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from autopeft.outcome import BudgetReport, Finalist, Objective, Outcome, Verdict
 from autopeft.plan import Candidate
 from autopeft.pricing import Price
+from autopeft.report.fidelity import Fidelity, fidelity
 from autopeft.report.files import finite
 from autopeft.report.interval import Interval, cost_interval, quality_interval
 from autopeft.report.plan_text import plan_summary
@@ -99,6 +100,7 @@ class FrontView:
         ended: ISO 8601 time.
         is_confirmed: True if the front's numbers are of the test split.
         is_complete: False if the search was interrupted.
+        fidelity: How far rungs and pruning can be trusted; None if unknown.
     """
 
     objectives: tuple[Objective, ...]
@@ -120,6 +122,7 @@ class FrontView:
     ended: str = ""
     is_confirmed: bool = True
     is_complete: bool = True
+    fidelity: Fidelity | None = None
 
     @property
     def quality(self) -> Objective:
@@ -303,4 +306,5 @@ def view(record: RunRecord) -> FrontView:
         ended=record.ended,
         is_confirmed=bool(finalists),
         is_complete=record.is_complete,
+        fidelity=fidelity(record.outcomes, objectives),
     )

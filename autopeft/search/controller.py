@@ -68,6 +68,8 @@ class SearchController:
         n_portfolio: Known recipes of other methods tried after them; None for a few.
         resume: True to continue the study of that name.
         eta: Ratio between rungs, for the pruner.
+        audit_share: Share of the trials that the pruner would stop which go on all the same, so
+            that what pruning costs can be estimated (see `autopeft.report.fidelity`).
 
     Raises:
         UserError: if objectives, sampler, pruner, constraints or storage are not usable.
@@ -89,6 +91,7 @@ class SearchController:
         n_portfolio: int | None = None,
         resume: bool = False,
         eta: float = 3.0,
+        audit_share: float = 0.0,
     ) -> None:
         self.space = space
         self.objectives = _objectives(objectives)
@@ -115,6 +118,9 @@ class SearchController:
         self._digests: set[str] = set()
         self._queue: deque[tuple[Candidate, str]] = deque()
         self._loras: Sequence[Genome] = recipes.lora_choices(space.codec)
+        self._audit_share = audit_share
+        # Not the same stop in every search: the first ones are of a kind, the baselines.
+        self._audit_offset = float(np.random.default_rng([seed, 1]).uniform())
         self._n_baselines = _N_FIRST_BASELINES if n_baselines is None else n_baselines
         self._load()
         self._enqueue_start(_N_PORTFOLIO if n_portfolio is None else n_portfolio)
@@ -224,12 +230,23 @@ class SearchController:
             self._book.record(trial.number, int(step), float(score))
             if step >= trial.candidate.train.steps:
                 return Decision.CONTINUE
-            gap = self._book.prune_gap(trial.number)
+            gap = 0.0 if record.audited_at else self._book.prune_gap(trial.number)
             if not gap > 0:
+                return Decision.CONTINUE
+            if self._is_audit_due():
+                record.audited_at = int(step)
+                self._book.note_audit(trial.number, int(step))
                 return Decision.CONTINUE
             record.state, record.reason = "pruned", f"pruned at step {step}"
             self._book.prune(trial.number, record.reason, gap)
             return Decision.STOP
+
+    def _is_audit_due(self) -> bool:
+        """Whether the stop now decided is one of those that are not carried out."""
+        records = self._records.values()
+        n_audited = sum(record.audited_at > 0 for record in records)
+        n_stops = 1 + n_audited + sum(record.state == "pruned" for record in records)
+        return math.floor(n_stops * self._audit_share + self._audit_offset) > n_audited
 
     def tell(
         self,

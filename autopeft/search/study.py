@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 _CONSTRAINT = "constraints:pruned"
 """System attribute behind `Trial.set_constraint("pruned", ...)`."""
 
+AUDIT_KEY = "audited_at"
+"""User attribute: the step at which a trial would have been stopped but went on."""
+
 STATES: Mapping[TrialState, Literal["complete", "pruned", "failed", "running"]] = {
     TrialState.COMPLETE: "complete",
     TrialState.PRUNED: "pruned",
@@ -277,6 +280,10 @@ class StudyBook:
         self._attribute(number, "reason", reason)
         self._constrain(number, gap if gap > 0 and math.isfinite(gap) else 1.0)
         self.study.tell(number, state=TrialState.PRUNED)
+
+    def note_audit(self, number: int, step: int) -> None:
+        """The trial goes on past a rung that would have stopped it."""
+        self._attribute(number, AUDIT_KEY, step)
 
     def fail(self, number: int, reason: str) -> None:
         """The trial gave nothing."""

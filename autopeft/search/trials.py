@@ -11,7 +11,7 @@ from autopeft.outcome import Objective, Outcome
 from autopeft.plan import AdapterPlan, Candidate, TrainSettings
 from autopeft.pricing import Price
 from autopeft.search.shorthand import read_plan
-from autopeft.search.study import StoredTrial
+from autopeft.search.study import AUDIT_KEY, StoredTrial
 
 
 class Decision(Enum):
@@ -58,6 +58,7 @@ class Record:
     rungs: list[tuple[int, float]] = field(default_factory=list)
     reason: str = ""
     measured: dict[str, float] = field(default_factory=dict)
+    audited_at: int = 0
 
     def outcome(self) -> Outcome:
         """What others get to see, once the trial has ended."""
@@ -72,6 +73,7 @@ class Record:
             self.trial.origin,
             self.reason,
             dict(self.measured),
+            self.audited_at,
         )
 
 
@@ -91,4 +93,5 @@ def read_record(stored: StoredTrial, objectives: Sequence[Objective]) -> Record:
         list(stored.rungs),
         attributes.get("reason", ""),
         dict(attributes.get("measured", {})),
+        int(attributes.get(AUDIT_KEY, 0)),
     )

@@ -59,6 +59,25 @@ def test_a_loop_finds_a_front_of_complete_trials_only(sampler):
     assert states.count("COMPLETE") == sum(o.state == "complete" for o in outcomes)
 
 
+def test_some_stops_are_not_carried_out_so_that_pruning_can_be_judged():
+    shares = {0.0: [], 0.25: [], 1.0: []}
+    for share, found in shares.items():
+        for seed in range(3):
+            controller = SearchController(SPACE, TWO, "random", seed=seed, audit_share=share)
+            drive(controller, 40)
+            outcomes = controller.outcomes()
+            audited = [o for o in outcomes if o.audited_at]
+            assert all(o.state == "complete" for o in audited)
+            assert all(o.audited_at in (1, 3) for o in audited)
+            found.append((len(audited), sum(o.state == "pruned" for o in outcomes)))
+            stored = [t.user_attrs.get("audited_at") for t in controller.study.get_trials()]
+            assert [s for s in stored if s] == [o.audited_at for o in audited]
+    assert all(n == 0 and pruned for n, pruned in shares[0.0])
+    assert all(pruned == 0 and n for n, pruned in shares[1.0])
+    n_audited, n_pruned = map(sum, zip(*shares[0.25], strict=True))
+    assert 0.15 < n_audited / (n_audited + n_pruned) < 0.35
+
+
 def test_the_first_trials_are_the_lora_baselines_and_the_reference():
     controller = SearchController(SPACE, TWO, n_baselines=4)
     drive(controller, 8)
