@@ -187,6 +187,36 @@ def test_generating_with_a_cache_of_keys_gives_the_same_tokens() -> None:
     assert with_cache.shape[1] > 4
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_a_prefix_is_switched_off_and_taken_out_by_peft() -> None:
+    base = build("llama").model
+    batch = batch_for(build("llama"))
+    plain = logits_of(base, batch)
+    config = GatedPrefixConfig(r=2, target_modules=["self_attn"], init_weights=False)
+    model = peft.PeftModel(base, config)
+    assert not torch.allclose(logits_of(model, batch), plain, atol=1e-3)
+    with model.disable_adapter():
+        assert torch.equal(logits_of(model, batch), plain)
+    with pytest.raises(NotImplementedError, match="cannot be merged"):
+        model.merge_adapter()
+    assert torch.equal(logits_of(model.unload(), batch), plain)
+    assert not any(isinstance(m, GatedPrefixLayer) for m in base.modules())
+
+
+def test_checkpointed_blocks_give_the_same_gradients() -> None:
+    gradients = []
+    for is_checkpointed in (False, True):
+        model, layers = _prefixed("llama")
+        if is_checkpointed:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        model.train()
+        model(**batch_for(build("llama"))).loss.backward()
+        gradients.append([p.grad for p in layers[0].parameters() if p.requires_grad])
+    assert len(gradients[0]) == 3
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_prefixes_in_two_threads_do_not_meet() -> None:
     model, _ = _prefixed("bert")
     plain = build("bert").model

@@ -132,6 +132,13 @@ class GatedPrefixModel(OwnModel):
     prefix = "gated_prefix_"
     tuner_layer_cls = GatedPrefixLayer
 
+    def _replace_module(self, parent: Any, child_name: str, new_module: Any, child: Any) -> None:
+        if isinstance(new_module, GatedPrefixLayer):
+            super()._replace_module(parent, child_name, new_module, child)
+        else:
+            # Unloading: an attention has no weight of its own, which peft would hand over.
+            setattr(parent, child_name, new_module)
+
 
 class _Call:
     """One pass through a layer: told when the attention has asked for its function."""
