@@ -26,7 +26,12 @@ from autopeft.methods import HEAD, Method
 from autopeft.models import tuners as tuners  # Makes peft know autopeft's own methods.
 from autopeft.models.calm import calmed
 from autopeft.models.companions import Companion, companion_of
-from autopeft.models.starts import finish_start, plain_classes, without_slow_start
+from autopeft.models.starts import (
+    finish_start,
+    no_decomposition,
+    plain_classes,
+    without_slow_start,
+)
 from autopeft.plan import AdapterPlan, Candidate, TrainSettings
 from autopeft.pricing import check_plan, count_trainable
 
@@ -225,7 +230,7 @@ class Attached:
             holder.add_module(name, LinearView(module) if isinstance(module, Conv1D) else module)
         config = group.config(self.candidate.train, rename=names)
         without_slow_start(config)
-        with calmed(), plain_classes(holder):
+        with calmed(), plain_classes(holder), no_decomposition():
             tuner = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type](
                 holder, {ADAPTER_NAME: config}, ADAPTER_NAME
             )

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from peft.tuners._buffer_dict import BufferDict
+from peft.tuners.tinylora.layer import TinyLoraLayer
 from torch import nn
 
 _ADAPTER = "default"
@@ -62,6 +63,24 @@ def plain_classes(holder: nn.Module) -> Iterator[None]:
             module.__class__ = kind
 
 
+@contextmanager
+def no_decomposition() -> Iterator[None]:
+    """While it is open, TinyLoRA's injection leaves its factors to `finish_start`."""
+
+    def leave(layer: Any, adapter: str, rank: int, fan_in_fan_out: bool) -> None:
+        weight = layer.get_base_layer().weight
+        layer.tinylora_A[adapter] = weight.new_zeros(rank, layer.in_features)
+        layer.tinylora_B[adapter] = weight.new_zeros(layer.out_features, rank)
+        layer.r[adapter] = rank
+
+    own = TinyLoraLayer._init_svd
+    TinyLoraLayer._init_svd = leave
+    try:
+        yield
+    finally:
+        TinyLoraLayer._init_svd = own
+
+
 def without_slow_start(config: Any) -> None:
     """Lets peft skip a decomposition that `finish_start` does from the cache."""
     if getattr(config, "init_lora_weights", None) == "pissa":
@@ -86,6 +105,8 @@ def finish_start(method: str, layers: Mapping[str, nn.Module], parts: PrincipalP
         freeze_a(layers)
     elif method == "adalora":
         freeze_rank_numbers(layers)
+    elif method in ("tinylora", "tinylora_tied"):
+        hold_principal_parts(layers, parts)
 
 
 @torch.no_grad()
@@ -137,6 +158,17 @@ def finish_load(method: str, layers: Mapping[str, nn.Module]) -> None:
         place = signs.abs().long() - 1
         turn = a.gather(1, place[:, None]).squeeze(1).sign() * signs.sign()
         psoft._set_psoft_ab_cache_buffers(_ADAPTER, turn[:, None] * a, turn * b)
+
+
+@torch.no_grad()
+def hold_principal_parts(layers: Mapping[str, nn.Module], parts: PrincipalParts) -> None:
+    """TinyLoRA's frozen A = sqrt(S) V^T and B = U sqrt(S)."""
+    for path, layer in layers.items():
+        tiny: Any = layer
+        a, b = tiny.tinylora_A[_ADAPTER], tiny.tinylora_B[_ADAPTER]
+        left, values, right = parts.of(path, tiny.get_base_layer().weight, a.shape[0])
+        a.copy_(values.sqrt()[:, None] * right)
+        b.copy_(left * values.sqrt())
 
 
 def freeze_a(layers: Mapping[str, nn.Module]) -> None:
