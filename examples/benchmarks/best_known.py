@@ -1,0 +1,155 @@
+"""The best front anyone finds in a landscape when asking is free: the yardstick of the benchmark.
+
+A long local search on the true response, with every candidate's quality read off tables. The result
+is kept in the temporary folder, under a name that changes with the code it came from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import responses
+from numpy.typing import NDArray
+from responses import BASE_QUALITY, KINDS, Response
+
+from autopeft.search.genome import POSITION_STEPS, Genome
+from autopeft.search.space import SearchSpace
+
+Array = NDArray[np.float64]
+
+
+def area(params: Sequence[float], qualities: Sequence[float], space: SearchSpace) -> float:
+    """Hypervolume over log cost: the area under the best quality that each cost can buy.
+
+    Args:
+        params: Trainable parameters of some candidates.
+        qualities: Their qualities.
+        space: Gives the range of costs; the reference is its dearest plan at the base's quality.
+
+    Returns:
+        In quality times natural logarithms.
+    """
+    low, high = (float(np.log(max(cost, 1.0))) for cost in space.cost_range())
+    logs = np.clip(np.log(np.maximum(np.asarray(params, dtype=float), 1.0)), low, high)
+    total, best, at = 0.0, BASE_QUALITY, low
+    for row in np.lexsort((-np.asarray(qualities), logs)):
+        if qualities[row] > best:
+            total += (logs[row] - at) * (best - BASE_QUALITY)
+            best, at = qualities[row], logs[row]
+    return total + (high - at) * (best - BASE_QUALITY)
+
+
+class Oracle:
+    """True qualities of thousands of genomes at once.
+
+    Args:
+        response: The landscape.
+        space: Its space, one unit a layer.
+    """
+
+    def __init__(self, response: Response, space: SearchSpace) -> None:
+        self._response, self._space = response, space
+        grid = space.grid
+        self._effects = np.zeros((len(grid.units), len(grid.options)))
+        for (unit, option), specs in grid.sites.items():
+            self._effects[unit, option] = sum(
+                response.site(s.method, s.rank, s.layer, s.role)[0] for s in specs
+            )
+
+    def __call__(self, options: NDArray[np.int64], positions: Array) -> tuple[Array, Array]:
+        """(trainable parameters, qualities), each of shape (n,).
+
+        Args:
+            options: Shape (n, n_units).
+            positions: Learning-rate positions, shape (n,).
+        """
+        grid = self._space.grid
+        effects = self._effects[np.arange(len(grid.units)), options]
+        methods = grid.method_of[options]
+        used = np.stack([(methods == m).any(axis=1) for m in range(len(grid.methods))], axis=1)
+        params = self._space.drawer.params(options)
+        rates = np.repeat(positions[:, None], len(grid.methods), axis=1)
+        return params, self._response.quality(effects, used, rates, params)
+
+
+def best_known(kind: str, seed: int, space: SearchSpace, n_rounds: int = 80) -> float:
+    """The area under the best known front of a landscape.
+
+    Args:
+        kind: The landscape.
+        seed: Its seed.
+        space: Its space.
+        n_rounds: Of local search; each asks about 25,000 candidates.
+    """
+    code = [Path(__file__).read_bytes(), Path(responses.__file__).read_bytes()]
+    text = json.dumps([kind, seed, repr(KINDS[kind]), space.describe(), n_rounds])
+    name = hashlib.sha256(b"".join([*code, text.encode()])).hexdigest()[:16]
+    path = Path(tempfile.gettempdir()) / "autopeft-landscapes" / f"{kind}-{seed}-{name}.json"
+    if path.exists():
+        return float(json.loads(path.read_text())["area"])
+    params, qualities = _climb(Response.draw(kind, seed, space), space, n_rounds)
+    found = area(params, qualities, space)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    row = {"area": found, "params": params.tolist(), "qualities": qualities.tolist()}
+    path.write_text(json.dumps(row))
+    return found
+
+
+def _climb(response: Response, space: SearchSpace, n_rounds: int) -> tuple[Array, Array]:
+    """(parameters, qualities) of a front that no single change improves much any more."""
+    rng, oracle = np.random.default_rng(0), Oracle(response, space)
+    start = [space.drawer.stratified(rng) for _ in range(2000)]
+    options = np.array([g.options for g in start])
+    positions = np.array([g.position for g in start])
+    params, qualities = oracle(options, positions)
+    for _ in range(n_rounds):
+        parents = rng.integers(len(options), size=16)
+        new = [_neighbours(space, options[p], positions[p], rng) for p in parents]
+        new.append(_strays(space, options, positions, rng))
+        options = np.concatenate([options, *(o for o, _ in new)])
+        positions = np.concatenate([positions, *(p for _, p in new)])
+        params, qualities = oracle(options, positions)
+        keep = _staircase(params, qualities)
+        options, positions = options[keep], positions[keep]
+    return params[keep], qualities[keep]
+
+
+def _staircase(params: Array, qualities: Array) -> NDArray[np.int64]:
+    """Front members, one of each cost; sorting suffices with two objectives."""
+    order = np.lexsort((-qualities, params))
+    best = np.maximum.accumulate(np.append(BASE_QUALITY, qualities[order]))
+    return order[qualities[order] > best[:-1]]
+
+
+def _neighbours(
+    space: SearchSpace, options: NDArray[np.int64], position: float, rng: np.random.Generator
+) -> tuple[NDArray[np.int64], Array]:
+    """Every change of one unit, each at the rate as it is or a little off."""
+    legal = np.argwhere(space.grid.legal)
+    many = np.tile(options, (len(legal), 1))
+    many[np.arange(len(legal)), legal[:, 0]] = legal[:, 1]
+    steps = rng.choice([0.0, 0.01, 0.05], len(many)) * rng.normal(0.0, 1.0, len(many))
+    moved = np.round(np.clip(position + steps, 0.0, 1.0) * POSITION_STEPS) / POSITION_STEPS
+    return many, moved
+
+
+def _strays(
+    space: SearchSpace, options: NDArray[np.int64], positions: Array, rng: np.random.Generator
+) -> tuple[NDArray[np.int64], Array]:
+    """Larger changes: several units at once, children of two members, the method everywhere."""
+    genomes = []
+    for _ in range(600):
+        one, two = rng.integers(len(options), size=2)
+        genome = Genome(options[one], float(positions[one]))
+        if rng.random() < 0.3:
+            other = Genome(options[two], float(positions[two]))
+            genome = space.mover.crossover(genome, other, rng)
+        for _ in range(int(rng.integers(1, 4))):
+            genome = space.mover.mutate(genome, rng)
+        genomes.append(genome)
+    return np.array([g.options for g in genomes]), np.array([g.position for g in genomes])

@@ -1,0 +1,264 @@
+"""Which search finds the front soonest: every sampler on made-up landscapes, one table, one JSON.
+
+    python examples/benchmarks/landscapes.py --output landscapes.json
+
+A trial is a plan for 12 layers (each with a method, rank and placement of its own) and a learning
+rate; a formula stands in for training it. What is reported is the share of the best known
+hypervolume (true quality over log cost, of everything tried) after 25, 50, 100 and 200 trials.
+Samplers of autopeft are driven through `SearchController`, recipes and baselines included; those
+named `stock-` are Optuna's own in the plain loop one would write, on the plain parameters.
+Without `--samplers` the two that need torch (gp, stock-gp) and seconds an ask are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from best_known import area, best_known
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler
+from responses import KINDS, Response, make_space
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from autopeft import SearchController
+from autopeft.plan import Candidate
+from autopeft.search.sampler import SAMPLERS
+from autopeft.search.space import SearchSpace
+from autopeft.search.study import distribution
+
+_MARKS = (25, 50, 100, 200)
+_STOCK: Mapping[str, Callable[[int], BaseSampler]] = {
+    "stock-tpe": lambda seed: optuna.samplers.TPESampler(seed=seed),
+    "stock-nsga2": lambda seed: optuna.samplers.NSGAIISampler(seed=seed),
+    "stock-gp": lambda seed: optuna.samplers.GPSampler(seed=seed),
+    "stock-random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
+}
+_ALL = (*SAMPLERS, *_STOCK)
+_SLOW = ("gp", "stock-gp")
+_QUICK = {"landscapes": "additive", "samplers": "autopeft,stock-random", "trials": 25, "seeds": 1}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One search.
+
+    Attributes:
+        landscape: Its kind.
+        sampler: Who proposes.
+        seed: Of landscape, noise and sampler.
+        trials: How many.
+        n_rounds: Of the local search for the best known front.
+    """
+
+    landscape: str
+    sampler: str
+    seed: int
+    trials: int
+    n_rounds: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """What became of a job.
+
+    Attributes:
+        landscape: As of the job.
+        sampler: As of the job.
+        seed: As of the job.
+        shares: Trials -> share of the best known hypervolume.
+        ask_seconds: Mean over the trials.
+    """
+
+    landscape: str
+    sampler: str
+    seed: int
+    shares: Mapping[int, float]
+    ask_seconds: float
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One trial: what it costs, how good it truly is, how long it took to think of."""
+
+    params: float
+    quality: float
+    ask_seconds: float
+
+
+def main() -> None:
+    """Searches, prints the table, writes the file."""
+    options = _options()
+    jobs = list(_jobs(options))
+    # The yardsticks first, once each: several workers would compute the same one.
+    grounds = sorted({(job.landscape, job.seed, job.n_rounds) for job in jobs})
+    runs: list[Run] = []
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(options.workers) as pool:
+        list(track(pool.imap(_prepare, grounds), "Best known fronts", len(grounds)))
+        for run in track(pool.imap_unordered(_run, jobs), "Searches", len(jobs)):
+            runs.append(run)
+            _write(options, runs)
+    Console().print(_table(runs))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    default = ",".join(name for name in _ALL if name not in _SLOW)
+    parser.add_argument("--landscapes", default=",".join(KINDS), help="comma-separated kinds")
+    parser.add_argument("--samplers", default=default, help=f"of {', '.join(_ALL)}")
+    parser.add_argument("--trials", type=int, default=max(_MARKS))
+    parser.add_argument("--seeds", type=int, default=3, help="how many, from --first-seed on")
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--output", default="", help="JSON file to write")
+    parser.add_argument("--quick", action="store_true", help="a few seconds, to see that it runs")
+    options = parser.parse_args()
+    if options.quick:
+        vars(options).update(_QUICK)
+    for given, known in ((options.landscapes, KINDS), (options.samplers, _ALL)):
+        for name in given.split(","):
+            if name not in known:
+                parser.error(f"no {name!r}; use {', '.join(known)}")
+    return options
+
+
+def _jobs(options: argparse.Namespace) -> Iterator[Job]:
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    n_rounds = 5 if options.quick else 80
+    names = options.samplers.split(","), options.landscapes.split(",")
+    for seed, sampler, landscape in itertools.product(seeds, *names):
+        yield Job(landscape, sampler, seed, options.trials, n_rounds)
+
+
+@cache
+def _space() -> SearchSpace:
+    return make_space()
+
+
+def _prepare(ground: tuple[str, int, int]) -> None:
+    kind, seed, n_rounds = ground
+    best_known(kind, seed, _space(), n_rounds)
+
+
+def _run(job: Job) -> Run:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    response = Response.draw(job.landscape, job.seed, _space())
+    search = _stock if job.sampler in _STOCK else _ours
+    rows = list(search(job, response))
+    best = best_known(job.landscape, job.seed, _space(), job.n_rounds)
+    shares = {}
+    for mark in _MARKS:
+        if mark <= len(rows):
+            params, qualities = zip(*((r.params, r.quality) for r in rows[:mark]), strict=True)
+            shares[mark] = area(params, qualities, _space()) / best
+    seconds = float(np.mean([row.ask_seconds for row in rows]))
+    return Run(job.landscape, job.sampler, job.seed, shares, seconds)
+
+
+def _ours(job: Job, response: Response) -> Iterator[Tried]:
+    """A sampler of autopeft, as any evaluator would use it."""
+    controller = SearchController(
+        _space(),
+        ["accuracy", "trainable_params"],
+        sampler=job.sampler,
+        pruner="none",
+        seed=job.seed,
+    )
+    for _ in range(job.trials):
+        began = time.perf_counter()
+        trial = controller.ask()
+        spent = time.perf_counter() - began
+        assert trial is not None, "the space is vast"
+        controller.tell(trial, score=response(trial.candidate))
+        yield _tried(response, trial.candidate, spent)
+
+
+def _stock(job: Job, response: Response) -> Iterator[Tried]:
+    """A sampler of Optuna's, in the loop its tutorial shows.
+
+    The cost is told on a log scale, which is how it is judged here and easier to model.
+    """
+    study = optuna.create_study(
+        directions=["maximize", "minimize"], sampler=_STOCK[job.sampler](job.seed)
+    )
+    rows = {name: (distribution(row), row) for name, row in _space().parameters.items()}
+    for _ in range(job.trials):
+        began = time.perf_counter()
+        # The GP models only parameters that are always there.
+        trial = study.ask({n: d for n, (d, _) in rows.items()} if "gp" in job.sampler else None)
+        params = trial.params or _suggest(trial, rows)
+        candidate = _space().decode(params)
+        spent = time.perf_counter() - began
+        tried = _tried(response, candidate, spent)
+        study.tell(trial, [response(candidate), float(np.log(max(tried.params, 1.0)))])
+        yield tried
+
+
+def _suggest(
+    trial: optuna.Trial, rows: Mapping[str, tuple[BaseDistribution, Mapping[str, Any]]]
+) -> dict[str, Any]:
+    """Define-by-run: rank and placement only where the layer's method has them."""
+    values: dict[str, Any] = {}
+    for name, (_, row) in rows.items():
+        if "when" in row and values[f"{name.rpartition('.')[0]}.method"] not in row["when"]:
+            continue
+        if row["kind"] == "categorical":
+            values[name] = trial.suggest_categorical(name, row["choices"])
+        elif row["kind"] == "int":
+            values[name] = trial.suggest_int(name, row["low"], row["high"], log=row["log"])
+        else:
+            values[name] = trial.suggest_float(name, row["low"], row["high"])
+    return values
+
+
+def _tried(response: Response, candidate: Candidate, ask_seconds: float) -> Tried:
+    genome = _space().codec.genome(candidate)
+    params = float(_space().drawer.params(genome.options))
+    return Tried(params, response.truth(candidate), ask_seconds)
+
+
+def _write(options: argparse.Namespace, runs: Sequence[Run]) -> None:
+    if options.output:
+        result = {"settings": vars(options), "runs": [asdict(run) for run in runs]}
+        Path(options.output).write_text(json.dumps(result, indent=1))
+
+
+def _table(runs: Sequence[Run]) -> Table:
+    marks = [mark for mark in _MARKS if any(mark in run.shares for run in runs)]
+    table = Table(
+        "sampler",
+        "landscape",
+        *(f"{mark} trials" for mark in marks),
+        "s an ask",
+        title="Share of the best known hypervolume, mean over seeds",
+    )
+    for sampler in dict.fromkeys(name for name in _ALL for run in runs if run.sampler == name):
+        mine = [run for run in runs if run.sampler == sampler]
+        for kind in (k for k in KINDS if any(run.landscape == k for run in mine)):
+            table.add_row(sampler, kind, *_means([r for r in mine if r.landscape == kind], marks))
+        table.add_row(sampler, "all", *_means(mine, marks), style="bold", end_section=True)
+    return table
+
+
+def _means(runs: Sequence[Run], marks: Sequence[int]) -> list[str]:
+    shares = [f"{np.mean([run.shares[mark] for run in runs]):.3f}" for mark in marks]
+    return [*shares, f"{np.mean([run.ask_seconds for run in runs]):.3f}"]
+
+
+if __name__ == "__main__":
+    main()
