@@ -204,7 +204,7 @@ def export(
 
     Args:
         folder: The search's output folder.
-        pick: "best", "knee", "baseline" or the start of a digest.
+        pick: "best", "knee", "baseline", the start of a digest, or a limit on a price.
         format: "peft", "lora" or "merged".
         to: Folder to write; must not exist or be empty.
         max_rank: For "lora": the highest rank of a module; None: 128.
@@ -469,7 +469,11 @@ class _Session:
         # Test means decide which finalists others dominate; which of the rest is best, validation.
         members = {entry.digest for entry in view(record).front}
         rows = [finalist for finalist in confirmed if finalist.candidate.digest in members]
-        return replace(record, best=pick_best(rows, ready.objectives, rule=ready.settings.pick))
+        best = pick_best(rows, ready.objectives, rule=ready.settings.pick)
+        if rows and best is None:
+            unmet = f"no member of the front keeps pick={ready.settings.pick}, so none is the pick"
+            record = replace(record, warnings=(*record.warnings, unmet))
+        return replace(record, best=best)
 
     def _budget(
         self,

@@ -115,7 +115,12 @@ def report(folder: str) -> None:
 
 @app.command()
 @click.argument("folder", type=click.Path())
-@click.option("--pick", default="best", show_default=True, help="best, knee, baseline or a digest.")
+@click.option(
+    "--pick",
+    default="best",
+    show_default=True,
+    help="best, knee, baseline, a digest, or a limit: trainable_params<=50k.",
+)
 @click.option(
     "--format",
     "format_",

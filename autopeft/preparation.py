@@ -21,6 +21,7 @@ from autopeft.pricing import PriceTable
 from autopeft.search.budget import Budget
 from autopeft.search.constraints import Constraint, parse_constraints
 from autopeft.search.space import SearchSpace
+from autopeft.search.verdict import check_pick
 from autopeft.settings import SearchSettings
 from autopeft.tasks import make_task
 from autopeft.tasks import prepare as prepare_data
@@ -131,6 +132,7 @@ def prepare(
         UserError: for the first mistake found; nothing has been written by then.
     """
     budget = Budget.parse(settings.budget)
+    check_pick(settings.pick)
     settings = expand(settings)
     with phase("startup"):
         tokenizer = load_tokenizer(settings.model, revision=settings.model_revision)

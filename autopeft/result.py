@@ -126,12 +126,27 @@ class SearchResult:
         return self.view.verdict
 
     def pick(self, which: str) -> Member:
-        """A member by name: "best", "knee", "baseline", or the start of a digest.
+        """A member by name, or by what it may cost.
+
+        Args:
+            which: "best", "knee", "baseline", the start of a digest, or a limit such as
+                "trainable_params<=50k": the member best on validation that keeps it.
 
         Raises:
             SettingsError: if nothing, or more than one member, goes by that name.
         """
+        from autopeft.search.constraints import Constraint
         from autopeft.search.front import knee, orient
+
+        if "<" in which:
+            limit, quality = Constraint.parse(which), self.view.quality
+            kept = [entry for entry in self.view.front if limit.allows(entry.price)]
+            if not kept:
+                raise SettingsError(
+                    "pick", which, "no member of the front keeps it", "raise the limit"
+                )
+            top = max(kept, key=lambda e: quality.sign() * e.validation.get(quality.name, 0.0))
+            return self._member(top)
 
         if which == "best" and self.best is not None:
             return self.best
@@ -150,6 +165,6 @@ class SearchResult:
                 "pick",
                 which,
                 "names several members" if found else "no such member",
-                f"use best, knee, baseline or one of {known}",
+                f"use best, knee, baseline, a limit or one of {known}",
             )
         return self._member(found[0])

@@ -75,7 +75,11 @@ class SearchSettings:
         0.05,
         "Search",
     )
-    pick: str = _note("How best is picked: one_se, knee or best_quality.", "one_se", "Search")
+    pick: str = _note(
+        "How best is picked: one_se, knee, best_quality, or a limit: trainable_params<=50k.",
+        "one_se",
+        "Search",
+    )
     seed: int = _note("Seeds the search, the splits and the trainings.", 0, "Search")
 
     budget: str = _note(
@@ -200,7 +204,6 @@ _MINIMA: Mapping[str, float] = {
 _CHOICES: Mapping[str, tuple[str, ...]] = {
     "task": ("text-classification", "causal-lm"),
     "precision": ("auto", "fp32", "bf16"),
-    "pick": ("one_se", "knee", "best_quality"),
     "sampler": ("autopeft", "tpe", "nsga2", "gp", "random"),
 }
 

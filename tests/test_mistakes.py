@@ -84,6 +84,8 @@ def no_rows(folder: Path) -> Path:
         ({"metric": "bleu"}, ("metric", "bleu", "accuracy")),
         ({"pruner": "scissors"}, ("pruner", "scissors")),
         ({"space": "outer"}, ("space", "outer", "default")),
+        ({"pick": "worst"}, ("pick", "worst", "one_se")),
+        ({"role-map": "attn.x=a"}, ("role_map", "attn.x", "attn.q")),
         ({"storage": "sqlite:////proc/no/study.db"}, ("storage", "/proc/no/study.db")),
         ({"storage": "postgresql://nobody@127.0.0.1:1/none"}, ("storage", "127.0.0.1:1")),
         ({"test": "nowhere.csv"}, ("test", "nowhere.csv")),

@@ -203,6 +203,10 @@ def test_the_result_in_python(result: SearchResult) -> None:
     assert result.pick(result.best.digest[:6]).digest == result.best.digest
     with pytest.raises(SettingsError, match="pick"):
         result.pick("nothing")
+    cheapest = result.front[0]
+    assert result.pick(f"trainable_params<={cheapest.entry.price.trainable_params}") == cheapest
+    with pytest.raises(SettingsError, match="raise the limit"):
+        result.pick("trainable_params<=1")
     model = result.best.load()
     assert model.config.num_labels == 2
 

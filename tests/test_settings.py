@@ -29,7 +29,6 @@ def test_mapping_and_back() -> None:
         ("confirm_share", 1.0, "0 to 0.9"),
         ("eta", 1, "eta >= 2"),
         ("sampler", "magic", "autopeft"),
-        ("pick", "worst", "one_se"),
         ("budget", 30, "text"),
     ],
 )

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from autopeft.errors import SettingsError
 from autopeft.outcome import Finalist, LevelVerdict, Objective, Verdict
+from autopeft.search.constraints import Constraint
 from autopeft.search.front import knee, one_standard_error
 
 PICKS: tuple[str, ...] = ("one_se", "knee", "best_quality")
@@ -264,6 +265,27 @@ def _describe(finalist: Finalist) -> str:
     return f"{methods} {finalist.candidate.digest[:8]}"
 
 
+def check_pick(rule: str) -> Constraint | None:
+    """The limit that a rule for picking states, if it is one.
+
+    Raises:
+        SettingsError: if there is no such rule, or the limit cannot be read.
+    """
+    if rule in PICKS:
+        return None
+    if "<" not in rule and "\u2264" not in rule:
+        raise SettingsError(
+            "pick",
+            rule,
+            "no such rule",
+            f"use {', '.join(PICKS)}, or a limit such as trainable_params<=50k",
+        )
+    try:
+        return Constraint.parse(rule)
+    except SettingsError as error:
+        raise SettingsError("pick", rule, error.problem, error.remedy) from None
+
+
 def pick_best(
     finalists: Sequence[Finalist], objectives: Sequence[Objective], *, rule: str = "one_se"
 ) -> str | None:
@@ -273,17 +295,21 @@ def pick_best(
         finalists: The reference is picked only if there is nothing else.
         objectives: Quality first; the cost is the second.
         rule: "one_se": the cheapest within one standard error of the best; "knee": the best bargain
-            between cheapest and best; "best_quality".
+            between cheapest and best; "best_quality"; or a limit such as "trainable_params<=50k":
+            the best that keeps it.
 
     Returns:
-        None if there is no finalist.
+        None if there is no finalist, or none that keeps the limit.
 
     Raises:
         SettingsError: if there is no such rule.
     """
-    if rule not in PICKS:
-        raise SettingsError("pick", rule, "no such rule", f"use {', '.join(PICKS)}")
+    limit = check_pick(rule)
     rows = [f for f in finalists if f.seeds and f.origin != "reference"]
+    if limit is not None:
+        rows = [f for f in rows if limit.allows(f.price)]
+        if not rows:
+            return None
     rows = rows or [f for f in finalists if f.seeds]
     if not rows:
         return None

@@ -134,5 +134,13 @@ def test_picks():
     assert pick_best([], OBJECTIVES) is None
     assert pick_best(rows[2:3], OBJECTIVES) == digests[2]
     assert pick_best(rows, OBJECTIVES[:1], rule="one_se") in digests[3:5]
+    limit = sorted(row.price.trainable_params for row in rows)[1]
+    kept = [r for r in rows if r.price.trainable_params <= limit]
+    best = max(kept, key=lambda r: r.mean("accuracy", "validation"))
+    assert pick_best(rows, OBJECTIVES, rule=f"trainable_params<={limit}") == best.candidate.digest
+    assert pick_best(rows, OBJECTIVES, rule="trainable_params<=1") is None
+    for wrong in ("cheapest", "params<=3", "trainable_params<=lots"):
+        with pytest.raises(SettingsError, match="pick="):
+            pick_best(rows, OBJECTIVES, rule=wrong)
     with pytest.raises(SettingsError, match="pick"):
         pick_best(rows, OBJECTIVES, rule="cheapest")
