@@ -17,8 +17,8 @@ Options = NDArray[np.int64]
 class Drawer:
     """Draws genomes of one grid.
 
-    Costs here are trainable parameters, a new head included: additive over units and exact, and in
-    step with every other cost.
+    Costs here are trainable parameters, a new head included: additive over units but for what
+    sites share, exact, and in step with every other cost.
 
     Args:
         source: Limits on adapted blocks, choices of training settings.
@@ -49,16 +49,17 @@ class Drawer:
         Returns:
             Shape (...).
         """
-        rows = np.arange(len(self._grid.units))
-        total: NDArray[np.float64] = self._grid.params[rows, options].sum(axis=-1) + self._head
-        return total
+        return self._grid.total_params(options) + self._head
 
     def cost_range(self) -> tuple[float, float]:
         """Fewest and most trainable parameters of a plan that is not empty."""
-        costs = self._grid.params[:, 1:]
+        grid = self._grid
+        costs = grid.params[:, 1:]
         finite = np.where(np.isfinite(costs), costs, 0.0)
         dearest = np.sort(finite.max(axis=1))[::-1]
-        return float(costs.min() + self._head), float(dearest.sum() + self._head)
+        # One unit alone pays for all that it shares.
+        alone = grid.params - grid.spread + grid.shares @ grid.group_params
+        return float(alone[:, 1:].min() + self._head), float(dearest.sum() + self._head)
 
     # --- drawing ---------------------------------------------------------------------------------
 

@@ -67,7 +67,11 @@ class Grid:
         sites: (unit, option) -> the specs it stands for, where legal.
         legal: Shape (n_units, n_options).
         params: Trainable parameters of a unit's option, shape (n_units, n_options); inf where not
-            legal.
+            legal. What its sites share with those of other units is spread over all units.
+        spread: What of `params` is such a share, same shape.
+        shares: Whether a unit's option takes part in a group of sites that share parameters, shape
+            (n_units, n_options, n_groups).
+        group_params: Parameters each group shares, shape (n_groups,).
     """
 
     units: tuple[Unit, ...]
@@ -76,6 +80,25 @@ class Grid:
     sites: Mapping[tuple[int, int], tuple[LayerSpec, ...]]
     legal: NDArray[np.bool_]
     params: NDArray[np.float64]
+    spread: NDArray[np.float64]
+    shares: NDArray[np.bool_]
+    group_params: NDArray[np.float64]
+
+    def total_params(self, options: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Trainable parameters of plans: exact, what sites share counted once.
+
+        Args:
+            options: Shape (..., n_units).
+
+        Returns:
+            Shape (...).
+        """
+        units = np.arange(len(self.units))
+        total: NDArray[np.float64] = self.params[units, options].sum(axis=-1)
+        if len(self.group_params):
+            shared = self.shares[units, options].any(axis=-2) @ self.group_params
+            total = np.rint(total - self.spread[units, options].sum(axis=-1) + shared)
+        return total
 
     @cached_property
     def methods(self) -> tuple[str, ...]:
@@ -381,6 +404,8 @@ def _fill(
                 params[u, o] = total
     legal = np.isfinite(params)
     used = legal.any(axis=0)
+    spread, shares, group_params = _shared(sites, topology, params.shape)
+    params += spread
     if not used[1:].any():
         raise SpaceError(
             "space",
@@ -406,4 +431,31 @@ def _fill(
         {(u, new[o]): specs for (u, o), specs in sites.items()},
         legal[:, kept],
         params[:, kept],
+        spread[:, kept],
+        shares[:, kept],
+        group_params,
     )
+
+
+def _shared(
+    sites: Mapping[tuple[int, int], tuple[LayerSpec, ...]],
+    topology: Topology,
+    shape: tuple[int, ...],
+) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.float64]]:
+    """`spread`, `shares` and `group_params` of a grid."""
+    groups: dict[tuple[str, int, int], set[tuple[int, int]]] = {}
+    for place, specs in sites.items():
+        for spec in specs:
+            method, site = methods.get(spec.method), topology.shape(spec.layer, spec.role)
+            if method.shared_state and site is not None:
+                group = (spec.method, spec.rank, method.pool(site))
+                groups.setdefault(group, set()).add(place)
+    sizes = {group: float(methods.get(group[0]).shared_params(*group[1:])) for group in groups}
+    sizes = {group: size for group, size in sizes.items() if size}
+    spread, shares = np.zeros(shape), np.zeros((*shape, len(sizes)), dtype=bool)
+    for g, (group, size) in enumerate(sizes.items()):
+        units = len({unit for unit, _ in groups[group]})
+        for place in groups[group]:
+            shares[(*place, g)] = True
+            spread[place] += size / units
+    return spread, shares, np.array(list(sizes.values()))

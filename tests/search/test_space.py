@@ -44,6 +44,10 @@ SOURCES = {
         "granularity": "model",
     },
     "narrow": {"methods": ["lora", "ia3"], "min_adapted_layers": 2, "max_adapted_layers": 3},
+    "sharing": {
+        "methods": ["lora", "vera", "vblora", "unilora", "tinylora_tied", "randlora"],
+        "granularity": "site",
+    },
 }
 SPACES = {name: SearchSpace.from_source(row, BERT, steps=30) for name, row in SOURCES.items()}
 names = st.sampled_from(sorted(SPACES))
