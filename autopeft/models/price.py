@@ -25,7 +25,7 @@ from torch._subclasses.fake_tensor import (
 from autopeft.errors import ModelError
 from autopeft.models.backbone import Backbone, build_meta
 from autopeft.models.block_probe import BlockCall, BlockProbe
-from autopeft.models.fake import make_fake, sample_batch, without
+from autopeft.models.fake import DenseExperts, make_fake, sample_batch, without
 from autopeft.models.loading import first_line
 from autopeft.models.topology import RoleMap
 from autopeft.models.whole_probe import WholeModel
@@ -94,7 +94,7 @@ def price_table(
         device = "cpu"
     mean, longest = max(1, round(mean_length)), max(1, longest_length)
     model = copy.deepcopy(backbone.model)
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with FakeTensorMode(allow_non_fake_inputs=True), DenseExperts():
         make_fake(model, device)
         flops = _Measured.of(model, backbone, batch_size, mean, device)
         memory = flops

@@ -160,6 +160,25 @@ def test_a_saved_model_is_priced_as_it_will_be_loaded(tmp_path: object) -> None:
     assert table.price(candidate) == _known("bert")[1].price(candidate)
 
 
+def test_experts_are_priced_by_the_tokens_they_see() -> None:
+    backbone, table = _known("mixtral")
+    plan = AdapterPlan([LayerSpec(0, "attn.q", "lora", 2)])
+    candidate = candidate_of(plan, batch_size=_ROWS)
+    batch = batch_for(backbone, rows=_ROWS, length=_LENGTH)
+    with backbone.attach(candidate, seed=0) as attached:
+        attached.model.train()
+        with FlopCounterMode(display=False) as counter:
+            attached.model(**batch).loss.backward()
+        run = run_and_count(lambda: attached.model(**batch).loss, not_kept=attached.model)
+    assert table.saved_bytes(candidate) == pytest.approx(run.saved_bytes, rel=0.10)
+    # The counter leaves the experts' fused kernel out: three products for each of two experts a
+    # token, forward in every block and backward down to the adapter.
+    experts = 2 * (2 * 2) * 3 * (2 * 32 * 48) * _ROWS * _LENGTH
+    assert table.price(candidate).train_flops == pytest.approx(
+        counter.get_total_flops() + experts, rel=0.02
+    )
+
+
 def test_a_model_of_70_billion_is_priced_in_seconds_without_its_weights() -> None:
     config = transformers.LlamaConfig(
         hidden_size=8192,

@@ -28,6 +28,7 @@ _ROLES = {
     "qwen3": _GATED,
     "gemma3": _GATED,
     "mistral": _GATED,
+    "mixtral": _SPLIT - {"mlp.up", "mlp.down"},  # Its experts are no linear modules.
     "phi3": _ALL | {"attn.qkv", "mlp.gate_up"},
     "opt": _SPLIT,
     "t5": _SPLIT | _CROSS,

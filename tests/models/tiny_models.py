@@ -95,6 +95,7 @@ KINDS: dict[str, Kind] = {
     "qwen3": Kind(lambda: hf.Qwen3Config(**_BERT, **_GQA, head_dim=8), _LM),
     "gemma3": Kind(lambda: hf.Gemma3TextConfig(**_BERT, **_GQA, head_dim=8), _LM),
     "mistral": Kind(lambda: hf.MistralConfig(**_BERT, **_GQA), _LM),
+    "mixtral": Kind(lambda: hf.MixtralConfig(**_BERT, **_GQA, num_local_experts=2), _LM),
     "phi3": Kind(lambda: hf.Phi3Config(**_BERT, **_GQA), _LM),
     "opt": Kind(
         lambda: hf.OPTConfig(
