@@ -1,0 +1,474 @@
+"""How fast a proxy training is, beside what a user would write: HF Trainer, as it is and tuned.
+
+    python examples/benchmarks/speed.py --output speed.json
+
+All in one run on one machine, one thread, turn by turn, so that a busy machine slows all alike;
+medians are reported, and ratios are what counts. Four tables:
+
+1. a training step: Trainer with its defaults, Trainer with rows grouped by length and bf16, and
+   autopeft, for adapters in all blocks, in the upper half, and in the last one;
+2. the share of this machine's measured matrix-multiply peak that the full-depth step reaches;
+3. what a step costs over depth, length of rows and rank;
+4. what the search itself costs: ask and tell over the number of trials.
+
+`--model smollm2` measures the decoder of examples/smollm2.yaml instead of MiniLM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from autopeft.models.backbone import Backbone, load_backbone
+from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
+from autopeft.preparation import Preparation, prepare
+from autopeft.pricing import PriceTable, Topology
+from autopeft.search.controller import SearchController
+from autopeft.search.space import SearchSpace
+from autopeft.settings import SearchSettings
+from autopeft.tasks import make_task
+from autopeft.tasks.batch import collate
+from autopeft.training.loop import ProxyTraining
+from autopeft.training.precision import choose_precision
+from autopeft.training.prefix import NO_PREFIX
+from autopeft.training.prefix_cache import PrefixCache
+
+_RANK = 8
+_CACHE = "~/.cache/autopeft"
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "minilm": {
+        "model": f"{_CACHE}/all-MiniLM-L6-v2",
+        "data": f"{_CACHE}/movie_snippets.csv",
+        "max_train_rows": 1000,
+        "max_validation_rows": 50,
+        "max_test_rows": 50,
+        "batch_size": 16,
+    },
+    "smollm2": {
+        "model": f"{_CACHE}/SmolLM2-135M-Instruct",
+        "data": f"{_CACHE}/movie_sft.csv",
+        "task": "causal-lm",
+        "max_train_rows": 200,
+        "max_validation_rows": 20,
+        "max_test_rows": 20,
+        "max_length": 64,
+        "batch_size": 8,
+    },
+}
+
+
+@dataclass
+class Runner:
+    """Something that can train a few more steps and tells how long each took.
+
+    Attributes:
+        name: A column.
+        run: Number of steps -> seconds of each.
+        seconds: All of them so far.
+    """
+
+    name: str
+    run: Callable[[int], list[float]]
+    seconds: list[float] = field(default_factory=list)
+
+    @property
+    def median(self) -> float:
+        """Seconds a step."""
+        return statistics.median(self.seconds)
+
+
+def main() -> None:
+    """Measures, prints, writes."""
+    options = _options()
+    torch.set_num_threads(1)
+    settings = SearchSettings.from_mapping(
+        {
+            **_SETTINGS[options.model],
+            **({"model": options.folder} if options.folder else {}),
+            **({"data": options.data} if options.data else {}),
+            "steps": 100_000,
+        }
+    )
+    ready = prepare(settings)
+    console = Console()
+    result: dict[str, Any] = {"model": options.model, "rounds": options.rounds}
+    result["steps"] = steps = _step_times(ready, options)
+    console.print(_steps_table(steps))
+    result["peak"] = peak = _peak_share(ready, steps)
+    console.print(
+        f"full-depth step: {peak['share']:.0%} of the {peak['gflops_peak']:.0f} GFLOP/s that a "
+        f"{peak['precision']} matrix product reaches here"
+    )
+    result["growth"] = growth = _growth(ready, options)
+    console.print(_growth_table(growth))
+    result["search"] = asks = _ask_times(options.trials)
+    console.print(_ask_table(asks))
+    if options.output:
+        Path(options.output).write_text(json.dumps(result, indent=1))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", choices=sorted(_SETTINGS), default="minilm")
+    parser.add_argument("--folder", default="", help="another model folder of that kind")
+    parser.add_argument("--data", default="", help="another file of that kind")
+    parser.add_argument("--rounds", type=int, default=4, help="turns of each contestant")
+    parser.add_argument("--steps", type=int, default=15, help="steps a turn")
+    parser.add_argument("--trials", type=int, default=300, help="of the search's own cost")
+    parser.add_argument("--output", default="", help="JSON file to write")
+    return parser.parse_args()
+
+
+# --- 1: a step -----------------------------------------------------------------------------------
+
+
+def _plan(topology: Topology, lowest: int, rank: int = _RANK) -> AdapterPlan:
+    """LoRA on q and v (or what holds them) of all blocks from `lowest` up."""
+    roles = [r for r in ("attn.q", "attn.v", "attn.qkv") if r in topology.shapes]
+    return AdapterPlan(
+        LayerSpec(layer, role, "lora", rank)
+        for layer in range(lowest, topology.n_layers)
+        for role in roles
+    )
+
+
+def _step_times(ready: Preparation, options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    n = ready.prices.topology.n_layers
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for depth, lowest in (("all blocks", 0), ("upper half", n // 2), ("last block", n - 1)):
+            runners = [
+                Runner("Trainer", _trainer(ready, lowest, folder, is_tuned=False)),
+                Runner("Trainer tuned", _trainer(ready, lowest, folder, is_tuned=True)),
+                Runner("autopeft", _ours(ready, lowest)),
+            ]
+            _take_turns(runners, options.rounds, options.steps)
+            found[depth] = {runner.name: runner.median for runner in runners}
+    return found
+
+
+def _take_turns(runners: list[Runner], rounds: int, steps: int) -> None:
+    for runner in runners:
+        runner.run(max(3, steps // 3))  # Kernels are chosen and caches filled before the clock.
+    for _ in range(rounds):
+        for runner in runners:
+            runner.seconds += runner.run(steps)
+
+
+def _trainer(
+    ready: Preparation, lowest: int, folder: str, *, is_tuned: bool
+) -> Callable[[int], list[float]]:
+    """What a user would write: peft's LoRA and transformers' Trainer."""
+    import datasets
+    import transformers
+    from peft import LoraConfig, get_peft_model
+
+    settings, task = ready.settings, ready.task
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(settings.model)
+    loader = getattr(transformers, task.auto_class)
+    base = loader.from_pretrained(settings.model, **task.model_kwargs())
+    layout = Backbone(base).layout
+    targets = [
+        path
+        for spec in _plan(layout.topology, lowest).specs
+        for path in layout.modules[spec.layer, spec.role]
+    ]
+    is_lm = task.name == "causal-lm"
+    config = LoraConfig(
+        r=_RANK,
+        lora_alpha=2 * _RANK,
+        target_modules=targets,
+        task_type="CAUSAL_LM" if is_lm else "SEQ_CLS",
+    )
+    model = get_peft_model(base, config)
+    rows = _rows(ready)
+    collator = (
+        transformers.DataCollatorForSeq2Seq(tokenizer)
+        if is_lm
+        else transformers.DataCollatorWithPadding(tokenizer)
+    )
+    watch = _StepWatch()
+    tuned: dict[str, Any] = {"train_sampling_strategy": "group_by_length", "bf16": True}
+
+    def run(steps: int) -> list[float]:
+        arguments = transformers.TrainingArguments(
+            output_dir=folder,
+            per_device_train_batch_size=settings.batch_size,
+            max_steps=steps + 1,
+            learning_rate=1e-3,
+            use_cpu=ready.device == "cpu",
+            report_to=[],
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+            **(tuned if is_tuned else {}),
+        )
+        trainer = transformers.Trainer(
+            model=model,
+            args=arguments,
+            train_dataset=datasets.Dataset.from_list(rows),
+            data_collator=collator,
+            callbacks=[watch],
+        )
+        watch.seconds.clear()
+        trainer.train()
+        return watch.seconds[1:]
+
+    return run
+
+
+def _rows(ready: Preparation) -> list[dict[str, Any]]:
+    """The training rows as a user's own tokenisation would give them."""
+    split, found = ready.data.train, []
+    for row in range(len(split)):
+        tokens = split.tokens[split.offsets[row] : split.offsets[row + 1]].tolist()
+        target = int(split.targets[row])
+        is_lm = ready.task.name == "causal-lm"
+        labels: Any = [-100] * target + tokens[target:] if is_lm else target
+        found.append({"input_ids": tokens, "attention_mask": [1] * len(tokens), "labels": labels})
+    return found
+
+
+class _StepWatch:
+    """A Trainer callback: seconds between the ends of steps, data loading included."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._last = time.perf_counter()
+
+    def __getattr__(self, name: str) -> Any:
+        if not name.startswith("on_"):
+            raise AttributeError(name)
+        return lambda *_, **__: None
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """The clock starts."""
+        self._last = time.perf_counter()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        """One more step."""
+        now = time.perf_counter()
+        self.seconds.append(now - self._last)
+        self._last = now
+
+
+def _ours(ready: Preparation, lowest: int, rank: int = _RANK) -> Callable[[int], list[float]]:
+    """autopeft's loop as a search runs it, the frozen prefix cached."""
+    training = _training(ready, _backbone(ready), lowest, rank)
+    return lambda steps: _timed(training, steps)
+
+
+def _backbone(ready: Preparation) -> Backbone:
+    return load_backbone(
+        ready.settings.model,
+        auto_class=ready.task.auto_class,
+        model_kwargs=ready.task.model_kwargs(),
+        device=ready.device,
+    )
+
+
+def _training(ready: Preparation, backbone: Backbone, lowest: int, rank: int) -> ProxyTraining:
+    train = TrainSettings(1e-3, steps=ready.settings.steps, batch_size=ready.settings.batch_size)
+    candidate = Candidate(_plan(ready.prices.topology, lowest, rank), train)
+    attached = backbone.attach(candidate, seed=0)
+    precision = choose_precision("auto", ready.device, backbone.model).precision
+    prefix = NO_PREFIX
+    if lowest:
+        cache = PrefixCache(
+            backbone.model,
+            backbone.layout.blocks,
+            ready.data,
+            device=ready.device,
+            precision=precision,
+            max_bytes=2**31,
+        )
+        prefix = cache.below(lowest)
+    task = make_task(ready.settings, ready.data)
+    return ProxyTraining(
+        attached,
+        task,
+        ready.data,
+        train,
+        seed=0,
+        device=ready.device,
+        precision=precision,
+        prefix=prefix,
+    )
+
+
+def _timed(training: ProxyTraining, steps: int) -> list[float]:
+    seconds = []
+    for _ in range(steps):
+        before = training.train_seconds
+        training.train_to(training.step + 1)
+        seconds.append(training.train_seconds - before)
+    return seconds
+
+
+def _steps_table(found: dict[str, dict[str, float]]) -> Table:
+    table = Table("ms a step", *next(iter(found.values())), "x Trainer", "x tuned")
+    for depth, row in found.items():
+        table.add_row(
+            depth,
+            *(f"{1000 * seconds:.0f}" for seconds in row.values()),
+            f"{row['Trainer'] / row['autopeft']:.1f}",
+            f"{row['Trainer tuned'] / row['autopeft']:.1f}",
+        )
+    return table
+
+
+# --- 2: the share of the machine -----------------------------------------------------------------
+
+
+def _peak_share(ready: Preparation, steps: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """Priced FLOPs of the full-depth step a second, over the best matrix product's."""
+    precision = choose_precision("auto", ready.device, _backbone(ready).model).precision
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    tokens = round(ready.prices.tokens)
+    (out, in_) = ready.prices.topology.shapes.get("mlp.up", (1024, 1024))
+    peak = max(
+        _matmul_flops(rows, inner, cols, dtype, ready.device)
+        for rows, inner, cols in ((tokens, in_, out), (1024, 1024, 1024), (2048, 2048, 2048))
+    )
+    train = TrainSettings(1e-3, steps=1, batch_size=ready.settings.batch_size)
+    price = ready.prices.price(Candidate(_plan(ready.prices.topology, 0), train))
+    done = price.train_flops / steps["all blocks"]["autopeft"]
+    return {
+        "precision": precision,
+        "gflops_peak": peak / 1e9,
+        "gflops_step": done / 1e9,
+        "share": done / peak,
+    }
+
+
+def _matmul_flops(rows: int, inner: int, cols: int, dtype: torch.dtype, device: str) -> float:
+    a = torch.randn(rows, inner, device=device, dtype=dtype)
+    b = torch.randn(cols, inner, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(8):
+        started = time.perf_counter()
+        for _ in range(4):
+            torch.nn.functional.linear(a, b)
+        best = min(best, (time.perf_counter() - started) / 4)
+    return 2.0 * rows * inner * cols / best
+
+
+# --- 3: growth -----------------------------------------------------------------------------------
+
+
+def _growth(ready: Preparation, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Median seconds of a step over depth, rank, and length of rows."""
+    n = ready.prices.topology.n_layers
+    rows = []
+    cases = {
+        ("lowest adapted block", lowest): _ours(ready, lowest)
+        for lowest in range(0, n, max(1, n // 6))
+    }
+    cases |= {("rank", rank): _ours(ready, 0, rank) for rank in (2, 32)}
+    runners = {case: Runner(str(case), run) for case, run in cases.items()}
+    _take_turns(list(runners.values()), max(2, options.rounds // 2), options.steps)
+    for (what, value), runner in runners.items():
+        rows.append({"over": what, "value": value, "seconds": runner.median})
+    backbone = _backbone(ready)
+    training = _training(ready, backbone, 0, _RANK)
+    lengths = ready.data.train.lengths
+    order = np.argsort(lengths, kind="stable")
+    for share in (0.1, 0.5, 0.9):
+        middle = int(share * (len(order) - ready.settings.batch_size))
+        picked = order[middle : middle + ready.settings.batch_size]
+        batch = collate(ready.data, "train", picked, ready.device)
+        seconds = statistics.median(_one_batch(training, batch) for _ in range(options.steps))
+        rows.append(
+            {"over": "tokens a row", "value": int(lengths[picked].max()), "seconds": seconds}
+        )
+    return rows
+
+
+def _one_batch(training: ProxyTraining, batch: Any) -> float:
+    """Forward and backward of one batch in the loop's own precision."""
+    from autopeft.training.attention import training_attention
+    from autopeft.training.precision import autocast
+
+    started = time.perf_counter()
+    precision = training.precision.precision
+    with training_attention(precision, "cpu"), autocast(precision, "cpu"):
+        loss = training._task.loss(training._model, batch)
+    loss.backward()  # type: ignore[no-untyped-call]
+    return time.perf_counter() - started
+
+
+def _growth_table(rows: list[dict[str, Any]]) -> Table:
+    table = Table("over", "value", "ms a step")
+    for row in rows:
+        table.add_row(row["over"], str(row["value"]), f"{1000 * row['seconds']:.0f}")
+    return table
+
+
+# --- 4: the search itself ------------------------------------------------------------------------
+
+
+def _ask_times(n_trials: int) -> list[dict[str, float]]:
+    """Milliseconds of ask and tell in a loop without any training, 12 blocks."""
+    shapes = {
+        "attn.q": (768, 768),
+        "attn.v": (768, 768),
+        "mlp.up": (3072, 768),
+        "mlp.down": (768, 3072),
+    }
+    topology = Topology(12, shapes, head_params=1538)
+    space = SearchSpace.from_source("default", topology, steps=9, batch_size=16)
+    controller = SearchController(
+        space,
+        ("accuracy", "trainable_params"),
+        pruner="none",
+        prices=PriceTable.from_topology(topology, batch_size=16),
+    )
+    rng = np.random.default_rng(0)
+    marks = {n for n in (25, 50, 100, 300, 1000, 3000, 10_000) if n <= n_trials}
+    asks: list[float] = []
+    tells: list[float] = []
+    rows = []
+    for number in range(1, n_trials + 1):
+        started = time.perf_counter()
+        trial = controller.ask()
+        asked = time.perf_counter()
+        if trial is None:
+            break
+        controller.tell(trial, score=float(rng.random()))
+        asks.append(asked - started)
+        tells.append(time.perf_counter() - asked)
+        if number in marks:
+            last = slice(-min(20, number), None)
+            rows.append(
+                {
+                    "trials": number,
+                    "ask_ms": 1000 * statistics.median(asks[last]),
+                    "tell_ms": 1000 * statistics.median(tells[last]),
+                }
+            )
+    return rows
+
+
+def _ask_table(rows: list[dict[str, float]]) -> Table:
+    table = Table("trials", "ms an ask", "ms a tell")
+    for row in rows:
+        table.add_row(str(row["trials"]), f"{row['ask_ms']:.1f}", f"{row['tell_ms']:.2f}")
+    return table
+
+
+if __name__ == "__main__":
+    main()
