@@ -36,7 +36,7 @@ METHODS: tuple[Method, ...] = (
         family="beft",
         roles=LINEAR_ROLES,
         default_ranks=(),
-        learning_rate=(1e-3, 5e-2),
+        learning_rate=(1.5e-3, 5e-2),
         takes_rank=False,
         # A module without a bias of its own, as in most decoders, has no place for it.
         mergeable=False,

@@ -50,7 +50,7 @@ METHODS: tuple[Method, ...] = (
         roles=LINEAR_ROLES,
         default_ranks=(32, 64, 128, 256, 384, 768),
         # Divided by the input width, entries have to grow large.
-        learning_rate=(2e-2, 8e-1),
+        learning_rate=(4e-2, 2.0),
         converts_to_lora=False,
         transposed_base=False,
     ),

@@ -60,7 +60,7 @@ METHODS: tuple[Method, ...] = (
         family="fourierft",
         roles=LINEAR_ROLES,
         default_ranks=(50, 100, 200, 500, 1000, 2000),
-        learning_rate=(5e-3, 2e-1),
+        learning_rate=(3e-2, 1.5),
         converts_to_lora=True,
     ),
 )

@@ -52,7 +52,7 @@ METHODS: tuple[Method, ...] = (
         family="glora",
         roles=LINEAR_ROLES,
         default_ranks=(1, 2, 4, 8, 16),
-        learning_rate=(2e-4, 1e-2),
+        learning_rate=(1.5e-3, 6e-2),
         # The weight is summed anew, and over Conv1D in another memory order.
         exact_start=False,
         quantised_base=False,

@@ -58,7 +58,7 @@ METHODS: tuple[Method, ...] = (
         family="gralora",
         roles=LINEAR_ROLES,
         default_ranks=(2, 4, 8, 16, 32),
-        learning_rate=(2e-4, 1e-2),
+        learning_rate=(5e-4, 2e-2),
         converts_to_lora=True,
     ),
 )

@@ -46,7 +46,7 @@ METHODS: tuple[Method, ...] = (
         roles=LINEAR_ROLES,
         default_ranks=(1, 2, 4, 8, 16, 32),
         # The factor multiplies entries far below 1: it takes larger steps than LoRA's update.
-        learning_rate=(2e-3, 8e-2),
+        learning_rate=(4e-3, 1.2e-1),
         # peft 0.21.2 has a rank pattern for it, and ignores it.
         rank_pattern=False,
     ),

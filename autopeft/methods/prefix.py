@@ -65,7 +65,7 @@ METHODS: tuple[Method, ...] = (
         roles=("attn",),
         default_ranks=(1, 2, 4, 8, 16, 32, 64),
         # LLaMA-Adapter trains at 9e-3.
-        learning_rate=(1e-3, 5e-2),
+        learning_rate=(5e-3, 2e-1),
         mergeable=False,
         rank_pattern=True,
     ),

@@ -55,7 +55,7 @@ METHODS: tuple[Method, ...] = (
         family="road",
         roles=LINEAR_ROLES,
         default_ranks=_VARIANTS,
-        learning_rate=(5e-4, 2e-2),
+        learning_rate=(4e-3, 1.5e-1),
         transposed_base=False,
     ),
 )

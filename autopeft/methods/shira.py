@@ -52,7 +52,7 @@ METHODS: tuple[Method, ...] = (
         family="shira",
         roles=LINEAR_ROLES,
         default_ranks=(1, 2, 4, 8, 16, 32),
-        learning_rate=(2e-4, 1e-2),
+        learning_rate=(1.5e-3, 6e-2),
         quantised_base=False,
         transposed_base=False,
     ),

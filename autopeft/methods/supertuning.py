@@ -55,7 +55,7 @@ METHODS: tuple[Method, ...] = (
         family="supertuning",
         roles=LINEAR_ROLES,
         default_ranks=(1, 2, 4, 8, 16, 32),
-        learning_rate=(2e-4, 1e-2),
+        learning_rate=(2e-3, 8e-2),
         quantised_base=False,
         transposed_base=False,
     ),

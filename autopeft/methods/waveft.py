@@ -73,7 +73,7 @@ METHODS: tuple[Method, ...] = (
         family="waveft",
         roles=LINEAR_ROLES,
         default_ranks=(50, 100, 200, 500, 1000, 2000),
-        learning_rate=(2e-4, 1e-2),
+        learning_rate=(1e-3, 4e-2),
         converts_to_lora=True,
     ),
 )
