@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -242,6 +243,19 @@ def test_every_shipped_space_loads_and_draws_on_any_model(name, topology):
     check_plan(topology, space.draw_stratified(np.random.default_rng(0)).plan)
     assert available_spaces()[name]
     assert name in (space.name, "default") or space.describe()
+
+
+def test_the_widest_space_holds_and_draws_every_method_that_sits_in_a_block():
+    widest = yaml.safe_load((ROOT / "search_spaces" / "everything.yaml").read_text())["methods"]
+    known = {m.name for m in methods.all_methods() if set(m.roles) != {"model"}}
+    assert set(widest) == known
+    square = {role: (64, 64) for role in ("attn.q", "attn.k", "attn.v", "attn.o")}
+    shapes = {**square, "mlp.up": (256, 64), "mlp.down": (64, 256), "norm": (64, 4)}
+    topology = Topology(4, {**shapes, "attn": (4, 64), "block": (64, 64)}, n_heads=4)
+    space = SearchSpace.from_source("everything", topology)
+    rng = np.random.default_rng(0)
+    drawn = {name for _ in range(400) for name in space.draw(rng).plan.methods}
+    assert drawn == known
 
 
 def test_a_file_is_read_and_a_broken_one_refused(tmp_path):
