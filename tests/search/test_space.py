@@ -249,7 +249,7 @@ def test_the_widest_space_holds_and_draws_every_method_that_sits_in_a_block():
     widest = yaml.safe_load((ROOT / "search_spaces" / "everything.yaml").read_text())["methods"]
     known = {m.name for m in methods.all_methods() if set(m.roles) != {"model"}}
     assert set(widest) == known
-    square = {role: (64, 64) for role in ("attn.q", "attn.k", "attn.v", "attn.o")}
+    square = dict.fromkeys(("attn.q", "attn.k", "attn.v", "attn.o"), (64, 64))
     shapes = {**square, "mlp.up": (256, 64), "mlp.down": (64, 256), "norm": (64, 4)}
     topology = Topology(4, {**shapes, "attn": (4, 64), "block": (64, 64)}, n_heads=4)
     space = SearchSpace.from_source("everything", topology)
