@@ -44,10 +44,16 @@ class GapPruner(BasePruner):
     """Stops a trial that a peer beats which costs no more, if it is beaten by much.
 
     At a rung, a trial's *gap* is the best score among the peers that cost no more, in every cost,
-    minus its own; without such a peer it is minus infinity. A trial stops if its gap is positive
-    and among the worse `1 - 1/eta` of the gaps of all trials that reached the rung. So a trial that
-    is the best for its cost goes on, however poor its quality is beside dearer ones: it may be on
-    the front.
+    minus its own; without such a peer it is minus infinity. Of n trials, those with the `n / eta`
+    smallest gaps pass the first rung, and the `n / eta**2 + 1` smallest every later one; the others
+    stop if their gap is positive. So a trial that is the best for its cost goes on, however poor
+    its quality is beside dearer ones: it may be on the front. At the first rung, where scores
+    foretell least, the best `n / eta**2` by quality alone go on too, so that the best quality of
+    all is not lost to a cheap trial that learns fast.
+
+    The shares are of all trials, not of those that reached the rung: how many go on in the end does
+    not depend on how often they report, and the few survivors, who differ by little more than
+    chance, are not decimated again at every report.
 
     Reports arrive in any order, so each report looks again at the earlier rungs, where more peers
     may have arrived since. A trial that no peer costing no more beats at the last rung both have
@@ -58,7 +64,7 @@ class GapPruner(BasePruner):
     direction. Prices are read from the trials' user attribute "price".
 
     Args:
-        eta: Ratio between rungs; of n trials at a rung about n / eta go on.
+        eta: Ratio between rungs; of n trials about n / eta pass the first, n / eta**2 the second.
         costs: Names of the costs that count; None for the objectives after the first, costs only
             known after training being replaced by the priced cost that moves with them.
         min_peers: Trials, itself included, a rung needs before anything is stopped there.
@@ -96,15 +102,17 @@ class GapPruner(BasePruner):
         if not any(_beats(peer, me) for peer in cheaper):
             return 0.0
         total = float(trial.user_attrs.get(TRAIN_KEY, {}).get("steps", np.inf))
+        first = min(me.scores)
         for step in sorted(me.scores, reverse=True):
             if step > total * _EARLY + 0.5:
                 continue
-            gap = self._gap_at(step, me, others)
+            gap = self._gap_at(step, me, others, is_first=step == first)
             if gap > 0:
                 return gap
         return 0.0
 
-    def _gap_at(self, step: int, me: _Peer, others: Sequence[_Peer]) -> float:
+    def _gap_at(self, step: int, me: _Peer, others: Sequence[_Peer], *, is_first: bool) -> float:
+        """The gap at one rung if it is too large to pass there, else 0.0."""
         here = [me, *(peer for peer in others if step in peer.scores)]
         if len(here) < self._min_peers:
             return 0.0
@@ -113,8 +121,16 @@ class GapPruner(BasePruner):
         # In a long search the other gaps are estimated from some of them, evenly spaced in time.
         rows = np.unique(np.linspace(0, len(here) - 1, _MOST_GAPS).astype(int))
         gaps = gaps_among(scores, costs, rows if len(here) > _MOST_GAPS else None)
-        n_better = int((gaps < gaps[0]).sum())
-        return float(gaps[0]) if gaps[0] > 0 and n_better >= len(gaps) / self._eta else 0.0
+        n_better = float((gaps < gaps[0]).mean()) * len(here)
+        n_began = 1 + sum(min(peer.scores) <= step for peer in others)
+        few = n_began / self._eta**2
+        if is_first:
+            # Of no more than eta trials a second best means nothing.
+            n_top = max(few, 2.0) if n_began > self._eta else 0.0
+            passes = n_better < n_began / self._eta or int((scores > scores[0]).sum()) < n_top
+        else:
+            passes = n_better < few + 1.0
+        return 0.0 if passes else max(float(gaps[0]), 0.0)
 
     def _others(
         self, study: optuna.study.Study, number: int, names: Sequence[str], sign: float

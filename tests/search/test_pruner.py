@@ -82,6 +82,24 @@ def test_a_peer_that_arrives_later_at_an_earlier_rung_counts():
     assert stopped(GapPruner(3, costs=("cost0",)), [early, *late])[0]
 
 
+def test_reporting_more_often_stops_no_more_of_them():
+    rng = np.random.default_rng(0)
+    scores = rng.permutation(36)
+    often = [((1,), [float(score)] * 6) for score in scores]
+    seldom = [((1,), [float(score)] * 2) for score in scores]
+    pruner = GapPruner(3, costs=("cost0",))
+    assert stopped(pruner, often) == stopped(GapPruner(3, costs=("cost0",)), seldom)
+    assert sum(stopped(pruner, often)) == 36 - 5  # 36 / 3**2 and one
+
+
+def test_the_best_qualities_pass_the_first_rung_whatever_their_gaps():
+    # Twelve cheap trials of no use, six dear ones all beaten by one that costs less than they do.
+    rows = [((1,), [0.1])] * 12 + [((2,), [0.9])] + [((3,), [0.3 + k / 100]) for k in range(6)]
+    decisions = stopped(GapPruner(3, costs=("cost0",)), rows)
+    assert decisions[-6:] == [True] * 5 + [False]
+    assert not any(decisions[:13])
+
+
 def test_a_late_rung_stops_nothing():
     for step, is_stopped in ((3, True), (4, False)):
         study = study_of([((1,), []), ((5,), [])])
