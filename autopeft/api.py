@@ -30,6 +30,7 @@ from autopeft.report.write import write_pages, write_report
 from autopeft.result import SearchResult
 from autopeft.search.budget import Ledger
 from autopeft.search.controller import INTERRUPTED, SearchController
+from autopeft.search.prior import PriorTrial, read_prior
 from autopeft.search.verdict import judge, pick_best
 from autopeft.settings import RESUMABLE, SearchSettings
 from autopeft.workspace import Workspace, read_settings
@@ -335,9 +336,22 @@ class _Session:
             resume=self._is_resumed,
             eta=float(settings.eta),
             audit_share=settings.audit_share,
+            prior=self._prior(settings),
         )
         self._observer.note(f"watch it: autopeft dashboard {self._workspace.folder}")
         return controller
+
+    def _prior(self, settings: SearchSettings) -> tuple[PriorTrial, ...]:
+        """The earlier search's trials; kept with this one, so that resuming needs no other folder."""
+        if self._is_resumed or not settings.warm_start:
+            rows = self._workspace.recall("prior").get("trials", [])
+            return tuple(PriorTrial.from_json(row) for row in rows)
+        earlier = Workspace(settings.warm_start)
+        before = earlier.settings()
+        trials = read_prior(earlier.storage(before), earlier.study_name(before))
+        self._workspace.remember("prior", {"trials": [trial.to_json() for trial in trials]})
+        self._observer.note(f"warm start: {len(trials)} trials of {earlier.folder}")
+        return trials
 
     def _work(
         self,

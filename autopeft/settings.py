@@ -70,6 +70,11 @@ class SearchSettings:
     pruner: str = _note(
         "gap, none, median, asha or another Optuna pruner by name.", "gap", "Search"
     )
+    warm_start: str | None = _note(
+        "Output folder of an earlier search on other data; its outcomes guide this one.",
+        None,
+        "Search",
+    )
     audit_share: float = _note(
         "Share of stopped trials that are trained to the end all the same, to judge the pruner.",
         0.05,
@@ -104,6 +109,12 @@ class SearchSettings:
     )
     prefix_cache_gb: float = _note("Size limit of that cache, a machine.", 2.0, "Training")
     precision: str = _note("auto, fp32 or bf16.", "auto", "Training")
+    quantization: str = _note(
+        "How the frozen weights are stored: none, bnb-4bit, bnb-8bit or torchao-int8 (needs "
+        "autopeft[quant]).",
+        "none",
+        "Training",
+    )
 
     workers: int | None = _note("Parallel trials; default: one a core or GPU.", None, "Machine")
     gpus_per_worker: float | None = _note("GPU share of a worker, e.g. 0.25.", None, "Machine")
@@ -204,6 +215,7 @@ _MINIMA: Mapping[str, float] = {
 _CHOICES: Mapping[str, tuple[str, ...]] = {
     "task": ("text-classification", "causal-lm"),
     "precision": ("auto", "fp32", "bf16"),
+    "quantization": ("none", "bnb-4bit", "bnb-8bit", "torchao-int8"),
     "sampler": ("autopeft", "tpe", "nsga2", "gp", "random"),
 }
 

@@ -28,6 +28,7 @@ from autopeft.search import recipes
 from autopeft.search.constraints import Constraint, parse_constraints
 from autopeft.search.front import front_of
 from autopeft.search.genome import Genome
+from autopeft.search.prior import Prior, PriorTrial
 from autopeft.search.proposer import Pricer
 from autopeft.search.pruner import make_pruner
 from autopeft.search.sampler import make_sampler
@@ -68,6 +69,8 @@ class SearchController:
         n_portfolio: Known recipes of other methods tried after them; None for a few.
         resume: True to continue the study of that name.
         eta: Ratio between rungs, for the pruner.
+        prior: Trials of an earlier search on other data (`autopeft.search.prior.read_prior`): its
+            front is tried first, its qualities guide the proposals as far as they prove right.
         audit_share: Share of the trials that the pruner would stop which go on all the same, so
             that what pruning costs can be estimated (see `autopeft.report.fidelity`).
 
@@ -92,6 +95,7 @@ class SearchController:
         resume: bool = False,
         eta: float = 3.0,
         audit_share: float = 0.0,
+        prior: Sequence[PriorTrial] = (),
     ) -> None:
         self.space = space
         self.objectives = _objectives(objectives)
@@ -104,12 +108,23 @@ class SearchController:
         self._rng = np.random.default_rng(seed)
         self._distributions = {name: distribution(row) for name, row in space.parameters.items()}
         self._check_constraints()
+        known = Prior.of(prior, space)
+        if prior and not len(known):
+            raise SettingsError(
+                "warm_start",
+                f"{len(prior)} trials",
+                "none of the earlier search's trials is a point of this space",
+                "warm-start from a search of the same model and space, or leave it out",
+            )
+        self._starters = known.starters
         steps = space.base.steps
         self._book = StudyBook(
             storage,
             study_name,
             self.objectives,
-            make_sampler(sampler, space, self.objectives, self.prices, self.constraints, seed),
+            make_sampler(
+                sampler, space, self.objectives, self.prices, self.constraints, seed, known
+            ),
             make_pruner(pruner, eta=eta, first_rung=round(steps / eta**2), last_rung=steps),
             resume=resume,
         )
@@ -370,6 +385,7 @@ class SearchController:
         """The tuned-LoRA grid, the reference and the portfolio, as far as constraints allow."""
         start = [(c, "baseline") for c in self.space.baselines(self._n_baselines)]
         start.append((self.space.reference(), "reference"))
+        start += [(candidate, "portfolio") for candidate in _thinned(self._starters)]
         start += [(candidate, "portfolio") for candidate in self.space.portfolio(n_portfolio)]
         for candidate, origin in start:
             if self._acceptable(candidate) is not None:
@@ -391,6 +407,13 @@ class SearchController:
                     f"nothing in the space keeps it: the least found is {least:.4g}",
                     "raise the limit or widen the space",
                 )
+
+
+def _thinned(candidates: Sequence[Candidate], n_most: int = 4) -> list[Candidate]:
+    """A few of them, evenly from first to last."""
+    if len(candidates) <= n_most:
+        return list(candidates)
+    return [candidates[round(i * (len(candidates) - 1) / (n_most - 1))] for i in range(n_most)]
 
 
 def _objectives(given: Sequence[Objective | str]) -> tuple[Objective, ...]:

@@ -35,13 +35,15 @@ class Evidence:
     is_final: NDArray[np.bool_]
     trials: tuple[Seen | None, ...]
 
-    def extended(self, genomes: Sequence[Genome], values: Array, noise: Array) -> Evidence:
+    def extended(
+        self, genomes: Sequence[Genome], values: Array, noise: Array, *, is_final: bool = True
+    ) -> Evidence:
         """With points that are being trained, at the quality expected of them."""
         return Evidence(
             (*self.genomes, *genomes),
             np.append(self.values, values),
             np.append(self.noise, noise),
-            np.append(self.is_final, np.ones(len(genomes), dtype=bool)),
+            np.append(self.is_final, np.full(len(genomes), is_final)),
             (*self.trials, *(None for _ in genomes)),
         )
 

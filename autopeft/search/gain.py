@@ -16,6 +16,7 @@ from autopeft.search.costs import CostModel
 from autopeft.search.evidence import Evidence, gather
 from autopeft.search.front import non_dominated
 from autopeft.search.genome import Genome
+from autopeft.search.prior import Prior
 from autopeft.search.proposer import Pricer, Seen, StratifiedProposer
 from autopeft.search.space import SearchSpace
 from autopeft.search.surrogate import Embedding, Points, Surrogate
@@ -57,6 +58,7 @@ class GainProposer(StratifiedProposer):
         constraints: Limits to keep.
         seed: Of the random numbers.
         tuning: Sizes of pools.
+        prior: What an earlier search found on other data.
     """
 
     def __init__(
@@ -67,12 +69,17 @@ class GainProposer(StratifiedProposer):
         constraints: Sequence[Constraint] = (),
         seed: int = 0,
         tuning: Tuning | None = None,
+        prior: Prior | None = None,
     ) -> None:
         super().__init__(space, objectives, pricer, constraints, seed)
         self.tuning = tuning or Tuning()
+        self.prior = prior or Prior()
         self.costs = CostModel(space, objectives, pricer)
         self._embedding = Embedding(space.grid, self.log_cost_range())
         self.surrogate = Surrogate(self._embedding)
+        self._elsewhere = Surrogate(self._embedding)
+        if len(self.prior):
+            self._elsewhere.fit(self._points(self.prior.genomes), self.prior.qualities)
 
     def propose(self, history: Sequence[Seen]) -> Genome:
         """The next point: a spread-out draw at first, then the one with the largest gain."""
@@ -114,11 +121,14 @@ class GainProposer(StratifiedProposer):
         """Fit to what is known; None while that is too little."""
         n_told = sum(s.state in ("complete", "pruned") for s in history)
         n_complete = sum(s.state == "complete" and s.genome is not None for s in history)
-        if n_complete < 4 or n_told < self.tuning.n_start:
+        # A prior stands in for half of the spread-out draws.
+        n_start = self.tuning.n_start // (2 if len(self.prior) else 1)
+        if n_complete < 4 or n_told < n_start:
             return None
         sign = self.objectives[0].sign()
         evidence = gather(history, sign, self.tuning.n_evidence)
         self.costs.learn(history)
+        evidence = self._with_prior(evidence)
         self.surrogate.fit(self._points(evidence.genomes), evidence.values, evidence.noise)
         pending = [s.genome for s in history if s.state == "running" and s.genome is not None]
         if pending:
@@ -128,6 +138,17 @@ class GainProposer(StratifiedProposer):
             evidence = evidence.extended(pending, mean, spread)
             self.surrogate.fit(self._points(evidence.genomes), evidence.values, evidence.noise)
         return evidence
+
+    def _with_prior(self, evidence: Evidence) -> Evidence:
+        """With the earlier search's trials, as far as they have foretold those of this one."""
+        if not len(self.prior):
+            return evidence
+        final = np.flatnonzero(evidence.is_final)
+        expected, _ = self._elsewhere.predict(
+            self._points([evidence.genomes[int(i)] for i in final])
+        )
+        values, noise = self.prior.translated(evidence.values[final], expected)
+        return evidence.extended(self.prior.genomes, values, noise, is_final=False)
 
     def _cells(
         self, history: Sequence[Seen], evidence: Evidence, mean: Array, costs: Array

@@ -18,6 +18,7 @@ from autopeft.search.budget_first import BudgetFirst, Plain
 from autopeft.search.constraints import Constraint
 from autopeft.search.gain import GainProposer
 from autopeft.search.genome import Genome
+from autopeft.search.prior import Prior
 from autopeft.search.proposer import Pricer, Proposer, Seen, StratifiedProposer
 from autopeft.search.pruner import PRICE_KEY
 from autopeft.search.space import SearchSpace
@@ -118,6 +119,7 @@ class AutoPeftSampler(ProposerSampler):
         prices: Prices candidates; None: from the shapes of the space's topology.
         constraints: Limits on prices.
         seed: Of the random numbers.
+        prior: What an earlier search found on other data.
     """
 
     def __init__(
@@ -127,9 +129,11 @@ class AutoPeftSampler(ProposerSampler):
         prices: Pricer | None = None,
         constraints: Sequence[Constraint] = (),
         seed: int = 0,
+        prior: Prior | None = None,
     ) -> None:
         pricer = prices or PriceTable.from_topology(space.topology)
-        super().__init__(space, GainProposer(space, objectives, pricer, constraints, seed))
+        proposer = GainProposer(space, objectives, pricer, constraints, seed, prior=prior)
+        super().__init__(space, proposer)
 
 
 class StockSampler(ProposerSampler):
@@ -238,6 +242,7 @@ def make_sampler(
     prices: Pricer,
     constraints: Sequence[Constraint] = (),
     seed: int = 0,
+    prior: Prior | None = None,
 ) -> BaseSampler:
     """The sampler of that name.
 
@@ -249,6 +254,7 @@ def make_sampler(
         prices: Prices candidates.
         constraints: Limits on prices.
         seed: Of the random numbers.
+        prior: What an earlier search found; only "autopeft" makes use of it.
 
     Raises:
         SettingsError: if there is none.
@@ -256,7 +262,7 @@ def make_sampler(
     if isinstance(name, ProposerSampler):
         return name
     if name == "autopeft":
-        return AutoPeftSampler(space, objectives, prices, constraints, seed)
+        return AutoPeftSampler(space, objectives, prices, constraints, seed, prior)
     fallback = StratifiedProposer(space, objectives, prices, constraints, seed)
     if name == "random":
         return ProposerSampler(space, fallback)

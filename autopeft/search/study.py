@@ -212,17 +212,7 @@ class StudyBook:
 
     def stored(self) -> list[StoredTrial]:
         """All trials as plain data, by number; those that only wait are left out."""
-        return [
-            StoredTrial(
-                trial.number,
-                STATES[trial.state],
-                tuple(trial.values or ()) if trial.state == TrialState.COMPLETE else (),
-                trial.user_attrs,
-                tuple(sorted(trial.intermediate_values.items())),
-            )
-            for trial in self.trials()
-            if trial.state in STATES
-        ]
+        return _stored(self.study)
 
     def start(
         self,
@@ -330,3 +320,32 @@ class StudyBook:
 def price_attribute(price: Mapping[str, float]) -> dict[str, Any]:
     """The user attribute that carries a trial's price to the pruner."""
     return {PRICE_KEY: dict(price)}
+
+
+def _stored(study: optuna.study.Study) -> list[StoredTrial]:
+    return [
+        StoredTrial(
+            trial.number,
+            STATES[trial.state],
+            tuple(trial.values or ()) if trial.state == TrialState.COMPLETE else (),
+            trial.user_attrs,
+            tuple(sorted(trial.intermediate_values.items())),
+        )
+        for trial in study.get_trials(deepcopy=False)
+        if trial.state in STATES
+    ]
+
+
+def stored_study(storage: str | Path, name: str) -> tuple[list[StoredTrial], list[str]]:
+    """The trials of a study, and its metrics' names; nothing in it is changed.
+
+    Raises:
+        StorageError: if there is no such study.
+    """
+    try:
+        study = optuna.load_study(study_name=name, storage=open_storage(storage))
+    except (KeyError, ValueError):
+        raise StorageError(
+            "study_name", name, f"{storage} holds no such study", "check the name"
+        ) from None
+    return _stored(study), list(study.metric_names or ())
