@@ -30,7 +30,8 @@ from autopeft.report.write import write_pages, write_report
 from autopeft.result import SearchResult
 from autopeft.search.budget import Ledger
 from autopeft.search.controller import INTERRUPTED, SearchController
-from autopeft.search.prior import PriorTrial, read_prior
+from autopeft.search.earlier import read_prior
+from autopeft.search.prior import PriorTrial
 from autopeft.search.verdict import judge, pick_best
 from autopeft.settings import RESUMABLE, SearchSettings
 from autopeft.workspace import Workspace, read_settings
@@ -342,7 +343,7 @@ class _Session:
         return controller
 
     def _prior(self, settings: SearchSettings) -> tuple[PriorTrial, ...]:
-        """The earlier search's trials; kept with this one, so that resuming needs no other folder."""
+        """The earlier search's trials; kept with this one, so that resuming needs no folder else."""
         if self._is_resumed or not settings.warm_start:
             rows = self._workspace.recall("prior").get("trials", [])
             return tuple(PriorTrial.from_json(row) for row in rows)

@@ -69,7 +69,7 @@ class SearchController:
         n_portfolio: Known recipes of other methods tried after them; None for a few.
         resume: True to continue the study of that name.
         eta: Ratio between rungs, for the pruner.
-        prior: Trials of an earlier search on other data (`autopeft.search.prior.read_prior`): its
+        prior: Trials of an earlier search on other data (`autopeft.search.earlier.read_prior`): its
             front is tried first, its qualities guide the proposals as far as they prove right.
         audit_share: Share of the trials that the pruner would stop which go on all the same, so
             that what pruning costs can be estimated (see `autopeft.report.fidelity`).

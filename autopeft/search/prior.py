@@ -16,13 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autopeft.errors import SpaceError
-from autopeft.outcome import Objective, Outcome, objective
+from autopeft.outcome import Objective, Outcome
 from autopeft.plan import Candidate
 from autopeft.search.front import front_of
 from autopeft.search.genome import Genome
 from autopeft.search.space import SearchSpace
-from autopeft.search.study import stored_study
-from autopeft.search.trials import read_record
 
 Array = NDArray[np.float64]
 
@@ -62,23 +60,6 @@ class PriorTrial:
     def from_json(cls, row: Mapping[str, Any]) -> PriorTrial:
         """The trial that `to_json` wrote."""
         return cls(Candidate.from_json(row["candidate"]), row["quality"], row["is_on_front"])
-
-
-def read_prior(storage: str, study_name: str) -> tuple[PriorTrial, ...]:
-    """The complete trials of an earlier search.
-
-    Args:
-        storage: Its storage, see `open_storage`.
-        study_name: Its study's name.
-
-    Raises:
-        StorageError: if there is no such study.
-    """
-    stored, names = stored_study(storage, study_name)
-    objectives = [objective(name) for name in names]
-    records = [read_record(trial, objectives) for trial in stored if "plan" in trial.attributes]
-    ended = [record.outcome() for record in records if record.state != "running"]
-    return as_prior(ended, objectives)
 
 
 def as_prior(

@@ -9,8 +9,9 @@ import pytest
 from autopeft.errors import SettingsError, StorageError
 from autopeft.pricing import PriceTable, Topology
 from autopeft.search.controller import SearchController
+from autopeft.search.earlier import read_prior
 from autopeft.search.front import hypervolume
-from autopeft.search.prior import Prior, PriorTrial, as_prior, read_prior
+from autopeft.search.prior import Prior, PriorTrial, as_prior
 from autopeft.search.space import SearchSpace
 
 SHAPES = {"attn.q": (64, 64), "attn.v": (64, 64), "mlp.up": (256, 64), "mlp.down": (64, 256)}
