@@ -87,7 +87,7 @@ METHODS: tuple[Method, ...] = (
         roles=LINEAR_ROLES,
         default_ranks=(1, 2, 4, 8, 16),
         # All strength is in E, of which one entry moves a whole triplet of length 1 by the rate.
-        learning_rate=(4e-3, 2e-1),
+        learning_rate=(8e-3, 2e-1),
         converts_to_lora=True,
     ),
 )

@@ -57,7 +57,7 @@ METHODS: tuple[Method, ...] = (
         family="pvera",
         roles=LINEAR_ROLES,
         default_ranks=(16, 64, 128, 256, 512),
-        learning_rate=(1e-3, 5e-2),
+        learning_rate=(2e-3, 8e-2),
         converts_to_lora=True,
         shared_state=True,
     ),

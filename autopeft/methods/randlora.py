@@ -75,7 +75,7 @@ METHODS: tuple[Method, ...] = (
         family="randlora",
         roles=LINEAR_ROLES,
         default_ranks=(8, 16, 32, 64, 128),
-        learning_rate=(2e-4, 1e-2),
+        learning_rate=(1.5e-4, 8e-3),
         shared_state=True,
     ),
 )

@@ -29,12 +29,17 @@ def _row(method: Method) -> tuple[str, ...]:
         method.name,
         where(method),
         " ".join(map(str, method.default_ranks)) or "-",
-        f"{low:.0e} to {high:.0e}".replace("e-0", "e-"),
+        f"{_rate(low)} to {_rate(high)}",
         _word(method.mergeable),
         _word(method.converts_to_lora),
         _word(method.quantised_base),
         _word(method.shared_state),
     )
+
+
+def _rate(value: float) -> str:
+    """Two digits, such as 1.5e-3."""
+    return f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-").replace("e+00", "")
 
 
 def where(method: Method) -> str:

@@ -71,7 +71,7 @@ METHODS: tuple[Method, ...] = (
         family="unilora",
         roles=LINEAR_ROLES,
         default_ranks=(64, 256, 1024, 2048, 4096),
-        learning_rate=(1e-3, 5e-2),
+        learning_rate=(8e-3, 3e-1),
         converts_to_lora=True,
         shared_state=True,
         # With a vector of zeros neither A nor B would get a gradient.

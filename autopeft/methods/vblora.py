@@ -99,7 +99,7 @@ METHODS: tuple[Method, ...] = (
         family="vblora",
         roles=LINEAR_ROLES,
         default_ranks=(1, 2, 4, 8),
-        learning_rate=(5e-4, 2e-2),
+        learning_rate=(1e-3, 3e-2),
         converts_to_lora=True,
         shared_state=True,
         # A bank of zeros would never get a gradient, so A and B both start as small numbers.

@@ -58,7 +58,7 @@ METHODS: tuple[Method, ...] = (
         family="vera",
         roles=LINEAR_ROLES,
         default_ranks=(16, 64, 128, 256, 512),
-        learning_rate=(1e-3, 5e-2),
+        learning_rate=(8e-3, 3e-1),
         converts_to_lora=True,
         shared_state=True,
     ),
