@@ -13,7 +13,11 @@ from typing import Any
 
 from autopeft.errors import SpaceError
 
+MODEL = "model"
+"""The role of the model as a whole: a plan holds one such adapter, at layer 0."""
+
 ROLES: tuple[str, ...] = (
+    MODEL,  # before any block: prompts
     "attn.q",
     "attn.k",
     "attn.v",

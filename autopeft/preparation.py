@@ -21,6 +21,7 @@ from autopeft.pricing import PriceTable
 from autopeft.search.budget import Budget
 from autopeft.search.constraints import Constraint, parse_constraints
 from autopeft.search.space import SearchSpace
+from autopeft.search.source import prompt_sizes
 from autopeft.search.verdict import check_pick
 from autopeft.settings import SearchSettings
 from autopeft.tasks import make_task
@@ -153,6 +154,7 @@ def prepare(
             longest_length=lengths.longest,
             role_map=settings.role_map,
             device=device,
+            prompt_sizes=prompt_sizes(settings.space),
         )
     space = SearchSpace.from_source(
         settings.space,

@@ -2,7 +2,8 @@
 
 Formulas count per site. `shape` is always (out, in) of the adapted linear module; at the role
 "norm" it is (width, number of vectors), so that the product counts the normalisations' parameters;
-at the role "attn" it is (heads, their width together).
+at the role "attn" it is (heads, their width together); at the role "model" it is (tokens there is
+room for, width of the embeddings).
 A FLOP is one multiplication or one addition of a matrix product; elementwise work is not counted
 (as in `torch.utils.flop_counter`).
 """

@@ -145,14 +145,12 @@ class Part:
         """The trainable parameters; those that sites share come once."""
         own: dict[int, nn.Parameter] = {}
         for layer in self.layers.values():
-            # An adapted attention may hold modules that other groups have adapted.
-            others = {
-                id(p)
-                for module in layer.modules()
-                if isinstance(module, BaseTunerLayer) and module is not layer
-                for p in module.parameters()
-            }
-            own |= {id(p): p for p in layer.parameters() if p.requires_grad and id(p) not in others}
+            # An adapted attention or model holds modules that other groups adapt, and the head.
+            if isinstance(layer, tuners.OwnLayer):
+                found = layer.own_parameters()
+            else:
+                found = layer.parameters()
+            own |= {id(p): p for p in found if p.requires_grad}
         yield from own.values()
 
 
@@ -232,10 +230,14 @@ class Attached:
         without_slow_start(config)
         with calmed(), plain_classes(holder), no_decomposition():
             tuner = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type](
+        before = [(p, p.requires_grad) for p in holder.parameters()]
                 holder, {ADAPTER_NAME: config}, ADAPTER_NAME
             )
         # In half precision the small steps of a low rate would be rounded away.
         tuner._cast_adapter_dtype(ADAPTER_NAME, autocast_adapter_dtype=True)
+        # Inside an adapted attention or model, peft takes charge of what is not its own as well.
+        for parameter, was_trained in before:
+            parameter.requires_grad_(was_trained)
         layers = {path: holder.get_submodule(name) for path, name in names.items()}
         for path, layer in layers.items():
             if not isinstance(layer, BaseTunerLayer):

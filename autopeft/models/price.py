@@ -10,7 +10,7 @@ of CPUs.)
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,9 +27,11 @@ from autopeft.models.backbone import Backbone, build_meta
 from autopeft.models.block_probe import BlockCall, BlockProbe
 from autopeft.models.fake import DenseExperts, make_fake, sample_batch, without
 from autopeft.models.loading import first_line
+from autopeft.models.prompt_probe import prompted, topology_beside
 from autopeft.models.topology import RoleMap
 from autopeft.models.whole_probe import WholeModel
-from autopeft.pricing import BlockPrice, PriceTable, Usage
+from autopeft.plan import MODEL
+from autopeft.pricing import BlockPrice, PriceTable, Topology, Usage
 
 _FLOAT_BYTES = 4
 
@@ -45,6 +47,7 @@ def measure_prices(
     longest_length: int,
     role_map: RoleMap | None = None,
     device: str = "cpu",
+    prompt_sizes: Sequence[int] = (),
 ) -> PriceTable:
     """The price table of a model that need not be loaded.
 
@@ -58,6 +61,8 @@ def measure_prices(
         longest_length: Tokens of the longest row: what memory is counted for.
         role_map: See `autopeft.models.topology`.
         device: Kind of device that will train: "cpu" or "cuda".
+        prompt_sizes: Virtual tokens of the prompts to price; those the model has no room for are
+            left out.
 
     Raises:
         ModelError: if there is no such model, or it is no transformer.
@@ -75,6 +80,7 @@ def measure_prices(
         mean_length=mean_length,
         longest_length=longest_length,
         device=device,
+        prompt_sizes=prompt_sizes,
     )
 
 
@@ -85,28 +91,53 @@ def price_table(
     mean_length: float,
     longest_length: int,
     device: str = "cpu",
+    prompt_sizes: Sequence[int] = (),
 ) -> PriceTable:
     """The price table of a backbone made by `build_meta`.
+
+    Its topology has room for the prompts that fit beside the longest row.
 
     A machine without a GPU cannot tell which kernels one would choose, and prices for the CPU.
     """
     if device.startswith("cuda") and not torch.cuda.is_available():
         device = "cpu"
     mean, longest = max(1, round(mean_length)), max(1, longest_length)
+    topology = topology_beside(backbone.model, backbone.layout, longest)
+    room = topology.shape(0, MODEL)
     model = copy.deepcopy(backbone.model)
     with FakeTensorMode(allow_non_fake_inputs=True), DenseExperts():
         make_fake(model, device)
-        flops = _Measured.of(model, backbone, batch_size, mean, device)
+        sizes = (0, *(n for n in sorted(set(prompt_sizes)) if room and n <= room[0]))
+        tables = {
+            size: _table(model, backbone, topology, batch_size, mean, longest, device, size)
+            for size in sizes
+        }
+    return replace(tables.pop(0), longer=tables)
+
+
+def _table(
+    model: nn.Module,
+    backbone: Backbone,
+    topology: Topology,
+    batch_size: int,
+    mean: int,
+    longest: int,
+    device: str,
+    prompt_size: int,
+) -> PriceTable:
+    """The table of a fake model with a prompt of some virtual tokens, or of none."""
+    with prompted(model, backbone.layout, prompt_size) as prompt:
+        flops = _Measured.of(model, backbone, batch_size, mean, device, prompt)
         memory = flops
         if longest != mean:
-            memory = _Measured.of(model, backbone, batch_size, longest, device)
+            memory = _Measured.of(model, backbone, batch_size, longest, device, prompt)
     n_params = sum(p.numel() for p in backbone.model.parameters())
     blocks = tuple(_combine(f, m) for f, m in zip(flops.blocks, memory.blocks, strict=True))
     return PriceTable(
-        topology=backbone.topology,
+        topology=topology,
         batch_size=batch_size,
-        tokens=float(batch_size * mean),
-        memory_tokens=float(batch_size * longest),
+        tokens=float(batch_size * (mean + prompt_size)),
+        memory_tokens=float(batch_size * (longest + prompt_size)),
         base_params=n_params,
         weight_bytes=n_params * _FLOAT_BYTES,
         forward_flops=flops.forward_flops,
@@ -115,6 +146,7 @@ def price_table(
         tail=_combine_usage(flops.tail, memory.tail),
         head_only=_combine_usage(flops.head_only, memory.head_only),
         bridge=_combine_usage(flops.bridge, memory.bridge),
+        front=_combine_usage(flops.front, memory.front),
         workspace_bytes=memory.workspace_bytes,
         float_bytes=_FLOAT_BYTES,
     )
@@ -146,13 +178,20 @@ class _Measured:
     tail: Usage
     head_only: Usage
     bridge: Usage
+    front: Usage
     workspace_bytes: float
 
     @classmethod
     def of(
-        cls, model: nn.Module, backbone: Backbone, rows: int, length: int, device: str
+        cls,
+        model: nn.Module,
+        backbone: Backbone,
+        rows: int,
+        length: int,
+        device: str,
+        prompt: Sequence[nn.Parameter] = (),
     ) -> _Measured:
-        """Measures a fake model on rows of one length."""
+        """Measures a fake model on rows of one length; `prompt`: what it has of virtual tokens."""
         whole, (calls, encoder_output, largest) = _first_that_runs(
             model, backbone, rows, length, device
         )
@@ -169,13 +208,14 @@ class _Measured:
             roles = {
                 role: where
                 for (at, role), where in backbone.layout.modules.items()
-                if at == layer and role != "block"
+                if at == layer and role not in ("block", MODEL)
             }
             block = model.get_submodule(paths[layer])
             blocks.append(BlockProbe(model, block, roles, calls[layer], encoder_output).price())
         kinds = [distinct.index(name) for name in names]
         forward_flops, tail, head_only = whole.tails(calls)
         bridge = whole.bridge(calls, blocks, kinds, tail)
+        front = whole.front(blocks, kinds, tail, prompt) if prompt else Usage()
         return cls(
             forward_flops,
             blocks,
@@ -183,6 +223,7 @@ class _Measured:
             tail,
             head_only,
             bridge,
+            front,
             2.0 * largest,
         )
 

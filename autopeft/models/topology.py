@@ -17,7 +17,8 @@ from transformers.pytorch_utils import Conv1D
 
 from autopeft.errors import ModelError
 from autopeft.models.heads import attention_shape
-from autopeft.plan import ROLES
+from autopeft.models.prompts import prompt_site
+from autopeft.plan import MODEL, ROLES
 from autopeft.pricing import Shape, Topology
 
 RoleMap = Mapping[str, str | Sequence[str]]
@@ -28,7 +29,7 @@ The key "blocks" gives the path of the module list (or lists, an encoder's first
 
 Site = tuple[int, str]
 
-_FOUND_FROM_OTHERS = ("attn", "block")
+_FOUND_FROM_OTHERS = (MODEL, "attn", "block")
 """Roles whose modules are those that hold the modules of other roles."""
 
 _ATTENTION_LEAVES: Mapping[str, tuple[str, ...]] = {
@@ -61,7 +62,7 @@ class Layout:
         topology: Plain shapes.
         blocks: Layer -> path of its block.
         modules: (layer, role) -> paths of its modules: one, but for "norm" all of the block's. At
-            "attn" and "block" the module holds those of other roles.
+            "attn", "block" and "model" the module holds those of other roles.
     """
 
     topology: Topology
@@ -112,6 +113,9 @@ def find_layout(
         width = next((s[1] for (at, _), s in shapes.items() if at == layer), 0)
         modules[layer, "block"] = (path,)
         shapes[layer, "block"] = (width, width)
+    site = prompt_site(model, blocks)
+    if site is not None:
+        modules[0, MODEL], shapes[0, MODEL] = (site[0],), site[1]
     return Layout(
         topology=_topology(
             model,
@@ -147,7 +151,7 @@ def _topology(
         (layer, role): sites.get((layer, role))
         for layer in range(n_layers)
         for role in common
-        if sites.get((layer, role)) != common[role]
+        if role != MODEL and sites.get((layer, role)) != common[role]
     }
     config = getattr(model, "config", None)
     n_heads = getattr(config, "num_attention_heads", 0)

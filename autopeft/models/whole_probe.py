@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -105,6 +105,28 @@ class WholeModel:
             Usage(live.backward_flops, live.saved_bytes),
             Usage(dead.backward_flops, dead.saved_bytes),
         )
+
+    def front(
+        self,
+        blocks: list[BlockPrice],
+        kinds: Sequence[int],
+        tail: Usage,
+        prompt: Sequence[nn.Parameter],
+    ) -> Usage:
+        """What lies between a prompt and the first block: a run from there, less all known."""
+        for parameter in (*prompt, *self.head):
+            parameter.requires_grad_(True)
+        try:
+            run = run_and_count(self.forward, not_kept=self.model)
+        finally:
+            for parameter in (*prompt, *self.head):
+                parameter.requires_grad_(False)
+        flops, saved = run.backward_flops - tail.backward_flops, run.saved_bytes - tail.saved_bytes
+        for kind in kinds:
+            usage = blocks[kind].usage(frozenset({HIDDEN}))
+            flops -= usage.backward_flops * blocks[kind].repeats
+            saved -= usage.saved_bytes * blocks[kind].repeats
+        return Usage(max(flops, 0.0), max(saved, 0.0))
 
     def bridge(
         self, calls: list[BlockCall], blocks: list[BlockPrice], kinds: list[int], tail: Usage

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 
 from autopeft import methods
 from autopeft.errors import SpaceError
-from autopeft.plan import AdapterPlan, LayerSpec
+from autopeft.plan import MODEL, AdapterPlan, LayerSpec
 from autopeft.pricing.values import Topology
 
 _WHY_NOT: Mapping[str, str] = {
-    "attn": " (its attention is not computed by a function from transformers' table)"
+    "attn": " (its attention is not computed by a function from transformers' table)",
+    MODEL: " (it is no single stack of blocks over embeddings of text)",
 }
 """Role -> why a model whose block has attention may lack it."""
 
@@ -51,6 +52,8 @@ def _check_spec(topology: Topology, spec: LayerSpec) -> None:
     shape = topology.shape(spec.layer, spec.role)
     if shape is None:
         raise SpaceError(
+    if spec.role == MODEL and spec.layer:
+        raise SpaceError("layer", spec.layer, "the model as a whole is layer 0's", "use layer 0")
             "role",
             spec.role,
             f"block {spec.layer} of the model has no such role" + _WHY_NOT.get(spec.role, ""),

@@ -6,8 +6,9 @@ driving a search with an outside evaluator; `autopeft.models.price` measures the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from autopeft.plan import MODEL
 from autopeft.pricing.table import (
     ENCODER,
     HIDDEN,
@@ -104,6 +105,7 @@ def table_from_shapes(
     longest_tokens_per_step: float | None,
     base_params: int | None,
     float_bytes: int,
+    prompt_sizes: Sequence[int] = (),
 ) -> PriceTable:
     """The table of a transformer of the usual build.
 
@@ -114,8 +116,21 @@ def table_from_shapes(
         longest_tokens_per_step: Tokens in the step that needs most memory; default: the mean's.
         base_params: Parameters of the whole model; default: those of the linear modules.
         float_bytes: Bytes of a weight and of an activation.
+        prompt_sizes: Virtual tokens of the prompts that can be priced.
     """
-    memory_tokens = longest_tokens_per_step or tokens_per_step
+    longest = longest_tokens_per_step or tokens_per_step
+    longer = {
+        size: table_from_shapes(
+            topology,
+            tokens_per_step=tokens_per_step + size * batch_size,
+            batch_size=batch_size,
+            longest_tokens_per_step=longest + size * batch_size,
+            base_params=base_params,
+            float_bytes=float_bytes,
+        )
+        for size in prompt_sizes
+    }
+    memory_tokens = longest
     kinds: list[int] = []
     blocks: list[BlockPrice] = []
     seen: dict[tuple[tuple[str, Shape], ...], int] = {}
@@ -123,6 +138,8 @@ def table_from_shapes(
     for layer in range(topology.n_layers):
         shapes: dict[str, Shape] = {}
         for role in topology.roles(layer):
+            if role == MODEL:
+                continue
             shape = topology.shape(layer, role)
             if shape is not None:
                 shapes[role] = shape
@@ -170,5 +187,6 @@ def table_from_shapes(
         kinds=tuple(kinds),
         tail=Usage(backward_flops=2.0 * head_flops),
         head_only=Usage(backward_flops=head_flops),
+        longer=longer,
         float_bytes=float_bytes,
     )

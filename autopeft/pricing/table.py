@@ -9,12 +9,13 @@ differ; the table holds one `Usage` for each.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from autopeft import methods
-from autopeft.plan import AdapterPlan, Candidate, LayerSpec
+from autopeft.errors import SpaceError
+from autopeft.plan import MODEL, AdapterPlan, Candidate, LayerSpec
 from autopeft.pricing.rules import check_plan, count_shared
 from autopeft.pricing.values import Price, Topology
 
@@ -138,6 +139,10 @@ class PriceTable:
         tail: What surrounds the blocks, when the last block's output needs a gradient.
         head_only: The same when it does not, and only a new head is trained.
         bridge: What lies between encoder and decoder.
+        front: What lies between the input embeddings and the first block, where these need a
+            gradient.
+        longer: Virtual tokens of a prompt -> the table of the same model with that prompt in every
+            row; prompts of other sizes have no price.
         workspace_bytes: The largest passing tensors of a step.
         float_bytes: Bytes of one activation.
     """
@@ -154,6 +159,8 @@ class PriceTable:
     tail: Usage = Usage()
     head_only: Usage = Usage()
     bridge: Usage = Usage()
+    front: Usage = Usage()
+    longer: Mapping[int, PriceTable] = field(default_factory=dict)
     workspace_bytes: float = 0.0
     float_bytes: int = 4
     _costs: dict[tuple[int, Sources, bool], tuple[Usage, dict[tuple[str, str, int], _SiteCost]]] = (
@@ -170,6 +177,7 @@ class PriceTable:
         longest_tokens_per_step: float | None = None,
         base_params: int | None = None,
         float_bytes: int = 4,
+        prompt_sizes: Sequence[int] = (),
     ) -> PriceTable:
         """A table from shapes alone, for a transformer of the usual build; see `pricing.shapes`."""
         from autopeft.pricing.shapes import table_from_shapes
@@ -181,7 +189,30 @@ class PriceTable:
             longest_tokens_per_step=longest_tokens_per_step,
             base_params=base_params,
             float_bytes=float_bytes,
+            prompt_sizes=prompt_sizes,
         )
+
+    def _for(self, plan: AdapterPlan) -> PriceTable:
+        """The table of the rows that a plan's blocks see.
+
+        Raises:
+            SpaceError: if the plan has a prompt of a size that was not measured.
+        """
+        for spec in plan.specs:
+            if spec.layer:
+                break
+            if spec.role == MODEL:
+                check_plan(self.topology, AdapterPlan([spec]))
+                if spec.rank not in self.longer:
+                    known = ", ".join(map(str, sorted(self.longer))) or "none"
+                    raise SpaceError(
+                        "rank",
+                        spec.rank,
+                        f"prompts of that size were not priced (those that were: {known})",
+                        "use one of these, or name the size in prompt_sizes",
+                    )
+                return self.longer[spec.rank]
+        return self
 
     def price(self, candidate: Candidate) -> Price:
         """What a candidate costs.
@@ -190,11 +221,12 @@ class PriceTable:
             SpaceError: if the plan does not fit the model.
         """
         train = candidate.train
-        total = self._total(candidate.plan, train.dropout > 0.0)
+        table = self._for(candidate.plan)
+        total = table._total(candidate.plan, train.dropout > 0.0)
         params = total.params + self.topology.head_params
         scale = train.batch_size / self.batch_size
-        step_flops = self.forward_flops + total.forward_flops + total.backward_flops
-        memory = self.weight_bytes + self.workspace_bytes * scale
+        step_flops = table.forward_flops + total.forward_flops + total.backward_flops
+        memory = table.weight_bytes + table.workspace_bytes * scale
         if params:
             memory += total.saved_bytes * scale + params * ADAM_BYTES_PER_PARAM
             memory += total.held_floats * 4
@@ -203,12 +235,14 @@ class PriceTable:
             adapter_bytes=(params + total.frozen_floats) * 4,
             train_flops=step_flops * scale * train.steps if params else 0.0,
             peak_memory_bytes=round(memory),
-            inference_flops=total.forward_flops * scale,
+            inference_flops=(table.forward_flops - self.forward_flops + total.forward_flops)
+            * scale,
         )
 
     def saved_bytes(self, candidate: Candidate) -> float:
         """What one forward pass of the longest rows keeps for the backward pass, in bytes."""
-        total = self._total(candidate.plan, candidate.train.dropout > 0.0)
+        table = self._for(candidate.plan)
+        total = table._total(candidate.plan, candidate.train.dropout > 0.0)
         return total.saved_bytes * candidate.train.batch_size / self.batch_size
 
     def _total(self, plan: AdapterPlan, has_dropout: bool) -> _Total:
@@ -231,6 +265,11 @@ class PriceTable:
                 is_live, is_encoder_live = False, True
             specs = by_layer.pop(layer, ())
             sources = {spec.role for spec in specs}
+            if MODEL in sources:
+                sources.remove(MODEL)
+                backward += self.front.backward_flops
+                saved += self.front.saved_bytes
+                is_live = True
             if is_encoder_live:
                 sources.add(ENCODER)
             kind = self.kinds[layer]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
+from autopeft.plan import MODEL
+
 Shape = tuple[int, int]
 
 
@@ -17,7 +19,9 @@ class Topology:
         shapes: Role -> (out, in) of the linear module with that role. For "norm": (width, number of
             vectors in the block's normalisations), so that the product counts their parameters.
             For "block": (width, width). For "attn": (heads, their width together), where the
-            self-attention can have a prefix.
+            self-attention can have a prefix. For "model": (virtual tokens there is room for, width
+            of the input embeddings), where the whole model can have a prompt; no block's, it counts
+            as layer 0's.
         overrides: (layer, role) -> shape where a block differs from `shapes`; None where that block
             lacks the role.
         n_heads: Attention heads; 0 where unknown.
@@ -37,7 +41,7 @@ class Topology:
 
     def shape(self, layer: int, role: str) -> Shape | None:
         """(out, in) at a site, or None where the model has no such site."""
-        if not 0 <= layer < self.n_layers:
+        if not 0 <= layer < self.n_layers or (role == MODEL and layer):
             return None
         if (layer, role) in self.overrides:
             return self.overrides[layer, role]

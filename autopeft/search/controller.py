@@ -100,7 +100,7 @@ class SearchController:
         self.space = space
         self.objectives = _objectives(objectives)
         self.prices: Pricer = prices or PriceTable.from_topology(
-            space.topology, batch_size=space.base.batch_size
+            space.topology, batch_size=space.base.batch_size, prompt_sizes=space.prompt_sizes
         )
         self.constraints = parse_constraints(
             constraints, base_params=getattr(self.prices, "base_params", None)

@@ -7,6 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from autopeft.plan import MODEL
 from autopeft.search.genome import Genome, snap
 from autopeft.search.options import Grid
 from autopeft.search.source import SpaceSource
@@ -34,6 +35,7 @@ class Drawer:
         self._covers = np.array(
             [[block in unit.layers for block in self._blocks] for unit in grid.units]
         )
+        self._is_plan = np.array([unit.roles == (MODEL,) for unit in grid.units])
         self._most = min(source.max_adapted_layers or len(self._blocks), len(self._blocks))
         self._least = max(source.min_adapted_layers, 0 if source.include_empty else 1)
         self._least = min(self._least, self._most)
@@ -135,6 +137,11 @@ class Drawer:
             mask[start : max(stop, start + 1)] = True
         elif kind == "scattered":
             mask = rng.random(n) < rng.uniform(0.2, 1.0)
+        if 0 < self._is_plan.sum() < n:
+            # An adapter of the model as a whole is in some plans only, alone in half of these.
+            chance = rng.random()
+            mask[self._is_plan] = chance < 0.4
+            mask[~self._is_plan] &= chance >= 0.2
         if not mask.any():
             mask[rng.integers(n)] = True
         return mask

@@ -1,6 +1,7 @@
 """The grid a space spans over one model: units that choose, options to choose from, and their cost.
 
-A *unit* is what shares one choice: the whole model, a group of blocks, a block, or one site. An
+A *unit* is what shares one choice: the whole model, a group of blocks, a block, or one site; an
+adapter of the model as a whole is a choice of its own, made once, by a unit named "plan". An
 *option* is a method with a rank and a placement; option 0 is "none". Which options a unit may take
 is a mask, so that drawing, mutating and pricing are array work.
 """
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from autopeft import methods
 from autopeft.errors import SpaceError
 from autopeft.methods import Method
-from autopeft.plan import LayerSpec
+from autopeft.plan import MODEL, LayerSpec
 from autopeft.pricing import Topology, is_legal
 from autopeft.search.source import SpaceSource
 
@@ -314,8 +315,6 @@ def _units(
     placements: Mapping[str, tuple[str, ...]],
     table: Mapping[str, Method],
 ) -> tuple[Unit, ...]:
-    layers = _layers(source, topology)
-    width = max(2, len(str(topology.n_layers - 1)))
     own = [
         r
         for m in table.values()
@@ -324,6 +323,21 @@ def _units(
     ]
     roles = tuple(dict.fromkeys([*(r for p in placements.values() for r in p), *own]))
     roles = tuple(role for role in roles if _has_role(topology, role))
+    if MODEL not in roles:
+        return _block_units(source, topology, roles)
+    # What only a prompt could adapt, or nothing could, is no choice.
+    used = {role for method in table.values() for role in method.roles} - {MODEL}
+    blocks = _block_units(source, topology, tuple(role for role in roles if role in used))
+    return (Unit("plan", (0,), (MODEL,)), *blocks)
+
+
+def _block_units(
+    source: SpaceSource, topology: Topology, roles: tuple[str, ...]
+) -> tuple[Unit, ...]:
+    if not roles:
+        return ()
+    layers = _layers(source, topology)
+    width = max(2, len(str(topology.n_layers - 1)))
     if source.granularity == "site":
         return tuple(
             Unit(f"layer.{layer:0{width}d}.{role}", (layer,), (role,))
@@ -354,8 +368,8 @@ def _check_ranks(
     if ranks is None or source.is_shipped:
         return
     roles = dict.fromkeys(role for place in places for role in place if role in method.roles)
-    for layer in _layers(source, topology):
-        for role in roles:
+    for role in roles:
+        for layer in (0,) if role == MODEL else _layers(source, topology):
             shape = topology.shape(layer, role)
             for rank in ranks:
                 if shape is not None and not method.is_legal_rank(rank, shape):
@@ -418,7 +432,7 @@ def _fill(
             raise SpaceError(
                 f"space.methods.{name}",
                 name,
-                f"fits nowhere in the model: it needs one of {', '.join(table[name].roles)}",
+                _why_nowhere(table[name], topology),
                 "leave it out or add the role",
             )
     # A default rank no module can hold leaves the grid, so that columns are all meaningful.
@@ -435,6 +449,13 @@ def _fill(
         shares[:, kept],
         group_params,
     )
+
+
+def _why_nowhere(method: Method, topology: Topology) -> str:
+    shape = topology.shape(0, MODEL)
+    if method.roles == (MODEL,) and shape is not None:
+        return f"fits nowhere in the model: {method.rank_rule(shape)}"
+    return f"fits nowhere in the model: it needs one of {', '.join(method.roles)}"
 
 
 def _shared(

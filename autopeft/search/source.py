@@ -13,8 +13,9 @@ from typing import Any
 
 import yaml
 
+from autopeft import methods
 from autopeft.errors import SpaceError
-from autopeft.plan import ROLES
+from autopeft.plan import MODEL, ROLES
 
 KEYS = (
     "methods",
@@ -126,6 +127,20 @@ def read_source(source: str | Path | Mapping[str, Any]) -> SpaceSource:
             "space", str(source), "a space is a mapping of keys to values", f"use {', '.join(KEYS)}"
         )
     return _parse(row, Path(str(source)).stem, is_shipped=is_shipped)
+
+
+def prompt_sizes(source: str | Path | Mapping[str, Any]) -> tuple[int, ...]:
+    """Sizes of the prompts a space may draw: only those are worth pricing.
+
+    Raises:
+        SpaceError: as `read_source` and `methods.get` do.
+    """
+    sizes: set[int] = set()
+    for name, override in read_source(source).methods.items():
+        method = methods.get(name)
+        if MODEL in method.roles:
+            sizes.update(override.ranks or method.default_ranks)
+    return tuple(sorted(sizes))
 
 
 def _text(source: str | Path) -> tuple[str, bool]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autopeft.plan import Candidate, TrainSettings
+from autopeft.plan import MODEL, Candidate, TrainSettings
 from autopeft.pricing import Topology
 from autopeft.search import recipes
 from autopeft.search.draws import Drawer
@@ -99,6 +99,12 @@ class SearchSpace:
     def methods(self) -> tuple[str, ...]:
         """Methods in use."""
         return self.grid.methods
+
+    @property
+    def prompt_sizes(self) -> tuple[int, ...]:
+        """Sizes of the prompts that plans may have: only those need a price."""
+        ranks = {s.rank for specs in self.grid.sites.values() for s in specs if s.role == MODEL}
+        return tuple(sorted(ranks))
 
     def cost_range(self) -> tuple[float, float]:
         """Fewest and most trainable parameters, a new head included."""

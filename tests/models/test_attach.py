@@ -23,7 +23,7 @@ from tiny_models import (
 from autopeft import methods
 from autopeft.errors import SpaceError
 from autopeft.models.backbone import Backbone
-from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
+from autopeft.plan import MODEL, AdapterPlan, Candidate, LayerSpec, TrainSettings
 from autopeft.pricing import Topology, count_trainable, is_legal
 
 _FAMILIES = ("bert", "llama", "gpt2", "t5")
@@ -79,6 +79,8 @@ def test_a_method_starts_as_the_base_model_and_then_changes_it(name: str, method
         for role in topology.roles(layer)
         for spec in _site(topology, layer, role, method)
     ]
+    if not specs:
+        pytest.skip(f"{name} has no site for {method}")
     with backbone.attach(candidate_of(AdapterPlan()), seed=3) as attached:
         base = logits_of(attached.model, batch)
     with backbone.attach(candidate_of(AdapterPlan(specs)), seed=3) as attached:
@@ -87,7 +89,8 @@ def test_a_method_starts_as_the_base_model_and_then_changes_it(name: str, method
         later = logits_of(attached.model, batch)
     if not methods.get(method).starts_at_identity:
         assert not torch.equal(first, base)
-        torch.testing.assert_close(first, base, rtol=0.0, atol=0.05)
+        if methods.get(method).roles != (MODEL,):  # A prompt is no small change.
+            torch.testing.assert_close(first, base, rtol=0.0, atol=0.05)
     elif not methods.get(method).exact_start:
         torch.testing.assert_close(first, base, rtol=1e-4, atol=1e-5)
     else:
@@ -100,8 +103,9 @@ def test_over_half_precision_adapters_are_trained_in_single(method: str) -> None
     backbone = build("bert")
     backbone.model.to(torch.bfloat16)
     topology = backbone.topology
+    layer = 0 if methods.get(method).roles == (MODEL,) else 1
     plan = AdapterPlan(
-        spec for role in topology.roles(1) for spec in _site(topology, 1, role, method)
+        spec for role in topology.roles(layer) for spec in _site(topology, layer, role, method)
     )
     with backbone.attach(candidate_of(plan), seed=0) as attached:
         adapters = attached.parameter_groups()[0].parameters

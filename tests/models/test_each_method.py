@@ -14,6 +14,7 @@ from tiny_models import (
     candidate_of,
     disturb,
     logits_of,
+    prompt_sizes_of,
     state_of,
 )
 from torch.utils.flop_counter import FlopCounterMode
@@ -28,15 +29,26 @@ from autopeft.pricing import PriceTable, Topology, is_legal
 
 _ROWS, _LENGTH = 3, 14
 _ARCHITECTURES = ("bert", "llama", "gpt2", "t5", "vit")
-_KNOWN: dict[str, tuple[Backbone, PriceTable]] = {}
+_BACKBONES: dict[str, Backbone] = {}
+_TABLES: dict[tuple[str, tuple[int, ...]], PriceTable] = {}
 
 
-def _known(name: str) -> tuple[Backbone, PriceTable]:
-    if name not in _KNOWN:
-        meta = build(name, device="meta")
-        table = price_table(meta, batch_size=_ROWS, mean_length=_LENGTH, longest_length=_LENGTH)
-        _KNOWN[name] = (build(name), table)
-    return _KNOWN[name]
+def _backbone(name: str) -> Backbone:
+    if name not in _BACKBONES:
+        _BACKBONES[name] = build(name)
+    return _BACKBONES[name]
+
+
+def _table(name: str, prompt_sizes: tuple[int, ...]) -> PriceTable:
+    if (name, prompt_sizes) not in _TABLES:
+        _TABLES[name, prompt_sizes] = price_table(
+            build(name, device="meta"),
+            batch_size=_ROWS,
+            mean_length=_LENGTH,
+            longest_length=_LENGTH,
+            prompt_sizes=prompt_sizes,
+        )
+    return _TABLES[name, prompt_sizes]
 
 
 def plan_of(topology: Topology, method: str, seed: int) -> AdapterPlan | None:
@@ -58,12 +70,13 @@ def plan_of(topology: Topology, method: str, seed: int) -> AdapterPlan | None:
 @pytest.mark.parametrize("name", _ARCHITECTURES)
 @pytest.mark.parametrize("method", [method.name for method in methods.all_methods()])
 def test_a_method_keeps_its_word(name: str, method: str, tmp_path: Path) -> None:
-    backbone, table = _known(name)
+    backbone = _backbone(name)
     described = methods.get(method)
     plan = plan_of(backbone.topology, method, seed=len(method) + len(name))
     if plan is None:
         pytest.skip(f"{name} has no site for {method}")
     candidate = candidate_of(plan, batch_size=_ROWS)
+    table = _table(name, prompt_sizes_of(plan))
     batch = batch_for(backbone, rows=_ROWS, length=_LENGTH)
     before = state_of(backbone)
     with backbone.attach(candidate_of(AdapterPlan()), seed=3) as attached:

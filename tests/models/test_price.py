@@ -11,7 +11,7 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import batch_for, build, candidate_of, random_plan, save
+from tiny_models import batch_for, build, candidate_of, prompt_sizes_of, random_plan, save
 from torch.utils.flop_counter import FlopCounterMode
 
 from autopeft import methods
@@ -23,6 +23,8 @@ from autopeft.plan import AdapterPlan, Candidate, LayerSpec
 from autopeft.pricing import PriceTable
 
 _ROWS, _LENGTH = 3, 14
+_SIZES = (1, 2, 4, 8)
+"""Virtual tokens of the prompts in random plans."""
 _KNOWN: dict[str, tuple[Backbone, PriceTable]] = {}
 
 
@@ -33,6 +35,7 @@ def _known(name: str) -> tuple[Backbone, PriceTable]:
             batch_size=_ROWS,
             mean_length=_LENGTH,
             longest_length=_LENGTH,
+            prompt_sizes=_SIZES,
         )
         _KNOWN[name] = (build(name), table)
     return _KNOWN[name]
@@ -120,10 +123,12 @@ def test_steps_and_rows_scale_the_price() -> None:
 
 def test_flops_are_for_the_mean_row_and_memory_for_the_longest() -> None:
     backbone = build("bert", device="meta")
-    short = price_table(backbone, batch_size=2, mean_length=8, longest_length=8)
-    mixed = price_table(backbone, batch_size=2, mean_length=8.4, longest_length=24)
-    long = price_table(backbone, batch_size=2, mean_length=24, longest_length=24)
-    candidate = candidate_of(random_plan(backbone.topology, 3, share=0.5), batch_size=2)
+    plan = random_plan(backbone.topology, 3, share=0.5)
+    rows = {"batch_size": 2, "prompt_sizes": prompt_sizes_of(plan)}
+    short = price_table(backbone, mean_length=8, longest_length=8, **rows)
+    mixed = price_table(backbone, mean_length=8.4, longest_length=24, **rows)
+    long = price_table(backbone, mean_length=24, longest_length=24, **rows)
+    candidate = candidate_of(plan, batch_size=2)
     assert mixed.price(candidate).train_flops == short.price(candidate).train_flops
     assert mixed.saved_bytes(candidate) == long.saved_bytes(candidate)
 
@@ -154,8 +159,9 @@ def test_a_saved_model_is_priced_as_it_will_be_loaded(tmp_path: object) -> None:
         batch_size=_ROWS,
         mean_length=_LENGTH,
         longest_length=_LENGTH,
+        prompt_sizes=_SIZES,
     )
-    assert table.topology == _known("bert")[0].topology
+    assert table.topology == _known("bert")[1].topology
     candidate = candidate_of(random_plan(table.topology, 5), batch_size=_ROWS)
     assert table.price(candidate) == _known("bert")[1].price(candidate)
 

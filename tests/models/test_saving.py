@@ -31,13 +31,15 @@ from autopeft.models.backbone import Backbone, load_backbone
 from autopeft.models.calm import calmed
 from autopeft.models.loading import quiet
 from autopeft.models.saving import load_adapter, load_attached, save_adapter
-from autopeft.plan import AdapterPlan, LayerSpec
+from autopeft.plan import MODEL, AdapterPlan, LayerSpec
 
 _CLS = "AutoModelForSequenceClassification"
 
 
 def _plan_of(backbone: Backbone, method: str, ranks: tuple[int, ...] = (2, 4)) -> AdapterPlan:
     own = methods.get(method).roles
+    if own == (MODEL,):
+        return AdapterPlan([LayerSpec(0, MODEL, method, ranks[0])])
     roles = [r for r in ("attn.q", "attn.qkv", "mlp.down", "attn", "norm") if r in own]
 
     def size(layer: int, role: str) -> int:

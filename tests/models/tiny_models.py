@@ -13,7 +13,7 @@ import transformers as hf
 from autopeft import methods
 from autopeft.models.backbone import Backbone
 from autopeft.models.loading import prepare_config, quiet
-from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
+from autopeft.plan import MODEL, AdapterPlan, Candidate, LayerSpec, TrainSettings
 from autopeft.pricing import Topology, is_legal
 
 torch.set_num_threads(1)
@@ -191,7 +191,8 @@ def random_plan(topology: Topology, seed: int, share: float | None = None) -> Ad
     rng = random.Random(seed)
     share = share if share is not None else rng.choice((0.1, 0.3, 0.7))
     sites: dict[tuple[int, str], dict[str, list[LayerSpec]]] = {}
-    for spec in all_specs(topology):
+    # The model as a whole last: blocks' sites are drawn alike with it and without.
+    for spec in sorted(all_specs(topology), key=lambda spec: spec.role == MODEL):
         sites.setdefault((spec.layer, spec.role), {}).setdefault(spec.method, []).append(spec)
     chosen = [
         rng.choice(by_method[rng.choice(sorted(by_method))])
@@ -199,6 +200,11 @@ def random_plan(topology: Topology, seed: int, share: float | None = None) -> Ad
         if rng.random() < share
     ]
     return AdapterPlan(chosen)
+
+
+def prompt_sizes_of(plan: AdapterPlan) -> tuple[int, ...]:
+    """Virtual tokens of a plan's prompt, () without one."""
+    return tuple(spec.rank for spec in plan.specs if spec.role == MODEL)
 
 
 def candidate_of(plan: AdapterPlan, *, dropout: float = 0.0, batch_size: int = 3) -> Candidate:

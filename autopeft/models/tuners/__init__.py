@@ -4,7 +4,9 @@
 """
 
 from autopeft.models.tuners.bottleneck import BottleneckConfig, BottleneckLayer, BottleneckModel
+from autopeft.models.tuners.common import OwnLayer
 from autopeft.models.tuners.prefix import GatedPrefixConfig, GatedPrefixLayer, GatedPrefixModel
+from autopeft.models.tuners.prompt import PromptConfig, PromptLayer, PromptModel
 
 __all__ = [
     "BottleneckConfig",
@@ -13,4 +15,8 @@ __all__ = [
     "GatedPrefixConfig",
     "GatedPrefixLayer",
     "GatedPrefixModel",
+    "OwnLayer",
+    "PromptConfig",
+    "PromptLayer",
+    "PromptModel",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -97,6 +98,12 @@ class OwnLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         layer._move_adapter_to_device_of_base_layer(adapter_name)
         layer.set_adapter(layer.active_adapters, inference_mode=config.inference_mode)
 
+    def own_parameters(self) -> Iterator[nn.Parameter]:
+        """The adapters' parameters, and none of what is wrapped."""
+        layer: Any = self  # peft's half of it
+        for name in layer.adapter_layer_names:
+            yield from getattr(layer, name).parameters()
+
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Cannot be done.
 
@@ -150,3 +157,31 @@ class OwnModel(BaseTuner):  # type: ignore[misc]
             model, config, adapter_name, state_dict, unwanted_adapter_names
         )
         return {key: tensor for key, tensor in held.items() if f".{cls.prefix}" in f".{key}"}
+
+
+class StandInLayer(OwnLayer):
+    """A layer around a module that others look into: what it lacks itself it has from there.
+
+    Args:
+        base_layer: What is wrapped.
+        adapter_name: The adapter that is active at first.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base_layer":
+                raise
+            return getattr(super().__getattr__("base_layer"), name)
+
+
+class StandInModel(OwnModel):
+    """A tuner whose layers are `StandInLayer`s."""
+
+    def _replace_module(self, parent: Any, child_name: str, new_module: Any, child: Any) -> None:
+        if isinstance(new_module, StandInLayer):
+            super()._replace_module(parent, child_name, new_module, child)
+        else:
+            # Unloading: what was wrapped has no weight of its own, which peft would hand over.
+            setattr(parent, child_name, new_module)

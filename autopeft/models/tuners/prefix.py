@@ -22,7 +22,7 @@ from torch import nn
 from transformers.modeling_utils import AttentionInterface
 
 from autopeft.models.heads import attention_shape
-from autopeft.models.tuners.common import OwnLayer, OwnModel, TargetedConfig, register
+from autopeft.models.tuners.common import StandInLayer, StandInModel, TargetedConfig, register
 
 
 @dataclass
@@ -37,10 +37,8 @@ class GatedPrefixConfig(TargetedConfig):
         self.peft_type = "GATED_PREFIX"
 
 
-class GatedPrefixLayer(OwnLayer):
+class GatedPrefixLayer(StandInLayer):
     """A self-attention whose heads also attend to a prefix.
-
-    It can stand in for the attention wholly: what it lacks itself it has from there.
 
     Args:
         base_layer: The attention.
@@ -117,27 +115,12 @@ class GatedPrefixLayer(OwnLayer):
             return query.new_zeros(())
         return total.view(heads, b, t, size).permute(1, 2, 0, 3)
 
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "base_layer":
-                raise
-            return getattr(super().__getattr__("base_layer"), name)
 
-
-class GatedPrefixModel(OwnModel):
+class GatedPrefixModel(StandInModel):
     """Puts a `GatedPrefixLayer` around each self-attention that the configuration names."""
 
     prefix = "gated_prefix_"
     tuner_layer_cls = GatedPrefixLayer
-
-    def _replace_module(self, parent: Any, child_name: str, new_module: Any, child: Any) -> None:
-        if isinstance(new_module, GatedPrefixLayer):
-            super()._replace_module(parent, child_name, new_module, child)
-        else:
-            # Unloading: an attention has no weight of its own, which peft would hand over.
-            setattr(parent, child_name, new_module)
 
 
 class _Call:
