@@ -16,12 +16,13 @@ from autopeft.errors import SettingsError, UserError
 from autopeft.machine import matmul_flops_per_second, n_cores, n_gpus
 from autopeft.models.backbone import load_tokenizer
 from autopeft.models.price import measure_prices
+from autopeft.models.quantisation import check_backend
 from autopeft.outcome import COSTS, Objective
 from autopeft.pricing import PriceTable
 from autopeft.search.budget import Budget
 from autopeft.search.constraints import Constraint, parse_constraints
-from autopeft.search.space import SearchSpace
 from autopeft.search.source import prompt_sizes
+from autopeft.search.space import SearchSpace
 from autopeft.search.verdict import check_pick
 from autopeft.settings import SearchSettings
 from autopeft.tasks import make_task
@@ -143,6 +144,7 @@ def prepare(
     objectives = (task.quality, *(COSTS[name] for name in settings.objectives))
     lengths = data.length_statistics(settings.batch_size)
     device, n_workers, gpus = _machine(settings)
+    check_backend(settings.quantization, device)
     with phase("pricing"):
         prices = measure_prices(
             settings.model,
@@ -152,9 +154,10 @@ def prepare(
             batch_size=settings.batch_size,
             mean_length=lengths.mean_padded,
             longest_length=lengths.longest,
+            prompt_sizes=prompt_sizes(settings.space),
             role_map=settings.role_map,
             device=device,
-            prompt_sizes=prompt_sizes(settings.space),
+            quantization=settings.quantization,
         )
     space = SearchSpace.from_source(
         settings.space,

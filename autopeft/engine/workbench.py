@@ -74,6 +74,7 @@ class Workbench:
             revision=context.settings.model_revision,
             device=context.device,
             role_map=context.settings.role_map,
+            quantization=context.settings.quantization,
         )
         settings = context.settings
         self.precision = choose_precision(

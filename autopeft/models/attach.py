@@ -26,6 +26,7 @@ from autopeft.methods import HEAD, Method
 from autopeft.models import tuners as tuners  # Makes peft know autopeft's own methods.
 from autopeft.models.calm import calmed
 from autopeft.models.companions import Companion, companion_of
+from autopeft.models.quantisation import pass_marks
 from autopeft.models.starts import (
     finish_start,
     no_decomposition,
@@ -226,18 +227,19 @@ class Attached:
             # What rewrites the weight gets one of its own.
             module = copy.deepcopy(original) if group.method.changes_base else original
             holder.add_module(name, LinearView(module) if isinstance(module, Conv1D) else module)
+        pass_marks(self.model, holder)
         config = group.config(self.candidate.train, rename=names)
         without_slow_start(config)
+        before = [(p, p.requires_grad) for p in holder.parameters()]
         with calmed(), plain_classes(holder), no_decomposition():
             tuner = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type](
-        before = [(p, p.requires_grad) for p in holder.parameters()]
                 holder, {ADAPTER_NAME: config}, ADAPTER_NAME
             )
-        # In half precision the small steps of a low rate would be rounded away.
-        tuner._cast_adapter_dtype(ADAPTER_NAME, autocast_adapter_dtype=True)
         # Inside an adapted attention or model, peft takes charge of what is not its own as well.
         for parameter, was_trained in before:
             parameter.requires_grad_(was_trained)
+        # In half precision the small steps of a low rate would be rounded away.
+        tuner._cast_adapter_dtype(ADAPTER_NAME, autocast_adapter_dtype=True)
         layers = {path: holder.get_submodule(name) for path, name in names.items()}
         for path, layer in layers.items():
             if not isinstance(layer, BaseTunerLayer):

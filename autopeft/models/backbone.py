@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,8 @@ import transformers
 from torch import nn
 
 from autopeft.errors import ModelError
-from autopeft.models import checkpoint
+from autopeft.models import checkpoint, quantisation
+from autopeft.models.hush import hushed
 from autopeft.models.loading import (
     ConfigBefore,
     auto_loader,
@@ -45,6 +47,8 @@ class Backbone:
         auto_class: Name of the class of transformers that loads it.
         model_kwargs: What that class was given besides.
         config_before: What `prepare_config` changed in the model's configuration.
+        quantization: How its weights are stored: a scheme of `autopeft.models.quantisation`, or
+            "none".
         principal_parts: Decompositions of its weights, for methods that start from them.
     """
 
@@ -59,6 +63,8 @@ class Backbone:
         auto_class: str = "",
         model_kwargs: Mapping[str, Any] | None = None,
         config_before: ConfigBefore | None = None,
+        quantization: str = quantisation.NONE,
+        layout: Layout | None = None,
     ) -> None:
         self.model = model.requires_grad_(False)
         self.head = tuple(head)
@@ -70,7 +76,8 @@ class Backbone:
         self.config_before = dict(config_before or {})
         self.attached: Attached | None = None
         self.principal_parts = PrincipalParts()
-        self.layout: Layout = find_layout(
+        self.quantization = quantization
+        found = layout or find_layout(
             model,
             role_map=role_map,
             head_params=sum(
@@ -78,6 +85,8 @@ class Backbone:
             ),
             name=base_model,
         )
+        topology = replace(found.topology, is_quantised=quantization != quantisation.NONE)
+        self.layout = replace(found, topology=topology)
 
     @property
     def topology(self) -> Topology:
@@ -117,6 +126,7 @@ def load_backbone(
     device: str = "cpu",
     dtype: str = "float32",
     role_map: RoleMap | None = None,
+    quantization: str = quantisation.NONE,
 ) -> Backbone:
     """Loads a pretrained model, frozen.
 
@@ -128,13 +138,29 @@ def load_backbone(
         device: "cpu", "cuda", "cuda:1".
         dtype: Of the weights, e.g. "float32" or "bfloat16".
         role_map: See `autopeft.models.topology`.
+        quantization: How to store the weights inside the blocks: a scheme of
+            `autopeft.models.quantisation`, or "none".
 
     Raises:
         ModelError: if there is no such model, or it is no transformer.
+        SettingsError: if the weights cannot be stored like that.
     """
     config, before = load_config(model, model_kwargs=model_kwargs, revision=revision)
     loader = auto_loader(auto_class)
-    with quiet(), torch.random.fork_rng(devices=[]):
+    how: dict[str, Any] = {}
+    layout = None
+    if quantization != quantisation.NONE:
+        quantisation.check_backend(quantization, device)
+        whole = build_meta(
+            model,
+            auto_class=auto_class,
+            model_kwargs=model_kwargs,
+            revision=revision,
+            role_map=role_map,
+        )
+        layout = whole.layout
+        how = quantisation.load_arguments(whole.model, layout.blocks, quantization, device)
+    with quiet(), hushed(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(
             0
         )  # Should anything be initialised that no head covers, then always alike.
@@ -147,12 +173,17 @@ def load_backbone(
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
                 local_files_only=checkpoint.is_local_only(model),
+                **how,
             )
         except (OSError, ValueError, KeyError) as error:
             raise not_loadable(model, auto_class, error) from error
+    if how:
+        quantisation.steady(loaded)
+    else:
+        loaded = loaded.to(device)
     fresh = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
     backbone = Backbone(
-        loaded.to(device).eval(),
+        loaded.eval(),
         head=sorted({key.rpartition(".")[0] for key in fresh}),
         role_map=role_map,
         base_model=model,
@@ -160,6 +191,8 @@ def load_backbone(
         auto_class=auto_class,
         model_kwargs=model_kwargs,
         config_before=before,
+        quantization=quantization,
+        layout=layout,
     )
     inside = [path for path in backbone.head if path.startswith(backbone.layout.blocks)]
     if inside:
@@ -180,6 +213,7 @@ def build_meta(
     model_kwargs: Mapping[str, Any] | None = None,
     revision: str | None = None,
     role_map: RoleMap | None = None,
+    quantization: str = quantisation.NONE,
 ) -> Backbone:
     """The same model without its weights, on the `meta` device: for shapes and prices.
 
@@ -202,6 +236,7 @@ def build_meta(
         auto_class=auto_class,
         model_kwargs=model_kwargs,
         config_before=before,
+        quantization=quantization,
     )
 
 

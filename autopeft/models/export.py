@@ -17,6 +17,7 @@ from autopeft.models.backbone import load_tokenizer
 from autopeft.models.convert import MAX_RANK, Conversion, export_lora
 from autopeft.models.loading import prepare_config, quiet, restore_config
 from autopeft.models.merging import merged
+from autopeft.models.quantisation import NONE
 from autopeft.models.saving import load_adapter, load_attached, save_adapter
 
 FORMATS = ("peft", "lora", "merged")
@@ -70,11 +71,14 @@ def export_adapter(
     """
     if format not in FORMATS:
         raise SettingsError("format", format, "no such format", f"use one of {', '.join(FORMATS)}")
-    attached = load_attached(base_model, folder)
+    given = attached = load_attached(base_model, folder)
     place = Path(target)
     if format == "peft":
         return Exported(_whole(place, lambda draft: export_peft(attached, draft)))
     own = None if rows is None else _logits(attached.model, rows)
+    if attached.backbone.quantization != NONE:
+        # What is folded in would be lost in a weight of few bits; whole weights can hold it.
+        attached = load_attached(base_model, folder, quantization=NONE)
     if format == "merged":
         tokenizer = load_tokenizer(base_model, revision=attached.backbone.revision)
         _whole(place, lambda draft: export_merged(attached, draft, tokenizer))
@@ -86,12 +90,12 @@ def export_adapter(
         conversions.append(export_lora(attached, draft, max_rank=max_rank, allow_lossy=allow_lossy))
 
     _whole(place, write)
-    attached.detach()
+    given.detach()
     written = Exported(place, lost=conversions[0].lost)
     if rows is None:
         return written
     # What counts is what another program makes of the files.
-    return _compared(written, load_adapter(attached.backbone.model, place), rows, own)
+    return _compared(written, load_adapter(given.backbone.model, place), rows, own)
 
 
 def _logits(model: Any, rows: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -148,8 +152,13 @@ def export_merged(attached: Attached, folder: str | Path, tokenizer: Any = None)
         tokenizer: Saved beside the model where given.
 
     Raises:
-        AdapterError: if a method in the plan cannot be merged; names the sites.
+        AdapterError: if a method in the plan cannot be merged; names the sites. Or if the base
+            model is quantised: `export_adapter` loads it with whole weights.
     """
+    if attached.backbone.quantization != NONE:
+        raise AdapterError(
+            "format", "merged", "the weights are quantised", "attach it to whole weights"
+        )
     stuck = [s for part in attached.parts if not part.group.method.mergeable for s in part.layers]
     if stuck:
         raise AdapterError(

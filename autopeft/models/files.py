@@ -20,7 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from autopeft import methods
-from autopeft.errors import AdapterError, SpaceError
+from autopeft.errors import AdapterError, SettingsError, SpaceError
+from autopeft.models.quantisation import NONE, scheme_of
 from autopeft.plan import Candidate
 
 SCHEMA = 1
@@ -48,6 +49,7 @@ class SavedPlan:
         role_map: How roles were mapped, where names did not tell.
         head: Paths of the modules trained besides the adapters.
         extra: Whatever the saver wanted to remember.
+        quantization: How the base model's weights were stored, "none" or a scheme's name.
     """
 
     candidate: Candidate
@@ -58,6 +60,7 @@ class SavedPlan:
     role_map: Mapping[str, Any] = field(default_factory=dict)
     head: tuple[str, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
+    quantization: str = NONE
 
     def write(self, folder: Path) -> None:
         """Writes `plan.json`."""
@@ -73,6 +76,7 @@ class SavedPlan:
             "model_kwargs": {k: v for k, v in self.model_kwargs.items() if k in _SAFE_MODEL_KWARGS},
             "role_map": dict(self.role_map),
             "head": list(self.head),
+            "quantization": self.quantization,
             "extra": dict(self.extra),
         }
         (folder / PLAN_FILE).write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
@@ -97,9 +101,12 @@ class SavedPlan:
                 role_map=dict(row["role_map"]),
                 head=tuple(str(name) for name in row["head"]),
                 extra=dict(row["extra"]),
+                quantization=str(row.get("quantization", NONE)),
             )
+            if saved.quantization != NONE:
+                scheme_of(saved.quantization)
             known = {name: methods.get(name).version for name in saved.candidate.plan.methods}
-        except SpaceError as error:
+        except (SpaceError, SettingsError) as error:
             raise damaged(path, str(error)) from error
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise damaged(path, f"cannot be read ({type(error).__name__}: {error})") from error

@@ -28,6 +28,7 @@ from autopeft.models.block_probe import BlockCall, BlockProbe
 from autopeft.models.fake import DenseExperts, make_fake, sample_batch, without
 from autopeft.models.loading import first_line
 from autopeft.models.prompt_probe import prompted, topology_beside
+from autopeft.models.quantisation import NONE, quantised_modules, shrunk
 from autopeft.models.topology import RoleMap
 from autopeft.models.whole_probe import WholeModel
 from autopeft.plan import MODEL
@@ -47,6 +48,7 @@ def measure_prices(
     longest_length: int,
     role_map: RoleMap | None = None,
     device: str = "cpu",
+    quantization: str = NONE,
     prompt_sizes: Sequence[int] = (),
 ) -> PriceTable:
     """The price table of a model that need not be loaded.
@@ -61,6 +63,7 @@ def measure_prices(
         longest_length: Tokens of the longest row: what memory is counted for.
         role_map: See `autopeft.models.topology`.
         device: Kind of device that will train: "cpu" or "cuda".
+        quantization: How the weights will be stored; see `autopeft.models.quantisation`.
         prompt_sizes: Virtual tokens of the prompts to price; those the model has no room for are
             left out.
 
@@ -73,6 +76,7 @@ def measure_prices(
         model_kwargs=model_kwargs,
         revision=revision,
         role_map=role_map,
+        quantization=quantization,
     )
     return price_table(
         backbone,
@@ -133,7 +137,7 @@ def _table(
             memory = _Measured.of(model, backbone, batch_size, longest, device, prompt)
     n_params = sum(p.numel() for p in backbone.model.parameters())
     blocks = tuple(_combine(f, m) for f, m in zip(flops.blocks, memory.blocks, strict=True))
-    return PriceTable(
+    table = PriceTable(
         topology=topology,
         batch_size=batch_size,
         tokens=float(batch_size * (mean + prompt_size)),
@@ -150,6 +154,10 @@ def _table(
         workspace_bytes=memory.workspace_bytes,
         float_bytes=_FLOAT_BYTES,
     )
+    if backbone.quantization == NONE:
+        return table
+    modules = quantised_modules(backbone.model, backbone.layout.blocks, backbone.quantization)
+    return shrunk(table, modules, backbone.quantization)
 
 
 def _combine_usage(flops: Usage, memory: Usage) -> Usage:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from autopeft.models.files import (
     read_tensors,
     write_tensors,
 )
+from autopeft.models.quantisation import NONE, is_quantised
 from autopeft.models.starts import finish_load
 from autopeft.pricing import check_plan
 
@@ -74,6 +76,7 @@ def save_adapter(
         role_map=backbone.role_map,
         head=backbone.head,
         extra=extra or {},
+        quantization=backbone.quantization,
     )
     head = head_tensors(attached)
     for part, place in zip(attached.parts, part_folders(attached.parts), strict=True):
@@ -183,8 +186,16 @@ def load_adapter(base: str | nn.Module, folder: str | Path) -> Any:
     return load_attached(base, folder).model
 
 
-def load_attached(base: str | nn.Module, folder: str | Path) -> Attached:
+def load_attached(
+    base: str | nn.Module, folder: str | Path, *, quantization: str | None = None
+) -> Attached:
     """Like `load_adapter`, for what `save_adapter` wrote; gives the attached candidate.
+
+    Args:
+        base: Folder or hub id of the base model, or the model itself.
+        folder: What `save_adapter` wrote.
+        quantization: How to store the weights of a base model that is loaded; default: as they
+            were when it was saved.
 
     Raises:
         AdapterError: if the folder is damaged, unsafe or does not fit; the base is then untouched.
@@ -196,6 +207,8 @@ def load_attached(base: str | nn.Module, folder: str | Path) -> Attached:
             "adapter", str(folder), f"has no {PLAN_FILE}", "use a folder autopeft saved"
         )
     saved = SavedPlan.read(folder)
+    if quantization is not None:
+        saved = replace(saved, quantization=quantization)
     backbone, undo = _backbone_for(base, saved)
     try:
         check_plan(backbone.topology, saved.candidate.plan)
@@ -221,6 +234,7 @@ def _backbone_for(base: str | nn.Module, saved: SavedPlan) -> tuple[Backbone, li
             model_kwargs=saved.model_kwargs,
             revision=saved.revision if base == saved.base_model else None,
             role_map=saved.role_map,
+            quantization=saved.quantization,
         )
         if backbone.head != saved.head:
             raise AdapterError(
@@ -241,6 +255,7 @@ def _backbone_for(base: str | nn.Module, saved: SavedPlan) -> tuple[Backbone, li
             revision=saved.revision,
             auto_class=saved.auto_class,
             model_kwargs=saved.model_kwargs,
+            quantization=saved.quantization if is_quantised(base) else NONE,
         )
     except AttributeError as error:
         _restore_grad(base, undo)

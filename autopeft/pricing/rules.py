@@ -25,7 +25,10 @@ def is_legal(topology: Topology, spec: LayerSpec) -> bool:
     method = methods.get(spec.method)
     shape = topology.shape(spec.layer, spec.role)
     return (
-        shape is not None and spec.role in method.roles and method.is_legal_rank(spec.rank, shape)
+        shape is not None
+        and spec.role in method.roles
+        and method.is_legal_rank(spec.rank, shape)
+        and (method.quantised_base or not topology.is_quantised)
     )
 
 
@@ -49,11 +52,11 @@ def _check_spec(topology: Topology, spec: LayerSpec) -> None:
             f"the model has {topology.n_layers} blocks",
             f"use 0 to {topology.n_layers - 1}",
         )
+    if spec.role == MODEL and spec.layer:
+        raise SpaceError("layer", spec.layer, "the model as a whole is layer 0's", "use layer 0")
     shape = topology.shape(spec.layer, spec.role)
     if shape is None:
         raise SpaceError(
-    if spec.role == MODEL and spec.layer:
-        raise SpaceError("layer", spec.layer, "the model as a whole is layer 0's", "use layer 0")
             "role",
             spec.role,
             f"block {spec.layer} of the model has no such role" + _WHY_NOT.get(spec.role, ""),
@@ -65,6 +68,13 @@ def _check_spec(topology: Topology, spec: LayerSpec) -> None:
             spec.role,
             f"method {spec.method!r} cannot sit at {where}",
             f"use one of {', '.join(method.roles)}",
+        )
+    if topology.is_quantised and not method.quantised_base:
+        raise SpaceError(
+            "method",
+            spec.method,
+            f"cannot sit at {where}: it needs weights that are not quantised",
+            "use a method that works over quantised weights, or no quantization",
         )
     if not method.is_legal_rank(spec.rank, shape):
         raise SpaceError(

@@ -29,6 +29,7 @@ class Topology:
         n_encoder_layers: How many of the blocks are the encoder of an encoder-decoder; else 0.
         transposed_roles: Roles whose modules store their weight as (in, out), as GPT-2's Conv1D
             does.
+        is_quantised: True if the weights are stored in 4 or 8 bits, which not all methods bear.
     """
 
     n_layers: int
@@ -38,6 +39,7 @@ class Topology:
     head_params: int = 0
     n_encoder_layers: int = 0
     transposed_roles: tuple[str, ...] = ()
+    is_quantised: bool = False
 
     def shape(self, layer: int, role: str) -> Shape | None:
         """(out, in) at a site, or None where the model has no such site."""
