@@ -40,13 +40,13 @@ from autopeft.search.space import SearchSpace
 from autopeft.search.study import distribution
 
 _MARKS = (25, 50, 100, 200)
-_STOCK: Mapping[str, Callable[[int], BaseSampler]] = {
+STOCK: Mapping[str, Callable[[int], BaseSampler]] = {
     "stock-tpe": lambda seed: optuna.samplers.TPESampler(seed=seed),
     "stock-nsga2": lambda seed: optuna.samplers.NSGAIISampler(seed=seed),
     "stock-gp": lambda seed: optuna.samplers.GPSampler(seed=seed),
     "stock-random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
 }
-_ALL = (*SAMPLERS, *_STOCK)
+_ALL = (*SAMPLERS, *STOCK)
 _SLOW = ("gp", "stock-gp")
 _QUICK = {"landscapes": "additive", "samplers": "autopeft,stock-random", "trials": 25, "seeds": 1}
 
@@ -158,7 +158,7 @@ def _prepare(ground: tuple[str, int, int]) -> None:
 def _run(job: Job) -> Run:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     response = Response.draw(job.landscape, job.seed, _space())
-    search = _stock if job.sampler in _STOCK else _ours
+    search = _stock if job.sampler in STOCK else _ours
     rows = list(search(job, response))
     best = best_known(job.landscape, job.seed, _space(), job.n_rounds)
     shares = {}
@@ -194,14 +194,14 @@ def _stock(job: Job, response: Response) -> Iterator[Tried]:
     The cost is told on a log scale, which is how it is judged here and easier to model.
     """
     study = optuna.create_study(
-        directions=["maximize", "minimize"], sampler=_STOCK[job.sampler](job.seed)
+        directions=["maximize", "minimize"], sampler=STOCK[job.sampler](job.seed)
     )
     rows = {name: (distribution(row), row) for name, row in _space().parameters.items()}
     for _ in range(job.trials):
         began = time.perf_counter()
         # The GP models only parameters that are always there.
         trial = study.ask({n: d for n, (d, _) in rows.items()} if "gp" in job.sampler else None)
-        params = trial.params or _suggest(trial, rows)
+        params = trial.params or suggest(trial, rows)
         candidate = _space().decode(params)
         spent = time.perf_counter() - began
         tried = _tried(response, candidate, spent)
@@ -209,7 +209,7 @@ def _stock(job: Job, response: Response) -> Iterator[Tried]:
         yield tried
 
 
-def _suggest(
+def suggest(
     trial: optuna.Trial, rows: Mapping[str, tuple[BaseDistribution, Mapping[str, Any]]]
 ) -> dict[str, Any]:
     """Define-by-run: rank and placement only where the layer's method has them."""

@@ -1,0 +1,261 @@
+"""Real trainings at equal compute: MiniLM on movie snippets, autopeft against stock Optuna samplers.
+
+    python examples/benchmarks/real.py --output real.json
+
+Every search spends the same number of priced training FLOPs (`--full-trials` trainings of the
+largest plan's cost at most); what is pruned leaves compute for more trials. The front is chosen on
+validation; its hypervolume (accuracy over log trainable parameters) is taken on the test split,
+which no search saw. Reported at a quarter, half and all of the compute, mean over seeds. Stock
+samplers run in the plain loop one would write: plain parameters, no pruning, no recipes. They get
+the learning-rate ranges of the methods, which a user would have to find first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import multiprocessing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from landscapes import STOCK, suggest
+from rich.console import Console
+from rich.table import Table
+
+from autopeft import SearchController
+from autopeft.engine.jobs import FailureMessage, Job, RungMessage
+from autopeft.engine.workbench import Workbench
+from autopeft.plan import Candidate
+from autopeft.preparation import Preparation, prepare
+from autopeft.pricing import Price
+from autopeft.search.controller import Decision
+from autopeft.search.front import hypervolume, non_dominated
+from autopeft.search.study import distribution
+from autopeft.settings import SearchSettings
+
+_SETTINGS = {
+    "model": "~/.cache/autopeft/all-MiniLM-L6-v2",
+    "data": "~/.cache/autopeft/movie_snippets.csv",
+    "max_train_rows": 2000,
+    "max_validation_rows": 400,
+    "max_test_rows": 1000,
+    "max_length": 64,
+    "steps": 75,
+    "rung_rows": 200,
+}
+_SHARES = (0.25, 0.5, 1.0)
+_FLOOR = 0.5
+"""Accuracy of a guess: what is worse adds nothing."""
+
+_BENCH: Workbench | None = None
+_READY: Preparation | None = None
+
+
+@dataclass(frozen=True)
+class Search:
+    """One search: who proposes, with which seed."""
+
+    sampler: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Spent:
+    """One trial.
+
+    Attributes:
+        flops: Compute of the search up to its end.
+        params: Trainable parameters.
+        validation: Accuracy; None if it was pruned or failed.
+        test: The same on the test split.
+    """
+
+    flops: float
+    params: int
+    validation: float | None
+    test: float | None
+
+
+def main() -> None:
+    """Searches, prints the table, writes the file."""
+    options = _options()
+    ready = prepare(SearchSettings.from_mapping({**_SETTINGS, **({"space": options.space})}))
+    searches = [
+        Search(*pair)
+        for pair in itertools.product(options.samplers.split(","), range(options.seeds))
+    ]
+    searches.sort(key=lambda search: search.seed)
+    rows: list[dict[str, Any]] = []
+    with multiprocessing.get_context("spawn").Pool(
+        options.workers, initializer=_load, initargs=(ready, options.full_trials)
+    ) as pool:
+        for search, trials in pool.imap_unordered(_run, searches):
+            rows.append({**asdict(search), "trials": [asdict(trial) for trial in trials]})
+            if options.output:
+                content = {"settings": ready.settings.to_mapping(), "searches": rows}
+                Path(options.output).write_text(json.dumps(content, indent=1))
+    Console().print(_table(rows, ready, options.full_trials))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--samplers", default="autopeft,stock-tpe,stock-nsga2,stock-random")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--full-trials", type=int, default=24, help="compute, in full trainings")
+    parser.add_argument("--space", default="default")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--output", default="", help="JSON file to write")
+    return parser.parse_args()
+
+
+def _load(ready: Preparation, full_trials: int) -> None:
+    import torch
+
+    global _BENCH, _READY, _FULL
+    torch.set_num_threads(1)
+    _BENCH, _READY, _FULL = Workbench(ready.context()), ready, full_trials
+
+
+_FULL = 0
+
+
+def _limit(ready: Preparation, full_trials: int) -> float:
+    """FLOPs of so many trainings of the dearest LoRA baseline."""
+    dearest = max(ready.prices.price(c).train_flops for c in ready.space.baselines())
+    return full_trials * dearest
+
+
+def _run(search: Search) -> tuple[Search, list[Spent]]:
+    assert _READY is not None
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    loop = _stock(search) if search.sampler in STOCK else _ours(search)
+    limit, trials = _limit(_READY, _FULL), []
+    for trial in loop:
+        trials.append(trial)
+        if trial.flops >= limit:
+            break
+    return search, trials
+
+
+def _ours(search: Search) -> Iterator[Spent]:
+    assert _READY is not None
+    controller = SearchController(
+        _READY.space,
+        _READY.objectives,
+        sampler=search.sampler,
+        seed=search.seed,
+        prices=_READY.prices,
+        eta=float(_READY.settings.eta),
+    )
+    flops = 0.0
+    while (trial := controller.ask()) is not None:
+        score = None
+        for message in _train(trial.candidate, search.seed):
+            if isinstance(message, FailureMessage):
+                controller.tell(trial, failed=message.reason)
+                break
+            share = message.report.step / trial.candidate.train.steps
+            if message.is_last:
+                score = message.report.metrics["accuracy"]
+                controller.tell(trial, score=score)
+            decision = controller.report(trial, message.report.step, message.report.score)
+            if message.is_last or decision is Decision.STOP:
+                flops += trial.price.train_flops * share
+                break
+        yield _spent(flops, trial.price, score)
+
+
+def _stock(search: Search) -> Iterator[Spent]:
+    assert _READY is not None
+    study = optuna.create_study(
+        directions=["maximize", "minimize"], sampler=STOCK[search.sampler](search.seed)
+    )
+    rows = {name: (distribution(row), row) for name, row in _READY.space.parameters.items()}
+    seen: set[str] = set()
+    flops = 0.0
+    while True:
+        trial = study.ask({n: d for n, (d, _) in rows.items()} if "gp" in search.sampler else None)
+        candidate = _READY.space.decode(trial.params or suggest(trial, rows))
+        price = _READY.prices.price(candidate)
+        message = list(_train(candidate, search.seed))[-1]
+        if isinstance(message, FailureMessage):
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            continue
+        accuracy = message.report.metrics["accuracy"]
+        study.tell(trial, [accuracy, float(np.log(price.trainable_params))])
+        flops += price.train_flops
+        seen.add(candidate.digest)
+        yield _spent(flops, price, accuracy)
+
+
+def _train(candidate: Candidate, seed: int) -> Iterator[RungMessage | FailureMessage]:
+    """Its messages, as a worker of a search would send them."""
+    assert _BENCH is not None
+    _BENCH.begin(Job("search", candidate, seed, 0))
+    while True:
+        message = _BENCH.advance()
+        assert isinstance(message, RungMessage | FailureMessage)
+        yield message
+        if isinstance(message, FailureMessage) or message.is_last:
+            return
+
+
+def _spent(flops: float, price: Price, validation: float | None) -> Spent:
+    """The trial that has just ended; the test split is scored only if it was trained to the end."""
+    assert _BENCH is not None
+    assert _BENCH._run is not None or validation is None
+    test = None
+    if validation is not None and _BENCH._run is not None:
+        training = _BENCH._run._training
+        assert training is not None
+        test = training.evaluate("test").metrics["accuracy"]
+    return Spent(flops, price.trainable_params, validation, test)
+
+
+def _area(trials: Sequence[Mapping[str, Any]], low: float, high: float) -> float:
+    """Hypervolume on the test split of the front chosen on validation."""
+    done = [t for t in trials if t["validation"] is not None]
+    if not done:
+        return 0.0
+    chosen = non_dominated(np.array([[t["validation"], -np.log(t["params"])] for t in done]))
+    scale = np.log(high / low)
+    points = [
+        [t["test"] - _FLOOR, 1.0 - np.log(t["params"] / low) / scale]
+        for t, is_chosen in zip(done, chosen, strict=True)
+        if is_chosen and t["test"] > _FLOOR and t["params"] < high
+    ]
+    return hypervolume(np.array(points), np.zeros(2)) if points else 0.0
+
+
+def _table(rows: Sequence[Mapping[str, Any]], ready: Preparation, full_trials: int) -> Table:
+    low, high = ready.space.cost_range()
+    limit = _limit(ready, full_trials)
+    table = Table("sampler", *(f"{s:.0%} of compute" for s in _SHARES), "trials", "best on test")
+    for sampler in dict.fromkeys(row["sampler"] for row in rows):
+        mine = [row["trials"] for row in rows if row["sampler"] == sampler]
+        cells = []
+        for share in _SHARES:
+            areas = [
+                _area([t for t in trials if t["flops"] <= share * limit * 1.02], low, high)
+                for trials in mine
+            ]
+            cells.append(f"{np.mean(areas):.4f} ±{np.std(areas) / len(areas) ** 0.5:.4f}")
+        best = np.mean([_best(trials) for trials in mine])
+        n_trials = np.mean([len(trials) for trials in mine])
+        table.add_row(sampler, *cells, f"{n_trials:.0f}", f"{best:.3f}")
+    return table
+
+
+def _best(trials: Sequence[Mapping[str, Any]]) -> float:
+    """Test accuracy of the trial that was best on validation."""
+    done = [t for t in trials if t["validation"] is not None]
+    return float(max(done, key=lambda t: t["validation"])["test"])
+
+
+if __name__ == "__main__":
+    main()
