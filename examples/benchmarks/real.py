@@ -1,4 +1,4 @@
-"""Real trainings at equal compute: MiniLM on movie snippets, autopeft against stock Optuna samplers.
+"""Real trainings at equal compute: MiniLM on movie snippets, against stock Optuna samplers.
 
     python examples/benchmarks/real.py --output real.json
 
