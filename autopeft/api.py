@@ -343,7 +343,7 @@ class _Session:
         return controller
 
     def _prior(self, settings: SearchSettings) -> tuple[PriorTrial, ...]:
-        """The earlier search's trials; kept with this one, so that resuming needs no folder else."""
+        """The earlier search's trials, kept with this one: resuming needs no other folder."""
         if self._is_resumed or not settings.warm_start:
             rows = self._workspace.recall("prior").get("trials", [])
             return tuple(PriorTrial.from_json(row) for row in rows)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -84,8 +85,12 @@ class Preparation:
 
     def context(self, *, cache_folder: str | None = None) -> WorkerContext:
         """What is sent to the workers."""
+        model = self.settings.model
+        if Path(model).exists():
+            # Workers run in a directory of their own.
+            model = str(Path(model).absolute())
         return WorkerContext(
-            settings=self.settings,
+            settings=replace(self.settings, model=model),
             data=self.data,
             prices=self.prices,
             rungs=self.rungs,

@@ -229,6 +229,21 @@ def test_export_gives_an_adapter_and_a_model(result: SearchResult, tmp_path: Pat
         autopeft.export(result.folder, pick="best", to=merged)
 
 
+def test_a_model_may_be_named_by_a_relative_path(
+    tiny_model: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_model.parent)
+    result = autopeft.search(
+        {**SETTINGS, "budget": "3trials", "confirm_seeds": 1, "workers": 1},
+        model=tiny_model.name,
+        data=os.path.relpath(tiny_data),
+        output=str(tmp_path / "run"),
+    )
+    assert front_of(result)["trials"] == {"complete": 3, "pruned": 0, "failed": 0}
+    monkeypatch.chdir(tmp_path)
+    assert autopeft.load_adapter(str(tiny_model), result.front[0].folder)
+
+
 def test_report_writes_the_pages_anew(result: SearchResult) -> None:
     before = front_of(result)
     (result.folder / "report.html").unlink()

@@ -131,9 +131,7 @@ class AutoPeftSampler(ProposerSampler):
         seed: int = 0,
         prior: Prior | None = None,
     ) -> None:
-        pricer = prices or PriceTable.from_topology(
-            space.topology, prompt_sizes=space.prompt_sizes
-        )
+        pricer = prices or PriceTable.from_topology(space.topology, prompt_sizes=space.prompt_sizes)
         proposer = GainProposer(space, objectives, pricer, constraints, seed, prior=prior)
         super().__init__(space, proposer)
 
