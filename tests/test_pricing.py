@@ -227,3 +227,26 @@ def test_a_table_is_a_value() -> None:
         "peak_memory_bytes",
         "inference_flops",
     }
+
+
+def test_a_prompt_makes_every_block_longer() -> None:
+    topology = Topology(4, {**_SHAPES, "model": (50, 64)})
+    options = {"tokens_per_step": 256, "batch_size": 8}
+    table = PriceTable.from_topology(topology, prompt_sizes=(4, 16), **options)
+    longer = PriceTable.from_topology(topology, tokens_per_step=256 + 8 * 16, batch_size=8)
+    lowest = LayerSpec(0, "attn.q", "ia3")
+    prompt = LayerSpec(0, "model", "prompt_tuning", 16)
+    price = table.price(_candidate(prompt))
+    assert price.trainable_params == 16 * 64
+    # The backward pass goes through the first block, too.
+    assert price.train_flops > longer.price(_candidate(lowest)).train_flops
+    assert price.inference_flops == longer.forward_flops - table.forward_flops > 0
+    assert table.saved_bytes(_candidate(prompt)) > longer.saved_bytes(_candidate(lowest))
+    # Whatever has no prompt costs what it does without the method.
+    plain = PriceTable.from_topology(topology, **options)
+    assert table.price(_candidate(lowest)) == plain.price(_candidate(lowest))
+    both, one = table.price(_candidate(lowest, prompt)), table.price(_candidate(lowest))
+    assert both.trainable_params == price.trainable_params + one.trainable_params
+    with pytest.raises(SpaceError, match="those that were: 4, 16"):
+        table.price(_candidate(LayerSpec(0, "model", "prompt_tuning", 8)))
+    assert pickle.loads(pickle.dumps(table)) == table

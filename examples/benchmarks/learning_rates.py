@@ -25,7 +25,7 @@ from rich.table import Table
 from autopeft import methods
 from autopeft.engine.jobs import FailureMessage, Job, RungMessage
 from autopeft.engine.workbench import Workbench
-from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
+from autopeft.plan import MODEL, AdapterPlan, Candidate, LayerSpec, TrainSettings
 from autopeft.preparation import Preparation, prepare
 from autopeft.pricing import Topology, is_legal
 from autopeft.settings import SearchSettings
@@ -39,6 +39,8 @@ _SETTINGS = {
     "max_length": 64,
     "steps": 75,
     "rungs": 1,
+    # Nothing is drawn from it, but prompts have a price only where the space has them.
+    "space": {"methods": ["lora", "prompt_tuning"]},
 }
 
 _BENCH: Workbench | None = None
@@ -115,7 +117,7 @@ def _trials(topology: Topology, options: argparse.Namespace) -> Iterator[Trial]:
 def _rank(topology: Topology, method: methods.Method) -> int:
     sizes = method.default_ranks[len(method.default_ranks) // 2 - 1 :] or (0,)
     role = _roles(method)[0]
-    shape = topology.shape(topology.n_layers - 1, role)
+    shape = topology.shape(0 if role == MODEL else topology.n_layers - 1, role)
     assert shape is not None
     return next((size for size in sizes if method.is_legal_rank(size, shape)), sizes[0])
 
@@ -140,8 +142,8 @@ def _run(trial: Trial) -> tuple[float | None, float | None]:
     n_layers = context.prices.topology.n_layers
     specs = (
         LayerSpec(layer, role, trial.method, trial.rank)
-        for layer in range(n_layers // 2, n_layers)
         for role in _roles(method)
+        for layer in ((0,) if role == MODEL else range(n_layers // 2, n_layers))
     )
     plan = AdapterPlan(s for s in specs if is_legal(context.prices.topology, s))
     rates = ((trial.method, trial.rate), (methods.HEAD, trial.head_rate))

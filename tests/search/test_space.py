@@ -17,6 +17,7 @@ from autopeft import methods
 from autopeft.errors import SpaceError
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
 from autopeft.pricing import PriceTable, Topology, check_plan
+from autopeft.search.source import prompt_sizes
 from autopeft.search.space import SearchSpace, available_spaces
 
 ROOT = Path(__file__).parents[2]
@@ -275,3 +276,59 @@ def test_every_package_folder_is_named_for_the_wheel():
         for path in (ROOT / "autopeft").rglob("__init__.py")
     }
     assert set(listed) == found | {"autopeft.search_spaces"}
+
+
+PROMPTED = Topology(6, {**BERT.shapes, "model": (100, 64)}, head_params=130)
+WITH_PROMPT = {"methods": ["lora", "ia3", "prompt_tuning"], "layers": "last:3"}
+
+
+@pytest.mark.parametrize("granularity", ["model", "group:2", "layer", "site"])
+def test_a_prompt_is_one_choice_of_the_whole_plan(granularity):
+    space = SearchSpace.from_source({**WITH_PROMPT, "granularity": granularity}, PROMPTED)
+    first, *others = space.grid.units
+    assert (first.name, first.layers, first.roles) == ("plan", (0,), ("model",))
+    assert all("model" not in unit.roles and 0 not in unit.layers for unit in others)
+    prices = PriceTable.from_topology(PROMPTED, prompt_sizes=space.prompt_sizes)
+    rng = np.random.default_rng(0)
+    seen = set()
+    for _ in range(60):
+        drawn = space.draw_stratified(rng)
+        for candidate in (drawn, space.mutate(drawn, rng)):
+            check_plan(PROMPTED, candidate.plan)
+            assert prices.price(candidate).trainable_params > 130
+            assert space.decode(space.encode(candidate)).plan == candidate.plan
+            seen.add(tuple(sorted({spec.role == "model" for spec in candidate.plan.specs})))
+    assert seen >= {(False,), (True,), (False, True)}
+    assert {c.plan.methods for c in space.portfolio()} >= {("prompt_tuning",), ("ia3",)}
+    assert all("prompt_tuning" not in c.plan.methods for c in space.baselines())
+
+
+def test_a_space_without_prompts_has_no_such_choice():
+    for source in ("default", {"methods": ["lora", "ln_tuning"]}):
+        plain, other = (SearchSpace.from_source(source, t) for t in (BERT, PROMPTED))
+        assert plain.grid.units == other.grid.units
+        assert plain.grid.options == other.grid.options
+        draws = [s.draw_stratified(np.random.default_rng(3)).digest for s in (plain, other)]
+        assert draws[0] == draws[1]
+        assert other.prompt_sizes == () == prompt_sizes(source)
+
+
+def test_a_space_of_prompts_alone_is_one_choice():
+    space = SearchSpace.from_source({"methods": {"prompt_tuning": {"ranks": [3, 9]}}}, PROMPTED)
+    assert [unit.name for unit in space.grid.units] == ["plan"]
+    assert (
+        space.prompt_sizes
+        == (3, 9)
+        == prompt_sizes({"methods": {"prompt_tuning": {"ranks": [9, 3]}}})
+    )
+    assert space.cost_range() == (130 + 3 * 64, 130 + 9 * 64)
+
+
+def test_prompts_need_a_model_with_room_for_them():
+    with pytest.raises(SpaceError, match="it needs one of model"):
+        SearchSpace.from_source(WITH_PROMPT, BERT)
+    full = Topology(6, {**BERT.shapes, "model": (2, 64)})
+    with pytest.raises(SpaceError, match="a smaller max_length leaves more"):
+        SearchSpace.from_source(WITH_PROMPT, full)
+    with pytest.raises(SpaceError, match="a smaller max_length leaves more"):
+        SearchSpace.from_source({"methods": {"prompt_tuning": {"ranks": 3}}}, full)

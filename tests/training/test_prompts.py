@@ -1,0 +1,107 @@
+"""Prompts in training: tasks know nothing of them, and nothing below them is frozen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import VOCABULARY, tiny_bert
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from autopeft.models.backbone import Backbone
+from autopeft.plan import MODEL, AdapterPlan, Candidate, LayerSpec, TrainSettings
+from autopeft.tasks.batch import collate
+from autopeft.tasks.causal_lm import CausalLM
+from autopeft.tasks.data import TaskData
+from autopeft.tasks.text_classification import TextClassification
+from autopeft.training.loop import ProxyTraining
+from autopeft.training.prefix import NO_PREFIX
+from autopeft.training.prefix_cache import PrefixCache
+
+_PROMPT = LayerSpec(0, MODEL, "prompt_tuning", 4)
+
+
+def _bert() -> Backbone:
+    return Backbone(tiny_bert(), head=("classifier",))
+
+
+def _llama() -> Backbone:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+    )
+    return Backbone(LlamaForCausalLM(config).eval())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("kind", ["classification", "causal"])
+def test_a_task_learns_with_a_prompt_as_with_any_adapter(
+    kind: str, precision: str, classification_data: TaskData, causal_data: TaskData
+) -> None:
+    is_causal = kind == "causal"
+    data = causal_data if is_causal else classification_data
+    task: Any = CausalLM() if is_causal else TextClassification(data.labels, 0)
+    train = TrainSettings(3e-2, steps=25)
+    backbone = _llama() if is_causal else _bert()
+    with backbone.attach(Candidate(AdapterPlan([_PROMPT]), train), seed=0) as attached:
+        training = ProxyTraining(attached, task, data, train, seed=0, precision=precision)
+        before = training.evaluate("validation").loss
+        (prompt,) = attached.parameter_groups()[0].parameters
+        start = prompt.detach().clone()
+        reports = training.run([25])
+        assert reports[-1].loss < before
+        assert not torch.equal(prompt, start)
+
+
+def test_the_completion_is_scored_at_its_own_tokens(causal_data: TaskData) -> None:
+    candidate = Candidate(AdapterPlan([_PROMPT]), TrainSettings(1e-2))
+    with _llama().attach(candidate, seed=0) as attached:
+        batch = collate(causal_data, "validation", np.arange(5))
+        loss = CausalLM().loss(attached.model, batch)
+        with torch.no_grad():
+            logits = attached.model(**batch.model_inputs()).logits
+    total, n = 0.0, 0
+    for row, start in enumerate(batch.targets.tolist()):
+        for column in range(start, int(batch.attention_mask[row].sum())):
+            wanted = batch.input_ids[row, column]
+            total -= float(logits[row, column - 1].log_softmax(-1)[wanted])
+            n += 1
+    assert float(loss.detach()) == pytest.approx(total / n, rel=1e-4)
+
+
+def test_nothing_is_cached_below_a_prompt(classification_data: TaskData) -> None:
+    plan = AdapterPlan([_PROMPT, LayerSpec(2, "attn.q", "lora", 2)])
+    backbone = _bert()
+    cache = PrefixCache(backbone.model, backbone.layout.blocks, classification_data)
+    assert plan.lowest_layer == 0
+    assert cache.below(plan.lowest_layer) is NO_PREFIX
+
+
+def test_states_cached_for_others_are_not_served_to_a_prompt(
+    classification_data: TaskData,
+) -> None:
+    task = TextClassification(classification_data.labels, 0)
+    train = TrainSettings(1e-2, steps=4)
+    above = AdapterPlan([LayerSpec(2, "attn.q", "lora", 2)])
+    backbone = _bert()
+    cache = PrefixCache(backbone.model, backbone.layout.blocks, classification_data)
+
+    def loss(plan: AdapterPlan) -> float:
+        with backbone.attach(Candidate(plan, train), seed=0) as attached:
+            prefix = cache.below(plan.lowest_layer)
+            training = ProxyTraining(
+                attached, task, classification_data, train, seed=0, prefix=prefix
+            )
+            return training.run([4])[-1].loss
+
+    first = loss(AdapterPlan([_PROMPT]))
+    cached = loss(above)
+    assert cache.fill_seconds > 0
+    assert loss(AdapterPlan([_PROMPT])) == first
+    assert loss(above) == pytest.approx(cached, rel=1e-4)
