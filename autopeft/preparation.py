@@ -164,6 +164,7 @@ def prepare(
             device=device,
             quantization=settings.quantization,
         )
+        prices = replace(prices, is_prefix_cached=settings.prefix_cache)
     space = SearchSpace.from_source(
         settings.space,
         prices.topology,

@@ -100,7 +100,7 @@ class BlockProbe:
             _, seen = self._run(frozenset({name}))
             reach[name] = frozenset(seen.live_outputs - {name})
         usages = {sources: self._usage(sources, reach) for sources in independent_sets(reach)}
-        _, seen = self._run(frozenset())
+        run, seen = self._run(frozenset())
         tokens = {
             role: seen.inputs[role].numel() / seen.inputs[role].shape[-1] for role in seen.inputs
         }
@@ -111,6 +111,7 @@ class BlockProbe:
             repeats=self.call.times,
             tokens=tokens,
             memory_tokens=tokens,
+            forward_flops=run.forward_flops,
         )
 
     def _input_name(self, seen: _Seen, role: str) -> str:

@@ -173,6 +173,7 @@ def _combine(flops: BlockPrice, memory: BlockPrice) -> BlockPrice:
             for sources, usage in memory.usages.items()
         },
         tokens=flops.tokens,
+        forward_flops=flops.forward_flops,
     )
 
 

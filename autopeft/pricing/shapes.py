@@ -143,6 +143,13 @@ def table_from_shapes(
             shape = topology.shape(layer, role)
             if shape is not None:
                 shapes[role] = shape
+        linear = sum(o * i for role, (o, i) in shapes.items() if role not in _NOT_LINEAR)
+        attention = sum(shapes[role][1] for role in ("attn.o", "cross.o") if role in shapes)
+        n_linear += linear
+        block_forward = tokens_per_step * (
+            2.0 * linear + 4.0 * attention * tokens_per_step / batch_size
+        )
+        forward += block_forward
         key = tuple(sorted(shapes.items()))
         if key not in seen:
             seen[key] = len(blocks)
@@ -166,13 +173,10 @@ def table_from_shapes(
                         role: ENCODER if role in _SIDEWAYS else f"in{_STAGE[role]}"
                         for role in shapes
                     },
+                    forward_flops=block_forward,
                 )
             )
         kinds.append(seen[key])
-        linear = sum(o * i for role, (o, i) in shapes.items() if role not in _NOT_LINEAR)
-        attention = sum(shapes[role][1] for role in ("attn.o", "cross.o") if role in shapes)
-        n_linear += linear
-        forward += tokens_per_step * (2.0 * linear + 4.0 * attention * tokens_per_step / batch_size)
     head_flops = 2.0 * topology.head_params * batch_size
     n_params = base_params if base_params is not None else n_linear + topology.head_params
     return PriceTable(

@@ -63,6 +63,7 @@ class BlockPrice:
         repeats: How often a step runs the block (ALBERT runs one block many times).
         tokens: Role -> tokens it sees in a step of mean length; else `PriceTable.tokens`.
         memory_tokens: Role -> tokens it sees in a step of the longest rows.
+        forward_flops: FLOPs of its frozen forward pass in one step.
     """
 
     usages: Mapping[Sources, Usage]
@@ -71,6 +72,7 @@ class BlockPrice:
     repeats: int = 1
     tokens: Mapping[str, float] = field(default_factory=dict)
     memory_tokens: Mapping[str, float] = field(default_factory=dict)
+    forward_flops: float = 0.0
 
     def usage(self, sources: Sources) -> Usage:
         """The usage when gradients start at those sources."""
@@ -145,6 +147,8 @@ class PriceTable:
             row; prompts of other sizes have no price.
         workspace_bytes: The largest passing tensors of a step.
         float_bytes: Bytes of one activation.
+        is_prefix_cached: True if the frozen blocks below a plan's lowest adapter are computed once
+            for all trials, so that no step pays for them.
     """
 
     topology: Topology
@@ -163,6 +167,7 @@ class PriceTable:
     longer: Mapping[int, PriceTable] = field(default_factory=dict)
     workspace_bytes: float = 0.0
     float_bytes: int = 4
+    is_prefix_cached: bool = False
     _costs: dict[tuple[int, Sources, bool], tuple[Usage, dict[tuple[str, str, int], _SiteCost]]] = (
         field(default_factory=dict, init=False, repr=False, compare=False)
     )
@@ -226,6 +231,7 @@ class PriceTable:
         params = total.params + self.topology.head_params
         scale = train.batch_size / self.batch_size
         step_flops = table.forward_flops + total.forward_flops + total.backward_flops
+        step_flops -= table._cached_flops(candidate.plan)
         memory = table.weight_bytes + table.workspace_bytes * scale
         if params:
             memory += total.saved_bytes * scale + params * ADAM_BYTES_PER_PARAM
@@ -238,6 +244,14 @@ class PriceTable:
             inference_flops=(table.forward_flops - self.forward_flops + total.forward_flops)
             * scale,
         )
+
+    def _cached_flops(self, plan: AdapterPlan) -> float:
+        """FLOPs a step of what is computed once and then served from the cache."""
+        is_chain = not self.topology.n_encoder_layers and all(b.repeats == 1 for b in self.blocks)
+        if not (self.is_prefix_cached and is_chain):
+            return 0.0
+        cut = self.topology.n_layers if plan.lowest_layer is None else plan.lowest_layer
+        return sum(self.blocks[kind].forward_flops for kind in self.kinds[:cut])
 
     def saved_bytes(self, candidate: Candidate) -> float:
         """What one forward pass of the longest rows keeps for the backward pass, in bytes."""

@@ -166,6 +166,33 @@ def test_a_saved_model_is_priced_as_it_will_be_loaded(tmp_path: object) -> None:
     assert table.price(candidate) == _known("bert")[1].price(candidate)
 
 
+def test_what_a_cache_serves_costs_no_step_anything() -> None:
+    backbone, table = _known("bert")
+    cached = dataclasses.replace(table, is_prefix_cached=True)
+    batch = batch_for(backbone, rows=_ROWS, length=_LENGTH)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        backbone.model(**batch)
+    counts = counter.get_flop_counts()
+    block = sum(counts[f"{type(backbone.model).__name__}.bert.encoder.layer.0"].values())
+    assert block > 0
+
+    def saved(*specs: LayerSpec) -> float:
+        candidate = candidate_of(AdapterPlan(specs), batch_size=_ROWS)
+        return table.price(candidate).train_flops - cached.price(candidate).train_flops
+
+    assert saved(LayerSpec(0, "mlp.down", "lora", 2)) == 0
+    upper = LayerSpec(1, "attn.q", "lora", 2)
+    assert saved(upper) == pytest.approx(block)
+    assert saved(upper, LayerSpec(0, "mlp.down", "lora", 2)) == 0
+    assert saved() == pytest.approx(2 * block)
+    # Encoder-decoders and blocks that are run several times have no such cache.
+    for name in ("t5", "albert"):
+        backbone, table = _known(name)
+        cached = dataclasses.replace(table, is_prefix_cached=True)
+        candidate = candidate_of(random_plan(backbone.topology, 3, share=0.1), batch_size=_ROWS)
+        assert cached.price(candidate) == table.price(candidate)
+
+
 def test_experts_are_priced_by_the_tokens_they_see() -> None:
     backbone, table = _known("mixtral")
     plan = AdapterPlan([LayerSpec(0, "attn.q", "lora", 2)])
