@@ -242,7 +242,8 @@ def export(
         max_rank=max_rank or MAX_RANK,
         allow_lossy=allow_lossy,
     )
-    (target / "README.md").write_text(model_card(result.view, member.digest), encoding="utf-8")
+    card = model_card(result.view, member.digest, format=format, notes=exported.notes())
+    (target / "README.md").write_text(card, encoding="utf-8")
     return exported
 
 

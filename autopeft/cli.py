@@ -150,14 +150,9 @@ def export(
     written = api.export(
         folder, pick=pick, format=format_, to=to, max_rank=max_rank, allow_lossy=allow_lossy
     )
-    for path, why in written.lost.items():
-        click.echo(f"lost: {path}: {why}")
-    if written.largest_difference is not None:
-        click.echo(
-            f"largest logit difference on {written.n_rows} validation rows: "
-            f"{written.largest_difference:.2g} (logits up to {written.largest_logit:.3g})"
-        )
-    elif format_ != "peft":
+    for line in written.notes():
+        click.echo(line)
+    if format_ != "peft" and written.largest_difference is None:
         click.echo("logits not compared: the search's data cannot be read any more")
     click.echo(f"written: {written.folder}")
 

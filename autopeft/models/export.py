@@ -43,6 +43,16 @@ class Exported:
     n_rows: int = 0
     lost: Mapping[str, str] = field(default_factory=dict)
 
+    def notes(self) -> list[str]:
+        """What there is to know about it, a line each."""
+        lines = [f"lost: {path}: {why}" for path, why in self.lost.items()]
+        if self.largest_difference is not None:
+            lines.append(
+                f"largest logit difference on {self.n_rows} validation rows: "
+                f"{self.largest_difference:.2g} (logits up to {self.largest_logit:.3g})"
+            )
+        return lines
+
 
 def export_adapter(
     base_model: str,

@@ -119,12 +119,20 @@ def _training(entry: Entry) -> list[str]:
     return ["## How it was trained", "", *_table(["setting", "value"], rows)]
 
 
-def model_card(result: RunRecord | FrontView, digest: str) -> str:
+def model_card(
+    result: RunRecord | FrontView,
+    digest: str,
+    *,
+    format: str = "peft",
+    notes: Sequence[str] = (),
+) -> str:
     """The README.md of one exported adapter: measured numbers, placement, training, how to load.
 
     Args:
         result: A record, or what `read_front` gave.
         digest: The candidate's digest.
+        format: What the folder holds: "peft", "lora" or "merged".
+        notes: What the export found, a line each.
 
     Raises:
         SettingsError: if no entry of the result has that digest.
@@ -146,12 +154,11 @@ def model_card(result: RunRecord | FrontView, digest: str) -> str:
         "",
         *_measured(shown, entry),
         *_against_lora(shown, entry),
+        *([f"- {plain(note)}" for note in notes] + [""] if notes else []),
         "## Loading",
         "",
         "```python",
-        "import autopeft",
-        "",
-        f'model = autopeft.load_adapter({model}, "path/to/this/folder")',
+        *_loading(shown, model, format),
         "```",
         "",
         *_placement(entry),
@@ -160,6 +167,42 @@ def model_card(result: RunRecord | FrontView, digest: str) -> str:
         *_versions(shown),
     ]
     return "\n".join(lines)
+
+
+_KINDS: Mapping[str, str] = {
+    "peft": "An adapter",
+    "lora": "An adapter, written as one LoRA,",
+    "merged": "The model with an adapter folded in,",
+}
+
+_LOADERS: Mapping[str, str] = {
+    "text-classification": "AutoModelForSequenceClassification",
+    "causal-lm": "AutoModelForCausalLM",
+}
+
+
+def _loading(shown: FrontView, model: str, format: str) -> list[str]:
+    if format == "peft":
+        return [
+            "import autopeft",
+            "",
+            f'model = autopeft.load_adapter({model}, "path/to/this/folder")',
+        ]
+    loader = _LOADERS.get(shown.task, "AutoModel")
+    if format == "merged":
+        return [
+            f"from transformers import {loader}",
+            "",
+            f'model = {loader}.from_pretrained("path/to/this/folder")',
+        ]
+    labels = f", num_labels={len(shown.data.labels)}" if shown.data.labels else ""
+    return [
+        "from peft import PeftModel",
+        f"from transformers import {loader}",
+        "",
+        f"base = {loader}.from_pretrained({model}{labels})",
+        'model = PeftModel.from_pretrained(base, "path/to/this/folder")',
+    ]
 
 
 def _data(shown: FrontView) -> list[str]:

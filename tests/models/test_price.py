@@ -59,7 +59,7 @@ def _check(name: str, candidate: Candidate) -> None:
         assert table.saved_bytes(candidate) == pytest.approx(run.saved_bytes, rel=0.10)
 
 
-@pytest.mark.parametrize("name", ["bert", "llama", "gpt2", "t5"])
+@pytest.mark.parametrize("name", ["bert", "llama", "gpt2", "t5", "vit"])
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10**6), dropout=st.sampled_from([0.0, 0.1]))
 def test_price_is_what_the_live_model_costs(name: str, seed: int, dropout: float) -> None:

@@ -61,3 +61,18 @@ def test_report_lists_the_front():
     text = report_markdown(view(record))
     for entry in view(record).front:
         assert entry.digest in text
+
+
+@pytest.mark.parametrize(
+    ("format", "line"),
+    [
+        ("peft", "autopeft.load_adapter("),
+        ("lora", "PeftModel.from_pretrained(base"),
+        ("merged", 'AutoModelForSequenceClassification.from_pretrained("path/to/this/folder")'),
+    ],
+)
+def test_a_card_tells_how_to_load_what_the_folder_holds(format: str, line: str):
+    shown = view(make_record())
+    card = model_card(shown, shown.front[0].digest, format=format, notes=["all is well"])
+    assert line in card
+    assert "- all is well" in card
