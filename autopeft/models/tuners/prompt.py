@@ -83,7 +83,8 @@ class PromptLayer(StandInLayer):
         if not tokens:
             return self.base_layer(*args, **kwargs)
         call = dict(zip(self._names, args, strict=False)) | kwargs
-        past = call.get("past_key_values")
+        # transformers 5.24 calls it `cache`.
+        past = call.get("past_key_values", call.get("cache"))
         n_new = sum(len(each) for each in tokens)
         if past is not None and past.get_seq_length():
             # The prompt is among the keys that are kept from an earlier pass.
