@@ -150,14 +150,18 @@ def price_table(prices: PriceList) -> RenderableType:
 
 
 def methods_table() -> Table:
-    """Every method and what it can do."""
-    from autopeft.methods.table import HEADER, rows
+    """Every method and what it can do, one line each; README.md has the sizes in full."""
+    from autopeft.methods.table import rows
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for name in HEADER:
-        table.add_column(name, no_wrap=name == "method")
-    for row in rows():
-        table.add_row(*row)
+    for name in ("method", "where", "sizes", "rate", "merge", "LoRA", "quant", "shared"):
+        table.add_column(name, no_wrap=name != "where", min_width=6 if name == "where" else None)
+    for name, where, sizes, rate, *flags in rows():
+        first, *_, last = [*sizes.split(), sizes.split()[-1]]
+        shown = first if first == last else f"{first}-{last}"
+        table.add_row(name, where, shown, rate, *flags)
+    legend = "LoRA: is exactly one; quant: over 4-bit or 8-bit weights; shared: between sites"
+    table.caption = legend
     return table
 
 
