@@ -51,6 +51,7 @@ from autopeft.methods.base import LINEAR_ROLES, AdapterFlops, AdapterMemory, Met
 __all__ = [
     "HEAD",
     "HEAD_RATES",
+    "LEFT_OUT",
     "LINEAR_ROLES",
     "AdapterFlops",
     "AdapterMemory",
@@ -108,6 +109,20 @@ _TABLE: Mapping[str, Method] = MappingProxyType(
 )
 
 
+LEFT_OUT: Mapping[str, str] = MappingProxyType(
+    {
+        "lily": "it mixes its experts by their mean over a batch, so that a row's prediction "
+        "depends on the rows and the padding beside it",
+        "adamss": "its subspaces come from a random clustering that its files do not hold",
+        "frod": "its bases come from a decomposition that its files do not hold and that differs "
+        "between machines",
+        "poly": "it chooses skills by a task number that rows do not have",
+        "xlora": "it mixes adapters that must have been trained before",
+    }
+)
+"""Methods of peft that are not offered, and why: a space that names one is told so."""
+
+
 def all_methods() -> tuple[Method, ...]:
     """Every method, family by family."""
     return tuple(_TABLE.values())
@@ -117,10 +132,12 @@ def get(name: str) -> Method:
     """The method of that name.
 
     Raises:
-        SpaceError: if there is none; names the nearest.
+        SpaceError: if there is none; names the nearest, or why it was left out.
     """
     if name in _TABLE:
         return _TABLE[name]
+    if name in LEFT_OUT:
+        raise SpaceError("method", name, f"not offered: {LEFT_OUT[name]}", "use another method")
     near = difflib.get_close_matches(str(name).lower().replace("-", "_"), _TABLE, n=1, cutoff=0.4)
     remedy = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(_TABLE)}"
     raise SpaceError("method", name, "no such method", remedy)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
@@ -53,6 +54,13 @@ def test_the_seven_methods_of_the_first_issue_are_there() -> None:
 def test_an_unknown_method_names_the_nearest(wrong: str, near: str) -> None:
     with pytest.raises(SpaceError, match=f"did you mean '{near}'"):
         methods.get(wrong)
+
+
+@pytest.mark.parametrize("name", sorted(methods.LEFT_OUT))
+def test_a_method_that_was_left_out_says_why(name: str) -> None:
+    assert name not in _NAMES
+    with pytest.raises(SpaceError, match=re.escape(methods.LEFT_OUT[name])):
+        methods.get(name)
 
 
 def test_a_name_like_no_other_gets_the_whole_list() -> None:
