@@ -7,6 +7,11 @@ import random
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# Machines that run tests are shared: how long one example takes says nothing of the code.
+settings.register_profile("autopeft", deadline=None)
+settings.load_profile("autopeft")
 
 GOOD = ("good", "fine", "great", "lovely", "warm")
 BAD = ("bad", "poor", "awful", "cold", "dull")
