@@ -178,14 +178,16 @@ class ConfirmationStore:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder / "confirm"
+        self._cuts = folder / "confirm" / "cut"
         self._adapters = folder / "adapters"
 
-    def _place(self, digest: str, seed: int) -> Path:
-        return self._folder / f"{digest}-seed{seed}"
+    def _place(self, digest: str, seed: int, *, is_cut: bool = False) -> Path:
+        # A candidate may be cut from another first and trained itself in a later sitting.
+        return (self._cuts if is_cut else self._folder) / f"{digest}-seed{seed}"
 
     def save(self, candidate: Candidate, score: SeedScore, files: Mapping[str, bytes]) -> None:
         """Writes one confirmation; it is there whole or not at all."""
-        self._write(candidate, score, files, {})
+        self._write(self._place(candidate.digest, score.seed), score, files)
 
     def save_compressed(self, made: Compressed, source: Candidate) -> None:
         """Writes what was cut from a confirmation of `source`."""
@@ -194,34 +196,39 @@ class ConfirmationStore:
             "price": made.price.to_json(),
             "compressed_from": source.digest,
         }
-        self._write(made.candidate, made.score, made.files, origin)
+        place = self._place(made.candidate.digest, made.score.seed, is_cut=True)
+        self._write(place, made.score, made.files, origin)
 
+    @staticmethod
     def _write(
-        self,
-        candidate: Candidate,
+        place: Path,
         score: SeedScore,
         files: Mapping[str, bytes],
-        origin: Mapping[str, Any],
+        origin: Mapping[str, Any] | None = None,
     ) -> None:
-        place = self._place(candidate.digest, score.seed)
         draft = place.with_name(f".{place.name}.{os.getpid()}")
         for name, content in files.items():
             path = draft / "adapter" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
         (draft / "score.json").write_text(json.dumps(asdict(score)))
-        if origin:
+        if origin is not None:
             (draft / _ORIGIN).write_text(json.dumps(origin))
         if place.exists():
             shutil.rmtree(place)
         draft.rename(place)
 
     def scores(self) -> dict[str, tuple[SeedScore, ...]]:
-        """All confirmations by candidate digest, in order of their seeds."""
+        """All confirmations by candidate digest, in order of their seeds.
+
+        Those of a candidate that was cut from another are left out once it was trained itself.
+        """
+        return self._scores_in(self._cuts) | self._scores_in(self._folder)
+
+    @staticmethod
+    def _scores_in(folder: Path) -> dict[str, tuple[SeedScore, ...]]:
         found: dict[str, list[SeedScore]] = {}
-        for path in sorted(self._folder.glob("*-seed*/score.json")):
-            if path.parent.name.startswith("."):
-                continue
+        for path in sorted(folder.glob("[!.]*-seed*/score.json")):
             row = json.loads(path.read_text())
             digest = path.parent.name.rsplit("-seed", 1)[0]
             score = SeedScore(**{**row, "test_rows": tuple(row["test_rows"])})
@@ -229,16 +236,21 @@ class ConfirmationStore:
         return {digest: tuple(sorted(s, key=lambda s: s.seed)) for digest, s in found.items()}
 
     def compressed(self) -> dict[str, tuple[Candidate, Price, str]]:
-        """What was cut from others, by digest: candidate, price, digest of what it was cut from."""
+        """What was cut from others and never trained itself, by digest.
+
+        Candidate, price, and digest of what it was cut from.
+        """
+        trained = {digest for digest, _ in self.done()}
         found = {}
-        for path in sorted(self._folder.glob(f"[!.]*-seed*/{_ORIGIN}")):
+        for path in sorted(self._cuts.glob(f"[!.]*-seed*/{_ORIGIN}")):
             row = json.loads(path.read_text())
             candidate = Candidate.from_json(row["candidate"])
-            found[candidate.digest] = candidate, Price(**row["price"]), row["compressed_from"]
+            if candidate.digest not in trained:
+                found[candidate.digest] = candidate, Price(**row["price"]), row["compressed_from"]
         return found
 
     def done(self) -> frozenset[tuple[str, int]]:
-        """(digest, seed) of every confirmation kept."""
+        """(digest, seed) of every retraining kept."""
         pairs = (path.name.rsplit("-seed", 1) for path in self._folder.glob("[!.]*-seed*"))
         return frozenset((digest, int(seed)) for digest, seed in pairs)
 
@@ -249,7 +261,8 @@ class ConfirmationStore:
         draft = target.with_name(f".{digest}.{os.getpid()}")
         if draft.exists():
             shutil.rmtree(draft)
-        shutil.copytree(self._place(digest, seed) / "adapter", draft)
+        place = self._place(digest, seed, is_cut=bool(finalist.compressed_from))
+        shutil.copytree(place / "adapter", draft)
         if target.exists():
             shutil.rmtree(target)
         draft.rename(target)
@@ -265,11 +278,12 @@ def finalists(
     kept: dict[str, Finalist] = {}
     for outcome in as_lora_baselines(outcomes):
         digest = outcome.candidate.digest
-        if digest in scores and digest not in kept and outcome.state == "complete":
+        is_confirmed = digest in scores and digest not in compressed
+        if is_confirmed and digest not in kept and outcome.state == "complete":
             kept[digest] = Finalist(
                 outcome.candidate, outcome.price, outcome.origin, scores[digest]
             )
     for digest, (candidate, price, source) in compressed.items():
-        if digest not in kept and source in kept:
+        if source in kept:
             kept[digest] = Finalist(candidate, price, "compressed", scores[digest], source)
     return tuple(kept.values())

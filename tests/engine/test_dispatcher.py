@@ -25,7 +25,7 @@ from autopeft.engine.jobs import (
     Job,
     RungMessage,
 )
-from autopeft.outcome import RungReport, SeedScore, objective
+from autopeft.outcome import Finalist, RungReport, SeedScore, objective
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
 from autopeft.pricing import PriceTable, Topology
 from autopeft.search.budget import Budget, Ledger
@@ -297,6 +297,33 @@ def test_confirmed_loras_are_scored_at_lower_ranks_that_no_trial_had(tmp_path: P
         assert finalist.price.trainable_params < bench.prices.price(cut[digest]).trainable_params
         folder = bench.store.publish(finalist, 1)
         assert (folder / "adapter.txt").read_bytes() == b"cut"
+
+
+def test_what_was_cut_first_and_trained_later_is_confirmed_by_its_own_training(
+    tmp_path: Path,
+) -> None:
+    bench = Bench(tmp_path, "15trials", compress=True)
+    source, cut = next((job.candidate, c) for job in bench.run() for c in job.lower_ranks)
+    assert cut.digest not in {digest for digest, _ in bench.store.done()}
+    # A later sitting trains it as a trial of its own.
+    bench.controller.enqueue(cut)
+    trial = bench.controller.ask()
+    assert trial is not None
+    bench.controller.tell(trial, score=0.9)
+
+    def of_cut() -> list[Finalist]:
+        found = finalists(
+            bench.controller.outcomes(), bench.store.scores(), bench.store.compressed()
+        )
+        return [f for f in found if f.candidate == cut]
+
+    (before,) = of_cut()
+    assert (before.origin, before.compressed_from) == ("compressed", source.digest)
+    bench.work(Job("confirm", cut, seed=1))
+    (after,) = of_cut()
+    assert (after.origin, after.compressed_from) == ("baseline", "")  # It is an ordinary LoRA.
+    assert [score.seed for score in after.seeds] == [1]
+    assert (bench.store.publish(after, 1) / "adapter.txt").read_bytes() == b"x"
 
 
 def test_lower_ranks_are_left_out_where_time_is_short(tmp_path: Path) -> None:
