@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Callable
 from dataclasses import fields
@@ -13,9 +12,6 @@ import click
 
 from autopeft.errors import AutoPeftError, UserError
 from autopeft.settings import RESUMABLE, SearchSettings
-
-_TALKATIVE = ("torchao", "bitsandbytes", "torch.utils._pytree")
-"""Loggers that tell, whenever they are imported, which of their kernels this machine lacks."""
 
 _REPEATED = ("objectives", "constraints")
 _TYPES: dict[str, Any] = {"int": int, "float": float}
@@ -204,8 +200,6 @@ def _farewell(folder: Path) -> None:
 
 def main() -> None:
     """Runs the command line with the exit statuses of the contract."""
-    for name in _TALKATIVE:
-        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         status = app(standalone_mode=False)
         sys.exit(status if isinstance(status, int) else 0)

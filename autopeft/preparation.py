@@ -199,7 +199,8 @@ def validation_rows(settings: SearchSettings, n_rows: int = 32) -> dict[str, Any
     """
     settings = expand(settings)
     try:
-        data = prepare_data(settings, load_tokenizer(settings.model))
+        tokenizer = load_tokenizer(settings.model, revision=settings.model_revision)
+        data = prepare_data(settings, tokenizer)
     except UserError:
         return None
     n = min(n_rows, len(data.validation))

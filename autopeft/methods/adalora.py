@@ -6,7 +6,14 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from autopeft.methods.base import LINEAR_ROLES, AdapterFlops, AdapterMemory, Method, Shape
+from autopeft.methods.base import (
+    LINEAR_ROLES,
+    AdapterFlops,
+    AdapterMemory,
+    Method,
+    Shape,
+    low_rank_flops,
+)
 from autopeft.plan import TrainSettings
 
 _WARMUP, _SETTLING = 0.1, 0.3
@@ -36,12 +43,7 @@ class AdaLora(Method):
 
     def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
         """As LoRA's, of the rank at the start."""
-        first, (out, in_) = self.first_rank(rank), shape
-        return AdapterFlops(
-            forward_per_token=2.0 * first * (in_ + out),
-            backward_per_token=2.0 * first * (2 * out + in_),
-            input_grad_per_token=2.0 * first * in_,
-        )
+        return low_rank_flops(self.first_rank(rank), shape)
 
     def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
         """The input, for E A's gradient, and E A x, for B's; E A, where the input needs one."""

@@ -105,7 +105,8 @@ class Method(ABC):
         transposed_base: True if peft itself can load it over modules that store their weight as
             (in, out), GPT-2's Conv1D; autopeft can load any.
         input_side_roles: Roles where it changes the module's input rather than its output.
-        rank_pattern: True if one peft configuration can hold several ranks.
+        rank_patterns: Arguments of peft's configuration that depend on the rank, each with peft's
+            name for its values module by module; () if one configuration holds one rank only.
         version: Raised when saved files change meaning.
     """
 
@@ -124,8 +125,13 @@ class Method(ABC):
     quantised_base: bool = True
     transposed_base: bool = True
     input_side_roles: tuple[str, ...] = ()
-    rank_pattern: bool = False
+    rank_patterns: tuple[tuple[str, str], ...] = ()
     version: int = 1
+
+    @property
+    def rank_pattern(self) -> bool:
+        """True if one peft configuration can hold several ranks."""
+        return bool(self.rank_patterns)
 
     @abstractmethod
     def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
@@ -193,37 +199,45 @@ class Method(ABC):
         return tuple(rank for rank in self.default_ranks if self.is_legal_rank(rank, shape))
 
     def peft_config_for(self, ranks: Mapping[str, int], train: TrainSettings) -> dict[str, Any]:
-        """Like `peft_config`, for modules of several ranks at once.
+        """Like `peft_config`, for modules of several ranks at once: the commonest is the default.
 
         Args:
-            ranks: Module name -> rank; all equal unless the method has `rank_pattern`.
+            ranks: Module name -> rank; all equal unless the method has `rank_patterns`.
             train: Gives dropout and alpha.
         """
-        (rank,) = set(ranks.values())
-        return self.peft_config(rank, train)
+        if not self.rank_pattern:
+            (rank,) = set(ranks.values())
+            return self.peft_config(rank, train)
+        counts = sorted(ranks.values())
+        commonest = max(sorted(set(counts)), key=counts.count)
+        config = self.peft_config(commonest, train)
+        others = {name: rank for name, rank in sorted(ranks.items()) if rank != commonest}
+        for argument, pattern in self.rank_patterns if others else ():
+            config[pattern] = {
+                name: self.peft_config(rank, train)[argument] for name, rank in others.items()
+            }
+        return config
 
 
-def config_for_ranks(
-    method: Method,
-    ranks: Mapping[str, int],
-    train: TrainSettings,
-    patterns: Mapping[str, str],
-) -> dict[str, Any]:
-    """One configuration for several ranks: the commonest is the default, the rest are patterns.
+def low_rank_flops(rank: int, shape: Shape) -> AdapterFlops:
+    """B A x, both trained: two thin products forward; a gradient each for B, A x, A, x backward."""
+    out, in_ = shape
+    return AdapterFlops(
+        forward_per_token=2.0 * rank * (in_ + out),
+        backward_per_token=2.0 * rank * (2 * out + in_),
+        input_grad_per_token=2.0 * rank * in_,
+    )
+
+
+def dense_update_flops(
+    shape: Shape, forward_per_step: float = 0.0, backward_per_step: float = 0.0
+) -> AdapterFlops:
+    """(dW) x beside W x: a second full product for each token, forward and for each gradient.
 
     Args:
-        method: Gives the configuration of one rank.
-        ranks: Module name -> rank.
-        train: Gives dropout and alpha.
-        patterns: Argument that depends on the rank -> peft's name for its pattern.
+        shape: The module's.
+        forward_per_step: FLOPs of building dW.
+        backward_per_step: FLOPs of the gradients of what it is built from.
     """
-    counts = sorted(ranks.values())
-    commonest = max(sorted(set(counts)), key=counts.count)
-    config = method.peft_config(commonest, train)
-    others = {name: rank for name, rank in sorted(ranks.items()) if rank != commonest}
-    if others:
-        for argument, pattern in patterns.items():
-            config[pattern] = {
-                name: method.peft_config(rank, train)[argument] for name, rank in others.items()
-            }
-    return config
+    product = 2.0 * shape[0] * shape[1]
+    return AdapterFlops(product, product, product, forward_per_step, backward_per_step)

@@ -7,7 +7,6 @@ better than in series. peft lacks them; `autopeft.models.tuners` has them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,6 @@ from autopeft.methods.base import (
     AdapterMemory,
     Method,
     Shape,
-    config_for_ranks,
 )
 from autopeft.plan import TrainSettings
 
@@ -76,10 +74,6 @@ class Bottleneck(Method):
             "bottleneck_dropout": train.dropout,
         }
 
-    def peft_config_for(self, ranks: Mapping[str, int], train: TrainSettings) -> dict[str, Any]:
-        """One configuration for all sizes."""
-        return config_for_ranks(self, ranks, train, {"r": "rank_pattern"})
-
 
 METHODS: tuple[Method, ...] = (
     Bottleneck(
@@ -89,7 +83,7 @@ METHODS: tuple[Method, ...] = (
         default_ranks=_RANKS,
         learning_rate=(7e-4, 2.5e-2),
         mergeable=False,
-        rank_pattern=True,
+        rank_patterns=(("r", "rank_pattern"),),
     ),
     Bottleneck(
         name="parallel_bottleneck",
@@ -98,7 +92,7 @@ METHODS: tuple[Method, ...] = (
         default_ranks=_RANKS,
         learning_rate=(4e-4, 1.5e-2),
         mergeable=False,
-        rank_pattern=True,
+        rank_patterns=(("r", "rank_pattern"),),
         parallel=True,
     ),
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +11,7 @@ from autopeft.methods.base import (
     AdapterMemory,
     Method,
     Shape,
-    config_for_ranks,
+    low_rank_flops,
 )
 from autopeft.plan import TrainSettings
 
@@ -35,12 +34,7 @@ class DeLora(Method):
 
     def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
         """Two thin products forward; a gradient each for B, A w x, A and w x backward."""
-        out, in_ = shape
-        return AdapterFlops(
-            forward_per_token=2.0 * rank * (in_ + out),
-            backward_per_token=2.0 * rank * (2 * out + in_),
-            input_grad_per_token=2.0 * rank * in_,
-        )
+        return low_rank_flops(rank, shape)
 
     def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
         """W x for A's gradient, A w x before and after scaling for the strength's and B's."""
@@ -61,12 +55,6 @@ class DeLora(Method):
             "module_dropout": train.dropout,
         }
 
-    def peft_config_for(self, ranks: Mapping[str, int], train: TrainSettings) -> dict[str, Any]:
-        """One configuration for all ranks."""
-        return config_for_ranks(
-            self, ranks, train, {"r": "rank_pattern", "delora_lambda": "lambda_pattern"}
-        )
-
 
 METHODS: tuple[Method, ...] = (
     DeLora(
@@ -78,6 +66,6 @@ METHODS: tuple[Method, ...] = (
         converts_to_lora=True,
         quantised_base=False,  # It measures the columns of the base weight.
         transposed_base=False,
-        rank_pattern=True,
+        rank_patterns=(("r", "rank_pattern"), ("delora_lambda", "lambda_pattern")),
     ),
 )

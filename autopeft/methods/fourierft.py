@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from autopeft.methods.base import LINEAR_ROLES, AdapterFlops, AdapterMemory, Method, Shape
+from autopeft.methods.base import (
+    LINEAR_ROLES,
+    AdapterFlops,
+    AdapterMemory,
+    Method,
+    Shape,
+    dense_update_flops,
+)
 from autopeft.plan import TrainSettings
 
 _SCALING = 75.0
@@ -26,8 +33,7 @@ class FourierFt(Method):
 
     def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
         """A second full product for each token; the transform is no matrix product."""
-        product = 2.0 * shape[0] * shape[1]
-        return AdapterFlops(product, product, product)
+        return dense_update_flops(shape)
 
     def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
         """The input and the frequencies' places; where the input needs a gradient, the update."""

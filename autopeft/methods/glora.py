@@ -9,7 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from autopeft.methods.base import LINEAR_ROLES, AdapterFlops, AdapterMemory, Method, Shape
+from autopeft.methods.base import (
+    LINEAR_ROLES,
+    AdapterFlops,
+    AdapterMemory,
+    Method,
+    Shape,
+    dense_update_flops,
+)
 from autopeft.plan import TrainSettings
 
 
@@ -28,10 +35,8 @@ class GLora(Method):
     def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
         """A second full product for each token; each step builds A and B."""
         product = 2.0 * shape[0] * shape[1]
-        return AdapterFlops(
-            forward_per_token=product,
-            backward_per_token=product,
-            input_grad_per_token=product,
+        return dense_update_flops(
+            shape,
             # One more product for the bias term that is not there, where there is a bias.
             forward_per_step=2 * rank * product + product,
             backward_per_step=4 * rank * product,

@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from autopeft.methods.base import LINEAR_ROLES, AdapterFlops, AdapterMemory, Method, Shape
+from autopeft.methods.base import (
+    LINEAR_ROLES,
+    AdapterFlops,
+    AdapterMemory,
+    Method,
+    Shape,
+    low_rank_flops,
+)
 from autopeft.plan import TrainSettings
 
 _BLOCKS = 2
@@ -22,12 +29,7 @@ class GraLora(Method):
 
     def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
         """As LoRA's."""
-        out, in_ = shape
-        return AdapterFlops(
-            forward_per_token=2.0 * rank * (in_ + out),
-            backward_per_token=2.0 * rank * (2 * out + in_),
-            input_grad_per_token=2.0 * rank * in_,
-        )
+        return low_rank_flops(rank, shape)
 
     def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
         """The input, and what the blocks in one column made of it."""

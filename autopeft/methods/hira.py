@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from autopeft.methods.base import LINEAR_ROLES, AdapterFlops, AdapterMemory, Method, Shape
+from autopeft.methods.base import (
+    LINEAR_ROLES,
+    AdapterFlops,
+    AdapterMemory,
+    Method,
+    Shape,
+    dense_update_flops,
+)
 from autopeft.plan import TrainSettings
 
 
@@ -20,10 +27,8 @@ class Hira(Method):
     def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
         """A second full product for each token; each step multiplies A and B."""
         product = 2.0 * shape[0] * shape[1]
-        return AdapterFlops(
-            forward_per_token=product,
-            backward_per_token=product,
-            input_grad_per_token=product,
+        return dense_update_flops(
+            shape,
             forward_per_step=rank * product,
             backward_per_step=2 * rank * product,
         )
@@ -48,7 +53,6 @@ METHODS: tuple[Method, ...] = (
         # The factor multiplies entries far below 1: it takes larger steps than LoRA's update.
         learning_rate=(4e-3, 1.2e-1),
         quantised_base=False,  # It multiplies the weight, which torchao's 8-bit ones refuse.
-        # peft 0.21.2 has a rank pattern for it, and ignores it.
-        rank_pattern=False,
+        # No `rank_patterns`: peft 0.21.2 has one for it, and ignores it.
     ),
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +11,7 @@ from autopeft.methods.base import (
     AdapterMemory,
     Method,
     Shape,
-    config_for_ranks,
+    dense_update_flops,
 )
 from autopeft.plan import TrainSettings
 
@@ -28,10 +27,8 @@ class LoHa(Method):
     def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
         """A second full product for each token; each step builds the update's two factors."""
         product = 2.0 * shape[0] * shape[1]
-        return AdapterFlops(
-            forward_per_token=product,
-            backward_per_token=product,
-            input_grad_per_token=product,
+        return dense_update_flops(
+            shape,
             forward_per_step=2 * rank * product,
             # Both factors are built anew, then each gives a gradient to its two halves.
             backward_per_step=6 * rank * product,
@@ -52,10 +49,6 @@ class LoHa(Method):
             "rank_dropout": train.dropout,
         }
 
-    def peft_config_for(self, ranks: Mapping[str, int], train: TrainSettings) -> dict[str, Any]:
-        """One configuration for all ranks."""
-        return config_for_ranks(self, ranks, train, {"r": "rank_pattern", "alpha": "alpha_pattern"})
-
 
 METHODS: tuple[Method, ...] = (
     LoHa(
@@ -67,6 +60,6 @@ METHODS: tuple[Method, ...] = (
         converts_to_lora=True,
         quantised_base=False,  # The update takes its shape from the base weight's.
         transposed_base=False,
-        rank_pattern=True,
+        rank_patterns=(("r", "rank_pattern"), ("alpha", "alpha_pattern")),
     ),
 )

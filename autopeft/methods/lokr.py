@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +12,7 @@ from autopeft.methods.base import (
     AdapterMemory,
     Method,
     Shape,
-    config_for_ranks,
+    dense_update_flops,
 )
 from autopeft.plan import TrainSettings
 
@@ -35,12 +34,9 @@ class LoKr(Method):
 
     def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
         """A second full product for each token; each step multiplies A and B."""
-        product = 2.0 * shape[0] * shape[1]
         small = 2.0 * rank * factors_of(shape[0])[1] * factors_of(shape[1])[1]
-        return AdapterFlops(
-            forward_per_token=product,
-            backward_per_token=product,
-            input_grad_per_token=product,
+        return dense_update_flops(
+            shape,
             forward_per_step=small,
             backward_per_step=2 * small,
         )
@@ -74,10 +70,6 @@ class LoKr(Method):
             "rank_dropout_scale": True,
         }
 
-    def peft_config_for(self, ranks: Mapping[str, int], train: TrainSettings) -> dict[str, Any]:
-        """One configuration for all ranks."""
-        return config_for_ranks(self, ranks, train, {"r": "rank_pattern", "alpha": "alpha_pattern"})
-
 
 METHODS: tuple[Method, ...] = (
     LoKr(
@@ -89,6 +81,6 @@ METHODS: tuple[Method, ...] = (
         converts_to_lora=True,
         quantised_base=False,  # The update takes its shape from the base weight's.
         transposed_base=False,
-        rank_pattern=True,
+        rank_patterns=(("r", "rank_pattern"), ("alpha", "alpha_pattern")),
     ),
 )

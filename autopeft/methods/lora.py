@@ -6,11 +6,17 @@ Sources: LoRA arXiv 2106.09685, DoRA arXiv 2402.09353, rsLoRA arXiv 2312.03732, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from autopeft.methods.base import LINEAR_ROLES, AdapterFlops, AdapterMemory, Method, Shape
+from autopeft.methods.base import (
+    LINEAR_ROLES,
+    AdapterFlops,
+    AdapterMemory,
+    Method,
+    Shape,
+    low_rank_flops,
+)
 from autopeft.plan import TrainSettings
 
 
@@ -31,12 +37,7 @@ class Lora(Method):
 
     def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
         """Two thin products forward; a gradient each for B, A x, A and x backward."""
-        out, in_ = shape
-        return AdapterFlops(
-            forward_per_token=2.0 * rank * (in_ + out),
-            backward_per_token=2.0 * rank * (2 * out + in_),
-            input_grad_per_token=2.0 * rank * in_,
-        )
+        return low_rank_flops(rank, shape)
 
     def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
         """The input, for A's gradient, and A x, for B's."""
@@ -52,19 +53,6 @@ class Lora(Method):
         }
         return {**config, "use_rslora": True} if self.use_rslora else config
 
-    def peft_config_for(self, ranks: Mapping[str, int], train: TrainSettings) -> dict[str, Any]:
-        """One configuration for all ranks: the commonest is the default, the rest a pattern."""
-        counts = sorted(ranks.values())
-        commonest = max(sorted(set(counts)), key=counts.count)
-        config = self.peft_config(commonest, train)
-        others = {name: rank for name, rank in sorted(ranks.items()) if rank != commonest}
-        if others:
-            config["rank_pattern"] = others
-            config["alpha_pattern"] = {
-                name: self.peft_config(rank, train)["lora_alpha"] for name, rank in others.items()
-            }
-        return config
-
 
 @dataclass(frozen=True)
 class Dora(Lora):
@@ -77,11 +65,8 @@ class Dora(Lora):
     def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
         """LoRA's, and the product B A that the norm of the updated weight needs at each step."""
         out, in_ = shape
-        lora = super().flops(rank, shape, role)
-        return AdapterFlops(
-            forward_per_token=lora.forward_per_token,
-            backward_per_token=lora.backward_per_token,
-            input_grad_per_token=lora.input_grad_per_token,
+        return replace(
+            super().flops(rank, shape, role),
             # peft multiplies A, then B, with an identity matrix of size `in`.
             forward_per_step=2.0 * rank * in_ * (in_ + out),
             # Over a dropped input the module's output cannot be used again.
@@ -141,6 +126,7 @@ class StartedLora(Lora):
         return {**super().peft_config(rank, train), "init_lora_weights": self.init}
 
 
+_RANK_PATTERNS = (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern"))
 _RANKS = (1, 2, 4, 8, 16, 32)
 
 METHODS: tuple[Method, ...] = (
@@ -151,7 +137,7 @@ METHODS: tuple[Method, ...] = (
         default_ranks=_RANKS,
         learning_rate=(2e-4, 1e-2),
         converts_to_lora=True,
-        rank_pattern=True,
+        rank_patterns=_RANK_PATTERNS,
     ),
     Dora(
         name="dora",
@@ -160,7 +146,7 @@ METHODS: tuple[Method, ...] = (
         default_ranks=_RANKS,
         learning_rate=(2e-4, 1e-2),
         exact_start=False,  # The magnitude is divided by a norm computed anew.
-        rank_pattern=True,
+        rank_patterns=_RANK_PATTERNS,
     ),
     Lora(
         name="rslora",
@@ -169,7 +155,7 @@ METHODS: tuple[Method, ...] = (
         default_ranks=_RANKS,
         learning_rate=(1e-4, 5e-3),
         converts_to_lora=True,
-        rank_pattern=True,
+        rank_patterns=_RANK_PATTERNS,
         use_rslora=True,
     ),
     LoraFa(
@@ -179,7 +165,7 @@ METHODS: tuple[Method, ...] = (
         default_ranks=_RANKS,
         learning_rate=(2e-3, 6e-2),
         converts_to_lora=True,
-        rank_pattern=True,
+        rank_patterns=_RANK_PATTERNS,
     ),
     StartedLora(
         name="pissa",
@@ -188,7 +174,7 @@ METHODS: tuple[Method, ...] = (
         default_ranks=_RANKS,
         learning_rate=(2e-4, 8e-3),
         converts_to_lora=True,
-        rank_pattern=True,
+        rank_patterns=_RANK_PATTERNS,
         exact_start=False,
         changes_base=True,
         quantised_base=False,
@@ -201,7 +187,7 @@ METHODS: tuple[Method, ...] = (
         default_ranks=_RANKS,
         learning_rate=(2e-4, 8e-3),
         converts_to_lora=True,
-        rank_pattern=True,
+        rank_patterns=_RANK_PATTERNS,
         exact_start=False,
         changes_base=True,
         quantised_base=False,

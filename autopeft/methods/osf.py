@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from autopeft.methods.base import LINEAR_ROLES, AdapterFlops, AdapterMemory, Method, Shape
+from autopeft.methods.base import (
+    LINEAR_ROLES,
+    AdapterFlops,
+    AdapterMemory,
+    Method,
+    Shape,
+    low_rank_flops,
+)
 from autopeft.plan import TrainSettings
 
 _STEPS = 64
@@ -45,11 +52,8 @@ class Osf(Method):
             # The longer side's complement is wider than what is trained.
             return 4.0 * width * trained * (kept if width > min(shape) else trained)
 
-        lora = 4.0 * trained
-        return AdapterFlops(
-            forward_per_token=lora * (in_ + out),
-            backward_per_token=lora * (2 * out + in_),
-            input_grad_per_token=lora * in_,
+        return replace(
+            low_rank_flops(2 * trained, shape),
             backward_per_step=projection(out) + projection(in_),
         )
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from autopeft.methods.base import LINEAR_ROLES, AdapterFlops, AdapterMemory, Method, Shape
+from autopeft.methods.base import (
+    LINEAR_ROLES,
+    AdapterFlops,
+    AdapterMemory,
+    Method,
+    Shape,
+    dense_update_flops,
+)
 from autopeft.plan import TrainSettings
 
 
@@ -20,10 +27,8 @@ class Peanut(Method):
     def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
         """A second full product for each token; two thin ones with the weight for each step."""
         product = 2.0 * shape[0] * shape[1]
-        return AdapterFlops(
-            forward_per_token=product,
-            backward_per_token=product,
-            input_grad_per_token=product,
+        return dense_update_flops(
+            shape,
             forward_per_step=2 * rank * product,
             backward_per_step=3 * rank * product,
         )

@@ -6,11 +6,10 @@ peft has both for a whole model only; `autopeft.models.tuners` has one for a sin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape, config_for_ranks
+from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape
 from autopeft.plan import TrainSettings
 
 
@@ -53,10 +52,6 @@ class Prefix(Method):
         """Arguments of `autopeft.models.tuners.GatedPrefixConfig`."""
         return {"peft_type": "GATED_PREFIX", "r": rank}
 
-    def peft_config_for(self, ranks: Mapping[str, int], train: TrainSettings) -> dict[str, Any]:
-        """One configuration for all sizes."""
-        return config_for_ranks(self, ranks, train, {"r": "rank_pattern"})
-
 
 METHODS: tuple[Method, ...] = (
     Prefix(
@@ -67,6 +62,6 @@ METHODS: tuple[Method, ...] = (
         # LLaMA-Adapter trains at 9e-3.
         learning_rate=(5e-3, 2e-1),
         mergeable=False,
-        rank_pattern=True,
+        rank_patterns=(("r", "rank_pattern"),),
     ),
 )

@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from autopeft.methods.base import LINEAR_ROLES, AdapterFlops, AdapterMemory, Method, Shape
+from autopeft.methods.base import (
+    LINEAR_ROLES,
+    AdapterFlops,
+    AdapterMemory,
+    Method,
+    Shape,
+    low_rank_flops,
+)
 from autopeft.plan import TrainSettings
 
 _RANK = 4
@@ -29,12 +36,7 @@ class UniLora(Method):
 
     def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
         """LoRA's."""
-        out, in_ = shape
-        return AdapterFlops(
-            forward_per_token=2.0 * _RANK * (in_ + out),
-            backward_per_token=2.0 * _RANK * (2 * out + in_),
-            input_grad_per_token=2.0 * _RANK * in_,
-        )
+        return low_rank_flops(_RANK, shape)
 
     def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
         """LoRA's, and B; A where the input needs a gradient: they are made anew at each step."""

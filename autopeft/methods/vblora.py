@@ -6,7 +6,14 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from autopeft.methods.base import LINEAR_ROLES, AdapterFlops, AdapterMemory, Method, Shape
+from autopeft.methods.base import (
+    LINEAR_ROLES,
+    AdapterFlops,
+    AdapterMemory,
+    Method,
+    Shape,
+    low_rank_flops,
+)
 from autopeft.plan import TrainSettings
 
 _TOP = 2
@@ -44,12 +51,7 @@ class VbLora(Method):
 
     def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
         """LoRA's: choosing and mixing multiplies no matrices."""
-        out, in_ = shape
-        return AdapterFlops(
-            forward_per_token=2.0 * rank * (in_ + out),
-            backward_per_token=2.0 * rank * (2 * out + in_),
-            input_grad_per_token=2.0 * rank * in_,
-        )
+        return low_rank_flops(rank, shape)
 
     def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
         """The input and A x; for each piece the vectors chosen, their weights and places; B and A.

@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from autopeft.methods.base import LINEAR_ROLES, AdapterFlops, AdapterMemory, Method, Shape
+from autopeft.methods.base import (
+    LINEAR_ROLES,
+    AdapterFlops,
+    AdapterMemory,
+    Method,
+    Shape,
+    dense_update_flops,
+)
 from autopeft.plan import TrainSettings
 
 _SCALING = 12.5
@@ -25,12 +32,9 @@ class WaveFt(Method):
 
     def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
         """A second full product for each token; each step one transposed convolution."""
-        product = 2.0 * shape[0] * shape[1]
         convolution = 8.0 * _even(shape[0]) * _even(shape[1])
-        return AdapterFlops(
-            forward_per_token=product,
-            backward_per_token=product,
-            input_grad_per_token=product,
+        return dense_update_flops(
+            shape,
             forward_per_step=convolution,
             backward_per_step=convolution,
         )

@@ -28,6 +28,7 @@ from autopeft.models.calm import calmed
 from autopeft.models.companions import Companion, companion_of
 from autopeft.models.quantisation import pass_marks
 from autopeft.models.starts import (
+    ADAPTER_NAME,
     finish_start,
     no_decomposition,
     plain_classes,
@@ -39,9 +40,6 @@ from autopeft.pricing import check_plan, count_trainable
 if TYPE_CHECKING:
     from autopeft.models.backbone import Backbone
     from autopeft.models.topology import Layout
-
-ADAPTER_NAME = "default"
-"""peft's name for an adapter; groups never share a module, so all can have the same."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +174,6 @@ class Attached:
         self.seed = seed
         self.parts: tuple[Part, ...] = ()
         self._originals: dict[str, nn.Module] = {}
-        self._order = {path: i for i, (path, _) in enumerate(backbone.model.named_modules())}
         self._was_training = backbone.model.training
         self._head_before = [p.detach().clone() for p in self.head_parameters()]
         backbone.attached = self
@@ -219,7 +216,7 @@ class Attached:
         paths = list(group.ranks)
         if group.method.shared_state:
             # As peft would come across them in the model: what a site gets depends on it.
-            paths.sort(key=self._order.__getitem__)
+            paths.sort(key=self.backbone.module_order.__getitem__)
         names = {path: f"m{i}" for i, path in enumerate(paths)}
         for path, name in names.items():
             original = self.model.get_submodule(path)

@@ -49,6 +49,7 @@ class Backbone:
         config_before: What `prepare_config` changed in the model's configuration.
         quantization: How its weights are stored: a scheme of `autopeft.models.quantisation`, or
             "none".
+        module_order: Path -> place among all modules, before anything is attached.
         principal_parts: Decompositions of its weights, for methods that start from them.
     """
 
@@ -76,6 +77,7 @@ class Backbone:
         self.config_before = dict(config_before or {})
         self.attached: Attached | None = None
         self.principal_parts = PrincipalParts()
+        self.module_order = {path: i for i, (path, _) in enumerate(model.named_modules())}
         self.quantization = quantization
         found = layout or find_layout(
             model,

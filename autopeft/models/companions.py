@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import torch
 
-_ADAPTER = "default"
+from autopeft.models.starts import ADAPTER_NAME
 
 
 class Companion(Protocol):
@@ -38,7 +38,7 @@ class RankAllocation:
 
     def __init__(self, tuner: Any) -> None:
         self._tuner = tuner
-        self._config = tuner.peft_config[_ADAPTER]
+        self._config = tuner.peft_config[ADAPTER_NAME]
         self._kept: dict[str, list[bool]] | None = None
 
     def penalty(self) -> torch.Tensor:
@@ -48,9 +48,9 @@ class RankAllocation:
         """
         distances = []
         for name, parameter in self._tuner.model.named_parameters():
-            if f"lora_A.{_ADAPTER}" in name:
+            if f"lora_A.{ADAPTER_NAME}" in name:
                 product = parameter @ parameter.T  # (rank, rank)
-            elif f"lora_B.{_ADAPTER}" in name:
+            elif f"lora_B.{ADAPTER_NAME}" in name:
                 product = parameter.T @ parameter  # (rank, rank)
             else:
                 continue

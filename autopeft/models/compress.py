@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from autopeft.models.attach import ADAPTER_NAME, Attached
+from autopeft.models.attach import Attached
+from autopeft.models.starts import ADAPTER_NAME
 
 
 class Trained:
@@ -24,7 +25,7 @@ class Trained:
         self._factors: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         for part in attached.parts:
             for path, layer in part.layers.items():
-                self._factors[path] = _factors_of(layer)
+                self._factors[path] = lora_factors(layer)
         self._head = [p.detach().clone() for p in attached.head_parameters()]
 
     @torch.no_grad()
@@ -37,8 +38,8 @@ class Trained:
             parameter.copy_(trained)
 
 
-def _factors_of(layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """B with the scaling in it, shape (out, rank), and A, shape (rank, in)."""
+def lora_factors(layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Copies of a LoRA layer's B, (out, rank), with the scaling in it, and A, (rank, in)."""
     b = layer.lora_B[ADAPTER_NAME].weight.detach() * layer.scaling[ADAPTER_NAME]
     return b.clone(), layer.lora_A[ADAPTER_NAME].weight.detach().clone()
 

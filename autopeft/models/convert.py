@@ -19,7 +19,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from autopeft.errors import AdapterError
-from autopeft.models.attach import ADAPTER_NAME, Attached
+from autopeft.models.attach import Attached
+from autopeft.models.compress import lora_factors
 from autopeft.models.files import TENSOR_FILE, write_tensors
 from autopeft.models.merging import merged
 from autopeft.models.saving import PEFT_PREFIX, TASK_TYPES, head_tensors, whole_modules
@@ -89,7 +90,8 @@ def convert(attached: Attached, *, max_rank: int = MAX_RANK) -> Conversion:
         method = part.group.method
         for path, layer in part.layers.items():
             if method.name in _TRUE_LORAS and part.group.ranks[path] <= max_rank:
-                factors[path] = _own_factors(layer)
+                b, a = lora_factors(layer)
+                factors[path] = Factors(a, b)
             elif not method.mergeable:
                 lost[path] = f"{method.name} cannot be folded into a weight"
             elif not isinstance(attached.original(path), nn.Linear | Conv1D):
@@ -112,12 +114,6 @@ def convert(attached: Attached, *, max_rank: int = MAX_RANK) -> Conversion:
             elif found.error:
                 lost[path] = f"{names[path]} changes the weight by more than rank {max_rank} holds"
     return Conversion(dict(sorted(factors.items())), lost)
-
-
-def _own_factors(layer: Any) -> Factors:
-    a = layer.lora_A[ADAPTER_NAME].weight.detach()
-    b = layer.lora_B[ADAPTER_NAME].weight.detach()
-    return Factors(a.clone(), b * layer.scaling[ADAPTER_NAME])
 
 
 def factorise(change: torch.Tensor, *, max_rank: int, rounding: float = 0.0) -> Factors:

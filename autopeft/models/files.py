@@ -132,14 +132,6 @@ def _model_kwargs(row: Mapping[str, Any]) -> dict[str, Any]:
     return kwargs
 
 
-def _with_int_labels(row: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON turned the indices of `id2label` into text; transformers looks them up as numbers."""
-    kwargs = dict(row)
-    if "id2label" in kwargs:
-        kwargs["id2label"] = {int(index): label for index, label in kwargs["id2label"].items()}
-    return kwargs
-
-
 def damaged(path: Path, problem: str) -> AdapterError:
     """The error about a file that is not as it was saved."""
     return AdapterError("adapter", str(path), problem, "save or download it again")

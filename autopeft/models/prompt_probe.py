@@ -8,8 +8,9 @@ from dataclasses import replace
 
 from torch import nn
 
-from autopeft.models.attach import ADAPTER_NAME, replace_module
+from autopeft.models.attach import replace_module
 from autopeft.models.prompts import position_room
+from autopeft.models.starts import ADAPTER_NAME
 from autopeft.models.topology import Layout
 from autopeft.models.tuners import PromptConfig, PromptLayer
 from autopeft.plan import MODEL

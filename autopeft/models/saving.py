@@ -15,7 +15,7 @@ from peft.utils.save_and_load import get_peft_model_state_dict, set_peft_model_s
 from torch import nn
 
 from autopeft.errors import AdapterError, SpaceError
-from autopeft.models.attach import ADAPTER_NAME, Attached, Part
+from autopeft.models.attach import Attached, Part
 from autopeft.models.backbone import Backbone, load_backbone
 from autopeft.models.calm import calmed
 from autopeft.models.files import (
@@ -29,7 +29,7 @@ from autopeft.models.files import (
     write_tensors,
 )
 from autopeft.models.quantisation import NONE, is_quantised
-from autopeft.models.starts import finish_load
+from autopeft.models.starts import ADAPTER_NAME, finish_load
 from autopeft.pricing import check_plan
 
 PEFT_PREFIX = "base_model."

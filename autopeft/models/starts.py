@@ -12,7 +12,9 @@ from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tinylora.layer import TinyLoraLayer
 from torch import nn
 
-_ADAPTER = "default"
+ADAPTER_NAME = "default"
+"""peft's name for an adapter; groups never share a module, so all can have the same."""
+
 _MAX_RANK = 64
 """Singular triplets kept of each module; larger ranks are decomposed anew."""
 
@@ -114,8 +116,8 @@ def start_from_principal_parts(layers: Mapping[str, nn.Module], parts: Principal
     """PiSSA's start (arXiv 2404.02948): the leading part of W moves from the weight into B A."""
     for path, layer in layers.items():
         lora: Any = layer
-        base, scaling = lora.get_base_layer(), lora.scaling[_ADAPTER]
-        a, b = lora.lora_A[_ADAPTER].weight, lora.lora_B[_ADAPTER].weight
+        base, scaling = lora.get_base_layer(), lora.scaling[ADAPTER_NAME]
+        a, b = lora.lora_A[ADAPTER_NAME].weight, lora.lora_B[ADAPTER_NAME].weight
         left, values, right = parts.of(path, base.weight, a.shape[0])
         root = (values / scaling).sqrt()
         a.copy_(root[:, None] * right)
@@ -129,12 +131,12 @@ def rotate_principal_parts(layers: Mapping[str, nn.Module], parts: PrincipalPart
     for path, layer in layers.items():
         psoft: Any = layer
         weight = psoft.get_base_layer().weight
-        left, values, right = parts.of(path, weight, psoft.r[_ADAPTER])
+        left, values, right = parts.of(path, weight, psoft.r[ADAPTER_NAME])
         a = right.contiguous().clone()
-        b = left * (values / psoft.scaling[_ADAPTER])
-        psoft._set_psoft_ab_cache_buffers(_ADAPTER, a, b)
+        b = left * (values / psoft.scaling[ADAPTER_NAME])
+        psoft._set_psoft_ab_cache_buffers(ADAPTER_NAME, a, b)
         psoft.psoft_signs = BufferDict(persistent=True)
-        psoft.psoft_signs[_ADAPTER] = _signs(a)
+        psoft.psoft_signs[ADAPTER_NAME] = _signs(a)
 
 
 def _signs(a: torch.Tensor) -> torch.Tensor:
@@ -153,11 +155,11 @@ def finish_load(method: str, layers: Mapping[str, nn.Module]) -> None:
         return
     for layer in layers.values():
         psoft: Any = layer
-        signs = psoft.psoft_signs[_ADAPTER]
-        a, b = psoft._get_psoft_ab_cache_buffers(_ADAPTER)
+        signs = psoft.psoft_signs[ADAPTER_NAME]
+        a, b = psoft._get_psoft_ab_cache_buffers(ADAPTER_NAME)
         place = signs.abs().long() - 1
         turn = a.gather(1, place[:, None]).squeeze(1).sign() * signs.sign()
-        psoft._set_psoft_ab_cache_buffers(_ADAPTER, turn[:, None] * a, turn * b)
+        psoft._set_psoft_ab_cache_buffers(ADAPTER_NAME, turn[:, None] * a, turn * b)
 
 
 @torch.no_grad()
@@ -165,7 +167,7 @@ def hold_principal_parts(layers: Mapping[str, nn.Module], parts: PrincipalParts)
     """TinyLoRA's frozen A = sqrt(S) V^T and B = U sqrt(S)."""
     for path, layer in layers.items():
         tiny: Any = layer
-        a, b = tiny.tinylora_A[_ADAPTER], tiny.tinylora_B[_ADAPTER]
+        a, b = tiny.tinylora_A[ADAPTER_NAME], tiny.tinylora_B[ADAPTER_NAME]
         left, values, right = parts.of(path, tiny.get_base_layer().weight, a.shape[0])
         a.copy_(values.sqrt()[:, None] * right)
         b.copy_(left * values.sqrt())
@@ -175,16 +177,16 @@ def freeze_a(layers: Mapping[str, nn.Module]) -> None:
     """LoRA-FA (arXiv 2308.03303): A stays; B's gradient is the one nearest to full training's."""
     for layer in layers.values():
         lora: Any = layer
-        a, b = lora.lora_A[_ADAPTER].weight, lora.lora_B[_ADAPTER].weight
+        a, b = lora.lora_A[ADAPTER_NAME].weight, lora.lora_B[ADAPTER_NAME].weight
         a.requires_grad_(False)
-        b.register_hook(_Projection(a, lora.scaling[_ADAPTER]))
+        b.register_hook(_Projection(a, lora.scaling[ADAPTER_NAME]))
 
 
 def freeze_rank_numbers(layers: Mapping[str, nn.Module]) -> None:
     """AdaLoRA divides by the rank; over half precision, peft makes a trained parameter of that."""
     for layer in layers.values():
         adalora: Any = layer
-        adalora.ranknum[_ADAPTER].requires_grad_(False)
+        adalora.ranknum[ADAPTER_NAME].requires_grad_(False)
 
 
 class _Projection:
