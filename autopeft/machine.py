@@ -19,13 +19,16 @@ def n_gpus() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
-def matmul_flops_per_second(device: str, *, size: int = 768, seconds: float = 0.2) -> float:
-    """Best measured speed of a square fp32 matrix multiply: what no training step can beat.
+def matmul_flops_per_second(
+    device: str, *, size: int = 768, seconds: float = 0.2, dtype: str = "float32"
+) -> float:
+    """Best measured speed of a square matrix multiply: what no training step can beat.
 
     Args:
         device: "cpu" (one thread, as a worker has) or "cuda".
         size: Side of the matrices.
         seconds: How long to measure.
+        dtype: Of the numbers, e.g. "float32" or "bfloat16".
     """
     import torch
 
@@ -33,7 +36,7 @@ def matmul_flops_per_second(device: str, *, size: int = 768, seconds: float = 0.
     if device == "cpu":
         torch.set_num_threads(1)
     try:
-        left = torch.randn(size, size, device=device)
+        left = torch.randn(size, size, device=device, dtype=getattr(torch, dtype))
         best = 0.0
         until = time.perf_counter() + seconds
         # The first products pay for libraries being loaded and pages being mapped.

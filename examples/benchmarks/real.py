@@ -54,6 +54,7 @@ _FLOOR = 0.5
 
 _BENCH: Workbench | None = None
 _READY: Preparation | None = None
+_FULL = 0
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Spent:
 def main() -> None:
     """Searches, prints the table, writes the file."""
     options = _options()
-    ready = prepare(SearchSettings.from_mapping({**_SETTINGS, **({"space": options.space})}))
+    ready = prepare(SearchSettings.from_mapping({**_SETTINGS, "space": options.space}))
     searches = [
         Search(*pair)
         for pair in itertools.product(options.samplers.split(","), range(options.seeds))
@@ -119,9 +120,6 @@ def _load(ready: Preparation, full_trials: int) -> None:
     global _BENCH, _READY, _FULL
     torch.set_num_threads(1)
     _BENCH, _READY, _FULL = Workbench(ready.context()), ready, full_trials
-
-
-_FULL = 0
 
 
 def _limit(ready: Preparation, full_trials: int) -> float:

@@ -31,6 +31,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from autopeft.machine import matmul_flops_per_second
 from autopeft.models.backbone import Backbone, load_backbone
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
 from autopeft.preparation import Preparation, prepare
@@ -337,12 +338,10 @@ def _steps_table(found: dict[str, dict[str, float]]) -> Table:
 def _peak_share(ready: Preparation, steps: dict[str, dict[str, float]]) -> dict[str, Any]:
     """Priced FLOPs of the full-depth step a second, over the best matrix product's."""
     precision = choose_precision("auto", ready.device, _backbone(ready).model).precision
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    tokens = round(ready.prices.tokens)
-    (out, in_) = ready.prices.topology.shapes.get("mlp.up", (1024, 1024))
+    dtype = "bfloat16" if precision == "bf16" else "float32"
     peak = max(
-        _matmul_flops(rows, inner, cols, dtype, ready.device)
-        for rows, inner, cols in ((tokens, in_, out), (1024, 1024, 1024), (2048, 2048, 2048))
+        matmul_flops_per_second(ready.device, size=size, seconds=0.5, dtype=dtype)
+        for size in (512, 1024, 2048)
     )
     train = TrainSettings(1e-3, steps=1, batch_size=ready.settings.batch_size)
     price = ready.prices.price(Candidate(_plan(ready.prices.topology, 0), train))
@@ -353,18 +352,6 @@ def _peak_share(ready: Preparation, steps: dict[str, dict[str, float]]) -> dict[
         "gflops_step": done / 1e9,
         "share": done / peak,
     }
-
-
-def _matmul_flops(rows: int, inner: int, cols: int, dtype: torch.dtype, device: str) -> float:
-    a = torch.randn(rows, inner, device=device, dtype=dtype)
-    b = torch.randn(cols, inner, device=device, dtype=dtype)
-    best = float("inf")
-    for _ in range(8):
-        started = time.perf_counter()
-        for _ in range(4):
-            torch.nn.functional.linear(a, b)
-        best = min(best, (time.perf_counter() - started) / 4)
-    return 2.0 * rows * inner * cols / best
 
 
 # --- 3: growth -----------------------------------------------------------------------------------
