@@ -89,8 +89,10 @@ def test_parameters_add_up_over_sites(plan: AdapterPlan) -> None:
     for spec in plan.specs:
         method, shape = methods.get(spec.method), _TOPOLOGY.shape(spec.layer, spec.role)
         assert shape is not None
-        shared[spec.method, spec.rank] = method.shared_params(spec.rank)
-        total += count_trainable(_TOPOLOGY, AdapterPlan([spec])) - method.shared_params(spec.rank)
+        pool = method.pool(shape)
+        common = method.shared_params(spec.rank, pool)
+        shared[spec.method, spec.rank, pool] = common
+        total += count_trainable(_TOPOLOGY, AdapterPlan([spec])) - common
         frozen += method.frozen_floats(spec.rank, shape, spec.role)
     total += sum(shared.values())
     assert count_trainable(_TOPOLOGY, plan) == total

@@ -8,6 +8,10 @@ validation; its hypervolume (accuracy over log trainable parameters) is taken on
 which no search saw. Reported at a quarter, half and all of the compute, mean over seeds. Stock
 samplers run in the plain loop one would write: plain parameters, no pruning, no recipes. They get
 the learning-rate ranges of the methods, which a user would have to find first.
+
+    python examples/benchmarks/real.py --samplers autopeft --granularities model,group:3,layer,site
+
+compares what shares one choice: the whole model, three blocks, a block, or a single site.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ import itertools
 import json
 import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +39,7 @@ from autopeft.preparation import Preparation, prepare
 from autopeft.pricing import Price
 from autopeft.search.controller import Decision
 from autopeft.search.front import hypervolume, non_dominated
+from autopeft.search.space import SearchSpace
 from autopeft.search.study import distribution
 from autopeft.settings import SearchSettings
 
@@ -59,10 +64,16 @@ _FULL = 0
 
 @dataclass(frozen=True)
 class Search:
-    """One search: who proposes, with which seed."""
+    """One search: who proposes, what shares one choice, with which seed."""
 
     sampler: str
+    granularity: str
     seed: int
+
+    @property
+    def name(self) -> str:
+        """As the table shows it."""
+        return " ".join(filter(None, (self.sampler, self.granularity)))
 
 
 @dataclass(frozen=True)
@@ -87,8 +98,10 @@ def main() -> None:
     options = _options()
     ready = prepare(SearchSettings.from_mapping({**_SETTINGS, "space": options.space}))
     searches = [
-        Search(*pair)
-        for pair in itertools.product(options.samplers.split(","), range(options.seeds))
+        Search(*triple)
+        for triple in itertools.product(
+            options.samplers.split(","), options.granularities.split(","), range(options.seeds)
+        )
     ]
     searches.sort(key=lambda search: search.seed)
     rows: list[dict[str, Any]] = []
@@ -96,7 +109,13 @@ def main() -> None:
         options.workers, initializer=_load, initargs=(ready, options.full_trials)
     ) as pool:
         for search, trials in pool.imap_unordered(_run, searches):
-            rows.append({**asdict(search), "trials": [asdict(trial) for trial in trials]})
+            rows.append(
+                {
+                    "name": search.name,
+                    **asdict(search),
+                    "trials": [asdict(trial) for trial in trials],
+                }
+            )
             if options.output:
                 content = {"settings": ready.settings.to_mapping(), "searches": rows}
                 Path(options.output).write_text(json.dumps(content, indent=1))
@@ -109,6 +128,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--full-trials", type=int, default=24, help="compute, in full trainings")
     parser.add_argument("--space", default="default")
+    parser.add_argument("--granularities", default="", help="several; default: the space's own")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--output", default="", help="JSON file to write")
     return parser.parse_args()
@@ -120,6 +140,16 @@ def _load(ready: Preparation, full_trials: int) -> None:
     global _BENCH, _READY, _FULL
     torch.set_num_threads(1)
     _BENCH, _READY, _FULL = Workbench(ready.context()), ready, full_trials
+
+
+def _space(search: Search) -> SearchSpace:
+    """The space of a search, with its granularity."""
+    assert _READY is not None
+    space = _READY.space
+    if not search.granularity:
+        return space
+    source = replace(space.source, granularity=search.granularity)
+    return SearchSpace(source, space.topology, space.base)
 
 
 def _limit(ready: Preparation, full_trials: int) -> float:
@@ -143,7 +173,7 @@ def _run(search: Search) -> tuple[Search, list[Spent]]:
 def _ours(search: Search) -> Iterator[Spent]:
     assert _READY is not None
     controller = SearchController(
-        _READY.space,
+        _space(search),
         _READY.objectives,
         sampler=search.sampler,
         seed=search.seed,
@@ -173,12 +203,12 @@ def _stock(search: Search) -> Iterator[Spent]:
     study = optuna.create_study(
         directions=["maximize", "minimize"], sampler=STOCK[search.sampler](search.seed)
     )
-    rows = {name: (distribution(row), row) for name, row in _READY.space.parameters.items()}
-    seen: set[str] = set()
+    space = _space(search)
+    rows = {name: (distribution(row), row) for name, row in space.parameters.items()}
     flops = 0.0
     while True:
         trial = study.ask({n: d for n, (d, _) in rows.items()} if "gp" in search.sampler else None)
-        candidate = _READY.space.decode(trial.params or suggest(trial, rows))
+        candidate = space.decode(trial.params or suggest(trial, rows))
         price = _READY.prices.price(candidate)
         message = list(_train(candidate, search.seed))[-1]
         if isinstance(message, FailureMessage):
@@ -187,7 +217,6 @@ def _stock(search: Search) -> Iterator[Spent]:
         accuracy = message.report.metrics["accuracy"]
         study.tell(trial, [accuracy, float(np.log(price.trainable_params))])
         flops += price.train_flops
-        seen.add(candidate.digest)
         yield _spent(flops, price, accuracy)
 
 
@@ -233,9 +262,9 @@ def _area(trials: Sequence[Mapping[str, Any]], low: float, high: float) -> float
 def _table(rows: Sequence[Mapping[str, Any]], ready: Preparation, full_trials: int) -> Table:
     low, high = ready.space.cost_range()
     limit = _limit(ready, full_trials)
-    table = Table("sampler", *(f"{s:.0%} of compute" for s in _SHARES), "trials", "best on test")
-    for sampler in dict.fromkeys(row["sampler"] for row in rows):
-        mine = [row["trials"] for row in rows if row["sampler"] == sampler]
+    table = Table("search", *(f"{s:.0%} of compute" for s in _SHARES), "trials", "best on test")
+    for name in dict.fromkeys(row["name"] for row in rows):
+        mine = [row["trials"] for row in rows if row["name"] == name]
         cells = []
         for share in _SHARES:
             areas = [
@@ -245,7 +274,7 @@ def _table(rows: Sequence[Mapping[str, Any]], ready: Preparation, full_trials: i
             cells.append(f"{np.mean(areas):.4f} ±{np.std(areas) / len(areas) ** 0.5:.4f}")
         best = np.mean([_best(trials) for trials in mine])
         n_trials = np.mean([len(trials) for trials in mine])
-        table.add_row(sampler, *cells, f"{n_trials:.0f}", f"{best:.3f}")
+        table.add_row(name, *cells, f"{n_trials:.0f}", f"{best:.3f}")
     return table
 
 
