@@ -97,7 +97,7 @@ def resume(
         folder: The search's output folder.
         observer: Told of progress.
         **overrides: budget, confirm_share, confirm_seeds, max_finalists, workers,
-            gpus_per_worker, ray_address or pick; what was searched cannot change.
+            gpus_per_worker, pack, ray_address or pick; what was searched cannot change.
 
     Raises:
         UserError: if the folder holds no search, or a setting may not change.
@@ -373,6 +373,7 @@ class _Session:
             confirm_seeds=settings.confirm_seeds,
             max_finalists=settings.max_finalists,
             n_workers=ready.n_workers,
+            pack=ready.pack,
             # On a CPU the test split is scored in fp32, which takes twice the time of bf16.
             test_share=2.0 * len(ready.data.test) / len(ready.data.validation),
             compress=settings.compress,
@@ -434,6 +435,7 @@ class _Session:
                 ready.context(cache_folder=cache),
                 n_workers=ready.n_workers,
                 gpus_per_worker=ready.gpus_per_worker,
+                pack=ready.pack,
             )
 
     def _record(

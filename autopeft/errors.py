@@ -59,3 +59,7 @@ class AdapterError(UserError):
 
 class TrainingFailure(AutoPeftError):
     """One trial could not be trained (diverged, out of memory); the search goes on."""
+
+
+class PackingError(AutoPeftError):
+    """Candidates cannot share one forward pass of this model; they train one after another."""

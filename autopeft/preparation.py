@@ -14,7 +14,13 @@ import numpy as np
 
 from autopeft.engine.workbench import WorkerContext
 from autopeft.errors import SettingsError, UserError
-from autopeft.machine import matmul_flops_per_second, n_cores, n_gpus
+from autopeft.machine import (
+    available_memory_bytes,
+    feeding_cores,
+    matmul_flops_per_second,
+    n_cores,
+    n_gpus,
+)
 from autopeft.models.backbone import load_tokenizer
 from autopeft.models.price import measure_prices
 from autopeft.models.quantisation import check_backend
@@ -32,6 +38,13 @@ from autopeft.tasks.base import Task
 from autopeft.tasks.batch import collate
 from autopeft.tasks.data import TaskData
 from autopeft.training.rungs import EARLIEST_STEP, rung_steps
+
+WORKER_BYTES = 700 * 2**20
+"""A worker's memory without its model: Python, torch, transformers and Ray."""
+
+AUTO_PACK = {"cpu": 1, "cuda": 4}
+"""Candidates trained together unless told otherwise. One thread of a CPU is kept busy by one alone;
+on a GPU each worker measures first if it pays."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +78,11 @@ class Preparation:
     device: str
     n_workers: int
     gpus_per_worker: float
+
+    @property
+    def pack(self) -> int:
+        """Candidates a worker trains together, at most."""
+        return self.settings.pack or AUTO_PACK[self.device]
 
     @property
     def data_bytes(self) -> int:
@@ -148,7 +166,7 @@ def prepare(
         note(_describe(data))
     objectives = (task.quality, *(COSTS[name] for name in settings.objectives))
     lengths = data.length_statistics(settings.batch_size)
-    device, n_workers, gpus = _machine(settings)
+    device, gpus = _device(settings)
     check_backend(settings.quantization, device)
     with phase("pricing"):
         prices = measure_prices(
@@ -173,6 +191,8 @@ def prepare(
     )
     constraints = parse_constraints(settings.constraints, base_params=prices.base_params)
     note(f"space {space.name}: {space.describe()}")
+    with phase("startup"):
+        n_workers = settings.workers or _workers(device, gpus, prices, space, note)
     settings = replace(settings, metric=task.quality.name, workers=n_workers, gpus_per_worker=gpus)
     return Preparation(
         settings,
@@ -207,8 +227,8 @@ def validation_rows(settings: SearchSettings, n_rows: int = 32) -> dict[str, Any
     return collate(data, "validation", np.arange(n, dtype=np.int64)).model_inputs()
 
 
-def _machine(settings: SearchSettings) -> tuple[str, int, float]:
-    """(device, number of workers, GPU share of a worker)."""
+def _device(settings: SearchSettings) -> tuple[str, float]:
+    """(device, GPU share of a worker)."""
     gpus = n_gpus()
     wanted = settings.gpus_per_worker
     if wanted is not None and wanted > 0 and not gpus and settings.ray_address is None:
@@ -216,9 +236,30 @@ def _machine(settings: SearchSettings) -> tuple[str, int, float]:
             "gpus_per_worker", wanted, "this machine has no CUDA GPU", "leave it out"
         )
     if wanted == 0 or (wanted is None and not gpus):
-        return "cpu", settings.workers or n_cores(), 0.0
-    share = wanted or 1.0
-    return "cuda", settings.workers or max(1, math.floor(gpus / share)), share
+        return "cpu", 0.0
+    return "cuda", wanted or 1.0
+
+
+def _workers(
+    device: str,
+    gpus_per_worker: float,
+    prices: PriceTable,
+    space: SearchSpace,
+    note: Callable[[str], None],
+) -> int:
+    """As many workers as the machine feeds: by its GPUs, or by its cores and memory."""
+    if device == "cuda":
+        return max(1, math.floor(n_gpus() / gpus_per_worker))
+    feeding, memory = feeding_cores(), available_memory_bytes()
+    if memory is not None:
+        peak = max(prices.price(c).peak_memory_bytes for c in space.baselines())
+        fitting = max(1, int(memory // (WORKER_BYTES + peak)))
+        if fitting < feeding:
+            note(f"memory is free for {fitting} workers, cores for {feeding}")
+        feeding = min(feeding, fitting)
+    if feeding < n_cores():
+        note(f"{feeding} workers on {n_cores()} cores; --workers overrides")
+    return feeding
 
 
 def _describe(data: TaskData) -> str:

@@ -335,3 +335,27 @@ def test_random_labels_give_no_winner(tiny_model: Path, tiny_data: Path, tmp_pat
         SETTINGS, model=str(tiny_model), data=str(path), output=str(tmp_path / "noise-run")
     )
     assert not result.verdict.beats_lora
+
+
+def test_packs_find_a_front_too(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> None:
+    """Three candidates a worker share a forward pass; stops reach them one by one."""
+    found = autopeft.search(
+        SETTINGS,
+        model=str(tiny_model),
+        data=str(tiny_data),
+        output=str(tmp_path / "packs"),
+        budget="12trials",
+        steps=80,
+        workers=1,
+        pack=3,
+        objectives=["trainable_params"],
+    )
+    front = front_of(found)
+    told = front["trials"]
+    assert told["complete"] + told["pruned"] == 12
+    assert told["failed"] == 0
+    assert told["complete"] >= 3
+    assert front["front"]
+    assert not front["warnings"]
+    told = front_of(autopeft.resume(found.folder, budget="15trials", pack=1))["trials"]
+    assert told["complete"] + told["pruned"] == 15

@@ -68,7 +68,8 @@ class Dispatcher:
         seed: Search trainings use it; confirmations use the seeds after it.
         confirm_seeds: Seeds a finalist.
         max_finalists: Front members to confirm at most.
-        n_workers: Jobs that can run at once.
+        n_workers: Workers; each has one job or one pack of jobs at once.
+        pack: Jobs a worker trains together at most.
         test_share: Time to score the test split over time to score the validation split.
         compress: Whether to score confirmed LoRAs at lower ranks too, where time is left for it.
         observer: Called with a `Snapshot` after every change.
@@ -85,6 +86,7 @@ class Dispatcher:
         confirm_seeds: int,
         max_finalists: int,
         n_workers: int,
+        pack: int = 1,
         test_share: float = 1.0,
         compress: bool = False,
         observer: Callable[[Snapshot], None] = lambda _: None,
@@ -97,6 +99,7 @@ class Dispatcher:
         self._confirm_seeds = confirm_seeds
         self._max_finalists = max_finalists
         self._n_workers = n_workers
+        self._pack = pack
         self._test_share = test_share
         self._compress = compress
         self._expected: dict[str, float] = {}
@@ -393,7 +396,7 @@ class Dispatcher:
             self.phase,
             self._objectives,
             self._controller.outcomes(),
-            min(len(self._running), self._n_workers),
+            min(len(self._running), self._n_workers * self._pack),
             self._n_confirmed,
             self._n_to_confirm,
             self.seconds_left,

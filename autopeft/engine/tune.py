@@ -6,13 +6,15 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from autopeft.engine.dispatcher import Dispatcher
-from autopeft.engine.jobs import ConfirmMessage, Job
+from autopeft.engine.jobs import ConfirmMessage, Job, Message
+from autopeft.engine.packs import PackRun, groups_to_pack
 from autopeft.engine.workbench import Workbench, WorkerContext
-from autopeft.errors import SettingsError
+from autopeft.errors import SettingsError, TrainingFailure
 
 # Read by ray when it is imported, so they must be set before. No telemetry, no result files of
 # Tune's own (the study is the record), no handler that would swallow Ctrl-C.
@@ -29,6 +31,9 @@ _ENVIRONMENT = {
     # each worker to be up before it asks for the next.
     "TUNE_MAX_PENDING_TRIALS_PG": "64",
     "RAY_DEDUP_LOGS": "1",
+    # By default Ray's workers give way to everything else on the machine, and a search beside
+    # another job would never start.
+    "RAY_worker_niceness": "0",
 }
 for _name, _value in _ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
@@ -38,12 +43,31 @@ from ray import tune  # noqa: E402
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler  # noqa: E402
 from ray.tune.search import Searcher  # noqa: E402
 
-_MESSAGE = "message"
-_JOB = "job"
+_MESSAGES = "messages"
+_JOBS = "jobs"
+_PACK = "pack"
+_STOPS = "autopeft-stops"
+_DIED = "the worker died, perhaps for lack of memory"
+
+
+@ray.remote(num_cpus=0)
+class _Stops:
+    """Which jobs of a pack must stop: Tune can only stop a pack as a whole."""
+
+    def __init__(self) -> None:
+        self._stopped: dict[str, set[int]] = {}
+
+    def add(self, pack: str, indices: list[int]) -> None:
+        """These must stop."""
+        self._stopped.setdefault(pack, set()).update(indices)
+
+    def of(self, pack: str) -> set[int]:
+        """Those told so far."""
+        return self._stopped.get(pack, set())
 
 
 class AdapterTrainable(tune.Trainable):  # type: ignore[misc]
-    """The worker: one Workbench for the actor's life, one job after another on it."""
+    """The worker: one Workbench for the actor's life, one job or pack after another on it."""
 
     def setup(self, config: dict[str, Any], context: WorkerContext) -> None:
         """Loads the base model, once a worker."""
@@ -55,6 +79,7 @@ class AdapterTrainable(tune.Trainable):  # type: ignore[misc]
             torch.set_num_threads(1)
         logging.getLogger("transformers").setLevel(logging.ERROR)
         self._bench = Workbench(context)
+        self._pack: PackRun | None = None
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -63,17 +88,40 @@ class AdapterTrainable(tune.Trainable):  # type: ignore[misc]
         return True
 
     def _begin(self, config: Mapping[str, Any]) -> None:
-        self._bench.begin(Job.from_json(json.loads(config[_JOB])))
+        jobs = [Job.from_json(row) for row in json.loads(config[_JOBS])]
+        self._clear()
+        if len(jobs) == 1:
+            self._bench.begin(jobs[0])
+            return
+        self._name = config[_PACK]
+        must_pay = self._bench.context.settings.pack is None
+        self._pack = PackRun(self._bench, jobs, must_pay=must_pay)
 
     def step(self) -> dict[str, Any]:
-        """Trains to the job's next message."""
-        message = self._bench.advance()
-        # Files are too large for Tune's own results.
-        return {_MESSAGE: ray.put(message) if isinstance(message, ConfirmMessage) else message}
+        """Trains to the next message of each job."""
+        if self._pack is None:
+            messages: Mapping[int, Message] = {0: self._bench.advance()}
+        else:
+            stops: set[int] = ray.get(ray.get_actor(_STOPS).of.remote(self._name))
+            self._pack.drop(stops)
+            messages = self._pack.advance()
+        return {
+            # Files are too large for Tune's own results. Tune would take a dict apart.
+            _MESSAGES: [
+                (index, ray.put(message) if isinstance(message, ConfirmMessage) else message)
+                for index, message in messages.items()
+            ]
+        }
+
+    def _clear(self) -> None:
+        if self._pack is not None:
+            self._pack.close()
+            self._pack = None
+        self._bench.clear()
 
     def cleanup(self) -> None:
         """Detaches what is attached."""
-        self._bench.clear()
+        self._clear()
 
 
 class _OnDriver:
@@ -84,34 +132,48 @@ class _OnDriver:
 
 
 class _JobSearcher(_OnDriver, Searcher):  # type: ignore[misc]
-    """Asks the dispatcher for jobs."""
+    """Asks the dispatcher for jobs, and puts those that can be trained together into packs."""
 
-    def __init__(self, dispatcher: Dispatcher, n_workers: int) -> None:
+    def __init__(self, dispatcher: Dispatcher, n_workers: int, pack: int) -> None:
         super().__init__(metric=None, mode=None)
         self._dispatcher = dispatcher
         self._n_workers = n_workers
-        self.jobs: dict[str, Job] = {}
+        self._pack = pack
+        self._waiting: list[Job] = []
+        self.jobs: dict[str, dict[int, Job]] = {}
+        self.errors: dict[str, str] = {}
+        self.given_up: str | None = None
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """A job as Tune's config; None: ask again later; FINISHED: never again."""
-        if self._dispatcher.phase == "done":
+        if self._dispatcher.phase == "done" or self.given_up is not None:
             return str(Searcher.FINISHED)
         # One job more than workers: it waits fully proposed while they train.
         if len(self.jobs) > self._n_workers:
             return None
-        job = self._dispatcher.next_job()
-        if job is None:
+        while len(self._waiting) < self._pack:
+            job = self._dispatcher.next_job()
+            if job is None:
+                break
+            self._waiting.append(job)
+        if not self._waiting:
             return None
-        self.jobs[trial_id] = job
-        return {_JOB: json.dumps(job.to_json())}
+        group = groups_to_pack(self._waiting, self._pack)[0]
+        del self._waiting[: len(group)]
+        self.jobs[trial_id] = dict(enumerate(group))
+        return {_JOBS: json.dumps([job.to_json() for job in group]), _PACK: trial_id}
+
+    def give_up(self, reason: str) -> None:
+        """Hands out nothing more."""
+        self.given_up = reason
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """Tells the dispatcher about a worker that died; all else came through the scheduler."""
-        job = self.jobs.pop(trial_id, None)
-        if job is not None and self._dispatcher.is_running(job):
-            self._dispatcher.fail(job, "the worker died, perhaps for lack of memory")
+        for job in self.jobs.pop(trial_id, {}).values():
+            if self._dispatcher.is_running(job):
+                self._dispatcher.fail(job, self.errors.pop(trial_id, _DIED))
 
     def set_max_concurrency(self, max_concurrent: int) -> bool:
         """Concurrency is limited here."""
@@ -134,16 +196,58 @@ class _RungScheduler(_OnDriver, FIFOScheduler):  # type: ignore[misc]
         super().__init__()
         self._dispatcher = dispatcher
         self._searcher = searcher
+        self._has_heard = False
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        job = self._searcher.jobs.get(trial.trial_id)
-        if job is None or _MESSAGE not in result:
+        jobs = self._searcher.jobs.get(trial.trial_id)
+        if jobs is None or _MESSAGES not in result:
             return str(TrialScheduler.STOP)
-        message = result[_MESSAGE]
-        if isinstance(message, ray.ObjectRef):
-            message = ray.get(message)
-        go_on = self._dispatcher.take(job, message)
-        return str(TrialScheduler.CONTINUE if go_on else TrialScheduler.STOP)
+        self._has_heard = True
+        was_pack, stopped = len(jobs) > 1, []
+        for index, message in result[_MESSAGES]:
+            if isinstance(message, ray.ObjectRef):
+                message = ray.get(message)
+            job = jobs.get(index)
+            if job is not None and not self._dispatcher.take(job, message):
+                stopped.append(index)
+                del jobs[index]
+        if not jobs:
+            return str(TrialScheduler.STOP)
+        if was_pack and stopped:
+            _tell_stops(trial.trial_id, stopped)
+        return str(TrialScheduler.CONTINUE)
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        """Keeps what a worker raised; one that died without a word raises Ray's own error."""
+        raised = _raised(trial.pickled_error_file)
+        if raised is not None:
+            self._searcher.errors[trial.trial_id] = f"the worker failed: {raised}"
+            if not self._has_heard:
+                # What happens to the first one before any message will happen to all.
+                self._searcher.give_up(raised)
+        super().on_trial_error(tune_controller, trial)
+
+
+def _raised(file: str | None) -> str | None:
+    """What the worker's code raised, as a traceback's last line has it; None if it just died.
+
+    Args:
+        file: Where Tune has just written the exception; `Trial.get_pickled_error` looks where it
+            will be once the trial's folder has been synced.
+    """
+    if file is None or not Path(file).exists():
+        return None
+    error = ray.cloudpickle.loads(Path(file).read_bytes())
+    is_ours = isinstance(error, ray.exceptions.RayTaskError) or (
+        isinstance(error, ray.exceptions.ActorDiedError) and "creation task" in str(error)
+    )
+    lines = str(error).split("\n") if is_ours else []
+    return next((line.strip()[:400] for line in reversed(lines) if line.strip()), None)
+
+
+def _tell_stops(pack: str, indices: Iterable[int]) -> None:
+    """Returns once the word is there, before the worker's next step begins."""
+    ray.get(ray.get_actor(_STOPS).add.remote(pack, list(indices)))
 
 
 class RaySession:
@@ -194,10 +298,23 @@ class RaySession:
 
 
 def run(
-    dispatcher: Dispatcher, context: WorkerContext, *, n_workers: int, gpus_per_worker: float
+    dispatcher: Dispatcher,
+    context: WorkerContext,
+    *,
+    n_workers: int,
+    gpus_per_worker: float,
+    pack: int = 1,
 ) -> None:
-    """Works until the dispatcher is done. Ray must have been started."""
-    searcher = _JobSearcher(dispatcher, n_workers)
+    """Works until the dispatcher is done. Ray must have been started.
+
+    Raises:
+        TrainingFailure: if the first workers fail before they have told anything.
+    """
+    # A worker's failure is told by its trial's reason; Tune would print tracebacks.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    searcher = _JobSearcher(dispatcher, n_workers, pack)
+    # Held here: the actor lives as long as something refers to it.
+    _stops = _Stops.options(name=_STOPS, get_if_exists=True).remote() if pack > 1 else None  # type: ignore[attr-defined]
     resources = {"cpu": 1.0, "gpu": gpus_per_worker}
     with tempfile.TemporaryDirectory(prefix="autopeft-tune-") as folder:
         tuner = tune.Tuner(
@@ -219,3 +336,5 @@ def run(
             ),
         )
         tuner.fit()
+    if searcher.given_up is not None:
+        raise TrainingFailure(f"the workers cannot start: {searcher.given_up}")

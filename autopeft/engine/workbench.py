@@ -61,7 +61,20 @@ class WorkerContext:
 
 
 class Workbench:
-    """Loads the base model once, then runs one job after another on it."""
+    """Loads the base model once, then runs one job after another on it.
+
+    Args:
+        context: What the worker needs to know.
+
+    Attributes:
+        task: How rows are scored.
+        backbone: The base model.
+        precision: What trainings compute in.
+        prefix_cache: The frozen blocks' states, None if they are not cached.
+        load_seconds: What loading took.
+        packs: False once a pack has failed or has not paid (`autopeft.engine.packs`).
+        has_measured_packs: Whether a pack has been compared with its jobs alone.
+    """
 
     def __init__(self, context: WorkerContext) -> None:
         started = time.perf_counter()
@@ -92,6 +105,8 @@ class Workbench:
                 folder=Path(context.cache_folder) if context.cache_folder else None,
             )
         self.load_seconds = time.perf_counter() - started
+        self.packs = True
+        self.has_measured_packs = False
         self._run: JobRun | None = None
 
     def begin(self, job: Job) -> None:
@@ -109,8 +124,7 @@ class Workbench:
             # Out of memory, a diverged loss, a module that refuses its adapter: the trial has
             # failed, and saying so keeps the loaded worker alive for the next one.
             self.clear()
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            return FailureMessage(reason[:500], run.take_activity())
+            return failure(error, run)
 
     def clear(self) -> None:
         """Detaches whatever is attached; the base is pristine again."""
@@ -119,12 +133,23 @@ class Workbench:
             self._run = None
 
 
+def failure(error: Exception, run: JobRun) -> FailureMessage:
+    """A job has failed: why, in one line, and what it had taken."""
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    return FailureMessage(reason[:500], run.take_activity())
+
+
 class JobRun:
-    """One job in progress."""
+    """One job in progress.
+
+    Args:
+        bench: The worker's.
+        job: What to do.
+    """
 
     def __init__(self, bench: Workbench, job: Job) -> None:
         self._bench = bench
-        self._job = job
+        self.job = job
         self._attached: Attached | None = None
         self._training: ProxyTraining | None = None
         self._next_rung = 0
@@ -133,9 +158,10 @@ class JobRun:
         self._compress_seconds = 0.0
         self._taken = Activity()
 
-    def _start(self) -> tuple[Attached, ProxyTraining]:
+    def start(self) -> tuple[Attached, ProxyTraining]:
+        """Attaches the candidate, once; what is attached and its training."""
         if self._attached is None or self._training is None:
-            bench, job = self._bench, self._job
+            bench, job = self._bench, self.job
             started = time.perf_counter()
             self._attached = bench.backbone.attach(job.candidate, seed=job.seed)
             self._training = self._training_of(self._attached, job.candidate)
@@ -150,7 +176,7 @@ class JobRun:
             bench.task,
             bench.context.data,
             candidate.train,
-            seed=self._job.seed,
+            seed=self.job.seed,
             device=bench.context.device,
             precision=bench.precision,
             flops_per_step=price.train_flops / candidate.train.steps,
@@ -177,8 +203,8 @@ class JobRun:
 
     def advance(self) -> Message:
         """Trains to the next rung, or to the end for a confirmation."""
-        attached, training = self._start()
-        if self._job.kind == "confirm":
+        attached, training = self.start()
+        if self.job.kind == "confirm":
             return self._confirm(attached, training)
         rungs = self._bench.context.rungs
         before = training.evaluation_seconds
@@ -201,7 +227,7 @@ class JobRun:
         return measured
 
     def _confirm(self, attached: Attached, training: ProxyTraining) -> ConfirmMessage:
-        job, prices = self._job, self._bench.context.prices
+        job, prices = self.job, self._bench.context.prices
         training.train_to(job.candidate.train.steps)
         price = prices.price(job.candidate)
         score = self._score(attached, training, price)
@@ -219,7 +245,7 @@ class JobRun:
         for name in names[1:]:
             objectives[name] = float(measured[name] if name in measured else price.to_json()[name])
         return SeedScore(
-            seed=self._job.seed,
+            seed=self.job.seed,
             validation={**validation.metrics, "loss": validation.loss},
             test={**test.metrics, "loss": test.loss},
             test_rows=tuple(float(row) for row in test.rows),
@@ -238,7 +264,7 @@ class JobRun:
                 extra={
                     "task": self._bench.task.name,
                     "labels": list(context.data.labels),
-                    "seed": self._job.seed,
+                    "seed": self.job.seed,
                 },
             )
             files = {
@@ -253,11 +279,11 @@ class JobRun:
         """The trained LoRA at lower ranks; afterwards nothing is attached any more."""
         trained = Trained(attached)
         train_seconds = self._training.train_seconds if self._training else 0.0
-        for candidate in self._job.lower_ranks:
+        for candidate in self.job.lower_ranks:
             started = time.perf_counter()
             if self._attached is not None:
                 self._attached.detach()
-            cut = self._attached = self._bench.backbone.attach(candidate, seed=self._job.seed)
+            cut = self._attached = self._bench.backbone.attach(candidate, seed=self.job.seed)
             trained.cut_into(cut)
             self._attach_seconds += time.perf_counter() - started
             scoring = self._training_of(cut, candidate)
@@ -270,6 +296,16 @@ class JobRun:
             score = self._score(cut, scoring, price)
             self._compress_seconds += scoring.evaluation_seconds
             yield Compressed(candidate, price, score, self._files(cut))
+
+    def park(self) -> None:
+        """Takes what is attached out of the model, for `unpark` to put back."""
+        if self._attached is not None:
+            self._attached.park()
+
+    def unpark(self) -> None:
+        """Puts back what `park` took out."""
+        if self._attached is not None:
+            self._attached.unpark()
 
     def close(self) -> None:
         """Gives the base model back pristine."""

@@ -104,6 +104,7 @@ class Method(ABC):
         quantised_base: True if it works over a 4-bit or 8-bit base.
         transposed_base: True if peft itself can load it over modules that store their weight as
             (in, out), GPT-2's Conv1D; autopeft can load any.
+        draws_noise: True if its output is random in training, dropout apart.
         input_side_roles: Roles where it changes the module's input rather than its output.
         rank_patterns: Arguments of peft's configuration that depend on the rank, each with peft's
             name for its values module by module; () if one configuration holds one rank only.
@@ -124,6 +125,7 @@ class Method(ABC):
     changes_base: bool = False
     quantised_base: bool = True
     transposed_base: bool = True
+    draws_noise: bool = False
     input_side_roles: tuple[str, ...] = ()
     rank_patterns: tuple[tuple[str, str], ...] = ()
     version: int = 1

@@ -60,5 +60,6 @@ METHODS: tuple[Method, ...] = (
         learning_rate=(2e-3, 8e-2),
         converts_to_lora=True,
         shared_state=True,
+        draws_noise=True,
     ),
 )

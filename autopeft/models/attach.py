@@ -174,8 +174,8 @@ class Attached:
         self.seed = seed
         self.parts: tuple[Part, ...] = ()
         self._originals: dict[str, nn.Module] = {}
+        self._placed: dict[str, nn.Module] = {}
         self._was_training = backbone.model.training
-        self._head_before = [p.detach().clone() for p in self.head_parameters()]
         backbone.attached = self
         try:
             with torch.random.fork_rng(devices=[]):
@@ -193,17 +193,28 @@ class Attached:
         """The base model's own module at the path of an adapted one."""
         return self._originals[path]
 
+    @property
+    def placed(self) -> Mapping[str, nn.Module]:
+        """Module path -> what stands there instead of the base model's own module."""
+        return self._placed
+
     def head_parameters(self) -> list[nn.Parameter]:
         """Parameters of the new head, [] where the model has none."""
         return [
             parameter
             for path in self.backbone.head
-            for parameter in self.model.get_submodule(path).parameters(recurse=False)
+            for parameter in self._placed[path].parameters(recurse=False)
         ]
 
+    def _place(self, path: str, module: nn.Module) -> None:
+        replace_module(self.model, path, module)
+        self._placed[path] = module
+
     def _start_head(self) -> None:
+        self._originals |= {path: self.model.get_submodule(path) for path in self.backbone.head}
         for path in self.backbone.head:
-            module = self.model.get_submodule(path)
+            module = copy.deepcopy(self._originals[path])
+            self._place(path, module)
             module.__dict__.pop("_is_hf_initialized", None)
             for parameter in module.parameters(recurse=False):
                 # transformers refuses to initialise again what carries this mark.
@@ -241,7 +252,7 @@ class Attached:
         for path, layer in layers.items():
             if not isinstance(layer, BaseTunerLayer):
                 raise RuntimeError(f"{group.method.name} was not attached to {path}")
-            replace_module(self.model, path, layer.train(self._was_training))
+            self._place(path, layer.train(self._was_training))
         finish_start(group.method.name, layers, self.backbone.principal_parts)
         companion = companion_of(group.method.name, tuner)
         return Part(group, tuner, names, layers, companion)
@@ -282,21 +293,33 @@ class Attached:
             if part.companion:
                 part.companion.after_update(step)
 
-    def detach(self) -> None:
-        """Gives the base model back as it was, bit for bit; harmless if done already."""
+    def park(self) -> None:
+        """Takes everything out of the model, and keeps it as it is for `unpark`."""
         if self.backbone.attached is not self:
             return
         for path, original in self._originals.items():
             replace_module(self.model, path, original)
-        with torch.no_grad():
-            for parameter, before in zip(self.head_parameters(), self._head_before, strict=True):
-                parameter.copy_(before)
-                parameter.grad = None
-                parameter.requires_grad_(False)
         self.model.train(self._was_training)
+        self.backbone.attached = None
+
+    def unpark(self) -> None:
+        """Puts back what `park` took out.
+
+        Raises:
+            RuntimeError: if another candidate is attached.
+        """
+        if self.backbone.attached is not None:
+            raise RuntimeError("a candidate is attached already; detach it first")
+        self.backbone.attached = self
+        for path, module in self._placed.items():
+            replace_module(self.model, path, module)
+
+    def detach(self) -> None:
+        """Gives the base model back as it was, bit for bit; harmless if done already."""
+        self.park()
         self.parts = ()
         self._originals = {}
-        self.backbone.attached = None
+        self._placed = {}
 
     def __enter__(self) -> Attached:
         return self

@@ -85,6 +85,10 @@ class Task(Protocol):
         """Mean loss of a batch, a float32 scalar to differentiate."""
         ...
 
+    def losses(self, model: torch.nn.Module, batch: Batch, n_parts: int) -> torch.Tensor:
+        """Mean loss of each of so many equal parts of a batch, shape (n_parts,)."""
+        ...
+
     def score(self, model: torch.nn.Module, batch: Batch) -> BatchScores:
         """Scores of a batch; call it under `torch.inference_mode()`."""
         ...

@@ -40,6 +40,17 @@ class CausalLM:
         logits, targets, _ = _completion_logits(model, batch)
         return functional.cross_entropy(logits, targets)
 
+    def losses(self, model: torch.nn.Module, batch: Batch, n_parts: int) -> torch.Tensor:
+        """Mean cross-entropy over the completion tokens of each part."""
+        logits, targets, owner = _completion_logits(model, batch)
+        part = owner // (len(batch.rows) // n_parts)
+        return torch.stack(
+            [
+                functional.cross_entropy(logits[part == index], targets[part == index])
+                for index in range(n_parts)
+            ]
+        )
+
     def score(self, model: torch.nn.Module, batch: Batch) -> BatchScores:
         """Summed loss and right tokens of each row."""
         logits, targets, owner = _completion_logits(model, batch)

@@ -49,6 +49,11 @@ class TextClassification:
         """Mean cross-entropy of the batch's rows."""
         return functional.cross_entropy(_logits(model, batch), batch.targets)
 
+    def losses(self, model: torch.nn.Module, batch: Batch, n_parts: int) -> torch.Tensor:
+        """Mean cross-entropy of the rows of each part."""
+        parts = zip(_logits(model, batch).chunk(n_parts), batch.targets.chunk(n_parts), strict=True)
+        return torch.stack([functional.cross_entropy(*part) for part in parts])
+
     def score(self, model: torch.nn.Module, batch: Batch) -> BatchScores:
         """Loss and predicted label of each row."""
         logits = _logits(model, batch)

@@ -221,20 +221,40 @@ class ProxyTraining:
         return evaluation
 
     def _one_step(self) -> None:
-        batch = collate(self._data, "train", next(self._batches), self._device)
-        if self._parameters:
-            with autocast(self.precision.precision, self._device), self._prefix.serving(batch):
-                loss = self._task.loss(self._model, batch)
-            penalty = self._attached.penalty()
-            if penalty is not None:
-                loss = loss + penalty
-            loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(self._parameters, MAX_GRADIENT_NORM, foreach=True)
-            self._set_rates()
-            self._optimizer.step()
-            self._attached.after_update(self.step + 1)
-            self._optimizer.zero_grad(set_to_none=True)
-            self._unchecked.append(loss.detach())
+        batch = collate(self._data, "train", self.next_rows(), self._device)
+        if not self._parameters:
+            self.step += 1
+            return
+        with autocast(self.precision.precision, self._device), self._prefix.serving(batch):
+            loss = self._task.loss(self._model, batch)
+        loss = self.with_penalty(loss)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.learn(loss.detach())
+
+    def next_rows(self) -> IntArray:
+        """The rows of the next step, shape (batch_size,); each call goes one step on."""
+        return next(self._batches)
+
+    def with_penalty(self, loss: torch.Tensor) -> torch.Tensor:
+        """A step's loss, and what the methods add to it."""
+        penalty = self._attached.penalty()
+        return loss if penalty is None else loss + penalty
+
+    def learn(self, loss: torch.Tensor) -> None:
+        """Ends a step, once its gradients are there.
+
+        Args:
+            loss: What they are the gradients of, detached.
+
+        Raises:
+            TrainingFailure: if a loss is no longer finite (on an accelerator, some steps later).
+        """
+        torch.nn.utils.clip_grad_norm_(self._parameters, MAX_GRADIENT_NORM, foreach=True)
+        self._set_rates()
+        self._optimizer.step()
+        self._attached.after_update(self.step + 1)
+        self._optimizer.zero_grad(set_to_none=True)
+        self._unchecked.append(loss)
         self.step += 1
         if len(self._unchecked) >= CHECK_EVERY.get(torch.device(self._device).type, 1):
             self._check_losses()
