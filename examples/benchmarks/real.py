@@ -20,6 +20,7 @@ import argparse
 import itertools
 import json
 import multiprocessing
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -43,7 +44,7 @@ from autopeft.search.space import SearchSpace
 from autopeft.search.study import distribution
 from autopeft.settings import SearchSettings
 
-_SETTINGS = {
+SETTINGS = {
     "model": "~/.cache/autopeft/all-MiniLM-L6-v2",
     "data": "~/.cache/autopeft/movie_snippets.csv",
     "max_train_rows": 2000,
@@ -82,12 +83,14 @@ class Spent:
 
     Attributes:
         flops: Compute of the search up to its end.
+        seconds: Wall-clock time of the search up to its end; scoring the test split not counted.
         params: Trainable parameters.
         validation: Accuracy; None if it was pruned or failed.
         test: The same on the test split.
     """
 
     flops: float
+    seconds: float
     params: int
     validation: float | None
     test: float | None
@@ -96,7 +99,7 @@ class Spent:
 def main() -> None:
     """Searches, prints the table, writes the file."""
     options = _options()
-    ready = prepare(SearchSettings.from_mapping({**_SETTINGS, "space": options.space}))
+    ready = prepare(SearchSettings.from_mapping({**SETTINGS, "space": options.space}))
     searches = [
         Search(*triple)
         for triple in itertools.product(
@@ -106,7 +109,7 @@ def main() -> None:
     searches.sort(key=lambda search: search.seed)
     rows: list[dict[str, Any]] = []
     with multiprocessing.get_context("spawn").Pool(
-        options.workers, initializer=_load, initargs=(ready, options.full_trials)
+        options.workers, initializer=load, initargs=(ready, options.full_trials)
     ) as pool:
         for search, trials in pool.imap_unordered(_run, searches):
             rows.append(
@@ -134,7 +137,7 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _load(ready: Preparation, full_trials: int) -> None:
+def load(ready: Preparation, full_trials: int) -> None:
     import torch
 
     global _BENCH, _READY, _FULL
@@ -161,7 +164,7 @@ def _limit(ready: Preparation, full_trials: int) -> float:
 def _run(search: Search) -> tuple[Search, list[Spent]]:
     assert _READY is not None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    loop = _stock(search) if search.sampler in STOCK else _ours(search)
+    loop = _stock(search) if search.sampler in STOCK else ours(search)
     limit, trials = _limit(_READY, _FULL), []
     for trial in loop:
         trials.append(trial)
@@ -170,7 +173,7 @@ def _run(search: Search) -> tuple[Search, list[Spent]]:
     return search, trials
 
 
-def _ours(search: Search) -> Iterator[Spent]:
+def ours(search: Search) -> Iterator[Spent]:
     assert _READY is not None
     controller = SearchController(
         _space(search),
@@ -180,7 +183,8 @@ def _ours(search: Search) -> Iterator[Spent]:
         prices=_READY.prices,
         eta=float(_READY.settings.eta),
     )
-    flops = 0.0
+    flops = seconds = 0.0
+    began = time.perf_counter()
     while (trial := controller.ask()) is not None:
         score = None
         for message in _train(trial.candidate, search.seed):
@@ -195,7 +199,9 @@ def _ours(search: Search) -> Iterator[Spent]:
             if message.is_last or decision is Decision.STOP:
                 flops += trial.price.train_flops * share
                 break
-        yield _spent(flops, trial.price, score)
+        seconds += time.perf_counter() - began
+        yield _spent(flops, seconds, trial.price, score)
+        began = time.perf_counter()
 
 
 def _stock(search: Search) -> Iterator[Spent]:
@@ -205,7 +211,8 @@ def _stock(search: Search) -> Iterator[Spent]:
     )
     space = _space(search)
     rows = {name: (distribution(row), row) for name, row in space.parameters.items()}
-    flops = 0.0
+    flops = seconds = 0.0
+    began = time.perf_counter()
     while True:
         trial = study.ask({n: d for n, (d, _) in rows.items()} if "gp" in search.sampler else None)
         candidate = space.decode(trial.params or suggest(trial, rows))
@@ -217,7 +224,9 @@ def _stock(search: Search) -> Iterator[Spent]:
         accuracy = message.report.metrics["accuracy"]
         study.tell(trial, [accuracy, float(np.log(price.trainable_params))])
         flops += price.train_flops
-        yield _spent(flops, price, accuracy)
+        seconds += time.perf_counter() - began
+        yield _spent(flops, seconds, price, accuracy)
+        began = time.perf_counter()
 
 
 def _train(candidate: Candidate, seed: int) -> Iterator[RungMessage | FailureMessage]:
@@ -232,7 +241,7 @@ def _train(candidate: Candidate, seed: int) -> Iterator[RungMessage | FailureMes
             return
 
 
-def _spent(flops: float, price: Price, validation: float | None) -> Spent:
+def _spent(flops: float, seconds: float, price: Price, validation: float | None) -> Spent:
     """The trial that has just ended; the test split is scored only if it was trained to the end."""
     assert _BENCH is not None
     assert _BENCH._run is not None or validation is None
@@ -241,10 +250,10 @@ def _spent(flops: float, price: Price, validation: float | None) -> Spent:
         training = _BENCH._run._training
         assert training is not None
         test = training.evaluate("test").metrics["accuracy"]
-    return Spent(flops, price.trainable_params, validation, test)
+    return Spent(flops, seconds, price.trainable_params, validation, test)
 
 
-def _area(trials: Sequence[Mapping[str, Any]], low: float, high: float) -> float:
+def area(trials: Sequence[Mapping[str, Any]], low: float, high: float) -> float:
     """Hypervolume on the test split of the front chosen on validation."""
     done = [t for t in trials if t["validation"] is not None]
     if not done:
@@ -268,7 +277,7 @@ def _table(rows: Sequence[Mapping[str, Any]], ready: Preparation, full_trials: i
         cells = []
         for share in _SHARES:
             areas = [
-                _area([t for t in trials if t["flops"] <= share * limit * 1.02], low, high)
+                area([t for t in trials if t["flops"] <= share * limit * 1.02], low, high)
                 for trials in mine
             ]
             cells.append(f"{np.mean(areas):.4f} ±{np.std(areas) / len(areas) ** 0.5:.4f}")
