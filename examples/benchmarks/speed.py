@@ -3,13 +3,14 @@
     python examples/benchmarks/speed.py --output speed.json
 
 All in one run on one machine, one thread, turn by turn, so that a busy machine slows all alike;
-medians are reported, and ratios are what counts. Four tables:
+medians are reported, and ratios are what counts. Five tables:
 
 1. a training step: Trainer with its defaults, Trainer with rows grouped by length and bf16, and
    autopeft, for adapters in all blocks, in the upper half, and in the last one;
 2. the share of this machine's measured matrix-multiply peak that the full-depth step reaches;
 3. what a step costs over depth, length of rows and rank;
-4. what the search itself costs: ask and tell over the number of trials.
+4. whether candidates packed into one forward pass train faster than one after another;
+5. what the search itself costs: ask and tell over the number of trials.
 
 `--model smollm2` measures the decoder of examples/smollm2.yaml instead of MiniLM.
 """
@@ -32,7 +33,9 @@ from rich.console import Console
 from rich.table import Table
 
 from autopeft.machine import matmul_flops_per_second
+from autopeft.models.attach import Attached
 from autopeft.models.backbone import Backbone, load_backbone
+from autopeft.models.packing import Pack
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
 from autopeft.preparation import Preparation, prepare
 from autopeft.pricing import PriceTable, Topology
@@ -42,6 +45,7 @@ from autopeft.settings import SearchSettings
 from autopeft.tasks import make_task
 from autopeft.tasks.batch import collate
 from autopeft.training.loop import ProxyTraining
+from autopeft.training.packed import PackedTraining
 from autopeft.training.precision import choose_precision
 from autopeft.training.prefix import NO_PREFIX
 from autopeft.training.prefix_cache import PrefixCache
@@ -114,6 +118,8 @@ def main() -> None:
     )
     result["growth"] = growth = _growth(ready, options)
     console.print(_growth_table(growth))
+    result["packs"] = packs = _pack_gain(ready, options)
+    console.print(_pack_table(packs))
     result["search"] = asks = _ask_times(options.trials)
     console.print(_ask_table(asks))
     if options.output:
@@ -405,7 +411,76 @@ def _growth_table(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-# --- 4: the search itself ------------------------------------------------------------------------
+# --- 4: packs ------------------------------------------------------------------------------------
+
+
+def _pack_gain(ready: Preparation, options: argparse.Namespace) -> list[dict[str, float]]:
+    """Median seconds of a step of each of some candidates, alone and together."""
+    rows = []
+    for n_rows in (1, 4, ready.settings.batch_size):
+        backbone, ranks = _backbone(ready), (2, 4, 8, 16)
+        alone = _lanes(ready, backbone, ranks, n_rows)
+        together = _lanes(ready, backbone, ranks, n_rows)
+        packed = PackedTraining(
+            {index: training for index, (_, training) in enumerate(together)},
+            Pack({index: attached for index, (attached, _) in enumerate(together)}),
+            ready.task,
+            ready.data,
+            device=ready.device,
+            precision=together[0][1].precision.precision,
+        )
+
+        def step_each(
+            steps: int, lanes: list[tuple[Attached, ProxyTraining]] = alone
+        ) -> list[float]:
+            found = []
+            for attached, training in lanes:
+                attached.unpark()
+                found.append(sum(_timed(training, steps)) / steps)
+                attached.park()
+            return [sum(found)]
+
+        def step_all(
+            steps: int,
+            packed: PackedTraining = packed,
+            lanes: list[tuple[Attached, ProxyTraining]] = together,
+        ) -> list[float]:
+            began = time.perf_counter()
+            packed.train_to(lanes[0][1].step + steps)
+            return [(time.perf_counter() - began) / steps]
+
+        runners = [Runner("alone", step_each), Runner("together", step_all)]
+        _take_turns(runners, options.rounds, options.steps)
+        rows.append({"rows": n_rows, "alone": runners[0].median, "together": runners[1].median})
+    return rows
+
+
+def _lanes(
+    ready: Preparation, backbone: Backbone, ranks: tuple[int, ...], n_rows: int
+) -> list[tuple[Attached, ProxyTraining]]:
+    """Full-depth LoRAs of these ranks, parked, with their trainings."""
+    lanes = []
+    train = TrainSettings(1e-3, steps=ready.settings.steps, batch_size=n_rows)
+    for rank in ranks:
+        attached = backbone.attach(Candidate(_plan(ready.prices.topology, 0, rank), train), seed=0)
+        training = ProxyTraining(
+            attached, ready.task, ready.data, train, seed=0, device=ready.device
+        )
+        attached.park()
+        lanes.append((attached, training))
+    return lanes
+
+
+def _pack_table(rows: list[dict[str, float]]) -> Table:
+    table = Table("rows a step", "ms, 4 alone", "ms, 4 together", "gain")
+    for row in rows:
+        alone, together = row["alone"], row["together"]
+        cells = (f"{1000 * alone:.0f}", f"{1000 * together:.0f}", f"{alone / together:.2f}")
+        table.add_row(f"{row['rows']:.0f}", *cells)
+    return table
+
+
+# --- 5: the search itself ------------------------------------------------------------------------
 
 
 def _ask_times(n_trials: int) -> list[dict[str, float]]:
