@@ -10,7 +10,7 @@ medians are reported, and ratios are what counts. Five tables:
 2. the share of this machine's measured matrix-multiply peak that the full-depth step reaches;
 3. what a step costs over depth, length of rows and rank;
 4. whether candidates packed into one forward pass train faster than one after another;
-5. what the search itself costs: ask and tell over the number of trials.
+5. what the search itself costs: ask, report and tell over the number of trials, 80 blocks.
 
 `--model smollm2` measures the decoder of examples/smollm2.yaml instead of MiniLM.
 """
@@ -18,6 +18,7 @@ medians are reported, and ratios are what counts. Five tables:
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import tempfile
@@ -133,7 +134,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--data", default="", help="another file of that kind")
     parser.add_argument("--rounds", type=int, default=4, help="turns of each contestant")
     parser.add_argument("--steps", type=int, default=15, help="steps a turn")
-    parser.add_argument("--trials", type=int, default=300, help="of the search's own cost")
+    parser.add_argument("--trials", type=int, default=1000, help="of the search's own cost")
     parser.add_argument("--output", default="", help="JSON file to write")
     return parser.parse_args()
 
@@ -483,52 +484,64 @@ def _pack_table(rows: list[dict[str, float]]) -> Table:
 # --- 5: the search itself ------------------------------------------------------------------------
 
 
-def _ask_times(n_trials: int) -> list[dict[str, float]]:
-    """Milliseconds of ask and tell in a loop without any training, 12 blocks."""
+def _ask_times(n_trials: int, *, n_blocks: int = 80) -> list[dict[str, float]]:
+    """Milliseconds of ask, report and tell, without any training, in an SQLite study.
+
+    Up to each mark the trials are random ones; then some that the search proposes are timed.
+    """
     shapes = {
-        "attn.q": (768, 768),
-        "attn.v": (768, 768),
-        "mlp.up": (3072, 768),
-        "mlp.down": (768, 3072),
+        "attn.q": (4096, 4096),
+        "attn.v": (1024, 4096),
+        "mlp.up": (14336, 4096),
+        "mlp.down": (4096, 14336),
     }
-    topology = Topology(12, shapes, head_params=1538)
-    space = SearchSpace.from_source("default", topology, steps=9, batch_size=16)
-    controller = SearchController(
-        space,
-        ("accuracy", "trainable_params"),
-        pruner="none",
-        prices=PriceTable.from_topology(topology, batch_size=16),
-    )
+    topology = Topology(n_blocks, shapes, head_params=8194)
+    space = SearchSpace.from_source("default", topology, steps=99, batch_size=16)
     rng = np.random.default_rng(0)
-    marks = {n for n in (25, 50, 100, 300, 1000, 3000, 10_000) if n <= n_trials}
-    asks: list[float] = []
-    tells: list[float] = []
-    rows = []
-    for number in range(1, n_trials + 1):
-        started = time.perf_counter()
-        trial = controller.ask()
-        asked = time.perf_counter()
-        if trial is None:
-            break
-        controller.tell(trial, score=float(rng.random()))
-        asks.append(asked - started)
-        tells.append(time.perf_counter() - asked)
-        if number in marks:
-            last = slice(-min(20, number), None)
-            rows.append(
-                {
-                    "trials": number,
-                    "ask_ms": 1000 * statistics.median(asks[last]),
-                    "tell_ms": 1000 * statistics.median(tells[last]),
-                }
+    rows: list[dict[str, float]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        controller = SearchController(
+            space,
+            ("accuracy", "trainable_params"),
+            prices=PriceTable.from_topology(topology, batch_size=16),
+            storage=f"sqlite:///{folder}/study.db",
+            n_baselines=0,
+            n_portfolio=0,
+        )
+        n_done = 0
+        for mark in (n for n in (100, 300, 1000, 3000, 10_000) if n <= n_trials):
+            while n_done < mark:
+                controller.enqueue(space.draw_stratified(rng))
+                _timed_trial(controller, rng)
+                n_done += 1
+            spent = [_timed_trial(controller, rng) for _ in range(7)]
+            n_done += len(spent)
+            ask, report, tell = (
+                1000 * statistics.median(each) for each in zip(*spent, strict=True)
             )
+            rows.append({"trials": mark, "ask_ms": ask, "report_ms": report, "tell_ms": tell})
     return rows
 
 
+def _timed_trial(controller: SearchController, rng: np.random.Generator) -> tuple[float, ...]:
+    """Seconds of one ask, one report and one tell."""
+    times = [time.perf_counter()]
+    trial = controller.ask()
+    assert trial is not None
+    times.append(time.perf_counter())
+    controller.report(trial, 33, -0.5)
+    times.append(time.perf_counter())
+    quality = 0.5 + 0.02 * np.log(trial.price.trainable_params + 1.0)
+    controller.tell(trial, score=float(quality + 0.01 * rng.standard_normal()))
+    times.append(time.perf_counter())
+    return tuple(after - before for before, after in itertools.pairwise(times))
+
+
 def _ask_table(rows: list[dict[str, float]]) -> Table:
-    table = Table("trials", "ms an ask", "ms a tell")
+    table = Table("trials", "ms an ask", "ms a report", "ms a tell")
     for row in rows:
-        table.add_row(str(row["trials"]), f"{row['ask_ms']:.1f}", f"{row['tell_ms']:.2f}")
+        cells = (f"{row[key]:.1f}" for key in ("ask_ms", "report_ms", "tell_ms"))
+        table.add_row(f"{row['trials']:.0f}", *cells)
     return table
 
 
