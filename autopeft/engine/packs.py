@@ -151,6 +151,7 @@ class PackRun:
         self._packed = None
         self._bench.packs = False
         self._start()
+        self._failed = {}  # Told already.
 
     def _advance(self, run: JobRun) -> Message:
         run.unpark()
