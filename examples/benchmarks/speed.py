@@ -7,7 +7,8 @@ medians are reported, and ratios are what counts. Five tables:
 
 1. a training step: Trainer with its defaults, Trainer with rows grouped by length and bf16, and
    autopeft, for adapters in all blocks, in the upper half, and in the last one;
-2. the share of this machine's measured matrix-multiply peak that the full-depth step reaches;
+2. the share of this machine's measured matrix-multiply peak that these steps reach, and how fast
+   one would be that reached all of it;
 3. what a step costs over depth, length of rows and rank;
 4. whether candidates packed into one forward pass train faster than one after another;
 5. what the search itself costs: ask, report and tell over the number of trials, 80 blocks.
@@ -112,11 +113,8 @@ def main() -> None:
     result: dict[str, Any] = {"model": options.model, "rounds": options.rounds}
     result["steps"] = steps = _step_times(ready, options)
     console.print(_steps_table(steps))
-    result["peak"] = peak = _peak_share(ready, steps)
-    console.print(
-        f"full-depth step: {peak['share']:.0%} of the {peak['gflops_peak']:.0f} GFLOP/s that a "
-        f"{peak['precision']} matrix product reaches here"
-    )
+    result["peak"] = peak = _peak(ready, steps)
+    console.print(_peak_table(peak))
     result["growth"] = growth = _growth(ready, options)
     console.print(_growth_table(growth))
     result["packs"] = packs = _pack_gain(ready, options)
@@ -152,11 +150,16 @@ def _plan(topology: Topology, lowest: int, rank: int = _RANK) -> AdapterPlan:
     )
 
 
+def _depths(n_layers: int) -> dict[str, int]:
+    """What is adapted -> its lowest block."""
+    return {"all blocks": 0, "upper half": n_layers // 2, "last block": n_layers - 1}
+
+
 def _step_times(ready: Preparation, options: argparse.Namespace) -> dict[str, dict[str, float]]:
     n = ready.prices.topology.n_layers
     found = {}
     with tempfile.TemporaryDirectory() as folder:
-        for depth, lowest in (("all blocks", 0), ("upper half", n // 2), ("last block", n - 1)):
+        for depth, lowest in _depths(n).items():
             runners = [
                 Runner("Trainer", _trainer(ready, lowest, folder, is_tuned=False)),
                 Runner("Trainer tuned", _trainer(ready, lowest, folder, is_tuned=True)),
@@ -342,8 +345,12 @@ def _steps_table(found: dict[str, dict[str, float]]) -> Table:
 # --- 2: the share of the machine -----------------------------------------------------------------
 
 
-def _peak_share(ready: Preparation, steps: dict[str, dict[str, float]]) -> dict[str, Any]:
-    """Priced FLOPs of the full-depth step a second, over the best matrix product's."""
+def _peak(ready: Preparation, steps: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """Priced FLOPs of each step a second, beside the best matrix product's.
+
+    `ceiling` is how many times as fast as the default Trainer a step would be that does nothing but
+    its matrix products, at that speed.
+    """
     precision = choose_precision("auto", ready.device, _backbone(ready).model).precision
     dtype = "bfloat16" if precision == "bf16" else "float32"
     peak = max(
@@ -351,14 +358,22 @@ def _peak_share(ready: Preparation, steps: dict[str, dict[str, float]]) -> dict[
         for size in (512, 1024, 2048)
     )
     train = TrainSettings(1e-3, steps=1, batch_size=ready.settings.batch_size)
-    price = ready.prices.price(Candidate(_plan(ready.prices.topology, 0), train))
-    done = price.train_flops / steps["all blocks"]["autopeft"]
-    return {
-        "precision": precision,
-        "gflops_peak": peak / 1e9,
-        "gflops_step": done / 1e9,
-        "share": done / peak,
-    }
+    found: dict[str, Any] = {"precision": precision, "gflops_peak": peak / 1e9, "depths": {}}
+    for depth, lowest in _depths(ready.prices.topology.n_layers).items():
+        price = ready.prices.price(Candidate(_plan(ready.prices.topology, lowest), train))
+        found["depths"][depth] = {
+            "share": price.train_flops / steps[depth]["autopeft"] / peak,
+            "ceiling": steps[depth]["Trainer"] * peak / price.train_flops,
+        }
+    return found
+
+
+def _peak_table(found: dict[str, Any]) -> Table:
+    name = f"{found['gflops_peak']:.0f} GFLOP/s {found['precision']} product"
+    table = Table("of a", name, "x Trainer if it reached all")
+    for depth, row in found["depths"].items():
+        table.add_row(depth, f"{row['share']:.0%}", f"{row['ceiling']:.1f}")
+    return table
 
 
 # --- 3: growth -----------------------------------------------------------------------------------
