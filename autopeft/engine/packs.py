@@ -6,8 +6,8 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 
 from autopeft.engine.jobs import ConfirmMessage, FailureMessage, Job, Message, RungMessage
-from autopeft.engine.workbench import JobRun, Workbench, failure
-from autopeft.errors import PackingError, TrainingFailure
+from autopeft.engine.workbench import JOB_ERRORS, JobRun, Workbench, failure
+from autopeft.errors import PackingError
 from autopeft.models.packing import Pack, can_be_packed, fits_a_pack
 from autopeft.training.packed import PackedTraining
 from autopeft.training.prefix import NO_PREFIX
@@ -70,7 +70,7 @@ class PackRun:
             run = JobRun(self._bench, job)
             try:
                 run.start()
-            except (TrainingFailure, RuntimeError, ValueError) as error:
+            except JOB_ERRORS as error:
                 self._failed[index] = failure(error, run)
                 run.close()
                 continue
@@ -148,7 +148,6 @@ class PackRun:
     def _go_apart(self, reason: str) -> None:
         """From the start again, one after another; no later pack is tried on this worker."""
         warnings.warn(reason, stacklevel=2)
-        self._packed = None
         self._bench.packs = False
         self._start()
         self._failed = {}  # Told already.
@@ -157,7 +156,7 @@ class PackRun:
         run.unpark()
         try:
             return run.advance()
-        except (TrainingFailure, RuntimeError, ValueError) as error:
+        except JOB_ERRORS as error:
             return failure(error, run)
         finally:
             run.park()

@@ -171,9 +171,10 @@ class _JobSearcher(_OnDriver, Searcher):  # type: ignore[misc]
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """Tells the dispatcher about a worker that died; all else came through the scheduler."""
+        reason = self.errors.pop(trial_id, _DIED)
         for job in self.jobs.pop(trial_id, {}).values():
             if self._dispatcher.is_running(job):
-                self._dispatcher.fail(job, self.errors.pop(trial_id, _DIED))
+                self._dispatcher.fail(job, reason)
 
     def set_max_concurrency(self, max_concurrent: int) -> bool:
         """Concurrency is limited here."""

@@ -35,6 +35,10 @@ from autopeft.training.precision import choose_precision
 from autopeft.training.prefix import NO_PREFIX
 from autopeft.training.prefix_cache import PrefixCache
 
+JOB_ERRORS = (TrainingFailure, RuntimeError, ValueError)
+"""Out of memory, a diverged loss, a module that refuses its adapter: the job has failed, and saying
+so keeps the loaded worker alive for the next one."""
+
 
 @dataclass(frozen=True)
 class WorkerContext:
@@ -120,9 +124,7 @@ class Workbench:
         run = self._run
         try:
             return run.advance()
-        except (TrainingFailure, RuntimeError, ValueError) as error:
-            # Out of memory, a diverged loss, a module that refuses its adapter: the trial has
-            # failed, and saying so keeps the loaded worker alive for the next one.
+        except JOB_ERRORS as error:
             self.clear()
             return failure(error, run)
 

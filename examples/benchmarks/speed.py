@@ -46,6 +46,7 @@ from autopeft.search.space import SearchSpace
 from autopeft.settings import SearchSettings
 from autopeft.tasks import make_task
 from autopeft.tasks.batch import collate
+from autopeft.tasks.data import SplitName
 from autopeft.training.loop import ProxyTraining
 from autopeft.training.packed import PackedTraining
 from autopeft.training.precision import choose_precision
@@ -206,7 +207,7 @@ def _trainer(
         task_type="CAUSAL_LM" if is_lm else "SEQ_CLS",
     )
     model = get_peft_model(base, config)
-    rows = _rows(ready)
+    rows = user_rows(ready)
     collator = (
         transformers.DataCollatorForSeq2Seq(tokenizer)
         if is_lm
@@ -242,9 +243,9 @@ def _trainer(
     return run
 
 
-def _rows(ready: Preparation) -> list[dict[str, Any]]:
-    """The training rows as a user's own tokenisation would give them."""
-    split, found = ready.data.train, []
+def user_rows(ready: Preparation, name: SplitName = "train") -> list[dict[str, Any]]:
+    """Rows of a split as a user's own tokenisation would give them."""
+    split, found = ready.data.splits[name], []
     for row in range(len(split)):
         tokens = split.tokens[split.offsets[row] : split.offsets[row + 1]].tolist()
         target = int(split.targets[row])

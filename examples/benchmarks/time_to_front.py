@@ -28,6 +28,7 @@ import real
 import torch
 from rich.console import Console
 from rich.table import Table
+from speed import user_rows
 
 from autopeft.preparation import Preparation, prepare
 from autopeft.settings import SearchSettings
@@ -106,13 +107,7 @@ def _by_hand(ready: Preparation, seed: int, n_trials: int) -> Iterator[dict[str,
 def _data_set(ready: Preparation, name: SplitName) -> Any:
     import datasets
 
-    split = ready.data.splits[name]
-    rows = []
-    for row in range(len(split)):
-        tokens = split.tokens[split.offsets[row] : split.offsets[row + 1]].tolist()
-        label = int(split.targets[row])
-        rows.append({"input_ids": tokens, "attention_mask": [1] * len(tokens), "labels": label})
-    return datasets.Dataset.from_list(rows)
+    return datasets.Dataset.from_list(user_rows(ready, name))
 
 
 def _trainer(
