@@ -21,9 +21,10 @@ from autopeft.machine import (
     n_cores,
     n_gpus,
 )
-from autopeft.models.backbone import load_tokenizer
-from autopeft.models.price import measure_prices
+from autopeft.models.backbone import Backbone, build_meta, load_tokenizer
+from autopeft.models.price import price_table
 from autopeft.models.quantisation import check_backend
+from autopeft.models.readout import read_positions
 from autopeft.outcome import COSTS, Objective
 from autopeft.pricing import PriceTable
 from autopeft.search.budget import Budget
@@ -64,6 +65,7 @@ class Preparation:
         device: "cpu" or "cuda".
         n_workers: Jobs at once.
         gpus_per_worker: GPU share of each.
+        window: Which of the task's windows the model's head reads; None: all positions, or unknown.
     """
 
     settings: SearchSettings
@@ -78,6 +80,7 @@ class Preparation:
     device: str
     n_workers: int
     gpus_per_worker: float
+    window: str | None = None
 
     @property
     def pack(self) -> int:
@@ -114,6 +117,7 @@ class Preparation:
             rungs=self.rungs,
             objectives=tuple(o.name for o in self.objectives),
             device=self.device,
+            window=self.window,
             cache_folder=cache_folder,
         )
 
@@ -169,18 +173,22 @@ def prepare(
     device, gpus = _device(settings)
     check_backend(settings.quantization, device)
     with phase("pricing"):
-        prices = measure_prices(
+        meta = build_meta(
             settings.model,
             auto_class=task.auto_class,
             model_kwargs=task.model_kwargs(),
             revision=settings.model_revision,
+            role_map=settings.role_map,
+            quantization=settings.quantization,
+        )
+        window = read_window(meta, task, data)
+        prices = price_table(
+            meta,
             batch_size=settings.batch_size,
             mean_length=lengths.mean_padded,
             longest_length=lengths.longest,
             prompt_sizes=prompt_sizes(settings.space),
-            role_map=settings.role_map,
             device=device,
-            quantization=settings.quantization,
         )
         prices = replace(prices, is_prefix_cached=settings.prefix_cache)
     space = SearchSpace.from_source(
@@ -207,7 +215,34 @@ def prepare(
         device,
         n_workers,
         gpus,
+        window,
     )
+
+
+def read_window(meta: Backbone, task: Task, data: TaskData) -> str | None:
+    """Which of the task's windows holds all hidden states that the model's head reads.
+
+    Args:
+        meta: Made by `build_meta`.
+        task: Knows the windows.
+        data: Some of whose rows are looked at.
+
+    Returns:
+        Its name; None where the head reads others too, or that cannot be told.
+    """
+    # Short rows and long ones: in rows of one length, several windows are the same.
+    order = np.argsort(data.train.lengths, kind="stable")
+    batch = collate(data, "train", np.unique(np.concatenate([order[:2], order[-2:]])))
+    rows, length = batch.input_ids.shape
+    read = read_positions(meta, lambda model: task.loss(model, batch), rows, length)
+    if read is None:
+        return None
+    fitting = [
+        name
+        for name, window in task.windows(batch).items()
+        if not bool((read & ~window.mask(length)).any())
+    ]
+    return fitting[0] if len(fitting) == 1 else None
 
 
 def validation_rows(settings: SearchSettings, n_rows: int = 32) -> dict[str, Any] | None:

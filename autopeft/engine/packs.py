@@ -93,6 +93,7 @@ class PackRun:
             device=bench.context.device,
             precision=bench.precision,
             prefix=NO_PREFIX if cache is None else cache.below(cut),
+            readout=bench.readout,
             must_pay=self._must_pay and not bench.has_measured_packs,
         )
 

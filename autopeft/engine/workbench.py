@@ -21,6 +21,7 @@ from autopeft.errors import TrainingFailure
 from autopeft.models.attach import Attached
 from autopeft.models.backbone import Backbone, load_backbone
 from autopeft.models.compress import Trained
+from autopeft.models.readout import narrow_modules
 from autopeft.models.saving import save_adapter
 from autopeft.outcome import SeedScore
 from autopeft.plan import Candidate
@@ -34,6 +35,7 @@ from autopeft.training.measure import measure_latency_ms
 from autopeft.training.precision import choose_precision
 from autopeft.training.prefix import NO_PREFIX
 from autopeft.training.prefix_cache import PrefixCache
+from autopeft.training.readout import READ_ALL, LastBlockReadout, Readout
 
 JOB_ERRORS = (TrainingFailure, RuntimeError, ValueError)
 """Out of memory, a diverged loss, a module that refuses its adapter: the job has failed, and saying
@@ -51,6 +53,7 @@ class WorkerContext:
         rungs: Steps at which a search job reports, the last one its end.
         objectives: Names of the objectives, the quality first.
         device: "cpu" or "cuda".
+        window: Which of the task's windows the model's head reads; None: all positions, or unknown.
         cache_folder: Where the workers of one machine share the frozen prefix; removed by the
             driver. None: each worker keeps its own in memory.
     """
@@ -61,6 +64,7 @@ class WorkerContext:
     rungs: tuple[int, ...]
     objectives: tuple[str, ...]
     device: str
+    window: str | None = None
     cache_folder: str | None = None
 
 
@@ -75,6 +79,7 @@ class Workbench:
         backbone: The base model.
         precision: What trainings compute in.
         prefix_cache: The frozen blocks' states, None if they are not cached.
+        readout: Leaves out what nobody reads of the last block.
         load_seconds: What loading took.
         packs: False once a pack has failed or has not paid (`autopeft.engine.packs`).
         has_measured_packs: Whether a pack has been compared with its jobs alone.
@@ -107,6 +112,17 @@ class Workbench:
                 precision=self.precision,
                 max_bytes=int(settings.prefix_cache_gb * 2**30),
                 folder=Path(context.cache_folder) if context.cache_folder else None,
+            )
+        self.readout: Readout = READ_ALL
+        if context.window is not None:
+            layout = self.backbone.layout
+            self.readout = LastBlockReadout(
+                self.backbone.model,
+                layout.blocks[-1],
+                narrow_modules(self.backbone.model, layout),
+                self.task,
+                context.window,
+                precision=self.precision,
             )
         self.load_seconds = time.perf_counter() - started
         self.packs = True
@@ -183,6 +199,7 @@ class JobRun:
             precision=bench.precision,
             flops_per_step=price.train_flops / candidate.train.steps,
             prefix=NO_PREFIX if cache is None else cache.below(candidate.plan.lowest_layer),
+            readout=bench.readout,
             rung_rows=bench.context.settings.rung_rows,
         )
 

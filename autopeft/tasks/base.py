@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from autopeft.errors import SettingsError
 from autopeft.outcome import Objective
-from autopeft.tasks.batch import Batch
+from autopeft.tasks.batch import Batch, Window
 
 FloatArray = NDArray[np.float64]
 
@@ -79,6 +79,13 @@ class Task(Protocol):
 
     def model_kwargs(self) -> dict[str, Any]:
         """What `from_pretrained` must be told, e.g. the labels."""
+        ...
+
+    def windows(self, batch: Batch) -> Mapping[str, Window]:
+        """Where a model's last hidden states may be read for this task: name -> positions.
+
+        Which of them it is depends on the model (`autopeft.models.readout`), and it may be none.
+        """
         ...
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:

@@ -40,6 +40,29 @@ class Batch:
         return inputs
 
 
+@dataclass(frozen=True)
+class Window:
+    """The same number of positions in a row of each text, one after the other.
+
+    Attributes:
+        starts: The first of them, shape (b,), int64.
+        size: How many, the same for all rows.
+    """
+
+    starts: torch.Tensor
+    size: int
+
+    def columns(self) -> torch.Tensor:
+        """Shape (b, size)."""
+        return self.starts[:, None] + torch.arange(self.size, device=self.starts.device)
+
+    def mask(self, length: int) -> torch.Tensor:
+        """True inside, shape (b, length)."""
+        columns = torch.arange(length, device=self.starts.device)
+        begin = self.starts[:, None]
+        return (columns >= begin) & (columns < begin + self.size)
+
+
 def padded(
     flat: NDArray[Any], split: EncodedSplit, rows: NDArray[np.int64], fill: int
 ) -> tuple[NDArray[Any], NDArray[np.bool_]]:

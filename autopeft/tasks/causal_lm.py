@@ -14,7 +14,7 @@ from torch.nn import functional
 from autopeft.errors import TrainingFailure
 from autopeft.outcome import objective
 from autopeft.tasks.base import BatchScores, Evaluation, SplitScores, choose_quality
-from autopeft.tasks.batch import Batch
+from autopeft.tasks.batch import Batch, Window
 
 
 class CausalLM:
@@ -34,6 +34,14 @@ class CausalLM:
     def model_kwargs(self) -> dict[str, Any]:
         """A decoder loads as it is."""
         return {}
+
+    def windows(self, batch: Batch) -> dict[str, Window]:
+        """Where a token of the completion is predicted; as wide as the longest completion."""
+        length = batch.input_ids.shape[1]
+        begin = batch.targets.clamp(min=1) - 1  # (b,)
+        n_tokens = batch.attention_mask.sum(dim=1)
+        size = max(1, int((n_tokens - 1 - begin).max()))
+        return {"completion": Window(begin.clamp(max=length - size), size)}
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """Mean cross-entropy over the completion tokens of the batch."""

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from autopeft.outcome import objective
 from autopeft.tasks.base import BatchScores, Evaluation, SplitScores, choose_quality
-from autopeft.tasks.batch import Batch
+from autopeft.tasks.batch import Batch, Window
 
 
 class TextClassification:
@@ -44,6 +44,13 @@ class TextClassification:
             "label2id": {label: index for index, label in enumerate(self.labels)},
             "pad_token_id": self.pad_id,
         }
+
+    def windows(self, batch: Batch) -> dict[str, Window]:
+        """The first token, as most encoders do, or the last that is not padding, as decoders do."""
+        is_token = batch.input_ids != self.pad_id
+        columns = torch.arange(batch.input_ids.shape[1], device=is_token.device)
+        last = (columns * is_token).argmax(dim=1)  # (b,)
+        return {"first": Window(torch.zeros_like(last), 1), "last": Window(last, 1)}
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """Mean cross-entropy of the batch's rows."""

@@ -11,6 +11,7 @@ from autopeft.tasks.data import SplitName, TaskData
 from autopeft.training.batching import IntArray, evaluation_batches
 from autopeft.training.precision import Precision, autocast
 from autopeft.training.prefix import NO_PREFIX, Prefix
+from autopeft.training.readout import READ_ALL, Readout
 
 TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536}
 """Padded tokens of an evaluation batch: enough to keep the device busy, small beside the model."""
@@ -26,6 +27,7 @@ def evaluate(
     rows: IntArray | None = None,
     precision: Precision = "fp32",
     prefix: Prefix = NO_PREFIX,
+    readout: Readout = READ_ALL,
 ) -> Evaluation:
     """Scores the rows of a split.
 
@@ -40,6 +42,7 @@ def evaluate(
         rows: Positions in the split, each once; None: all of them, in order.
         precision: What to compute in.
         prefix: Stands in for the frozen lower blocks, if it can.
+        readout: Leaves out what nobody reads of the last block.
 
     Returns:
         Scores; its `rows` are in the order of `rows`.
@@ -53,7 +56,7 @@ def evaluate(
     with torch.inference_mode():
         for places in evaluation_batches(source.lengths[wanted], budget):
             batch = collate(data, split, wanted[places], device)
-            with autocast(precision, device), prefix.serving(batch):
+            with autocast(precision, device), prefix.serving(batch), readout.serving(batch):
                 scored.append(task.score(model, batch))
             order.append(places)
     return task.summarise(_joined(np.concatenate(order), scored, source.targets[wanted]))

@@ -22,6 +22,7 @@ from autopeft.training.evaluation import evaluate
 from autopeft.training.modes import train_adapters_only
 from autopeft.training.precision import Precision, autocast, choose_precision, synchronise
 from autopeft.training.prefix import NO_PREFIX, Prefix
+from autopeft.training.readout import READ_ALL, Readout
 from autopeft.training.rungs import rung_steps
 
 __all__ = ["AttachedModel", "ParameterGroup", "ProxyTraining", "rate_factor", "rung_steps"]
@@ -79,6 +80,7 @@ class ProxyTraining:
         precision: "auto", "fp32" or "bf16".
         flops_per_step: As priced; reports multiply it by their step.
         prefix: Stands in for the frozen lower blocks.
+        readout: Leaves out what nobody reads of the last block.
         rung_rows: Validation rows to look at before the last step, the same ones in every
             training: on a CPU a thousand rows cost as much as thirty steps. None: all.
 
@@ -103,6 +105,7 @@ class ProxyTraining:
         precision: str = "auto",
         flops_per_step: float = 0.0,
         prefix: Prefix = NO_PREFIX,
+        readout: Readout = READ_ALL,
         rung_rows: int | None = None,
     ) -> None:
         self._attached = attached
@@ -113,6 +116,7 @@ class ProxyTraining:
         self._device = device
         self._flops_per_step = flops_per_step
         self._prefix = prefix
+        self._readout = readout
         self._rung_rows = rung_sample(len(data.validation), rung_rows)
         self.precision = choose_precision(precision, device, attached.model)
         self.step = 0
@@ -215,6 +219,7 @@ class ProxyTraining:
             device=self._device,
             precision=precision or self.precision.precision,
             prefix=self._prefix if is_own else NO_PREFIX,
+            readout=self._readout,
         )
         self.evaluation_seconds += watch.seconds()
         self.prefix_seconds += watch.filling()
@@ -225,7 +230,11 @@ class ProxyTraining:
         if not self._parameters:
             self.step += 1
             return
-        with autocast(self.precision.precision, self._device), self._prefix.serving(batch):
+        with (
+            autocast(self.precision.precision, self._device),
+            self._prefix.serving(batch),
+            self._readout.serving(batch),
+        ):
             loss = self._task.loss(self._model, batch)
         loss = self.with_penalty(loss)
         loss.backward()  # type: ignore[no-untyped-call]

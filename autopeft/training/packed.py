@@ -20,6 +20,7 @@ from autopeft.training.loop import ProxyTraining
 from autopeft.training.modes import train_adapters_only
 from autopeft.training.precision import Precision, autocast, synchronise
 from autopeft.training.prefix import NO_PREFIX, Prefix
+from autopeft.training.readout import READ_ALL, Readout
 
 TOLERANCE: dict[Precision, float] = {"fp32": 1e-3, "bf16": 5e-2}
 """Largest difference between a candidate's first loss in the pack and alone, relative to it."""
@@ -58,6 +59,7 @@ class PackedTraining:
         device: Where the model is.
         precision: What to compute in.
         prefix: Stands in for the blocks below the lowest adapter of all.
+        readout: Leaves out what nobody reads of the last block.
         must_pay: Whether to measure, before the first step, if one step of the pack takes less time
             than a step of each.
 
@@ -75,6 +77,7 @@ class PackedTraining:
         device: str = "cpu",
         precision: Precision = "fp32",
         prefix: Prefix = NO_PREFIX,
+        readout: Readout = READ_ALL,
         must_pay: bool = False,
     ) -> None:
         self._lanes = dict(lanes)
@@ -84,6 +87,7 @@ class PackedTraining:
         self._device = device
         self._precision: Precision = precision
         self._prefix = prefix
+        self._readout = readout
         self._is_checked = False
         self._must_pay = must_pay
         self.failed: dict[int, TrainingFailure] = {}
@@ -139,7 +143,11 @@ class PackedTraining:
     def _losses(self, model: torch.nn.Module, rows: Sequence[IntArray]) -> torch.Tensor:
         """Mean loss of each lane, shape (lanes,)."""
         batch = collate(self._data, "train", np.concatenate(rows), self._device)
-        with autocast(self._precision, self._device), self._prefix.serving(batch):
+        with (
+            autocast(self._precision, self._device),
+            self._prefix.serving(batch),
+            self._readout.serving(batch),
+        ):
             return self._task.losses(model, batch, len(rows))
 
     def _check(self, rows: Sequence[IntArray]) -> None:

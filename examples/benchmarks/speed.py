@@ -28,12 +28,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 
+from autopeft.engine.jobs import Job
+from autopeft.engine.workbench import JobRun, Workbench
 from autopeft.machine import matmul_flops_per_second
 from autopeft.models.attach import Attached
 from autopeft.models.backbone import Backbone, load_backbone
@@ -44,14 +47,11 @@ from autopeft.pricing import PriceTable, Topology
 from autopeft.search.controller import SearchController
 from autopeft.search.space import SearchSpace
 from autopeft.settings import SearchSettings
-from autopeft.tasks import make_task
 from autopeft.tasks.batch import collate
 from autopeft.tasks.data import SplitName
 from autopeft.training.loop import ProxyTraining
 from autopeft.training.packed import PackedTraining
 from autopeft.training.precision import choose_precision
-from autopeft.training.prefix import NO_PREFIX
-from autopeft.training.prefix_cache import PrefixCache
 
 _RANK = 8
 _CACHE = "~/.cache/autopeft"
@@ -279,56 +279,32 @@ class _StepWatch:
 
 
 def _ours(ready: Preparation, lowest: int, rank: int = _RANK) -> Callable[[int], list[float]]:
-    """autopeft's loop as a search runs it, the frozen prefix cached."""
-    training = _training(ready, _backbone(ready), lowest, rank)
+    """autopeft's loop as a worker of a search runs it."""
+    training = _training(Workbench(ready.context()), lowest, rank)
+    training.evaluate("train")  # The cache of the frozen prefix is filled before the clock.
     return lambda steps: _timed(training, steps)
 
 
-def _backbone(ready: Preparation) -> Backbone:
-    return load_backbone(
-        ready.settings.model,
-        auto_class=ready.task.auto_class,
-        model_kwargs=ready.task.model_kwargs(),
-        device=ready.device,
-    )
-
-
-def _training(ready: Preparation, backbone: Backbone, lowest: int, rank: int) -> ProxyTraining:
-    train = TrainSettings(1e-3, steps=ready.settings.steps, batch_size=ready.settings.batch_size)
-    candidate = Candidate(_plan(ready.prices.topology, lowest, rank), train)
-    attached = backbone.attach(candidate, seed=0)
-    precision = choose_precision("auto", ready.device, backbone.model).precision
-    prefix = NO_PREFIX
-    if lowest:
-        cache = PrefixCache(
-            backbone.model,
-            backbone.layout.blocks,
-            ready.data,
-            device=ready.device,
-            precision=precision,
-            max_bytes=2**31,
-        )
-        prefix = cache.below(lowest)
-    task = make_task(ready.settings, ready.data)
-    return ProxyTraining(
-        attached,
-        task,
-        ready.data,
-        train,
-        seed=0,
-        device=ready.device,
-        precision=precision,
-        prefix=prefix,
-    )
+def _training(bench: Workbench, lowest: int, rank: int) -> ProxyTraining:
+    settings, topology = bench.context.settings, bench.context.prices.topology
+    train = TrainSettings(1e-3, steps=settings.steps, batch_size=settings.batch_size)
+    candidate = Candidate(_plan(topology, lowest, rank), train)
+    return JobRun(bench, Job("search", candidate, seed=0)).start()[1]
 
 
 def _timed(training: ProxyTraining, steps: int) -> list[float]:
-    seconds = []
-    for _ in range(steps):
-        before = training.train_seconds
-        training.train_to(training.step + 1)
-        seconds.append(training.train_seconds - before)
-    return seconds
+    """Seconds of each of some steps, trained in one go as between two rungs."""
+    begun: list[float] = []
+    next_rows = training.next_rows
+
+    def noting() -> Any:
+        begun.append(time.perf_counter())
+        return next_rows()
+
+    with mock.patch.object(training, "next_rows", noting):
+        training.train_to(training.step + steps)
+    begun.append(time.perf_counter())
+    return [after - before for before, after in itertools.pairwise(begun)]
 
 
 def _steps_table(found: dict[str, dict[str, float]]) -> Table:
@@ -393,8 +369,7 @@ def _growth(ready: Preparation, options: argparse.Namespace) -> list[dict[str, A
     _take_turns(list(runners.values()), max(2, options.rounds // 2), options.steps)
     for (what, value), runner in runners.items():
         rows.append({"over": what, "value": value, "seconds": runner.median})
-    backbone = _backbone(ready)
-    training = _training(ready, backbone, 0, _RANK)
+    training = _training(Workbench(ready.context()), 0, _RANK)
     lengths = ready.data.train.lengths
     order = np.argsort(lengths, kind="stable")
     for share in (0.1, 0.5, 0.9):

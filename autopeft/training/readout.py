@@ -1,0 +1,277 @@
+"""Computes the last block only where somebody reads what it gives.
+
+A classifier's head reads one token of each text, and a causal LM's loss the completion's. Keys and
+values of the last block are needed of all tokens; its queries, its feed-forward part and what
+surrounds them only where the result is read. So these modules are given those positions alone, and
+zeros take the others' places. What is learned stays the same: nothing flows back from a position
+that nobody reads.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from autopeft.tasks.base import Task
+from autopeft.tasks.batch import Batch, Window
+from autopeft.training.attention import AttentionFunction, attention_through
+from autopeft.training.precision import Precision
+
+TOLERANCE: dict[Precision, float] = {"fp32": 1e-3, "bf16": 5e-2}
+"""Largest difference of the last block's output where it is read, relative to its largest value,
+between computing it there only and everywhere."""
+
+
+class Readout(Protocol):
+    """Leaves out work of the last block while a batch passes through the model."""
+
+    def serving(self, batch: Batch) -> AbstractContextManager[None]:
+        """A context in which the model's forward, once, is given this batch."""
+        ...
+
+
+class _ReadAll:
+    """Every position is computed."""
+
+    def serving(self, batch: Batch) -> AbstractContextManager[None]:
+        """Changes nothing."""
+        return nullcontext()
+
+
+READ_ALL: Readout = _ReadAll()
+
+
+class LastBlockReadout:
+    """Narrows the last block of one frozen model, for any adapters.
+
+    Belongs to a worker and lives as long as its model. When a first check finds that outputs
+    differ, it warns once and leaves nothing out any more.
+
+    Args:
+        model: The model; adapters may come and go.
+        block: Path of its last block.
+        modules: Paths, inside that block, of what treats every position alone; see
+            `autopeft.models.readout.narrow_modules`.
+        task: Tells where hidden states may be read.
+        window: Which of the task's windows this model reads.
+        precision: What trainings compute in.
+
+    Attributes:
+        is_off: True once a check has failed.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        block: str,
+        modules: Sequence[str],
+        task: Task,
+        window: str,
+        *,
+        precision: Precision = "fp32",
+    ) -> None:
+        self.is_off = False
+        self._model = model
+        self._block = block
+        self._modules = tuple(modules)
+        self._task = task
+        self._window = window
+        self._precision: Precision = precision
+        self._checked: set[frozenset[str]] = set()
+
+    @contextmanager
+    def serving(self, batch: Batch) -> Iterator[None]:
+        """Narrows the last block to what is read of this batch."""
+        length = batch.input_ids.shape[1]
+        window = self._task.windows(batch)[self._window]
+        if self.is_off or window.size >= length:
+            yield
+            return
+        if not self._is_good(batch, window):
+            yield
+            return
+        with self._narrowed(window, length):
+            yield
+
+    def _is_good(self, batch: Batch, window: Window) -> bool:
+        """Compares the block's output with and without narrowing, once for each kind of adapter."""
+        kinds = frozenset(type(module).__name__ for module in _at(self._model, self._block).modules())
+        if kinds in self._checked:
+            return True
+        self._checked.add(kinds)
+        length = batch.input_ids.shape[1]
+        modes = [(module, module.training) for module in self._model.modules()]
+        self._model.eval()  # Adapters that drop out would draw fewer numbers.
+        try:
+            with torch.inference_mode(False), torch.no_grad():
+                whole = self._output(batch)
+                with self._narrowed(window, length):
+                    narrow = self._output(batch)
+        finally:
+            for module, mode in modes:
+                module.training = mode
+        if whole.shape[1] != length:
+            return True  # A prompt stands before the tokens, and nothing is narrowed.
+        is_read = window.mask(length)
+        gap = float((whole - narrow)[is_read].abs().max())
+        scale = float(whole[is_read].abs().max())
+        if gap <= TOLERANCE[self._precision] * scale:
+            return True
+        self.is_off = True
+        warnings.warn(
+            f"the last block of {type(self._model).__name__} is computed for all tokens: outputs "
+            f"of those read alone differ by {gap:.2g} of {scale:.2g}; training is slower but "
+            "correct",
+            stacklevel=2,
+        )
+        return False
+
+    def _output(self, batch: Batch) -> torch.Tensor:
+        """What the last block gives, shape (b, t, width)."""
+        found: list[torch.Tensor] = []
+
+        def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            found.append(output[0] if isinstance(output, tuple) else output)
+
+        handle = _at(self._model, self._block).register_forward_hook(keep)
+        try:
+            self._model(**batch.model_inputs())
+        finally:
+            handle.remove()
+        return found[0]
+
+    @contextmanager
+    def _narrowed(self, window: Window, length: int) -> Iterator[None]:
+        positions = _Positions.of(window, length)
+        block = _at(self._model, self._block)
+        with ExitStack() as stack:
+            for path in self._modules:
+                for handle in _narrow(_at(self._model, path), positions):
+                    stack.callback(handle.remove)
+            inside = frozenset(id(module) for module in block.modules())
+            stack.enter_context(
+                attention_through(lambda usual: _narrow_queries(usual, inside, positions))
+            )
+            yield
+
+
+def _at(model: nn.Module, path: str) -> nn.Module:
+    """The module at a path of the bare model, also where an adapter has taken a parent's place."""
+    module = model
+    for name in path.split("."):
+        while not hasattr(module, name) and hasattr(module, "base_layer"):
+            module = module.base_layer  # type: ignore[assignment]
+        module = getattr(module, name)
+    return module
+
+
+@dataclass(frozen=True)
+class _Positions:
+    """The positions of a window in batches of a length.
+
+    Attributes:
+        rows: Texts.
+        length: Tokens of each.
+        size: Positions of each.
+        columns: Shape (rows, size).
+        flat: Index into all tokens one after the other, shape (rows * size,).
+    """
+
+    rows: int
+    length: int
+    size: int
+    columns: torch.Tensor
+    flat: torch.Tensor
+
+    @classmethod
+    def of(cls, window: Window, length: int) -> _Positions:
+        columns = window.columns()
+        rows = len(columns)
+        offsets = torch.arange(rows, device=columns.device)[:, None] * length
+        return cls(rows, length, window.size, columns, (offsets + columns).flatten())
+
+    def pick(self, x: torch.Tensor) -> torch.Tensor:
+        """(rows, length, ...) -> (rows, size, ...)."""
+        return x.flatten(0, 1).index_select(0, self.flat).unflatten(0, (self.rows, self.size))
+
+    def spread(self, x: torch.Tensor) -> torch.Tensor:
+        """(rows, size, ...) -> (rows, length, ...), zeros elsewhere."""
+        empty = x.new_zeros(self.rows * self.length, *x.shape[2:])
+        return empty.index_copy(0, self.flat, x.flatten(0, 1)).unflatten(
+            0, (self.rows, self.length)
+        )
+
+    def fits(self, x: Any) -> bool:
+        """Whether something holds one vector a token."""
+        return isinstance(x, torch.Tensor) and x.shape[:-1] == (self.rows, self.length)
+
+
+def _narrow(module: nn.Module, positions: _Positions) -> Iterator[Any]:
+    """Hooks that let a module see these positions only, in its first call."""
+    calls = [0]
+
+    def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        calls[0] += 1
+        # A later call is not about the tokens (DeBERTa's queries of relative positions).
+        if calls[0] > 1 or not any(map(positions.fits, (*args, *kwargs.values()))):
+            calls[0] += 1
+            return None
+        return (
+            tuple(positions.pick(x) if positions.fits(x) else x for x in args),
+            {key: positions.pick(x) if positions.fits(x) else x for key, x in kwargs.items()},
+        )
+
+    def after(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        return positions.spread(output) if calls[0] == 1 else None
+
+    yield module.register_forward_pre_hook(before, with_kwargs=True)
+    yield module.register_forward_hook(after)
+
+
+def _narrow_queries(
+    usual: AttentionFunction, inside: frozenset[int], positions: _Positions
+) -> AttentionFunction:
+    """Attention that asks for these positions only, in the modules inside the last block."""
+
+    def attend(
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        **options: Any,
+    ) -> tuple[torch.Tensor, Any]:
+        is_tokens = query.shape[0] == positions.rows and (
+            query.shape[2] == key.shape[2] == positions.length
+        )
+        if id(module) not in inside or not is_tokens or options.get("position_bias") is not None:
+            return usual(module, query, key, value, attention_mask, **options)
+        is_causal = options.pop("is_causal", None)
+        if is_causal is None:
+            is_causal = getattr(module, "is_causal", True)
+        if attention_mask is not None:
+            mask = _mask_rows(attention_mask, positions)
+        elif is_causal:
+            keys = torch.arange(positions.length, device=query.device)
+            mask = (keys <= positions.columns[:, :, None])[:, None]  # (rows, 1, size, keys)
+        else:
+            mask = None
+        narrow = positions.pick(query.transpose(1, 2)).transpose(1, 2)
+        output, _ = usual(module, narrow, key, value, mask, is_causal=False, **options)
+        return positions.spread(output), None
+
+    return attend
+
+
+def _mask_rows(mask: torch.Tensor, positions: _Positions) -> torch.Tensor:
+    """(rows or 1, heads or 1, length or 1, keys) -> (rows, heads or 1, size or 1, keys)."""
+    if mask.shape[2] == 1:
+        return mask
+    index = positions.columns[:, None, :, None]  # (rows, 1, size, 1)
+    return torch.take_along_dim(mask.expand(positions.rows, -1, -1, -1), index, dim=2)
