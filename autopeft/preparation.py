@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from autopeft.machine import (
 from autopeft.models.backbone import Backbone, build_meta, load_tokenizer
 from autopeft.models.price import price_table
 from autopeft.models.quantisation import check_backend
-from autopeft.models.readout import read_positions
+from autopeft.models.readout import n_logit_weights, read_positions
 from autopeft.outcome import COSTS, Objective
 from autopeft.pricing import PriceTable
 from autopeft.search.budget import Budget
@@ -38,6 +39,7 @@ from autopeft.tasks import prepare as prepare_data
 from autopeft.tasks.base import Task
 from autopeft.tasks.batch import collate
 from autopeft.tasks.data import TaskData
+from autopeft.training.batching import training_batches
 from autopeft.training.rungs import EARLIEST_STEP, rung_steps
 
 WORKER_BYTES = 700 * 2**20
@@ -190,7 +192,12 @@ def prepare(
             prompt_sizes=prompt_sizes(settings.space),
             device=device,
         )
-        prices = replace(prices, is_prefix_cached=settings.prefix_cache)
+        prices = prices.as_trained(
+            is_prefix_cached=settings.prefix_cache,
+            read_share=1.0 if window is None else read_share(task, data, window, settings),
+            logit_weights=n_logit_weights(meta) if not data.labels else 0,
+            logit_tokens=lengths.mean_targets * settings.batch_size,
+        )
     space = SearchSpace.from_source(
         settings.space,
         prices.topology,
@@ -243,6 +250,16 @@ def read_window(meta: Backbone, task: Task, data: TaskData) -> str | None:
         if not bool((read & ~window.mask(length)).any())
     ]
     return fitting[0] if len(fitting) == 1 else None
+
+
+def read_share(task: Task, data: TaskData, window: str, settings: SearchSettings) -> float:
+    """Share of the tokens of training batches that lie in a window, padding counted as tokens."""
+    n_read = n_tokens = 0
+    for rows in islice(training_batches(data.train.lengths, settings.batch_size, 0), 32):
+        batch = collate(data, "train", rows)
+        n_read += len(rows) * task.windows(batch)[window].size
+        n_tokens += batch.input_ids.numel()
+    return n_read / n_tokens
 
 
 def validation_rows(settings: SearchSettings, n_rows: int = 32) -> dict[str, Any] | None:

@@ -30,12 +30,12 @@ from autopeft.settings import SearchSettings
 from autopeft.tasks import make_task
 from autopeft.tasks.base import Task
 from autopeft.tasks.data import TaskData
+from autopeft.training.last_block import READ_ALL, LastBlockReadout, Readout
 from autopeft.training.loop import ProxyTraining
 from autopeft.training.measure import measure_latency_ms
 from autopeft.training.precision import choose_precision
 from autopeft.training.prefix import NO_PREFIX
 from autopeft.training.prefix_cache import PrefixCache
-from autopeft.training.readout import READ_ALL, LastBlockReadout, Readout
 
 JOB_ERRORS = (TrainingFailure, RuntimeError, ValueError)
 """Out of memory, a diverged loss, a module that refuses its adapter: the job has failed, and saying

@@ -1,7 +1,7 @@
 """Finds out which of the last block's hidden states a model's head reads.
 
 Most classifiers read one token of each text: an encoder's first, a decoder's last. What the last
-block computes for the others, keys and values apart, is dead work (`autopeft.training.readout`).
+block computes for the others, keys and values apart, is dead work (`autopeft.training.last_block`).
 """
 
 from __future__ import annotations
@@ -14,17 +14,14 @@ import torch
 from torch import nn
 
 from autopeft.models.backbone import Backbone
-from autopeft.models.topology import Layout
-
-NARROW_ROLES = ("attn.q", "attn.o", "mlp.up", "mlp.gate", "mlp.gate_up", "mlp.down")
-"""What a block computes for one position without looking at others."""
+from autopeft.models.topology import Layout, is_chain
+from autopeft.pricing.table import NARROW_ROLES
 
 
-def is_chain(blocks: Sequence[str]) -> bool:
-    """Whether blocks are called one after the other and once each: not those of an encoder and a
-    decoder, nor one block that is run several times."""
-    parents = {path.rpartition(".")[0] for path in blocks}
-    return len(parents) == 1 and len(set(blocks)) == len(blocks)
+def n_logit_weights(backbone: Backbone) -> int:
+    """Weights of what turns a hidden state into a vocabulary's logits; 0 if there is none."""
+    embedding: Any = backbone.model.get_output_embeddings()  # type: ignore[operator]
+    return 0 if embedding is None else int(embedding.weight.numel())
 
 
 def narrow_modules(model: nn.Module, layout: Layout) -> tuple[str, ...]:
@@ -110,7 +107,7 @@ def _hollow(backbone: Backbone) -> nn.Module:
         if path.startswith(inside) or path in backbone.layout.blocks:
             continue
         if isinstance(module, nn.Embedding):
-            module.forward = _zeros(module.embedding_dim)
+            module.forward = _zeros(module.embedding_dim)  # type: ignore[method-assign]
             continue
         if module is vocabulary:
             module.forward = _few_logits(vocabulary.in_features, vocabulary.out_features)
@@ -126,8 +123,9 @@ def _hollow(backbone: Backbone) -> nn.Module:
     return model.eval()
 
 
-def _zeros(width: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    return lambda ids: torch.zeros(*ids.shape, width)
+def _zeros(width: int) -> Callable[..., torch.Tensor]:
+    # Some kinds of embedding take more than their first argument (OPT's of positions).
+    return lambda ids, *_, **__: torch.zeros(*ids.shape, width)
 
 
 def _few_logits(width: int, size: int) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -130,6 +130,15 @@ def find_layout(
     )
 
 
+def is_chain(blocks: Sequence[str]) -> bool:
+    """Whether blocks are called one after the other and once each.
+
+    Not those of an encoder and a decoder, nor one block that is run several times.
+    """
+    parents = {path.rpartition(".")[0] for path in blocks}
+    return len(parents) == 1 and len(set(blocks)) == len(blocks)
+
+
 def _self_attention(block: str, layer: int, modules: Mapping[Site, tuple[str, ...]]) -> str:
     """Path of the module that computes a block's self-attention, "" if it has none of its own."""
     found = modules.get((layer, "attn.q")) or modules.get((layer, "attn.qkv"))

@@ -10,7 +10,7 @@ differ; the table holds one `Usage` for each.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from autopeft import methods
@@ -24,6 +24,10 @@ HIDDEN = "@hidden"
 
 ENCODER = "@encoder"
 """The source that stands for the encoder's output needing a gradient, in a decoder's block."""
+
+NARROW_ROLES = ("attn.q", "attn.o", "mlp.up", "mlp.gate", "mlp.gate_up", "mlp.down")
+"""What a block computes for one position without looking at others: in the last block, only where
+its output is read."""
 
 ADAM_BYTES_PER_PARAM = 16
 """A trained parameter, its gradient and AdamW's two moments, in single precision."""
@@ -112,13 +116,18 @@ class _Total(NamedTuple):
 
 
 class _SiteCost(NamedTuple):
-    """What one adapter adds, in one step of the table's batch."""
+    """What one adapter adds, in one step of the table's batch.
+
+    Attributes:
+        token_flops: Of the FLOPs, forward and backward, those that grow with the tokens.
+    """
 
     params: int
     frozen_floats: int
     held_floats: int
     forward_flops: float
     backward_flops: float
+    token_flops: float
     saved_bytes: float
     input_name: str
     input_bytes: float
@@ -149,6 +158,12 @@ class PriceTable:
         float_bytes: Bytes of one activation.
         is_prefix_cached: True if the frozen blocks below a plan's lowest adapter are computed once
             for all trials, so that no step pays for them.
+        read_share: Share of a step's tokens whose last hidden state is read; a training step
+            computes the last block's `NARROW_ROLES` for these only. Rows with a prompt are computed
+            whole, and so is inference. Memory is priced as if all were computed.
+        logit_weights: Of the output embedding, where a training step computes logits at
+            `logit_tokens` only; else 0.
+        logit_tokens: Positions of a step whose logits are computed.
     """
 
     topology: Topology
@@ -168,6 +183,9 @@ class PriceTable:
     workspace_bytes: float = 0.0
     float_bytes: int = 4
     is_prefix_cached: bool = False
+    read_share: float = 1.0
+    logit_weights: int = 0
+    logit_tokens: float = 0.0
     _costs: dict[tuple[int, Sources, bool], tuple[Usage, dict[tuple[str, str, int], _SiteCost]]] = (
         field(default_factory=dict, init=False, repr=False, compare=False)
     )
@@ -195,6 +213,26 @@ class PriceTable:
             base_params=base_params,
             float_bytes=float_bytes,
             prompt_sizes=prompt_sizes,
+        )
+
+    def as_trained(
+        self,
+        *,
+        is_prefix_cached: bool,
+        read_share: float = 1.0,
+        logit_weights: int = 0,
+        logit_tokens: float = 0.0,
+    ) -> PriceTable:
+        """The table of a training loop that leaves out what nobody needs; see the attributes."""
+
+        def own_logits(table: PriceTable) -> PriceTable:
+            return replace(table, logit_weights=logit_weights, logit_tokens=logit_tokens)
+
+        return replace(
+            own_logits(self),
+            is_prefix_cached=is_prefix_cached,
+            read_share=read_share,
+            longer={size: own_logits(table) for size, table in self.longer.items()},
         )
 
     def _for(self, plan: AdapterPlan) -> PriceTable:
@@ -232,6 +270,9 @@ class PriceTable:
         scale = train.batch_size / self.batch_size
         step_flops = table.forward_flops + total.forward_flops + total.backward_flops
         step_flops -= table._cached_flops(candidate.plan)
+        step_flops -= table._unread_flops(candidate.plan, train.dropout > 0.0)
+        # Forward, and back to the hidden states.
+        step_flops -= 4.0 * table.logit_weights * max(0.0, table.tokens - table.logit_tokens)
         memory = table.weight_bytes + table.workspace_bytes * scale
         if params:
             memory += total.saved_bytes * scale + params * ADAM_BYTES_PER_PARAM
@@ -252,6 +293,30 @@ class PriceTable:
             return 0.0
         cut = self.topology.n_layers if plan.lowest_layer is None else plan.lowest_layer
         return sum(self.blocks[kind].forward_flops for kind in self.kinds[:cut])
+
+    def _unread_flops(self, plan: AdapterPlan, has_dropout: bool) -> float:
+        """FLOPs a step of what is left out in the last block."""
+        last = self.topology.n_layers - 1
+        if self.read_share >= 1.0 or (not plan.specs and self.is_prefix_cached):
+            return 0.0
+        kind = self.kinds[last]
+        specs = [spec for spec in plan.specs if spec.layer == last]
+        sources = {spec.role for spec in specs}
+        if len(specs) < len(plan.specs):
+            sources.add(HIDDEN)
+        usage, _ = self._known(kind, frozenset(sources), has_dropout)
+        flops = 0.0
+        for role in NARROW_ROLES:
+            shape = self.topology.shape(last, role)
+            if shape is not None:
+                product = (
+                    2.0 * shape[0] * shape[1] * self.blocks[kind].tokens.get(role, self.tokens)
+                )
+                flops += product * (1 + (role in usage.live_inputs))
+        for spec in specs:
+            if spec.role in NARROW_ROLES:
+                flops += self._site_cost(spec, usage, has_dropout).token_flops
+        return flops * (1.0 - self.read_share)
 
     def saved_bytes(self, candidate: Candidate) -> float:
         """What one forward pass of the longest rows keeps for the backward pass, in bytes."""
@@ -351,8 +416,8 @@ class PriceTable:
         memory_tokens = block.memory_tokens.get(spec.role, self.memory_tokens)
         flops = method.flops(spec.rank, shape, spec.role)
         memory = method.memory(spec.rank, shape, spec.role)
-        forward = flops.forward_per_token * tokens + flops.forward_per_step
-        backward = flops.backward_per_token * tokens + flops.backward_per_step
+        forward = flops.forward_per_token * tokens
+        backward = flops.backward_per_token * tokens
         is_live = spec.role in usage.live_inputs
         if has_dropout:
             forward += flops.dropout_forward_per_token * tokens
@@ -376,8 +441,9 @@ class PriceTable:
             params=method.n_params(spec.rank, shape, spec.role),
             frozen_floats=method.frozen_floats(spec.rank, shape, spec.role),
             held_floats=method.held_floats(spec.rank, shape, spec.role),
-            forward_flops=forward,
-            backward_flops=backward,
+            forward_flops=forward + flops.forward_per_step,
+            backward_flops=backward + flops.backward_per_step,
+            token_flops=forward + backward,
             saved_bytes=floats * self.float_bytes,
             input_name=block.input_of.get(spec.role, spec.role) if keeps_input else "",
             input_bytes=usage.input_bytes.get(spec.role, 0.0),

@@ -141,7 +141,7 @@ def plain_attention(
         scores = torch.baddbmm(bias.flatten(0, 1), *products, alpha=scale)
     weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
     output = torch.bmm(weights, value.flatten(0, 1))  # (b * heads, t, width)
-    return output.unflatten(0, (b, heads)).transpose(1, 2).contiguous(), None
+    return output.view(b, heads, t, -1).transpose(1, 2).contiguous(), None
 
 
 def _additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -9,9 +9,9 @@ from autopeft.tasks.base import BatchScores, Evaluation, SplitScores, Task
 from autopeft.tasks.batch import collate
 from autopeft.tasks.data import SplitName, TaskData
 from autopeft.training.batching import IntArray, evaluation_batches
+from autopeft.training.last_block import READ_ALL, Readout
 from autopeft.training.precision import Precision, autocast
 from autopeft.training.prefix import NO_PREFIX, Prefix
-from autopeft.training.readout import READ_ALL, Readout
 
 TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536}
 """Padded tokens of an evaluation batch: enough to keep the device busy, small beside the model."""

@@ -19,10 +19,10 @@ from autopeft.tasks.data import SplitName, TaskData
 from autopeft.training.attention import training_attention
 from autopeft.training.batching import IntArray, rung_sample, training_batches
 from autopeft.training.evaluation import evaluate
+from autopeft.training.last_block import READ_ALL, Readout
 from autopeft.training.modes import train_adapters_only
 from autopeft.training.precision import Precision, autocast, choose_precision, synchronise
 from autopeft.training.prefix import NO_PREFIX, Prefix
-from autopeft.training.readout import READ_ALL, Readout
 from autopeft.training.rungs import rung_steps
 
 __all__ = ["AttachedModel", "ParameterGroup", "ProxyTraining", "rate_factor", "rung_steps"]

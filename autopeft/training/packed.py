@@ -16,11 +16,11 @@ from autopeft.tasks.batch import collate
 from autopeft.tasks.data import TaskData
 from autopeft.training.attention import training_attention
 from autopeft.training.batching import IntArray
+from autopeft.training.last_block import READ_ALL, Readout
 from autopeft.training.loop import ProxyTraining
 from autopeft.training.modes import train_adapters_only
 from autopeft.training.precision import Precision, autocast, synchronise
 from autopeft.training.prefix import NO_PREFIX, Prefix
-from autopeft.training.readout import READ_ALL, Readout
 
 TOLERANCE: dict[Precision, float] = {"fp32": 1e-3, "bf16": 5e-2}
 """Largest difference between a candidate's first loss in the pack and alone, relative to it."""

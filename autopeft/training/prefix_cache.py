@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from autopeft.models.topology import is_chain
 from autopeft.tasks.batch import Batch, collate
 from autopeft.tasks.data import SplitName, TaskData
 from autopeft.training.batching import evaluation_batches
@@ -75,10 +76,8 @@ class PrefixCache:
         self.device = device
         self.precision = precision
         self.fill_seconds = 0.0
-        # Blocks of an encoder-decoder, or one block that is run several times, are no sequence
-        # of which the lower part could be left out.
-        parents = {path.rpartition(".")[0] for path in self.block_paths}
-        self.is_off = len(parents) != 1 or len(set(self.block_paths)) != len(self.block_paths)
+        # Only of a chain can the lower part be left out.
+        self.is_off = not is_chain(self.block_paths)
         self._max_bytes = max_bytes
         self._folder = folder
         self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32

@@ -39,7 +39,7 @@ from autopeft.engine.jobs import Job
 from autopeft.engine.workbench import JobRun, Workbench
 from autopeft.machine import matmul_flops_per_second
 from autopeft.models.attach import Attached
-from autopeft.models.backbone import Backbone, load_backbone
+from autopeft.models.backbone import Backbone
 from autopeft.models.packing import Pack
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
 from autopeft.preparation import Preparation, prepare
@@ -51,7 +51,6 @@ from autopeft.tasks.batch import collate
 from autopeft.tasks.data import SplitName
 from autopeft.training.loop import ProxyTraining
 from autopeft.training.packed import PackedTraining
-from autopeft.training.precision import choose_precision
 
 _RANK = 8
 _CACHE = "~/.cache/autopeft"
@@ -328,7 +327,7 @@ def _peak(ready: Preparation, steps: dict[str, dict[str, float]]) -> dict[str, A
     `ceiling` is how many times as fast as the default Trainer a step would be that does nothing but
     its matrix products, at that speed.
     """
-    precision = choose_precision("auto", ready.device, _backbone(ready).model).precision
+    precision = Workbench(ready.context()).precision
     dtype = "bfloat16" if precision == "bf16" else "float32"
     peak = max(
         matmul_flops_per_second(ready.device, size=size, seconds=0.5, dtype=dtype)
@@ -410,7 +409,7 @@ def _pack_gain(ready: Preparation, options: argparse.Namespace) -> list[dict[str
     """Median seconds of a step of each of some candidates, alone and together."""
     rows = []
     for n_rows in (1, 4, ready.settings.batch_size):
-        backbone, ranks = _backbone(ready), (2, 4, 8, 16)
+        backbone, ranks = Workbench(ready.context()).backbone, (2, 4, 8, 16)
         alone = _lanes(ready, backbone, ranks, n_rows)
         together = _lanes(ready, backbone, ranks, n_rows)
         packed = PackedTraining(

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from autopeft.tasks.batch import collate
@@ -14,8 +15,8 @@ from autopeft.training import attention
 from autopeft.training.precision import autocast
 
 
-def gradients(model: Any, data: TaskData, *, is_faster: bool, monkeypatch: Any) -> Any:
-    monkeypatch.setattr(attention, "fp32_attention_is_faster", lambda _device: is_faster)
+def gradients(model: Any, data: TaskData, kernel: str, monkeypatch: Any) -> Any:
+    monkeypatch.setattr(attention, "fastest_kernel", lambda *_: kernel)
     batch = collate(data, "train", data.train.source_rows[:8])
     model.zero_grad()
     with attention.training_attention("bf16", "cpu"), autocast("bf16", "cpu"):
@@ -24,27 +25,92 @@ def gradients(model: Any, data: TaskData, *, is_faster: bool, monkeypatch: Any) 
     return [p.grad.clone() for p in model.parameters() if p.requires_grad]
 
 
+@pytest.mark.parametrize("kernel", ["fused fp32", "plain"])
 def test_it_changes_rounding_only_and_is_undone(
+    kernel: str,
     classification_data: TaskData,
     bert_with_lora: Callable[..., Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = bert_with_lora().model.eval()
     usual = ALL_ATTENTION_FUNCTIONS["sdpa"]
-    native = gradients(model, classification_data, is_faster=False, monkeypatch=monkeypatch)
-    in_fp32 = gradients(model, classification_data, is_faster=True, monkeypatch=monkeypatch)
+    native = gradients(model, classification_data, "fused", monkeypatch)
+    other_way = gradients(model, classification_data, kernel, monkeypatch)
     assert ALL_ATTENTION_FUNCTIONS["sdpa"] is usual
-    for one, other in zip(native, in_fp32, strict=True):
+    for one, other in zip(native, other_way, strict=True):
         torch.testing.assert_close(one, other, rtol=0.1, atol=2e-3)
-    assert any(not torch.equal(a, b) for a, b in zip(native, in_fp32, strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(native, other_way, strict=True))
+
+
+@pytest.mark.parametrize("mask", ["none", "causal", "boolean", "by head", "additive", "row"])
+@pytest.mark.parametrize("key_heads", [4, 2])
+def test_the_plain_formula_is_attention(mask: str, key_heads: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    b, heads, t, width = 3, 4, 7, 8
+    query = torch.randn(b, heads, t, width, generator=generator)
+    key, value = (torch.randn(b, key_heads, t, width, generator=generator) for _ in range(2))
+    masks = {
+        "boolean": torch.rand(b, 1, t, t, generator=generator) < 0.7,
+        "by head": torch.rand(b, heads, t, t, generator=generator) < 0.7,
+        "row": torch.rand(b, 1, 1, t, generator=generator) < 0.7,
+        "additive": torch.randn(1, 1, t, t, generator=generator),
+    }
+    if mask in ("boolean", "by head", "row"):
+        masks[mask][..., 0] = True
+    given = masks.get(mask)
+    module = torch.nn.Module()
+    found, _ = attention.plain_attention(
+        module, query, key, value, given, scaling=0.3, is_causal=mask == "causal"
+    )
+    expected = functional.scaled_dot_product_attention(
+        query,
+        key.repeat_interleave(4 // key_heads, 1),
+        value.repeat_interleave(4 // key_heads, 1),
+        attn_mask=given,
+        is_causal=mask == "causal",
+        scale=0.3,
+    )
+    torch.testing.assert_close(found, expected.transpose(1, 2), rtol=1e-4, atol=1e-5)
+
+
+def test_a_row_that_attends_to_nothing_stays_finite() -> None:
+    query = torch.randn(1, 1, 3, 4, dtype=torch.bfloat16)
+    for nothing in (
+        torch.zeros(1, 1, 3, 3, dtype=torch.bool),
+        torch.full((1, 1, 3, 3), torch.finfo(torch.float32).min),
+    ):
+        found, _ = attention.plain_attention(torch.nn.Module(), query, query, query, nothing)
+        assert torch.isfinite(found).all()
 
 
 def test_the_measurement_is_kept() -> None:
-    first = attention.fp32_attention_is_faster("cpu")
-    assert attention.fp32_attention_is_faster("cpu") is first
+    first = attention.fastest_kernel("cpu", 16, 8)
+    assert attention.fastest_kernel("cpu", 16, 8) is first
+    with torch.inference_mode():
+        assert attention.fastest_kernel("cpu", 8, 8) in ("fused", "fused fp32", "plain")
+    assert attention.fastest_kernel("cpu", 2 * attention.PLAIN_LENGTH, 8) != "plain"
 
 
 def test_fp32_training_is_left_alone() -> None:
     usual = ALL_ATTENTION_FUNCTIONS["sdpa"]
     with attention.training_attention("fp32", "cpu"):
         assert ALL_ATTENTION_FUNCTIONS["sdpa"] is usual
+
+
+def test_it_may_be_nested() -> None:
+    usual = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    calls: list[str] = []
+
+    def noting(name: str) -> Any:
+        def around(inner: Any) -> Any:
+            return lambda *args, **options: (calls.append(name), inner(*args, **options))[1]
+
+        return around
+
+    query = torch.randn(1, 1, 3, 4)
+    with attention.attention_through(noting("outer")):
+        with attention.attention_through(noting("inner")):
+            ALL_ATTENTION_FUNCTIONS["sdpa"](torch.nn.Module(), query, query, query, None)
+        ALL_ATTENTION_FUNCTIONS["sdpa"](torch.nn.Module(), query, query, query, None)
+    assert calls == ["inner", "outer", "outer"]
+    assert ALL_ATTENTION_FUNCTIONS["sdpa"] is usual

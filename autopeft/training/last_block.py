@@ -101,7 +101,8 @@ class LastBlockReadout:
 
     def _is_good(self, batch: Batch, window: Window) -> bool:
         """Compares the block's output with and without narrowing, once for each kind of adapter."""
-        kinds = frozenset(type(module).__name__ for module in _at(self._model, self._block).modules())
+        block = _at(self._model, self._block)
+        kinds = frozenset(type(module).__name__ for module in block.modules())
         if kinds in self._checked:
             return True
         self._checked.add(kinds)
@@ -198,14 +199,13 @@ class _Positions:
 
     def pick(self, x: torch.Tensor) -> torch.Tensor:
         """(rows, length, ...) -> (rows, size, ...)."""
-        return x.flatten(0, 1).index_select(0, self.flat).unflatten(0, (self.rows, self.size))
+        return x.flatten(0, 1).index_select(0, self.flat).view(self.rows, self.size, *x.shape[2:])
 
     def spread(self, x: torch.Tensor) -> torch.Tensor:
         """(rows, size, ...) -> (rows, length, ...), zeros elsewhere."""
         empty = x.new_zeros(self.rows * self.length, *x.shape[2:])
-        return empty.index_copy(0, self.flat, x.flatten(0, 1)).unflatten(
-            0, (self.rows, self.length)
-        )
+        full = empty.index_copy(0, self.flat, x.flatten(0, 1))
+        return full.view(self.rows, self.length, *x.shape[2:])
 
     def fits(self, x: Any) -> bool:
         """Whether something holds one vector a token."""
