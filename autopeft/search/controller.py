@@ -382,14 +382,21 @@ class SearchController:
         self._queue.extend(again)
 
     def _enqueue_start(self, n_portfolio: int) -> None:
-        """The tuned-LoRA grid, the reference and the portfolio, as far as constraints allow."""
+        """The tuned-LoRA grid, the reference and the portfolio, as far as constraints allow.
+
+        What trains in about half the time of the others or less comes before them: so a front
+        stands early.
+        """
         start = [(c, "baseline") for c in self.space.baselines(self._n_baselines)]
         start.append((self.space.reference(), "reference"))
         start += [(candidate, "portfolio") for candidate in _thinned(self._starters)]
         start += [(candidate, "portfolio") for candidate in self.space.portfolio(n_portfolio)]
-        for candidate, origin in start:
-            if self._acceptable(candidate) is not None:
-                self._queue.append((candidate, origin))
+        priced = [(c, origin, p) for c, origin in start if (p := self._acceptable(c)) is not None]
+        most = max((price.train_flops for _, _, price in priced), default=0.0)
+        priced.sort(
+            key=lambda row: round(math.log2(max(row[2].train_flops / max(most, 1.0), 1e-6)))
+        )
+        self._queue.extend((candidate, origin) for candidate, origin, _ in priced)
 
     def _check_constraints(self) -> None:
         """Some candidate must keep the constraints."""

@@ -65,6 +65,12 @@ class CostModel:
         options = np.array([genome.options for genome in genomes])
         return self._lined([self._values(name, options) for name in self._priced], len(genomes))
 
+    def effort(self, genomes: Sequence[Genome]) -> Array:
+        """FLOPs of training each, near enough, beside a small adapter at full depth; shape (n,)."""
+        options = np.array([genome.options for genome in genomes])
+        full_depth = float(self._table("train_flops")[0][0])
+        return self._summed("train_flops", options) / max(full_depth, 1e-9)
+
     def exact(self, genomes: Sequence[Genome]) -> Array:
         """The same from the pricer itself, one by one."""
         prices = [self._pricer.price(self._space.codec.candidate(g)) for g in genomes]
@@ -100,6 +106,9 @@ class CostModel:
         if ratio is not None:
             scaled: Array = ratio * self._space.drawer.params(options)
             return scaled
+        return self._summed(name, options)
+
+    def _summed(self, name: str, options: NDArray[np.int64]) -> Array:
         depths, extras, empty = self._table(name)
         rows = np.arange(options.shape[1])
         adapted = options > 0

@@ -37,6 +37,10 @@ class Tuning:
         optimism: Share of the surrogate's standard deviation that counts. The best of a thousand
             candidates is mostly the one whose quality is most overrated, so little of it does.
         n_evidence: Trials the surrogate is fitted to at most.
+        thrift: Power of a training's effort that its gain is divided by: 0 takes the largest gain
+            of a trial, 1 the largest gain of a FLOP.
+        overhead: What a trial takes besides its steps (evaluations, mostly), as a share of training
+            a small adapter at full depth.
     """
 
     n_start: int = 14
@@ -46,6 +50,8 @@ class Tuning:
     n_rounds: int = 5
     optimism: float = 0.1
     n_evidence: int = 300
+    thrift: float = 0.5
+    overhead: float = 0.15
 
 
 class GainProposer(StratifiedProposer):
@@ -247,6 +253,9 @@ class GainProposer(StratifiedProposer):
     def _gains(self, cells: Cells, genomes: Sequence[Genome], logs: Array) -> Array:
         mean, spread = self.surrogate.predict(self._points(genomes))
         gains = expected_gain(cells, logs, mean, self.tuning.optimism * spread)
+        if self.tuning.thrift:
+            effort = self.tuning.overhead + self.costs.effort(genomes)
+            gains = gains / effort**self.tuning.thrift
         params = self._log_params(genomes)
         # Beyond a limit on size there is nothing to gain.
         return np.where(params <= self.log_cost_range()[1] + 1e-9, gains, -1.0)

@@ -44,7 +44,7 @@ def main() -> None:
     ready = prepare(SearchSettings.from_mapping(real.SETTINGS))
     span = ready.space.cost_range()
     runs = []
-    for seed in range(options.seeds):
+    for seed in range(options.first_seed, options.first_seed + options.seeds):
         by_hand = list(_by_hand(ready, seed, options.trials))
         aim, limit = real.area(by_hand, *span), by_hand[-1]["seconds"]
         ours: list[dict[str, Any]] = []
@@ -67,6 +67,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--trials", type=int, default=20, help="of the hand-written loop")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument(
         "--beyond", type=float, default=1.05, help="go on until so many times its hypervolume"
     )

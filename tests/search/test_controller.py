@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import subprocess
 import sys
@@ -81,10 +82,16 @@ def test_some_stops_are_not_carried_out_so_that_pruning_can_be_judged():
 def test_the_first_trials_are_the_lora_baselines_and_the_reference():
     controller = SearchController(SPACE, TWO, n_baselines=4)
     drive(controller, 8)
-    origins = [o.origin for o in controller.outcomes()]
-    assert origins[:5].count("baseline") == 4
-    assert "reference" in origins[:6]
-    reference = next(o for o in controller.outcomes() if o.origin == "reference")
+    outcomes = controller.outcomes()
+    origins = [o.origin for o in outcomes]
+    assert origins.count("baseline") == 4
+    assert origins.count("reference") == 1
+    # What costs much less than the baselines comes before them, nothing else.
+    first = origins.index("baseline")
+    flops = [o.price.train_flops for o in outcomes]
+    assert all(early < 0.71 * flops[first] for early in flops[:first])
+    assert origins[first : first + 4] == ["baseline"] * 4
+    reference = next(o for o in outcomes if o.origin == "reference")
     assert not reference.candidate.plan.specs
 
 
@@ -137,7 +144,7 @@ def test_tell_wants_exactly_one_ending_and_a_trial_of_its_own():
         controller.tell(trial)
     with pytest.raises(ValueError, match="exactly one"):
         controller.tell(trial, score=1.0, failed="x")
-    stranger = SearchController(SPACE, TWO, n_baselines=0).ask()
+    stranger = dataclasses.replace(trial, candidate=SPACE.baselines(1)[0])
     with pytest.raises(ValueError, match="not handed out"):
         controller.tell(stranger, score=1.0)
 
