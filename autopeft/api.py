@@ -167,7 +167,9 @@ def price(
         UserError: for a mistake in the settings.
     """
     lines: list[str] = []
-    ready = prepare(merge_settings(settings, overrides), note=lines.append)
+    asked = merge_settings(settings, overrides)
+    # Nothing is trained, so the machine need not be measured.
+    ready = prepare(replace(asked, workers=asked.workers or 1), note=lines.append)
     rng = np.random.default_rng(ready.settings.seed)
     named = [("no adapter", ready.space.reference())]
     named += [("baseline", candidate) for candidate in ready.space.baselines()]

@@ -69,7 +69,7 @@ def gradients(attached: Any, task: Any, batch: Batch, readout: Any) -> dict[str,
 @pytest.mark.parametrize(
     "name",
     [
-        *("bert", "roberta", "distilbert", "modernbert", "llama-cls"),
+        *("bert", "roberta", "distilbert", "deberta-v2", "modernbert", "llama-cls"),
         *("llama", "gpt2", "qwen3", "gemma3", "phi3", "gpt_neox", "falcon", "mixtral"),
     ],
 )
