@@ -353,7 +353,7 @@ def check_budget(preparation: Preparation, *, spent_seconds: float) -> None:
             "budget",
             budget.text,
             f"starting up took {spent_seconds:.0f} s and the cheapest trial needs at least "
-            f"{seconds:.0f} s, with {settings.confirm_share:.0%} kept for confirmation",
+            f"{seconds:.1g} s, with {settings.confirm_share:.0%} kept for confirmation",
             f"use at least {math.ceil((spent_seconds + 20 * seconds) / share / 60)}m "
             "or fewer --steps",
         )
