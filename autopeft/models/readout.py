@@ -32,12 +32,8 @@ def narrow_modules(model: nn.Module, layout: Layout) -> tuple[str, ...]:
         layout: Its own.
     """
     last = layout.topology.n_layers - 1
-    linear = {
-        path
-        for role in NARROW_ROLES
-        for path in layout.modules.get((last, role), ())
-        if len(layout.modules[last, role]) == 1
-    }
+    found_at = [layout.modules.get((last, role), ()) for role in NARROW_ROLES]
+    linear = {paths[0] for paths in found_at if len(paths) == 1}
     allowed = linear | set(layout.modules.get((last, "norm"), ()))
 
     def find(path: str) -> list[str]:
