@@ -99,8 +99,7 @@ class LastBlockReadout:
 
     def _is_good(self, batch: Batch, window: Window) -> bool:
         """Compares the block's output with and without narrowing, once for each kind of adapter."""
-        block = _at(self._model, self._block)
-        kinds = frozenset(type(module).__name__ for module in block.modules())
+        kinds = self._kinds()
         if kinds in self._checked:
             return True
         self._checked.add(kinds)
@@ -130,6 +129,13 @@ class LastBlockReadout:
             stacklevel=2,
         )
         return False
+
+    def _kinds(self) -> frozenset[str]:
+        """What the block is made of, and what it is in: a prompt takes the place of a parent."""
+        names = self._block.split(".")
+        parents = [_at(self._model, ".".join(names[:n])) for n in range(1, len(names))]
+        inner = _at(self._model, self._block).modules()
+        return frozenset(type(module).__name__ for module in (*parents, *inner))
 
     def _output(self, batch: Batch) -> torch.Tensor:
         """What the last block gives, shape (b, t, width)."""

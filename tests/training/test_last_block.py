@@ -167,6 +167,17 @@ def test_rows_with_a_prompt_are_computed_whole() -> None:
     assert not readout.is_off
 
 
+def test_what_passed_with_a_prompt_is_checked_again_without() -> None:
+    backbone = build("llama")
+    task, window = task_of(backbone)
+    readout, batch = readout_of(backbone, task, window), batch_of(backbone)
+    for spec in (LayerSpec(0, MODEL, "prompt_tuning", 4), LayerSpec(0, "attn.v", "lora", 2)):
+        with backbone.attach(candidate_of(AdapterPlan([spec])), seed=0) as attached:
+            calls = tokens_seen(attached.model.get_submodule("lm_head"))
+            gradients(attached, task, batch, readout)
+        assert len(calls) == 3  # The loss, and twice for the check.
+
+
 def _trainings(
     backbone: Backbone, data: TaskData, task: Any, window: str | None
 ) -> Iterator[tuple[Any, ProxyTraining]]:
