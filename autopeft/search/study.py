@@ -9,6 +9,7 @@ one a parameter), intermediate values are stored, and the pruner is asked direct
 from __future__ import annotations
 
 import math
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy.exc import SQLAlchemyError
 
 from autopeft.errors import StorageError
 from autopeft.outcome import Objective, Outcome
@@ -74,15 +76,29 @@ def open_storage(storage: str | Path | BaseStorage | None) -> BaseStorage:
         if text.endswith(".log") and "://" not in text:
             return JournalStorage(JournalFileBackend(text))
         url = text if "://" in text else f"sqlite:///{text}"
-        # A dashboard may read while we write: wait for its lock instead of failing.
-        waiting = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
-        opened: BaseStorage = optuna.storages.get_storage(RDBStorage(url, engine_kwargs=waiting))
-        return opened
+        return _relational(url)
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise StorageError(
             "storage", text, f"cannot be opened ({reason[0][:200]})", _REMEDY
         ) from None
+
+
+def _relational(url: str) -> BaseStorage:
+    # A dashboard may read while we write: wait for its lock instead of failing.
+    waiting = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
+
+    def opened() -> BaseStorage:
+        return optuna.storages.get_storage(RDBStorage(url, engine_kwargs=waiting))
+
+    # Whoever opens a new database makes its tables. Of those that do so at once (two searches, a
+    # search and a dashboard) one may be refused; at its next try it finds them made.
+    for _ in range(2):
+        try:
+            return opened()
+        except SQLAlchemyError:
+            time.sleep(0.2)
+    return opened()
 
 
 def distribution(row: Mapping[str, Any]) -> BaseDistribution:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import optuna
 import pytest
+from optuna.storages import RDBStorage
+from sqlalchemy.exc import IntegrityError
 
 from autopeft.errors import StorageError
 from autopeft.outcome import objective
@@ -41,6 +43,24 @@ def test_every_storage_keeps_trials_values_attributes_and_rungs(kind, tmp_path):
     assert again.trials()[0].params == {"x": 0.25}
     assert again.recall("settings") == {"a": 1}
     assert again.study.metric_names == ["accuracy", "trainable_params"]
+
+
+def test_a_database_that_another_makes_at_the_same_moment_is_opened_at_the_next_try(
+    tmp_path, monkeypatch
+):
+    """Regression: a search died on `UNIQUE constraint failed: alembic_version` (issue 5)."""
+    made = []
+
+    def beaten_once(url, **options):
+        made.append(RDBStorage(url, **options))
+        if len(made) == 1:
+            raise IntegrityError("INSERT INTO alembic_version", None, Exception("UNIQUE"))
+        return made[-1]
+
+    monkeypatch.setattr("autopeft.search.study.RDBStorage", beaten_once)
+    storage = open_storage(tmp_path / "shared.db")
+    assert storage.get_all_studies() == []
+    assert len(made) == 2
 
 
 def test_only_complete_trials_are_on_optunas_front():
