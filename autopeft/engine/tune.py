@@ -13,6 +13,7 @@ from typing import Any
 from autopeft.engine.dispatcher import Dispatcher
 from autopeft.engine.jobs import ConfirmMessage, Job, Message
 from autopeft.engine.packs import PackRun, groups_to_pack
+from autopeft.engine.surroundings import thread_environment, worker_environment
 from autopeft.engine.workbench import Workbench, WorkerContext
 from autopeft.errors import SettingsError, TrainingFailure
 
@@ -269,19 +270,19 @@ class RaySession:
         self._is_ours = not ray.is_initialized()
         if not self._is_ours:
             return
-        environment = {"env_vars": {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}}
         if address is None:
             ray.init(
                 num_cpus=n_workers,
                 include_dashboard=False,
                 object_store_memory=max(100 * 2**20, 3 * object_bytes),
-                runtime_env=environment,
+                runtime_env={"env_vars": worker_environment()},
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
             return
         try:
-            ray.init(address=address, runtime_env=environment, log_to_driver=False)
+            elsewhere = {"env_vars": thread_environment()}
+            ray.init(address=address, runtime_env=elsewhere, log_to_driver=False)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise SettingsError(
                 "ray_address",

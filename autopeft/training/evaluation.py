@@ -12,6 +12,7 @@ from autopeft.training.batching import IntArray, evaluation_batches
 from autopeft.training.last_block import READ_ALL, Readout
 from autopeft.training.precision import Precision, autocast
 from autopeft.training.prefix import NO_PREFIX, Prefix
+from autopeft.training.rounded import rounded_once
 
 TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536}
 """Padded tokens of an evaluation batch: enough to keep the device busy, small beside the model."""
@@ -53,7 +54,7 @@ def evaluate(
     budget = TOKEN_BUDGET.get(torch.device(device).type, TOKEN_BUDGET["cpu"])
     order: list[IntArray] = []
     scored: list[BatchScores] = []
-    with torch.inference_mode():
+    with torch.inference_mode(), rounded_once(model, precision, device):
         for places in evaluation_batches(source.lengths[wanted], budget):
             batch = collate(data, split, wanted[places], device)
             with autocast(precision, device), prefix.serving(batch), readout.serving(batch):

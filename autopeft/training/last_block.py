@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import nn
@@ -203,17 +203,59 @@ class _Positions:
 
     def pick(self, x: torch.Tensor) -> torch.Tensor:
         """(rows, length, ...) -> (rows, size, ...)."""
-        return x.flatten(0, 1).index_select(0, self.flat).view(self.rows, self.size, *x.shape[2:])
+        positions, narrow = getattr(x, _SPREAD_FROM, (None, None))
+        if positions is self:
+            assert isinstance(narrow, torch.Tensor), "kept by spread"
+            return narrow
+        picked = _Pick.apply(x.flatten(0, 1), self.flat)  # type: ignore[no-untyped-call]
+        return cast("torch.Tensor", picked.view(self.rows, self.size, *x.shape[2:]))
 
     def spread(self, x: torch.Tensor) -> torch.Tensor:
         """(rows, size, ...) -> (rows, length, ...), zeros elsewhere."""
-        empty = x.new_zeros(self.rows * self.length, *x.shape[2:])
-        full = empty.index_copy(0, self.flat, x.flatten(0, 1))
-        return full.view(self.rows, self.length, *x.shape[2:])
+        n_tokens = self.rows * self.length
+        full = _Spread.apply(x.flatten(0, 1), self.flat, n_tokens)  # type: ignore[no-untyped-call]
+        full = full.view(self.rows, self.length, *x.shape[2:])
+        # The next module of the block picks the same positions: it need not look for them, and
+        # neither gradients nor zeros go by way of all tokens.
+        setattr(full, _SPREAD_FROM, (self, x))
+        return cast("torch.Tensor", full)
 
     def fits(self, x: Any) -> bool:
         """Whether something holds one vector a token."""
         return isinstance(x, torch.Tensor) and x.shape[:-1] == (self.rows, self.length)
+
+
+_SPREAD_FROM = "_autopeft_spread_from"
+
+
+class _Spread(torch.autograd.Function):
+    """(n, ...) -> (n_tokens, ...), zeros where `index` names nobody; written once, not copied."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, index: torch.Tensor, n_tokens: int) -> torch.Tensor:
+        ctx.save_for_backward(index)
+        return x.new_zeros(n_tokens, *x.shape[1:]).index_copy_(0, index, x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+        (index,) = ctx.saved_tensors
+        return gradient.index_select(0, index), None, None
+
+
+class _Pick(torch.autograd.Function):
+    """(n_tokens, ...) -> (n, ...); no two positions are the same, so nothing has to be summed."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(index)
+        ctx.n_tokens = len(x)
+        return x.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+        (index,) = ctx.saved_tensors
+        zeros = gradient.new_zeros(ctx.n_tokens, *gradient.shape[1:])
+        return zeros.index_copy_(0, index, gradient), None
 
 
 def _narrow(module: nn.Module, positions: _Positions) -> Iterator[Any]:

@@ -23,6 +23,7 @@ from autopeft.training.last_block import READ_ALL, Readout
 from autopeft.training.modes import train_adapters_only
 from autopeft.training.precision import Precision, autocast, choose_precision, synchronise
 from autopeft.training.prefix import NO_PREFIX, Prefix
+from autopeft.training.rounded import rounded_once
 from autopeft.training.rungs import rung_steps
 
 __all__ = ["AttachedModel", "ParameterGroup", "ProxyTraining", "rate_factor", "rung_steps"]
@@ -184,6 +185,7 @@ class ProxyTraining:
             with (
                 self._random.resumed(),
                 training_attention(self.precision.precision, self._device),
+                rounded_once(self._model, self.precision.precision, self._device),
             ):
                 while self.step < to_step:
                     self._one_step()

@@ -21,6 +21,7 @@ from autopeft.training.loop import ProxyTraining
 from autopeft.training.modes import train_adapters_only
 from autopeft.training.precision import Precision, autocast, synchronise
 from autopeft.training.prefix import NO_PREFIX, Prefix
+from autopeft.training.rounded import rounded_once
 
 TOLERANCE: dict[Precision, float] = {"fp32": 1e-3, "bf16": 5e-2}
 """Largest difference between a candidate's first loss in the pack and alone, relative to it."""
@@ -147,6 +148,7 @@ class PackedTraining:
             autocast(self._precision, self._device),
             self._prefix.serving(batch),
             self._readout.serving(batch),
+            rounded_once(model, self._precision, self._device),
         ):
             return self._task.losses(model, batch, len(rows))
 

@@ -21,11 +21,15 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import multiprocessing
+import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -36,7 +40,8 @@ from rich.console import Console
 from rich.table import Table
 
 from autopeft.engine.jobs import Job
-from autopeft.engine.workbench import JobRun, Workbench
+from autopeft.engine.surroundings import worker_environment
+from autopeft.engine.workbench import JobRun, Workbench, WorkerContext
 from autopeft.machine import matmul_flops_per_second
 from autopeft.models.attach import Attached
 from autopeft.models.backbone import Backbone
@@ -163,16 +168,48 @@ def _step_times(ready: Preparation, options: argparse.Namespace) -> dict[str, di
             runners = [
                 Runner("Trainer", _trainer(ready, lowest, folder, is_tuned=False)),
                 Runner("Trainer tuned", _trainer(ready, lowest, folder, is_tuned=True)),
-                Runner("autopeft", _ours(ready, lowest)),
             ]
-            _take_turns(runners, options.rounds, options.steps)
+            with _worker(ready, lowest) as run:
+                runners.append(Runner("autopeft", run))
+                _take_turns(runners, options.rounds, options.steps)
             found[depth] = {runner.name: runner.median for runner in runners}
     return found
 
 
+@contextmanager
+def _worker(ready: Preparation, lowest: int) -> Iterator[Callable[[int], list[float]]]:
+    """autopeft's loop in a process started as a search starts its workers."""
+    start = multiprocessing.get_context("spawn")
+    ours, theirs = start.Pipe()
+    process = start.Process(target=_work, args=(ready.context(), lowest, theirs), daemon=True)
+    with mock.patch.dict(os.environ, worker_environment()):
+        process.start()
+
+    def run(steps: int) -> list[float]:
+        ours.send(steps)
+        seconds: list[float] = ours.recv()
+        return seconds
+
+    try:
+        yield run
+    finally:
+        process.terminate()
+        process.join()
+
+
+def _work(context: WorkerContext, lowest: int, pipe: Connection) -> None:
+    torch.set_num_threads(1)
+    training = _training(Workbench(context), lowest, _RANK)
+    training.evaluate("train")  # The cache of the frozen prefix is filled before the clock.
+    while True:
+        pipe.send(_timed(training, pipe.recv()))
+
+
 def _take_turns(runners: list[Runner], rounds: int, steps: int) -> None:
     for runner in runners:
-        runner.run(max(3, steps // 3))  # Kernels are chosen and caches filled before the clock.
+        # Kernels are chosen, caches filled and memory found before the clock. A process that meets
+        # lengths for the first time asks the system for their memory.
+        runner.run(3 * steps)
     for _ in range(rounds):
         for runner in runners:
             runner.seconds += runner.run(steps)
@@ -278,7 +315,7 @@ class _StepWatch:
 
 
 def _ours(ready: Preparation, lowest: int, rank: int = _RANK) -> Callable[[int], list[float]]:
-    """autopeft's loop as a worker of a search runs it."""
+    """autopeft's loop as a worker of a search runs it, in this process."""
     training = _training(Workbench(ready.context()), lowest, rank)
     training.evaluate("train")  # The cache of the frozen prefix is filled before the clock.
     return lambda steps: _timed(training, steps)
