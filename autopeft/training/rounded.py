@@ -50,7 +50,11 @@ def rounded_once(model: nn.Module, precision: Precision, device: str) -> Iterato
 def _is_frozen_linear(module: nn.Module) -> bool:
     if type(module) not in (nn.Linear, Conv1D) or "forward" in vars(module):
         return False
-    return all(p.dtype == torch.float32 and not p.requires_grad for p in module.parameters())
+    # A quantised weight is a tensor of a class of its own.
+    return all(
+        type(p) is nn.Parameter and p.dtype == torch.float32 and not p.requires_grad
+        for p in module.parameters()
+    )
 
 
 def _forward(module: nn.Module, x: torch.Tensor) -> torch.Tensor:

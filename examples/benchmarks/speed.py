@@ -13,7 +13,8 @@ medians are reported, and ratios are what counts. Five tables:
 4. whether candidates packed into one forward pass train faster than one after another;
 5. what the search itself costs: ask, report and tell over the number of trials, 80 blocks.
 
-`--model smollm2` measures the decoder of examples/smollm2.yaml instead of MiniLM.
+`--tables steps` measures the first two only; `--model smollm2` the decoder of
+examples/smollm2.yaml instead of MiniLM.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ from autopeft.training.packed import PackedTraining
 
 _RANK = 8
 _CACHE = "~/.cache/autopeft"
+_TABLES = ("steps", "growth", "packs", "search")
 _SETTINGS: dict[str, dict[str, Any]] = {
     "minilm": {
         "model": f"{_CACHE}/all-MiniLM-L6-v2",
@@ -116,16 +118,20 @@ def main() -> None:
     ready = prepare(settings)
     console = Console()
     result: dict[str, Any] = {"model": options.model, "rounds": options.rounds}
-    result["steps"] = steps = _step_times(ready, options)
-    console.print(_steps_table(steps))
-    result["peak"] = peak = _peak(ready, steps)
-    console.print(_peak_table(peak))
-    result["growth"] = growth = _growth(ready, options)
-    console.print(_growth_table(growth))
-    result["packs"] = packs = _pack_gain(ready, options)
-    console.print(_pack_table(packs))
-    result["search"] = asks = _ask_times(options.trials)
-    console.print(_ask_table(asks))
+    if "steps" in options.tables:
+        result["steps"] = steps = _step_times(ready, options)
+        console.print(_steps_table(steps))
+        result["peak"] = peak = _peak(ready, steps)
+        console.print(_peak_table(peak))
+    if "growth" in options.tables:
+        result["growth"] = growth = _growth(ready, options)
+        console.print(_growth_table(growth))
+    if "packs" in options.tables:
+        result["packs"] = packs = _pack_gain(ready, options)
+        console.print(_pack_table(packs))
+    if "search" in options.tables:
+        result["search"] = asks = _ask_times(options.trials)
+        console.print(_ask_table(asks))
     if options.output:
         Path(options.output).write_text(json.dumps(result, indent=1))
 
@@ -138,6 +144,13 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=4, help="turns of each contestant")
     parser.add_argument("--steps", type=int, default=15, help="steps a turn")
     parser.add_argument("--trials", type=int, default=1000, help="of the search's own cost")
+    parser.add_argument(
+        "--tables",
+        nargs="+",
+        choices=_TABLES,
+        default=_TABLES,
+        help="which to measure (steps: the first two)",
+    )
     parser.add_argument("--output", default="", help="JSON file to write")
     return parser.parse_args()
 
