@@ -9,7 +9,7 @@ medians are reported, and ratios are what counts. Five tables:
    autopeft, for adapters in all blocks, in the upper half, and in the last one;
 2. the share of this machine's measured matrix-multiply peak that these steps reach, and how fast
    one would be that reached all of it;
-3. what a step costs over depth, length of rows and rank;
+3. what a step costs over depth, length of rows, rank, and workers that train at once;
 4. whether candidates packed into one forward pass train faster than one after another;
 5. what the search itself costs: ask, report and tell over the number of trials, 80 blocks.
 
@@ -28,7 +28,8 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -43,7 +44,7 @@ from rich.table import Table
 from autopeft.engine.jobs import Job
 from autopeft.engine.surroundings import worker_environment
 from autopeft.engine.workbench import JobRun, Workbench, WorkerContext
-from autopeft.machine import matmul_flops_per_second
+from autopeft.machine import matmul_flops_per_second, n_cores
 from autopeft.models.attach import Attached
 from autopeft.models.backbone import Backbone
 from autopeft.models.packing import Pack
@@ -406,7 +407,7 @@ def _peak_table(found: dict[str, Any]) -> Table:
 
 
 def _growth(ready: Preparation, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Median seconds of a step over depth, rank, and length of rows."""
+    """Median seconds of a step over depth, rank, length of rows, and workers at once."""
     n = ready.prices.topology.n_layers
     rows = []
     cases = {
@@ -429,7 +430,19 @@ def _growth(ready: Preparation, options: argparse.Namespace) -> list[dict[str, A
         rows.append(
             {"over": "tokens a row", "value": int(lengths[picked].max()), "seconds": seconds}
         )
+    for n_workers in range(1, n_cores() + 1):
+        seconds = _side_by_side(ready, n_workers, options)
+        rows.append({"over": "workers at once", "value": n_workers, "seconds": seconds})
     return rows
+
+
+def _side_by_side(ready: Preparation, n_workers: int, options: argparse.Namespace) -> float:
+    """Median seconds of a full-depth step of workers that all train."""
+    with ExitStack() as stack, ThreadPoolExecutor(n_workers) as threads:
+        runs = [stack.enter_context(_worker(ready, 0)) for _ in range(n_workers)]
+        for steps in (3 * options.steps, options.rounds * options.steps):
+            seconds = list(threads.map(lambda run, steps=steps: run(steps), runs))
+    return statistics.median(itertools.chain(*seconds))
 
 
 def _one_batch(training: ProxyTraining, batch: Any) -> float:
