@@ -253,6 +253,8 @@ class Attached:
             if not isinstance(layer, BaseTunerLayer):
                 raise RuntimeError(f"{group.method.name} was not attached to {path}")
             self._place(path, layer.train(self._was_training))
+            if isinstance(layer.get_base_layer(), (nn.Linear, Conv1D)):
+                layer.register_forward_hook(_as_a_linear_layer)
         finish_start(group.method.name, layers, self.backbone.principal_parts)
         companion = companion_of(group.method.name, tuner)
         return Part(group, tuner, names, layers, companion)
@@ -331,6 +333,18 @@ class Attached:
         trace: TracebackType | None,
     ) -> None:
         self.detach()
+
+
+def _as_a_linear_layer(_layer: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
+    """Under autocast, gives what the bare layer would: several methods end in fp32.
+
+    Models rely on it (DeBERTa fills its scores with the least number of its queries' type), and
+    what follows would be computed in fp32 as well.
+    """
+    device = output.device.type
+    if output.dtype == torch.float32 and torch.is_autocast_enabled(device):
+        return output.to(torch.get_autocast_dtype(device))
+    return output
 
 
 class LinearView(nn.Linear):

@@ -117,6 +117,26 @@ def test_over_half_precision_adapters_are_trained_in_single(method: str) -> None
         assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in adapters)
 
 
+@pytest.mark.parametrize("method", [m.name for m in methods.all_methods()])
+def test_under_autocast_a_method_gives_what_a_linear_layer_gives(method: str) -> None:
+    """DeBERTa's own code fails where its queries are fp32 and its scores are not."""
+    backbone = _backbone("deberta-v2")
+    rank = 2 if methods.get(method).takes_rank else 0
+    spec = LayerSpec(1, "attn.q", method, rank)
+    if not is_legal(backbone.topology, spec):
+        pytest.skip("nothing for queries")
+    path = backbone.layout.modules[1, "attn.q"][0]
+    with backbone.attach(candidate_of(AdapterPlan([spec])), seed=0) as attached:
+        seen: list[torch.dtype] = []
+        attached.model.get_submodule(path).register_forward_hook(
+            lambda _module, _inputs, output: seen.append(output.dtype)
+        )
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            attached.model(**batch_for(backbone)).loss.backward()
+        attached.model(**batch_for(backbone))
+    assert seen == [torch.bfloat16, torch.float32]
+
+
 def test_every_planned_site_is_adapted_once_and_no_other() -> None:
     backbone = _backbone("bert")
     plan = AdapterPlan(
