@@ -132,7 +132,8 @@ def test_under_autocast_a_method_gives_what_a_linear_layer_gives(method: str) ->
             lambda _module, _inputs, output: seen.append(output.dtype)
         )
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            attached.model(**batch_for(backbone)).loss.backward()
+            loss = attached.model(**batch_for(backbone)).loss
+        loss.backward()
         attached.model(**batch_for(backbone))
     assert seen == [torch.bfloat16, torch.float32]
 
