@@ -19,8 +19,7 @@ def worker_environment() -> dict[str, str]:
 
     One thread each; and, on Linux, the allocator that Ray brings for its own servers. The system's
     gives the memory of a step's activations back once they are freed, and the next step has to be
-    given it anew, page by page: with it a step takes 5 to 10 % longer (`speed.py`). An allocator of
-    the user's own (`LD_PRELOAD`) is left in place.
+    given it anew, page by page. An allocator of the user's own (`LD_PRELOAD`) is left in place.
     """
     variables = thread_environment()
     library = _jemalloc()
