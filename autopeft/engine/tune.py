@@ -270,19 +270,20 @@ class RaySession:
         self._is_ours = not ray.is_initialized()
         if not self._is_ours:
             return
+        variables = worker_environment() if address is None else thread_environment()
+        environment = {"env_vars": variables}
         if address is None:
             ray.init(
                 num_cpus=n_workers,
                 include_dashboard=False,
                 object_store_memory=max(100 * 2**20, 3 * object_bytes),
-                runtime_env={"env_vars": worker_environment()},
+                runtime_env=environment,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
             return
         try:
-            elsewhere = {"env_vars": thread_environment()}
-            ray.init(address=address, runtime_env=elsewhere, log_to_driver=False)
+            ray.init(address=address, runtime_env=environment, log_to_driver=False)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise SettingsError(
                 "ray_address",

@@ -253,7 +253,7 @@ class Attached:
             if not isinstance(layer, BaseTunerLayer):
                 raise RuntimeError(f"{group.method.name} was not attached to {path}")
             self._place(path, layer.train(self._was_training))
-            if isinstance(layer.get_base_layer(), (nn.Linear, Conv1D)):
+            if isinstance(layer.get_base_layer(), nn.Linear):
                 layer.register_forward_hook(_as_a_linear_layer)
         finish_start(group.method.name, layers, self.backbone.principal_parts)
         companion = companion_of(group.method.name, tuner)

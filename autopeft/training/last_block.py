@@ -228,13 +228,18 @@ class _Positions:
 _SPREAD_FROM = "_autopeft_spread_from"
 
 
-class _Spread(torch.autograd.Function):
+def _scattered(x: torch.Tensor, index: torch.Tensor, n_tokens: int) -> torch.Tensor:
     """(n, ...) -> (n_tokens, ...), zeros where `index` names nobody; written once, not copied."""
+    return x.new_zeros(n_tokens, *x.shape[1:]).index_copy_(0, index, x)
+
+
+class _Spread(torch.autograd.Function):
+    """`_scattered`, whose gradient is picked."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, index: torch.Tensor, n_tokens: int) -> torch.Tensor:
         ctx.save_for_backward(index)
-        return x.new_zeros(n_tokens, *x.shape[1:]).index_copy_(0, index, x)
+        return _scattered(x, index, n_tokens)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> Any:
@@ -243,7 +248,7 @@ class _Spread(torch.autograd.Function):
 
 
 class _Pick(torch.autograd.Function):
-    """(n_tokens, ...) -> (n, ...); no two positions are the same, so nothing has to be summed."""
+    """(n_tokens, ...) -> (n, ...); its gradient is scattered: no position is named twice."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
@@ -254,8 +259,7 @@ class _Pick(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> Any:
         (index,) = ctx.saved_tensors
-        zeros = gradient.new_zeros(ctx.n_tokens, *gradient.shape[1:])
-        return zeros.index_copy_(0, index, gradient), None
+        return _scattered(gradient, index, ctx.n_tokens), None
 
 
 def _narrow(module: nn.Module, positions: _Positions) -> Iterator[Any]:

@@ -213,10 +213,9 @@ def _worker(ready: Preparation, lowest: int) -> Iterator[Callable[[int], list[fl
 
 def _work(context: WorkerContext, lowest: int, pipe: Connection) -> None:
     torch.set_num_threads(1)
-    training = _training(Workbench(context), lowest, _RANK)
-    training.evaluate("train")  # The cache of the frozen prefix is filled before the clock.
+    run = _ours(context, lowest)
     while True:
-        pipe.send(_timed(training, pipe.recv()))
+        pipe.send(run(pipe.recv()))
 
 
 def _take_turns(runners: list[Runner], rounds: int, steps: int) -> None:
@@ -328,9 +327,9 @@ class _StepWatch:
         self._last = now
 
 
-def _ours(ready: Preparation, lowest: int, rank: int = _RANK) -> Callable[[int], list[float]]:
+def _ours(context: WorkerContext, lowest: int, rank: int = _RANK) -> Callable[[int], list[float]]:
     """autopeft's loop as a worker of a search runs it, in this process."""
-    training = _training(Workbench(ready.context()), lowest, rank)
+    training = _training(Workbench(context), lowest, rank)
     training.evaluate("train")  # The cache of the frozen prefix is filled before the clock.
     return lambda steps: _timed(training, steps)
 
@@ -411,10 +410,10 @@ def _growth(ready: Preparation, options: argparse.Namespace) -> list[dict[str, A
     n = ready.prices.topology.n_layers
     rows = []
     cases = {
-        ("lowest adapted block", lowest): _ours(ready, lowest)
+        ("lowest adapted block", lowest): _ours(ready.context(), lowest)
         for lowest in range(0, n, max(1, n // 6))
     }
-    cases |= {("rank", rank): _ours(ready, 0, rank) for rank in (2, 32)}
+    cases |= {("rank", rank): _ours(ready.context(), 0, rank) for rank in (2, 32)}
     runners = {case: Runner(str(case), run) for case, run in cases.items()}
     _take_turns(list(runners.values()), max(2, options.rounds // 2), options.steps)
     for (what, value), runner in runners.items():
