@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +17,7 @@ import numpy as np
 
 from autopeft.engine.confirmation import ConfirmationStore, as_lora_baselines, finalists
 from autopeft.engine.dispatcher import Dispatcher, Snapshot
+from autopeft.engine.scratch import scratch_folder
 from autopeft.errors import SettingsError, StorageError, UserError
 from autopeft.outcome import BudgetReport, Finalist, Objective, Outcome
 from autopeft.plan import Candidate
@@ -426,15 +426,11 @@ class _Session:
                 n_workers=ready.n_workers,
                 object_bytes=ready.data_bytes,
             )
-        with (
-            session,
-            _terminable(),
-            tempfile.TemporaryDirectory(prefix="autopeft-prefix-") as cache,
-        ):
+        with session, _terminable(), scratch_folder() as scratch:
             dispatcher.start()
             tune.run(
                 dispatcher,
-                ready.context(cache_folder=cache),
+                ready.context(cache_folder=str(scratch)),
                 n_workers=ready.n_workers,
                 gpus_per_worker=ready.gpus_per_worker,
                 pack=ready.pack,

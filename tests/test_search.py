@@ -10,6 +10,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import closing
 from pathlib import Path
@@ -307,11 +308,14 @@ def test_a_killed_search_is_resumed_without_loss(
         start_new_session=True,
     )
     until = time.monotonic() + 120
+    passing = set(Path(tempfile.gettempdir()).glob("autopeft-*"))
     while time.monotonic() < until and n_finished(folder / "study.db") < 4:
         assert process.poll() is None, "the search ended by itself"
         time.sleep(0.2)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    left = set(Path(tempfile.gettempdir()).glob("autopeft-*")) - passing
+    assert left
     storage = f"sqlite:///{folder}/study.db"
     before = optuna.load_study(study_name="killed", storage=storage).trials
     finished = {t.user_attrs["digest"]: t for t in before if t.state.is_finished()}
@@ -330,6 +334,7 @@ def test_a_killed_search_is_resumed_without_loss(
     assert interrupted <= set(trained), "an interrupted candidate was lost"
     assert len(trained) == 12
     assert result.front
+    assert not any(path.exists() for path in left), "temporary files of the killed search"
 
 
 def test_random_labels_give_no_winner(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from autopeft.engine.dispatcher import Dispatcher
 from autopeft.engine.jobs import ConfirmMessage, Job, Message
 from autopeft.engine.packs import PackRun, groups_to_pack
+from autopeft.engine.scratch import scratch_folder
 from autopeft.engine.surroundings import thread_environment, worker_environment
 from autopeft.engine.workbench import Workbench, WorkerContext
 from autopeft.errors import SettingsError, TrainingFailure
@@ -319,7 +319,7 @@ def run(
     # Held here: the actor lives as long as something refers to it.
     _stops = _Stops.options(name=_STOPS, get_if_exists=True).remote() if pack > 1 else None  # type: ignore[attr-defined]
     resources = {"cpu": 1.0, "gpu": gpus_per_worker}
-    with tempfile.TemporaryDirectory(prefix="autopeft-tune-") as folder:
+    with scratch_folder() as folder:
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(AdapterTrainable, context=context), resources),
             tune_config=tune.TuneConfig(
@@ -330,7 +330,7 @@ def run(
                 trial_dirname_creator=lambda trial: str(trial.trial_id),
             ),
             run_config=tune.RunConfig(
-                storage_path=folder,
+                storage_path=str(folder),
                 name="search",
                 verbose=0,
                 checkpoint_config=tune.CheckpointConfig(
