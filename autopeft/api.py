@@ -17,7 +17,6 @@ import numpy as np
 
 from autopeft.engine.confirmation import ConfirmationStore, as_lora_baselines, finalists
 from autopeft.engine.dispatcher import Dispatcher, Snapshot
-from autopeft.engine.scratch import scratch_folder
 from autopeft.errors import SettingsError, StorageError, UserError
 from autopeft.outcome import BudgetReport, Finalist, Objective, Outcome
 from autopeft.plan import Candidate
@@ -426,11 +425,11 @@ class _Session:
                 n_workers=ready.n_workers,
                 object_bytes=ready.data_bytes,
             )
-        with session, _terminable(), scratch_folder() as scratch:
+        with session, _terminable():
             dispatcher.start()
             tune.run(
                 dispatcher,
-                ready.context(cache_folder=str(scratch)),
+                ready.context(),
                 n_workers=ready.n_workers,
                 gpus_per_worker=ready.gpus_per_worker,
                 pack=ready.pack,

@@ -106,7 +106,7 @@ class Preparation:
             for name, rows in self.data.splits.items()
         }
 
-    def context(self, *, cache_folder: str | None = None) -> WorkerContext:
+    def context(self) -> WorkerContext:
         """What is sent to the workers."""
         model = self.settings.model
         if Path(model).exists():
@@ -120,7 +120,6 @@ class Preparation:
             objectives=tuple(o.name for o in self.objectives),
             device=self.device,
             window=self.window,
-            cache_folder=cache_folder,
         )
 
 

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -320,6 +321,7 @@ def run(
     _stops = _Stops.options(name=_STOPS, get_if_exists=True).remote() if pack > 1 else None  # type: ignore[attr-defined]
     resources = {"cpu": 1.0, "gpu": gpus_per_worker}
     with scratch_folder() as folder:
+        context = replace(context, cache_folder=str(folder))
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(AdapterTrainable, context=context), resources),
             tune_config=tune.TuneConfig(
