@@ -5,13 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import fields
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from autopeft.errors import AutoPeftError, UserError
 from autopeft.settings import RESUMABLE, SearchSettings
+
+if TYPE_CHECKING:
+    from autopeft.result import SearchResult
 
 _REPEATED = ("objectives", "constraints")
 _TYPES: dict[str, Any] = {"int": int, "float": float}
@@ -67,12 +69,10 @@ def search(settings: str | None, **flags: Any) -> None:
     """Search for the adapters worth their cost; SETTINGS is a YAML file, flags win over it."""
     from autopeft import api
     from autopeft.progress import shown_progress
-    from autopeft.report.tables import summary
 
     with shown_progress() as observer:
         result = api.search(settings, observer=observer, **_given(flags))
-    _print(summary(result.view))
-    _farewell(result.folder)
+    _conclude(result)
 
 
 @app.command()
@@ -82,12 +82,10 @@ def resume(folder: str, **flags: Any) -> None:
     """Continue the search in FOLDER: after an interruption, or with a larger --budget."""
     from autopeft import api
     from autopeft.progress import shown_progress
-    from autopeft.report.tables import summary
 
     with shown_progress() as observer:
         result = api.resume(folder, observer=observer, **_given(flags))
-    _print(summary(result.view))
-    _farewell(result.folder)
+    _conclude(result)
 
 
 @app.command()
@@ -106,11 +104,8 @@ def price(settings: str | None, **flags: Any) -> None:
 def report(folder: str) -> None:
     """Write the report of the search in FOLDER anew and show its summary."""
     from autopeft import api
-    from autopeft.report.tables import summary
 
-    result = api.report(folder)
-    _print(summary(result.view))
-    _farewell(result.folder)
+    _conclude(api.report(folder))
 
 
 @app.command()
@@ -193,9 +188,15 @@ def _print(renderable: Any) -> None:
     Console().print(renderable)
 
 
-def _farewell(folder: Path) -> None:
-    click.echo(f"report: {folder / 'report.html'}")
-    click.echo(f"best adapter: autopeft export {folder} --pick best --format peft --to FOLDER")
+def _conclude(result: SearchResult) -> None:
+    """What came out, and what to do next."""
+    from autopeft.report.tables import summary
+
+    _print(summary(result.view))
+    click.echo(f"report: {result.folder / 'report.html'}")
+    click.echo(
+        f"best adapter: autopeft export {result.folder} --pick best --format peft --to FOLDER"
+    )
 
 
 def main() -> None:

@@ -15,12 +15,13 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from autopeft.engine.dispatcher import Snapshot
 from autopeft.report.plan_text import human_count, human_seconds, human_value, plan_summary
 from autopeft.search.front import front_of
 
 if TYPE_CHECKING:
-    from autopeft.api import Observer, PriceList
+    from autopeft.api import PriceList
+    from autopeft.engine.dispatcher import Snapshot
+    from autopeft.observer import Observer
 
 
 @contextmanager

@@ -30,6 +30,21 @@ def test_import_loads_nothing_heavy() -> None:
     assert done.stdout.strip() == "[] True"
 
 
+def test_a_mistaken_setting_is_told_before_anything_heavy_loads() -> None:
+    code = (
+        "import sys, autopeft\n"
+        "try: autopeft.search(model='m', data='d', output='o', stepz=3)\n"
+        "except autopeft.UserError as error: print(error)\n"
+        "print([m for m in ('torch', 'ray', 'transformers', 'optuna') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=50, check=True
+    )
+    first, *_, last = done.stdout.splitlines()
+    assert "stepz" in first
+    assert last == "[]"
+
+
 def test_a_controller_needs_no_torch() -> None:
     code = (
         "import sys, autopeft;"

@@ -1,21 +1,20 @@
-"""Ray Tune at work: a searcher and a scheduler that share one dispatcher, and the worker actor."""
+"""Ray Tune at work: a searcher and a scheduler that share one dispatcher."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
-from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from autopeft.engine.dispatcher import Dispatcher
-from autopeft.engine.jobs import ConfirmMessage, Job, Message
-from autopeft.engine.packs import PackRun, groups_to_pack
+from autopeft.engine.jobs import Job
+from autopeft.engine.packs import groups_to_pack
 from autopeft.engine.scratch import scratch_folder
 from autopeft.engine.surroundings import thread_environment, worker_environment
-from autopeft.engine.workbench import Workbench, WorkerContext
+from autopeft.engine.workbench import WorkerContext
 from autopeft.errors import SettingsError, TrainingFailure
 
 # Read by ray when it is imported, so they must be set before. No telemetry, no result files of
@@ -33,6 +32,8 @@ _ENVIRONMENT = {
     # each worker to be up before it asks for the next.
     "TUNE_MAX_PENDING_TRIALS_PG": "64",
     "RAY_DEDUP_LOGS": "1",
+    # Workers that Ray starts before it is told what they are to be started with are of no use.
+    "RAY_prestart_worker_first_driver": "0",
     # By default Ray's workers give way to everything else on the machine, and a search beside
     # another job would never start.
     "RAY_worker_niceness": "0",
@@ -45,85 +46,10 @@ from ray import tune  # noqa: E402
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler  # noqa: E402
 from ray.tune.search import Searcher  # noqa: E402
 
-_MESSAGES = "messages"
-_JOBS = "jobs"
-_PACK = "pack"
-_STOPS = "autopeft-stops"
+from autopeft.engine.stops import call_stops, hold_stops  # noqa: E402
+from autopeft.engine.worker import JOBS, MESSAGES, PACK, AdapterTrainable  # noqa: E402
+
 _DIED = "the worker died, perhaps for lack of memory"
-
-
-@ray.remote(num_cpus=0)
-class _Stops:
-    """Which jobs of a pack must stop: Tune can only stop a pack as a whole."""
-
-    def __init__(self) -> None:
-        self._stopped: dict[str, set[int]] = {}
-
-    def add(self, pack: str, indices: list[int]) -> None:
-        """These must stop."""
-        self._stopped.setdefault(pack, set()).update(indices)
-
-    def of(self, pack: str) -> set[int]:
-        """Those told so far."""
-        return self._stopped.get(pack, set())
-
-
-class AdapterTrainable(tune.Trainable):  # type: ignore[misc]
-    """The worker: one Workbench for the actor's life, one job or pack after another on it."""
-
-    def setup(self, config: dict[str, Any], context: WorkerContext) -> None:
-        """Loads the base model, once a worker."""
-        import torch
-
-        if context.device == "cpu":
-            # Two threads in a process that shares its cores with another worker are over 20x
-            # slower than one each.
-            torch.set_num_threads(1)
-        logging.getLogger("transformers").setLevel(logging.ERROR)
-        self._bench = Workbench(context)
-        self._pack: PackRun | None = None
-        self._begin(config)
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Lays the next job on the bench: the actor, and its model, live on."""
-        self._begin(new_config)
-        return True
-
-    def _begin(self, config: Mapping[str, Any]) -> None:
-        jobs = [Job.from_json(row) for row in json.loads(config[_JOBS])]
-        self._clear()
-        if len(jobs) == 1:
-            self._bench.begin(jobs[0])
-            return
-        self._name = config[_PACK]
-        must_pay = self._bench.context.settings.pack is None
-        self._pack = PackRun(self._bench, jobs, must_pay=must_pay)
-
-    def step(self) -> dict[str, Any]:
-        """Trains to the next message of each job."""
-        if self._pack is None:
-            messages: Mapping[int, Message] = {0: self._bench.advance()}
-        else:
-            stops: set[int] = ray.get(ray.get_actor(_STOPS).of.remote(self._name))
-            self._pack.drop(stops)
-            messages = self._pack.advance()
-        return {
-            # Files are too large for Tune's own results. Tune would take a dict apart.
-            _MESSAGES: [
-                (index, ray.put(message) if isinstance(message, ConfirmMessage) else message)
-                for index, message in messages.items()
-            ]
-        }
-
-    def _clear(self) -> None:
-        if self._pack is not None:
-            self._pack.close()
-            self._pack = None
-        self._bench.clear()
-
-    def cleanup(self) -> None:
-        """Detaches what is attached."""
-        self._clear()
 
 
 class _OnDriver:
@@ -163,7 +89,7 @@ class _JobSearcher(_OnDriver, Searcher):  # type: ignore[misc]
         group = groups_to_pack(self._waiting, self._pack)[0]
         del self._waiting[: len(group)]
         self.jobs[trial_id] = dict(enumerate(group))
-        return {_JOBS: json.dumps([job.to_json() for job in group]), _PACK: trial_id}
+        return {JOBS: json.dumps([job.to_json() for job in group]), PACK: trial_id}
 
     def give_up(self, reason: str) -> None:
         """Hands out nothing more."""
@@ -203,11 +129,11 @@ class _RungScheduler(_OnDriver, FIFOScheduler):  # type: ignore[misc]
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         jobs = self._searcher.jobs.get(trial.trial_id)
-        if jobs is None or _MESSAGES not in result:
+        if jobs is None or MESSAGES not in result:
             return str(TrialScheduler.STOP)
         self._has_heard = True
         was_pack, stopped = len(jobs) > 1, []
-        for index, message in result[_MESSAGES]:
+        for index, message in result[MESSAGES]:
             if isinstance(message, ray.ObjectRef):
                 message = ray.get(message)
             job = jobs.get(index)
@@ -217,7 +143,7 @@ class _RungScheduler(_OnDriver, FIFOScheduler):  # type: ignore[misc]
         if not jobs:
             return str(TrialScheduler.STOP)
         if was_pack and stopped:
-            _tell_stops(trial.trial_id, stopped)
+            call_stops(trial.trial_id, stopped)
         return str(TrialScheduler.CONTINUE)
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
@@ -246,11 +172,6 @@ def _raised(file: str | None) -> str | None:
     )
     lines = str(error).split("\n") if is_ours else []
     return next((line.strip()[:400] for line in reversed(lines) if line.strip()), None)
-
-
-def _tell_stops(pack: str, indices: Iterable[int]) -> None:
-    """Returns once the word is there, before the worker's next step begins."""
-    ray.get(ray.get_actor(_STOPS).add.remote(pack, list(indices)))
 
 
 class RaySession:
@@ -318,12 +239,12 @@ def run(
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     searcher = _JobSearcher(dispatcher, n_workers, pack)
     # Held here: the actor lives as long as something refers to it.
-    _stops = _Stops.options(name=_STOPS, get_if_exists=True).remote() if pack > 1 else None  # type: ignore[attr-defined]
+    _stops = hold_stops() if pack > 1 else None
     resources = {"cpu": 1.0, "gpu": gpus_per_worker}
     with scratch_folder() as folder:
-        context = replace(context, cache_folder=str(folder))
+        held = (ray.put(replace(context, cache_folder=str(folder))),)
         tuner = tune.Tuner(
-            tune.with_resources(tune.with_parameters(AdapterTrainable, context=context), resources),
+            tune.with_resources(tune.with_parameters(AdapterTrainable, held=held), resources),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 scheduler=_RungScheduler(dispatcher, searcher),

@@ -12,8 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from scipy.stats import spearmanr
-
 from autopeft.outcome import Objective, Outcome
 from autopeft.search.front import front_of
 
@@ -119,6 +117,9 @@ def _rungs(complete: Sequence[Outcome], quality: Objective) -> tuple[RungFidelit
         scores, finals = zip(*values, strict=True)
         # A rank correlation of a constant is not defined.
         if len(values) >= _FEWEST and len(set(scores)) > 1 and len(set(finals)) > 1:
+            # Slow to import, and needed when all is over.
+            from scipy.stats import spearmanr
+
             # Rung scores follow the direction of the quality objective: no sign to turn.
             correlation = float(spearmanr(scores, finals).statistic)
             found.append(RungFidelity(step, correlation, len(values)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from scipy import stats
+from scipy.special import stdtrit
 
 from autopeft.outcome import Finalist, Objective
 
@@ -46,7 +46,7 @@ def _t_interval(mean: float, parts: Sequence[tuple[float, int]]) -> Interval | N
         return (mean, mean)
     # Satterthwaite: degrees of freedom of a sum of independent variance estimates.
     df = square**2 / sum(part**2 / n for part, n in usable)
-    half = float(stats.t.ppf(0.5 + LEVEL / 2, df)) * math.sqrt(square)
+    half = float(stdtrit(df, 0.5 + LEVEL / 2)) * math.sqrt(square)
     return (mean - half, mean + half)
 
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.metrics import f1_score, matthews_corrcoef
 from torch.nn import functional
 
 from autopeft.outcome import objective
@@ -77,6 +76,9 @@ class TextClassification:
 
         Where the quality is the loss, a row's quality is minus its loss.
         """
+        # Slow to import, and no step of a training needs it.
+        from sklearn.metrics import f1_score, matthews_corrcoef
+
         loss = float(scores.losses.mean())
         every = np.arange(len(self.labels))
         metrics = {
