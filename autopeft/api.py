@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autopeft.errors import SettingsError, StorageError
-from autopeft.imports import quick_imports
+from autopeft.imports import modules_at_rest, quick_imports
 from autopeft.observer import Observer, Silent
 from autopeft.plan import Candidate
 from autopeft.pricing import Price
@@ -91,7 +91,8 @@ def _search(
     with quick_imports():
         from autopeft.sitting import Sitting
     sitting = Sitting(workspace, observer or Silent(), began=began, is_resumed=is_resumed)
-    return sitting.run(settings)
+    with modules_at_rest():
+        return sitting.run(settings)
 
 
 def merge_settings(

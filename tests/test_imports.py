@@ -6,7 +6,7 @@ import gc
 
 import pytest
 
-from autopeft.imports import quick_imports
+from autopeft.imports import modules_at_rest, quick_imports
 
 
 def test_the_collector_rests_inside_and_works_again_after() -> None:
@@ -31,3 +31,23 @@ def test_who_switched_it_off_finds_it_off() -> None:
         assert not gc.isenabled()
     finally:
         gc.enable()
+
+
+def test_what_is_there_rests_and_is_looked_at_again_after() -> None:
+    before = gc.get_freeze_count()
+    with modules_at_rest():
+        frozen = gc.get_freeze_count()
+        with modules_at_rest():
+            assert gc.get_freeze_count() == frozen > before
+        assert gc.get_freeze_count() == frozen
+    assert gc.get_freeze_count() == before == 0
+
+
+def test_what_the_caller_froze_stays_frozen() -> None:
+    gc.freeze()
+    try:
+        with modules_at_rest():
+            pass
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()

@@ -5,6 +5,7 @@ Every worker imports this before its first step, so it knows nothing of the sear
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 from collections.abc import Mapping
@@ -48,6 +49,8 @@ class AdapterTrainable(tune.Trainable):  # type: ignore[misc]
             from autopeft.engine.workbench import Workbench
 
             context: WorkerContext = ray.get(held[0])
+            # All of it stays as long as this process, which is ours.
+            gc.freeze()
         if context.device == "cpu":
             # Two threads in a process that shares its cores with another worker are over 20x
             # slower than one each.
