@@ -145,12 +145,12 @@ def price(
     Raises:
         UserError: for a mistake in the settings.
     """
+    asked = merge_settings(settings, overrides)
     with quick_imports():
         import numpy as np
 
         from autopeft.preparation import prepare
     lines: list[str] = []
-    asked = merge_settings(settings, overrides)
     # Nothing is trained, so the machine need not be measured.
     ready = prepare(replace(asked, workers=asked.workers or 1), note=lines.append)
     rng = np.random.default_rng(ready.settings.seed)
@@ -207,12 +207,7 @@ def export(
         UserError: if there is no such member, the folder is taken, or the plan cannot be written
             in that format.
     """
-    with quick_imports():
-        from autopeft.models.convert import MAX_RANK
-        from autopeft.models.export import export_adapter
-        from autopeft.preparation import validation_rows
-        from autopeft.report.markdown import model_card
-        from autopeft.result import SearchResult
+    from autopeft.result import SearchResult
 
     result = SearchResult.read(folder)
     member = result.pick(pick)
@@ -225,6 +220,11 @@ def export(
         )
     if max_rank is not None and max_rank < 1:
         raise SettingsError("max_rank", max_rank, "`max_rank >= 1` must hold", "use e.g. 64")
+    with quick_imports():
+        from autopeft.models.convert import MAX_RANK
+        from autopeft.models.export import export_adapter
+        from autopeft.preparation import validation_rows
+        from autopeft.report.markdown import model_card
     exported = export_adapter(
         result.base_model,
         member.folder,
