@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import os
 import random
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,19 @@ settings.load_profile("autopeft")
 GOOD = ("good", "fine", "great", "lovely", "warm")
 BAD = ("bad", "poor", "awful", "cold", "dull")
 PLAIN = ("the", "film", "was", "a", "plot", "and", "scene", "actor", "very", "so")
+
+
+@pytest.fixture(scope="session")
+def fresh_python() -> Callable[[str], str]:
+    """What a Python that has imported nothing yet prints when it runs some code."""
+
+    def printed(code: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=True
+        )
+        return done.stdout.strip()
+
+    return printed
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
@@ -49,16 +50,13 @@ def test_the_readme_names_every_command() -> None:
         assert f"autopeft {name}" in readme, name
 
 
-def test_help_needs_neither_torch_nor_ray() -> None:
+def test_help_needs_neither_torch_nor_ray(fresh_python: Callable[[str], str]) -> None:
     code = (
         "import sys; from click.testing import CliRunner; from autopeft import cli;"
         "CliRunner().invoke(cli.app, ['search', '--help']);"
         "print([m for m in ('torch', 'ray', 'transformers', 'optuna') if m in sys.modules])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=50, check=True
-    )
-    assert done.stdout.strip() == "[]"
+    assert fresh_python(code) == "[]"
 
 
 @pytest.mark.parametrize(

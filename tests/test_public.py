@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from collections.abc import Callable
 
 import autopeft
 
@@ -17,35 +16,31 @@ def test_all_lists_every_home() -> None:
     assert set(autopeft.__all__) == {*autopeft._HOMES, "__version__"}
 
 
-def test_import_loads_nothing_heavy() -> None:
+def test_import_loads_nothing_heavy(fresh_python: Callable[[str], str]) -> None:
     code = (
         "import time; began = time.perf_counter(); import autopeft, sys;"
         "names = ('torch', 'ray', 'transformers', 'optuna', 'numpy');"
         "heavy = [m for m in names if m in sys.modules];"
         "print(heavy, time.perf_counter() - began < 0.3)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=50, check=True
-    )
-    assert done.stdout.strip() == "[] True"
+    assert fresh_python(code) == "[] True"
 
 
-def test_a_mistaken_setting_is_told_before_anything_heavy_loads() -> None:
+def test_a_mistaken_setting_is_told_before_anything_heavy_loads(
+    fresh_python: Callable[[str], str],
+) -> None:
     code = (
         "import sys, autopeft\n"
         "try: autopeft.search(model='m', data='d', output='o', stepz=3)\n"
         "except autopeft.UserError as error: print(error)\n"
         "print([m for m in ('torch', 'ray', 'transformers', 'optuna') if m in sys.modules])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=50, check=True
-    )
-    first, *_, last = done.stdout.splitlines()
+    first, *_, last = fresh_python(code).splitlines()
     assert "stepz" in first
     assert last == "[]"
 
 
-def test_a_controller_needs_no_torch() -> None:
+def test_a_controller_needs_no_torch(fresh_python: Callable[[str], str]) -> None:
     code = (
         "import sys, autopeft;"
         "t = autopeft.Topology(4, {'attn.q': (64, 64), 'attn.v': (64, 64)});"
@@ -55,10 +50,7 @@ def test_a_controller_needs_no_torch() -> None:
         "print(len(c.front()), d is autopeft.Decision.CONTINUE,"
         "[m for m in ('torch', 'ray', 'transformers', 'peft') if m in sys.modules])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=50, check=True
-    )
-    assert done.stdout.strip() == "1 True []"
+    assert fresh_python(code) == "1 True []"
 
 
 def test_rooms_can_be_called_and_entered() -> None:

@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -173,7 +172,6 @@ def test_what_converts_to_lora_changes_a_weight_by_a_low_rank(name: str) -> None
     assert int((values > 1e-4 * values[0]).sum()) <= 16
 
 
-def test_methods_and_pricing_need_no_torch() -> None:
+def test_methods_and_pricing_need_no_torch(fresh_python: Callable[[str], str]) -> None:
     code = "import autopeft.methods, autopeft.pricing, sys; print('torch' in sys.modules)"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.strip() == "False"
+    assert fresh_python(code) == "False"
