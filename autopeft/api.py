@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autopeft.costs.price import PricedRow, PriceList
 from autopeft.errors import SettingsError, StorageError
-from autopeft.imports import modules_at_rest, quick_imports
-from autopeft.observer import Observer, Silent
-from autopeft.plan import Candidate
-from autopeft.pricing import Price
 from autopeft.settings import RESUMABLE, SearchSettings
+from autopeft.utils.gc import modules_at_rest, quick_imports
 from autopeft.workspace import Workspace, read_settings
 
 if TYPE_CHECKING:
+    from autopeft.callbacks import Observer
     from autopeft.models.export import Exported
     from autopeft.result import SearchResult
 
@@ -89,7 +88,8 @@ def _search(
 ) -> SearchResult:
     began = time.monotonic()
     with quick_imports():
-        from autopeft.sitting import Sitting
+        from autopeft.callbacks import Silent
+        from autopeft.session import Sitting
     sitting = Sitting(workspace, observer or Silent(), began=began, is_resumed=is_resumed)
     with modules_at_rest():
         return sitting.run(settings)
@@ -111,28 +111,6 @@ def merge_settings(
     return SearchSettings.from_mapping({**(settings or {}), **given})
 
 
-@dataclass(frozen=True)
-class PricedRow:
-    """A candidate and its price; `kind` says why it is shown."""
-
-    kind: str
-    candidate: Candidate
-    price: Price
-
-
-@dataclass(frozen=True)
-class PriceList:
-    """What a space holds and costs.
-
-    Attributes:
-        lines: The space and the model in words.
-        rows: A sample of candidates, cheapest first.
-    """
-
-    lines: tuple[str, ...]
-    rows: tuple[PricedRow, ...]
-
-
 def price(
     settings: SearchSettings | str | Path | Mapping[str, Any] | None = None, **overrides: Any
 ) -> PriceList:
@@ -149,7 +127,7 @@ def price(
     with quick_imports():
         import numpy as np
 
-        from autopeft.preparation import prepare
+        from autopeft.prepare import prepare
     lines: list[str] = []
     # Nothing is trained, so the machine need not be measured.
     ready = prepare(replace(asked, workers=asked.workers or 1), note=lines.append)
@@ -173,7 +151,7 @@ def report(folder: str | Path) -> SearchResult:
     Raises:
         UserError: if the folder holds no search, or no result yet.
     """
-    from autopeft.report.write import write_pages
+    from autopeft.reporting.write import write_pages
     from autopeft.result import SearchResult
 
     result = SearchResult.read(folder)
@@ -221,10 +199,10 @@ def export(
     if max_rank is not None and max_rank < 1:
         raise SettingsError("max_rank", max_rank, "`max_rank >= 1` must hold", "use e.g. 64")
     with quick_imports():
-        from autopeft.models.convert import MAX_RANK
         from autopeft.models.export import export_adapter
-        from autopeft.preparation import validation_rows
-        from autopeft.report.markdown import model_card
+        from autopeft.models.lora_conversion import MAX_RANK
+        from autopeft.prepare import validation_rows
+        from autopeft.reporting.model_card import model_card
     exported = export_adapter(
         result.base_model,
         member.folder,
@@ -247,7 +225,7 @@ def dashboard(folder: str | Path, *, host: str = "127.0.0.1", port: int = 8080) 
     """
     from optuna_dashboard import run_server
 
-    from autopeft.search.study import open_storage
+    from autopeft.searcher.study import open_storage
 
     workspace = Workspace(folder)
     storage = open_storage(workspace.storage(workspace.settings()))

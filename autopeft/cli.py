@@ -68,7 +68,7 @@ def app() -> None:
 def search(settings: str | None, **flags: Any) -> None:
     """Search for the adapters worth their cost; SETTINGS is a YAML file, flags win over it."""
     from autopeft import api
-    from autopeft.progress import shown_progress
+    from autopeft.callbacks import shown_progress
 
     with shown_progress() as observer:
         result = api.search(settings, observer=observer, **_given(flags))
@@ -81,7 +81,7 @@ def search(settings: str | None, **flags: Any) -> None:
 def resume(folder: str, **flags: Any) -> None:
     """Continue the search in FOLDER: after an interruption, or with a larger --budget."""
     from autopeft import api
-    from autopeft.progress import shown_progress
+    from autopeft.callbacks import shown_progress
 
     with shown_progress() as observer:
         result = api.resume(folder, observer=observer, **_given(flags))
@@ -94,7 +94,7 @@ def resume(folder: str, **flags: Any) -> None:
 def price(settings: str | None, **flags: Any) -> None:
     """Show what the space holds and what its candidates cost, with no training."""
     from autopeft import api
-    from autopeft.progress import price_table
+    from autopeft.reporting.tables import price_table
 
     _print(price_table(api.price(settings, **_given(flags))))
 
@@ -169,7 +169,7 @@ def methods(markdown: bool) -> None:
 
         click.echo(table.markdown())
         return
-    from autopeft.progress import methods_table
+    from autopeft.reporting.tables import methods_table
 
     _print(methods_table())
 
@@ -177,7 +177,7 @@ def methods(markdown: bool) -> None:
 @app.command()
 def spaces() -> None:
     """List the search spaces that come with autopeft."""
-    from autopeft.progress import spaces_table
+    from autopeft.reporting.tables import spaces_table
 
     _print(spaces_table())
 
@@ -190,7 +190,7 @@ def _print(renderable: Any) -> None:
 
 def _conclude(result: SearchResult) -> None:
     """What came out, and what to do next."""
-    from autopeft.report.tables import summary
+    from autopeft.reporting.tables import summary
 
     _print(summary(result.view))
     click.echo(f"report: {result.folder / 'report.html'}")

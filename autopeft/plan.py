@@ -32,7 +32,7 @@ ROLES: tuple[str, ...] = (
     "mlp.gate",
     "mlp.gate_up",  # models that fuse the two (Phi-3)
     "mlp.down",
-    "norm",  # every normalisation inside one block, together
+    "norm",  # every normalization inside one block, together
     "block",  # the block as a whole
 )
 """The roles a site can have, in the order a block is read."""
@@ -153,7 +153,7 @@ class TrainSettings:
             methods share `learning_rate`.
         alpha_ratio: Scaling of low-rank updates, alpha / rank.
         dropout: Dropout before the adapter, in [0, 1).
-        steps: Optimiser steps of a full proxy training.
+        steps: Optimizer steps of a full proxy training.
         batch_size: Rows per step.
         weight_decay: AdamW's decoupled weight decay.
         warmup_fraction: Share of the steps in which the rate rises linearly; then it decays

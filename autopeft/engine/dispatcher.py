@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
-from autopeft.engine.confirmation import (
-    ConfirmationStore,
+from autopeft.confirm.finalists import (
     Nomination,
-    confirmation_jobs,
     lower_ranks,
     nominate,
 )
-from autopeft.engine.jobs import (
+from autopeft.confirm.store import ConfirmationStore
+from autopeft.costs.objectives import Objective
+from autopeft.engine.budget import Budget, Ledger
+from autopeft.engine.messages import (
     Activity,
     ConfirmMessage,
     FailureMessage,
@@ -23,10 +25,9 @@ from autopeft.engine.jobs import (
     Message,
     RungMessage,
 )
-from autopeft.outcome import Objective, Outcome
 from autopeft.plan import Candidate
-from autopeft.search.budget import Budget, Ledger
-from autopeft.search.controller import Decision, SearchController, Trial
+from autopeft.searcher.controller import Decision, SearchController, Trial
+from autopeft.trial import Outcome
 
 Phase = Literal["search", "confirmation", "done"]
 
@@ -404,3 +405,28 @@ class Dispatcher:
 
     def _notify(self) -> None:
         self._observer(self.snapshot())
+
+
+def confirmation_jobs(
+    nominations: Sequence[Nomination],
+    *,
+    first_seed: int,
+    n_seeds: int,
+    done: frozenset[tuple[str, int]],
+    lower_ranks: Mapping[str, tuple[Candidate, ...]] = MappingProxyType({}),
+) -> tuple[Job, ...]:
+    """One job a nomination and seed, seed by seed, so that a cut leaves equal numbers of seeds.
+
+    The seeds differ from the search's own: a candidate that won by a lucky seed must win again.
+    """
+    return tuple(
+        Job(
+            "confirm",
+            nomination.outcome.candidate,
+            seed,
+            lower_ranks=lower_ranks.get(nomination.outcome.candidate.digest, ()),
+        )
+        for seed in range(first_seed, first_seed + n_seeds)
+        for nomination in nominations
+        if (nomination.outcome.candidate.digest, seed) not in done
+    )

@@ -1,7 +1,7 @@
 """What every adapter method tells about itself: where it can sit, how big it may be, what it costs.
 
 Formulas count per site. `shape` is always (out, in) of the adapted linear module; at the role
-"norm" it is (width, number of vectors), so that the product counts the normalisations' parameters;
+"norm" it is (width, number of vectors), so that the product counts the normalizations' parameters;
 at the role "attn" it is (heads, their width together); at the role "model" it is (tokens there is
 room for, width of the embeddings).
 A FLOP is one multiplication or one addition of a matrix product; elementwise work is not counted
@@ -101,7 +101,7 @@ class Method(ABC):
         exact_start: True if it leaves them bit for bit, False if up to rounding.
         changes_base: True if peft rewrites the adapted module's own weight; it then gets a copy, so
             that the base model stays as it is.
-        quantised_base: True if it works over a 4-bit or 8-bit base.
+        quantized_base: True if it works over a 4-bit or 8-bit base.
         transposed_base: True if peft itself can load it over modules that store their weight as
             (in, out), GPT-2's Conv1D; autopeft can load any.
         draws_noise: True if its output is random in training, dropout apart.
@@ -123,7 +123,7 @@ class Method(ABC):
     starts_at_identity: bool = True
     exact_start: bool = True
     changes_base: bool = False
-    quantised_base: bool = True
+    quantized_base: bool = True
     transposed_base: bool = True
     draws_noise: bool = False
     input_side_roles: tuple[str, ...] = ()

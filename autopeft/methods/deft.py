@@ -59,6 +59,6 @@ METHODS: tuple[Method, ...] = (
         learning_rate=(4e-4, 1.2e-2),
         converts_to_lora=True,
         exact_start=False,  # What is taken out and what is put in agree up to rounding.
-        quantised_base=False,
+        quantized_base=False,
     ),
 )

@@ -64,7 +64,7 @@ METHODS: tuple[Method, ...] = (
         default_ranks=(1, 2, 4, 8, 16, 32),
         learning_rate=(7e-4, 3e-2),
         converts_to_lora=True,
-        quantised_base=False,  # It measures the columns of the base weight.
+        quantized_base=False,  # It measures the columns of the base weight.
         transposed_base=False,
         rank_patterns=(("r", "rank_pattern"), ("delora_lambda", "lambda_pattern")),
     ),

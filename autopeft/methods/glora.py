@@ -60,7 +60,7 @@ METHODS: tuple[Method, ...] = (
         learning_rate=(1.5e-3, 6e-2),
         # The weight is summed anew, and over Conv1D in another memory order.
         exact_start=False,
-        quantised_base=False,
+        quantized_base=False,
         transposed_base=False,
     ),
 )

@@ -52,7 +52,7 @@ METHODS: tuple[Method, ...] = (
         default_ranks=(1, 2, 4, 8, 16, 32),
         # The factor multiplies entries far below 1: it takes larger steps than LoRA's update.
         learning_rate=(4e-3, 1.2e-1),
-        quantised_base=False,  # It multiplies the weight, which torchao's 8-bit ones refuse.
+        quantized_base=False,  # It multiplies the weight, which torchao's 8-bit ones refuse.
         # No `rank_patterns`: peft 0.21.2 has one for it, and ignores it.
     ),
 )

@@ -61,7 +61,7 @@ METHODS: tuple[Method, ...] = (
         # W H - W = W (H - 1), and H differs from 1 by `rank` directions.
         converts_to_lora=True,
         exact_start=False,  # Two equal reflections cancel up to rounding.
-        quantised_base=False,
+        quantized_base=False,
         transposed_base=False,
     ),
 )

@@ -1,4 +1,4 @@
-"""LN tuning: the block's own normalisations are trained (arXiv 2312.11420)."""
+"""LN tuning: the block's own normalizations are trained (arXiv 2312.11420)."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from autopeft.plan import TrainSettings
 
 @dataclass(frozen=True)
 class LnTuning(Method):
-    """Trains copies of the weights (and biases) of every normalisation in a block."""
+    """Trains copies of the weights (and biases) of every normalization in a block."""
 
     def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
-        """All parameters of the normalisations."""
+        """All parameters of the normalizations."""
         return shape[0] * shape[1]
 
     def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
-        """None counted: a normalisation has no matrix product."""
+        """None counted: a normalization has no matrix product."""
         return AdapterFlops()
 
     def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
-        """The normalised activations, where the model's normalisation keeps them apart."""
+        """The normalized activations, where the model's normalization keeps them apart."""
         return AdapterMemory(keeps_input=True)
 
     def saved_floats_per_token(self, rank: int, shape: Shape, role: str = "") -> float:
-        """One width for each normalised tensor, an upper bound: most kernels keep it anyway."""
+        """One width for each normalized tensor, an upper bound: most kernels keep it anyway."""
         return float(shape[0])
 
     def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:

@@ -79,7 +79,7 @@ METHODS: tuple[Method, ...] = (
         default_ranks=(1, 2, 4, 8, 16),
         learning_rate=(2e-3, 7e-2),
         converts_to_lora=True,
-        quantised_base=False,  # The update takes its shape from the base weight's.
+        quantized_base=False,  # The update takes its shape from the base weight's.
         transposed_base=False,
         rank_patterns=(("r", "rank_pattern"), ("alpha", "alpha_pattern")),
     ),

@@ -177,7 +177,7 @@ METHODS: tuple[Method, ...] = (
         rank_patterns=_RANK_PATTERNS,
         exact_start=False,
         changes_base=True,
-        quantised_base=False,
+        quantized_base=False,
         init="pissa",
     ),
     StartedLora(
@@ -190,7 +190,7 @@ METHODS: tuple[Method, ...] = (
         rank_patterns=_RANK_PATTERNS,
         exact_start=False,
         changes_base=True,
-        quantised_base=False,
+        quantized_base=False,
         init="olora",
     ),
 )

@@ -89,7 +89,7 @@ METHODS: tuple[Method, ...] = (
         default_ranks=(1, 2, 4, 8, 16),
         learning_rate=(1e-4, 5e-3),
         exact_start=False,  # Two equal parts cancel up to rounding.
-        quantised_base=False,
+        quantized_base=False,
         transposed_base=False,
     ),
 )

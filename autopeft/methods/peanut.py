@@ -51,7 +51,7 @@ METHODS: tuple[Method, ...] = (
         default_ranks=(1, 2, 4, 8, 16, 32),
         learning_rate=(5e-4, 1.5e-2),
         converts_to_lora=True,
-        quantised_base=False,
+        quantized_base=False,
         transposed_base=False,
     ),
 )

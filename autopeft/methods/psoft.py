@@ -77,7 +77,7 @@ METHODS: tuple[Method, ...] = (
         default_ranks=(8, 16, 32, 64, 128),
         learning_rate=(4e-3, 1.5e-1),
         converts_to_lora=True,
-        quantised_base=False,
+        quantized_base=False,
         transposed_base=False,
     ),
 )

@@ -53,7 +53,7 @@ METHODS: tuple[Method, ...] = (
         roles=LINEAR_ROLES,
         default_ranks=(1, 2, 4, 8, 16, 32),
         learning_rate=(1.5e-3, 6e-2),
-        quantised_base=False,
+        quantized_base=False,
         transposed_base=False,
     ),
 )

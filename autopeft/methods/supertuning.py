@@ -56,7 +56,7 @@ METHODS: tuple[Method, ...] = (
         roles=LINEAR_ROLES,
         default_ranks=(1, 2, 4, 8, 16, 32),
         learning_rate=(2e-3, 8e-2),
-        quantised_base=False,
+        quantized_base=False,
         transposed_base=False,
     ),
 )

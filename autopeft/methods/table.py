@@ -12,7 +12,7 @@ HEADER = (
     "learning rate",
     "merge",
     "to LoRA",
-    "quantised base",
+    "quantized base",
     "shares state",
 )
 """Names of the columns."""
@@ -32,7 +32,7 @@ def _row(method: Method) -> tuple[str, ...]:
         f"{_rate(low)} to {_rate(high)}",
         _word(method.mergeable),
         _word(method.converts_to_lora),
-        _word(method.quantised_base),
+        _word(method.quantized_base),
         _word(method.shared_state),
     )
 

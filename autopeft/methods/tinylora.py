@@ -91,7 +91,7 @@ METHODS: tuple[Method, ...] = (
         learning_rate=(1e-2, 4e-1),
         converts_to_lora=True,
         shared_state=True,
-        quantised_base=False,  # It decomposes the weight.
+        quantized_base=False,  # It decomposes the weight.
     ),
     TinyLora(
         name="tinylora_tied",
@@ -101,7 +101,7 @@ METHODS: tuple[Method, ...] = (
         learning_rate=(1e-2, 4e-1),
         converts_to_lora=True,
         shared_state=True,
-        quantised_base=False,
+        quantized_base=False,
         is_tied=True,
     ),
 )

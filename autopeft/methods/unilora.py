@@ -79,6 +79,6 @@ METHODS: tuple[Method, ...] = (
         # With a vector of zeros neither A nor B would get a gradient.
         starts_at_identity=False,
         exact_start=False,
-        quantised_base=False,  # peft stores the scales in the type of the base weight.
+        quantized_base=False,  # peft stores the scales in the type of the base weight.
     ),
 )

@@ -1,7 +1,7 @@
 """The torch side: knows one model, attaches plans to it, prices, saves and exports them."""
 
-from autopeft.models.hush import hushed
+from autopeft.utils.quiet import hushed
 
 with hushed():
-    # It imports the packages that quantise weights, where they are installed.
+    # It imports the packages that quantize weights, where they are installed.
     import peft as peft

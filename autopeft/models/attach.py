@@ -22,20 +22,20 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from autopeft import methods
+from autopeft.costs import check_plan, count_trainable
 from autopeft.methods import HEAD, Method
 from autopeft.models import tuners as tuners  # Makes peft know autopeft's own methods.
-from autopeft.models.calm import calmed
-from autopeft.models.companions import Companion, companion_of
-from autopeft.models.quantisation import pass_marks
-from autopeft.models.starts import (
+from autopeft.models.method_hooks import (
     ADAPTER_NAME,
     finish_start,
     no_decomposition,
     plain_classes,
     without_slow_start,
 )
+from autopeft.models.quantization import pass_marks
+from autopeft.models.quiet_peft import calmed
+from autopeft.models.training_hooks import Companion, companion_of
 from autopeft.plan import AdapterPlan, Candidate, TrainSettings
-from autopeft.pricing import check_plan, count_trainable
 
 if TYPE_CHECKING:
     from autopeft.models.backbone import Backbone
@@ -217,7 +217,7 @@ class Attached:
             self._place(path, module)
             module.__dict__.pop("_is_hf_initialized", None)
             for parameter in module.parameters(recurse=False):
-                # transformers refuses to initialise again what carries this mark.
+                # transformers refuses to initialize again what carries this mark.
                 parameter.__dict__.pop("_is_hf_initialized", None)
                 parameter.requires_grad_(True)
             self.model._init_weights(module)  # type: ignore[operator]
@@ -286,7 +286,7 @@ class Attached:
         return torch.stack(terms).sum() if terms else None
 
     def after_update(self, step: int) -> None:
-        """Lets its methods act after an optimiser step, while the gradients are still there.
+        """Lets its methods act after an optimizer step, while the gradients are still there.
 
         Args:
             step: Steps done, from 1 to `candidate.train.steps`.

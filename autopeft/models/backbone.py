@@ -11,9 +11,9 @@ import torch
 import transformers
 from torch import nn
 
+from autopeft.costs import Topology
 from autopeft.errors import ModelError
-from autopeft.models import checkpoint, quantisation
-from autopeft.models.hush import hushed
+from autopeft.models import checkpoint
 from autopeft.models.loading import (
     ConfigBefore,
     auto_loader,
@@ -22,10 +22,11 @@ from autopeft.models.loading import (
     not_loadable,
     quiet,
 )
-from autopeft.models.starts import PrincipalParts
+from autopeft.models.method_hooks import PrincipalParts
+from autopeft.models.quantization import NONE, check_backend, load_arguments, steady
 from autopeft.models.topology import Layout, RoleMap, find_layout
 from autopeft.plan import Candidate
-from autopeft.pricing import Topology
+from autopeft.utils.quiet import hushed
 
 if TYPE_CHECKING:
     from autopeft.models.attach import Attached
@@ -47,7 +48,7 @@ class Backbone:
         auto_class: Name of the class of transformers that loads it.
         model_kwargs: What that class was given besides.
         config_before: What `prepare_config` changed in the model's configuration.
-        quantization: How its weights are stored: a scheme of `autopeft.models.quantisation`, or
+        quantization: How its weights are stored: a scheme of `autopeft.models.quantization`, or
             "none".
         module_order: Path -> place among all modules, before anything is attached.
         principal_parts: Decompositions of its weights, for methods that start from them.
@@ -64,7 +65,7 @@ class Backbone:
         auto_class: str = "",
         model_kwargs: Mapping[str, Any] | None = None,
         config_before: ConfigBefore | None = None,
-        quantization: str = quantisation.NONE,
+        quantization: str = NONE,
         layout: Layout | None = None,
     ) -> None:
         self.model = model.requires_grad_(False)
@@ -87,7 +88,7 @@ class Backbone:
             ),
             name=base_model,
         )
-        topology = replace(found.topology, is_quantised=quantization != quantisation.NONE)
+        topology = replace(found.topology, is_quantized=quantization != NONE)
         self.layout = replace(found, topology=topology)
 
     @property
@@ -96,7 +97,7 @@ class Backbone:
         return self.layout.topology
 
     def attach(self, candidate: Candidate, *, seed: int) -> Attached:
-        """Attaches a candidate's adapters and initialises them and the head.
+        """Attaches a candidate's adapters and initializes them and the head.
 
         Args:
             candidate: What to attach.
@@ -128,7 +129,7 @@ def load_backbone(
     device: str = "cpu",
     dtype: str = "float32",
     role_map: RoleMap | None = None,
-    quantization: str = quantisation.NONE,
+    quantization: str = NONE,
 ) -> Backbone:
     """Loads a pretrained model, frozen.
 
@@ -141,7 +142,7 @@ def load_backbone(
         dtype: Of the weights, e.g. "float32" or "bfloat16".
         role_map: See `autopeft.models.topology`.
         quantization: How to store the weights inside the blocks: a scheme of
-            `autopeft.models.quantisation`, or "none".
+            `autopeft.models.quantization`, or "none".
 
     Raises:
         ModelError: if there is no such model, or it is no transformer.
@@ -151,8 +152,8 @@ def load_backbone(
     loader = auto_loader(auto_class)
     how: dict[str, Any] = {}
     layout = None
-    if quantization != quantisation.NONE:
-        quantisation.check_backend(quantization, device)
+    if quantization != NONE:
+        check_backend(quantization, device)
         whole = build_meta(
             model,
             auto_class=auto_class,
@@ -161,11 +162,11 @@ def load_backbone(
             role_map=role_map,
         )
         layout = whole.layout
-        how = quantisation.load_arguments(whole.model, layout.blocks, quantization, device)
+        how = load_arguments(whole.model, layout.blocks, quantization, device)
     with quiet(), hushed(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(
             0
-        )  # Should anything be initialised that no head covers, then always alike.
+        )  # Should anything be initialized that no head covers, then always alike.
         try:
             loaded, info = loader.from_pretrained(
                 model,
@@ -180,7 +181,7 @@ def load_backbone(
         except (OSError, ValueError, KeyError) as error:
             raise not_loadable(model, auto_class, error) from error
     if how:
-        quantisation.steady(loaded)
+        steady(loaded)
     else:
         loaded = loaded.to(device)
     fresh = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
@@ -215,7 +216,7 @@ def build_meta(
     model_kwargs: Mapping[str, Any] | None = None,
     revision: str | None = None,
     role_map: RoleMap | None = None,
-    quantization: str = quantisation.NONE,
+    quantization: str = NONE,
 ) -> Backbone:
     """The same model without its weights, on the `meta` device: for shapes and prices.
 

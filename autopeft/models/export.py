@@ -14,10 +14,10 @@ import torch
 from autopeft.errors import AdapterError, SettingsError
 from autopeft.models.attach import Attached
 from autopeft.models.backbone import load_tokenizer
-from autopeft.models.convert import MAX_RANK, Conversion, export_lora
 from autopeft.models.loading import prepare_config, quiet, restore_config
+from autopeft.models.lora_conversion import MAX_RANK, Conversion, export_lora
 from autopeft.models.merging import merged
-from autopeft.models.quantisation import NONE
+from autopeft.models.quantization import NONE
 from autopeft.models.saving import load_adapter, load_attached, save_adapter
 
 FORMATS = ("peft", "lora", "merged")
@@ -163,11 +163,11 @@ def export_merged(attached: Attached, folder: str | Path, tokenizer: Any = None)
 
     Raises:
         AdapterError: if a method in the plan cannot be merged; names the sites. Or if the base
-            model is quantised: `export_adapter` loads it with whole weights.
+            model is quantized: `export_adapter` loads it with whole weights.
     """
     if attached.backbone.quantization != NONE:
         raise AdapterError(
-            "format", "merged", "the weights are quantised", "attach it to whole weights"
+            "format", "merged", "the weights are quantized", "attach it to whole weights"
         )
     stuck = [s for part in attached.parts if not part.group.method.mergeable for s in part.layers]
     if stuck:

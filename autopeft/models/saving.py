@@ -14,11 +14,9 @@ from peft import PeftModel
 from peft.utils.save_and_load import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 
+from autopeft.costs import check_plan
 from autopeft.errors import AdapterError, SpaceError
-from autopeft.models.attach import Attached, Part
-from autopeft.models.backbone import Backbone, load_backbone
-from autopeft.models.calm import calmed
-from autopeft.models.files import (
+from autopeft.models.adapter_files import (
     CONFIG_FILE,
     HEAD_FILE,
     PLAN_FILE,
@@ -28,9 +26,11 @@ from autopeft.models.files import (
     read_tensors,
     write_tensors,
 )
-from autopeft.models.quantisation import NONE, is_quantised
-from autopeft.models.starts import ADAPTER_NAME, finish_load
-from autopeft.pricing import check_plan
+from autopeft.models.attach import Attached, Part
+from autopeft.models.backbone import Backbone, load_backbone
+from autopeft.models.method_hooks import ADAPTER_NAME, finish_load
+from autopeft.models.quantization import NONE, is_quantized
+from autopeft.models.quiet_peft import calmed
 
 PEFT_PREFIX = "base_model."
 """What peft's own files put before every name: there the tuner is `PeftModel.base_model`."""
@@ -255,7 +255,7 @@ def _backbone_for(base: str | nn.Module, saved: SavedPlan) -> tuple[Backbone, li
             revision=saved.revision,
             auto_class=saved.auto_class,
             model_kwargs=saved.model_kwargs,
-            quantization=saved.quantization if is_quantised(base) else NONE,
+            quantization=saved.quantization if is_quantized(base) else NONE,
         )
     except AttributeError as error:
         _restore_grad(base, undo)

@@ -15,11 +15,11 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from autopeft.costs import Shape, Topology
 from autopeft.errors import ModelError
-from autopeft.models.heads import attention_shape
-from autopeft.models.prompts import prompt_site
+from autopeft.models.attention_heads import attention_shape
+from autopeft.models.sites import prompt_site
 from autopeft.plan import MODEL, ROLES
-from autopeft.pricing import Shape, Topology
 
 RoleMap = Mapping[str, str | Sequence[str]]
 """What names do not tell: role -> path of its module inside a block, or the end of that path.
@@ -315,7 +315,7 @@ def _no_blocks(model: nn.Module, name: str) -> ModelError:
     return ModelError(
         "model",
         name,
-        "no attention was recognised in its blocks; its linear modules are "
+        "no attention was recognized in its blocks; its linear modules are "
         + ", ".join(patterns[:40]),
         "map them with role_map, e.g. {blocks: "
         + lists[0]

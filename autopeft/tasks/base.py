@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from autopeft.costs.objectives import Objective
 from autopeft.errors import SettingsError
-from autopeft.outcome import Objective
 from autopeft.tasks.batch import Batch, Window
 
 FloatArray = NDArray[np.float64]
@@ -68,7 +68,7 @@ class Task(Protocol):
     Attributes:
         name: As in `SearchSettings.task`.
         auto_class: Name of the class of transformers that loads a model for it.
-        quality: The objective the search maximises (or minimises).
+        quality: The objective the search maximizes (or minimizes).
         metrics: Every metric an evaluation reports.
     """
 
@@ -84,7 +84,7 @@ class Task(Protocol):
     def windows(self, batch: Batch) -> Mapping[str, Window]:
         """Where a model's last hidden states may be read for this task: name -> positions.
 
-        Which of them it is depends on the model (`autopeft.models.readout`), and it may be none.
+        Which one it is depends on the model (`autopeft.profiling.output_positions`), if any.
         """
         ...
 
@@ -100,7 +100,7 @@ class Task(Protocol):
         """Scores of a batch; call it under `torch.inference_mode()`."""
         ...
 
-    def summarise(self, scores: SplitScores) -> Evaluation:
+    def summarize(self, scores: SplitScores) -> Evaluation:
         """Loss, metrics and row qualities from the scores of a split."""
         ...
 

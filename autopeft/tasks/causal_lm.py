@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from autopeft.costs.objectives import objective
 from autopeft.errors import TrainingFailure
-from autopeft.outcome import objective
 from autopeft.tasks.base import BatchScores, Evaluation, SplitScores, choose_quality
 from autopeft.tasks.batch import Batch, Window
 
@@ -73,7 +73,7 @@ class CausalLM:
             predictions=correct.long(),
         )
 
-    def summarise(self, scores: SplitScores) -> Evaluation:
+    def summarize(self, scores: SplitScores) -> Evaluation:
         """Loss, perplexity and accuracy over all completion tokens of the split.
 
         A row's quality is its share of right tokens where the quality is token_accuracy, else

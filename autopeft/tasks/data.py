@@ -1,4 +1,4 @@
-"""The data of a search as flat arrays: tokenised once, cheap to share between workers."""
+"""The data of a search as flat arrays: tokenized once, cheap to share between workers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class EncodedSplit:
-    """Tokenised rows, laid end to end.
+    """Tokenized rows, laid end to end.
 
     Attributes:
         tokens: Token ids of all rows, shape (n_tokens,), int32.

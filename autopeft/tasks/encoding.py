@@ -54,7 +54,7 @@ def padding_id(tokenizer: Any) -> int:
 def encode_texts(
     tokenizer: Any, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int
 ) -> Encoded:
-    """Tokenises texts, or pairs of texts; of a pair, the longer one is cut first.
+    """Tokenizes texts, or pairs of texts; of a pair, the longer one is cut first.
 
     Args:
         tokenizer: A tokenizer of transformers.
@@ -85,9 +85,9 @@ def encode_texts(
 def encode_prompts(
     tokenizer: Any, prompts: Sequence[str], completions: Sequence[str], max_length: int
 ) -> Encoded:
-    """Tokenises prompt and completion, the end-of-text token appended.
+    """Tokenizes prompt and completion, the end-of-text token appended.
 
-    The prompt is tokenised as it will be when the model is used, alone; the completion as the
+    The prompt is tokenized as it will be when the model is used, alone; the completion as the
     text that follows it. A row that is too long loses the beginning of its prompt, never of its
     completion: without a completion there would be nothing to learn.
 

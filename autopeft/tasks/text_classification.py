@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from autopeft.outcome import objective
+from autopeft.costs.objectives import objective
 from autopeft.tasks.base import BatchScores, Evaluation, SplitScores, choose_quality
 from autopeft.tasks.batch import Batch, Window
 
@@ -71,7 +71,7 @@ class TextClassification:
             predictions=predictions,
         )
 
-    def summarise(self, scores: SplitScores) -> Evaluation:
+    def summarize(self, scores: SplitScores) -> Evaluation:
         """Accuracy, macro F1 and Matthews correlation; a row is 1 if right, else 0.
 
         Where the quality is the loss, a row's quality is minus its loss.

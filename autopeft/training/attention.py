@@ -17,7 +17,7 @@ import torch
 from torch.nn import functional
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from autopeft.training.precision import Precision, synchronise
+from autopeft.training.precision import Precision, synchronize
 
 AttentionFunction = Callable[..., tuple[torch.Tensor, Any]]
 """As in transformers: (module, query, key, value, attention_mask, **options) -> (output, weights).
@@ -186,7 +186,7 @@ def _attention_ms(kernel: Kernel, device: str, length: int, width: int) -> float
     nothing = torch.nn.Module()
     seconds = []
     for _ in range(4):
-        synchronise(device)
+        synchronize(device)
         started = time.perf_counter()
         if kernel == "plain":
             out = plain_attention(nothing, query, key, value, mask)[0]
@@ -196,6 +196,6 @@ def _attention_ms(kernel: Kernel, device: str, length: int, width: int) -> float
                 query.to(dtype), key.to(dtype), value.to(dtype), attn_mask=mask
             )
         out.to(torch.bfloat16).sum().backward()  # type: ignore[no-untyped-call]
-        synchronise(device)
+        synchronize(device)
         seconds.append(time.perf_counter() - started)
     return 1000 * min(seconds)

@@ -9,10 +9,10 @@ from autopeft.tasks.base import BatchScores, Evaluation, SplitScores, Task
 from autopeft.tasks.batch import collate
 from autopeft.tasks.data import SplitName, TaskData
 from autopeft.training.batching import IntArray, evaluation_batches
+from autopeft.training.cache_protocol import NO_PREFIX, Prefix
 from autopeft.training.last_block import READ_ALL, Readout
 from autopeft.training.precision import Precision, autocast
-from autopeft.training.prefix import NO_PREFIX, Prefix
-from autopeft.training.rounded import rounded_once
+from autopeft.training.rounded_weights import rounded_once
 
 TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536}
 """Padded tokens of an evaluation batch: enough to keep the device busy, small beside the model."""
@@ -60,7 +60,7 @@ def evaluate(
             with autocast(precision, device), prefix.serving(batch), readout.serving(batch):
                 scored.append(task.score(model, batch))
             order.append(places)
-    return task.summarise(_joined(np.concatenate(order), scored, source.targets[wanted]))
+    return task.summarize(_joined(np.concatenate(order), scored, source.targets[wanted]))
 
 
 def _joined(order: IntArray, scored: list[BatchScores], targets: IntArray) -> SplitScores:

@@ -57,7 +57,7 @@ class LastBlockReadout:
         model: The model; adapters may come and go.
         block: Path of its last block.
         modules: Paths, inside that block, of what treats every position alone; see
-            `autopeft.models.readout.narrow_modules`.
+            `autopeft.profiling.output_positions.narrow_modules`.
         task: Tells where hidden states may be read.
         window: Which of the task's windows this model reads.
         precision: What trainings compute in.

@@ -86,17 +86,17 @@ def _probe_ms(
     precision: Precision = "bf16" if name == "bf16" else "fp32"
     seconds = []
     for _ in range(6):
-        synchronise(device)
+        synchronize(device)
         started = time.perf_counter()
         with autocast(precision, device):
             out = down(torch.nn.functional.gelu(up(hidden)))  # (512, width)
         out.float().sum().backward()
-        synchronise(device)
+        synchronize(device)
         seconds.append(time.perf_counter() - started)
     return 1000 * min(seconds)
 
 
-def synchronise(device: str) -> None:
+def synchronize(device: str) -> None:
     """Waits until an accelerator has done its work, so that a clock tells the truth."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)

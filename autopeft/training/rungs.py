@@ -13,8 +13,8 @@ def rung_steps(steps: int, eta: int, n: int, *, earliest: int = 1) -> tuple[int,
     """Steps at which a training of `steps` steps reports: the end, and eta-th parts before it.
 
     Args:
-        steps: Optimiser steps of the full training.
-        eta: Ratio between neighbouring rungs.
+        steps: Optimizer steps of the full training.
+        eta: Ratio between neighboring rungs.
         n: How many rungs, the end included; fewer come back where steps are too few to tell apart.
         earliest: Rungs before this step are left out, the end never.
 

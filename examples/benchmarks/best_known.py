@@ -17,8 +17,8 @@ import responses
 from numpy.typing import NDArray
 from responses import BASE_QUALITY, KINDS, Response
 
-from autopeft.search.genome import POSITION_STEPS, Genome
-from autopeft.search.space import SearchSpace
+from autopeft.searcher.space.encoding import POSITION_STEPS, Genome
+from autopeft.searcher.space.space import SearchSpace
 
 Array = NDArray[np.float64]
 
@@ -109,7 +109,7 @@ def _climb(response: Response, space: SearchSpace, n_rounds: int) -> tuple[Array
     params, qualities = oracle(options, positions)
     for _ in range(n_rounds):
         parents = rng.integers(len(options), size=16)
-        new = [_neighbours(space, options[p], positions[p], rng) for p in parents]
+        new = [_neighbors(space, options[p], positions[p], rng) for p in parents]
         new.append(_strays(space, options, positions, rng))
         options = np.concatenate([options, *(o for o, _ in new)])
         positions = np.concatenate([positions, *(p for _, p in new)])
@@ -126,7 +126,7 @@ def _staircase(params: Array, qualities: Array) -> NDArray[np.int64]:
     return order[qualities[order] > best[:-1]]
 
 
-def _neighbours(
+def _neighbors(
     space: SearchSpace, options: NDArray[np.int64], position: float, rng: np.random.Generator
 ) -> tuple[NDArray[np.int64], Array]:
     """Every change of one unit, each at the rate as it is or a little off."""

@@ -35,9 +35,9 @@ from rich.table import Table
 
 from autopeft import SearchController
 from autopeft.plan import Candidate
-from autopeft.search.sampler import SAMPLERS
-from autopeft.search.space import SearchSpace
-from autopeft.search.study import distribution
+from autopeft.searcher.samplers.optuna_adapters import SAMPLERS
+from autopeft.searcher.space.space import SearchSpace
+from autopeft.searcher.study import distribution
 
 _MARKS = (25, 50, 100, 200)
 STOCK: Mapping[str, Callable[[int], BaseSampler]] = {

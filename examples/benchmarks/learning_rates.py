@@ -23,11 +23,11 @@ from rich.console import Console
 from rich.table import Table
 
 from autopeft import methods
-from autopeft.engine.jobs import FailureMessage, Job, RungMessage
-from autopeft.engine.workbench import Workbench
+from autopeft.costs import Topology, is_legal
+from autopeft.engine.executor import Workbench
+from autopeft.engine.messages import FailureMessage, Job, RungMessage
 from autopeft.plan import MODEL, AdapterPlan, Candidate, LayerSpec, TrainSettings
-from autopeft.preparation import Preparation, prepare
-from autopeft.pricing import Topology, is_legal
+from autopeft.prepare import Preparation, prepare
 from autopeft.settings import SearchSettings
 
 _SETTINGS = {

@@ -30,11 +30,11 @@ from rich.progress import track
 from rich.table import Table
 
 from autopeft import SearchController
+from autopeft.costs import Price, Topology
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
-from autopeft.pricing import Price, Topology
-from autopeft.search.controller import Decision, Trial
-from autopeft.search.pruner import GapPruner
-from autopeft.search.space import SearchSpace
+from autopeft.searcher.controller import Decision, Trial
+from autopeft.searcher.pruner import GapPruner
+from autopeft.searcher.space.space import SearchSpace
 
 _RULES = ("none", "median", "asha", "halving", "gap")
 _COSTS = {"memory": "peak_memory_bytes", "params": "trainable_params"}
@@ -72,7 +72,7 @@ class Result:
     Attributes:
         job: What was replayed.
         compute: Share of the seconds of training everything to its end.
-        steps: The same in optimiser steps.
+        steps: The same in optimizer steps.
         volume: Share of the hypervolume.
         lost: Best accuracy of all trainings minus that of the finished ones.
     """

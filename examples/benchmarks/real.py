@@ -33,16 +33,16 @@ from rich.console import Console
 from rich.table import Table
 
 from autopeft import SearchController
-from autopeft.engine.jobs import FailureMessage, Job, RungMessage
-from autopeft.engine.workbench import Workbench
+from autopeft.costs import Price
+from autopeft.engine.executor import Workbench
+from autopeft.engine.messages import FailureMessage, Job, RungMessage
 from autopeft.plan import Candidate
-from autopeft.preparation import Preparation, prepare
-from autopeft.pricing import Price
-from autopeft.search.controller import Decision
-from autopeft.search.front import hypervolume, non_dominated
-from autopeft.search.space import SearchSpace
-from autopeft.search.study import distribution
+from autopeft.prepare import Preparation, prepare
+from autopeft.searcher.controller import Decision
+from autopeft.searcher.space.space import SearchSpace
+from autopeft.searcher.study import distribution
 from autopeft.settings import SearchSettings
+from autopeft.utils.pareto import hypervolume, non_dominated
 
 SETTINGS = {
     "model": "~/.cache/autopeft/all-MiniLM-L6-v2",

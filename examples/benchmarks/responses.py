@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autopeft import methods
+from autopeft.costs import Topology
 from autopeft.plan import Candidate
-from autopeft.pricing import Topology
-from autopeft.search.space import SearchSpace
+from autopeft.searcher.space.space import SearchSpace
 
 Array = NDArray[np.float64]
 

@@ -24,10 +24,10 @@ from rich.table import Table
 from scipy.stats import spearmanr
 
 from autopeft import methods
-from autopeft.engine.jobs import Job, RungMessage
-from autopeft.engine.workbench import Workbench
+from autopeft.engine.executor import Workbench
+from autopeft.engine.messages import Job, RungMessage
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
-from autopeft.preparation import Preparation, prepare
+from autopeft.prepare import Preparation, prepare
 from autopeft.settings import SearchSettings
 from autopeft.tasks.batch import collate
 

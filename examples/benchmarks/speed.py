@@ -41,23 +41,23 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from autopeft.engine.jobs import Job
-from autopeft.engine.surroundings import worker_environment
-from autopeft.engine.workbench import JobRun, Workbench, WorkerContext
-from autopeft.machine import matmul_flops_per_second, n_cores
+from autopeft.costs import PriceTable, Topology
+from autopeft.engine.executor import JobRun, Workbench, WorkerContext
+from autopeft.engine.messages import Job
+from autopeft.engine.worker_environment import worker_environment
 from autopeft.models.attach import Attached
 from autopeft.models.backbone import Backbone
-from autopeft.models.packing import Pack
+from autopeft.models.multi_adapter import Pack
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
-from autopeft.preparation import Preparation, prepare
-from autopeft.pricing import PriceTable, Topology
-from autopeft.search.controller import SearchController
-from autopeft.search.space import SearchSpace
+from autopeft.prepare import Preparation, prepare
+from autopeft.searcher.controller import SearchController
+from autopeft.searcher.space.space import SearchSpace
 from autopeft.settings import SearchSettings
 from autopeft.tasks.batch import collate
 from autopeft.tasks.data import SplitName
-from autopeft.training.loop import ProxyTraining
-from autopeft.training.packed import PackedTraining
+from autopeft.training.multi_trainer import PackedTraining
+from autopeft.training.trainer import ProxyTraining
+from autopeft.utils.hardware import matmul_flops_per_second, n_cores
 
 _RANK = 8
 _CACHE = "~/.cache/autopeft"
@@ -293,7 +293,7 @@ def _trainer(
 
 
 def user_rows(ready: Preparation, name: SplitName = "train") -> list[dict[str, Any]]:
-    """Rows of a split as a user's own tokenisation would give them."""
+    """Rows of a split as a user's own tokenization would give them."""
     split, found = ready.data.splits[name], []
     for row in range(len(split)):
         tokens = split.tokens[split.offsets[row] : split.offsets[row + 1]].tolist()

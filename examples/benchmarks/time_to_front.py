@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 from speed import user_rows
 
-from autopeft.preparation import Preparation, prepare
+from autopeft.prepare import Preparation, prepare
 from autopeft.settings import SearchSettings
 from autopeft.tasks.data import SplitName
 

@@ -8,30 +8,26 @@ from typing import Any
 
 import pytest
 
-from autopeft.engine.confirmation import (
-    ConfirmationStore,
+from autopeft.confirm.finalists import (
+    Compressed,
+    Finalist,
+    SeedScore,
     as_lora_baselines,
     finalists,
     lower_ranks,
     nominate,
     spread,
 )
+from autopeft.confirm.store import ConfirmationStore
+from autopeft.costs import PriceTable, Topology
+from autopeft.costs.objectives import objective
+from autopeft.engine.budget import Budget, Ledger
 from autopeft.engine.dispatcher import Dispatcher, Snapshot
-from autopeft.engine.jobs import (
-    Activity,
-    Compressed,
-    ConfirmMessage,
-    FailureMessage,
-    Job,
-    RungMessage,
-)
-from autopeft.outcome import Finalist, RungReport, SeedScore, objective
+from autopeft.engine.messages import Activity, ConfirmMessage, FailureMessage, Job, RungMessage
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
-from autopeft.pricing import PriceTable, Topology
-from autopeft.search.budget import Budget, Ledger
-from autopeft.search.controller import SearchController
-from autopeft.search.front import front_of
-from autopeft.search.space import SearchSpace
+from autopeft.searcher.controller import SearchController
+from autopeft.searcher.space.space import SearchSpace
+from autopeft.trial import RungReport, front_of
 
 TOPOLOGY = Topology(
     4,

@@ -16,8 +16,8 @@ from autopeft import methods
 from autopeft.errors import SpaceError
 from autopeft.methods import HEAD, HEAD_RATES, Method
 from autopeft.methods.base import Shape
-from autopeft.models.calm import calmed
-from autopeft.models.starts import PrincipalParts, finish_start
+from autopeft.models.method_hooks import PrincipalParts, finish_start
+from autopeft.models.quiet_peft import calmed
 from autopeft.plan import ROLES, TrainSettings
 
 _NAMES = [method.name for method in methods.all_methods()]
@@ -173,5 +173,5 @@ def test_what_converts_to_lora_changes_a_weight_by_a_low_rank(name: str) -> None
 
 
 def test_methods_and_pricing_need_no_torch(fresh_python: Callable[[str], str]) -> None:
-    code = "import autopeft.methods, autopeft.pricing, sys; print('torch' in sys.modules)"
+    code = "import autopeft.methods, autopeft.costs, sys; print('torch' in sys.modules)"
     assert fresh_python(code) == "False"

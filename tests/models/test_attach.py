@@ -21,10 +21,10 @@ from tiny_models import (
 )
 
 from autopeft import methods
+from autopeft.costs import Topology, count_trainable, is_legal
 from autopeft.errors import SpaceError
 from autopeft.models.backbone import Backbone
 from autopeft.plan import MODEL, AdapterPlan, Candidate, LayerSpec, TrainSettings
-from autopeft.pricing import Topology, count_trainable, is_legal
 
 _FAMILIES = ("bert", "llama", "gpt2", "t5")
 _BACKBONES: dict[str, Backbone] = {}

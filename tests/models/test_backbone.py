@@ -12,12 +12,7 @@ from tiny_models import KINDS, build, candidate_of, logits_of, random_plan, save
 
 from autopeft.errors import ModelError
 from autopeft.models import checkpoint
-from autopeft.models.backbone import (
-    Backbone,
-    build_meta,
-    load_backbone,
-    load_tokenizer,
-)
+from autopeft.models.backbone import Backbone, build_meta, load_backbone, load_tokenizer
 from autopeft.models.loading import prepare_config, restore_config
 from autopeft.plan import AdapterPlan
 

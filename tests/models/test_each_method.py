@@ -20,12 +20,12 @@ from tiny_models import (
 from torch.utils.flop_counter import FlopCounterMode
 
 from autopeft import methods
+from autopeft.costs import PriceTable, Topology, is_legal
 from autopeft.models.backbone import Backbone
-from autopeft.models.price import price_table
-from autopeft.models.probe import run_and_count
 from autopeft.models.saving import load_attached, save_adapter
 from autopeft.plan import AdapterPlan, LayerSpec
-from autopeft.pricing import PriceTable, Topology, is_legal
+from autopeft.profiling.counters import run_and_count
+from autopeft.profiling.measure import price_table
 
 _ROWS, _LENGTH = 3, 14
 _ARCHITECTURES = ("bert", "llama", "gpt2", "t5", "vit")

@@ -21,16 +21,16 @@ from tiny_models import (
 )
 
 from autopeft import methods
+from autopeft.costs import check_plan
 from autopeft.errors import AdapterError, SpaceError
 from autopeft.models.attach import Attached
 from autopeft.models.backbone import Backbone
 from autopeft.models.export import export_merged
-from autopeft.models.price import price_table
-from autopeft.models.prompts import position_room
 from autopeft.models.saving import load_adapter, save_adapter
+from autopeft.models.sites import position_room
 from autopeft.models.tuners import PromptConfig, PromptLayer
 from autopeft.plan import MODEL, AdapterPlan, LayerSpec
-from autopeft.pricing import check_plan
+from autopeft.profiling.measure import price_table
 
 _SIZE = 3
 _PROMPT = LayerSpec(0, MODEL, "prompt_tuning", _SIZE)

@@ -28,8 +28,8 @@ from tiny_models import (
 from autopeft import methods
 from autopeft.errors import AdapterError
 from autopeft.models.backbone import Backbone, load_backbone
-from autopeft.models.calm import calmed
 from autopeft.models.loading import quiet
+from autopeft.models.quiet_peft import calmed
 from autopeft.models.saving import load_adapter, load_attached, save_adapter
 from autopeft.plan import MODEL, AdapterPlan, LayerSpec
 

@@ -16,13 +16,13 @@ from safetensors.torch import load_file
 from tiny_models import batch_for, build, candidate_of, disturb, logits_of
 
 from autopeft import methods
+from autopeft.costs import PriceTable, count_trainable
 from autopeft.models.attach import groups_of
 from autopeft.models.backbone import Backbone
-from autopeft.models.calm import calmed
 from autopeft.models.loading import quiet
+from autopeft.models.quiet_peft import calmed
 from autopeft.models.saving import save_adapter
 from autopeft.plan import AdapterPlan, LayerSpec
-from autopeft.pricing import PriceTable, count_trainable
 
 _SHARING = [method.name for method in methods.all_methods() if method.shared_state]
 _BANKED = [n for n in _SHARING if methods.get(n).shared_params(4, 16)]

@@ -25,18 +25,14 @@ from tiny_models import (
 from torch import nn
 
 from autopeft import methods
+from autopeft.costs import check_plan
 from autopeft.errors import AdapterError, ModelError, SpaceError
+from autopeft.models.attention_heads import attention_shape
 from autopeft.models.export import export_merged
-from autopeft.models.heads import attention_shape
 from autopeft.models.saving import load_adapter, save_adapter
 from autopeft.models.topology import find_layout
-from autopeft.models.tuners import (
-    BottleneckConfig,
-    GatedPrefixConfig,
-    GatedPrefixLayer,
-)
+from autopeft.models.tuners import BottleneckConfig, GatedPrefixConfig, GatedPrefixLayer
 from autopeft.plan import AdapterPlan, LayerSpec
-from autopeft.pricing import check_plan
 from autopeft.training.modes import train_adapters_only
 
 _OWN = ("bottleneck", "parallel_bottleneck", "prefix")

@@ -13,20 +13,20 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from autopeft.models.backbone import Backbone
-from autopeft.models.packing import Pack
-from autopeft.models.price import price_table
-from autopeft.models.prompts import prompt_site
-from autopeft.models.readout import n_logit_weights, narrow_modules
+from autopeft.models.multi_adapter import Pack
+from autopeft.models.sites import prompt_site
 from autopeft.plan import MODEL, AdapterPlan, Candidate, LayerSpec, TrainSettings
+from autopeft.profiling.measure import price_table
+from autopeft.profiling.output_positions import n_logit_weights, narrow_modules
 from autopeft.tasks.batch import Batch, collate
 from autopeft.tasks.causal_lm import CausalLM
 from autopeft.tasks.data import TaskData
 from autopeft.tasks.text_classification import TextClassification
+from autopeft.training.activation_cache import PrefixCache
 from autopeft.training.attention import training_attention
 from autopeft.training.last_block import READ_ALL, LastBlockReadout
-from autopeft.training.loop import ProxyTraining
-from autopeft.training.packed import PackedTraining
-from autopeft.training.prefix_cache import PrefixCache
+from autopeft.training.multi_trainer import PackedTraining
+from autopeft.training.trainer import ProxyTraining
 
 _PAD = 2
 
@@ -130,7 +130,7 @@ def test_a_window_that_does_not_hold_what_is_read_switches_it_off(
     classification_data: TaskData,
 ) -> None:
     class Mixing(nn.Module):
-        """Looks at its neighbours, which no narrowed module may."""
+        """Looks at its neighbors, which no narrowed module may."""
 
         def __init__(self, inner: nn.Module) -> None:
             super().__init__()

@@ -16,9 +16,9 @@ from autopeft.tasks.batch import collate
 from autopeft.tasks.causal_lm import CausalLM
 from autopeft.tasks.data import TaskData
 from autopeft.tasks.text_classification import TextClassification
-from autopeft.training.loop import ProxyTraining
-from autopeft.training.prefix import NO_PREFIX
-from autopeft.training.prefix_cache import PrefixCache
+from autopeft.training.activation_cache import PrefixCache
+from autopeft.training.cache_protocol import NO_PREFIX
+from autopeft.training.trainer import ProxyTraining
 
 _PROMPT = LayerSpec(0, MODEL, "prompt_tuning", 4)
 

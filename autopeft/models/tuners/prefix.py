@@ -1,7 +1,7 @@
 """Gated prefixes: keys and values of its own in front of one self-attention.
 
 Keys and values are trained themselves, as in prefix tuning (Li and Liang, arXiv 2101.00190, without
-its reparametrisation). Queries attend to them apart from the tokens, in a softmax of its own, and a
+its reparametrization). Queries attend to them apart from the tokens, in a softmax of its own, and a
 gate for each head, 0 at the start, weighs what comes back, as in LLaMA-Adapter (arXiv 2303.16199).
 So the model starts as it was, no mask, position or cache of keys changes, and it works with
 whatever computes the attention over the tokens.
@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from transformers.modeling_utils import AttentionInterface
 
-from autopeft.models.heads import attention_shape
+from autopeft.models.attention_heads import attention_shape
 from autopeft.models.tuners.common import StandInLayer, StandInModel, TargetedConfig, register
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from autopeft.models.prompts import needs_embeddings, position_room
+from autopeft.models.sites import needs_embeddings, position_room
 from autopeft.models.tuners.common import StandInLayer, StandInModel, TargetedConfig, register
 
 

@@ -1,0 +1,1 @@
+"""What makes a claim a claim: finalists, intervals, the verdict."""

@@ -1,0 +1,114 @@
+"""95 % intervals of one member's objectives, from its seeds and its test rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from scipy.special import stdtrit
+
+from autopeft.confirm.finalists import Finalist
+from autopeft.costs.objectives import Objective
+
+Interval = tuple[float, float]
+
+LEVEL = 0.95
+
+METHOD = (
+    "95 % t intervals. Quality: variance between seeds plus variance between test rows "
+    "(Welch-Satterthwaite degrees of freedom); between seeds alone where the metric is not a mean "
+    "over rows, as F1. Measured costs: variance between seeds. Prices are exact."
+)
+"""How the intervals are made, in one sentence for the readers of front.json."""
+
+
+def _variance_of_mean(values: Sequence[float]) -> float:
+    mean = sum(values) / len(values)
+    return sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values)
+
+
+def _t_interval(mean: float, parts: Sequence[tuple[float, int]]) -> Interval | None:
+    """Interval about `mean` whose squared standard error is the sum of `parts`.
+
+    Args:
+        mean: The estimate.
+        parts: (squared standard error, its degrees of freedom); parts without freedom are skipped.
+
+    Returns:
+        (low, high), or None where nothing tells the error.
+    """
+    usable = [(square, df) for square, df in parts if df > 0]
+    if not usable or not math.isfinite(mean):
+        return None
+    square = sum(part for part, _ in usable)
+    if not math.isfinite(square):
+        return None
+    if square == 0.0:
+        return (mean, mean)
+    # Satterthwaite: degrees of freedom of a sum of independent variance estimates.
+    df = square**2 / sum(part**2 / n for part, n in usable)
+    half = float(stdtrit(df, 0.5 + LEVEL / 2)) * math.sqrt(square)
+    return (mean - half, mean + half)
+
+
+def _row_means(finalist: Finalist) -> list[float]:
+    """Quality of each test row, averaged over seeds. Shape (n_test_rows,); [] if they differ."""
+    lengths = {len(seed.test_rows) for seed in finalist.seeds}
+    if len(lengths) != 1 or 0 in lengths:
+        return []
+    columns = zip(*(seed.test_rows for seed in finalist.seeds), strict=True)
+    return [sum(column) / len(column) for column in columns]
+
+
+def _row_scale(finalist: Finalist, quality: Objective) -> float | None:
+    """What a change of the mean row quality is worth in the metric; None where it is no such mean.
+
+    1 for a mean over rows (accuracy; loss, even when it weighs rows by their tokens), the metric
+    itself for perplexity (the delta method), None for F1 and the like.
+    """
+    if quality.name == "loss":
+        return 1.0
+    if quality.name == "perplexity":
+        return finalist.mean("perplexity")
+    is_row_mean = all(
+        math.isclose(
+            sum(seed.test_rows) / len(seed.test_rows),
+            quality.sign() * seed.test[quality.name],
+            abs_tol=1e-6,
+        )
+        for seed in finalist.seeds
+    )
+    return 1.0 if is_row_mean else None
+
+
+def quality_interval(finalist: Finalist, quality: Objective) -> Interval | None:
+    """Interval of the mean test quality over the seeds.
+
+    Args:
+        finalist: What was retrained.
+        quality: The quality objective.
+
+    Returns:
+        (low, high) in the metric's own unit, or None for one seed of a metric that is no row mean.
+    """
+    scores = [seed.test[quality.name] for seed in finalist.seeds]
+    parts = [(_variance_of_mean(scores), len(scores) - 1)] if len(scores) > 1 else []
+    rows = _row_means(finalist)
+    scale = _row_scale(finalist, quality) if len(rows) > 1 else None
+    is_share = scale is not None and all(0.0 <= row <= 1.0 for row in rows)
+    if scale is not None:
+        square = _variance_of_mean(rows) * scale**2
+        if is_share:  # rows that are all right say "more than 1 - 3/n", not "certainly 1"
+            square = max(square, (1.5 / len(rows)) ** 2)
+        parts.append((square, len(rows) - 1))
+    interval = _t_interval(sum(scores) / len(scores), parts)
+    if interval is None or not is_share:
+        return interval
+    return (max(0.0, interval[0]), min(1.0, interval[1]))
+
+
+def cost_interval(values: Sequence[float]) -> Interval | None:
+    """Interval of a cost measured once a seed; None for a single measurement."""
+    if len(values) < 2:
+        return None
+    return _t_interval(sum(values) / len(values), [(_variance_of_mean(values), len(values) - 1)])

@@ -1,0 +1,141 @@
+"""How far the rungs can be trusted: what early scores tell of the end, what pruning saved and cost.
+
+Rank correlations are taken over trials that were trained to the end, which are the better ones:
+over all trials they would be higher. What pruning costs is told by the trials that it would have
+stopped and that were finished on purpose (`audit_share`), an unbiased sample of those it did stop.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from autopeft.costs.objectives import Objective
+from autopeft.trial import Outcome, front_of
+
+_FEWEST = 4
+"""Trials below which a rank correlation says nothing."""
+
+
+@dataclass(frozen=True)
+class RungFidelity:
+    """What a rung's scores tell.
+
+    Attributes:
+        step: Optimizer steps done.
+        correlation: Spearman's rank correlation with final quality, oriented so that 1 is perfect.
+        n_trials: Trials it was taken over.
+    """
+
+    step: int
+    correlation: float
+    n_trials: int
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """What rungs and pruning did in one search.
+
+    Attributes:
+        rungs: By step; only those with enough trials.
+        saved_share: Training steps not done thanks to pruning, over those of all trials in full.
+        n_pruned: Trials stopped.
+        n_audited: Trials finished although they would have been stopped.
+        n_audited_on_front: Of those, on the search's front at the end.
+        regret: Mean over them of the quality they had above the best complete peer that costs no
+            more, 0 where they had none; None without any.
+    """
+
+    rungs: tuple[RungFidelity, ...]
+    saved_share: float
+    n_pruned: int
+    n_audited: int
+    n_audited_on_front: int
+    regret: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dict."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Fidelity:
+        """What `to_json` wrote."""
+        return cls(**{**row, "rungs": tuple(RungFidelity(**rung) for rung in row["rungs"])})
+
+    def text(self) -> str:
+        """One line for people."""
+        parts = [
+            f"rank correlation with the end {rung.correlation:.2f} at step {rung.step}"
+            for rung in self.rungs
+        ]
+        parts.append(f"pruning saved {self.saved_share:.0%} of the training steps")
+        if self.n_audited:
+            parts.append(
+                f"of {self.n_audited} trials finished although they would have been stopped, "
+                f"{self.n_audited_on_front} reached the front (mean regret {self.regret:.4f})"
+            )
+        return "; ".join(parts)
+
+
+def fidelity(outcomes: Sequence[Outcome], objectives: Sequence[Objective]) -> Fidelity:
+    """Judges rungs and pruning by a search's outcomes.
+
+    Args:
+        outcomes: All of them.
+        objectives: Quality first.
+    """
+    complete = [o for o in outcomes if o.state == "complete"]
+    stopped = [o for o in outcomes if o.state == "pruned"]
+    audited = [o for o in complete if o.audited_at]
+    front = {o.number for o in front_of(complete, objectives)}
+    full = sum(o.candidate.train.steps for o in (*complete, *stopped))
+    done = sum(o.candidate.train.steps for o in complete)
+    done += sum(max((step for step, _ in o.rungs), default=0) for o in stopped)
+    regrets = [_regret(o, complete, objectives) for o in audited]
+    return Fidelity(
+        rungs=_rungs(complete, objectives[0]),
+        saved_share=1.0 - done / full if full else 0.0,
+        n_pruned=len(stopped),
+        n_audited=len(audited),
+        n_audited_on_front=sum(o.number in front for o in audited),
+        regret=sum(regrets) / len(regrets) if regrets else None,
+    )
+
+
+def _rungs(complete: Sequence[Outcome], quality: Objective) -> tuple[RungFidelity, ...]:
+    pairs: dict[int, list[tuple[float, float]]] = {}
+    for outcome in complete:
+        for step, score in outcome.rungs:
+            if step < outcome.candidate.train.steps:
+                pair = score, outcome.objectives[quality.name]
+                if all(map(math.isfinite, pair)):
+                    pairs.setdefault(step, []).append(pair)
+    found = []
+    for step, values in sorted(pairs.items()):
+        scores, finals = zip(*values, strict=True)
+        # A rank correlation of a constant is not defined.
+        if len(values) >= _FEWEST and len(set(scores)) > 1 and len(set(finals)) > 1:
+            # Slow to import, and needed when all is over.
+            from scipy.stats import spearmanr
+
+            # Rung scores follow the direction of the quality objective: no sign to turn.
+            correlation = float(spearmanr(scores, finals).statistic)
+            found.append(RungFidelity(step, correlation, len(values)))
+    return tuple(found)
+
+
+def _regret(
+    outcome: Outcome, complete: Sequence[Outcome], objectives: Sequence[Objective]
+) -> float:
+    """By how much a trial is better than every complete one that costs no more."""
+    quality, *costs = objectives
+    peers = [
+        quality.sign() * peer.objectives[quality.name]
+        for peer in complete
+        if peer.number != outcome.number
+        and all(peer.objectives[c.name] <= outcome.objectives[c.name] for c in costs)
+    ]
+    own = quality.sign() * outcome.objectives[quality.name]
+    return max(0.0, own - max(peers)) if peers else 0.0

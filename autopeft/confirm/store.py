@@ -1,0 +1,118 @@
+"""Where confirmations are kept on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from autopeft.confirm.finalists import Compressed, Finalist, SeedScore
+from autopeft.costs import Price
+from autopeft.plan import Candidate
+
+_ORIGIN = "compressed.json"
+"""Beside a score: what it was cut from, where it was not trained."""
+
+
+class ConfirmationStore:
+    """Confirmations on disk, one folder each, so that an interrupted run loses none.
+
+    Args:
+        folder: The run's output folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / "confirm"
+        self._cuts = folder / "confirm" / "cut"
+        self._adapters = folder / "adapters"
+
+    def _place(self, digest: str, seed: int, *, is_cut: bool = False) -> Path:
+        # A candidate may be cut from another first and trained itself in a later sitting.
+        return (self._cuts if is_cut else self._folder) / f"{digest}-seed{seed}"
+
+    def save(self, candidate: Candidate, score: SeedScore, files: Mapping[str, bytes]) -> None:
+        """Writes one confirmation; it is there whole or not at all."""
+        self._write(self._place(candidate.digest, score.seed), score, files)
+
+    def save_compressed(self, made: Compressed, source: Candidate) -> None:
+        """Writes what was cut from a confirmation of `source`."""
+        origin = {
+            "candidate": made.candidate.to_json(),
+            "price": made.price.to_json(),
+            "compressed_from": source.digest,
+        }
+        place = self._place(made.candidate.digest, made.score.seed, is_cut=True)
+        self._write(place, made.score, made.files, origin)
+
+    @staticmethod
+    def _write(
+        place: Path,
+        score: SeedScore,
+        files: Mapping[str, bytes],
+        origin: Mapping[str, Any] | None = None,
+    ) -> None:
+        draft = place.with_name(f".{place.name}.{os.getpid()}")
+        for name, content in files.items():
+            path = draft / "adapter" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        (draft / "score.json").write_text(json.dumps(asdict(score)))
+        if origin is not None:
+            (draft / _ORIGIN).write_text(json.dumps(origin))
+        if place.exists():
+            shutil.rmtree(place)
+        draft.rename(place)
+
+    def scores(self) -> dict[str, tuple[SeedScore, ...]]:
+        """All confirmations by candidate digest, in order of their seeds.
+
+        Those of a candidate that was cut from another are left out once it was trained itself.
+        """
+        return self._scores_in(self._cuts) | self._scores_in(self._folder)
+
+    @staticmethod
+    def _scores_in(folder: Path) -> dict[str, tuple[SeedScore, ...]]:
+        found: dict[str, list[SeedScore]] = {}
+        for path in sorted(folder.glob("[!.]*-seed*/score.json")):
+            row = json.loads(path.read_text())
+            digest = path.parent.name.rsplit("-seed", 1)[0]
+            score = SeedScore(**{**row, "test_rows": tuple(row["test_rows"])})
+            found.setdefault(digest, []).append(score)
+        return {digest: tuple(sorted(s, key=lambda s: s.seed)) for digest, s in found.items()}
+
+    def compressed(self) -> dict[str, tuple[Candidate, Price, str]]:
+        """What was cut from others and never trained itself, by digest.
+
+        Candidate, price, and digest of what it was cut from.
+        """
+        trained = {digest for digest, _ in self.done()}
+        found = {}
+        for path in sorted(self._cuts.glob(f"[!.]*-seed*/{_ORIGIN}")):
+            row = json.loads(path.read_text())
+            candidate = Candidate.from_json(row["candidate"])
+            if candidate.digest not in trained:
+                found[candidate.digest] = candidate, Price(**row["price"]), row["compressed_from"]
+        return found
+
+    def done(self) -> frozenset[tuple[str, int]]:
+        """(digest, seed) of every retraining kept."""
+        pairs = (path.name.rsplit("-seed", 1) for path in self._folder.glob("[!.]*-seed*"))
+        return frozenset((digest, int(seed)) for digest, seed in pairs)
+
+    def publish(self, finalist: Finalist, seed: int) -> Path:
+        """Copies the adapter of one seed to `adapters/<digest>` and returns that folder."""
+        digest = finalist.candidate.digest
+        target = self._adapters / digest
+        draft = target.with_name(f".{digest}.{os.getpid()}")
+        if draft.exists():
+            shutil.rmtree(draft)
+        place = self._place(digest, seed, is_cut=bool(finalist.compressed_from))
+        shutil.copytree(place / "adapter", draft)
+        if target.exists():
+            shutil.rmtree(target)
+        draft.rename(target)
+        return target

@@ -1,0 +1,365 @@
+"""Does the front beat a well-tuned LoRA? Paired tests on the test split; the pick of a member.
+
+All choices (which LoRA is the tuned one, which member is best) are made on validation scores; test
+scores only judge. Gains are differences of mean row scores (`SeedScore.test_rows`), where larger is
+better. Two sources of chance are counted: which rows the test split holds (paired bootstrap over
+rows) and which seed trained the adapter (variance between seeds, pooled over all finalists).
+Intervals are simultaneous over all comparisons (max-T), so that having many members to pick a
+winner from makes no winner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autopeft.confirm.finalists import Finalist
+from autopeft.costs.constraints import Constraint
+from autopeft.costs.objectives import Objective
+from autopeft.errors import SettingsError
+from autopeft.utils.pareto import knee, one_standard_error
+
+PICKS: tuple[str, ...] = ("one_se", "knee", "best_quality")
+"""Rules of `pick_best`."""
+
+_N_RESAMPLES = 4000
+_CONFIDENCE = 0.95
+_MUCH_CHEAPER = 0.5
+"""A member that is only as good must cost at most this share of the tuned LoRA."""
+_TOLERANCE = 0.1
+"""Share of LoRA's own gain over the reference by which "as good" may fall short."""
+_SMALL, _SMALL_SHARE = 0.01, 0.25
+"""One point may always be missing, unless that is over a quarter of LoRA's own gain."""
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """A difference of two finalists' mean row scores, with its simultaneous interval."""
+
+    gain: float
+    low: float
+    high: float
+
+
+def interval(finalist: Finalist) -> tuple[float, float, float]:
+    """Mean row score on the test split with its 95 % interval, over rows and seeds.
+
+    Args:
+        finalist: With one seed, only the rows count.
+
+    Returns:
+        (mean, low, high), in the unit of `test_rows`.
+    """
+    rows = _rows(finalist)
+    between = float(np.var(_seed_means(finalist), ddof=1)) if len(finalist.seeds) > 1 else 0.0
+    error = float(np.sqrt(rows.var(ddof=1) / len(rows) + between / len(finalist.seeds)))
+    mean = float(rows.mean())
+    return mean, mean - 1.96 * error, mean + 1.96 * error
+
+
+def judge(
+    finalists: Sequence[Finalist], objectives: Sequence[Objective], *, seed: int = 0
+) -> Verdict:
+    """The front against the tuned LoRA, level by level and in one sentence.
+
+    The answer is yes only if some member is better than the tuned LoRA beyond chance at no more
+    cost, or as good at no more than half its cost, where LoRA itself beats training no adapter and
+    the member beats the best LoRA it can afford.
+
+    Args:
+        finalists: Origin "baseline" marks LoRAs, "reference" the untrained base; all others are
+            members of the front.
+        objectives: Quality first; costs are compared on the second.
+        seed: Of the bootstrap.
+    """
+    quality = objectives[0]
+    loras = [f for f in finalists if f.origin == "baseline" and f.seeds]
+    members = [f for f in finalists if f.origin not in ("baseline", "reference") and f.seeds]
+    if not loras:
+        return Verdict(False, "No verdict: no LoRA baseline was confirmed.")
+    tuned = _best_on_validation(loras, quality)
+    if not members:
+        return Verdict(False, "No: LoRA is as good, the front holds nothing else.")
+    cost = objectives[1] if len(objectives) > 1 else None
+    reference = next((f for f in finalists if f.origin == "reference" and f.seeds), None)
+    # One comparison for each member with the tuned LoRA, one with the best LoRA it can afford.
+    fair = [_fair_opponent(member, loras, tuned, quality, cost) for member in members]
+    pairs = [(m, tuned) for m in members] + list(zip(members, fair, strict=True))
+    if reference is not None:
+        pairs.append((tuned, reference))
+    found = dict(zip(_keys(pairs), _compare(pairs, seed), strict=True))
+    levels = tuple(
+        _level(member, opponent, found[_key(member, opponent)], cost)
+        for member, opponent in zip(members, fair, strict=True)
+    )
+    lora_gain = found[_key(tuned, reference)] if reference is not None else None
+    winners = []
+    for member, opponent in zip(members, fair, strict=True):
+        against = found[_key(member, tuned)]
+        ratio = _ratio(member, tuned, cost)
+        if against.low > 0 and ratio <= 1.0:
+            winners.append((member, against, ratio))
+        elif lora_gain is not None and lora_gain.low > 0 and ratio <= _MUCH_CHEAPER:
+            margin = _margin(lora_gain.gain)
+            beats_its_level = opponent is tuned or found[_key(member, opponent)].low > 0
+            if against.low > -margin and beats_its_level:
+                winners.append((member, against, ratio))
+    return Verdict(
+        bool(winners),
+        _sentence(winners, members, tuned, found, lora_gain, quality, cost),
+        levels,
+    )
+
+
+def _margin(lora_gain: float) -> float:
+    """By how much a cheaper member may fall short of the tuned LoRA and still be as good."""
+    return max(_TOLERANCE * lora_gain, min(_SMALL, _SMALL_SHARE * lora_gain))
+
+
+def _key(first: Finalist, second: Finalist) -> tuple[str, str]:
+    return first.candidate.digest, second.candidate.digest
+
+
+def _keys(pairs: Sequence[tuple[Finalist, Finalist]]) -> list[tuple[str, str]]:
+    return [_key(first, second) for first, second in pairs]
+
+
+def _rows(finalist: Finalist) -> Array:
+    """Score of each test row, averaged over the seeds; shape (n_test_rows,)."""
+    mean: Array = np.array([s.test_rows for s in finalist.seeds], dtype=float).mean(axis=0)
+    return mean
+
+
+def _seed_means(finalist: Finalist) -> Array:
+    return np.array([float(np.mean(s.test_rows)) for s in finalist.seeds])
+
+
+def _compare(pairs: Sequence[tuple[Finalist, Finalist]], seed: int) -> list[_Comparison]:
+    """Differences with simultaneous intervals.
+
+    Source: Westfall and Young, Resampling-Based Multiple Testing (1993), the single-step max-T.
+    """
+    rng = np.random.default_rng(seed)
+    arms = {f.candidate.digest: f for pair in pairs for f in pair}
+    names = list(arms)
+    rows = np.array([_rows(f) for f in arms.values()])  # (arms, test rows)
+    n_arms, n_rows = rows.shape
+    first = np.array([names.index(a.candidate.digest) for a, _ in pairs])
+    second = np.array([names.index(b.candidate.digest) for _, b in pairs])
+    n_seeds = np.array([len(f.seeds) for f in arms.values()])
+    between = _pooled_seed_variance(list(arms.values())) / n_seeds  # (arms,)
+    # Bootstrap weights: how often each row is drawn; (resamples, test rows).
+    counts = rng.multinomial(n_rows, np.full(n_rows, 1.0 / n_rows), size=_N_RESAMPLES)
+    means = counts @ rows.T / n_rows  # (resamples, arms)
+    means = means + rng.standard_normal((_N_RESAMPLES, n_arms)) * np.sqrt(between)
+    gains = rows.mean(axis=1)[first] - rows.mean(axis=1)[second]
+    draws = means[:, first] - means[:, second] - gains  # (resamples, pairs)
+    errors = draws.std(axis=0)
+    scale = np.where(errors > 0, errors, 1.0)
+    highest = np.abs(draws / scale).max(axis=1)
+    reach = float(np.quantile(highest, _CONFIDENCE)) * errors
+    return [
+        _Comparison(float(gain), float(gain - r), float(gain + r))
+        for gain, r in zip(gains, reach, strict=True)
+    ]
+
+
+def _pooled_seed_variance(finalists: Sequence[Finalist]) -> float:
+    """Variance of a single seed's mean score, pooled: three seeds alone would tell little."""
+    spreads = [_seed_means(f) for f in finalists if len(f.seeds) > 1]
+    freedom = sum(len(s) - 1 for s in spreads)
+    if not freedom:
+        return 0.0
+    return float(sum(((s - s.mean()) ** 2).sum() for s in spreads)) / freedom
+
+
+def _best_on_validation(finalists: Sequence[Finalist], quality: Objective) -> Finalist:
+    return max(finalists, key=lambda f: quality.sign() * f.mean(quality.name, "validation"))
+
+
+def _cost(finalist: Finalist, cost: Objective | None) -> float:
+    if cost is None:
+        return 1.0
+    if cost.is_known:
+        return float(getattr(finalist.price, cost.name))
+    return float(np.mean([s.objectives[cost.name] for s in finalist.seeds]))
+
+
+def _ratio(first: Finalist, second: Finalist, cost: Objective | None) -> float:
+    below = _cost(second, cost)
+    return _cost(first, cost) / below if below > 0 else float("inf")
+
+
+def _fair_opponent(
+    member: Finalist,
+    loras: Sequence[Finalist],
+    tuned: Finalist,
+    quality: Objective,
+    cost: Objective | None,
+) -> Finalist:
+    """The best LoRA costing no more than the member; the tuned one if none does."""
+    affordable = [lora for lora in loras if _ratio(lora, member, cost) <= 1.0]
+    return _best_on_validation(affordable, quality) if affordable else tuned
+
+
+def _level(
+    member: Finalist, opponent: Finalist, found: _Comparison, cost: Objective | None
+) -> LevelVerdict:
+    result: Literal["wins", "ties", "loses"] = (
+        "wins" if found.low > 0 else "loses" if found.high < 0 else "ties"
+    )
+    return LevelVerdict(
+        member.candidate.digest,
+        result,
+        found.gain,
+        (found.low, found.high),
+        _ratio(member, opponent, cost),
+        against=opponent.candidate.digest,
+    )
+
+
+def _sentence(
+    winners: Sequence[tuple[Finalist, _Comparison, float]],
+    members: Sequence[Finalist],
+    tuned: Finalist,
+    found: dict[tuple[str, str], _Comparison],
+    lora_gain: _Comparison | None,
+    quality: Objective,
+    cost: Objective | None,
+) -> str:
+    tuned_value = f"{tuned.mean(quality.name):.3f}"
+    n_tests = f"corrected for {len(found)} comparisons"
+    if winners:
+        member, gain, ratio = max(winners, key=lambda w: (w[1].low > 0, w[1].gain))
+        name = _describe(member)
+        what = "is better than" if gain.low > 0 else "is as good as"
+        price = f" at {ratio:.2g} times its {cost.name}" if cost is not None else ""
+        return (
+            f"Yes: {name} {what} the tuned LoRA: {quality.name} {member.mean(quality.name):.3f} "
+            f"against {tuned_value} on the test split ({_interval(gain)}, {n_tests}){price}."
+        )
+    best = max(members, key=lambda m: found[_key(m, tuned)].gain)
+    gain = found[_key(best, tuned)]
+    price = f" at {_ratio(best, tuned, cost):.2g} times its {cost.name}" if cost is not None else ""
+    doubt = ""
+    if lora_gain is not None and lora_gain.low <= 0:
+        doubt = f"; LoRA itself is not better than no adapter ({_interval(lora_gain)})"
+    return (
+        f"No: LoRA is as good. The best other member ({_describe(best)}) has {quality.name} "
+        f"{best.mean(quality.name):.3f} against {tuned_value} for the tuned LoRA on the test split "
+        f"({_interval(gain)}, {n_tests}){price}{doubt}."
+    )
+
+
+def _interval(gain: _Comparison) -> str:
+    return f"difference {gain.gain:+.3f}, 95 % interval {gain.low:+.3f} to {gain.high:+.3f}"
+
+
+def _describe(finalist: Finalist) -> str:
+    methods = "+".join(finalist.candidate.plan.methods) or "no adapter"
+    return f"{methods} {finalist.candidate.digest[:8]}"
+
+
+def check_pick(rule: str) -> Constraint | None:
+    """The limit that a rule for picking states, if it is one.
+
+    Raises:
+        SettingsError: if there is no such rule, or the limit cannot be read.
+    """
+    if rule in PICKS:
+        return None
+    if "<" not in rule and "\u2264" not in rule:
+        raise SettingsError(
+            "pick",
+            rule,
+            "no such rule",
+            f"use {', '.join(PICKS)}, or a limit such as trainable_params<=50k",
+        )
+    try:
+        return Constraint.parse(rule)
+    except SettingsError as error:
+        raise SettingsError("pick", rule, error.problem, error.remedy) from None
+
+
+def pick_best(
+    finalists: Sequence[Finalist], objectives: Sequence[Objective], *, rule: str = "one_se"
+) -> str | None:
+    """Digest of the finalist to recommend, chosen on validation.
+
+    Args:
+        finalists: The reference is picked only if there is nothing else.
+        objectives: Quality first; the cost is the second.
+        rule: "one_se": the cheapest within one standard error of the best; "knee": the best bargain
+            between cheapest and best; "best_quality"; or a limit such as "trainable_params<=50k":
+            the best that keeps it.
+
+    Returns:
+        None if there is no finalist, or none that keeps the limit.
+
+    Raises:
+        SettingsError: if there is no such rule.
+    """
+    limit = check_pick(rule)
+    rows = [f for f in finalists if f.seeds and f.origin != "reference"]
+    if limit is not None:
+        rows = [f for f in rows if limit.allows(f.price)]
+        if not rows:
+            return None
+    rows = rows or [f for f in finalists if f.seeds]
+    if not rows:
+        return None
+    quality = objectives[0]
+    cost = objectives[1] if len(objectives) > 1 else None
+    scores = np.array([quality.sign() * f.mean(quality.name, "validation") for f in rows])
+    costs = np.array([_cost(f, cost) for f in rows])
+    if rule == "knee" and cost is not None:
+        shown = np.log(costs) if (costs > 0).all() else costs
+        return rows[knee(np.column_stack([scores, -shown]))].candidate.digest
+    if rule == "one_se" and cost is not None:
+        between = _pooled_seed_variance(rows)
+        errors = np.array(
+            [np.sqrt(between / len(f.seeds) + _rows(f).var() / len(_rows(f))) for f in rows]
+        )
+        return rows[one_standard_error(scores, errors, costs)].candidate.digest
+    return rows[int(np.argmax(scores))].candidate.digest
+
+
+@dataclass(frozen=True)
+class LevelVerdict:
+    """The front against the tuned LoRA at one efficiency level.
+
+    Attributes:
+        digest: The front member.
+        result: "wins", "ties" or "loses", on test quality, after correction for many comparisons.
+        gain: Quality of the member minus quality of the tuned LoRA, sign such that more is better.
+        gain_ci: Its corrected 95 % interval, same sign.
+        cost_ratio: The member's first cost over that LoRA's.
+        against: Digest of the LoRA compared with: the best one that costs no more than the member,
+            or the tuned one where every LoRA costs more.
+    """
+
+    digest: str
+    result: Literal["wins", "ties", "loses"]
+    gain: float
+    gain_ci: tuple[float, float]
+    cost_ratio: float
+    against: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Does the front beat a well-tuned LoRA? `text` is one sentence for people."""
+
+    beats_lora: bool
+    text: str
+    levels: tuple[LevelVerdict, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """`{"beats_lora", "text", "levels"}`."""
+        return asdict(self)

@@ -1,0 +1,101 @@
+"""Limits on what a candidate may cost, checked on its price before any training."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from autopeft.costs import Price
+from autopeft.costs.objectives import COSTS
+from autopeft.errors import SettingsError
+
+_PATTERN = re.compile(
+    r"^\s*(?P<name>[a-z_]+)\s*(?P<sign><=|<|=<|≤)\s*(?P<number>[\d.]+(?:e[+-]?\d+)?)\s*(?P<unit>[a-z%]*)\s*$",
+    re.IGNORECASE,
+)
+_FACTORS = {
+    "": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12, "p": 1e15,
+}  # fmt: skip
+_BYTES = {"": 1.0, "b": 1.0} | {
+    f"{prefix}{unit}": base**power
+    for unit, base in (("b", 1000.0), ("ib", 1024.0))
+    for power, prefix in enumerate("kmgt", start=1)
+}
+_REMEDY = "write e.g. trainable_params<=200k, trainable_params<=0.1% or adapter_bytes<=1MB"
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """One upper limit.
+
+    Attributes:
+        name: A cost that is known before training.
+        limit: The largest value allowed, in the cost's unit.
+        text: As the user wrote it.
+    """
+
+    name: str
+    limit: float
+    text: str
+
+    def allows(self, price: Price) -> bool:
+        """Whether the price keeps the limit."""
+        return float(getattr(price, self.name)) <= self.limit
+
+    @classmethod
+    def parse(cls, text: str, *, base_params: int | None = None) -> Constraint:
+        """The constraint written as "trainable_params<=200k".
+
+        Args:
+            text: A cost, `<=`, a number and a unit: k, M, G, T; for bytes kB, MB, GiB, ...; for
+                trainable_params also % of the base model's parameters.
+            base_params: Parameters of the base model; needed for %.
+
+        Raises:
+            SettingsError: if it cannot be read, or names a cost not known before training.
+        """
+        match = _PATTERN.match(text)
+        if match is None:
+            raise SettingsError("constraint", text, "cannot be read", _REMEDY)
+        name, unit = match["name"].lower(), match["unit"].lower()
+        known = [cost.name for cost in COSTS.values() if cost.is_known]
+        if name not in known:
+            raise SettingsError(
+                "constraint",
+                text,
+                f"{name!r} is not known before training",
+                f"use {', '.join(known)}",
+            )
+        try:
+            number = float(match["number"])
+        except ValueError:
+            raise SettingsError("constraint", text, "cannot read the number", _REMEDY) from None
+        factors = _BYTES | {k: v for k, v in _FACTORS.items() if k != "b"}
+        factors = factors if name.endswith("_bytes") else _FACTORS
+        if unit == "%":
+            if name != "trainable_params" or not base_params:
+                raise SettingsError(
+                    "constraint",
+                    text,
+                    "a percentage is of the base model's parameters, for trainable_params only",
+                    "give an absolute number",
+                )
+            limit = number / 100.0 * base_params
+        elif unit in factors:
+            limit = number * factors[unit]
+        else:
+            raise SettingsError("constraint", text, f"no such unit {unit!r}", _REMEDY)
+        if limit <= 0:
+            raise SettingsError("constraint", text, "a limit is above 0", _REMEDY)
+        return cls(name, limit, text)
+
+
+def parse_constraints(
+    texts: Iterable[str | Constraint], *, base_params: int | None = None
+) -> tuple[Constraint, ...]:
+    """All constraints; ones already parsed pass through."""
+    return tuple(
+        text if isinstance(text, Constraint) else Constraint.parse(text, base_params=base_params)
+        for text in texts
+    )

@@ -1,0 +1,113 @@
+"""Whether a plan fits a model, and how many parameters it trains: exact, from shapes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from autopeft import methods
+from autopeft.costs.shapes import Topology
+from autopeft.errors import SpaceError
+from autopeft.plan import MODEL, AdapterPlan, LayerSpec
+
+_WHY_NOT: Mapping[str, str] = {
+    "attn": " (its attention is not computed by a function from transformers' table)",
+    MODEL: " (it is no single stack of blocks over embeddings of text)",
+}
+"""Role -> why a model whose block has attention may lack it."""
+
+
+def is_legal(topology: Topology, spec: LayerSpec) -> bool:
+    """True if the model has that site and the method can sit there at that rank.
+
+    Raises:
+        SpaceError: if there is no such method.
+    """
+    method = methods.get(spec.method)
+    shape = topology.shape(spec.layer, spec.role)
+    return (
+        shape is not None
+        and spec.role in method.roles
+        and method.is_legal_rank(spec.rank, shape)
+        and (method.quantized_base or not topology.is_quantized)
+    )
+
+
+def check_plan(topology: Topology, plan: AdapterPlan) -> None:
+    """Raise what is wrong with a plan, if anything.
+
+    Raises:
+        SpaceError: names the first site that cannot be, and why.
+    """
+    for spec in plan.specs:
+        _check_spec(topology, spec)
+
+
+def _check_spec(topology: Topology, spec: LayerSpec) -> None:
+    method = methods.get(spec.method)
+    where = f"layer {spec.layer} ({spec.role})"
+    if spec.layer >= topology.n_layers:
+        raise SpaceError(
+            "layer",
+            spec.layer,
+            f"the model has {topology.n_layers} blocks",
+            f"use 0 to {topology.n_layers - 1}",
+        )
+    if spec.role == MODEL and spec.layer:
+        raise SpaceError("layer", spec.layer, "the model as a whole is layer 0's", "use layer 0")
+    shape = topology.shape(spec.layer, spec.role)
+    if shape is None:
+        raise SpaceError(
+            "role",
+            spec.role,
+            f"block {spec.layer} of the model has no such role" + _WHY_NOT.get(spec.role, ""),
+            f"use one of {', '.join(topology.roles(spec.layer))}",
+        )
+    if spec.role not in method.roles:
+        raise SpaceError(
+            "role",
+            spec.role,
+            f"method {spec.method!r} cannot sit at {where}",
+            f"use one of {', '.join(method.roles)}",
+        )
+    if topology.is_quantized and not method.quantized_base:
+        raise SpaceError(
+            "method",
+            spec.method,
+            f"cannot sit at {where}: it needs weights that are not quantized",
+            "use a method that works over quantized weights, or no quantization",
+        )
+    if not method.is_legal_rank(spec.rank, shape):
+        raise SpaceError(
+            "rank",
+            spec.rank,
+            f"{method.rank_rule(shape)} for method {spec.method!r} at {where}, "
+            f"whose module is {shape[0]} x {shape[1]}",
+            "choose another rank",
+        )
+
+
+def count_trainable(topology: Topology, plan: AdapterPlan) -> int:
+    """Parameters that receive a gradient: the adapters' and the head's.
+
+    Raises:
+        SpaceError: if the plan does not fit the model.
+    """
+    total = topology.head_params
+    for spec in plan.specs:
+        shape = topology.shape(spec.layer, spec.role)
+        if shape is None:
+            _check_spec(topology, spec)
+        else:
+            total += methods.get(spec.method).n_params(spec.rank, shape, spec.role)
+    return total + count_shared(topology, plan)
+
+
+def count_shared(topology: Topology, plan: AdapterPlan) -> int:
+    """Parameters that belong to no single site: once for each method, size and pool in the plan."""
+    groups = {
+        (spec.method, spec.rank, methods.get(spec.method).pool(shape))
+        for spec in plan.specs
+        if methods.get(spec.method).shared_state
+        and (shape := topology.shape(spec.layer, spec.role)) is not None
+    }
+    return sum(methods.get(name).shared_params(rank, pool) for name, rank, pool in groups)

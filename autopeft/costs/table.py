@@ -1,0 +1,451 @@
+"""The price table: plain numbers, measured once per model, from which any candidate is priced.
+
+A training step costs the frozen forward pass (always the same), the backward pass to the lowest
+adapter, and what the adapters add. Which part of a block takes part in the backward pass depends on
+where in it gradients start, its *sources*: its adapted roles, and the block's inputs once something
+below is adapted. Sources that lie downstream of another change nothing, so few sets of sources
+differ; the table holds one `Usage` for each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from autopeft import methods
+from autopeft.costs.plan_rules import check_plan, count_shared
+from autopeft.costs.price import Price
+from autopeft.costs.shapes import Topology
+from autopeft.errors import SpaceError
+from autopeft.plan import MODEL, AdapterPlan, Candidate, LayerSpec
+
+HIDDEN = "@hidden"
+"""The source that stands for the block's own input needing a gradient."""
+
+ENCODER = "@encoder"
+"""The source that stands for the encoder's output needing a gradient, in a decoder's block."""
+
+NARROW_ROLES = ("attn.q", "attn.o", "mlp.up", "mlp.gate", "mlp.gate_up", "mlp.down")
+"""What a block computes for one position without looking at others: in the last block, only where
+its output is read."""
+
+ADAM_BYTES_PER_PARAM = 16
+"""A trained parameter, its gradient and AdamW's two moments, in single precision."""
+
+Sources = frozenset[str]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What the frozen part of a block (or of the model around the blocks) costs in one step.
+
+    Attributes:
+        backward_flops: FLOPs of its backward pass.
+        saved_bytes: What its forward pass keeps for the backward pass.
+        live_inputs: Roles whose input needs a gradient.
+        input_bytes: Role -> bytes it takes to keep that role's input too (0 where it is kept
+            anyway). At "norm": what training the normalizations keeps in addition.
+        context_bytes: What it keeps of tensors that all blocks share: masks, rotary angles.
+    """
+
+    backward_flops: float = 0.0
+    saved_bytes: float = 0.0
+    live_inputs: frozenset[str] = frozenset()
+    input_bytes: Mapping[str, float] = field(default_factory=dict)
+    context_bytes: float = 0.0
+
+
+@dataclass(frozen=True)
+class BlockPrice:
+    """All about one kind of block; blocks that differ in nothing share it.
+
+    Attributes:
+        usages: Set of independent sources -> usage.
+        reach: Source -> the sources downstream of it.
+        input_of: Role -> a name for the tensor it reads; roles that read one tensor share it. What
+            is named `ENCODER` is shared by all blocks.
+        repeats: How often a step runs the block (ALBERT runs one block many times).
+        tokens: Role -> tokens it sees in a step of mean length; else `PriceTable.tokens`.
+        memory_tokens: Role -> tokens it sees in a step of the longest rows.
+        forward_flops: FLOPs of its frozen forward pass in one step.
+    """
+
+    usages: Mapping[Sources, Usage]
+    reach: Mapping[str, frozenset[str]]
+    input_of: Mapping[str, str]
+    repeats: int = 1
+    tokens: Mapping[str, float] = field(default_factory=dict)
+    memory_tokens: Mapping[str, float] = field(default_factory=dict)
+    forward_flops: float = 0.0
+
+    def usage(self, sources: Sources) -> Usage:
+        """The usage when gradients start at those sources."""
+        found = self.usages.get(sources)
+        return self.usages[independent(sources, self.reach)] if found is None else found
+
+
+def independent(sources: Iterable[str], reach: Mapping[str, frozenset[str]]) -> Sources:
+    """The sources that lie downstream of no other."""
+    all_ = frozenset(sources)
+    return frozenset(s for s in all_ if not any(s in reach[other] and other != s for other in all_))
+
+
+def independent_sets(reach: Mapping[str, frozenset[str]]) -> Iterator[Sources]:
+    """Every set of sources none of which lies downstream of another, the empty one included."""
+    names = sorted(reach)
+
+    def extend(chosen: tuple[str, ...], start: int) -> Iterator[Sources]:
+        yield frozenset(chosen)
+        for i in range(start, len(names)):
+            new = names[i]
+            if all(new not in reach[old] and old not in reach[new] for old in chosen):
+                yield from extend((*chosen, new), i + 1)
+
+    return extend((), 0)
+
+
+class _Total(NamedTuple):
+    """What a plan adds, and the backward pass it needs, in one step of the table's batch."""
+
+    params: int = 0
+    frozen_floats: int = 0
+    held_floats: int = 0
+    forward_flops: float = 0.0
+    backward_flops: float = 0.0
+    saved_bytes: float = 0.0
+
+
+class _SiteCost(NamedTuple):
+    """What one adapter adds, in one step of the table's batch.
+
+    Attributes:
+        token_flops: Of the FLOPs, forward and backward, those that grow with the tokens.
+    """
+
+    params: int
+    frozen_floats: int
+    held_floats: int
+    forward_flops: float
+    backward_flops: float
+    token_flops: float
+    saved_bytes: float
+    input_name: str
+    input_bytes: float
+
+
+@dataclass(frozen=True)
+class PriceTable:
+    """Prices any candidate for one model, batch size and length of rows.
+
+    Attributes:
+        topology: The model's shapes.
+        batch_size: Rows per step that everything below was measured for; others scale linearly.
+        tokens: Tokens in a step of mean length, padding included: what FLOPs are for.
+        memory_tokens: Tokens in a step of the longest rows: what memory is for.
+        base_params: Parameters of the whole model.
+        weight_bytes: What its weights and buffers take.
+        forward_flops: FLOPs of the frozen model's forward pass in one step.
+        blocks: The kinds of block.
+        kinds: Layer -> index into `blocks`; blocks of one kind have equal shapes.
+        tail: What surrounds the blocks, when the last block's output needs a gradient.
+        head_only: The same when it does not, and only a new head is trained.
+        bridge: What lies between encoder and decoder.
+        front: What lies between the input embeddings and the first block, where these need a
+            gradient.
+        longer: Virtual tokens of a prompt -> the table of the same model with that prompt in every
+            row; prompts of other sizes have no price.
+        workspace_bytes: The largest passing tensors of a step.
+        float_bytes: Bytes of one activation.
+        is_prefix_cached: True if the frozen blocks below a plan's lowest adapter are computed once
+            for all trials, so that no step pays for them.
+        read_share: Share of a step's tokens whose last hidden state is read; a training step
+            computes the last block's `NARROW_ROLES` for these only. Rows with a prompt are computed
+            whole, and so is inference. Memory is priced as if all were computed.
+        logit_weights: Of the output embedding, where a training step computes logits at
+            `logit_tokens` only; else 0.
+        logit_tokens: Positions of a step whose logits are computed.
+    """
+
+    topology: Topology
+    batch_size: int
+    tokens: float
+    memory_tokens: float
+    base_params: int
+    weight_bytes: int
+    forward_flops: float
+    blocks: tuple[BlockPrice, ...]
+    kinds: tuple[int, ...]
+    tail: Usage = Usage()
+    head_only: Usage = Usage()
+    bridge: Usage = Usage()
+    front: Usage = Usage()
+    longer: Mapping[int, PriceTable] = field(default_factory=dict)
+    workspace_bytes: float = 0.0
+    float_bytes: int = 4
+    is_prefix_cached: bool = False
+    read_share: float = 1.0
+    logit_weights: int = 0
+    logit_tokens: float = 0.0
+    _costs: dict[tuple[int, Sources, bool], tuple[Usage, dict[tuple[str, str, int], _SiteCost]]] = (
+        field(default_factory=dict, init=False, repr=False, compare=False)
+    )
+
+    @classmethod
+    def from_topology(
+        cls,
+        topology: Topology,
+        *,
+        tokens_per_step: float = 512,
+        batch_size: int = 16,
+        longest_tokens_per_step: float | None = None,
+        base_params: int | None = None,
+        float_bytes: int = 4,
+        prompt_sizes: Sequence[int] = (),
+    ) -> PriceTable:
+        """A table from shapes alone, for a transformer of the usual build; see `pricing.shapes`."""
+        from autopeft.costs.analytic import table_from_shapes
+
+        return table_from_shapes(
+            topology,
+            tokens_per_step=tokens_per_step,
+            batch_size=batch_size,
+            longest_tokens_per_step=longest_tokens_per_step,
+            base_params=base_params,
+            float_bytes=float_bytes,
+            prompt_sizes=prompt_sizes,
+        )
+
+    def as_trained(
+        self,
+        *,
+        is_prefix_cached: bool,
+        read_share: float = 1.0,
+        logit_weights: int = 0,
+        logit_tokens: float = 0.0,
+    ) -> PriceTable:
+        """The table of a training loop that leaves out what nobody needs; see the attributes."""
+
+        def own_logits(table: PriceTable) -> PriceTable:
+            return replace(table, logit_weights=logit_weights, logit_tokens=logit_tokens)
+
+        return replace(
+            own_logits(self),
+            is_prefix_cached=is_prefix_cached,
+            read_share=read_share,
+            longer={size: own_logits(table) for size, table in self.longer.items()},
+        )
+
+    def _for(self, plan: AdapterPlan) -> PriceTable:
+        """The table of the rows that a plan's blocks see.
+
+        Raises:
+            SpaceError: if the plan has a prompt of a size that was not measured.
+        """
+        for spec in plan.specs:
+            if spec.layer:
+                break
+            if spec.role == MODEL:
+                check_plan(self.topology, AdapterPlan([spec]))
+                if spec.rank not in self.longer:
+                    known = ", ".join(map(str, sorted(self.longer))) or "none"
+                    raise SpaceError(
+                        "rank",
+                        spec.rank,
+                        f"prompts of that size were not priced (those that were: {known})",
+                        "use one of these, or name the size in prompt_sizes",
+                    )
+                return self.longer[spec.rank]
+        return self
+
+    def price(self, candidate: Candidate) -> Price:
+        """What a candidate costs.
+
+        Raises:
+            SpaceError: if the plan does not fit the model.
+        """
+        train = candidate.train
+        table = self._for(candidate.plan)
+        total = table._total(candidate.plan, train.dropout > 0.0)
+        params = total.params + self.topology.head_params
+        scale = train.batch_size / self.batch_size
+        step_flops = table.forward_flops + total.forward_flops + total.backward_flops
+        step_flops -= table._cached_flops(candidate.plan)
+        step_flops -= table._unread_flops(candidate.plan, train.dropout > 0.0)
+        # Forward, and back to the hidden states.
+        step_flops -= 4.0 * table.logit_weights * max(0.0, table.tokens - table.logit_tokens)
+        memory = table.weight_bytes + table.workspace_bytes * scale
+        if params:
+            memory += total.saved_bytes * scale + params * ADAM_BYTES_PER_PARAM
+            memory += total.held_floats * 4
+        return Price(
+            trainable_params=params,
+            adapter_bytes=(params + total.frozen_floats) * 4,
+            train_flops=step_flops * scale * train.steps if params else 0.0,
+            peak_memory_bytes=round(memory),
+            inference_flops=(table.forward_flops - self.forward_flops + total.forward_flops)
+            * scale,
+        )
+
+    def _cached_flops(self, plan: AdapterPlan) -> float:
+        """FLOPs a step of what is computed once and then served from the cache."""
+        is_chain = not self.topology.n_encoder_layers and all(b.repeats == 1 for b in self.blocks)
+        if not (self.is_prefix_cached and is_chain):
+            return 0.0
+        cut = self.topology.n_layers if plan.lowest_layer is None else plan.lowest_layer
+        return sum(self.blocks[kind].forward_flops for kind in self.kinds[:cut])
+
+    def _unread_flops(self, plan: AdapterPlan, has_dropout: bool) -> float:
+        """FLOPs a step of what is left out in the last block."""
+        last = self.topology.n_layers - 1
+        if self.read_share >= 1.0 or (not plan.specs and self.is_prefix_cached):
+            return 0.0
+        kind = self.kinds[last]
+        specs = [spec for spec in plan.specs if spec.layer == last]
+        sources = {spec.role for spec in specs}
+        if len(specs) < len(plan.specs):
+            sources.add(HIDDEN)
+        usage, _ = self._known(kind, frozenset(sources), has_dropout)
+        flops = 0.0
+        for role in NARROW_ROLES:
+            shape = self.topology.shape(last, role)
+            if shape is not None:
+                product = (
+                    2.0 * shape[0] * shape[1] * self.blocks[kind].tokens.get(role, self.tokens)
+                )
+                flops += product * (1 + (role in usage.live_inputs))
+        for spec in specs:
+            if spec.role in NARROW_ROLES:
+                flops += self._site_cost(spec, usage, has_dropout).token_flops
+        return flops * (1.0 - self.read_share)
+
+    def saved_bytes(self, candidate: Candidate) -> float:
+        """What one forward pass of the longest rows keeps for the backward pass, in bytes."""
+        table = self._for(candidate.plan)
+        total = table._total(candidate.plan, candidate.train.dropout > 0.0)
+        return total.saved_bytes * candidate.train.batch_size / self.batch_size
+
+    def _total(self, plan: AdapterPlan, has_dropout: bool) -> _Total:
+        if not plan.specs:
+            usage = self.head_only
+            return _Total(backward_flops=usage.backward_flops, saved_bytes=usage.saved_bytes)
+        by_layer: dict[int, list[LayerSpec]] = {}
+        for spec in plan.specs:
+            by_layer.setdefault(spec.layer, []).append(spec)
+        n_encoder = self.topology.n_encoder_layers
+        params, frozen, held = count_shared(self.topology, plan), 0, 0
+        forward, backward, saved, context = 0.0, 0.0, 0.0, 0.0
+        is_live = is_encoder_live = False
+        shared_inputs: set[str] = set()
+        for layer in range(plan.specs[0].layer, self.topology.n_layers):
+            if layer == n_encoder and is_live:
+                # The decoder starts afresh; the encoder's output reaches it sideways.
+                backward += self.bridge.backward_flops
+                saved += self.bridge.saved_bytes
+                is_live, is_encoder_live = False, True
+            specs = by_layer.pop(layer, ())
+            sources = {spec.role for spec in specs}
+            if MODEL in sources:
+                sources.remove(MODEL)
+                backward += self.front.backward_flops
+                saved += self.front.saved_bytes
+                is_live = True
+            if is_encoder_live:
+                sources.add(ENCODER)
+            kind = self.kinds[layer]
+            for repeat in range(self.blocks[kind].repeats):
+                if is_live:
+                    sources.add(HIDDEN)
+                if not sources:
+                    continue
+                is_live = True
+                if not sources <= self.blocks[kind].reach.keys():
+                    check_plan(self.topology, plan)
+                usage, costs = self._known(kind, frozenset(sources), has_dropout)
+                backward += usage.backward_flops
+                saved += usage.saved_bytes
+                context = max(context, usage.context_bytes)
+                inputs = set(shared_inputs)
+                for spec in specs:
+                    key = (spec.role, spec.method, spec.rank)
+                    cost = costs.get(key)
+                    if cost is None:
+                        check_plan(self.topology, AdapterPlan([spec]))
+                        cost = costs[key] = self._site_cost(spec, usage, has_dropout)
+                    if not repeat:
+                        params += cost.params
+                        frozen += cost.frozen_floats
+                        held += cost.held_floats
+                    forward += cost.forward_flops
+                    backward += cost.backward_flops
+                    saved += cost.saved_bytes
+                    if cost.input_name and cost.input_name not in inputs:
+                        inputs.add(cost.input_name)
+                        saved += cost.input_bytes
+                        if cost.input_name == ENCODER:
+                            shared_inputs.add(ENCODER)
+        if by_layer:
+            check_plan(self.topology, plan)
+        return _Total(
+            params,
+            frozen,
+            held,
+            forward,
+            backward + self.tail.backward_flops,
+            saved + context + self.tail.saved_bytes,
+        )
+
+    def _known(
+        self, kind: int, sources: Sources, has_dropout: bool
+    ) -> tuple[Usage, dict[tuple[str, str, int], _SiteCost]]:
+        """The usage of a kind of block, and the site costs computed for it so far."""
+        known = self._costs.get((kind, sources, has_dropout))
+        if known is None:
+            known = self._costs[kind, sources, has_dropout] = (
+                self.blocks[kind].usage(sources),
+                {},
+            )
+        return known
+
+    def _site_cost(self, spec: LayerSpec, usage: Usage, has_dropout: bool) -> _SiteCost:
+        block = self.blocks[self.kinds[spec.layer]]
+        method = methods.get(spec.method)
+        shape = self.topology.shape(spec.layer, spec.role)
+        assert shape is not None, "checked before"
+        out, in_ = shape
+        tokens = block.tokens.get(spec.role, self.tokens)
+        memory_tokens = block.memory_tokens.get(spec.role, self.memory_tokens)
+        flops = method.flops(spec.rank, shape, spec.role)
+        memory = method.memory(spec.rank, shape, spec.role)
+        forward = flops.forward_per_token * tokens
+        backward = flops.backward_per_token * tokens
+        is_live = spec.role in usage.live_inputs
+        if has_dropout:
+            forward += flops.dropout_forward_per_token * tokens
+        if is_live:
+            backward += flops.input_grad_per_token * tokens
+            if has_dropout:
+                backward += flops.dropout_input_grad_per_token * tokens
+        elif spec.role in method.input_side_roles:
+            # The gradient must come down through the frozen module to reach the adapter.
+            backward += 2.0 * out * in_ * tokens
+        floats = memory.per_token * memory_tokens + memory.per_step
+        if is_live:
+            floats += memory.input_grad_per_step
+        if has_dropout:
+            floats += memory.dropout_per_token * memory_tokens
+        keeps_input = memory.keeps_input
+        if has_dropout and memory.drops_input:
+            floats += (keeps_input + is_live) * in_ * memory_tokens
+            keeps_input = False
+        return _SiteCost(
+            params=method.n_params(spec.rank, shape, spec.role),
+            frozen_floats=method.frozen_floats(spec.rank, shape, spec.role),
+            held_floats=method.held_floats(spec.rank, shape, spec.role),
+            forward_flops=forward + flops.forward_per_step,
+            backward_flops=backward + flops.backward_per_step,
+            token_flops=forward + backward,
+            saved_bytes=floats * self.float_bytes,
+            input_name=block.input_of.get(spec.role, spec.role) if keeps_input else "",
+            input_bytes=usage.input_bytes.get(spec.role, 0.0),
+        )

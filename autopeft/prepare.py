@@ -1,0 +1,368 @@
+"""Reads and checks all that can be checked before any time is spent: settings to a ready search."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autopeft.confirm.verdict import check_pick
+from autopeft.costs import PriceTable
+from autopeft.costs.constraints import Constraint, parse_constraints
+from autopeft.costs.objectives import COSTS, Objective
+from autopeft.engine.budget import Budget
+from autopeft.engine.executor import WorkerContext
+from autopeft.errors import SettingsError, UserError
+from autopeft.models.backbone import Backbone, build_meta, load_tokenizer
+from autopeft.models.quantization import check_backend
+from autopeft.profiling.measure import price_table
+from autopeft.profiling.output_positions import n_logit_weights, read_positions
+from autopeft.searcher.space.config import prompt_sizes
+from autopeft.searcher.space.space import SearchSpace
+from autopeft.settings import SearchSettings
+from autopeft.tasks import make_task
+from autopeft.tasks.base import Task
+from autopeft.tasks.batch import collate
+from autopeft.tasks.data import TaskData
+from autopeft.tasks.load_data import load_data
+from autopeft.training.batching import training_batches
+from autopeft.training.rungs import EARLIEST_STEP, rung_steps
+from autopeft.utils.hardware import (
+    available_memory_bytes,
+    feeding_cores,
+    matmul_flops_per_second,
+    n_cores,
+    n_gpus,
+)
+
+WORKER_BYTES = 700 * 2**20
+"""A worker's memory without its model: Python, torch, transformers and Ray."""
+
+AUTO_PACK = {"cpu": 1, "cuda": 4}
+"""Candidates trained together unless told otherwise. A CPU gains a tenth at 16 rows a step, too
+little for proposing several at once; on a GPU each worker measures first if it pays."""
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """A search that is ready to start.
+
+    Attributes:
+        settings: As resolved: paths expanded, the metric and the machine filled in.
+        data: Encoded splits.
+        task: What is learned.
+        prices: The model's price table.
+        space: What may be proposed.
+        objectives: Quality first.
+        constraints: Limits on prices.
+        budget: What may be spent.
+        rungs: Steps at which trials report.
+        device: "cpu" or "cuda".
+        n_workers: Jobs at once.
+        gpus_per_worker: GPU share of each.
+        window: Which of the task's windows the model's head reads; None: all positions, or unknown.
+    """
+
+    settings: SearchSettings
+    data: TaskData
+    task: Task
+    prices: PriceTable
+    space: SearchSpace
+    objectives: tuple[Objective, ...]
+    constraints: tuple[Constraint, ...]
+    budget: Budget
+    rungs: tuple[int, ...]
+    device: str
+    n_workers: int
+    gpus_per_worker: float
+    window: str | None = None
+
+    @property
+    def pack(self) -> int:
+        """Candidates a worker trains together, at most."""
+        return self.settings.pack or AUTO_PACK[self.device]
+
+    @property
+    def data_bytes(self) -> int:
+        """Size of the encoded data, which the workers share."""
+        return sum(
+            array.nbytes
+            for rows in self.data.splits.values()
+            for array in (rows.tokens, rows.offsets, rows.targets, rows.type_ids)
+            if array is not None
+        )
+
+    def splits(self) -> dict[str, Any]:
+        """Which source rows are in which split: what re-scoring from outside needs."""
+        return {
+            name: {"source": rows.source, "rows": rows.source_rows.tolist()}
+            for name, rows in self.data.splits.items()
+        }
+
+    def context(self) -> WorkerContext:
+        """What is sent to the workers."""
+        model = self.settings.model
+        if Path(model).exists():
+            # Workers run in a directory of their own.
+            model = str(Path(model).absolute())
+        return WorkerContext(
+            settings=replace(self.settings, model=model),
+            data=self.data,
+            prices=self.prices,
+            rungs=self.rungs,
+            objectives=tuple(o.name for o in self.objectives),
+            device=self.device,
+            window=self.window,
+        )
+
+
+def expand(settings: SearchSettings) -> SearchSettings:
+    """Settings with `~` and `$VARIABLES` expanded in every path; relative ones stay relative.
+
+    Raises:
+        SettingsError: if the model or the data is not named.
+    """
+    for name in ("model", "data"):
+        if not getattr(settings, name):
+            raise SettingsError(name, "", "is missing", f"give --{name}")
+
+    def path(value: str) -> str:
+        return os.path.expanduser(os.path.expandvars(value))
+
+    return replace(
+        settings,
+        model=path(settings.model),
+        data=path(settings.data),
+        validation=None if settings.validation is None else path(settings.validation),
+        test=None if settings.test is None else path(settings.test),
+    )
+
+
+def prepare(
+    settings: SearchSettings,
+    *,
+    note: Callable[[str], None] = lambda _: None,
+    phase: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext(),
+) -> Preparation:
+    """Checks the settings against data, model, space and machine.
+
+    Args:
+        settings: What the user asked for.
+        note: Called with a line about each station passed.
+        phase: Books the time of what runs inside it under a phase's name.
+
+    Raises:
+        UserError: for the first mistake found; nothing has been written by then.
+    """
+    budget = Budget.parse(settings.budget)
+    check_pick(settings.pick)
+    settings = expand(settings)
+    with phase("startup"):
+        tokenizer = load_tokenizer(settings.model, revision=settings.model_revision)
+        data = load_data(settings, tokenizer)
+        task = make_task(settings, data)
+        note(_describe(data))
+    objectives = (task.quality, *(COSTS[name] for name in settings.objectives))
+    lengths = data.length_statistics(settings.batch_size)
+    device, gpus = _device(settings)
+    check_backend(settings.quantization, device)
+    with phase("pricing"):
+        meta = build_meta(
+            settings.model,
+            auto_class=task.auto_class,
+            model_kwargs=task.model_kwargs(),
+            revision=settings.model_revision,
+            role_map=settings.role_map,
+            quantization=settings.quantization,
+        )
+        window = read_window(meta, task, data)
+        prices = price_table(
+            meta,
+            batch_size=settings.batch_size,
+            mean_length=lengths.mean_padded,
+            longest_length=lengths.longest,
+            prompt_sizes=prompt_sizes(settings.space),
+            device=device,
+        )
+        prices = prices.as_trained(
+            is_prefix_cached=settings.prefix_cache,
+            read_share=1.0 if window is None else read_share(task, data, window, settings),
+            logit_weights=n_logit_weights(meta) if not data.labels else 0,
+            logit_tokens=lengths.mean_targets * settings.batch_size,
+        )
+    space = SearchSpace.from_source(
+        settings.space,
+        prices.topology,
+        steps=settings.steps,
+        batch_size=settings.batch_size,
+    )
+    constraints = parse_constraints(settings.constraints, base_params=prices.base_params)
+    note(f"space {space.name}: {space.describe()}")
+    with phase("startup"):
+        n_workers = settings.workers or _workers(device, gpus, prices, space, note)
+    settings = replace(settings, metric=task.quality.name, workers=n_workers, gpus_per_worker=gpus)
+    return Preparation(
+        settings,
+        data,
+        task,
+        prices,
+        space,
+        objectives,
+        constraints,
+        budget,
+        rung_steps(settings.steps, settings.eta, settings.rungs, earliest=EARLIEST_STEP),
+        device,
+        n_workers,
+        gpus,
+        window,
+    )
+
+
+def read_window(meta: Backbone, task: Task, data: TaskData) -> str | None:
+    """Which of the task's windows holds all hidden states that the model's head reads.
+
+    Args:
+        meta: Made by `build_meta`.
+        task: Knows the windows.
+        data: Some of whose rows are looked at.
+
+    Returns:
+        Its name; None where the head reads others too, or that cannot be told.
+    """
+    # Short rows and long ones: in rows of one length, several windows are the same.
+    order = np.argsort(data.train.lengths, kind="stable")
+    batch = collate(data, "train", np.unique(np.concatenate([order[:2], order[-2:]])))
+    rows, length = batch.input_ids.shape
+    read = read_positions(meta, lambda model: task.loss(model, batch), rows, length)
+    if read is None:
+        return None
+    fitting = [
+        name
+        for name, window in task.windows(batch).items()
+        if not bool((read & ~window.mask(length)).any())
+    ]
+    return fitting[0] if len(fitting) == 1 else None
+
+
+def read_share(task: Task, data: TaskData, window: str, settings: SearchSettings) -> float:
+    """Share of the tokens of training batches that lie in a window, padding counted as tokens."""
+    n_read = n_tokens = 0
+    for rows in islice(training_batches(data.train.lengths, settings.batch_size, 0), 32):
+        batch = collate(data, "train", rows)
+        n_read += len(rows) * task.windows(batch)[window].size
+        n_tokens += batch.input_ids.numel()
+    return n_read / n_tokens
+
+
+def validation_rows(settings: SearchSettings, n_rows: int = 32) -> dict[str, Any] | None:
+    """The first rows of a search's validation split as model inputs; None where its data has gone.
+
+    Args:
+        settings: As the search resolved them.
+        n_rows: How many, at most.
+    """
+    settings = expand(settings)
+    try:
+        tokenizer = load_tokenizer(settings.model, revision=settings.model_revision)
+        data = load_data(settings, tokenizer)
+    except UserError:
+        return None
+    n = min(n_rows, len(data.validation))
+    return collate(data, "validation", np.arange(n, dtype=np.int64)).model_inputs()
+
+
+def _device(settings: SearchSettings) -> tuple[str, float]:
+    """(device, GPU share of a worker)."""
+    gpus = n_gpus()
+    wanted = settings.gpus_per_worker
+    if wanted is not None and wanted > 0 and not gpus and settings.ray_address is None:
+        raise SettingsError(
+            "gpus_per_worker", wanted, "this machine has no CUDA GPU", "leave it out"
+        )
+    if wanted == 0 or (wanted is None and not gpus):
+        return "cpu", 0.0
+    return "cuda", wanted or 1.0
+
+
+def _workers(
+    device: str,
+    gpus_per_worker: float,
+    prices: PriceTable,
+    space: SearchSpace,
+    note: Callable[[str], None],
+) -> int:
+    """As many workers as the machine feeds: by its GPUs, or by its cores and memory."""
+    if device == "cuda":
+        return max(1, math.floor(n_gpus() / gpus_per_worker))
+    feeding, memory = feeding_cores(), available_memory_bytes()
+    if memory is not None:
+        peak = max(prices.price(c).peak_memory_bytes for c in space.baselines())
+        fitting = max(1, int(memory // (WORKER_BYTES + peak)))
+        if fitting < feeding:
+            note(f"memory is free for {fitting} workers, cores for {feeding}")
+        feeding = min(feeding, fitting)
+    if feeding < n_cores():
+        note(f"{feeding} workers on {n_cores()} cores; --workers overrides")
+    return feeding
+
+
+def _describe(data: TaskData) -> str:
+    sizes = ", ".join(f"{len(rows)} {name}" for name, rows in data.splits.items())
+    dropped = f"; {data.n_dropped} empty rows dropped" if data.n_dropped else ""
+    doubled = f"; {data.n_duplicates} duplicates dropped" if data.n_duplicates else ""
+    return f"data: {sizes} rows{dropped}{doubled}"
+
+
+def check_budget(preparation: Preparation, *, spent_seconds: float) -> None:
+    """Raises if the budget cannot pay for a single trial.
+
+    The time of a trial is bounded from below by its FLOPs at the speed of a plain matrix multiply,
+    so no budget that could work is refused.
+
+    Args:
+        preparation: What is to be searched.
+        spent_seconds: Seconds since the start, which count against the budget too.
+
+    Raises:
+        SettingsError: naming the budget and what a trial needs at least.
+    """
+    budget, settings = preparation.budget, preparation.settings
+    flops = preparation.prices.price(preparation.space.reference()).train_flops
+    share = 1.0 - settings.confirm_share
+    if budget.flops is not None and budget.flops * share < flops:
+        raise SettingsError(
+            "budget",
+            budget.text,
+            f"the cheapest trial needs {flops:.2g} FLOPs and "
+            f"{settings.confirm_share:.0%} are kept for confirmation",
+            f"use at least {flops * 20 / share:.1g}flops or fewer --steps",
+        )
+    if budget.seconds is None:
+        return
+    seconds = flops / matmul_flops_per_second(preparation.device)
+    if budget.seconds * share < spent_seconds + seconds:
+        raise SettingsError(
+            "budget",
+            budget.text,
+            f"starting up took {spent_seconds:.0f} s and the cheapest trial needs at least "
+            f"{seconds:.1g} s, with {settings.confirm_share:.0%} kept for confirmation",
+            f"use at least {math.ceil((spent_seconds + 20 * seconds) / share / 60)}m "
+            "or fewer --steps",
+        )
+
+
+def versions() -> dict[str, str]:
+    """Version by package, for the record."""
+    import importlib.metadata
+    import platform
+
+    names = ("autopeft", "torch", "transformers", "peft", "optuna", "ray", "datasets")
+    found: dict[str, Any] = {name: importlib.metadata.version(name) for name in names}
+    return {**found, "python": platform.python_version()}

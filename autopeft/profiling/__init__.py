@@ -1,0 +1,1 @@
+"""Measures what candidates cost on one model, before any training."""

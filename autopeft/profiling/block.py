@@ -1,0 +1,229 @@
+"""Measures one block of a model: what it costs for every set of sources of gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from autopeft.costs import BlockPrice, Usage
+from autopeft.costs.table import ENCODER, HIDDEN, Sources, independent_sets
+from autopeft.profiling.counters import (
+    Run,
+    first_tensor,
+    new_source,
+    run_and_count,
+    storage_id,
+    tensors_in,
+)
+
+QUERIES = "@queries"
+"""A prefix's input."""
+
+
+@dataclass
+class BlockCall:
+    """How the model called one block.
+
+    Attributes:
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+        times: How often it was called in one forward pass.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    times: int = 1
+
+    @property
+    def hidden(self) -> torch.Tensor:
+        """The block's own input."""
+        found: torch.Tensor = self.args[0] if self.args else self.kwargs["hidden_states"]
+        return found
+
+
+@dataclass
+class _Seen:
+    """What hooks on a block's roles saw in one run."""
+
+    live_inputs: set[str] = field(default_factory=set)
+    live_outputs: set[str] = field(default_factory=set)
+    inputs: dict[str, torch.Tensor] = field(default_factory=dict)
+    has_live_heads: bool = False
+
+
+class BlockProbe:
+    """One block, run alone with gradients starting at chosen sources."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        block: nn.Module,
+        roles: Mapping[str, tuple[str, ...]],
+        call: BlockCall,
+        encoder_output: torch.Tensor | None,
+    ) -> None:
+        self.block = block
+        self.call = call
+        self.runs: dict[Sources, tuple[Run, _Seen]] = {}
+        self.model = model
+        self.modules = {
+            role: [model.get_submodule(path) for path in paths] for role, paths in roles.items()
+        }
+        if "attn" in self.modules:
+            # What a prefix changes is what the heads hand to the output projection. Watched first:
+            # to that projection, too, its input is then live.
+            self.modules = {**self.modules, "attn": self.modules["attn.o"]}
+            self.modules = {"attn": self.modules.pop("attn"), **self.modules}
+        self.encoder = None if encoder_output is None else storage_id(encoder_output)
+        self.hidden = storage_id(call.hidden)
+        self.context = {
+            storage_id(t): float(t.numel() * t.element_size())
+            for t in tensors_in((call.args, call.kwargs))
+            if storage_id(t) not in (self.hidden, self.encoder)
+        }
+        self.has_encoder = (
+            self.encoder is not None
+            and any(storage_id(t) == self.encoder for t in tensors_in((call.args, call.kwargs)))
+            and self.encoder != self.hidden
+        )
+
+    def price(self) -> BlockPrice:
+        """Runs the block for every set of sources."""
+        names = [*self.modules, HIDDEN, *([ENCODER] if self.has_encoder else [])]
+        reach = {}
+        for name in names:
+            _, seen = self._run(frozenset({name}))
+            reach[name] = frozenset(seen.live_outputs - {name})
+        usages = {sources: self._usage(sources, reach) for sources in independent_sets(reach)}
+        run, seen = self._run(frozenset())
+        tokens = {
+            role: seen.inputs[role].numel() / seen.inputs[role].shape[-1] for role in seen.inputs
+        }
+        return BlockPrice(
+            usages=usages,
+            reach=reach,
+            input_of={role: self._input_name(seen, role) for role in seen.inputs},
+            repeats=self.call.times,
+            tokens=tokens,
+            memory_tokens=tokens,
+            forward_flops=run.forward_flops,
+        )
+
+    def _input_name(self, seen: _Seen, role: str) -> str:
+        """Roles that read one tensor get one name; what every decoder block reads, one for all."""
+        if role == "attn":
+            return QUERIES
+        mine = storage_id(seen.inputs[role])
+        if mine == self.encoder and self.has_encoder:
+            return ENCODER
+        return min(
+            other
+            for other, tensor in seen.inputs.items()
+            if storage_id(tensor) == mine and other != "attn"
+        )
+
+    def _usage(self, sources: Sources, reach: Mapping[str, frozenset[str]]) -> Usage:
+        if not sources:
+            return Usage()
+        run, seen = self._run(sources)
+        input_bytes = {
+            role: 0.0 if storage_id(t) in run.kept else float(t.numel() * t.element_size())
+            for role, t in seen.inputs.items()
+        }
+        if seen.has_live_heads:
+            input_bytes["attn"] = 0.0  # The attention over the tokens keeps the queries, too.
+        if any("norm" in reach[source] for source in sources):
+            # The same for all sources above which all of the block's normalizations lie.
+            plain, _ = self._run(frozenset({HIDDEN}))
+            trained, _ = self._run(frozenset({HIDDEN, "norm"}))
+            input_bytes["norm"] = max(trained.saved_bytes - plain.saved_bytes, 0.0)
+        return Usage(run.backward_flops, run.saved_bytes, frozenset(seen.live_inputs), input_bytes)
+
+    def _run(self, sources: Sources) -> tuple[Run, _Seen]:
+        if sources not in self.runs:
+            self.runs[sources] = self._run_anew(sources)
+        return self.runs[sources]
+
+    def _run_anew(self, sources: Sources) -> tuple[Run, _Seen]:
+        seen = _Seen()
+        args, kwargs = self._arguments(sources)
+        norms = [p for m in self.modules.get("norm", ()) for p in m.parameters(recurse=False)]
+        with ExitStack() as stack:
+            if "norm" in sources:
+                for parameter in norms:
+                    parameter.requires_grad_(True)
+                    stack.callback(parameter.requires_grad_, False)
+            for role, modules in self.modules.items():
+                # The block has a normalization downstream only if all of them are.
+                for handle in self._watch(role, modules, role in sources, seen):
+                    stack.callback(handle.remove)
+            run = run_and_count(
+                lambda: first_tensor(self.block(*args, **kwargs)),
+                not_kept=self.model,
+                shared=self.context,
+            )
+        return run, seen
+
+    def _arguments(self, sources: Sources) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        live = {
+            *((self.hidden,) if HIDDEN in sources else ()),
+            *((self.encoder,) if ENCODER in sources else ()),
+        }
+
+        def fresh(value: Any) -> Any:
+            if isinstance(value, torch.Tensor) and storage_id(value) in live:
+                return new_source(value)
+            return value
+
+        return (
+            tuple(fresh(value) for value in self.call.args),
+            {name: fresh(value) for name, value in self.call.kwargs.items()},
+        )
+
+    def _watch(
+        self, role: str, modules: list[nn.Module], is_source: bool, seen: _Seen
+    ) -> Iterator[Any]:
+        if role == "attn":
+            yield modules[0].register_forward_pre_hook(self._at_heads(is_source, seen))
+            return
+        waiting = [len(modules)]
+
+        def before(_: nn.Module, args: tuple[Any, ...]) -> None:
+            if role != "norm":
+                seen.inputs[role] = args[0]
+                if args[0].requires_grad:
+                    seen.live_inputs.add(role)
+
+        def after(_: nn.Module, __: Any, output: Any) -> Any:
+            if is_source and role != "norm" and not output.requires_grad:
+                output = new_source(output)
+            waiting[0] -= bool(output.requires_grad)
+            if waiting[0] == 0:
+                seen.live_outputs.add(role)
+            return output
+
+        for module in modules:
+            yield module.register_forward_pre_hook(before)
+            yield module.register_forward_hook(after)
+
+    def _at_heads(self, is_source: bool, seen: _Seen) -> Any:
+        """A hook on the output projection that sees its input as what a prefix changes."""
+
+        def before(_: nn.Module, args: tuple[Any, ...]) -> Any:
+            heads = args[0]
+            seen.inputs["attn"] = heads
+            seen.has_live_heads = heads.requires_grad
+            if seen.live_outputs & {"attn.q", "attn.qkv"}:
+                seen.live_inputs.add("attn")
+            if is_source and not heads.requires_grad:
+                heads = new_source(heads)
+            if heads.requires_grad:
+                seen.live_outputs.add("attn")
+            return (heads, *args[1:])
+
+        return before

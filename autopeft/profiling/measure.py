@@ -1,0 +1,278 @@
+"""Measures a model's price table: on fake tensors, without its weights, one block of each kind.
+
+Each kind of block is run alone, forward and backward, once for every set of sources (see
+`autopeft.costs.table`), with `FlopCounterMode`'s formulas and `saved_tensors_hooks`. Fake tensors
+of the device that will train choose the attention kernel that device would choose; FLOPs are
+therefore exactly what `FlopCounterMode` counts there. (It does not count the fused attention kernel
+of CPUs.)
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
+
+from autopeft.costs import BlockPrice, PriceTable, Topology, Usage
+from autopeft.errors import ModelError
+from autopeft.models.backbone import Backbone, build_meta
+from autopeft.models.loading import first_line
+from autopeft.models.quantization import NONE, quantized_modules, shrunk
+from autopeft.models.topology import RoleMap
+from autopeft.plan import MODEL
+from autopeft.profiling.block import BlockCall, BlockProbe
+from autopeft.profiling.fake_tensors import DenseExperts, make_fake, sample_batch, without
+from autopeft.profiling.model import WholeModel
+from autopeft.profiling.prompt import prompted, topology_beside
+
+_FLOAT_BYTES = 4
+
+
+def measure_prices(
+    model: str,
+    *,
+    auto_class: str,
+    model_kwargs: Mapping[str, Any] | None = None,
+    revision: str | None = None,
+    batch_size: int,
+    mean_length: float,
+    longest_length: int,
+    role_map: RoleMap | None = None,
+    device: str = "cpu",
+    quantization: str = NONE,
+    prompt_sizes: Sequence[int] = (),
+) -> PriceTable:
+    """The price table of a model that need not be loaded.
+
+    Args:
+        model: Folder or hub id.
+        auto_class: Class of transformers, e.g. "AutoModelForSequenceClassification".
+        model_kwargs: Further arguments of its loader, e.g. `{"num_labels": 2}`.
+        revision: Revision of a hub model.
+        batch_size: Rows in a step.
+        mean_length: Mean tokens of a padded row: what FLOPs are counted for.
+        longest_length: Tokens of the longest row: what memory is counted for.
+        role_map: See `autopeft.models.topology`.
+        device: Kind of device that will train: "cpu" or "cuda".
+        quantization: How the weights will be stored; see `autopeft.models.quantization`.
+        prompt_sizes: Virtual tokens of the prompts to price; those the model has no room for are
+            left out.
+
+    Raises:
+        ModelError: if there is no such model, or it is no transformer.
+    """
+    backbone = build_meta(
+        model,
+        auto_class=auto_class,
+        model_kwargs=model_kwargs,
+        revision=revision,
+        role_map=role_map,
+        quantization=quantization,
+    )
+    return price_table(
+        backbone,
+        batch_size=batch_size,
+        mean_length=mean_length,
+        longest_length=longest_length,
+        device=device,
+        prompt_sizes=prompt_sizes,
+    )
+
+
+def price_table(
+    backbone: Backbone,
+    *,
+    batch_size: int,
+    mean_length: float,
+    longest_length: int,
+    device: str = "cpu",
+    prompt_sizes: Sequence[int] = (),
+) -> PriceTable:
+    """The price table of a backbone made by `build_meta`.
+
+    Its topology has room for the prompts that fit beside the longest row.
+
+    A machine without a GPU cannot tell which kernels one would choose, and prices for the CPU.
+    """
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        device = "cpu"
+    mean, longest = max(1, round(mean_length)), max(1, longest_length)
+    topology = topology_beside(backbone.model, backbone.layout, longest)
+    room = topology.shape(0, MODEL)
+    model = copy.deepcopy(backbone.model)
+    with FakeTensorMode(allow_non_fake_inputs=True), DenseExperts():
+        make_fake(model, device)
+        sizes = (0, *(n for n in sorted(set(prompt_sizes)) if room and n <= room[0]))
+        tables = {
+            size: _table(model, backbone, topology, batch_size, mean, longest, device, size)
+            for size in sizes
+        }
+    return replace(tables.pop(0), longer=tables)
+
+
+def _table(
+    model: nn.Module,
+    backbone: Backbone,
+    topology: Topology,
+    batch_size: int,
+    mean: int,
+    longest: int,
+    device: str,
+    prompt_size: int,
+) -> PriceTable:
+    """The table of a fake model with a prompt of some virtual tokens, or of none."""
+    with prompted(model, backbone.layout, prompt_size) as prompt:
+        flops = _Measured.of(model, backbone, batch_size, mean, device, prompt)
+        memory = flops
+        if longest != mean:
+            memory = _Measured.of(model, backbone, batch_size, longest, device, prompt)
+    n_params = sum(p.numel() for p in backbone.model.parameters())
+    blocks = tuple(_combine(f, m) for f, m in zip(flops.blocks, memory.blocks, strict=True))
+    table = PriceTable(
+        topology=topology,
+        batch_size=batch_size,
+        tokens=float(batch_size * (mean + prompt_size)),
+        memory_tokens=float(batch_size * (longest + prompt_size)),
+        base_params=n_params,
+        weight_bytes=n_params * _FLOAT_BYTES,
+        forward_flops=flops.forward_flops,
+        blocks=blocks,
+        kinds=flops.kinds,
+        tail=_combine_usage(flops.tail, memory.tail),
+        head_only=_combine_usage(flops.head_only, memory.head_only),
+        bridge=_combine_usage(flops.bridge, memory.bridge),
+        front=_combine_usage(flops.front, memory.front),
+        workspace_bytes=memory.workspace_bytes,
+        float_bytes=_FLOAT_BYTES,
+    )
+    if backbone.quantization == NONE:
+        return table
+    modules = quantized_modules(backbone.model, backbone.layout.blocks, backbone.quantization)
+    return shrunk(table, modules, backbone.quantization)
+
+
+def _combine_usage(flops: Usage, memory: Usage) -> Usage:
+    return replace(memory, backward_flops=flops.backward_flops)
+
+
+def _combine(flops: BlockPrice, memory: BlockPrice) -> BlockPrice:
+    """FLOPs of a step of mean length, memory of a step of the longest rows."""
+    return replace(
+        memory,
+        usages={
+            sources: _combine_usage(flops.usages[sources], usage)
+            for sources, usage in memory.usages.items()
+        },
+        tokens=flops.tokens,
+        forward_flops=flops.forward_flops,
+    )
+
+
+@dataclass
+class _Measured:
+    """Everything measured at one length of rows."""
+
+    forward_flops: float
+    blocks: list[BlockPrice]
+    kinds: tuple[int, ...]
+    tail: Usage
+    head_only: Usage
+    bridge: Usage
+    front: Usage
+    workspace_bytes: float
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        backbone: Backbone,
+        rows: int,
+        length: int,
+        device: str,
+        prompt: Sequence[nn.Parameter] = (),
+    ) -> _Measured:
+        """Measures a fake model on rows of one length; `prompt`: what it has of virtual tokens."""
+        whole, (calls, encoder_output, largest) = _first_that_runs(
+            model, backbone, rows, length, device
+        )
+        paths = backbone.layout.blocks
+        names = [
+            _kind(model.get_submodule(path), calls[layer], backbone, layer)
+            for layer, path in enumerate(paths)
+        ]
+        distinct = list(dict.fromkeys(names))
+        blocks = []
+        for name in distinct:
+            # The last of a kind: a first block may compute what later ones are given (T5's biases).
+            layer = len(names) - 1 - names[::-1].index(name)
+            roles = {
+                role: where
+                for (at, role), where in backbone.layout.modules.items()
+                if at == layer and role not in ("block", MODEL)
+            }
+            block = model.get_submodule(paths[layer])
+            blocks.append(BlockProbe(model, block, roles, calls[layer], encoder_output).price())
+        kinds = [distinct.index(name) for name in names]
+        forward_flops, tail, head_only = whole.tails(calls)
+        bridge = whole.bridge(calls, blocks, kinds, tail)
+        front = whole.front(blocks, kinds, tail, prompt) if prompt else Usage()
+        return cls(
+            forward_flops,
+            blocks,
+            tuple(kinds),
+            tail,
+            head_only,
+            bridge,
+            front,
+            2.0 * largest,
+        )
+
+
+def _kind(block: nn.Module, call: BlockCall, backbone: Backbone, layer: int) -> object:
+    """Equal for blocks that cost the same."""
+    shapes = tuple(
+        (name, tuple(p.shape))
+        for name, module in block.named_modules()
+        if not isinstance(module, nn.Embedding)
+        for p in module.parameters(recurse=False)
+    )
+    hidden = tuple(call.hidden.shape)
+    is_decoder = layer >= backbone.topology.n_encoder_layers
+    return type(block), shapes, hidden, call.times, is_decoder, getattr(block, "attention_type", "")
+
+
+def _first_that_runs(
+    model: nn.Module, backbone: Backbone, rows: int, length: int, device: str
+) -> tuple[WholeModel, tuple[list[BlockCall], torch.Tensor | None, float]]:
+    """Tries a whole batch, then one without labels, then one without a mask.
+
+    Some losses and masks look into their tensors, and fake tensors hold no values.
+    """
+    batch = sample_batch(model, rows, length, device)
+    for left_out in ((), ("labels",), ("attention_mask",), ("labels", "attention_mask")):
+        kept = without(batch, *left_out, is_encoder_decoder=backbone.topology.n_encoder_layers > 0)
+        whole = WholeModel(model, backbone, kept)
+        failure: Exception
+        try:
+            return whole, whole.capture()
+        except (DataDependentOutputException, DynamicOutputShapeException) as error:
+            failure = error
+        except RuntimeError as error:
+            # Some kernels (grouped products of experts) have no fake counterpart on every device.
+            failure = error
+            break
+    raise ModelError(
+        "model",
+        backbone.base_model or type(model).__name__,
+        f"cannot be priced: what it computes depends on the data ({first_line(failure)})",
+        "use a model whose blocks do the same work for every token",
+    )

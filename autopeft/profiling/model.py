@@ -1,0 +1,148 @@
+"""Measures a whole model: how it calls its blocks, and what surrounds them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import nn
+
+from autopeft.costs import BlockPrice, Usage
+from autopeft.costs.table import ENCODER, HIDDEN
+from autopeft.models.backbone import Backbone
+from autopeft.profiling.block import BlockCall
+from autopeft.profiling.counters import Run, first_tensor, new_source, run_and_count, tensors_in
+
+
+class WholeModel:
+    """The whole model on one batch."""
+
+    def __init__(
+        self, model: nn.Module, backbone: Backbone, batch: Mapping[str, torch.Tensor]
+    ) -> None:
+        self.model = model
+        self.batch = batch
+        self.layout = backbone.layout
+        self.n_encoder = backbone.topology.n_encoder_layers
+        self.head = [
+            p for path in backbone.head for p in model.get_submodule(path).parameters(recurse=False)
+        ]
+
+    def forward(self) -> torch.Tensor:
+        """The loss, or the first output of a model that has none."""
+        output = self.model(**self.batch)
+        loss = getattr(output, "loss", None)
+        return loss if loss is not None else first_tensor(tuple(output.values()))
+
+    def capture(self) -> tuple[list[BlockCall], torch.Tensor | None, float]:
+        """How each block is called; the encoder's output; the largest tensor's bytes."""
+        calls: dict[int, BlockCall] = {}
+        encoder_output: list[torch.Tensor] = []
+        largest = [0.0]
+
+        def on_block(layer: int) -> Callable[..., None]:
+            def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                if layer in calls:
+                    calls[layer].times += 1
+                else:
+                    calls[layer] = BlockCall(args, kwargs)
+
+            return hook
+
+        def on_any(_: nn.Module, __: Any, output: Any) -> None:
+            for tensor in tensors_in(output):
+                largest[0] = max(largest[0], float(tensor.numel() * tensor.element_size()))
+
+        def on_encoder(_: nn.Module, __: Any, output: Any) -> None:
+            encoder_output.append(first_tensor(output))
+
+        with ExitStack() as stack, torch.no_grad():
+            for layer, path in enumerate(self.layout.blocks):
+                block = self.model.get_submodule(path)
+                handle = block.register_forward_pre_hook(on_block(layer), with_kwargs=True)
+                stack.callback(handle.remove)
+            for module in self.model.modules():
+                stack.callback(module.register_forward_hook(on_any).remove)
+            if self.n_encoder:
+                encoder = self.model.get_encoder()  # type: ignore[operator]
+                stack.callback(encoder.register_forward_hook(on_encoder).remove)
+            self.forward()
+        ordered = [calls[layer] for layer in range(len(self.layout.blocks))]
+        return ordered, (encoder_output[0] if encoder_output else None), largest[0]
+
+    def _run_from(self, layer: int, times: int) -> Run:
+        """A run in which gradients start at the output of a block's last call."""
+        left = [times]
+
+        def hook(_: nn.Module, __: Any, output: Any) -> Any:
+            left[0] -= 1
+            if left[0]:
+                return None
+            start = new_source(first_tensor(output))
+            return start if isinstance(output, torch.Tensor) else (start, *output[1:])
+
+        handle = self.model.get_submodule(self.layout.blocks[layer]).register_forward_hook(hook)
+        try:
+            return run_and_count(self.forward, not_kept=self.model)
+        finally:
+            handle.remove()
+
+    def tails(self, calls: list[BlockCall]) -> tuple[float, Usage, Usage]:
+        """FLOPs of the forward pass; what surrounds the blocks, with gradients and without."""
+        for parameter in self.head:
+            parameter.requires_grad_(True)
+        try:
+            last = len(calls) - 1
+            live = self._run_from(last, calls[last].times)
+            dead = run_and_count(self.forward, not_kept=self.model) if self.head else Run()
+        finally:
+            for parameter in self.head:
+                parameter.requires_grad_(False)
+        return (
+            live.forward_flops,
+            Usage(live.backward_flops, live.saved_bytes),
+            Usage(dead.backward_flops, dead.saved_bytes),
+        )
+
+    def front(
+        self,
+        blocks: list[BlockPrice],
+        kinds: Sequence[int],
+        tail: Usage,
+        prompt: Sequence[nn.Parameter],
+    ) -> Usage:
+        """What lies between a prompt and the first block: a run from there, less all known."""
+        for parameter in (*prompt, *self.head):
+            parameter.requires_grad_(True)
+        try:
+            run = run_and_count(self.forward, not_kept=self.model)
+        finally:
+            for parameter in (*prompt, *self.head):
+                parameter.requires_grad_(False)
+        flops, saved = run.backward_flops - tail.backward_flops, run.saved_bytes - tail.saved_bytes
+        for kind in kinds:
+            usage = blocks[kind].usage(frozenset({HIDDEN}))
+            flops -= usage.backward_flops * blocks[kind].repeats
+            saved -= usage.saved_bytes * blocks[kind].repeats
+        return Usage(max(flops, 0.0), max(saved, 0.0))
+
+    def bridge(
+        self, calls: list[BlockCall], blocks: list[BlockPrice], kinds: list[int], tail: Usage
+    ) -> Usage:
+        """What lies between encoder and decoder: a run from the encoder's end, less all known."""
+        if not self.n_encoder:
+            return Usage()
+        for parameter in self.head:
+            parameter.requires_grad_(True)
+        run = self._run_from(self.n_encoder - 1, calls[self.n_encoder - 1].times)
+        for parameter in self.head:
+            parameter.requires_grad_(False)
+        flops, saved = run.backward_flops - tail.backward_flops, run.saved_bytes - tail.saved_bytes
+        for layer in range(self.n_encoder, len(calls)):
+            sources = {ENCODER} if layer == self.n_encoder else {ENCODER, HIDDEN}
+            usage = blocks[kinds[layer]].usage(frozenset(sources))
+            flops -= usage.backward_flops
+            saved -= usage.saved_bytes
+        return Usage(max(flops, 0.0), max(saved, 0.0))

@@ -1,0 +1,434 @@
+"""The documented core: ask for a candidate, report its rungs, tell its outcome. A for-loop will do.
+
+```python
+controller = SearchController(space, ["accuracy", "trainable_params"], seed=0)
+for _ in range(50):
+    trial = controller.ask()
+    controller.tell(trial, score=evaluate(trial.candidate))
+print(controller.front())
+```
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autopeft.costs import Price, PriceTable
+from autopeft.costs.constraints import Constraint, parse_constraints
+from autopeft.costs.objectives import Objective, objective
+from autopeft.errors import SettingsError, SpaceError
+from autopeft.plan import Candidate
+from autopeft.plan_text import write_plan
+from autopeft.searcher.pruner import make_pruner
+from autopeft.searcher.samplers.base import Pricer
+from autopeft.searcher.samplers.optuna_adapters import make_sampler
+from autopeft.searcher.samplers.warm_start import Prior, PriorTrial
+from autopeft.searcher.space import initial_design
+from autopeft.searcher.space.encoding import Genome
+from autopeft.searcher.space.space import SearchSpace
+from autopeft.searcher.study import StudyBook, distribution, price_attribute
+from autopeft.searcher.trials import Decision, Record, Trial, read_record
+from autopeft.trial import Outcome, front_of
+
+__all__ = ["INTERRUPTED", "Decision", "SearchController", "Trial"]
+
+INTERRUPTED = "interrupted"
+"""Reason of a trial that was running when its search was killed."""
+
+_ONE_LORA_IN = 8
+"""Proposals of the sampler between two LoRA baselines, once the first ones are through."""
+
+_N_FIRST_BASELINES, _N_PORTFOLIO = 4, 8
+
+_N_TRIES = 5
+"""Proposals that may be duplicates or break a constraint before other ways are tried."""
+
+
+class SearchController:
+    """Proposes candidates and keeps the study. Calls from several threads wait for each other.
+
+    Args:
+        space: What may be proposed.
+        objectives: Names or `Objective`s, quality first, then the costs to trade against it.
+        sampler: "autopeft", "tpe", "nsga2", "gp", "random", or an Optuna sampler.
+        pruner: "gap", "none", "median", "asha", ..., or an Optuna pruner.
+        seed: Of everything random.
+        storage: None (memory), an SQLAlchemy URL, or a path ending in .db or .log.
+        prices: Prices candidates; None: from the shapes of the space's topology.
+        constraints: Such as "trainable_params<=200k"; nothing that breaks one is handed out.
+        study_name: In the storage; None for a generated one.
+        n_baselines: LoRA trials to begin with, from the grid of `space.baselines`; more follow, one
+            in eight proposals. None for a number that suits most budgets; 0 for none at all.
+        n_portfolio: Known recipes of other methods tried after them; None for a few.
+        resume: True to continue the study of that name.
+        eta: Ratio between rungs, for the pruner.
+        prior: Trials of an earlier search on other data: its
+            front is tried first, its qualities guide the proposals as far as they prove right.
+        audit_share: Share of the trials that the pruner would stop which go on all the same, so
+            that what pruning costs can be estimated (see `autopeft.confirm.pruning_audit`).
+
+    Raises:
+        UserError: if objectives, sampler, pruner, constraints or storage are not usable.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        objectives: Sequence[Objective | str],
+        sampler: Any = "autopeft",
+        pruner: Any = "gap",
+        seed: int = 0,
+        storage: str | Path | Any | None = None,
+        *,
+        prices: Pricer | None = None,
+        constraints: Iterable[str | Constraint] = (),
+        study_name: str | None = None,
+        n_baselines: int | None = None,
+        n_portfolio: int | None = None,
+        resume: bool = False,
+        eta: float = 3.0,
+        audit_share: float = 0.0,
+        prior: Sequence[PriorTrial] = (),
+    ) -> None:
+        self.space = space
+        self.objectives = _objectives(objectives)
+        self.prices: Pricer = prices or PriceTable.from_topology(
+            space.topology, batch_size=space.base.batch_size, prompt_sizes=space.prompt_sizes
+        )
+        self.constraints = parse_constraints(
+            constraints, base_params=getattr(self.prices, "base_params", None)
+        )
+        self._rng = np.random.default_rng(seed)
+        self._distributions = {name: distribution(row) for name, row in space.parameters.items()}
+        self._check_constraints()
+        known = Prior.of(prior, space)
+        if prior and not len(known):
+            raise SettingsError(
+                "warm_start",
+                f"{len(prior)} trials",
+                "none of the earlier search's trials is a point of this space",
+                "warm-start from a search of the same model and space, or leave it out",
+            )
+        self._starters = known.starters
+        steps = space.base.steps
+        self._book = StudyBook(
+            storage,
+            study_name,
+            self.objectives,
+            make_sampler(
+                sampler, space, self.objectives, self.prices, self.constraints, seed, known
+            ),
+            make_pruner(pruner, eta=eta, first_rung=round(steps / eta**2), last_rung=steps),
+            resume=resume,
+        )
+        self._lock = threading.RLock()
+        self._records: dict[int, Record] = {}
+        self._digests: set[str] = set()
+        self._queue: deque[tuple[Candidate, str]] = deque()
+        self._loras: Sequence[Genome] = initial_design.lora_choices(space.codec)
+        self._audit_share = audit_share
+        # Not the same stop in every search: the first ones are of a kind, the baselines.
+        self._audit_offset = float(np.random.default_rng([seed, 1]).uniform())
+        self._n_baselines = _N_FIRST_BASELINES if n_baselines is None else n_baselines
+        self._load()
+        self._enqueue_start(_N_PORTFOLIO if n_portfolio is None else n_portfolio)
+
+    # --- asking ----------------------------------------------------------------------------------
+
+    def ask(self) -> Trial | None:
+        """The next candidate to train; None if the space is exhausted.
+
+        No candidate is handed out twice, none that breaks a constraint at all.
+        """
+        with self._lock:
+            while self._queue:
+                candidate, origin = self._queue.popleft()
+                if candidate.digest not in self._digests:
+                    return self._start(candidate, origin, self.prices.price(candidate))
+            if (baseline := self._baseline_due()) is not None:
+                return self._start(baseline, "baseline", self.prices.price(baseline))
+            for _ in range(_N_TRIES):
+                candidate = self.space.decode(self._book.propose())
+                price = self._acceptable(candidate)
+                if price is not None:
+                    return self._start(candidate, self._book.origin, price)
+            return self._any_left()
+
+    def _baseline_due(self) -> Candidate | None:
+        """Now and then another LoRA, so that LoRA is tuned as hard as everything else."""
+        n_baselines = sum(r.trial.origin == "baseline" for r in self._records.values())
+        n_searched = sum(r.trial.origin in ("search", "design") for r in self._records.values())
+        if not self._n_baselines or n_baselines > self._n_baselines + n_searched / _ONE_LORA_IN:
+            return None
+        while self._loras:
+            genome = self._book.propose_baseline(self._loras)
+            self._loras = [other for other in self._loras if other is not genome]
+            candidate = self.space.codec.candidate(genome)
+            if self._acceptable(candidate) is not None:
+                return candidate
+        return None
+
+    def enqueue(self, candidate: Candidate, origin: str = "user") -> None:
+        """Hand this candidate out before anything else is proposed.
+
+        It may lie outside the space; the sampler then learns from its place on the front alone.
+        """
+        with self._lock:
+            self._queue.append((candidate, origin))
+
+    def _acceptable(self, candidate: Candidate) -> Price | None:
+        """Its price, or None if it was handed out before or breaks a constraint."""
+        if candidate.digest in self._digests:
+            return None
+        price = self.prices.price(candidate)
+        return price if all(limit.allows(price) for limit in self.constraints) else None
+
+    def _any_left(self) -> Trial | None:
+        """Something not tried yet, found by drawing, else by going through a small space."""
+        for attempt in range(300):
+            draw = self.space.drawer.stratified if attempt % 2 else self.space.drawer.uniform
+            candidate = self.space.codec.candidate(draw(self._rng))
+            price = self._acceptable(candidate)
+            if price is not None:
+                return self._start(candidate, "search", price)
+        for candidate in self.space.enumerate(limit=20_000):
+            price = self._acceptable(candidate)
+            if price is not None:
+                return self._start(candidate, "search", price)
+        return None
+
+    def _start(self, candidate: Candidate, origin: str, price: Price) -> Trial:
+        try:
+            params = self.space.encode(candidate)
+        except SpaceError:
+            params = {}
+        attributes = {
+            "plan": write_plan(candidate.plan),
+            "train": candidate.train.to_json(),
+            "origin": origin,
+            "digest": candidate.digest,
+            **price_attribute(price.to_json()),
+        }
+        number = self._book.start(params, self._distributions, attributes)
+        trial = Trial(number, candidate, price, origin)
+        self._records[number] = Record(trial)
+        self._digests.add(candidate.digest)
+        return trial
+
+    # --- reporting and telling -------------------------------------------------------------------
+
+    def report(self, trial: Trial, step: int, score: float) -> Decision:
+        """A rung's score, in the direction of the quality objective.
+
+        Args:
+            trial: As `ask` gave it.
+            step: Optimizer steps done. The last rung never stops a trial: it is done anyway.
+            score: Quality, or what stands in for it at rungs (minus the loss, say).
+
+        Returns:
+            STOP if the trial should end now; it has then been told PRUNED already.
+        """
+        with self._lock:
+            record = self._record(trial)
+            if record.state != "running":
+                return Decision.STOP
+            if step in dict(record.rungs):
+                return Decision.CONTINUE
+            record.rungs.append((int(step), float(score)))
+            self._book.record(trial.number, int(step), float(score))
+            if step >= trial.candidate.train.steps:
+                return Decision.CONTINUE
+            gap = 0.0 if record.audited_at else self._book.prune_gap(trial.number)
+            if not gap > 0:
+                return Decision.CONTINUE
+            if self._is_audit_due():
+                record.audited_at = int(step)
+                self._book.note_audit(trial.number, int(step))
+                return Decision.CONTINUE
+            record.state, record.reason = "pruned", f"pruned at step {step}"
+            self._book.prune(trial.number, record.reason, gap)
+            return Decision.STOP
+
+    def _is_audit_due(self) -> bool:
+        """Whether the stop now decided is one of those that are not carried out."""
+        records = self._records.values()
+        n_audited = sum(record.audited_at > 0 for record in records)
+        n_stops = 1 + n_audited + sum(record.state == "pruned" for record in records)
+        return math.floor(n_stops * self._audit_share + self._audit_offset) > n_audited
+
+    def tell(
+        self,
+        trial: Trial,
+        score: float | None = None,
+        *,
+        measured: Mapping[str, float] | None = None,
+        failed: str | None = None,
+        stopped: str | None = None,
+    ) -> None:
+        """How the trial ended: exactly one of score, failed, stopped.
+
+        Telling a trial again changes nothing: a pruned trial stays pruned.
+
+        Args:
+            trial: As `ask` gave it.
+            score: The quality objective's final value. NaN or infinite counts as failed.
+            measured: Whatever was measured; must hold the costs not known before training.
+            failed: Why it could not be trained.
+            stopped: Why it was stopped from outside at a rung; it counts as pruned.
+
+        Raises:
+            ValueError: if none or several of score, failed, stopped are given, or a cost that is
+                not known before training is missing.
+        """
+        with self._lock:
+            record = self._record(trial)
+            if record.state != "running":
+                return
+            if sum(given is not None for given in (score, failed, stopped)) != 1:
+                raise ValueError("tell exactly one of score, failed, stopped")
+            if score is not None:
+                self._complete(record, float(score), dict(measured or {}))
+            elif failed is not None:
+                self._fail(record, failed)
+            else:
+                record.state, record.reason = "pruned", str(stopped)
+                self._book.prune(trial.number, record.reason)
+            self._book.post(self.outcomes)
+
+    def _complete(self, record: Record, score: float, measured: dict[str, float]) -> None:
+        values = {self.objectives[0].name: score}
+        for cost in self.objectives[1:]:
+            if cost.is_known:
+                values[cost.name] = float(getattr(record.trial.price, cost.name))
+            elif cost.name in measured:
+                values[cost.name] = float(measured[cost.name])
+            else:
+                raise ValueError(f"measured must hold {cost.name!r}, but got {sorted(measured)}")
+        bad = [name for name, value in values.items() if not math.isfinite(value)]
+        if bad:
+            self._fail(record, f"{bad[0]} is {values[bad[0]]}")
+            return
+        record.state, record.objectives, record.measured = "complete", values, measured
+        self._book.complete(record.trial.number, list(values.values()), measured)
+
+    def _fail(self, record: Record, reason: str) -> None:
+        record.state, record.reason = "failed", reason
+        self._book.fail(record.trial.number, reason)
+
+    def _record(self, trial: Trial) -> Record:
+        record = self._records.get(trial.number)
+        if record is None or record.trial.candidate != trial.candidate:
+            raise ValueError(f"trial {trial.number} was not handed out by this controller")
+        return record
+
+    # --- reading ---------------------------------------------------------------------------------
+
+    def outcomes(self) -> tuple[Outcome, ...]:
+        """Every trial that has ended, by number."""
+        with self._lock:
+            ended = [r for _, r in sorted(self._records.items()) if r.state != "running"]
+            return tuple(record.outcome() for record in ended)
+
+    def running(self) -> tuple[Trial, ...]:
+        """Every trial that has not."""
+        with self._lock:
+            return tuple(r.trial for r in self._records.values() if r.state == "running")
+
+    def front(self) -> tuple[Outcome, ...]:
+        """The non-dominated complete outcomes, cheapest first."""
+        return front_of(self.outcomes(), self.objectives)
+
+    def post(self) -> None:
+        """Write note and graphs for optuna-dashboard now; `tell` does it every 20 seconds."""
+        with self._lock:
+            self._book.post(self.outcomes, now=True)
+
+    @property
+    def study(self) -> Any:
+        """The Optuna study."""
+        return self._book.study
+
+    def remember(self, key: str, value: Any) -> None:
+        """Keep plain data with the study."""
+        self._book.remember(key, value)
+
+    def recall(self, key: str, default: Any = None) -> Any:
+        """What `remember` kept."""
+        return self._book.recall(key, default)
+
+    # --- starting --------------------------------------------------------------------------------
+
+    def _load(self) -> None:
+        """Take over a study's trials; those left running failed when their search was killed."""
+        again: list[tuple[Candidate, str]] = []
+        for stored in self._book.stored():
+            if "plan" not in stored.attributes:
+                continue
+            record = read_record(stored, self.objectives)
+            self._records[stored.number] = record
+            if stored.state == "running":
+                self._fail(record, INTERRUPTED)
+            if record.state == "failed" and record.reason == INTERRUPTED:
+                again.append((record.trial.candidate, record.trial.origin))
+            else:
+                self._digests.add(record.trial.candidate.digest)
+        self._queue.extend(again)
+
+    def _enqueue_start(self, n_portfolio: int) -> None:
+        """The tuned-LoRA grid, the reference and the portfolio, as far as constraints allow.
+
+        What trains in about half the time of the others or less comes before them: so a front
+        stands early.
+        """
+        start = [(c, "baseline") for c in self.space.baselines(self._n_baselines)]
+        start.append((self.space.reference(), "reference"))
+        start += [(candidate, "portfolio") for candidate in _thinned(self._starters)]
+        start += [(candidate, "portfolio") for candidate in self.space.portfolio(n_portfolio)]
+        priced = [(c, origin, p) for c, origin in start if (p := self._acceptable(c)) is not None]
+        most = max((price.train_flops for _, _, price in priced), default=0.0)
+        priced.sort(
+            key=lambda row: round(math.log2(max(row[2].train_flops / max(most, 1.0), 1e-6)))
+        )
+        self._queue.extend((candidate, origin) for candidate, origin, _ in priced)
+
+    def _check_constraints(self) -> None:
+        """Some candidate must keep the constraints."""
+        if not self.constraints:
+            return
+        draws = [self.space.drawer.stratified(self._rng) for _ in range(100)]
+        cheapest = min(draws, key=lambda genome: float(self.space.drawer.params(genome.options)))
+        prices = [self.prices.price(self.space.codec.candidate(g)) for g in (cheapest, *draws)]
+        for limit in self.constraints:
+            if not any(limit.allows(price) for price in prices):
+                least = min(getattr(price, limit.name) for price in prices)
+                raise SettingsError(
+                    "constraint",
+                    limit.text,
+                    f"nothing in the space keeps it: the least found is {least:.4g}",
+                    "raise the limit or widen the space",
+                )
+
+
+def _thinned(candidates: Sequence[Candidate], n_most: int = 4) -> list[Candidate]:
+    """A few of them, evenly from first to last."""
+    if len(candidates) <= n_most:
+        return list(candidates)
+    return [candidates[round(i * (len(candidates) - 1) / (n_most - 1))] for i in range(n_most)]
+
+
+def _objectives(given: Sequence[Objective | str]) -> tuple[Objective, ...]:
+    found = tuple(objective(o) if isinstance(o, str) else o for o in given)
+    if not found:
+        raise SettingsError("objectives", [], "needs a quality objective", "use e.g. accuracy")
+    if len({o.name for o in found}) < len(found):
+        raise SettingsError(
+            "objectives", [o.name for o in found], "one is named twice", "name each once"
+        )
+    return found

@@ -1,0 +1,1 @@
+"""Samplers: which candidate to try next."""

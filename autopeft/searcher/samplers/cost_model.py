@@ -1,0 +1,175 @@
+"""Costs of hundreds of genomes at once: exact where they are sums, near where depth counts too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autopeft.costs.objectives import Objective
+from autopeft.searcher.samplers.base import STAND_INS, Pricer, Seen
+from autopeft.searcher.space.encoding import Genome
+from autopeft.searcher.space.space import SearchSpace
+
+Array = NDArray[np.float64]
+
+_N_PROBES = 6
+
+
+class CostModel:
+    """Natural logarithms of every cost objective.
+
+    A cost is taken as what its units add, plus what the depth of the lowest adapted unit adds; for
+    trainable parameters and bytes that is exact. A cost only measured is predicted from the priced
+    cost that moves with it.
+
+    Args:
+        space: The search space.
+        objectives: Quality first; the rest are costs.
+        pricer: Prices candidates.
+    """
+
+    def __init__(self, space: SearchSpace, objectives: Sequence[Objective], pricer: Pricer) -> None:
+        self._space = space
+        self._pricer = pricer
+        self._costs = tuple(objectives[1:])
+        self._priced = [STAND_INS.get(cost.name, cost.name) for cost in self._costs]
+        self._lines = np.tile([0.0, 1.0], (len(self._costs), 1))
+        self._tables: dict[str, tuple[Array, Array, float]] = {}
+        self._ratios = {name: self._ratio(name) for name in dict.fromkeys(self._priced)}
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether `fast` is exact for every cost."""
+        known = all(cost.is_known for cost in self._costs)
+        return known and all(ratio is not None for ratio in self._ratios.values())
+
+    def learn(self, history: Sequence[Seen]) -> None:
+        """Fit the costs that are only measured to the complete trials."""
+        complete = [s for s in history if s.state == "complete"]
+        for k, cost in enumerate(self._costs):
+            if cost.is_known or len(complete) < 3:
+                continue
+            priced = np.array([s.price.get(self._priced[k], 0.0) for s in complete])
+            x, y = _log(priced), _log(np.array([s.objectives[k + 1] for s in complete]))
+            spread = float(x.var())
+            slope = float(np.mean((x - x.mean()) * (y - y.mean()))) / spread if spread > 0 else 0.0
+            slope = min(max(slope, 0.0), 3.0)
+            self._lines[k] = y.mean() - slope * x.mean(), slope
+            self.__dict__.pop("worst", None)
+
+    def fast(self, genomes: Sequence[Genome]) -> Array:
+        """Logarithms of the costs, shape (n, n_costs)."""
+        options = np.array([genome.options for genome in genomes])
+        return self._lined([self._values(name, options) for name in self._priced], len(genomes))
+
+    def effort(self, genomes: Sequence[Genome]) -> Array:
+        """FLOPs of training each, near enough, beside a small adapter at full depth; shape (n,)."""
+        options = np.array([genome.options for genome in genomes])
+        full_depth = float(self._table("train_flops")[0][0])
+        return self._summed("train_flops", options) / max(full_depth, 1e-9)
+
+    def exact(self, genomes: Sequence[Genome]) -> Array:
+        """The same from the pricer itself, one by one."""
+        prices = [self._pricer.price(self._space.codec.candidate(g)) for g in genomes]
+        values = [np.array([float(getattr(p, name)) for p in prices]) for name in self._priced]
+        return self._lined(values, len(genomes))
+
+    def of(self, seen: Seen) -> Array:
+        """The costs of an earlier trial: as measured, else as priced; shape (n_costs,)."""
+        values = [np.array([float(seen.price.get(name, 0.0))]) for name in self._priced]
+        logs: Array = self._lined(values, 1)[0]
+        if seen.state == "complete":
+            measured = _log(np.array(seen.objectives[1:]))
+            logs = np.where(np.isfinite(measured), measured, logs)
+        return logs
+
+    @cached_property
+    def worst(self) -> Array:
+        """Costs of the dearest plan, shape (n_costs,)."""
+        grid = self._space.grid
+        dearest = np.where(grid.legal, grid.params, -1.0).argmax(axis=1)
+        values: Array = self.exact([Genome(dearest)])[0]
+        return values
+
+    def _lined(self, values: Sequence[Array], n: int) -> Array:
+        columns = [
+            line[0] + line[1] * _log(column)
+            for line, column in zip(self._lines, values, strict=True)
+        ]
+        return np.stack(columns, axis=1) if columns else np.zeros((n, 0))
+
+    def _values(self, name: str, options: NDArray[np.int64]) -> Array:
+        ratio = self._ratios[name]
+        if ratio is not None:
+            scaled: Array = ratio * self._space.drawer.params(options)
+            return scaled
+        return self._summed(name, options)
+
+    def _summed(self, name: str, options: NDArray[np.int64]) -> Array:
+        depths, extras, empty = self._table(name)
+        rows = np.arange(options.shape[1])
+        adapted = options > 0
+        lowest = adapted.argmax(axis=1)
+        total = extras[rows, options].sum(axis=1) + depths[lowest]
+        values: Array = np.where(adapted.any(axis=1), total, empty)
+        return values
+
+    def _ratio(self, name: str) -> float | None:
+        """The constant that makes a cost of trainable parameters, if there is one."""
+        rng = np.random.default_rng(0)
+        probes = [self._space.drawer.stratified(rng) for _ in range(_N_PROBES)]
+        params = self._space.drawer.params(np.array([g.options for g in probes]))
+        prices = [self._pricer.price(self._space.codec.candidate(g)) for g in probes]
+        ratios = np.array([float(getattr(p, name)) for p in prices]) / np.maximum(params, 1.0)
+        return float(ratios[0]) if np.ptp(ratios) <= 1e-9 * abs(ratios[0]) else None
+
+    def _table(self, name: str) -> tuple[Array, Array, float]:
+        """(what the depth adds, what each unit's option adds, the cost of no adapter)."""
+        if name not in self._tables:
+            self._tables[name] = self._measure(name)
+        return self._tables[name]
+
+    def _measure(self, name: str) -> tuple[Array, Array, float]:
+        grid = self._space.grid
+        n_units, n_options = grid.params.shape
+
+        def cost(choices: dict[int, int]) -> float:
+            options = np.zeros(n_units, dtype=np.int64)
+            for unit, option in choices.items():
+                options[unit] = option
+            candidate = self._space.codec.candidate(Genome(options))
+            return float(getattr(self._pricer.price(candidate), name))
+
+        cheapest = np.where(grid.legal, grid.params, np.inf)[:, 1:].argmin(axis=1) + 1
+        extras = np.zeros((n_units, n_options))
+        known: dict[bytes, Array] = {}
+        for unit in range(n_units):
+            # Units alike in what their options cost are alike in all they cost.
+            key = grid.params[unit].tobytes()
+            if key not in known:
+                # Above another adapted unit, so that depth does not count.
+                below = {0: int(cheapest[0])} if unit else {}
+                floor = cost(below) if below else 0.0
+                row = np.zeros(n_options)
+                for option in np.flatnonzero(grid.legal[unit])[1:]:
+                    row[option] = cost({**below, unit: int(option)}) - floor
+                if unit or n_units == 1:
+                    known[key] = row
+                extras[unit] = row
+            else:
+                extras[unit] = known[key]
+        if n_units > 1:
+            twin = known.get(grid.params[0].tobytes())
+            extras[0] = twin if twin is not None else extras[0] - extras[0][cheapest[0]]
+        depths = np.array(
+            [cost({u: int(cheapest[u])}) - extras[u, cheapest[u]] for u in range(n_units)]
+        )
+        return depths, extras, cost({})
+
+
+def _log(values: Array) -> Array:
+    logs: Array = np.log(np.maximum(values, 1e-9))
+    return logs

@@ -1,0 +1,1 @@
+"""The search space: what can be tried on one model."""

@@ -1,0 +1,309 @@
+"""One point of a space as small integers, and its ways into a Candidate and into parameters.
+
+A genome is to a `Candidate` what a recipe number is to a dish: the same thing, short enough to draw
+thousands. Legible parameters (`layer.03.method`) are what the study stores and the dashboard shows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autopeft import methods
+from autopeft.errors import SpaceError
+from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
+from autopeft.searcher.space.config import SpaceSource
+from autopeft.searcher.space.grid import Grid, Option
+
+POSITION_STEPS = 1000
+"""Learning-rate positions are multiples of 1/1000, so that they survive the rounding of rates."""
+
+
+@dataclass(frozen=True, eq=False)
+class Genome:
+    """One point of a space.
+
+    Attributes:
+        options: Option index of each unit, shape (n_units,).
+        position: Where in each method's range of learning rates, in [0, 1] on a log scale.
+        alpha: Index into the space's alpha ratios.
+        dropout: Index into the space's dropouts.
+    """
+
+    options: NDArray[np.int64]
+    position: float = 0.5
+    alpha: int = 0
+    dropout: int = 0
+
+    @property
+    def key(self) -> tuple[bytes, int, int, int]:
+        """Equal for equal genomes."""
+        return (
+            self.options.astype(np.int16).tobytes(),
+            round(self.position * POSITION_STEPS),
+            self.alpha,
+            self.dropout,
+        )
+
+
+def snap(position: float) -> float:
+    """The nearest learning-rate position, in [0, 1]."""
+    return min(max(round(position * POSITION_STEPS), 0), POSITION_STEPS) / POSITION_STEPS
+
+
+def round_rate(rate: float) -> float:
+    """A learning rate with 3 significant digits."""
+    return float(f"{rate:.3g}")
+
+
+class Codec:
+    """Translates genomes of one grid.
+
+    Args:
+        source: Gives the choices of training settings and the overridden ranges.
+        grid: The units and options.
+        base: Steps, batch size and whatever else every candidate shares.
+        has_head: Whether a new head is trained too.
+    """
+
+    def __init__(
+        self, source: SpaceSource, grid: Grid, base: TrainSettings, *, has_head: bool
+    ) -> None:
+        self.source = source
+        self.grid = grid
+        self.base = base
+        self.has_head = has_head
+
+    def rates(self, name: str) -> tuple[float, float]:
+        """(low, high) of a method's learning rate in this space."""
+        override = self.source.methods.get(name)
+        if override is not None and override.learning_rate is not None:
+            return override.learning_rate
+        return methods.learning_rate_range(name)
+
+    def rate_at(self, name: str, position: float) -> float:
+        """A method's learning rate at a position."""
+        low, high = self.rates(name)
+        return round_rate(low * (high / low) ** position)
+
+    # --- candidates ------------------------------------------------------------------------------
+
+    def plan(self, genome: Genome) -> AdapterPlan:
+        """The architecture."""
+        specs: list[LayerSpec] = []
+        for unit, option in enumerate(genome.options):
+            specs += self.grid.sites[unit, int(option)]
+        return AdapterPlan(specs)
+
+    def train(self, genome: Genome, used: tuple[str, ...]) -> TrainSettings:
+        """The training settings for a plan that uses these methods."""
+        pairs = [(name, self.rate_at(name, genome.position)) for name in used]
+        extra = [(methods.HEAD, self.rate_at(methods.HEAD, genome.position))] * self.has_head
+        logs = [math.log(rate) for _, rate in pairs or extra or [("", 1e-3)]]
+        rate = round_rate(math.exp(sum(logs) / len(logs)))
+        return TrainSettings(
+            learning_rate=rate,
+            method_rates=tuple((pairs if len(pairs) > 1 else []) + extra),
+            alpha_ratio=self.source.alpha_ratio[genome.alpha],
+            dropout=self.source.dropout[genome.dropout],
+            steps=self.base.steps,
+            batch_size=self.base.batch_size,
+            weight_decay=self.base.weight_decay,
+            warmup_fraction=self.base.warmup_fraction,
+        )
+
+    def candidate(self, genome: Genome) -> Candidate:
+        """What a trial of this genome trains."""
+        plan = self.plan(genome)
+        return Candidate(plan, self.train(genome, plan.methods))
+
+    def genome(self, candidate: Candidate) -> Genome:
+        """The genome of a candidate.
+
+        Raises:
+            SpaceError: if the candidate is not a point of this space.
+        """
+        places = {(spec.layer, spec.role): spec for spec in candidate.plan.specs}
+        options = []
+        for index, unit in enumerate(self.grid.units):
+            here = tuple(
+                sorted(
+                    places.pop((layer, role))
+                    for layer in unit.layers
+                    for role in unit.roles
+                    if (layer, role) in places
+                )
+            )
+            options.append(self._option(index, here))
+        if places:
+            spec = next(iter(places.values()))
+            raise SpaceError(
+                "candidate",
+                f"layer {spec.layer} ({spec.role})",
+                "not in this space",
+                "widen the space",
+            )
+        train = candidate.train
+        alpha = _index_of("alpha_ratio", train.alpha_ratio, self.source.alpha_ratio)
+        dropout = _index_of("dropout", train.dropout, self.source.dropout)
+        drawn = Genome(np.array(options, dtype=np.int64), 0.0, alpha, dropout)
+        return Genome(drawn.options, self._position(drawn, candidate), alpha, dropout)
+
+    def _option(self, unit: int, specs: tuple[LayerSpec, ...]) -> int:
+        if not specs:
+            return 0
+        for option, choice in enumerate(self.grid.options):
+            if (
+                choice.method == specs[0].method
+                and choice.rank == specs[0].rank
+                and tuple(sorted(self.grid.sites.get((unit, option), ()))) == specs
+            ):
+                return option
+        raise SpaceError(
+            "candidate",
+            f"{self.grid.units[unit].name}: {specs[0].method} r={specs[0].rank}",
+            "no option of this space",
+            "widen the space",
+        )
+
+    def _position(self, drawn: Genome, candidate: Candidate) -> float:
+        train, used = candidate.train, candidate.plan.methods
+        names = used or ((methods.HEAD,) if self.has_head else ())
+        if not names:
+            return 0.5
+        low, high = self.rates(names[0])
+        if high == low:
+            return 0.5
+        guess = math.log(train.rate_for(names[0]) / low) / math.log(high / low)
+        if not -1e-3 <= guess <= 1.0 + 1e-3:
+            raise SpaceError(
+                "candidate",
+                train.rate_for(names[0]),
+                f"the learning rate of {names[0]} is in [{low}, {high}] in this space",
+                "widen its range",
+            )
+        near = [snap(guess + step / POSITION_STEPS) for step in (0, 1, -1, 2, -2, 3, -3)]
+        for position in near:
+            fitted = Genome(drawn.options, position, drawn.alpha, drawn.dropout)
+            rates = self.train(fitted, used)
+            if (rates.learning_rate, rates.method_rates) == (
+                train.learning_rate,
+                train.method_rates,
+            ):
+                return position
+        return near[0]
+
+    # --- parameters ------------------------------------------------------------------------------
+
+    def params(self, genome: Genome) -> dict[str, Any]:
+        """Legible parameters: each unit's method, and rank and placement where it has them."""
+        values: dict[str, Any] = {"lr_position": genome.position}
+        if len(self.source.alpha_ratio) > 1:
+            values["alpha_ratio"] = self.source.alpha_ratio[genome.alpha]
+        if len(self.source.dropout) > 1:
+            values["dropout"] = self.source.dropout[genome.dropout]
+        for unit, option in zip(self.grid.units, genome.options, strict=True):
+            choice = self.grid.options[int(option)]
+            values[f"{unit.name}.method"] = choice.method
+            if choice.rank:
+                values[f"{unit.name}.rank"] = choice.rank
+            if choice.placement and self._has_placements(choice.method):
+                values[f"{unit.name}.placement"] = choice.placement
+        return values
+
+    def from_params(self, values: Mapping[str, Any]) -> Genome:
+        """The genome of such parameters; a rank between two options goes to the nearer one.
+
+        Raises:
+            SpaceError: if a unit has no method or an unknown one.
+        """
+        options = [self._decode(index, values) for index in range(len(self.grid.units))]
+        return Genome(
+            np.array(options, dtype=np.int64),
+            snap(float(values.get("lr_position", 0.5))),
+            _index_of("alpha_ratio", values.get("alpha_ratio"), self.source.alpha_ratio),
+            _index_of("dropout", values.get("dropout"), self.source.dropout),
+        )
+
+    def _decode(self, unit: int, values: Mapping[str, Any]) -> int:
+        name = self.grid.units[unit].name
+        method = values.get(f"{name}.method", "none")
+        if method == "none":
+            return 0
+        placement = values.get(f"{name}.placement")
+        rank = values.get(f"{name}.rank", 0)
+        exact = self.grid.index.get(Option(method, rank, placement or ""))
+        if exact is not None and self.grid.legal[unit, exact]:
+            return exact
+        fitting = [
+            option
+            for option, choice in enumerate(self.grid.options)
+            if choice.method == method and self.grid.legal[unit, option]
+        ]
+        same = [o for o in fitting if self.grid.options[o].placement == placement] or fitting
+        if not same:
+            raise SpaceError(f"{name}.method", method, "not a choice there", "use one of the space")
+        wanted = math.log(max(rank, 1))
+        return min(same, key=lambda o: abs(math.log(max(self.grid.options[o].rank, 1)) - wanted))
+
+    def _has_placements(self, method: str) -> bool:
+        places = {o.placement for o in self.grid.options if o.method == method}
+        return len(places) > 1
+
+    def parameters(self) -> dict[str, dict[str, Any]]:
+        """Every parameter a genome can have, as plain data.
+
+        Returns:
+            Name -> {"kind": "categorical", "choices": [...]}, {"kind": "float", "low", "high"} or
+            {"kind": "int", "low", "high", "log"}; rank and placement have "when", the methods of
+            their unit for which they exist.
+        """
+        grid = self.grid
+        result: dict[str, dict[str, Any]] = {
+            "lr_position": {
+                "kind": "float", "low": 0.0, "high": 1.0, "step": 1.0 / POSITION_STEPS,
+            }
+        }  # fmt: skip
+        if len(self.source.alpha_ratio) > 1:
+            result["alpha_ratio"] = {
+                "kind": "categorical",
+                "choices": list(self.source.alpha_ratio),
+            }
+        if len(self.source.dropout) > 1:
+            result["dropout"] = {"kind": "categorical", "choices": list(self.source.dropout)}
+        for index, unit in enumerate(grid.units):
+            fitting = [grid.options[o] for o in np.flatnonzero(grid.legal[index])]
+            names = list(dict.fromkeys(option.method for option in fitting))
+            result[f"{unit.name}.method"] = {"kind": "categorical", "choices": names}
+            sized = [option for option in fitting if option.rank]
+            if sized:
+                ranks = [option.rank for option in sized]
+                result[f"{unit.name}.rank"] = {
+                    "kind": "int",
+                    "low": min(ranks),
+                    "high": max(ranks),
+                    "log": True,
+                    "when": sorted({option.method for option in sized}),
+                }
+            placed = [o for o in fitting if o.placement and self._has_placements(o.method)]
+            if placed:
+                result[f"{unit.name}.placement"] = {
+                    "kind": "categorical",
+                    "choices": list(dict.fromkeys(option.placement for option in placed)),
+                    "when": sorted({option.method for option in placed}),
+                }
+        return result
+
+
+def _index_of(name: str, value: Any, choices: tuple[float, ...]) -> int:
+    if value is None:
+        return 0
+    for index, choice in enumerate(choices):
+        if math.isclose(float(value), choice, rel_tol=1e-9, abs_tol=1e-12):
+            return index
+    raise SpaceError(name, value, f"this space has {list(choices)}", "use one of these")

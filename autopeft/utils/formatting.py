@@ -1,0 +1,53 @@
+"""Numbers in few words, the same in every table, page and plot."""
+
+from __future__ import annotations
+
+import math
+
+
+def human_count(value: float) -> str:
+    """1234 -> "1.23k", 22_700_000 -> "22.7M"; three significant digits."""
+    if not math.isfinite(value):
+        return "-"
+    for limit, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= limit * 0.9995:
+            return f"{value / limit:.3g}{unit}"
+    return f"{value:.3g}"
+
+
+def human_bytes(value: float) -> str:
+    """Bytes with a binary unit: 1536 -> "1.5 KiB"."""
+    if not math.isfinite(value):
+        return "-"
+    for power, unit in ((3, "GiB"), (2, "MiB"), (1, "KiB")):
+        if abs(value) >= 1024**power:
+            return f"{value / 1024**power:.3g} {unit}"
+    return f"{value:.0f} B"
+
+
+def human_seconds(seconds: float) -> str:
+    """75.2 -> "1m 15s"; below ten seconds one decimal."""
+    if not math.isfinite(seconds):
+        return "-"
+    if seconds < 9.95:
+        return f"{seconds:.1f}s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h {minutes:02d}m"
+    return f"{minutes}m {rest:02d}s" if minutes else f"{rest}s"
+
+
+def human_value(value: float, unit: str) -> str:
+    """An objective's value for people, by its unit; a pure number gets three decimals."""
+    if unit == "bytes":
+        return human_bytes(value)
+    if unit == "seconds":
+        return human_seconds(value)
+    if unit in ("parameters", "FLOPs"):
+        return human_count(value)
+    if not math.isfinite(value):
+        return "-"
+    if unit:
+        return f"{value:.3g} {unit}"
+    return f"{value:.3f}" if abs(value) < 100 else f"{value:.4g}"

@@ -1,0 +1,243 @@
+"""Tiny models built from their configurations, for the tests of `autopeft.models`."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers as hf
+
+from autopeft import methods
+from autopeft.costs import Topology, is_legal
+from autopeft.models.backbone import Backbone
+from autopeft.models.loading import prepare_config, quiet
+from autopeft.plan import MODEL, AdapterPlan, Candidate, LayerSpec, TrainSettings
+
+torch.set_num_threads(1)
+
+_BERT = {
+    "vocab_size": 60,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+}
+_IDS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+_GQA = {"num_key_value_heads": 2, **_IDS}
+_VISION = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "image_size": 16,
+    "patch_size": 8,
+}
+_SEQ2SEQ = {
+    "vocab_size": 60,
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+    "decoder_start_token_id": 0,
+    **_IDS,
+}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How to build one kind of model."""
+
+    config: Callable[[], Any]
+    auto_class: str
+    head: tuple[str, ...] = ()
+
+
+_CLS, _LM = "AutoModelForSequenceClassification", "AutoModelForCausalLM"
+
+KINDS: dict[str, Kind] = {
+    "bert": Kind(lambda: hf.BertConfig(**_BERT, num_labels=3), _CLS, ("classifier",)),
+    "roberta": Kind(
+        lambda: hf.RobertaConfig(**_BERT, **_IDS), _CLS, ("classifier.dense", "classifier.out_proj")
+    ),
+    "distilbert": Kind(
+        lambda: hf.DistilBertConfig(vocab_size=60, dim=32, n_layers=2, n_heads=4, hidden_dim=48),
+        _CLS,
+        ("classifier", "pre_classifier"),
+    ),
+    "deberta-v2": Kind(lambda: hf.DebertaV2Config(**_BERT), _CLS, ("classifier", "pooler.dense")),
+    "albert": Kind(
+        lambda: hf.AlbertConfig(**_BERT, embedding_size=16, **_IDS), _CLS, ("classifier",)
+    ),
+    "modernbert": Kind(
+        lambda: hf.ModernBertConfig(**_BERT, **_IDS, cls_token_id=0, sep_token_id=1),
+        _CLS,
+        ("classifier", "head.dense"),
+    ),
+    "gpt2": Kind(
+        lambda: hf.GPT2Config(vocab_size=60, n_embd=32, n_layer=2, n_head=4, n_inner=48, **_IDS),
+        _LM,
+    ),
+    "gpt_neox": Kind(lambda: hf.GPTNeoXConfig(**_BERT, **_IDS), _LM),
+    "falcon": Kind(
+        lambda: hf.FalconConfig(
+            vocab_size=60, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, **_IDS
+        ),
+        _LM,
+    ),
+    "llama": Kind(lambda: hf.LlamaConfig(**_BERT, **_GQA), _LM),
+    "llama-cls": Kind(lambda: hf.LlamaConfig(**_BERT, **_GQA), _CLS, ("score",)),
+    "qwen3": Kind(lambda: hf.Qwen3Config(**_BERT, **_GQA, head_dim=8), _LM),
+    "gemma3": Kind(lambda: hf.Gemma3TextConfig(**_BERT, **_GQA, head_dim=8), _LM),
+    "mistral": Kind(lambda: hf.MistralConfig(**_BERT, **_GQA), _LM),
+    "mixtral": Kind(lambda: hf.MixtralConfig(**_BERT, **_GQA, num_local_experts=2), _LM),
+    "phi3": Kind(lambda: hf.Phi3Config(**_BERT, **_GQA), _LM),
+    "opt": Kind(
+        lambda: hf.OPTConfig(
+            vocab_size=60,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            ffn_dim=48,
+            word_embed_proj_dim=32,
+            **_IDS,
+        ),
+        _LM,
+    ),
+    "t5": Kind(
+        lambda: hf.T5Config(
+            vocab_size=60,
+            d_model=32,
+            d_kv=8,
+            d_ff=48,
+            num_layers=2,
+            num_heads=4,
+            decoder_start_token_id=0,
+        ),
+        "AutoModelForSeq2SeqLM",
+    ),
+    "bart": Kind(lambda: hf.BartConfig(**_SEQ2SEQ), "AutoModelForSeq2SeqLM"),
+    "whisper": Kind(
+        lambda: hf.WhisperConfig(**_SEQ2SEQ, max_source_positions=20), "AutoModelForSpeechSeq2Seq"
+    ),
+    "vit": Kind(
+        lambda: hf.ViTConfig(**_VISION), "AutoModelForImageClassification", ("classifier",)
+    ),
+}
+
+
+def build(name: str, *, device: str = "cpu", seed: int = 0) -> Backbone:
+    """A tiny backbone with random weights."""
+    kind = KINDS[name]
+    with quiet(), torch.random.fork_rng(devices=[]), torch.device(device):
+        torch.manual_seed(seed)
+        config = kind.config()
+        before = prepare_config(config)
+        model = getattr(hf, kind.auto_class).from_config(config).eval()
+    return Backbone(model, head=kind.head, auto_class=kind.auto_class, config_before=before)
+
+
+def save(name: str, folder: Any, *, with_head: bool = False) -> str:
+    """Writes a tiny pretrained model, without its task's head unless told so."""
+    kind = KINDS[name]
+    with quiet(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        loader = getattr(hf, kind.auto_class) if with_head else hf.AutoModel
+        loader.from_config(kind.config()).save_pretrained(folder)
+    return str(folder)
+
+
+def batch_for(backbone: Backbone, *, rows: int = 3, length: int = 9) -> dict[str, torch.Tensor]:
+    """Random rows, one of them padded, with labels where the model takes them."""
+    generator = torch.Generator().manual_seed(5)
+    config = backbone.model.config
+    if backbone.model.main_input_name == "pixel_values":
+        pixels = torch.randn(rows, 3, config.image_size, config.image_size, generator=generator)
+        return {"pixel_values": pixels, "labels": torch.zeros(rows, dtype=torch.long)}
+    ids = torch.randint(3, 60, (rows, length), generator=generator)
+    mask = torch.ones(rows, length, dtype=torch.long)
+    mask[0, length // 2 :] = 0
+    is_cls = backbone.auto_class == _CLS
+    labels = torch.zeros(rows, dtype=torch.long) if is_cls else ids.clone()
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def logits_of(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The model's logits, without a graph."""
+    with torch.no_grad():
+        logits: torch.Tensor = model(**batch).logits
+    return logits
+
+
+def all_specs(topology: Topology, ranks: tuple[int, ...] = (1, 2, 4, 8)) -> list[LayerSpec]:
+    """Every legal adapter of every method at every site."""
+    return [
+        spec
+        for layer in range(topology.n_layers)
+        for role in topology.roles(layer)
+        for method in methods.all_methods()
+        for rank in (ranks if method.takes_rank else (0,))
+        if is_legal(topology, spec := LayerSpec(layer, role, method.name, rank))
+    ]
+
+
+def random_plan(topology: Topology, seed: int, share: float | None = None) -> AdapterPlan:
+    """A random mixed plan; methods are drawn before ranks, so that none is rare."""
+    rng = random.Random(seed)
+    share = share if share is not None else rng.choice((0.1, 0.3, 0.7))
+    sites: dict[tuple[int, str], dict[str, list[LayerSpec]]] = {}
+    # The model as a whole last: blocks' sites are drawn alike with it and without.
+    for spec in sorted(all_specs(topology), key=lambda spec: spec.role == MODEL):
+        sites.setdefault((spec.layer, spec.role), {}).setdefault(spec.method, []).append(spec)
+    chosen = [
+        rng.choice(by_method[rng.choice(sorted(by_method))])
+        for by_method in sites.values()
+        if rng.random() < share
+    ]
+    return AdapterPlan(chosen)
+
+
+def prompt_sizes_of(plan: AdapterPlan) -> tuple[int, ...]:
+    """Virtual tokens of a plan's prompt, () without one."""
+    return tuple(spec.rank for spec in plan.specs if spec.role == MODEL)
+
+
+def candidate_of(plan: AdapterPlan, *, dropout: float = 0.0, batch_size: int = 3) -> Candidate:
+    """The plan with plain train settings."""
+    return Candidate(plan, TrainSettings(1e-3, dropout=dropout, steps=1, batch_size=batch_size))
+
+
+def disturb(attached: Any, seed: int = 0) -> None:
+    """Moves every trained parameter, as training would."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for group in attached.parameter_groups():
+            for parameter in group.parameters:
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+
+
+def state_of(backbone: Backbone) -> dict[str, Any]:
+    """All that detaching must restore: tensors, trainability, classes, modes."""
+    model = backbone.model
+    return {
+        "tensors": {name: t.clone() for name, t in model.state_dict().items()},
+        "trainable": {name: p.requires_grad for name, p in model.named_parameters()},
+        "identity": {name: id(p) for name, p in model.named_parameters()},
+        "classes": {name: type(module) for name, module in model.named_modules()},
+        "modes": {name: module.training for name, module in model.named_modules()},
+        "gradients": {name for name, p in model.named_parameters() if p.grad is not None},
+    }
+
+
+def assert_same_state(before: dict[str, Any], after: dict[str, Any]) -> None:
+    """Fails unless two states are equal, bit for bit."""
+    tensors, now = before.pop("tensors"), after.pop("tensors")
+    assert before == after
+    assert tensors.keys() == now.keys()
+    for name, tensor in tensors.items():
+        assert torch.equal(tensor, now[name]), name

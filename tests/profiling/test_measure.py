@@ -1,0 +1,268 @@
+"""The price is the truth: measured again on live models, under `FlopCounterMode` and hooks."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+import time
+
+import pytest
+import torch
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_models import batch_for, build, candidate_of, prompt_sizes_of, random_plan, save
+from torch.utils.flop_counter import FlopCounterMode
+
+from autopeft import methods
+from autopeft.costs import PriceTable
+from autopeft.errors import ModelError
+from autopeft.models.backbone import Backbone
+from autopeft.plan import AdapterPlan, Candidate, LayerSpec
+from autopeft.profiling.counters import run_and_count, storage_id
+from autopeft.profiling.measure import measure_prices, price_table
+
+_ROWS, _LENGTH = 3, 14
+_SIZES = (1, 2, 4, 8)
+"""Virtual tokens of the prompts in random plans."""
+_KNOWN: dict[str, tuple[Backbone, PriceTable]] = {}
+
+
+def _known(name: str) -> tuple[Backbone, PriceTable]:
+    if name not in _KNOWN:
+        table = price_table(
+            build(name, device="meta"),
+            batch_size=_ROWS,
+            mean_length=_LENGTH,
+            longest_length=_LENGTH,
+            prompt_sizes=_SIZES,
+        )
+        _KNOWN[name] = (build(name), table)
+    return _KNOWN[name]
+
+
+def _check(name: str, candidate: Candidate) -> None:
+    backbone, table = _known(name)
+    batch = batch_for(backbone, rows=_ROWS, length=_LENGTH)
+    price = table.price(candidate)
+    with backbone.attach(candidate, seed=0) as attached:
+        attached.model.train()
+        live = sum(p.numel() for p in attached.model.parameters() if p.requires_grad)
+        assert price.trainable_params == live
+        if not live:
+            assert price.train_flops == 0
+            return
+        with FlopCounterMode(display=False) as counter:
+            attached.model(**batch).loss.backward()
+        assert price.train_flops == pytest.approx(counter.get_total_flops(), rel=0.02)
+        run = run_and_count(lambda: attached.model(**batch).loss, not_kept=attached.model)
+        assert table.saved_bytes(candidate) == pytest.approx(run.saved_bytes, rel=0.10)
+
+
+@pytest.mark.parametrize("name", ["bert", "llama", "gpt2", "t5", "vit"])
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10**6), dropout=st.sampled_from([0.0, 0.1]))
+def test_price_is_what_the_live_model_costs(name: str, seed: int, dropout: float) -> None:
+    topology = _known(name)[0].topology
+    _check(name, candidate_of(random_plan(topology, seed), dropout=dropout, batch_size=_ROWS))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        "albert",
+        "bart",
+        "falcon",
+        "gemma3",
+        "gpt_neox",
+        "llama-cls",
+        "modernbert",
+        "opt",
+        "phi3",
+        "qwen3",
+        "vit",
+    ],
+)
+def test_price_is_right_for_further_families(name: str) -> None:
+    topology = _known(name)[0].topology
+    for seed in range(8):
+        _check(name, candidate_of(random_plan(topology, seed), batch_size=_ROWS))
+
+
+def test_only_the_part_above_the_lowest_adapter_has_a_backward_pass() -> None:
+    table = _known("bert")[1]
+
+    def flops(layer: int, role: str) -> float:
+        plan = AdapterPlan([LayerSpec(layer, role, "ia3")])
+        return table.price(candidate_of(plan, batch_size=_ROWS)).train_flops
+
+    ordered = [flops(1, "mlp.down"), flops(1, "mlp.up"), flops(1, "attn.o"), flops(1, "attn.q")]
+    ordered += [flops(0, "mlp.up"), flops(0, "attn.q")]
+    assert ordered == sorted(ordered)
+    assert len(set(ordered)) > 4
+
+
+def test_a_new_head_is_trained_and_priced_alone_or_with_adapters() -> None:
+    backbone, table = _known("bert")
+    price = table.price(candidate_of(AdapterPlan(), batch_size=_ROWS))
+    assert price.trainable_params == backbone.topology.head_params == 32 * 3 + 3
+    assert price.adapter_bytes == 4 * price.trainable_params
+    _check("bert", candidate_of(AdapterPlan(), batch_size=_ROWS))
+
+
+def test_steps_and_rows_scale_the_price() -> None:
+    table = _known("llama")[1]
+    plan = AdapterPlan([LayerSpec(1, "attn.v", "lora", 2)])
+    one = candidate_of(plan, batch_size=_ROWS)
+    many = Candidate(plan, dataclasses.replace(one.train, steps=7, batch_size=2 * _ROWS))
+    assert table.price(many).train_flops == pytest.approx(14 * table.price(one).train_flops)
+    assert table.saved_bytes(many) == pytest.approx(2 * table.saved_bytes(one))
+    assert table.price(many).peak_memory_bytes > table.price(one).peak_memory_bytes
+
+
+def test_flops_are_for_the_mean_row_and_memory_for_the_longest() -> None:
+    backbone = build("bert", device="meta")
+    plan = random_plan(backbone.topology, 3, share=0.5)
+    rows = {"batch_size": 2, "prompt_sizes": prompt_sizes_of(plan)}
+    short = price_table(backbone, mean_length=8, longest_length=8, **rows)
+    mixed = price_table(backbone, mean_length=8.4, longest_length=24, **rows)
+    long = price_table(backbone, mean_length=24, longest_length=24, **rows)
+    candidate = candidate_of(plan, batch_size=2)
+    assert mixed.price(candidate).train_flops == short.price(candidate).train_flops
+    assert mixed.saved_bytes(candidate) == long.saved_bytes(candidate)
+
+
+def test_the_table_is_plain_data() -> None:
+    table = _known("t5")[1]
+    again: PriceTable = pickle.loads(pickle.dumps(table))
+    assert again == table
+    candidate = candidate_of(random_plan(table.topology, 0, share=0.5))
+    assert again.price(candidate) == table.price(candidate)
+    assert b"torch" not in pickle.dumps(table)
+
+
+def test_weights_are_counted_once_and_never_made() -> None:
+    backbone, table = _known("gpt2")  # Its head is tied to its embeddings.
+    n = sum(p.numel() for p in backbone.model.parameters())
+    assert table.base_params == n
+    assert table.weight_bytes == 4 * n
+    assert all(p.is_meta for p in build("gpt2", device="meta").model.parameters())
+
+
+def test_a_saved_model_is_priced_as_it_will_be_loaded(tmp_path: object) -> None:
+    folder = save("bert", tmp_path)
+    table = measure_prices(
+        folder,
+        auto_class="AutoModelForSequenceClassification",
+        model_kwargs={"num_labels": 3},
+        batch_size=_ROWS,
+        mean_length=_LENGTH,
+        longest_length=_LENGTH,
+        prompt_sizes=_SIZES,
+    )
+    assert table.topology == _known("bert")[1].topology
+    candidate = candidate_of(random_plan(table.topology, 5), batch_size=_ROWS)
+    assert table.price(candidate) == _known("bert")[1].price(candidate)
+
+
+def test_what_a_cache_serves_costs_no_step_anything() -> None:
+    backbone, table = _known("bert")
+    cached = dataclasses.replace(table, is_prefix_cached=True)
+    batch = batch_for(backbone, rows=_ROWS, length=_LENGTH)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        backbone.model(**batch)
+    counts = counter.get_flop_counts()
+    block = sum(counts[f"{type(backbone.model).__name__}.bert.encoder.layer.0"].values())
+    assert block > 0
+
+    def saved(*specs: LayerSpec) -> float:
+        candidate = candidate_of(AdapterPlan(specs), batch_size=_ROWS)
+        return table.price(candidate).train_flops - cached.price(candidate).train_flops
+
+    assert saved(LayerSpec(0, "mlp.down", "lora", 2)) == 0
+    upper = LayerSpec(1, "attn.q", "lora", 2)
+    assert saved(upper) == pytest.approx(block)
+    assert saved(upper, LayerSpec(0, "mlp.down", "lora", 2)) == 0
+    assert saved() == pytest.approx(2 * block)
+    # Encoder-decoders and blocks that are run several times have no such cache.
+    for name in ("t5", "albert"):
+        backbone, table = _known(name)
+        cached = dataclasses.replace(table, is_prefix_cached=True)
+        candidate = candidate_of(random_plan(backbone.topology, 3, share=0.1), batch_size=_ROWS)
+        assert cached.price(candidate) == table.price(candidate)
+
+
+def test_experts_are_priced_by_the_tokens_they_see() -> None:
+    backbone, table = _known("mixtral")
+    plan = AdapterPlan([LayerSpec(0, "attn.q", "lora", 2)])
+    candidate = candidate_of(plan, batch_size=_ROWS)
+    batch = batch_for(backbone, rows=_ROWS, length=_LENGTH)
+    with backbone.attach(candidate, seed=0) as attached:
+        attached.model.train()
+        with FlopCounterMode(display=False) as counter:
+            attached.model(**batch).loss.backward()
+        run = run_and_count(lambda: attached.model(**batch).loss, not_kept=attached.model)
+    assert table.saved_bytes(candidate) == pytest.approx(run.saved_bytes, rel=0.10)
+    # The counter leaves the experts' fused kernel out: three products for each of two experts a
+    # token, forward in every block and backward down to the adapter.
+    experts = 2 * (2 * 2) * 3 * (2 * 32 * 48) * _ROWS * _LENGTH
+    assert table.price(candidate).train_flops == pytest.approx(
+        counter.get_total_flops() + experts, rel=0.02
+    )
+
+
+def test_a_model_of_70_billion_is_priced_in_seconds_without_its_weights() -> None:
+    config = transformers.LlamaConfig(
+        hidden_size=8192,
+        intermediate_size=28672,
+        num_hidden_layers=80,
+        num_attention_heads=64,
+        num_key_value_heads=8,
+    )
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    backbone = Backbone(model, auto_class="AutoModelForCausalLM")
+    started = time.process_time()
+    table = price_table(backbone, batch_size=2, mean_length=128, longest_length=128)
+    plan = AdapterPlan(LayerSpec(layer, "attn.q", "lora", 8) for layer in range(80))
+    price = table.price(candidate_of(plan, batch_size=2))
+    assert time.process_time() - started < 30
+    assert table.base_params > 68e9
+    assert price.trainable_params == 80 * 8 * 2 * 8192
+    # Forward, and back to the lowest adapter, through every weight but the embeddings.
+    assert price.train_flops == pytest.approx(4 * table.base_params * 2 * 128, rel=0.05)
+
+
+def test_what_depends_on_the_data_cannot_be_priced() -> None:
+    backbone = build("bert", device="meta")
+    query = backbone.model.get_submodule("bert.encoder.layer.0.attention.self.query")
+
+    def look(_: torch.nn.Module, args: tuple[torch.Tensor]) -> None:
+        bool(args[0].sum() > 0)
+
+    query.register_forward_pre_hook(look)
+    with pytest.raises(ModelError, match="depends on the data"):
+        price_table(backbone, batch_size=2, mean_length=4, longest_length=4)
+
+
+@pytest.mark.parametrize(
+    "method", ["lora", "lora_fa", "boft", "psoft", "road", "osf", "shira", "supertuning"]
+)
+@pytest.mark.parametrize("role", ["attn.q", "mlp.up", "mlp.down"])
+def test_what_a_site_holds_besides_is_counted(method: str, role: str) -> None:
+    backbone = _known("bert")[0]
+    shape = backbone.topology.shape(0, role)
+    assert shape is not None
+    described = methods.get(method)
+    spec = LayerSpec(0, role, method, described.legal_ranks(shape)[-1])
+    base = {storage_id(t) for t in (*backbone.model.parameters(), *backbone.model.buffers())}
+    with backbone.attach(candidate_of(AdapterPlan([spec])), seed=0) as attached:
+        (layer,) = attached.parts[0].layers.values()
+        others = getattr(layer, "shira_indices", {}).values()
+        held = {
+            storage_id(t): t.untyped_storage().nbytes()
+            for t in (*layer.parameters(), *layer.buffers(), *others)
+            if not t.requires_grad and storage_id(t) not in base
+        }
+    assert 4 * described.held_floats(spec.rank, shape, role) == sum(held.values())

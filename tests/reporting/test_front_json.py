@@ -1,0 +1,72 @@
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from report_samples import hostile, interrupted, make_record, records
+
+from autopeft.errors import StorageError
+from autopeft.plan import Candidate
+from autopeft.reporting.front_json import front_from_json, front_to_json, read_front, write_front
+from autopeft.reporting.front_view import view
+from autopeft.utils.files import strict_json
+
+
+def refuse(constant: str) -> None:
+    raise AssertionError(f"{constant} is not JSON")
+
+
+@settings(max_examples=60, deadline=None)
+@given(records())
+def test_what_is_written_is_strict_json_and_reads_back(record):
+    text = strict_json(front_to_json(view(record)))
+    content = json.loads(text, parse_constant=refuse)
+    again = front_from_json(content)
+    assert strict_json(front_to_json(again)) == text
+    assert repr(again) == repr(view(record))  # repr: NaN is not equal to itself
+
+
+@pytest.mark.parametrize("record", [make_record(), interrupted(make_record())])
+def test_file_round_trip(record, tmp_path: Path):
+    write_front(view(record), tmp_path / "front.json")
+    assert read_front(tmp_path / "front.json") == view(record)
+
+
+def test_contract(tmp_path: Path):
+    record = make_record()
+    write_front(view(record), tmp_path / "front.json")
+    content = json.loads((tmp_path / "front.json").read_text())
+    assert content["schema"] == 1
+    assert content["objectives"][0] == {"name": "accuracy", "direction": "maximize", "unit": ""}
+    assert content["trials"] == {"complete": 31, "pruned": 12, "failed": 2}
+    assert content["confirmed"] is True
+    assert isinstance(content["verdict"]["beats_lora"], bool)
+    assert content["budget"]["spent_seconds"] == 587.3
+    for entry in [*content["front"], content["baseline"]]:
+        assert Candidate.from_json(entry).digest == entry["digest"]
+        assert set(entry["objectives"]) == {"accuracy", "trainable_params"}
+        low, high = entry["objectives_ci"]["accuracy"]
+        assert low <= entry["objectives"]["accuracy"] <= high
+        assert entry["adapter"] == f"adapters/{entry['digest']}"
+        assert entry["adapter_score"]["split"] == "test"
+        seed = next(s for s in entry["seeds"] if s["seed"] == entry["adapter_score"]["seed"])
+        assert seed["test"]["accuracy"] == entry["adapter_score"]["accuracy"]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 2}', "\u0000"])
+def test_a_damaged_file_is_one_clear_line(text: str, tmp_path: Path):
+    path = tmp_path / "front.json"
+    path.write_text(text)
+    with pytest.raises(StorageError, match=r"front\.json"):
+        read_front(path)
+
+
+def test_a_missing_file_is_one_clear_line(tmp_path: Path):
+    with pytest.raises(StorageError, match="cannot be read"):
+        read_front(tmp_path / "front.json")
+
+
+def test_hostile_texts_survive(tmp_path: Path):
+    write_front(view(hostile()), tmp_path / "front.json")
+    shown = read_front(tmp_path / "front.json")
+    assert shown.model.startswith("<script>")

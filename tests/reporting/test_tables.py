@@ -1,0 +1,71 @@
+import io
+from dataclasses import replace
+
+import pytest
+from report_samples import hostile, interrupted, make_record
+from rich.console import Console
+
+from autopeft.costs.objectives import objective
+from autopeft.reporting.front_view import view
+from autopeft.reporting.tables import budget_table, summary
+
+
+def text_of(thing: object, width: int = 80) -> str:
+    console = Console(width=width, color_system=None, file=io.StringIO())
+    console.print(thing)
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 100, 160])
+def test_fits_the_terminal(width: int):
+    for record in (make_record(), interrupted(make_record())):
+        assert max(map(len, text_of(summary(record), width).splitlines())) <= width
+
+
+def test_tells_the_pick_the_lora_and_the_verdict():
+    record = make_record()
+    shown = view(record)
+    lines = text_of(summary(record), 160).splitlines()
+    assert record.verdict.text in " ".join(lines)
+    picked = next(line for line in lines if record.best[:8] in line)
+    assert picked.split()[0].endswith("*")
+    tuned = next(line for line in lines if record.baseline[:8] in line)
+    assert tuned.split()[0].endswith("L")
+    assert "is LoRA" in tuned
+    for number, entry in enumerate(shown.front, start=1):
+        line = next(line for line in lines if entry.digest[:8] in line)
+        assert line.split()[0].rstrip("*L") == str(number)
+        assert f"{entry.objectives['accuracy']:.3f} ±" in line
+    reference = next(line for line in lines if record.reference[:8] in line)
+    assert reference.split()[0] == "-"
+    assert "(val)" in reference
+
+
+def test_several_costs_fit_too():
+    record = make_record()
+    objectives = (*record.objectives, objective("train_flops"), objective("adapter_bytes"))
+    lines = text_of(summary(replace(record, objectives=objectives))).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any("FLOPs" in line and "size" in line for line in lines)
+    assert any(line.split()[:2] == ["6L", "lora"] for line in lines)
+    reference = next(line for line in lines if record.reference[:8] in line)
+    assert "3.01 KiB" in reference  # 770 parameters, priced though never confirmed
+
+
+def test_an_empty_run_prints():
+    empty = replace(
+        interrupted(make_record(8)), outcomes=(), front=(), best=None, baseline=None, reference=None
+    )
+    assert "Not decided" in text_of(summary(empty))
+
+
+def test_budget_shares():
+    text = text_of(budget_table(make_record().budget))
+    assert "63%" in text  # 372.1 of 587.3 seconds
+    assert "6m 12s" in text
+
+
+def test_markup_in_texts_is_not_obeyed():
+    record = replace(make_record(20), warnings=("[bold]loud[/bold] [/oops]",))
+    assert "[bold]loud[/bold] [/oops]" in text_of(summary(record))
+    assert "alert(1)" in text_of(summary(hostile()))

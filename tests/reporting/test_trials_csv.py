@@ -1,0 +1,59 @@
+import csv
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from report_samples import hostile, make_record, records
+
+from autopeft.errors import StorageError
+from autopeft.reporting.trials_csv import read_trials, trial_lines, trials_csv, write_trials
+
+
+def test_one_row_a_trial_with_its_numbers():
+    record = make_record()
+    rows = list(csv.DictReader(io.StringIO(trials_csv(record))))
+    assert len(rows) == len(record.outcomes)
+    for row, outcome in zip(rows, record.outcomes, strict=True):
+        assert int(row["number"]) == outcome.number
+        assert row["state"] == outcome.state
+        assert row["digest"] == outcome.candidate.digest
+        assert float(row["learning_rate"]) == outcome.candidate.train.learning_rate
+        assert int(row["total_rank"]) == sum(s.rank for s in outcome.candidate.plan.specs)
+        assert int(row["price.trainable_params"]) == outcome.price.trainable_params
+        quality = row["objective.accuracy"]
+        assert (float(quality) if quality else None) == outcome.objectives.get("accuracy")
+        assert [bool(row[f"rung.{step}"]) for step in (11, 33, 100)].count(True) == len(
+            outcome.rungs
+        )
+    failed = next(row for row in rows if row["state"] == "failed")
+    assert failed["reason"] == "loss is NaN at step 12"
+
+
+@settings(max_examples=30, deadline=None)
+@given(records())
+def test_what_the_plots_need_reads_back(tmp_path_factory, record):
+    path = tmp_path_factory.mktemp("trials") / "trials.csv"
+    write_trials(record, path)
+    for found, made in zip(read_trials(path), trial_lines(record), strict=True):
+        assert replace(found, objectives={}) == replace(made, objectives={})
+        wanted = {name: repr(float(value)) for name, value in made.objectives.items()}
+        assert {name: repr(value) for name, value in found.objectives.items()} == wanted
+
+
+def test_hostile_reasons_stay_in_their_row():
+    assert trials_csv(hostile()).count("\n") == 1 + len(hostile().outcomes)
+
+
+def test_no_trials_is_a_header_alone(tmp_path: Path):
+    write_trials(replace(make_record(8), outcomes=()), tmp_path / "trials.csv")
+    assert read_trials(tmp_path / "trials.csv") == ()
+
+
+def test_a_damaged_file_is_one_clear_line(tmp_path: Path):
+    with pytest.raises(StorageError, match="cannot be read"):
+        read_trials(tmp_path / "trials.csv")
+    (tmp_path / "trials.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(StorageError, match="not a table of trials"):
+        read_trials(tmp_path / "trials.csv")

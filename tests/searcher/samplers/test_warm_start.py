@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from autopeft.costs import PriceTable, Topology
+from autopeft.errors import SettingsError, StorageError
+from autopeft.searcher.controller import SearchController
+from autopeft.searcher.earlier import read_prior
+from autopeft.searcher.samplers.warm_start import Prior, PriorTrial, as_prior
+from autopeft.searcher.space.space import SearchSpace
+from autopeft.utils.pareto import hypervolume
+
+SHAPES = {"attn.q": (64, 64), "attn.v": (64, 64), "mlp.up": (256, 64), "mlp.down": (64, 256)}
+TOPOLOGY = Topology(8, SHAPES, head_params=66)
+SPACE = SearchSpace.from_source({"methods": ["lora", "ia3", "miss"]}, TOPOLOGY, steps=9)
+PRICES = PriceTable.from_topology(TOPOLOGY)
+TWO = ("accuracy", "trainable_params")
+
+
+def quality(candidate, *, good=(5, 6, 7), rate=-2.5, scale=1.0):
+    """Adapters in a few good blocks help, elsewhere hardly; one rate is best."""
+    value = 0.0
+    for spec in candidate.plan.specs:
+        value += (0.3 if spec.layer in good else 0.02) * math.log2(1 + (spec.rank or 1)) / 5
+    position = math.log10(candidate.train.learning_rate)
+    return scale * (0.5 + 0.4 * (1 - math.exp(-value)) - 0.05 * (position - rate) ** 2)
+
+
+def run(n, seed, prior=(), **landscape):
+    controller = SearchController(
+        SPACE, TWO, seed=seed, pruner="none", prior=prior, prices=PRICES, n_baselines=4
+    )
+    for _ in range(n):
+        trial = controller.ask()
+        controller.tell(trial, score=quality(trial.candidate, **landscape))
+    return controller
+
+
+def volume(controller):
+    """Hypervolume over log cost, of the true qualities."""
+    points = [
+        (o.objectives["accuracy"], -math.log(o.objectives["trainable_params"]))
+        for o in controller.front()
+    ]
+    return hypervolume(np.array(points), np.array([0.4, -math.log(3e5)]))
+
+
+def test_qualities_are_kept_in_their_own_spreads_and_the_front_is_known():
+    controller = run(20, 0)
+    trials = as_prior(controller.outcomes(), controller.objectives)
+    values = [trial.quality for trial in trials]
+    assert values == sorted(values, reverse=True)
+    assert np.mean(values) == pytest.approx(0.0, abs=1e-9)
+    assert np.std(values) == pytest.approx(1.0)
+    front = {o.candidate.digest for o in controller.front() if o.candidate.plan.specs}
+    assert front <= {t.candidate.digest for t in trials if t.is_on_front}
+    again = [PriorTrial.from_json(json.loads(json.dumps(t.to_json()))) for t in trials]
+    assert again == list(trials)
+    assert as_prior((), controller.objectives) == ()
+
+
+def test_the_earlier_front_is_tried_first_in_this_searchs_own_training():
+    prior = as_prior(run(30, 0).outcomes(), SearchController(SPACE, TWO).objectives)
+    longer = SearchSpace.from_source({"methods": ["lora", "ia3", "miss"]}, TOPOLOGY, steps=50)
+    controller = SearchController(longer, TWO, prior=prior, prices=PRICES, n_baselines=2)
+    plans = {t.candidate.plan for t in prior if t.is_on_front}
+    first = [controller.ask() for _ in range(8)]
+    starters = [t for t in first if t.origin == "portfolio" and t.plan in plans]
+    assert len(starters) >= 2
+    assert all(t.train.steps == 50 for t in starters)
+
+
+def test_a_prior_that_is_right_helps_and_one_that_is_wrong_does_little_harm():
+    right = as_prior(run(40, 100, scale=0.7).outcomes(), SearchController(SPACE, TWO).objectives)
+    wrong = as_prior(
+        run(40, 101, good=(0, 1), rate=-3.6).outcomes(), SearchController(SPACE, TWO).objectives
+    )
+    # Early on, that is: later a search without a prior has learned as much by itself.
+    cold, warm, misled = (
+        np.mean([volume(run(14, seed, prior=prior)) for seed in range(4)])
+        for prior in ((), right, wrong)
+    )
+    assert warm > 1.02 * cold
+    assert misled > 0.93 * cold
+
+
+def test_the_translation_learns_whether_the_prior_foretells():
+    prior = Prior((), np.array([-1.0, 0.0, 1.0]))
+    there = np.linspace(-1, 1, 12)
+    values, noise = prior.translated(0.6 + 0.1 * there, there)
+    assert values == pytest.approx([0.5, 0.6, 0.7], abs=0.02)
+    assert noise[0] < 0.06
+    values, noise = prior.translated(0.6 - 0.1 * there, there)
+    assert np.ptp(values) < 0.1
+    assert noise[0] > 0.05
+
+
+def test_what_fits_nowhere_is_told_and_no_study_is_an_error(tmp_path):
+    prior = as_prior(run(12, 0).outcomes(), SearchController(SPACE, TWO).objectives)
+    other = SearchSpace.from_source("default", Topology(2, SHAPES), steps=9)
+    with pytest.raises(SettingsError, match="warm_start"):
+        SearchController(
+            other, TWO, prior=[t for t in prior if t.candidate.plan.specs[-1].layer > 1]
+        )
+    with pytest.raises(StorageError, match="no such study"):
+        read_prior(f"sqlite:///{tmp_path / 'study.db'}", "none")
+
+
+def test_a_study_is_read_back(tmp_path):
+    storage = f"sqlite:///{tmp_path / 'study.db'}"
+    controller = SearchController(
+        SPACE, TWO, "random", "none", storage=storage, study_name="first", prices=PRICES
+    )
+    for _ in range(8):
+        trial = controller.ask()
+        controller.tell(trial, score=quality(trial.candidate))
+    assert read_prior(storage, "first") == as_prior(controller.outcomes(), controller.objectives)

@@ -1,0 +1,306 @@
+"""Tests of asking, reporting and telling, driven by a plain loop."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from autopeft.costs import Topology
+from autopeft.costs.objectives import objective
+from autopeft.errors import SettingsError
+from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
+from autopeft.searcher.controller import Decision, SearchController
+from autopeft.searcher.space.space import SearchSpace
+
+SHAPES = {"attn.q": (64, 64), "attn.v": (64, 64), "mlp.up": (128, 64), "mlp.down": (64, 128)}
+TOPOLOGY = Topology(4, SHAPES, head_params=66)
+SPACE = SearchSpace.from_source({"methods": ["lora", "ia3", "miss"]}, TOPOLOGY, steps=9)
+TWO = ("accuracy", "trainable_params")
+
+
+def quality(trial):
+    """More adapters are better, with less and less to gain; the middle of the rates is best."""
+    n = sum(spec.rank or 1 for spec in trial.candidate.plan.specs)
+    rate = math.log10(trial.candidate.train.learning_rate)
+    return 0.5 + 0.4 * (1 - math.exp(-n / 30)) - 0.05 * (rate + 2.7) ** 2
+
+
+def drive(controller, n, steps=(1, 3, 9)):
+    for _ in range(n):
+        trial = controller.ask()
+        if trial is None:
+            return
+        for step in steps:
+            if controller.report(trial, step, quality(trial) - 0.1 / step) is Decision.STOP:
+                break
+        else:
+            controller.tell(trial, score=quality(trial))
+
+
+@pytest.mark.parametrize("sampler", ["autopeft", "random", "tpe", "nsga2"])
+def test_a_loop_finds_a_front_of_complete_trials_only(sampler):
+    controller = SearchController(SPACE, TWO, sampler=sampler, seed=1)
+    drive(controller, 32)
+    outcomes = controller.outcomes()
+    assert len(outcomes) == 32
+    assert {"complete", "pruned"} <= {o.state for o in outcomes}
+    front = controller.front()
+    assert all(o.state == "complete" for o in front)
+    costs = [o.objectives["trainable_params"] for o in front]
+    scores = [o.objectives["accuracy"] for o in front]
+    assert costs == sorted(costs)
+    assert scores == sorted(scores)
+    assert len({o.candidate.digest for o in outcomes}) == 32
+    states = [t.state.name for t in controller.study.get_trials()]
+    assert states.count("COMPLETE") == sum(o.state == "complete" for o in outcomes)
+
+
+def test_some_stops_are_not_carried_out_so_that_pruning_can_be_judged():
+    shares = {0.0: [], 0.25: [], 1.0: []}
+    for share, found in shares.items():
+        for seed in range(3):
+            controller = SearchController(SPACE, TWO, "random", seed=seed, audit_share=share)
+            drive(controller, 40)
+            outcomes = controller.outcomes()
+            audited = [o for o in outcomes if o.audited_at]
+            assert all(o.state == "complete" for o in audited)
+            assert all(o.audited_at in (1, 3) for o in audited)
+            found.append((len(audited), sum(o.state == "pruned" for o in outcomes)))
+            stored = [t.user_attrs.get("audited_at") for t in controller.study.get_trials()]
+            assert [s for s in stored if s] == [o.audited_at for o in audited]
+    assert all(n == 0 and pruned for n, pruned in shares[0.0])
+    assert all(pruned == 0 and n for n, pruned in shares[1.0])
+    n_audited, n_pruned = map(sum, zip(*shares[0.25], strict=True))
+    assert 0.15 < n_audited / (n_audited + n_pruned) < 0.35
+
+
+def test_the_first_trials_are_the_lora_baselines_and_the_reference():
+    controller = SearchController(SPACE, TWO, n_baselines=4)
+    drive(controller, 8)
+    outcomes = controller.outcomes()
+    origins = [o.origin for o in outcomes]
+    assert origins.count("baseline") == 4
+    assert origins.count("reference") == 1
+    # What costs much less than the baselines comes before them, nothing else.
+    first = origins.index("baseline")
+    flops = [o.price.train_flops for o in outcomes]
+    assert all(early < 0.71 * flops[first] for early in flops[:first])
+    assert origins[first : first + 4] == ["baseline"] * 4
+    reference = next(o for o in outcomes if o.origin == "reference")
+    assert not reference.candidate.plan.specs
+
+
+def test_stop_tells_pruned_at_once_and_a_later_tell_changes_nothing():
+    controller = SearchController(SPACE, TWO, n_baselines=0)
+    good, bad = controller.ask(), controller.ask()
+    if good.price.trainable_params > bad.price.trainable_params:
+        good, bad = bad, good
+    assert controller.report(good, 1, 0.9) is Decision.CONTINUE
+    assert controller.report(bad, 1, 0.1) is Decision.STOP
+    controller.tell(bad, score=0.99)
+    controller.tell(good, score=0.9)
+    assert [o.state for o in controller.outcomes()] == ["complete", "pruned"] or [
+        o.state for o in controller.outcomes()
+    ] == ["pruned", "complete"]
+    assert controller.report(bad, 3, 0.5) is Decision.STOP
+
+
+def test_the_last_rung_never_stops_a_trial():
+    controller = SearchController(SPACE, TWO, n_baselines=0)
+    first, second = controller.ask(), controller.ask()
+    assert controller.report(first, 9, 0.9) is Decision.CONTINUE
+    assert controller.report(second, 9, 0.1) is Decision.CONTINUE
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf")])
+def test_a_score_that_is_no_number_is_a_failure(score):
+    controller = SearchController(SPACE, TWO)
+    controller.tell(controller.ask(), score=score)
+    (outcome,) = controller.outcomes()
+    assert outcome.state == "failed"
+    assert "accuracy" in outcome.reason
+    assert controller.front() == ()
+
+
+def test_failed_and_stopped_trials_keep_their_reason():
+    controller = SearchController(SPACE, TWO)
+    controller.tell(controller.ask(), failed="out of memory")
+    controller.tell(controller.ask(), stopped="the budget ended")
+    assert [(o.state, o.reason) for o in controller.outcomes()] == [
+        ("failed", "out of memory"),
+        ("pruned", "the budget ended"),
+    ]
+
+
+def test_tell_wants_exactly_one_ending_and_a_trial_of_its_own():
+    controller = SearchController(SPACE, TWO)
+    trial = controller.ask()
+    with pytest.raises(ValueError, match="exactly one"):
+        controller.tell(trial)
+    with pytest.raises(ValueError, match="exactly one"):
+        controller.tell(trial, score=1.0, failed="x")
+    stranger = dataclasses.replace(trial, candidate=SPACE.baselines(1)[0])
+    with pytest.raises(ValueError, match="not handed out"):
+        controller.tell(stranger, score=1.0)
+
+
+def test_costs_not_known_before_training_come_in_measured():
+    controller = SearchController(SPACE, ["accuracy", "trainable_params", "train_seconds"])
+    trial = controller.ask()
+    with pytest.raises(ValueError, match="train_seconds"):
+        controller.tell(trial, score=0.5)
+    controller.tell(trial, score=0.5, measured={"train_seconds": 2.0, "other": 1.0})
+    (outcome,) = controller.outcomes()
+    assert outcome.objectives["train_seconds"] == 2.0
+    assert outcome.measured["other"] == 1.0
+
+
+def test_nothing_that_breaks_a_constraint_is_handed_out():
+    for sampler in ("autopeft", "random", "tpe", "nsga2"):
+        controller = SearchController(
+            SPACE, TWO, sampler=sampler, constraints=["trainable_params<=1500"], pruner="none"
+        )
+        drive(controller, 20)
+        prices = [o.price.trainable_params for o in controller.outcomes()]
+        assert len(prices) == 20
+        assert max(prices) <= 1500
+
+
+def test_a_constraint_nothing_can_keep_is_refused_at_once():
+    with pytest.raises(SettingsError, match="nothing in the space"):
+        SearchController(SPACE, TWO, constraints=["trainable_params<=3"])
+
+
+def test_an_exhausted_space_ends_with_none():
+    methods = {"lora": {"ranks": [1, 2], "learning_rate": [1e-3, 1e-3]}}
+    topology = Topology(1, {"attn.q": (8, 8), "attn.v": (8, 8)})
+    row = {"methods": methods, "granularity": "model", "placements": {"qv": ["attn.q", "attn.v"]}}
+    space = SearchSpace.from_source(row, topology)
+    controller = SearchController(space, TWO, pruner="none")
+    seen = []
+    while (trial := controller.ask()) is not None:
+        seen.append(trial.candidate.digest)
+        controller.tell(trial, score=0.5)
+    assert len(seen) == len(set(seen)) == 3  # two ranks and the reference
+
+
+def test_the_same_seed_gives_the_same_search():
+    runs = []
+    for _ in range(2):
+        controller = SearchController(SPACE, TWO, seed=5)
+        drive(controller, 24)
+        runs.append([o.candidate.digest for o in controller.outcomes()])
+    assert runs[0] == runs[1]
+
+
+@pytest.mark.parametrize("suffix", [".db", ".log"])
+def test_resume_loses_no_trial_and_runs_none_twice(tmp_path, suffix):
+    place = tmp_path / f"study{suffix}"
+    first = SearchController(SPACE, TWO, storage=place, study_name="s", seed=2)
+    drive(first, 14)
+    first.remember("spent", {"seconds": 3.0})
+    left = [first.ask(), first.ask()]
+    assert first.report(left[0], 1, 0.99) is Decision.CONTINUE
+    second = SearchController(SPACE, TWO, storage=place, study_name="s", seed=2, resume=True)
+    assert second.recall("spent") == {"seconds": 3.0}
+    interrupted = [o for o in second.outcomes() if o.reason == "interrupted"]
+    assert [o.number for o in interrupted] == [t.number for t in left]
+    again = [second.ask(), second.ask()]
+    assert [t.candidate for t in again] == [t.candidate for t in left]
+    assert [t.origin for t in again] == [t.origin for t in left]
+    for trial in again:
+        second.tell(trial, score=quality(trial))
+    drive(second, 10)
+    kept = [o.candidate.digest for o in second.outcomes() if o.reason != "interrupted"]
+    assert len(kept) == len(set(kept)) == 26
+    old = {o.number: o for o in first.outcomes()}
+    assert all(old[o.number] == o for o in second.outcomes() if o.number in old)
+
+
+def test_a_candidate_from_outside_the_space_can_be_enqueued():
+    controller = SearchController(SPACE, TWO, n_baselines=0)
+    plan = AdapterPlan([LayerSpec(0, "attn.q", "oft", 8)])
+    candidate = Candidate(plan, TrainSettings(1e-3, steps=9))
+    controller.enqueue(candidate)
+    origins = {}
+    for _ in range(24):
+        trial = controller.ask()
+        origins[trial.candidate.digest] = trial.origin
+        controller.tell(trial, score=quality(trial))
+    assert origins[candidate.digest] == "user"
+
+
+def test_objectives_are_checked():
+    with pytest.raises(SettingsError, match="objectives"):
+        SearchController(SPACE, [])
+    with pytest.raises(SettingsError, match="twice"):
+        SearchController(SPACE, ["accuracy", "accuracy"])
+    with pytest.raises(SettingsError, match="did you mean 'autopeft'"):
+        SearchController(SPACE, TWO, sampler="autopef")
+
+
+def test_one_objective_and_a_minimized_quality_work():
+    controller = SearchController(SPACE, ["loss"], seed=0)
+    for _ in range(25):
+        trial = controller.ask()
+        if controller.report(trial, 1, 1 - quality(trial)) is Decision.CONTINUE:
+            controller.tell(trial, score=1 - quality(trial))
+    (best,) = controller.front()
+    losses = [o.objectives["loss"] for o in controller.outcomes() if o.state == "complete"]
+    assert best.objectives["loss"] == min(losses)
+
+
+def test_an_own_objective_and_own_prices_can_be_given():
+    class Flat:
+        def price(self, candidate):
+            from autopeft.costs import Price
+
+            return Price(len(candidate.plan.specs) + 1, 4, 1.0, 1)
+
+    controller = SearchController(SPACE, [objective("f1"), "trainable_params"], prices=Flat())
+    trial = controller.ask()
+    assert trial.price.trainable_params == len(trial.plan.specs) + 1
+
+
+def test_search_imports_neither_torch_nor_ray():
+    code = (
+        "import sys, autopeft.searcher.controller, autopeft.confirm.verdict;"
+        "bad = {'torch', 'ray', 'transformers', 'peft', 'datasets'} & set(sys.modules);"
+        "assert not bad, bad"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_with_trials_in_flight_only_what_a_cheaper_or_equal_peer_beats_is_stopped():
+    rng = np.random.default_rng(0)
+    controller = SearchController(SPACE, TWO, n_baselines=0, seed=3)
+    running, curves, n_stopped = [], {}, 0
+    for _ in range(150):
+        while len(running) < 6:
+            running.append(controller.ask())
+        trial = running[int(rng.integers(len(running)))]
+        curve = curves.setdefault(trial.number, (trial.price.trainable_params, []))[1]
+        curve.append(quality(trial) + rng.normal(0, 0.02))
+        decision = controller.report(trial, (1, 3, 9)[len(curve) - 1], curve[-1])
+        if decision is Decision.STOP:
+            n_stopped += 1
+            others = [
+                c
+                for n, c in curves.items()
+                if n != trial.number and c[0] <= trial.price.trainable_params
+            ]
+            last = [
+                (c[min(len(c), len(curve)) - 1], curve[min(len(c), len(curve)) - 1])
+                for _, c in others
+            ]
+            assert any(theirs > mine for theirs, mine in last)
+            running.remove(trial)
+        elif len(curve) == 3:
+            controller.tell(trial, score=curve[-1])
+            running.remove(trial)
+    assert n_stopped > 10

@@ -1,0 +1,60 @@
+"""Tests of what optuna-dashboard is given to show."""
+
+from __future__ import annotations
+
+import json
+
+import plotly.graph_objects as go
+from optuna_dashboard import get_note
+
+from autopeft.costs import Topology
+from autopeft.costs.objectives import objective
+from autopeft.searcher.controller import SearchController
+from autopeft.searcher.dashboard import front_figure, learning_curves
+from autopeft.searcher.space.space import SearchSpace
+
+TOPOLOGY = Topology(2, {"attn.q": (16, 16), "attn.v": (16, 16)})
+SPACE = SearchSpace.from_source({"methods": ["lora", "ia3"]}, TOPOLOGY, steps=9)
+OBJECTIVES = (objective("accuracy"), objective("trainable_params"))
+
+
+def searched(storage=None, n=8):
+    controller = SearchController(SPACE, OBJECTIVES, storage=storage, pruner="none")
+    for number in range(n):
+        trial = controller.ask()
+        controller.report(trial, 3, number / 20)
+        if number == 3:
+            controller.tell(trial, failed="out of memory")
+        else:
+            controller.tell(trial, score=number / 10)
+    return controller
+
+
+def test_note_and_graphs_are_on_the_study(tmp_path):
+    controller = searched(tmp_path / "study.db")
+    controller.post()
+    text = get_note(controller.study)
+    assert "8 trials: 7 complete, 0 pruned, 1 failed" in text
+    assert f"| {controller.front()[-1].number} | 0.7 |" in text
+    study = controller.study
+    keys = study._storage.get_study_system_attrs(study._study_id)
+    assert any(key.startswith("dashboard:plot_data:learning-curves") for key in keys)
+    assert any(key.startswith("dashboard:plot_data:front") for key in keys)
+
+
+def test_figures_are_plotlys():
+    outcomes = searched().outcomes()
+    for figure in (learning_curves(outcomes, OBJECTIVES[0]), front_figure(outcomes, OBJECTIVES)):
+        drawn = go.Figure(json.loads(figure.to_json()))
+        assert drawn.layout.title.text
+    assert len(learning_curves(outcomes, OBJECTIVES[0]).data) == 8
+    assert front_figure((), OBJECTIVES).data
+
+
+def test_a_long_search_writes_seldom(tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(
+        "autopeft.searcher.dashboard.save_note", lambda study, body: written.append(body)
+    )
+    searched(tmp_path / "study.log", n=12)
+    assert len(written) == 1

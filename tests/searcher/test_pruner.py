@@ -1,0 +1,169 @@
+"""Tests of the rung rules."""
+
+from __future__ import annotations
+
+import numpy as np
+import optuna
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from optuna.trial import TrialState, create_trial
+
+from autopeft.errors import SettingsError
+from autopeft.searcher.pruner import PRUNERS, GapPruner, QualityPruner, gaps_among, make_pruner
+
+
+def study_of(rows, directions=("maximize", "minimize")):
+    """A study of running trials; rows are (costs, {step: score})."""
+    study = optuna.create_study(directions=list(directions))
+    for costs, scores in rows:
+        price = {f"cost{k}": cost for k, cost in enumerate(costs)}
+        study.add_trial(
+            create_trial(
+                state=TrialState.RUNNING,
+                user_attrs={"price": price},
+                intermediate_values=dict(enumerate(scores)),
+            )
+        )
+    return study
+
+
+def stopped(pruner, rows, **kw):
+    study = study_of(rows, **kw)
+    return [pruner.prune(study, trial) for trial in study.get_trials(deepcopy=False)]
+
+
+curves = st.lists(
+    st.tuples(
+        st.tuples(st.integers(1, 4), st.integers(1, 4)),
+        st.lists(st.integers(0, 6).map(float), min_size=1, max_size=4),
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+@settings(deadline=None, max_examples=200)
+@given(curves, st.sampled_from([1.5, 3.0, 10.0]), st.booleans())
+def test_a_trial_no_cheaper_or_equal_peer_beats_is_never_stopped(rows, eta, is_minimized):
+    sign = -1.0 if is_minimized else 1.0
+    pruner = GapPruner(eta, costs=("cost0", "cost1"))
+    directions = ("minimize" if is_minimized else "maximize", "minimize")
+    decisions = stopped(pruner, rows, directions=directions)
+    for (costs, scores), is_stopped in zip(rows, decisions, strict=True):
+        beaten = False
+        for other_costs, others in rows:
+            step = min(len(scores), len(others)) - 1
+            is_affordable = all(a <= b for a, b in zip(other_costs, costs, strict=True))
+            beaten |= is_affordable and sign * others[step] > sign * scores[step]
+        assert beaten or not is_stopped
+
+
+def test_a_dear_trial_beaten_by_a_cheap_one_stops_and_the_cheap_poor_one_goes_on():
+    rows = [((1,), [0.7]), ((9,), [0.2]), ((0.1,), [0.1])]
+    assert stopped(GapPruner(3, costs=("cost0",)), rows) == [False, True, False]
+
+
+def test_without_peers_at_a_rung_nothing_stops():
+    assert stopped(GapPruner(3, costs=("cost0",)), [((5,), [0.0])]) == [False]
+    assert stopped(GapPruner(3, costs=("cost0",)), [((5,), []), ((1,), [0.9])]) == [False, False]
+
+
+def test_of_many_equally_dear_trials_about_one_in_eta_goes_on():
+    rng = np.random.default_rng(0)
+    rows = [((1,), [float(score)]) for score in rng.permutation(30)]
+    assert sum(stopped(GapPruner(3, costs=("cost0",)), rows)) == 20
+    assert sum(stopped(GapPruner(2, costs=("cost0",)), rows)) == 15
+
+
+def test_a_peer_that_arrives_later_at_an_earlier_rung_counts():
+    early = ((5,), [0.1, 0.2, 0.3])
+    late = [((1,), [0.9]), ((1,), [0.8]), ((1,), [0.7])]
+    assert stopped(GapPruner(3, costs=("cost0",)), [early, *late])[0]
+
+
+def test_reporting_more_often_stops_no_more_of_them():
+    rng = np.random.default_rng(0)
+    scores = rng.permutation(36)
+    often = [((1,), [float(score)] * 6) for score in scores]
+    seldom = [((1,), [float(score)] * 2) for score in scores]
+    pruner = GapPruner(3, costs=("cost0",))
+    assert stopped(pruner, often) == stopped(GapPruner(3, costs=("cost0",)), seldom)
+    assert sum(stopped(pruner, often)) == 36 - 5  # 36 / 3**2 and one
+
+
+def test_the_best_qualities_pass_the_first_rung_whatever_their_gaps():
+    # Twelve cheap trials of no use, six dear ones all beaten by one that costs less than they do.
+    rows = [((1,), [0.1])] * 12 + [((2,), [0.9])] + [((3,), [0.3 + k / 100]) for k in range(6)]
+    decisions = stopped(GapPruner(3, costs=("cost0",)), rows)
+    assert decisions[-6:] == [True] * 4 + [False] * 2  # the best three of 19, at eta 3
+    assert not any(decisions[:13])
+
+
+def test_a_late_rung_stops_nothing():
+    for step, is_stopped in ((3, True), (4, False)):
+        study = study_of([((1,), []), ((5,), [])])
+        for trial, score in zip(study.get_trials(deepcopy=False), (0.9, 0.1), strict=True):
+            study._storage.set_trial_user_attr(trial._trial_id, "train", {"steps": 10})
+            study._storage.set_trial_intermediate_value(trial._trial_id, step, score)
+        last = study.get_trials(deepcopy=False)[1]
+        assert GapPruner(3, costs=("cost0",)).prune(study, last) is is_stopped
+
+
+def test_nan_is_the_worst_score():
+    rows = [((1,), [0.5]), ((1,), [float("nan")]), ((1,), [0.4])]
+    assert stopped(GapPruner(3, costs=("cost0",)), rows)[1]
+
+
+def test_costs_known_only_after_training_are_replaced_by_priced_ones():
+    study = optuna.create_study(directions=["maximize", "minimize"])
+    with pytest.warns(optuna.exceptions.ExperimentalWarning):
+        study.set_metric_names(["accuracy", "train_seconds"])
+    for flops, score in [(1.0, 0.9), (2.0, 0.1)]:
+        study.add_trial(
+            create_trial(
+                state=TrialState.RUNNING,
+                user_attrs={"price": {"train_flops": flops}},
+                intermediate_values={1: score},
+            )
+        )
+    pruner = GapPruner(3)
+    assert [pruner.prune(study, t) for t in study.get_trials()] == [False, True]
+
+
+def test_gaps():
+    gaps = gaps_among(np.array([0.5, 0.7, 0.6]), np.array([[1.0], [2.0], [2.0]]))
+    assert gaps.tolist() == [-np.inf, pytest.approx(-0.1), pytest.approx(0.1)]
+    assert gaps_among(np.array([1.0, 2.0]), np.zeros((2, 0))).tolist() == [1.0, -1.0]
+
+
+@pytest.mark.parametrize("name", [name for name in PRUNERS if name not in ("gap", "none")])
+def test_optunas_own_pruners_work_on_several_directions(name):
+    study = optuna.create_study(directions=["maximize", "minimize"])
+    pruner = make_pruner(name, first_rung=1, last_rung=9)
+    assert isinstance(pruner, QualityPruner)
+    decisions = []
+    for number in range(60):
+        quality = 0.9 if number % 2 else 0.0
+        study.add_trial(create_trial(state=TrialState.RUNNING))
+        for step in (1, 3, 9):
+            trial = study.get_trials(deepcopy=False)[number]
+            study._storage.set_trial_intermediate_value(
+                trial._trial_id, step, quality + number / 1e3
+            )
+            trial = study.get_trials(deepcopy=False)[number]
+            if pruner.prune(study, trial):
+                decisions.append(quality)
+                study.tell(number, state=TrialState.PRUNED)
+                break
+        else:
+            study.tell(number, [quality, 1.0])
+    assert 0.0 in decisions
+
+
+def test_names_are_checked():
+    assert not make_pruner("none").prune(study_of([]), create_trial(state=TrialState.RUNNING))
+    with pytest.raises(SettingsError, match="did you mean 'median'"):
+        make_pruner("medain")
+    with pytest.raises(SettingsError, match="eta"):
+        GapPruner(1.0)

@@ -1,0 +1,117 @@
+"""Tests of the study behind a search."""
+
+from __future__ import annotations
+
+import optuna
+import pytest
+from optuna.storages import RDBStorage
+from sqlalchemy.exc import IntegrityError
+
+from autopeft.costs.objectives import objective
+from autopeft.errors import StorageError
+from autopeft.searcher.pruner import GapPruner
+from autopeft.searcher.study import StudyBook, distribution, open_storage, price_attribute
+
+OBJECTIVES = (objective("accuracy"), objective("trainable_params"))
+X = {"x": distribution({"kind": "float", "low": 0.0, "high": 1.0})}
+
+
+def book(storage=None, name="s", sampler=None, resume=False, objectives=OBJECTIVES):
+    sampler = sampler or optuna.samplers.RandomSampler(seed=0)
+    return StudyBook(storage, name, objectives, sampler, GapPruner(3), resume=resume)
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "db", "log", "memory"])
+def test_every_storage_keeps_trials_values_attributes_and_rungs(kind, tmp_path):
+    place = {
+        "sqlite": f"sqlite:///{tmp_path}/a.db",
+        "db": tmp_path / "b.db",
+        "log": tmp_path / "c.log",
+        "memory": None,
+    }[kind]
+    made = book(place)
+    number = made.start(
+        {"x": 0.25}, X, {"plan": "none", **price_attribute({"trainable_params": 7})}
+    )
+    made.record(number, 5, 0.5)
+    made.complete(number, [0.8, 7.0], {"train_seconds": 1.0})
+    made.remember("settings", {"a": 1})
+    again = made if place is None else book(place, resume=True)
+    (row,) = again.stored()
+    assert (row.state, row.values, row.rungs) == ("complete", (0.8, 7.0), ((5, 0.5),))
+    assert row.attributes["price"] == {"trainable_params": 7}
+    assert again.trials()[0].params == {"x": 0.25}
+    assert again.recall("settings") == {"a": 1}
+    assert again.study.metric_names == ["accuracy", "trainable_params"]
+
+
+def test_a_database_that_another_makes_at_the_same_moment_is_opened_at_the_next_try(
+    tmp_path, monkeypatch
+):
+    """Regression: a search died on `UNIQUE constraint failed: alembic_version` (issue 5)."""
+    made = []
+
+    def beaten_once(url, **options):
+        made.append(RDBStorage(url, **options))
+        if len(made) == 1:
+            raise IntegrityError("INSERT INTO alembic_version", None, Exception("UNIQUE"))
+        return made[-1]
+
+    monkeypatch.setattr("autopeft.searcher.study.RDBStorage", beaten_once)
+    storage = open_storage(tmp_path / "shared.db")
+    assert storage.get_all_studies() == []
+    assert len(made) == 2
+
+
+def test_only_complete_trials_are_on_optunas_front():
+    made = book()
+    first, second, third = (made.start({"x": x}, X, {}) for x in (0.1, 0.2, 0.3))
+    made.record(second, 1, 0.99)
+    made.prune(second, "pruned at step 1", gap=0.1)
+    made.complete(first, [0.5, 3.0], {})
+    made.fail(third, "out of memory")
+    assert [t.number for t in made.study.best_trials] == [first]
+    assert [row.state for row in made.stored()] == ["complete", "pruned", "failed"]
+    assert made.stored()[2].attributes["reason"] == "out of memory"
+
+
+def test_tpe_goes_on_after_a_pruned_trial_with_rungs_in_a_study_of_two_directions():
+    """Regression: without a constraint optuna 5.0 looks for a single direction and raises."""
+    sampler = optuna.samplers.TPESampler(seed=0, n_startup_trials=3)
+    made = book(sampler=sampler)
+    for step in range(8):
+        number = made.start({"x": step / 10}, X, {})
+        made.record(number, 1, step / 10)
+        if step % 2:
+            made.prune(number, "pruned at step 1", gap=0.1)
+        else:
+            made.complete(number, [step / 10, 1.0], {})
+    assert 0 <= made.study.ask(X).params["x"] <= 1
+
+
+def test_a_taken_name_asks_to_resume_and_resuming_needs_the_study(tmp_path):
+    place = f"sqlite:///{tmp_path}/a.db"
+    book(place)
+    with pytest.raises(StorageError, match="resume"):
+        book(place)
+    with pytest.raises(StorageError, match="no such study"):
+        book(place, name="other", resume=True)
+    with pytest.raises(StorageError, match="objectives"):
+        book(place, resume=True, objectives=(objective("loss"), objective("trainable_params")))
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["sqlite:////no/such/folder/a.db", "/no/such/folder/a.log", "nonsense://x", "study.txt"],
+)
+def test_a_storage_that_cannot_be_opened_is_one_line(place):
+    with pytest.raises(StorageError, match=r"^storage=") as caught:
+        open_storage(place)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_no_database_is_refused(tmp_path):
+    path = tmp_path / "a.db"
+    path.write_text("not a database, but long enough to be read as one" * 40)
+    with pytest.raises(StorageError, match="storage"):
+        book(path)

@@ -1,0 +1,289 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from autopeft.errors import DataError
+from autopeft.settings import SearchSettings
+from autopeft.tasks.data import SPLITS
+from autopeft.tasks.load_data import load_data
+
+
+def sentiment_rows(n: int = 60) -> list[dict[str, str]]:
+    return [
+        {
+            "text": f"the film was {'good' if i % 2 else 'bad'} w{i}",
+            "label": "pos" if i % 2 else "neg",
+        }
+        for i in range(n)
+    ]
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> str:
+    pd.DataFrame(rows).to_csv(path, index=False)
+    return str(path)
+
+
+def texts_of(tokenizer: Any, data: Any, split: str) -> list[str]:
+    part = data.splits[split]
+    return [
+        tokenizer.decode(
+            part.tokens[part.offsets[i] : part.offsets[i + 1]], skip_special_tokens=True
+        )
+        for i in range(len(part))
+    ]
+
+
+def test_csv_is_split_encoded_and_labeled(tmp_path: Path, encoder_tokenizer: Any) -> None:
+    rows = sentiment_rows()
+    data = load_data(SearchSettings(data=write_csv(tmp_path / "d.csv", rows)), encoder_tokenizer)
+    assert data.labels == ("neg", "pos")
+    assert sum(len(data.splits[name]) for name in SPLITS) == 60
+    seen: set[int] = set()
+    for name in SPLITS:
+        part = data.splits[name]
+        assert part.source == "d.csv"
+        assert not seen & set(part.source_rows.tolist())
+        seen |= set(part.source_rows.tolist())
+        for text, target, row in zip(
+            texts_of(encoder_tokenizer, data, name), part.targets, part.source_rows, strict=True
+        ):
+            assert text == rows[row]["text"]
+            assert data.labels[target] == rows[row]["label"]
+    assert seen == set(range(60))
+    assert data.train.tokens.dtype == np.int32
+    assert data.train.offsets.dtype == np.int64
+
+
+def test_kinds_of_file_give_the_same_data(tmp_path: Path, encoder_tokenizer: Any) -> None:
+    rows = sentiment_rows()
+    frame = pd.DataFrame(rows)
+    paths = [
+        tmp_path / f"d.{kind}" for kind in ("csv", "tsv", "jsonl", "json", "parquet", "csv.gz")
+    ]
+    frame.to_csv(paths[0], index=False)
+    frame.to_csv(paths[1], index=False, sep="\t")
+    paths[2].write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+    paths[3].write_text(json.dumps(rows))
+    frame.to_parquet(paths[4])
+    frame.to_csv(paths[5], index=False)
+    prints = {load_data(SearchSettings(data=str(p)), encoder_tokenizer).fingerprint for p in paths}
+    assert len(prints) == 1
+
+
+def test_a_folder_is_read_like_a_hub_data_set(tmp_path: Path, encoder_tokenizer: Any) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    write_csv(folder / "train.csv", sentiment_rows(60)[:40])
+    write_csv(folder / "test.csv", sentiment_rows(60)[40:])
+    data = load_data(SearchSettings(data=str(folder)), encoder_tokenizer)
+    assert data.test.source.endswith(":test")
+    assert len(data.test) == 20
+    assert len(data.train) + len(data.validation) == 40
+    named = SearchSettings(data=str(folder), validation="test", test=str(folder / "test.csv"))
+    with pytest.raises(DataError, match="usable validation rows"):
+        load_data(named, encoder_tokenizer)  # validation is the test split: no row is left for it
+
+
+def test_numbers_as_labels_are_ordered_by_value(tmp_path: Path, encoder_tokenizer: Any) -> None:
+    rows = [{"text": f"the film w{i}", "label": float(i % 12)} for i in range(120)]
+    pd.DataFrame(rows).to_parquet(tmp_path / "d.parquet")
+    data = load_data(SearchSettings(data=str(tmp_path / "d.parquet")), encoder_tokenizer)
+    assert data.labels == tuple(str(i) for i in range(12))
+
+
+def test_words_that_look_missing_are_kept(tmp_path: Path, encoder_tokenizer: Any) -> None:
+    rows = [{"text": f"w{i}", "label": "None" if i % 2 else "NA"} for i in range(60)]
+    data = load_data(SearchSettings(data=write_csv(tmp_path / "d.csv", rows)), encoder_tokenizer)
+    assert data.labels == ("NA", "None")
+    assert data.n_dropped == 0
+
+
+def test_empty_rows_are_dropped_and_counted(tmp_path: Path, encoder_tokenizer: Any) -> None:
+    rows = sentiment_rows()
+    rows += [{"text": " ", "label": "pos"}, {"text": "good", "label": ""}]
+    data = load_data(SearchSettings(data=write_csv(tmp_path / "d.csv", rows)), encoder_tokenizer)
+    assert data.n_dropped == 2
+    assert data.dropped_from == {"d.csv": 2}
+
+
+def test_a_text_is_in_one_split_only(tmp_path: Path, encoder_tokenizer: Any) -> None:
+    rows = sentiment_rows(40) + [{**r, "text": r["text"].upper() + " "} for r in sentiment_rows(40)]
+    data = load_data(SearchSettings(data=write_csv(tmp_path / "d.csv", rows)), encoder_tokenizer)
+    owner: dict[int, str] = {}
+    for name in SPLITS:
+        for row in data.splits[name].source_rows:
+            assert owner.setdefault(int(row) % 40, name) == name
+
+
+def test_own_splits_are_used_and_their_texts_leave_train(
+    tmp_path: Path, encoder_tokenizer: Any
+) -> None:
+    rows = sentiment_rows(60)
+    settings = SearchSettings(
+        data=write_csv(tmp_path / "train.csv", rows),
+        validation=write_csv(tmp_path / "val.csv", rows[:10]),
+        test=write_csv(tmp_path / "test.csv", rows[5:20]),
+    )
+    data = load_data(settings, encoder_tokenizer)
+    assert len(data.test) == 15  # kept whole
+    assert len(data.validation) == 5  # five of its rows are in test
+    assert len(data.train) == 40
+    assert data.n_duplicates == 25
+    assert data.test.source == "test.csv"
+
+
+def test_limits_keep_the_labels_balanced(tmp_path: Path, encoder_tokenizer: Any) -> None:
+    settings = SearchSettings(
+        data=write_csv(tmp_path / "d.csv", sentiment_rows(180)),
+        max_train_rows=20,
+        max_validation_rows=10,
+        max_test_rows=14,
+    )
+    data = load_data(settings, encoder_tokenizer)
+    assert [len(data.splits[name]) for name in SPLITS] == [20, 10, 14]
+    for name in SPLITS:
+        assert abs(data.splits[name].targets.mean() - 0.5) <= 0.1
+
+
+def test_pairs_carry_type_ids(tmp_path: Path, encoder_tokenizer: Any) -> None:
+    rows = [{"a": f"good w{i}", "b": "the film", "y": str(i % 2)} for i in range(60)]
+    settings = SearchSettings(
+        data=write_csv(tmp_path / "d.csv", rows), text="a", text_pair="b", label="y"
+    )
+    part = load_data(settings, encoder_tokenizer).train
+    assert part.type_ids is not None
+    assert part.type_ids[: part.offsets[1]].tolist() == [0, 0, 0, 0, 1, 1, 1]
+
+
+def test_long_rows_are_cut_and_counted(tmp_path: Path, encoder_tokenizer: Any) -> None:
+    rows = sentiment_rows()
+    rows[0]["text"] = "good " * 100
+    path = write_csv(tmp_path / "d.csv", rows)
+    data = load_data(SearchSettings(data=path, max_length=16), encoder_tokenizer)
+    assert data.n_truncated == 1
+    longest = max(int(data.splits[name].lengths.max()) for name in SPLITS)
+    assert longest == 16
+
+
+@pytest.mark.parametrize("name", ["decoder_tokenizer", "starting_tokenizer"])
+def test_prompts_and_completions(tmp_path: Path, name: str, request: pytest.FixtureRequest) -> None:
+    tokenizer = request.getfixturevalue(name)
+    rows = [{"prompt": f"review : w{i}", "completion": " positive"} for i in range(60)]
+    settings = SearchSettings(data=write_csv(tmp_path / "d.csv", rows), task="causal-lm")
+    data = load_data(settings, tokenizer)
+    assert data.labels == ()
+    part = data.train
+    first, length = part.tokens[: part.offsets[1]], int(part.targets[0])
+    row = rows[part.source_rows[0]]
+    start = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
+    assert first[:length].tolist() == start + tokenizer.encode(
+        row["prompt"], add_special_tokens=False
+    )
+    assert first[length:].tolist() == [
+        tokenizer.convert_tokens_to_ids("positive"),
+        tokenizer.eos_token_id,
+    ]
+    assert data.pad_id == tokenizer.eos_token_id
+    assert data.length_statistics(16).mean_targets == 2.0
+
+
+def test_a_long_prompt_loses_its_beginning(tmp_path: Path, starting_tokenizer: Any) -> None:
+    rows = [{"prompt": f"w{i} " + "film " * 30 + ":", "completion": " good"} for i in range(60)]
+    settings = SearchSettings(
+        data=write_csv(tmp_path / "d.csv", rows), task="causal-lm", max_length=10
+    )
+    part = load_data(settings, starting_tokenizer).train
+    words = starting_tokenizer.convert_ids_to_tokens(part.tokens[: part.offsets[1]])
+    assert words == ["<s>", *["film"] * 6, ":", "good", "</s>"]
+    assert part.targets[0] == 8
+
+
+def test_fingerprint_follows_the_data(tmp_path: Path, encoder_tokenizer: Any) -> None:
+    path = write_csv(tmp_path / "d.csv", sentiment_rows())
+    one, same, other = (
+        load_data(SearchSettings(data=path, seed=seed), encoder_tokenizer) for seed in (0, 0, 1)
+    )
+    assert one.fingerprint == same.fingerprint != other.fingerprint
+
+
+def test_length_statistics(tmp_path: Path, encoder_tokenizer: Any) -> None:
+    data = load_data(
+        SearchSettings(data=write_csv(tmp_path / "d.csv", sentiment_rows())), encoder_tokenizer
+    )
+    found = data.length_statistics(8)
+    assert found.longest == int(data.train.lengths.max())
+    assert found.mean <= found.mean_padded <= found.longest
+    assert found.mean_targets == 1.0
+
+
+BAD_ROWS = {
+    "one class only": [{"text": f"w{i}", "label": "same"} for i in range(60)],
+    "usable train rows >= 8": sentiment_rows(6),
+    "different values": [{"text": f"w{i}", "label": f"{i / 7}"} for i in range(60)],
+}
+
+
+@pytest.mark.parametrize("problem", BAD_ROWS)
+def test_data_that_cannot_be_learned_from(
+    tmp_path: Path, problem: str, encoder_tokenizer: Any
+) -> None:
+    settings = SearchSettings(data=write_csv(tmp_path / "d.csv", BAD_ROWS[problem]))
+    with pytest.raises(DataError, match=problem) as raised:
+        load_data(settings, encoder_tokenizer)
+    assert "\n" not in str(raised.value)
+    assert raised.value.exit_status == 2
+
+
+def test_label_missing_in_train(tmp_path: Path, encoder_tokenizer: Any) -> None:
+    other = [{"text": f"new w{i}", "label": "third"} for i in range(10)]
+    settings = SearchSettings(
+        data=write_csv(tmp_path / "d.csv", sentiment_rows()),
+        test=write_csv(tmp_path / "t.csv", other),
+    )
+    with pytest.raises(DataError, match=r"label='third': occurs in test but in no training row"):
+        load_data(settings, encoder_tokenizer)
+
+
+def test_unknown_column_names_those_found(tmp_path: Path, encoder_tokenizer: Any) -> None:
+    settings = SearchSettings(data=write_csv(tmp_path / "d.csv", sentiment_rows()), text="body")
+    with pytest.raises(DataError, match=r"text='body': no such column.*'text', 'label'"):
+        load_data(settings, encoder_tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("d.jsonl", b'{"text": "good", "label": 1}\n{oops\n', "line 2 is not JSON"),
+        ("d.jsonl", b"[1, 2]\n", "row 1 is not an object"),
+        ("d.json", b'{"text": 1}', "does not hold a list"),
+        ("d.parquet", b"not parquet", "cannot be read"),
+        ("d.csv", b"\xff\xfe\x00bad", "cannot be read"),
+        ("d.csv", b"", "cannot be read"),
+        ("d.csv", b"text,label\n", "no rows"),
+        ("d.csv", b"text,label\na,b,c,d\ne\n'f,g,h,i,j", "cannot be read"),
+    ],
+)
+def test_unreadable_files(
+    tmp_path: Path, name: str, content: bytes, problem: str, encoder_tokenizer: Any
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=problem):
+        load_data(SearchSettings(data=str(tmp_path / name)), encoder_tokenizer)
+
+
+def test_missing_things(tmp_path: Path, encoder_tokenizer: Any) -> None:
+    with pytest.raises(DataError, match="no such file"):
+        load_data(SearchSettings(data=str(tmp_path / "none.csv")), encoder_tokenizer)
+    with pytest.raises(DataError, match="neither a file here nor a data set"):
+        load_data(SearchSettings(data=str(tmp_path / "none")), encoder_tokenizer)
+    with pytest.raises(DataError, match="no data given"):
+        load_data(SearchSettings(), encoder_tokenizer)
+    path = write_csv(tmp_path / "d.csv", sentiment_rows())
+    with pytest.raises(DataError, match="test='held_out': neither a file nor a split"):
+        load_data(SearchSettings(data=path, test="held_out"), encoder_tokenizer)

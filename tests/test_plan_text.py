@@ -1,0 +1,90 @@
+import math
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autopeft.plan import AdapterPlan, LayerSpec
+from autopeft.plan_text import layer_ranges, plan_summary, role_word
+from autopeft.utils.formatting import human_bytes, human_count, human_seconds, human_value
+
+ROLES = ("attn.q", "attn.k", "attn.v", "cross.q", "mlp.up", "norm", "block")
+SPECS = st.builds(
+    LayerSpec,
+    st.integers(0, 7),
+    st.sampled_from(ROLES),
+    st.sampled_from(["lora", "ia3", "oft"]),
+    st.sampled_from([0, 1, 4]),
+)
+PLANS = st.lists(SPECS, max_size=12, unique_by=lambda s: (s.layer, s.role)).map(AdapterPlan)
+
+
+def parse(text: str) -> AdapterPlan:
+    """Reads an exact summary back."""
+    roles = {role_word(role): role for role in ROLES}
+    specs = []
+    for part in text.split("; "):
+        method, rank, words, layers = re.fullmatch(
+            r"(\w+)(?: r(\d+))? @ (\S+) in (\S+)", part
+        ).groups()
+        for run in layers.split(","):
+            first, _, last = run.partition("-")
+            for layer in range(int(first), int(last or first) + 1):
+                specs += [
+                    LayerSpec(layer, roles[w], method, int(rank or 0)) for w in words.split(",")
+                ]
+    return AdapterPlan(specs)
+
+
+@given(PLANS)
+def test_the_exact_summary_says_everything(plan: AdapterPlan):
+    text = plan_summary(plan, max_parts=1000)
+    assert text == "no adapter" if not plan.specs else parse(text) == plan
+
+
+@given(PLANS)
+def test_the_short_summary_is_short(plan: AdapterPlan):
+    assert plan_summary(plan).count(";") <= 2
+
+
+def test_examples():
+    mixed = [
+        LayerSpec(layer, role, "lora", 4) for layer in (3, 4, 5) for role in ("attn.q", "attn.v")
+    ]
+    mixed += [LayerSpec(layer, role, "ia3") for layer in range(3) for role in ("attn.k", "attn.v")]
+    assert plan_summary(AdapterPlan(mixed)) == "ia3 @ k,v in 0-2; lora r4 @ q,v in 3-5"
+    uneven = [LayerSpec(i, "attn.q", "lora", 2**i) for i in range(5)]
+    assert plan_summary(AdapterPlan(uneven)) == "lora r1-16 @ q in 0-4"
+    holes = [*uneven, LayerSpec(7, "mlp.up", "lora", 3)]
+    assert plan_summary(AdapterPlan(holes)) == "lora r1-16 @ q,up in 0-4,7 (6 sites)"
+    assert layer_ranges([5, 1, 2, 0, 5]) == "0-2,5"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (999, "999"),
+        (999.9, "1k"),
+        (17282, "17.3k"),
+        (22_700_000, "22.7M"),
+        (4.2e14, "420T"),
+    ],
+)
+def test_counts(value: float, text: str):
+    assert human_count(value) == text
+
+
+def test_units():
+    assert human_bytes(1536) == "1.5 KiB"
+    assert human_bytes(12) == "12 B"
+    assert human_seconds(9.94) == "9.9s"
+    assert human_seconds(9.97) == "10s"
+    assert human_seconds(75.2) == "1m 15s"
+    assert human_seconds(3599.7) == "1h 00m"
+    assert human_value(0.82349, "") == "0.823"
+    assert human_value(12.345, "ms") == "12.3 ms"
+    assert human_value(19976, "bytes") == "19.5 KiB"
+    for unit in ("", "ms", "bytes", "seconds", "parameters"):
+        assert human_value(math.nan, unit) == "-"

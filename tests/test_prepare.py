@@ -1,0 +1,87 @@
+"""What is found out about a model and its data before any time is spent."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autopeft.engine.executor import Workbench
+from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
+from autopeft.prepare import Preparation, prepare
+from autopeft.settings import SearchSettings
+from autopeft.training.last_block import READ_ALL, LastBlockReadout
+
+
+def _prepared(model: Path, data: Path, **more: Any) -> Preparation:
+    rows = {"model": str(model), "data": str(data), "steps": 9, "batch_size": 8, "max_length": 16}
+    return prepare(SearchSettings.from_mapping({**rows, "budget": "3trials", "workers": 1, **more}))
+
+
+@pytest.fixture(scope="module")
+def causal(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tuple[Path, Path]:
+    """A Llama of two small blocks with the tiny tokenizer, and prompts with completions."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("tiny-llama")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.eos_token = "[SEP]"
+    tokenizer.save_pretrained(folder)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=32,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    data = folder / "pairs.csv"
+    with data.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["prompt", "completion"])
+        for number in range(80):
+            writer.writerow([f"the film was a plot {number}", "good" if number % 2 else "very bad"])
+    return folder, data
+
+
+def test_an_encoder_is_read_at_its_first_token(tiny_model: Path, tiny_data: Path) -> None:
+    ready = _prepared(tiny_model, tiny_data)
+    assert ready.window == "first"
+    assert ready.prices.read_share < 0.3
+    assert ready.prices.logit_weights == 0
+    assert isinstance(Workbench(ready.context()).readout, LastBlockReadout)
+
+
+def test_a_decoder_is_read_where_it_predicts_a_completion(causal: tuple[Path, Path]) -> None:
+    ready = _prepared(*causal, task="causal-lm")
+    assert ready.window == "completion"
+    assert 0.0 < ready.prices.read_share < 0.7
+    assert ready.prices.logit_weights > 0
+    assert 0.0 < ready.prices.logit_tokens < ready.prices.tokens
+
+
+def test_adapters_in_the_last_block_alone_cost_little(tiny_model: Path, tiny_data: Path) -> None:
+    prices = _prepared(tiny_model, tiny_data).prices
+    train = TrainSettings(1e-3, steps=9, batch_size=8)
+
+    def flops(layer: int) -> float:
+        plan = AdapterPlan([LayerSpec(layer, "mlp.up", "lora", 2)])
+        return prices.price(Candidate(plan, train)).train_flops
+
+    assert flops(1) < 0.3 * flops(0)
+
+
+def test_what_cannot_be_told_is_computed_whole(
+    tiny_model: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autopeft.prepare.read_positions", lambda *_: None)
+    ready = _prepared(tiny_model, tiny_data)
+    assert ready.window is None
+    assert ready.prices.read_share == 1.0
+    assert Workbench(ready.context()).readout is READ_ALL

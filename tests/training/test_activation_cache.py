@@ -1,0 +1,249 @@
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from autopeft.models.backbone import Backbone
+from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
+from autopeft.tasks.batch import collate
+from autopeft.tasks.causal_lm import CausalLM
+from autopeft.tasks.data import TaskData
+from autopeft.tasks.text_classification import TextClassification
+from autopeft.training.activation_cache import PrefixCache
+from autopeft.training.cache_protocol import NO_PREFIX
+from autopeft.training.trainer import ProxyTraining
+
+Build = Callable[..., Any]
+
+
+def bert_cache(model: Any, data: TaskData, **options: Any) -> PrefixCache:
+    paths = [f"bert.encoder.layer.{i}" for i in range(len(model.bert.encoder.layer))]
+    return PrefixCache(model, paths, data, **options)
+
+
+def train(attached: Any, task: Any, data: TaskData, prefix: Any, precision: str = "fp32") -> Any:
+    training = ProxyTraining(
+        attached,
+        task,
+        data,
+        TrainSettings(1e-2, steps=30),
+        seed=0,
+        precision=precision,
+        prefix=prefix,
+    )
+    return training, training.run([5, 30])
+
+
+def calls_of(model: Any, layer: int) -> list[int]:
+    """Counts the tokens that a block's attention really computes."""
+    seen: list[int] = []
+    attention = model.bert.encoder.layer[layer].attention
+    attention.register_forward_hook(lambda _m, _i, out: seen.append(out[0].shape[:2].numel()))
+    return seen
+
+
+@pytest.mark.parametrize("layers", [[1, 2], [2]])
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_training_learns_the_same(
+    classification_data: TaskData, bert_with_lora: Build, layers: list[int], dropout: float
+) -> None:
+    task = TextClassification(classification_data.labels, 0)
+    plain = bert_with_lora(layers, dropout)
+    _, expected = train(plain, task, classification_data, NO_PREFIX)
+    cached = bert_with_lora(layers, dropout)
+    cache = bert_cache(cached.model, classification_data)
+    training, found = train(cached, task, classification_data, cache.below(layers[0]))
+    for one, other in zip(expected, found, strict=True):
+        assert other.loss == pytest.approx(one.loss, rel=5e-3)
+    assert not cache.is_off
+    assert training.prefix_seconds > 0
+    assert all("forward" not in vars(block) for block in cache.blocks())
+
+
+def test_a_decoder_learns_the_same(causal_data: TaskData, llama_with_lora: Build) -> None:
+    _, expected = train(llama_with_lora([2], depth=3), CausalLM(), causal_data, NO_PREFIX)
+    cached = llama_with_lora([2], depth=3)
+    paths = [f"model.layers.{i}" for i in range(3)]
+    cache = PrefixCache(cached.model, paths, causal_data)
+    _, found = train(cached, CausalLM(), causal_data, cache.below(2))
+    assert found[-1].loss == pytest.approx(expected[-1].loss, rel=5e-3)
+    assert not cache.is_off
+
+
+def test_bf16_stays_close(classification_data: TaskData, bert_with_lora: Build) -> None:
+    task = TextClassification(classification_data.labels, 0)
+    _, expected = train(bert_with_lora([2]), task, classification_data, NO_PREFIX, "bf16")
+    cached = bert_with_lora([2])
+    cache = bert_cache(cached.model, classification_data, precision="bf16")
+    _, found = train(cached, task, classification_data, cache.below(2), "bf16")
+    assert found[-1].loss == pytest.approx(expected[-1].loss, rel=0.05)
+
+
+def test_each_row_is_computed_once_for_all_trials(
+    classification_data: TaskData, bert_with_lora: Build
+) -> None:
+    task = TextClassification(classification_data.labels, 0)
+    attached = bert_with_lora([2])
+    cache = bert_cache(attached.model, classification_data)
+    train(attached, task, classification_data, cache.below(2))
+    computed = calls_of(attached.model, 0)
+    training, _ = train(attached, task, classification_data, cache.below(2))
+    assert computed == []
+    assert training.prefix_seconds == 0
+
+
+def test_a_head_alone_skips_every_block(
+    classification_data: TaskData, bert_with_lora: Build
+) -> None:
+    task = TextClassification(classification_data.labels, 0)
+
+    def head_only() -> Any:
+        attached = bert_with_lora()
+        attached.model.requires_grad_(False)
+        attached.model.classifier.requires_grad_(True)
+        return attached
+
+    _, expected = train(head_only(), task, classification_data, NO_PREFIX)
+    attached = head_only()
+    cache = bert_cache(attached.model, classification_data)
+    _, found = train(attached, task, classification_data, cache.below(None))
+    assert found[-1].loss == pytest.approx(expected[-1].loss, rel=1e-4)
+    top = calls_of(attached.model, 2)
+    train(attached, task, classification_data, cache.below(None))
+    assert top == []
+
+
+def test_a_higher_cut_is_filled_from_a_lower_one(
+    classification_data: TaskData, bert_with_lora: Build
+) -> None:
+    attached = bert_with_lora([2])
+    attached.model.eval()
+    cache = bert_cache(attached.model, classification_data)
+    batch = collate(classification_data, "train", np.arange(8))
+    with cache.below(1).serving(batch):
+        pass
+    plain = attached.model(**batch.model_inputs()).logits
+    first, second = calls_of(attached.model, 0), calls_of(attached.model, 1)
+    other = cache.below(2)
+    with other.serving(batch):
+        served = attached.model(**batch.model_inputs()).logits
+    torch.testing.assert_close(served, plain, rtol=1e-4, atol=1e-5)
+    # Block 0 ran to learn the outputs' form and for the check, never to fill; block 1 also filled.
+    assert sum(second) > sum(first)
+
+
+def test_cuts_start_nowhere(classification_data: TaskData, bert_with_lora: Build) -> None:
+    cache = bert_cache(bert_with_lora().model, classification_data)
+    assert cache.below(0) is NO_PREFIX
+
+
+def test_a_model_whose_prefix_varies_switches_it_off(
+    classification_data: TaskData, bert_with_lora: Build
+) -> None:
+    task = TextClassification(classification_data.labels, 0)
+    attached = bert_with_lora([2])
+    block = attached.model.bert.encoder.layer[0]
+    # Lower layers that do not depend on the row alone, like a router that looks at the batch.
+    block.register_forward_hook(
+        lambda _m, _i, out: (out[0] if isinstance(out, tuple) else out) + torch.randn(())
+    )
+    cache = bert_cache(attached.model, classification_data)
+    with pytest.warns(
+        UserWarning, match="is off for BertForSequenceClassification: outputs differ"
+    ):
+        _, reports = train(attached, task, classification_data, cache.below(2))
+    assert cache.is_off
+    assert reports[-1].step == 30
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # said once
+        assert cache.below(2) is NO_PREFIX
+
+
+def test_blocks_of_two_lists_are_not_skipped(
+    classification_data: TaskData, bert_with_lora: Build
+) -> None:
+    model = bert_with_lora().model
+    cache = PrefixCache(model, ["encoder.block.0", "decoder.block.0"], classification_data)
+    assert cache.below(1) is NO_PREFIX
+
+
+def test_the_size_limit_holds(classification_data: TaskData, bert_with_lora: Build) -> None:
+    task = TextClassification(classification_data.labels, 0)
+    attached = bert_with_lora([2])
+    attached.model.eval()
+    one_split = len(classification_data.train.tokens) * 32 * 4
+    cache = bert_cache(attached.model, classification_data, max_bytes=int(1.2 * one_split))
+    batch = collate(classification_data, "train", np.arange(4))
+    for cut in (1, 2, 1):
+        with cache.below(cut).serving(batch):
+            pass
+        assert list(cache._stores) == [(cut, "train")]
+    none = bert_cache(attached.model, classification_data, max_bytes=10)
+    _, found = train(attached, task, classification_data, none.below(2))
+    assert found[-1].step == 30
+    assert not none._stores
+
+
+def test_workers_share_a_folder(
+    tmp_path: Path, classification_data: TaskData, bert_with_lora: Build
+) -> None:
+    batch = collate(classification_data, "train", np.arange(16))
+    first = bert_with_lora([2]).model.eval()
+    with bert_cache(first, classification_data, folder=tmp_path).below(2).serving(batch):
+        expected = first(**batch.model_inputs()).logits
+    second = bert_with_lora([2]).model.eval()
+    cache = bert_cache(second, classification_data, folder=tmp_path)
+    prefix = cache.below(2)
+    with prefix.serving(batch):
+        found = second(**batch.model_inputs()).logits
+    assert prefix.fill_seconds == 0
+    torch.testing.assert_close(found, expected)
+
+
+def test_evaluation_may_fill_what_training_uses(
+    classification_data: TaskData, bert_with_lora: Build
+) -> None:
+    task = TextClassification(classification_data.labels, 0)
+    attached = bert_with_lora([2])
+    cache = bert_cache(attached.model, classification_data)
+    training = ProxyTraining(
+        attached,
+        task,
+        classification_data,
+        TrainSettings(1e-2, steps=10),
+        seed=0,
+        precision="fp32",
+        prefix=cache.below(2),
+    )
+    training.evaluate("train")  # under inference mode
+    filled = training.prefix_seconds
+    training.train_to(10)
+    assert training.prefix_seconds == filled
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("role", "method"),
+    [("attn", "prefix"), ("mlp.down", "bottleneck"), ("mlp.up", "parallel_bottleneck")],
+)
+def test_adapters_of_our_own_learn_the_same(
+    classification_data: TaskData, plain_bert: Build, role: str, method: str, precision: str
+) -> None:
+    task = TextClassification(classification_data.labels, 0)
+    plan = AdapterPlan([LayerSpec(2, role, method, 4)])
+    losses = []
+    for is_cached in (False, True):
+        backbone = Backbone(plain_bert().eval(), head=["classifier"])
+        cache = bert_cache(backbone.model, classification_data, precision=precision)
+        prefix = cache.below(2) if is_cached else NO_PREFIX
+        with backbone.attach(Candidate(plan, TrainSettings(1e-2)), seed=0) as attached:
+            _, reports = train(attached, task, classification_data, prefix, precision)
+        losses.append(reports[-1].loss)
+        assert not cache.is_off
+    assert losses[1] == pytest.approx(losses[0], rel=5e-3 if precision == "fp32" else 0.1)

@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from conftest import tiny_bert, tiny_llama
+
+from autopeft.errors import PackingError, TrainingFailure
+from autopeft.models.backbone import Backbone
+from autopeft.models.multi_adapter import Pack
+from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
+from autopeft.tasks.causal_lm import CausalLM
+from autopeft.tasks.data import TaskData
+from autopeft.tasks.text_classification import TextClassification
+from autopeft.training.activation_cache import PrefixCache
+from autopeft.training.cache_protocol import NO_PREFIX
+from autopeft.training.multi_trainer import PackedTraining
+from autopeft.training.trainer import ProxyTraining
+
+_STEPS = 12
+
+
+def _bert() -> Backbone:
+    return Backbone(tiny_bert().eval(), head=("classifier",), auto_class="")
+
+
+def _llama() -> Backbone:
+    return Backbone(tiny_llama().eval(), head=(), auto_class="")
+
+
+def _candidates(rates: Sequence[float] = (1e-2, 3e-3, 2e-2)) -> list[Candidate]:
+    """Unequal ranks, sites, methods and rates; the first block stays bare."""
+    plans = [
+        [LayerSpec(1, "attn.q", "lora", 2), LayerSpec(1, "mlp.up", "lora", 8)],
+        [LayerSpec(1, "attn.q", "rslora", 4), LayerSpec(1, "attn.v", "ia3")],
+        [LayerSpec(1, "mlp.up", "lora", 1), LayerSpec(1, "attn.v", "dora", 2)],
+    ]
+    return [
+        Candidate(AdapterPlan(specs), TrainSettings(rate, steps=_STEPS, batch_size=8))
+        for specs, rate in zip(plans, rates, strict=True)
+    ]
+
+
+class _Lanes:
+    """Candidates of one model with their trainings."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        task: Any,
+        data: TaskData,
+        *,
+        candidates: list[Candidate] | None = None,
+        seeds: Sequence[int] = (0, 0, 0),
+        cached: bool = False,
+    ) -> None:
+        self.attached, self.trainings = {}, {}
+        prefix = NO_PREFIX
+        if cached:
+            prefix = PrefixCache(backbone.model, backbone.layout.blocks, data).below(1)
+        for index, candidate in enumerate(candidates or _candidates()):
+            attached = self.attached[index] = backbone.attach(candidate, seed=seeds[index])
+            self.trainings[index] = ProxyTraining(
+                attached,
+                task,
+                data,
+                candidate.train,
+                seed=seeds[index],
+                precision="fp32",
+                prefix=prefix,
+            )
+            attached.park()
+        self.pack = Pack(self.attached)
+        self.packed = PackedTraining(self.trainings, self.pack, task, data, prefix=prefix)
+
+    def values(self, index: int) -> list[torch.Tensor]:
+        groups = self.attached[index].parameter_groups()
+        return [p.detach().clone() for group in groups for p in group.parameters]
+
+    def train_alone(self, index: int) -> list[torch.Tensor]:
+        with self.pack.alone(index):
+            self.trainings[index].train_to(_STEPS)
+        return self.values(index)
+
+
+def _assert_equal(got: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("seeds", [(0, 0, 0), (1, 2, 3)])
+def test_each_learns_what_it_learns_alone(
+    classification_data: TaskData, seeds: tuple[int, ...], cached: bool
+) -> None:
+    data = classification_data
+    task = TextClassification(data.labels, data.pad_id)
+    alone = _Lanes(_bert(), task, data, seeds=seeds, cached=cached)
+    together = _Lanes(_bert(), task, data, seeds=seeds, cached=cached)
+    start = [together.values(index) for index in range(3)]
+    together.packed.train_to(5)
+    together.packed.train_to(_STEPS)
+    for index in range(3):
+        expected = alone.train_alone(index)
+        _assert_equal(together.values(index), expected)
+        moved = [float((a - b).abs().max()) for a, b in zip(start[index], expected, strict=True)]
+        assert min(moved) > 1e-3
+        assert together.trainings[index].step == _STEPS
+        assert together.trainings[index].train_seconds > 0
+
+
+@pytest.mark.parametrize("seeds", [(0, 0, 0), (1, 2, 3)])
+def test_a_decoder_too(causal_data: TaskData, seeds: tuple[int, ...]) -> None:
+    """With seeds of their own, rows of other lengths and numbers of tokens meet in a batch."""
+    alone = _Lanes(_llama(), CausalLM(), causal_data, seeds=seeds)
+    together = _Lanes(_llama(), CausalLM(), causal_data, seeds=seeds)
+    together.packed.train_to(_STEPS)
+    for index in range(3):
+        _assert_equal(together.values(index), alone.train_alone(index))
+
+
+def test_a_dropped_lane_leaves_the_others_undisturbed(classification_data: TaskData) -> None:
+    data = classification_data
+    task = TextClassification(data.labels, data.pad_id)
+    alone = _Lanes(_bert(), task, data)
+    together = _Lanes(_bert(), task, data)
+    together.packed.train_to(4)
+    together.packed.drop(1)
+    stopped = together.values(1)
+    together.packed.train_to(_STEPS)
+    assert together.trainings[1].step == 4
+    _assert_equal(together.values(1), stopped)
+    for index in (0, 2):
+        _assert_equal(together.values(index), alone.train_alone(index))
+
+
+def test_a_lane_that_diverges_fails_alone(classification_data: TaskData) -> None:
+    data = classification_data
+    task = TextClassification(data.labels, data.pad_id)
+    alone = _Lanes(_bert(), task, data)
+    together = _Lanes(_bert(), task, data, candidates=_candidates((1e-2, 1e30, 2e-2)))
+    together.packed.train_to(_STEPS)
+    assert list(together.packed.failed) == [1]
+    assert isinstance(together.packed.failed[1], TrainingFailure)
+    for index in (0, 2):
+        _assert_equal(together.values(index), alone.train_alone(index))
+
+
+def test_a_model_whose_rows_meet_is_found_out(classification_data: TaskData) -> None:
+    data = classification_data
+    task = TextClassification(data.labels, data.pad_id)
+    backbone = _bert()
+
+    def mix(_module: Any, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        return output + 10 * output.mean(dim=0, keepdim=True)
+
+    backbone.model.bert.embeddings.register_forward_hook(mix)
+    lanes = _Lanes(backbone, task, data, seeds=(1, 2, 3))
+    before = [lanes.values(index) for index in range(3)]
+    with pytest.raises(PackingError, match="differ"):
+        lanes.packed.train_to(_STEPS)
+    for index in range(3):
+        assert lanes.trainings[index].step == 0
+        for one, other in zip(lanes.values(index), before[index], strict=True):
+            assert torch.equal(one, other)

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import KINDS, all_specs, batch_for, build, candidate_of, disturb, random_plan
+
+from autopeft.plan import AdapterPlan
+from autopeft.tasks.batch import collate
+from autopeft.tasks.data import TaskData
+from autopeft.tasks.text_classification import TextClassification
+from autopeft.training import rounded_weights
+from autopeft.training.evaluation import evaluate
+from autopeft.training.precision import autocast
+from autopeft.training.rounded_weights import rounded_once
+
+
+def gradients(model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The loss and what it does to every trained parameter, in bf16."""
+    model.zero_grad()
+    with autocast("bf16", "cpu"):
+        loss = model(**batch).loss
+    loss.backward()
+    grads = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    return {"": loss.detach(), **grads}
+
+
+@pytest.mark.parametrize("name", sorted(KINDS.keys() - {"whisper"}))
+def test_nothing_changes_but_the_time(name: str) -> None:
+    backbone = build(name)
+    batch = batch_for(backbone)
+    for seed in range(3):
+        attached = backbone.attach(candidate_of(random_plan(backbone.topology, seed, 0.7)), seed=0)
+        disturb(attached)
+        usual = gradients(attached.model, batch)
+        with rounded_once(attached.model, "bf16", "cpu"):
+            found = gradients(attached.model, batch)
+        assert usual.keys() == found.keys()
+        for parameter, gradient in usual.items():
+            assert torch.equal(gradient, found[parameter]), parameter
+        attached.detach()
+
+
+def test_every_method_is_served() -> None:
+    """Also those that read the weight itself, and those that rewrite it."""
+    backbone = build("llama")
+    batch = batch_for(backbone)
+    seen = set()
+    for spec in all_specs(backbone.topology, ranks=(8, 2)):
+        if spec.method in seen:
+            continue
+        seen.add(spec.method)
+        attached = backbone.attach(candidate_of(AdapterPlan([spec])), seed=0)
+        disturb(attached)
+        usual = gradients(attached.model, batch)
+        with rounded_once(attached.model, "bf16", "cpu"):
+            found = gradients(attached.model, batch)
+        assert all(torch.equal(usual[key], found[key]) for key in usual), spec
+        attached.detach()
+
+
+def test_it_leaves_modules_and_other_precisions_alone() -> None:
+    model = build("bert").model
+    linear: Any = model.get_submodule("bert.encoder.layer.0.attention.self.query")
+    x = torch.randn(2, 32)
+    exact = linear(x)
+    with rounded_once(model, "bf16", "cpu"):
+        assert "forward" in vars(linear)
+        assert torch.equal(linear(x), exact)  # Outside autocast.
+        assert linear.weight.dtype == torch.float32
+    assert "forward" not in vars(linear)
+    with rounded_once(model, "fp32", "cpu"):
+        assert "forward" not in vars(linear)
+    with pytest.raises(KeyError), rounded_once(model, "bf16", "cpu"):
+        raise KeyError
+    assert "forward" not in vars(linear)
+
+
+def test_what_is_trained_is_rounded_anew() -> None:
+    model = torch.nn.Linear(4, 4)
+    with rounded_once(model, "bf16", "cpu"):
+        assert "forward" not in vars(model)
+    model.requires_grad_(False)
+    with rounded_once(model, "bf16", "cpu"), autocast("bf16", "cpu"):
+        before = model(torch.ones(1, 4))
+        model.weight.mul_(2)
+        model.bias.mul_(2)
+        assert torch.allclose(model(torch.ones(1, 4)), 2 * before)
+
+
+def test_copies_go_with_their_weights() -> None:
+    gc.collect()
+    before = len(rounded_weights._COPIES)
+    model = torch.nn.Linear(4, 4).requires_grad_(False)
+    with rounded_once(model, "bf16", "cpu"), autocast("bf16", "cpu"):
+        model(torch.ones(1, 4))
+        first = rounded_weights._COPIES[model.weight][1]
+        model(torch.ones(1, 4))
+    assert rounded_weights._COPIES[model.weight][1] is first
+    assert len(rounded_weights._COPIES) == before + 2
+    del model
+    gc.collect()
+    assert len(rounded_weights._COPIES) == before
+
+
+def test_an_evaluation_may_come_first(
+    classification_data: TaskData, bert_with_lora: Callable[..., Any]
+) -> None:
+    """Nothing made in inference mode is kept for the trainings to come."""
+    data, model = classification_data, bert_with_lora().model
+    task = TextClassification(data.labels, data.pad_id)
+    evaluate(model, task, data, "validation", device="cpu", precision="bf16")
+    with rounded_once(model, "bf16", "cpu"), autocast("bf16", "cpu"):
+        loss = task.loss(model, collate(data, "train", data.train.source_rows[:4]))
+    loss.backward()
+    assert any(p.grad is not None for p in model.parameters())

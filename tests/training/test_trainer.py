@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+
+from autopeft.errors import TrainingFailure
+from autopeft.plan import TrainSettings
+from autopeft.tasks.causal_lm import CausalLM
+from autopeft.tasks.data import TaskData
+from autopeft.tasks.text_classification import TextClassification
+from autopeft.training.batching import rung_sample
+from autopeft.training.trainer import ProxyTraining, rate_factor
+
+Build = Callable[..., Any]
+
+
+def classifier(data: TaskData, metric: str | None = None) -> TextClassification:
+    return TextClassification(data.labels, data.pad_id, metric)
+
+
+def train_settings(**changes: Any) -> TrainSettings:
+    return TrainSettings(**{"learning_rate": 1e-2, "steps": 60, "batch_size": 16, **changes})
+
+
+def test_it_learns_and_reports(classification_data: TaskData, bert_with_lora: Build) -> None:
+    training = ProxyTraining(
+        bert_with_lora(),
+        classifier(classification_data),
+        classification_data,
+        train_settings(),
+        seed=0,
+        precision="fp32",
+        flops_per_step=10.0,
+    )
+    reports = training.run([6, 20, 60])
+    assert [report.step for report in reports] == [6, 20, 60]
+    assert reports[-1].metrics["accuracy"] > 0.85
+    for report in reports:
+        assert report.score == -report.loss
+        assert report.flops == 10.0 * report.step
+    assert all(a.seconds < b.seconds for a, b in pairwise(reports))
+    assert training.evaluate("test").metrics["accuracy"] > 0.8
+
+
+def test_a_minimized_quality_is_scored_by_the_loss_itself(
+    classification_data: TaskData, bert_with_lora: Build
+) -> None:
+    task = classifier(classification_data, "loss")
+    training = ProxyTraining(
+        bert_with_lora(), task, classification_data, train_settings(), seed=0, precision="fp32"
+    )
+    report = training.advance(2)
+    assert report.score == report.loss > 0
+
+
+def test_causal_lm_learns(causal_data: TaskData, llama_with_lora: Build) -> None:
+    training = ProxyTraining(
+        llama_with_lora(), CausalLM(), causal_data, train_settings(), seed=0, precision="fp32"
+    )
+    first, last = training.run([1, 60])
+    assert last.loss < first.loss - 0.2
+    assert last.metrics["token_accuracy"] >= 0.5
+
+
+def test_the_same_seed_gives_the_same_result(
+    classification_data: TaskData, bert_with_lora: Build
+) -> None:
+    def losses(seed: int, disturb: bool = False) -> list[float]:
+        training = ProxyTraining(
+            bert_with_lora(dropout=0.3),
+            classifier(classification_data),
+            classification_data,
+            train_settings(),
+            seed=seed,
+            precision="fp32",
+        )
+        first = training.advance(4)
+        if disturb:  # another user of the process's random numbers, between two rungs
+            torch.manual_seed(99)
+            torch.rand(10)
+        return [first.loss, training.advance(9).loss]
+
+    assert losses(0) == losses(0, disturb=True)
+    assert losses(0) != losses(1)
+
+
+def test_rungs_do_not_change_the_training(
+    classification_data: TaskData, bert_with_lora: Build
+) -> None:
+    finals = []
+    for rungs in ([12], [3, 7, 12]):
+        training = ProxyTraining(
+            bert_with_lora(dropout=0.2),
+            classifier(classification_data),
+            classification_data,
+            train_settings(),
+            seed=0,
+            precision="fp32",
+        )
+        finals.append(training.run(rungs)[-1].loss)
+    assert finals[0] == finals[1]
+
+
+def test_stopping_at_a_rung(classification_data: TaskData, bert_with_lora: Build) -> None:
+    training = ProxyTraining(
+        bert_with_lora(),
+        classifier(classification_data),
+        classification_data,
+        train_settings(),
+        seed=0,
+        precision="fp32",
+    )
+    reports = training.run([2, 4, 8], lambda report: report.step < 4)
+    assert [report.step for report in reports] == [2, 4]
+
+
+def test_only_planned_parameters_change(
+    classification_data: TaskData, bert_with_lora: Build
+) -> None:
+    attached = bert_with_lora()
+    before = {n: p.detach().clone() for n, p in attached.model.named_parameters()}
+    training = ProxyTraining(
+        attached,
+        classifier(classification_data),
+        classification_data,
+        train_settings(),
+        seed=0,
+        precision="fp32",
+    )
+    training.train_to(3)
+    for name, parameter in attached.model.named_parameters():
+        assert torch.equal(parameter, before[name]) != parameter.requires_grad, name
+
+
+def test_a_diverged_loss_names_step_and_rate(
+    classification_data: TaskData, bert_with_lora: Build
+) -> None:
+    attached = bert_with_lora(learning_rate=3e-3)
+    training = ProxyTraining(
+        attached,
+        classifier(classification_data),
+        classification_data,
+        train_settings(),
+        seed=0,
+        precision="fp32",
+    )
+    training.train_to(2)
+    with torch.no_grad():
+        attached.model.classifier.weight.fill_(float("nan"))
+    with pytest.raises(TrainingFailure, match=r"step 3 of 60 \(learning rate lora 0\.003"):
+        training.train_to(10)
+
+
+def test_nothing_to_train_is_a_reference(causal_data: TaskData, llama_with_lora: Build) -> None:
+    attached = llama_with_lora()
+    attached.model.requires_grad_(False)
+    training = ProxyTraining(
+        attached, CausalLM(), causal_data, train_settings(), seed=0, precision="fp32"
+    )
+    first, last = training.run([1, 60])
+    assert first.loss == last.loss
+    assert last.step == 60
+
+
+def test_bf16_ends_near_fp32(classification_data: TaskData, bert_with_lora: Build) -> None:
+    ends = {}
+    for precision in ("fp32", "bf16"):
+        training = ProxyTraining(
+            bert_with_lora(),
+            classifier(classification_data),
+            classification_data,
+            train_settings(),
+            seed=0,
+            precision=precision,
+        )
+        training.train_to(60)
+        ends[precision] = training.evaluate("validation", precision="fp32").loss
+    assert ends["bf16"] == pytest.approx(ends["fp32"], abs=0.05)
+
+
+def test_rate_rises_then_falls() -> None:
+    rates = [rate_factor(step, 100, 0.1) for step in range(100)]
+    assert rates[9] == 1.0
+    assert rates[:10] == sorted(rates[:10])
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert all(0 < rate <= 1 for rate in rates)
+    assert all(0 < rate_factor(s, 1, w) <= 1 for s in (0,) for w in (0.0, 0.1, 1.0))
+
+
+def test_rungs_may_look_at_fewer_rows(classification_data: TaskData, bert_with_lora: Build) -> None:
+    def run(rung_rows: int | None) -> Any:
+        training = ProxyTraining(
+            bert_with_lora(),
+            classifier(classification_data),
+            classification_data,
+            train_settings(steps=6),
+            seed=0,
+            precision="fp32",
+            rung_rows=rung_rows,
+        )
+        reports = training.run([2, 6])
+        rows = rung_sample(len(classification_data.validation), rung_rows)
+        return reports, training.evaluate("validation", rows=rows)
+
+    (first, last), part = run(20)
+    (full_first, full_last), _ = run(None)
+    assert last.loss == full_last.loss
+    assert first.loss != full_first.loss
+    assert len(part.rows) == 20

@@ -1,0 +1,53 @@
+"""Importing without looking for garbage."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+
+from autopeft.utils.gc import modules_at_rest, quick_imports
+
+
+def test_the_collector_rests_inside_and_works_again_after() -> None:
+    with quick_imports():
+        with quick_imports():
+            assert not gc.isenabled()
+        assert not gc.isenabled()
+    assert gc.isenabled()
+
+
+def test_a_failed_import_leaves_it_working() -> None:
+    with pytest.raises(ModuleNotFoundError), quick_imports():
+        import autopeft.nothing_of_this_name  # type: ignore[import-not-found]  # noqa: F401
+    assert gc.isenabled()
+
+
+def test_who_switched_it_off_finds_it_off() -> None:
+    gc.disable()
+    try:
+        with quick_imports():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+
+
+def test_what_is_there_rests_and_is_looked_at_again_after() -> None:
+    before = gc.get_freeze_count()
+    with modules_at_rest():
+        frozen = gc.get_freeze_count()
+        with modules_at_rest():
+            assert gc.get_freeze_count() == frozen > before
+        assert gc.get_freeze_count() == frozen
+    assert gc.get_freeze_count() == before == 0
+
+
+def test_what_the_caller_froze_stays_frozen() -> None:
+    gc.freeze()
+    try:
+        with modules_at_rest():
+            pass
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()

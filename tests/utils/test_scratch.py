@@ -1,0 +1,74 @@
+"""Passing files of a search, also of one that was killed."""
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from autopeft.utils.scratch import scratch_folder
+
+_HOLD = """
+import sys
+from autopeft.utils.scratch import scratch_folder
+with scratch_folder() as folder:
+    (folder / "states").write_bytes(b"1")
+    print(folder, flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture(autouse=True)
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    return tmp_path
+
+
+def _holder() -> tuple[subprocess.Popen[str], Path]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", _HOLD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    return process, Path(process.stdout.readline().strip())
+
+
+def test_it_is_there_and_then_it_is_gone(temporary: Path) -> None:
+    with scratch_folder() as folder:
+        assert folder.parent == temporary
+        (folder / "states").write_bytes(b"1")
+    assert list(temporary.iterdir()) == []
+
+
+def test_it_goes_when_its_search_fails(temporary: Path) -> None:
+    with pytest.raises(RuntimeError, match="no more"), scratch_folder():
+        raise RuntimeError("no more")
+    assert list(temporary.iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_and_what_a_live_one_holds_is_not(
+    temporary: Path,
+) -> None:
+    killed, left = _holder()
+    alive, held = _holder()
+    try:
+        killed.kill()
+        killed.wait()
+        assert (left / "states").exists()
+        with scratch_folder():
+            assert not left.exists()
+            assert (held / "states").exists()
+    finally:
+        alive.communicate(timeout=10)
+        killed.communicate()
+    assert alive.returncode == 0
+    assert list(temporary.iterdir()) == []
+
+
+def test_what_others_keep_there_is_left_alone(temporary: Path) -> None:
+    (temporary / "autopeft-notes").mkdir()
+    (temporary / "another.lock").touch()
+    with scratch_folder():
+        pass
+    assert {path.name for path in temporary.iterdir()} == {"autopeft-notes", "another.lock"}
