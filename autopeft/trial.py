@@ -1,19 +1,27 @@
-"""What comes back from training: objectives, rung reports, outcomes, finalists, the verdict."""
+"""Trial: a candidate from ask to report, and the front of completed trials."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from enum import Enum
 from typing import Any, Literal
 
 import numpy as np
 
 from autopeft.costs import Price
 from autopeft.costs.objectives import Objective
-from autopeft.plan import Candidate
+from autopeft.plan import AdapterPlan, Candidate, TrainSettings
 from autopeft.utils.pareto import Array, non_dominated
 
-State = Literal["complete", "pruned", "failed"]
+State = Literal["running", "complete", "pruned", "failed"]
+
+
+class Decision(Enum):
+    """What a trial should do after a rung."""
+
+    CONTINUE = "continue"
+    STOP = "stop"
 
 
 @dataclass(frozen=True)
@@ -45,17 +53,20 @@ class RungReport:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """How a trial ended.
+class Trial:
+    """A candidate from ask to report: the one record of it.
+
+    A trial that was just asked for is running and has no values yet. Each change makes a new value
+    of the same number; the search controller keeps the latest.
 
     Attributes:
-        number: The trial's number in the study.
-        candidate: What was trained.
-        state: Only "complete" outcomes may be on the front.
-        price: What it was known to cost.
-        objectives: Value by objective name; complete outcomes have all of them.
-        rungs: What it reported on the way, in order; pairs (step, score).
+        number: Its number in the study.
+        candidate: What is trained.
+        costs: What it costs, known before training.
         origin: "baseline", "reference" (no adapter), "portfolio", "design", "search", "user".
+        state: How it stands; only "complete" trials may be on the front.
+        values: Value by objective name; complete trials have all of them.
+        rungs: What it reported on the way, in order; pairs (step, score).
         reason: Why it failed or was pruned, else empty.
         measured: Whatever else was measured, by name.
         audited_at: Step at which the pruner would have stopped it, had it not been picked to go on
@@ -64,38 +75,54 @@ class Outcome:
 
     number: int
     candidate: Candidate
-    state: State
-    price: Price
-    objectives: Mapping[str, float]
-    rungs: tuple[tuple[int, float], ...] = ()
+    costs: Price
     origin: str = "search"
+    state: State = "running"
+    values: Mapping[str, float] = field(default_factory=dict)
+    rungs: tuple[tuple[int, float], ...] = ()
     reason: str = ""
     measured: Mapping[str, float] = field(default_factory=dict)
     audited_at: int = 0
 
+    @property
+    def plan(self) -> AdapterPlan:
+        """The candidate's plan."""
+        return self.candidate.plan
 
-def points_of(outcomes: Sequence[Outcome], objectives: Sequence[Objective]) -> Array:
-    """Oriented values of outcomes, one row each; NaN where an outcome lacks a value.
+    @property
+    def train(self) -> TrainSettings:
+        """The candidate's training settings."""
+        return self.candidate.train
+
+    @property
+    def digest(self) -> str:
+        """The candidate's identity."""
+        return self.candidate.digest
+
+
+Outcome = Trial
+"""The name that a trial that has ended had in the first edition."""
+
+
+def points_of(trials: Sequence[Trial], objectives: Sequence[Objective]) -> Array:
+    """Oriented values of trials, one row each; NaN where an trial lacks a value.
 
     Returns:
-        Shape (len(outcomes), len(objectives)).
+        Shape (len(trials), len(objectives)).
     """
-    rows = [
-        [o.sign() * outcome.objectives.get(o.name, np.nan) for o in objectives]
-        for outcome in outcomes
-    ]
+    rows = [[o.sign() * trial.values.get(o.name, np.nan) for o in objectives] for trial in trials]
     return np.array(rows, dtype=float).reshape(-1, len(objectives))
 
 
-def front_of(outcomes: Sequence[Outcome], objectives: Sequence[Objective]) -> tuple[Outcome, ...]:
-    """The non-dominated outcomes, cheapest first; only complete ones can be among them.
+def front_of(trials: Sequence[Trial], objectives: Sequence[Objective]) -> tuple[Trial, ...]:
+    """The non-dominated trials, cheapest first; only complete ones can be among them.
 
     Args:
-        outcomes: Any outcomes.
+        trials: Any trials.
         objectives: Quality first; the order is by the second one (by the first if it is alone).
     """
-    complete = [outcome for outcome in outcomes if outcome.state == "complete"]
+    complete = [trial for trial in trials if trial.state == "complete"]
     mask = non_dominated(points_of(complete, objectives))
-    members = [outcome for outcome, is_kept in zip(complete, mask, strict=True) if is_kept]
+    members = [trial for trial, is_kept in zip(complete, mask, strict=True) if is_kept]
     key = objectives[1] if len(objectives) > 1 else objectives[0]
     return tuple(sorted(members, key=lambda o: -key.sign() * o.objectives[key.name]))

@@ -241,3 +241,19 @@ def assert_same_state(before: dict[str, Any], after: dict[str, Any]) -> None:
     assert tensors.keys() == now.keys()
     for name, tensor in tensors.items():
         assert torch.equal(tensor, now[name]), name
+
+
+def plan_of(topology: Topology, method: str, seed: int) -> AdapterPlan | None:
+    """The method at about half of the sites it can have, at random legal sizes; None if none."""
+    rng = random.Random(seed)
+    found = methods.get(method)
+    sizes = (1, 2, 3, 4, 8, *found.default_ranks) if found.takes_rank else (0,)
+    sites = []
+    for layer in range(topology.n_layers):
+        for role in topology.roles(layer):
+            legal = [s for s in sizes if is_legal(topology, LayerSpec(layer, role, method, s))]
+            if legal:
+                sites.append(LayerSpec(layer, role, method, rng.choice(legal)))
+    if not sites:
+        return None
+    return AdapterPlan(rng.sample(sites, max(1, len(sites) // 2)))

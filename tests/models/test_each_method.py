@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 
 import pytest
@@ -14,16 +13,17 @@ from tiny_models import (
     candidate_of,
     disturb,
     logits_of,
+    plan_of,
     prompt_sizes_of,
     state_of,
 )
 from torch.utils.flop_counter import FlopCounterMode
 
 from autopeft import methods
-from autopeft.costs import PriceTable, Topology, is_legal
+from autopeft.costs import PriceTable
 from autopeft.models.backbone import Backbone
 from autopeft.models.saving import load_attached, save_adapter
-from autopeft.plan import AdapterPlan, LayerSpec
+from autopeft.plan import AdapterPlan
 from autopeft.profiling.counters import run_and_count
 from autopeft.profiling.measure import price_table
 
@@ -49,22 +49,6 @@ def _table(name: str, prompt_sizes: tuple[int, ...]) -> PriceTable:
             prompt_sizes=prompt_sizes,
         )
     return _TABLES[name, prompt_sizes]
-
-
-def plan_of(topology: Topology, method: str, seed: int) -> AdapterPlan | None:
-    """The method at about half of the sites it can have, at random legal sizes; None if none."""
-    rng = random.Random(seed)
-    found = methods.get(method)
-    sizes = (1, 2, 3, 4, 8, *found.default_ranks) if found.takes_rank else (0,)
-    sites = []
-    for layer in range(topology.n_layers):
-        for role in topology.roles(layer):
-            legal = [s for s in sizes if is_legal(topology, LayerSpec(layer, role, method, s))]
-            if legal:
-                sites.append(LayerSpec(layer, role, method, rng.choice(legal)))
-    if not sites:
-        return None
-    return AdapterPlan(rng.sample(sites, max(1, len(sites) // 2)))
 
 
 @pytest.mark.parametrize("name", _ARCHITECTURES)

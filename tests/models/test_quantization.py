@@ -10,8 +10,16 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
-from test_each_method import plan_of
-from tiny_models import KINDS, assert_same_state, batch_for, candidate_of, disturb, logits_of, save
+from tiny_models import (
+    KINDS,
+    assert_same_state,
+    batch_for,
+    candidate_of,
+    disturb,
+    logits_of,
+    plan_of,
+    save,
+)
 from torch import nn
 
 from autopeft import methods

@@ -149,7 +149,11 @@ def test_another_process_finds_the_same_logits(method: str, tmp_path: Path) -> N
         disturb(attached)
         logits = logits_of(attached.model, batch_for(backbone))
         save_adapter(attached, tmp_path / "adapter", base_model="tiny")
-    arguments = [str(Path(__file__).parent), str(tmp_path / "adapter"), str(tmp_path / "logits.pt")]
+    arguments = [
+        str(Path(__file__).parents[1] / "helpers"),
+        str(tmp_path / "adapter"),
+        str(tmp_path / "logits.pt"),
+    ]
     subprocess.run([sys.executable, "-c", _RELOAD, *arguments], check=True, timeout=120)
     assert torch.equal(torch.load(tmp_path / "logits.pt"), logits)
 

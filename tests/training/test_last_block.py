@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import split_of, tiny_bert, tiny_llama
 from tiny_models import build, candidate_of, random_plan
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from training_samples import split_of, tiny_bert, tiny_llama
 
 from autopeft.models.backbone import Backbone
 from autopeft.models.multi_adapter import Pack

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import tiny_bert, tiny_llama
+from training_samples import tiny_bert, tiny_llama
 
 from autopeft.errors import PackingError, TrainingFailure
 from autopeft.models.backbone import Backbone

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import VOCABULARY, tiny_bert
+from training_samples import VOCABULARY, tiny_bert
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from autopeft.models.backbone import Backbone
