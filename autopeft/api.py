@@ -6,7 +6,7 @@ What a call needs is imported by the call: a mistake in the settings is told at 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from autopeft.utils.gc import modules_at_rest, quick_imports
 from autopeft.workspace import Workspace, read_settings
 
 if TYPE_CHECKING:
-    from autopeft.callbacks import Observer
+    from autopeft.callbacks import Callback
     from autopeft.models.export import Exported
     from autopeft.result import SearchResult
 
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 def search(
     settings: SearchSettings | str | Path | Mapping[str, Any] | None = None,
     *,
-    observer: Observer | None = None,
+    callbacks: Iterable[Callback] = (),
     **overrides: Any,
 ) -> SearchResult:
     """Searches for the adapters that are worth their cost.
 
     Args:
         settings: Settings, a settings file, or a mapping; None: only `overrides`.
-        observer: Told of progress.
+        callbacks: Told of progress.
         **overrides: Any field of `SearchSettings`; they win over `settings`.
 
     Returns:
@@ -48,17 +48,17 @@ def search(
         raise SettingsError("output", "", "is missing", "give --output FOLDER")
     workspace = Workspace(merged.output)
     workspace.check_free()
-    return _search(workspace, merged, observer)
+    return _search(workspace, merged, callbacks)
 
 
 def resume(
-    folder: str | Path, *, observer: Observer | None = None, **overrides: Any
+    folder: str | Path, *, callbacks: Iterable[Callback] = (), **overrides: Any
 ) -> SearchResult:
     """Continues a search that was interrupted, or gives an ended one a larger budget.
 
     Args:
         folder: The search's output folder.
-        observer: Told of progress.
+        callbacks: Told of progress.
         **overrides: budget, confirm_share, confirm_seeds, max_finalists, workers,
             gpus_per_worker, pack, ray_address or pick; what was searched cannot change.
 
@@ -76,23 +76,22 @@ def resume(
                 f"change only {', '.join(sorted(RESUMABLE))}, or start a new search",
             )
     merged = merge_settings(settings.to_mapping(), overrides)
-    return _search(workspace, merged, observer, is_resumed=True)
+    return _search(workspace, merged, callbacks, is_resumed=True)
 
 
 def _search(
     workspace: Workspace,
     settings: SearchSettings,
-    observer: Observer | None,
+    callbacks: Iterable[Callback],
     *,
     is_resumed: bool = False,
 ) -> SearchResult:
     began = time.monotonic()
     with quick_imports():
-        from autopeft.callbacks import Silent
-        from autopeft.session import Sitting
-    sitting = Sitting(workspace, observer or Silent(), began=began, is_resumed=is_resumed)
+        from autopeft.session import Session
+    session = Session(workspace, callbacks, began=began, is_resumed=is_resumed)
     with modules_at_rest():
-        return sitting.run(settings)
+        return session.run(settings)
 
 
 def merge_settings(

@@ -1,11 +1,10 @@
-"""Callbacks: whoever is told of a search's progress, and what the terminal shows of it."""
+"""Callbacks of a search, and the ones that show its progress in a terminal."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
@@ -16,35 +15,43 @@ from rich.table import Table
 from rich.text import Text
 
 from autopeft.plan_text import plan_summary
-from autopeft.trial import front_of
 from autopeft.utils.formatting import human_count, human_seconds, human_value
 
 if TYPE_CHECKING:
-    from autopeft.engine.dispatcher import Snapshot
+    from autopeft.costs.objectives import Objective
+    from autopeft.engine.dispatcher import Progress
+    from autopeft.trial import Trial
 
 
-class Observer(Protocol):
-    """Whoever shows a search's progress."""
+class Callback(Protocol):
+    """Told what a search does while it runs."""
 
-    def note(self, text: str) -> None:
-        """A line worth reading."""
+    def on_message(self, text: str) -> None:
+        """Handle a line for the user."""
 
-    def snapshot(self, snapshot: Snapshot) -> None:
-        """The state after every change."""
+    def on_progress(self, progress: Progress) -> None:
+        """Handle the state after a change."""
 
 
-class Silent:
-    """Shows nothing."""
+class CallbackList:
+    """Passes everything on to several callbacks."""
 
-    def note(self, text: str) -> None:
-        """Ignored."""
+    def __init__(self, callbacks: Iterable[Callback] = ()) -> None:
+        self._callbacks = tuple(callbacks)
 
-    def snapshot(self, snapshot: Snapshot) -> None:
-        """Ignored."""
+    def on_message(self, text: str) -> None:
+        """Pass the line on."""
+        for callback in self._callbacks:
+            callback.on_message(text)
+
+    def on_progress(self, progress: Progress) -> None:
+        """Pass the state on."""
+        for callback in self._callbacks:
+            callback.on_progress(progress)
 
 
 @contextmanager
-def shown_progress() -> Iterator[Observer]:
+def shown_progress() -> Iterator[Callback]:
     """A live display on a terminal, plain lines elsewhere."""
     if not sys.stdout.isatty():
         yield PlainProgress()
@@ -55,96 +62,91 @@ def shown_progress() -> Iterator[Observer]:
         yield progress
 
 
-def counts_line(snapshot: Snapshot) -> str:
-    """Phase, trials by state and what is left, on one line."""
-    counts = Counter(outcome.state for outcome in snapshot.outcomes)
-    parts = [
-        f"{counts['complete']} complete",
-        f"{counts['pruned']} pruned",
-        f"{counts['failed']} failed",
-        f"{snapshot.n_running} running",
-    ]
-    if snapshot.n_to_confirm:
-        parts.append(f"confirmed {snapshot.n_confirmed}/{snapshot.n_to_confirm}")
-    if snapshot.seconds_left != float("inf"):
-        parts.append(f"{human_seconds(snapshot.seconds_left)} left")
-    return f"{snapshot.phase}: " + ", ".join(parts)
+def counts_line(progress: Progress) -> str:
+    """Return the phase, the trials by state and what is left, on one line."""
+    parts = [f"{count} {state}" for state, count in progress.n_trials.items()]
+    parts.append(f"{progress.n_running} running")
+    if progress.n_to_confirm:
+        parts.append(f"confirmed {progress.n_confirmed}/{progress.n_to_confirm}")
+    if progress.seconds_left != float("inf"):
+        parts.append(f"{human_seconds(progress.seconds_left)} left")
+    return f"{progress.phase}: " + ", ".join(parts)
+
+
+def trial_line(trial: Trial, quality: Objective) -> str:
+    """Return how a trial ended, on one line."""
+    value = trial.values.get(quality.name)
+    score = "" if value is None else f" {quality.name} {value:.4f}"
+    why = f" ({trial.reason})" if trial.state == "failed" else ""
+    return (
+        f"trial {trial.number:>3} {trial.state}{score}, "
+        f"{human_count(trial.costs.trainable_params)} params, "
+        f"rate {trial.train.learning_rate:.2g}, {plan_summary(trial.plan)}{why}"
+    )
 
 
 class PlainProgress:
-    """One line for each finished trial, for logs and pipes."""
+    """Prints a line for each ended trial, for logs and pipes."""
 
     def __init__(self) -> None:
-        self._told: set[int] = set()
+        self._last_number = -1
         self._last_line = ""
         self._last_at = 0.0
 
-    def note(self, text: str) -> None:
-        """Prints the line."""
+    def on_message(self, text: str) -> None:
+        """Print the line."""
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
 
-    def snapshot(self, snapshot: Snapshot) -> None:
-        """Prints what ended since the last call; during confirmation, a line now and then."""
-        for outcome in snapshot.outcomes:
-            if outcome.number in self._told:
-                continue
-            self._told.add(outcome.number)
-            quality = snapshot.objectives[0].name
-            value = outcome.objectives.get(quality)
-            score = "" if value is None else f" {quality} {value:.4f}"
-            why = f" ({outcome.reason})" if outcome.state == "failed" else ""
-            self.note(
-                f"trial {outcome.number:>3} {outcome.state}{score}, "
-                f"{human_count(outcome.price.trainable_params)} params, "
-                f"rate {outcome.candidate.train.learning_rate:.2g}, "
-                f"{plan_summary(outcome.candidate.plan)}{why}"
-            )
-        if snapshot.phase != "search":
-            line = counts_line(snapshot)
+    def on_progress(self, progress: Progress) -> None:
+        """Print the trial that has ended; during confirmation, a line every five seconds."""
+        ended = progress.ended
+        if ended is not None and ended.number != self._last_number:
+            self._last_number = ended.number
+            self.on_message(trial_line(ended, progress.objectives[0]))
+        if progress.phase != "search":
+            line = counts_line(progress)
             if line != self._last_line and time.monotonic() - self._last_at > 5:
                 self._last_line, self._last_at = line, time.monotonic()
-                self.note(line)
+                self.on_message(line)
 
 
 class LiveProgress:
-    """A table that keeps itself up to date."""
+    """A table in the terminal that is kept up to date."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._snapshot: Snapshot | None = None
+        self._progress: Progress | None = None
         self._began = time.monotonic()
 
-    def note(self, text: str) -> None:
-        """Prints the line above the table."""
+    def on_message(self, text: str) -> None:
+        """Print the line above the table."""
         self._console.print(Text(text))
 
-    def snapshot(self, snapshot: Snapshot) -> None:
-        """Keeps the state for the next refresh."""
-        self._snapshot = snapshot
+    def on_progress(self, progress: Progress) -> None:
+        """Keep the state for the next refresh."""
+        self._progress = progress
 
     def render(self) -> RenderableType:
-        """The table now."""
+        """Return the table as it stands."""
         spent = human_seconds(time.monotonic() - self._began)
-        if self._snapshot is None:
+        if self._progress is None:
             return Text(f"{spent}  starting up: reading data, pricing, loading the model ...")
-        table = front_so_far(self._snapshot)
-        return Group(Text(f"{spent}  {counts_line(self._snapshot)}", style="bold"), table)
+        table = front_so_far(self._progress)
+        return Group(Text(f"{spent}  {counts_line(self._progress)}", style="bold"), table)
 
 
-def front_so_far(snapshot: Snapshot) -> Table:
-    """The current front, on validation numbers."""
+def front_so_far(progress: Progress) -> Table:
+    """Return the current front, on validation numbers, as a table."""
+    quality, *costs = progress.objectives
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for objective in snapshot.objectives[1:]:
-        table.add_column(objective.name, justify="right", no_wrap=True)
-    table.add_column(f"{snapshot.objectives[0].name} (validation)", no_wrap=True)
+    for cost in costs:
+        table.add_column(cost.name, justify="right", no_wrap=True)
+    table.add_column(f"{quality.name} (validation)", no_wrap=True)
     table.add_column("rate", justify="right", no_wrap=True)
     table.add_column("adapter", ratio=1, overflow="fold")
-    for outcome in front_of(snapshot.outcomes, snapshot.objectives):
-        values = [
-            human_value(outcome.objectives[o.name], o.unit)
-            for o in [*snapshot.objectives[1:], snapshot.objectives[0]]
-        ]
-        rate = f"{outcome.candidate.train.learning_rate:.2g}"
-        table.add_row(*values, rate, plan_summary(outcome.candidate.plan))
+    for trial in progress.front:
+        values = [human_value(trial.values[o.name], o.unit) for o in (*costs, quality)]
+        rate = f"{trial.train.learning_rate:.2g}"
+        table.add_row(*values, rate, plan_summary(trial.plan))
     return table

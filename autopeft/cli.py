@@ -70,8 +70,8 @@ def search(settings: str | None, **flags: Any) -> None:
     from autopeft import api
     from autopeft.callbacks import shown_progress
 
-    with shown_progress() as observer:
-        result = api.search(settings, observer=observer, **_given(flags))
+    with shown_progress() as progress:
+        result = api.search(settings, callbacks=[progress], **_given(flags))
     _conclude(result)
 
 
@@ -83,8 +83,8 @@ def resume(folder: str, **flags: Any) -> None:
     from autopeft import api
     from autopeft.callbacks import shown_progress
 
-    with shown_progress() as observer:
-        result = api.resume(folder, observer=observer, **_given(flags))
+    with shown_progress() as progress:
+        result = api.resume(folder, callbacks=[progress], **_given(flags))
     _conclude(result)
 
 

@@ -51,7 +51,7 @@ little for proposing several at once; on a GPU each worker measures first if it 
 
 
 @dataclass(frozen=True)
-class Preparation:
+class PreparedSearch:
     """A search that is ready to start.
 
     Attributes:
@@ -150,7 +150,7 @@ def prepare(
     *,
     note: Callable[[str], None] = lambda _: None,
     phase: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext(),
-) -> Preparation:
+) -> PreparedSearch:
     """Checks the settings against data, model, space and machine.
 
     Args:
@@ -208,7 +208,7 @@ def prepare(
     with phase("startup"):
         n_workers = settings.workers or _workers(device, gpus, prices, space, note)
     settings = replace(settings, metric=task.quality.name, workers=n_workers, gpus_per_worker=gpus)
-    return Preparation(
+    return PreparedSearch(
         settings,
         data,
         task,
@@ -320,7 +320,7 @@ def _describe(data: TaskData) -> str:
     return f"data: {sizes} rows{dropped}{doubled}"
 
 
-def check_budget(preparation: Preparation, *, spent_seconds: float) -> None:
+def check_budget(preparation: PreparedSearch, *, spent_seconds: float) -> None:
     """Raises if the budget cannot pay for a single trial.
 
     The time of a trial is bounded from below by its FLOPs at the speed of a plain matrix multiply,

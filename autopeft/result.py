@@ -65,7 +65,7 @@ class Member:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The outcome of one search; everything in it is also in the output folder.
+    """The trial of one search; everything in it is also in the output folder.
 
     Attributes:
         folder: The output folder.

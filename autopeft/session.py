@@ -1,4 +1,4 @@
-"""One sitting of a search: the one composer of data, space, controller, workers and report."""
+"""Session: composes data, space, controller, workers and report into one run of a search."""
 
 from __future__ import annotations
 
@@ -6,22 +6,21 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from autopeft.callbacks import Observer
-from autopeft.confirm.finalists import Finalist, as_lora_baselines, finalists
+from autopeft.callbacks import Callback, CallbackList
+from autopeft.confirm.finalists import finalists, tuned_lora
 from autopeft.confirm.store import ConfirmationStore
 from autopeft.confirm.verdict import judge, pick_best
-from autopeft.costs.objectives import Objective
-from autopeft.engine.budget import Ledger
-from autopeft.engine.dispatcher import Dispatcher, Snapshot
+from autopeft.engine.budget import BudgetTracker
+from autopeft.engine.dispatcher import Dispatcher, Progress
 from autopeft.errors import UserError
-from autopeft.prepare import Preparation, check_budget, prepare, versions
+from autopeft.prepare import PreparedSearch, check_budget, prepare, versions
 from autopeft.reporting.front_view import view
 from autopeft.reporting.record import AdapterScore, BudgetReport, DataSummary, RunRecord
 from autopeft.reporting.write import write_report
@@ -30,7 +29,6 @@ from autopeft.searcher.controller import INTERRUPTED, SearchController
 from autopeft.searcher.earlier import read_prior
 from autopeft.searcher.samplers.warm_start import PriorTrial
 from autopeft.settings import SearchSettings
-from autopeft.trial import Outcome
 from autopeft.utils.gc import quick_imports
 from autopeft.workspace import Workspace
 
@@ -44,7 +42,7 @@ class _Clock:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Books the block's seconds under `name`."""
+        """Add the block's seconds to a phase."""
         began = time.monotonic()
         try:
             yield
@@ -52,45 +50,47 @@ class _Clock:
             self.phases[name] = self.phases.get(name, 0.0) + time.monotonic() - began
 
 
-class Sitting:
-    """One sitting of a search, from settings to report.
+class Session:
+    """One run of a search, from settings to report.
 
     Args:
         workspace: The output folder.
-        observer: Told of progress.
-        began: When the user asked for it, in seconds of `time.monotonic()`.
-        is_resumed: Whether an earlier sitting is gone on with.
+        callbacks: Told of progress.
+        began: Time of the call, in seconds of `time.monotonic()`.
+        is_resumed: Whether to continue an earlier session.
     """
 
     def __init__(
-        self, workspace: Workspace, observer: Observer, *, began: float, is_resumed: bool = False
+        self,
+        workspace: Workspace,
+        callbacks: Iterable[Callback] = (),
+        *,
+        began: float,
+        is_resumed: bool = False,
     ) -> None:
         self._workspace = workspace
-        self._observer = observer
+        self._callbacks = CallbackList(callbacks)
         self._is_resumed = is_resumed
         self._started = datetime.now(UTC) - timedelta(seconds=time.monotonic() - began)
         self._clock = _Clock({"startup": time.monotonic() - began}, began)
 
     def run(self, settings: SearchSettings) -> SearchResult:
-        """Searches.
+        """Run the search.
 
         Args:
             settings: As the user gave them.
-
-        Returns:
-            The result, as the output folder holds it.
 
         Raises:
             UserError: for a mistake in the settings, before any training.
             KeyboardInterrupt: after Ctrl-C or SIGTERM; everything is saved.
         """
-        ready = prepare(settings, note=self._observer.note, phase=self._clock.phase)
+        ready = prepare(settings, note=self._callbacks.on_message, phase=self._clock.phase)
         with self._clock.phase("startup"):
             before = self._workspace.recall("spent") if self._is_resumed else {}
             if not self._is_resumed:
                 check_budget(ready, spent_seconds=time.monotonic() - self._clock.began)
             with _removed_on_error(self._workspace.folder, is_new=not self._is_resumed):
-                # What is kept is what the user asked for; the machine is found anew on resume.
+                # Keep what the user asked for: a resumed search looks at its machine again.
                 self._workspace.create(
                     replace(
                         ready.settings,
@@ -100,17 +100,17 @@ class Sitting:
                 )
                 self._workspace.remember("splits", ready.splits())
                 controller = self._open(ready)
-        ledger = Ledger(
+        budget = BudgetTracker(
             ready.budget,
             ready.settings.confirm_share,
             spent_seconds=before.get("seconds", 0.0) + time.monotonic() - self._clock.began,
-            # The study knows: a trial that was interrupted is to be done again, so not yet spent.
-            spent_trials=sum(o.reason != INTERRUPTED for o in controller.outcomes()),
+            # An interrupted trial is run again, so it is not spent.
+            spent_trials=sum(o.reason != INTERRUPTED for o in controller.trials()),
             spent_flops=before.get("flops", 0.0),
         )
-        return self._work(ready, controller, ledger, before)
+        return self._work(ready, controller, budget, before)
 
-    def _open(self, ready: Preparation) -> SearchController:
+    def _open(self, ready: PreparedSearch) -> SearchController:
         settings = ready.settings
         controller = SearchController(
             ready.space,
@@ -127,11 +127,11 @@ class Sitting:
             audit_share=settings.audit_share,
             prior=self._prior(settings),
         )
-        self._observer.note(f"watch it: autopeft dashboard {self._workspace.folder}")
+        self._callbacks.on_message(f"watch it: autopeft dashboard {self._workspace.folder}")
         return controller
 
     def _prior(self, settings: SearchSettings) -> tuple[PriorTrial, ...]:
-        """The earlier search's trials, kept with this one: resuming needs no other folder."""
+        """Return the earlier search's trials; a copy is kept, so resuming needs no other folder."""
         if self._is_resumed or not settings.warm_start:
             rows = self._workspace.recall("prior").get("trials", [])
             return tuple(PriorTrial.from_json(row) for row in rows)
@@ -139,21 +139,21 @@ class Sitting:
         before = earlier.settings()
         trials = read_prior(earlier.storage(before), earlier.study_name(before))
         self._workspace.remember("prior", {"trials": [trial.to_json() for trial in trials]})
-        self._observer.note(f"warm start: {len(trials)} trials of {earlier.folder}")
+        self._callbacks.on_message(f"warm start: {len(trials)} trials of {earlier.folder}")
         return trials
 
     def _work(
         self,
-        ready: Preparation,
+        ready: PreparedSearch,
         controller: SearchController,
-        ledger: Ledger,
+        budget: BudgetTracker,
         before: Mapping[str, Any],
     ) -> SearchResult:
         settings = ready.settings
         store = ConfirmationStore(self._workspace.folder)
         dispatcher = Dispatcher(
             controller,
-            ledger,
+            budget,
             store,
             ready.objectives,
             seed=settings.seed,
@@ -161,10 +161,10 @@ class Sitting:
             max_finalists=settings.max_finalists,
             n_workers=ready.n_workers,
             pack=ready.pack,
-            # On a CPU the test split is scored in fp32, which takes twice the time of bf16.
+            # On a CPU the test split is scored in fp32, which takes twice as long as bf16.
             test_share=2.0 * len(ready.data.test) / len(ready.data.validation),
             compress=settings.compress,
-            observer=self._observe(ledger),
+            on_progress=self._observe(budget),
         )
         is_complete = False
         try:
@@ -173,37 +173,37 @@ class Sitting:
         finally:
             with self._clock.phase("report"):
                 record = self._record(
-                    ready, controller, ledger, dispatcher, store, is_complete, before
+                    ready, controller, budget, dispatcher, store, is_complete, before
                 )
                 write_report(record, self._workspace.folder)
-            self._workspace.remember("spent", self._spent(ledger, record))
+            self._workspace.remember("spent", self._spent(budget, record))
         return SearchResult.read(self._workspace.folder)
 
-    def _spent(self, ledger: Ledger, record: RunRecord) -> dict[str, Any]:
-        budget = record.budget
+    def _spent(self, budget: BudgetTracker, record: RunRecord) -> dict[str, Any]:
+        spent = record.budget
         return {
-            **ledger.to_json(),
-            "phases": dict(budget.phases),
-            "workers": dict(budget.worker_seconds),
+            **budget.to_json(),
+            "phases": dict(spent.phases),
+            "workers": dict(spent.worker_seconds),
         }
 
-    def _observe(self, ledger: Ledger) -> Callable[[Snapshot], None]:
+    def _observe(self, budget: BudgetTracker) -> Callable[[Progress], None]:
         last = 0.0
 
-        def observe(snapshot: Snapshot) -> None:
+        def observe(progress: Progress) -> None:
             nonlocal last
-            # The budget already spent must survive a kill, to the second.
+            # The budget spent so far must survive a kill, to the second.
             if time.monotonic() - last > 1.0:
                 last = time.monotonic()
                 kept = self._workspace.recall("spent")
-                self._workspace.remember("spent", {**kept, **ledger.to_json()})
-            self._observer.snapshot(snapshot)
+                self._workspace.remember("spent", {**kept, **budget.to_json()})
+            self._callbacks.on_progress(progress)
 
         return observe
 
-    def _train(self, ready: Preparation, dispatcher: Dispatcher) -> None:
+    def _train(self, ready: PreparedSearch, dispatcher: Dispatcher) -> None:
         with self._clock.phase("startup"):
-            # Imported here: what the user got wrong has been told by now, without waiting for ray.
+            # Imported late: users learn of mistakes in their settings without waiting for ray.
             with quick_imports():
                 from autopeft.engine import ray_backend
 
@@ -224,22 +224,22 @@ class Sitting:
 
     def _record(
         self,
-        ready: Preparation,
+        ready: PreparedSearch,
         controller: SearchController,
-        ledger: Ledger,
+        budget: BudgetTracker,
         dispatcher: Dispatcher,
         store: ConfirmationStore,
         is_complete: bool,
         before: Mapping[str, Any],
     ) -> RunRecord:
-        outcomes = controller.outcomes()
-        confirmed = finalists(outcomes, store.scores(), store.compressed())
+        trials = controller.trials()
+        confirmed = finalists(trials, store.scores(), store.compressed())
         quality = ready.objectives[0]
-        baseline = _tuned_lora(confirmed, outcomes, quality)
-        reference = next((o.candidate.digest for o in outcomes if o.origin == "reference"), None)
+        baseline = tuned_lora(confirmed, trials, quality)
+        reference = next((o.candidate.digest for o in trials if o.origin == "reference"), None)
         scores = {}
         for finalist in confirmed:
-            # The seed to hand out is chosen on validation, like everything else.
+            # The adapter handed out is of the seed that is best on validation.
             chosen = max(finalist.seeds, key=lambda s: quality.sign() * s.validation[quality.name])
             store.publish(finalist, chosen.seed)
             scores[finalist.candidate.digest] = AdapterScore(
@@ -248,8 +248,8 @@ class Sitting:
         record = RunRecord(
             settings=ready.settings.to_mapping(),
             objectives=ready.objectives,
-            outcomes=outcomes,
-            budget=self._budget(ready, ledger, dispatcher, before),
+            trials=trials,
+            budget=self._budget(ready, budget, dispatcher, before),
             finalists=confirmed,
             front=tuple(o.candidate.digest for o in controller.front()),
             baseline=baseline,
@@ -268,7 +268,7 @@ class Sitting:
             ended=datetime.now(UTC).isoformat(timespec="seconds"),
             is_complete=is_complete,
         )
-        # Test means decide which finalists others dominate; which of the rest is best, validation.
+        # Test means decide which finalists are dominated; validation picks the best of the rest.
         members = {entry.digest for entry in view(record).front}
         rows = [finalist for finalist in confirmed if finalist.candidate.digest in members]
         best = pick_best(rows, ready.objectives, rule=ready.settings.pick)
@@ -279,8 +279,8 @@ class Sitting:
 
     def _budget(
         self,
-        ready: Preparation,
-        ledger: Ledger,
+        ready: PreparedSearch,
+        budget: BudgetTracker,
         dispatcher: Dispatcher,
         before: Mapping[str, Any],
     ) -> BudgetReport:
@@ -298,39 +298,22 @@ class Sitting:
         }
         return BudgetReport(
             limit=ready.budget.text,
-            spent_seconds=ledger.spent_seconds,
-            spent_flops=ledger.spent_flops,
-            n_trials=ledger.spent_trials,
+            spent_seconds=budget.spent_seconds,
+            spent_flops=budget.spent_flops,
+            n_trials=budget.spent_trials,
             phases=_sum(before.get("phases", {}), phases),
             worker_seconds=_sum(before.get("workers", {}), workers),
         )
 
 
 def _sum(first: Mapping[str, float], second: Mapping[str, float]) -> dict[str, float]:
-    """The seconds of two sittings, by name."""
+    """Add the seconds of two sessions by name."""
     return {k: first.get(k, 0.0) + second.get(k, 0.0) for k in {**first, **second}}
-
-
-def _tuned_lora(
-    confirmed: tuple[Finalist, ...], outcomes: tuple[Outcome, ...], quality: Objective
-) -> str | None:
-    """Digest of the best LoRA baseline on validation: over the seeds, else of its one trial."""
-    finals = [f for f in confirmed if f.origin == "baseline"]
-    if finals:
-        best = max(finals, key=lambda f: quality.sign() * f.mean(quality.name, "validation"))
-        return best.candidate.digest
-    trials = [
-        o for o in as_lora_baselines(outcomes) if o.origin == "baseline" and o.state == "complete"
-    ]
-    if not trials:
-        return None
-    top = max(trials, key=lambda o: quality.sign() * o.objectives[quality.name])
-    return top.candidate.digest
 
 
 @contextmanager
 def _removed_on_error(folder: Path, *, is_new: bool) -> Iterator[None]:
-    """A user's mistake found late leaves nothing half-written behind."""
+    """Remove a new folder's files if the user's mistake is found late."""
     existed = folder.exists()
     try:
         yield
@@ -345,7 +328,7 @@ def _removed_on_error(folder: Path, *, is_new: bool) -> Iterator[None]:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Turns SIGTERM into KeyboardInterrupt, so that a terminated search saves like Ctrl-C."""
+    """Turn SIGTERM into KeyboardInterrupt, so that a terminated search is saved like Ctrl-C."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

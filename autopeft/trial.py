@@ -105,7 +105,7 @@ Outcome = Trial
 
 
 def points_of(trials: Sequence[Trial], objectives: Sequence[Objective]) -> Array:
-    """Oriented values of trials, one row each; NaN where an trial lacks a value.
+    """Oriented values of trials, one row each; NaN where a trial lacks a value.
 
     Returns:
         Shape (len(trials), len(objectives)).
@@ -125,4 +125,4 @@ def front_of(trials: Sequence[Trial], objectives: Sequence[Objective]) -> tuple[
     mask = non_dominated(points_of(complete, objectives))
     members = [trial for trial, is_kept in zip(complete, mask, strict=True) if is_kept]
     key = objectives[1] if len(objectives) > 1 else objectives[0]
-    return tuple(sorted(members, key=lambda o: -key.sign() * o.objectives[key.name]))
+    return tuple(sorted(members, key=lambda trial: -key.sign() * trial.values[key.name]))

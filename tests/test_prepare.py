@@ -10,12 +10,12 @@ import pytest
 
 from autopeft.engine.executor import Workbench
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
-from autopeft.prepare import Preparation, prepare
+from autopeft.prepare import PreparedSearch, prepare
 from autopeft.settings import SearchSettings
 from autopeft.training.last_block import READ_ALL, LastBlockReadout
 
 
-def _prepared(model: Path, data: Path, **more: Any) -> Preparation:
+def _prepared(model: Path, data: Path, **more: Any) -> PreparedSearch:
     rows = {"model": str(model), "data": str(data), "steps": 9, "batch_size": 8, "max_length": 16}
     return prepare(SearchSettings.from_mapping({**rows, "budget": "3trials", "workers": 1, **more}))
 

@@ -11,17 +11,15 @@ from typing import Literal
 from autopeft.costs import Price
 from autopeft.costs.objectives import Objective
 from autopeft.plan import AdapterPlan, Candidate
-from autopeft.trial import Outcome, front_of
+from autopeft.trial import Trial, front_of
 
 
-def spread(
-    front: Sequence[Outcome], objectives: Sequence[Objective], n_members: int
-) -> list[Outcome]:
+def spread(front: Sequence[Trial], objectives: Sequence[Objective], n_members: int) -> list[Trial]:
     """At most `n_members` of a front: both ends, and between them even steps of log cost."""
     if len(front) <= n_members:
         return list(front)
     cost = objectives[1].name
-    logs = [math.log(max(outcome.objectives[cost], 1e-12)) for outcome in front]
+    logs = [math.log(max(trial.values[cost], 1e-12)) for trial in front]
     picks: list[int] = [len(front) - 1]
     for i in range(n_members - 1):
         target = logs[0] + (logs[-1] - logs[0]) * i / (n_members - 1)
@@ -30,55 +28,76 @@ def spread(
     return [front[k] for k in sorted(picks)]
 
 
-def as_lora_baselines(outcomes: Sequence[Outcome]) -> tuple[Outcome, ...]:
-    """The outcomes, every ordinary LoRA among them marked as a baseline, whoever proposed it.
+def as_lora_baselines(trials: Sequence[Trial]) -> tuple[Trial, ...]:
+    """The trials, every ordinary LoRA among them marked as a baseline, whoever proposed it.
 
     A LoRA of one rank on the same modules of every layer is what a user would write by hand. If the
     search finds a better one than the baseline grid holds, then that is the tuned LoRA, and no
     proof that something else beats LoRA.
     """
     layers = {
-        frozenset(spec.layer for spec in outcome.candidate.plan.specs)
-        for outcome in outcomes
-        if outcome.origin == "baseline"
+        frozenset(spec.layer for spec in trial.candidate.plan.specs)
+        for trial in trials
+        if trial.origin == "baseline"
     }
     return tuple(
-        replace(outcome, origin="baseline") if _is_ordinary_lora(outcome, layers) else outcome
-        for outcome in outcomes
+        replace(trial, origin="baseline") if _is_ordinary_lora(trial, layers) else trial
+        for trial in trials
     )
 
 
-def _is_ordinary_lora(outcome: Outcome, layers: Collection[frozenset[int]]) -> bool:
-    specs = outcome.candidate.plan.specs
+def _is_ordinary_lora(trial: Trial, layers: Collection[frozenset[int]]) -> bool:
+    specs = trial.candidate.plan.specs
     roles: dict[int, set[str]] = {}
     for spec in specs:
         roles.setdefault(spec.layer, set()).add(spec.role)
     first = next(iter(roles.values()), set())
     return (
         frozenset(roles) in layers
-        and outcome.candidate.plan.methods == ("lora",)
+        and trial.candidate.plan.methods == ("lora",)
         and len({spec.rank for spec in specs}) == 1
         and all(found == first for found in roles.values())
     )
 
 
+def tuned_lora(
+    confirmed: Sequence[Finalist], trials: Sequence[Trial], quality: Objective
+) -> str | None:
+    """Return the digest of the tuned LoRA: the best one on validation.
+
+    Args:
+        confirmed: Finalists; the mean over their seeds decides where a LoRA is among them.
+        trials: Trials of the search; their validation quality decides otherwise.
+        quality: The leading objective.
+    """
+    finals = [finalist for finalist in confirmed if finalist.origin == "baseline"]
+    if finals:
+        best = max(finals, key=lambda f: quality.sign() * f.mean(quality.name, "validation"))
+        return best.candidate.digest
+    loras = [t for t in as_lora_baselines(trials) if t.origin == "baseline"]
+    complete = [trial for trial in loras if trial.state == "complete"]
+    if not complete:
+        return None
+    return max(complete, key=lambda trial: quality.sign() * trial.values[quality.name]).digest
+
+
 @dataclass(frozen=True)
 class Nomination:
-    """A candidate to confirm and the outcome that earned it.
+    """A candidate to confirm and the trial that earned it.
 
     Attributes:
-        outcome: Its trial.
+        trial: Its trial.
         seconds: What one retraining will take, judging by the trial.
         scoring_seconds: What of that goes into scoring it.
     """
 
-    outcome: Outcome
+    trial: Trial
     seconds: float
     scoring_seconds: float = 0.0
 
 
 def nominate(
-    outcomes: Sequence[Outcome],
+    trials: Sequence[Trial],
     objectives: Sequence[Objective],
     *,
     max_finalists: int,
@@ -91,32 +110,32 @@ def nominate(
     the front, thinned to `max_finalists` evenly along the cost axis if it has more members.
 
     Args:
-        outcomes: All outcomes of the search.
+        trials: All trials of the search.
         objectives: Quality first.
         max_finalists: Most front members to take.
         test_share: Time to score the test split over time to score the validation split.
     """
-    complete = [o for o in as_lora_baselines(outcomes) if o.state == "complete"]
+    complete = [o for o in as_lora_baselines(trials) if o.state == "complete"]
     baselines = front_of([o for o in complete if o.origin == "baseline"], objectives)
-    chosen: dict[str, Outcome] = {}
+    chosen: dict[str, Trial] = {}
     if baselines:
         quality = objectives[0]
-        best = max(baselines, key=lambda o: quality.sign() * o.objectives[quality.name])
+        best = max(baselines, key=lambda o: quality.sign() * o.values[quality.name])
         chosen[best.candidate.digest] = best
         chosen[baselines[0].candidate.digest] = baselines[0]
-    for outcome in complete:
-        if outcome.origin == "reference":
-            chosen[outcome.candidate.digest] = outcome
+    for trial in complete:
+        if trial.origin == "reference":
+            chosen[trial.candidate.digest] = trial
     # The empty plan is no adapter: it neither takes a finalist's place nor beats one.
     adapters = [o for o in complete if o.candidate.plan.specs]
-    for outcome in spread(front_of(adapters, objectives), objectives, max_finalists):
-        chosen.setdefault(outcome.candidate.digest, outcome)
-    return tuple(_nomination(outcome, test_share) for outcome in chosen.values())
+    for trial in spread(front_of(adapters, objectives), objectives, max_finalists):
+        chosen.setdefault(trial.candidate.digest, trial)
+    return tuple(_nomination(trial, test_share) for trial in chosen.values())
 
 
-def _nomination(outcome: Outcome, test_share: float) -> Nomination:
-    scoring = outcome.measured.get("validation_seconds", 0.0) * (1.0 + test_share)
-    return Nomination(outcome, outcome.measured.get("train_seconds", 0.0) + scoring, scoring)
+def _nomination(trial: Trial, test_share: float) -> Nomination:
+    scoring = trial.measured.get("validation_seconds", 0.0) * (1.0 + test_share)
+    return Nomination(trial, trial.measured.get("train_seconds", 0.0) + scoring, scoring)
 
 
 _COMPRESSIBLE = frozenset({"lora", "rslora"})
@@ -137,19 +156,17 @@ def lower_ranks(candidate: Candidate) -> tuple[Candidate, ...]:
 
 
 def finalists(
-    outcomes: Sequence[Outcome],
+    trials: Sequence[Trial],
     scores: Mapping[str, tuple[SeedScore, ...]],
     compressed: Mapping[str, tuple[Candidate, Price, str]] = MappingProxyType({}),
 ) -> tuple[Finalist, ...]:
     """The confirmed candidates, in the order of their trials, then what was cut from them."""
     kept: dict[str, Finalist] = {}
-    for outcome in as_lora_baselines(outcomes):
-        digest = outcome.candidate.digest
+    for trial in as_lora_baselines(trials):
+        digest = trial.candidate.digest
         is_confirmed = digest in scores and digest not in compressed
-        if is_confirmed and digest not in kept and outcome.state == "complete":
-            kept[digest] = Finalist(
-                outcome.candidate, outcome.price, outcome.origin, scores[digest]
-            )
+        if is_confirmed and digest not in kept and trial.state == "complete":
+            kept[digest] = Finalist(trial.candidate, trial.costs, trial.origin, scores[digest])
     for digest, (candidate, price, source) in compressed.items():
         if source in kept:
             kept[digest] = Finalist(candidate, price, "compressed", scores[digest], source)

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from autopeft.costs.objectives import Objective
-from autopeft.trial import Outcome, front_of
+from autopeft.trial import Trial, front_of
 
 _FEWEST = 4
 """Trials below which a rank correlation says nothing."""
@@ -79,15 +79,15 @@ class Fidelity:
         return "; ".join(parts)
 
 
-def fidelity(outcomes: Sequence[Outcome], objectives: Sequence[Objective]) -> Fidelity:
-    """Judges rungs and pruning by a search's outcomes.
+def fidelity(trials: Sequence[Trial], objectives: Sequence[Objective]) -> Fidelity:
+    """Judges rungs and pruning by a search's trials.
 
     Args:
-        outcomes: All of them.
+        trials: All of them.
         objectives: Quality first.
     """
-    complete = [o for o in outcomes if o.state == "complete"]
-    stopped = [o for o in outcomes if o.state == "pruned"]
+    complete = [o for o in trials if o.state == "complete"]
+    stopped = [o for o in trials if o.state == "pruned"]
     audited = [o for o in complete if o.audited_at]
     front = {o.number for o in front_of(complete, objectives)}
     full = sum(o.candidate.train.steps for o in (*complete, *stopped))
@@ -104,12 +104,12 @@ def fidelity(outcomes: Sequence[Outcome], objectives: Sequence[Objective]) -> Fi
     )
 
 
-def _rungs(complete: Sequence[Outcome], quality: Objective) -> tuple[RungFidelity, ...]:
+def _rungs(complete: Sequence[Trial], quality: Objective) -> tuple[RungFidelity, ...]:
     pairs: dict[int, list[tuple[float, float]]] = {}
-    for outcome in complete:
-        for step, score in outcome.rungs:
-            if step < outcome.candidate.train.steps:
-                pair = score, outcome.objectives[quality.name]
+    for trial in complete:
+        for step, score in trial.rungs:
+            if step < trial.candidate.train.steps:
+                pair = score, trial.values[quality.name]
                 if all(map(math.isfinite, pair)):
                     pairs.setdefault(step, []).append(pair)
     found = []
@@ -126,16 +126,14 @@ def _rungs(complete: Sequence[Outcome], quality: Objective) -> tuple[RungFidelit
     return tuple(found)
 
 
-def _regret(
-    outcome: Outcome, complete: Sequence[Outcome], objectives: Sequence[Objective]
-) -> float:
+def _regret(trial: Trial, complete: Sequence[Trial], objectives: Sequence[Objective]) -> float:
     """By how much a trial is better than every complete one that costs no more."""
     quality, *costs = objectives
     peers = [
-        quality.sign() * peer.objectives[quality.name]
+        quality.sign() * peer.values[quality.name]
         for peer in complete
-        if peer.number != outcome.number
-        and all(peer.objectives[c.name] <= outcome.objectives[c.name] for c in costs)
+        if peer.number != trial.number
+        and all(peer.values[c.name] <= trial.values[c.name] for c in costs)
     ]
-    own = quality.sign() * outcome.objectives[quality.name]
+    own = quality.sign() * trial.values[quality.name]
     return max(0.0, own - max(peers)) if peers else 0.0

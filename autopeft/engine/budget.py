@@ -86,7 +86,7 @@ def _parts(text: str) -> list[str]:
 
 
 @dataclass
-class Ledger:
+class BudgetTracker:
     """What was spent of a budget, and what is held back for confirmation.
 
     Trials limit the search only: confirmation asks for no trials, so a budget of trials alone never

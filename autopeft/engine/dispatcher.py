@@ -16,7 +16,7 @@ from autopeft.confirm.finalists import (
 )
 from autopeft.confirm.store import ConfirmationStore
 from autopeft.costs.objectives import Objective
-from autopeft.engine.budget import Budget, Ledger
+from autopeft.engine.budget import Budget, BudgetTracker
 from autopeft.engine.messages import (
     Activity,
     ConfirmMessage,
@@ -26,8 +26,8 @@ from autopeft.engine.messages import (
     RungMessage,
 )
 from autopeft.plan import Candidate
-from autopeft.searcher.controller import Decision, SearchController, Trial
-from autopeft.trial import Outcome
+from autopeft.searcher.controller import SearchController
+from autopeft.trial import Decision, Trial
 
 Phase = Literal["search", "confirmation", "done"]
 
@@ -36,13 +36,15 @@ _COMPRESSION_MARGIN = 0.9
 
 
 @dataclass(frozen=True)
-class Snapshot:
-    """The state of a run, for whoever shows it.
+class Progress:
+    """The state of a search after a change.
 
     Attributes:
         phase: What the workers do.
         objectives: Quality first.
-        outcomes: Told trials.
+        n_trials: Ended trials by state: complete, pruned, failed.
+        ended: The trial that ended last in this run, if any.
+        front: The front so far, cheapest first.
         n_running: Jobs on workers now; one more may be waiting.
         n_confirmed: Confirmations done.
         n_to_confirm: Confirmations planned; 0 during the search.
@@ -51,7 +53,9 @@ class Snapshot:
 
     phase: Phase
     objectives: tuple[Objective, ...]
-    outcomes: tuple[Outcome, ...]
+    n_trials: Mapping[str, int]
+    ended: Trial | None
+    front: tuple[Trial, ...]
     n_running: int
     n_confirmed: int
     n_to_confirm: int
@@ -63,7 +67,7 @@ class Dispatcher:
 
     Args:
         controller: Proposes candidates and keeps the study.
-        ledger: The budget.
+        budget: What may be spent and what has been.
         store: Where confirmations are kept.
         objectives: Quality first.
         seed: Search trainings use it; confirmations use the seeds after it.
@@ -73,13 +77,13 @@ class Dispatcher:
         pack: Jobs a worker trains together at most.
         test_share: Time to score the test split over time to score the validation split.
         compress: Whether to score confirmed LoRAs at lower ranks too, where time is left for it.
-        observer: Called with a `Snapshot` after every change.
+        on_progress: Called after every change.
     """
 
     def __init__(
         self,
         controller: SearchController,
-        ledger: Ledger,
+        budget: BudgetTracker,
         store: ConfirmationStore,
         objectives: Sequence[Objective],
         *,
@@ -90,10 +94,10 @@ class Dispatcher:
         pack: int = 1,
         test_share: float = 1.0,
         compress: bool = False,
-        observer: Callable[[Snapshot], None] = lambda _: None,
+        on_progress: Callable[[Progress], None] = lambda _: None,
     ) -> None:
         self._controller = controller
-        self._ledger = ledger
+        self._budget = budget
         self._store = store
         self._objectives = tuple(objectives)
         self._seed = seed
@@ -104,7 +108,7 @@ class Dispatcher:
         self._test_share = test_share
         self._compress = compress
         self._expected: dict[str, float] = {}
-        self._observer = observer
+        self._on_progress = on_progress
         self._running: dict[tuple[str, str, int], Trial | None] = {}
         self._flops_at: dict[int, float] = {}
         self._queue: deque[Job] = deque()
@@ -145,7 +149,7 @@ class Dispatcher:
         trial = self._controller.ask()
         if trial is None:
             return None
-        self._ledger.spend(trials=1)
+        self._budget.spend(trials=1)
         job = Job("search", trial.candidate, self._seed, trial.number)
         self._note_start(job, trial)
         return job
@@ -165,9 +169,9 @@ class Dispatcher:
 
     def _reference_jobs(self) -> tuple[Job, ...]:
         return tuple(
-            Job("confirm", outcome.candidate, self._seed + 1 + index)
-            for outcome in self._controller.outcomes()
-            if outcome.origin == "reference" and outcome.state == "complete"
+            Job("confirm", trial.candidate, self._seed + 1 + index)
+            for trial in self._controller.trials()
+            if trial.origin == "reference" and trial.state == "complete"
             for index in range(self._confirm_seeds)
         )
 
@@ -179,12 +183,12 @@ class Dispatcher:
     def _begin_confirmation(self) -> None:
         self._enter("confirmation")
         nominations = nominate(
-            self._controller.outcomes(),
+            self._controller.trials(),
             self._objectives,
             max_finalists=self._max_finalists,
             test_share=self._test_share,
         )
-        self._expected = {n.outcome.candidate.digest: n.seconds for n in nominations}
+        self._expected = {n.trial.candidate.digest: n.seconds for n in nominations}
         affordable = self._affordable(nominations)
         jobs = confirmation_jobs(
             affordable,
@@ -211,7 +215,7 @@ class Dispatcher:
             return sum(row.seconds for row in rows) * self._confirm_seeds
 
         while seconds(kept) > left and len(kept) > 4:
-            front = [n for n in kept if n.outcome.origin not in ("baseline", "reference")]
+            front = [n for n in kept if n.trial.origin not in ("baseline", "reference")]
             if len(front) <= 2:
                 break
             dropped = front[len(front) // 2]
@@ -229,26 +233,24 @@ class Dispatcher:
         """Digest -> the lower ranks to score with it, as long as the time left pays for them."""
         if not self._compress or len(affordable) < len(nominations):
             return {}
-        trained = {outcome.candidate.digest for outcome in self._controller.outcomes()}
+        trained = {trial.candidate.digest for trial in self._controller.trials()}
         seconds = sum(n.seconds for n in affordable) * self._confirm_seeds
         left = self.seconds_left * self._n_workers * _COMPRESSION_MARGIN - seconds
         chosen: dict[str, tuple[Candidate, ...]] = {}
         for nomination in affordable:
-            lower = [
-                c for c in lower_ranks(nomination.outcome.candidate) if c.digest not in trained
-            ]
+            lower = [c for c in lower_ranks(nomination.trial.candidate) if c.digest not in trained]
             left -= nomination.scoring_seconds * len(lower) * self._confirm_seeds
             if left < 0:
                 break
             trained.update(candidate.digest for candidate in lower)
-            chosen[nomination.outcome.candidate.digest] = tuple(lower)
+            chosen[nomination.trial.candidate.digest] = tuple(lower)
         return chosen
 
     def _next_confirmation(self) -> Job | None:
         if not self._queue:
             return None
         self._tick()
-        is_over = self._ledger.left(confirming=True) is None
+        is_over = self._budget.left(confirming=True) is None
         expected = self._expected.get(self._queue[0].candidate.digest, 0.0)
         # More than half of the job would lie past the deadline.
         if (is_over or self.seconds_left < expected / 2) and self._n_confirmed:
@@ -284,7 +286,7 @@ class Dispatcher:
             self._store.save(job.candidate, message.score, message.files)
             for made in message.compressed:
                 self._store.save_compressed(made, job.candidate)
-            self._ledger.spend(flops=message.flops)
+            self._budget.spend(flops=message.flops)
             self._n_confirmed += 1
             self._end(job)
             return False
@@ -295,7 +297,7 @@ class Dispatcher:
         if trial is None:
             return False
         report = message.report
-        self._ledger.spend(flops=report.flops - self._flops_at.get(job.number, 0.0))
+        self._budget.spend(flops=report.flops - self._flops_at.get(job.number, 0.0))
         self._flops_at[job.number] = report.flops
         decision = self._controller.report(trial, report.step, report.score)
         if message.is_last:
@@ -343,24 +345,24 @@ class Dispatcher:
     def _tick(self) -> Budget | None:
         """Books the time since the last tick; what the search has left, None if nothing."""
         now = time.monotonic()
-        self._ledger.spend(seconds=now - self._ticked)
+        self._budget.spend(seconds=now - self._ticked)
         self._ticked = now
-        return self._ledger.left()
+        return self._budget.left()
 
     def _is_past_deadline(self) -> bool:
         """Whether the search's seconds or FLOPs are used up; a limit on trials cuts none short."""
         self._tick()
-        ledger, limits = self._ledger, self._ledger.budget
-        share = 1.0 - ledger.confirm_share
-        return (limits.seconds is not None and ledger.spent_seconds >= limits.seconds * share) or (
-            limits.flops is not None and ledger.spent_flops >= limits.flops * share
+        budget, limits = self._budget, self._budget.budget
+        share = 1.0 - budget.confirm_share
+        return (limits.seconds is not None and budget.spent_seconds >= limits.seconds * share) or (
+            limits.flops is not None and budget.spent_flops >= limits.flops * share
         )
 
     @property
     def seconds_left(self) -> float:
         """Wall-clock seconds left of the whole budget; inf without a time limit."""
-        limit = self._ledger.budget.seconds
-        return float("inf") if limit is None else max(0.0, limit - self._ledger.spent_seconds)
+        limit = self._budget.budget.seconds
+        return float("inf") if limit is None else max(0.0, limit - self._budget.spent_seconds)
 
     def _enter(self, phase: Phase) -> None:
         self._tick()
@@ -391,12 +393,15 @@ class Dispatcher:
         self._book(time.monotonic())
         return dict(self._phase_seconds)
 
-    def snapshot(self) -> Snapshot:
-        """The state now."""
-        return Snapshot(
+    def progress(self) -> Progress:
+        """Return the state now."""
+        controller = self._controller
+        return Progress(
             self.phase,
             self._objectives,
-            self._controller.outcomes(),
+            controller.counts(),
+            controller.last_ended,
+            controller.front(),
             min(len(self._running), self._n_workers * self._pack),
             self._n_confirmed,
             self._n_to_confirm,
@@ -404,7 +409,7 @@ class Dispatcher:
         )
 
     def _notify(self) -> None:
-        self._observer(self.snapshot())
+        self._on_progress(self.progress())
 
 
 def confirmation_jobs(
@@ -422,11 +427,11 @@ def confirmation_jobs(
     return tuple(
         Job(
             "confirm",
-            nomination.outcome.candidate,
+            nomination.trial.candidate,
             seed,
-            lower_ranks=lower_ranks.get(nomination.outcome.candidate.digest, ()),
+            lower_ranks=lower_ranks.get(nomination.trial.candidate.digest, ()),
         )
         for seed in range(first_seed, first_seed + n_seeds)
         for nomination in nominations
-        if (nomination.outcome.candidate.digest, seed) not in done
+        if (nomination.trial.candidate.digest, seed) not in done
     )

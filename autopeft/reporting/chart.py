@@ -118,9 +118,9 @@ def front_chart(shown: FrontView, trials: Sequence[TrialLine], cost: Objective) 
         for t in trials
         if t.state == "complete"
         and t.n_sites
-        and all(math.isfinite(t.objectives.get(name, math.nan)) for name in (quality, cost.name))
+        and all(math.isfinite(t.values.get(name, math.nan)) for name in (quality, cost.name))
     ]
-    points = [(t.objectives[cost.name], t.objectives[quality]) for t in finite]
+    points = [(t.values[cost.name], t.values[quality]) for t in finite]
     points += [(e.objectives[cost.name], e.objectives[quality]) for e in entries.values()]
     points = [point for point in points if all(map(math.isfinite, point))]
     if not points:
@@ -136,7 +136,7 @@ def front_chart(shown: FrontView, trials: Sequence[TrialLine], cost: Objective) 
         at = f"{y[0](reference):.1f}"
         parts.append(el("line", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=at, y2=at, class_="reference"))
     for trial in finite:
-        cx, cy = x[0](trial.objectives[cost.name]), y[0](trial.objectives[quality])
+        cx, cy = x[0](trial.values[cost.name]), y[0](trial.values[quality])
         kind = "trial lora" if trial.origin == "baseline" else "trial"
         parts.append(el("circle", cx=f"{cx:.1f}", cy=f"{cy:.1f}", r=3, class_=kind))
     line = " ".join(

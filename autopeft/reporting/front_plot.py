@@ -96,7 +96,7 @@ def _ink(
 ) -> list[tuple[float, float]]:
     """Points along everything a label must not cover: markers, intervals, the front's line."""
     quality = shown.quality.name
-    spots = [(o.objectives[cost.name], o.objectives[quality]) for o in complete]
+    spots = [(o.values[cost.name], o.values[quality]) for o in complete]
     for entry in (*shown.front, *shown.dominated_finalists):
         x, y = entry.objectives[cost.name], entry.objectives[quality]
         low, high = entry.objectives_ci.get(quality) or (y, y)
@@ -114,12 +114,12 @@ def _draw_trials(
     """Every complete trial, faint, LoRA baselines told apart."""
     complete = _complete(trials)
     for is_lora in (False, True):
-        outcomes = [o for o in complete if (o.origin == "baseline") == is_lora]
-        if not outcomes:
+        trials = [o for o in complete if (o.origin == "baseline") == is_lora]
+        if not trials:
             continue
         axes.scatter(
-            [o.objectives[cost.name] for o in outcomes],
-            [o.objectives[shown.quality.name] for o in outcomes],
+            [o.values[cost.name] for o in trials],
+            [o.values[shown.quality.name] for o in trials],
             s=18 if is_lora else 14,
             marker="D" if is_lora else "o",
             color=ORANGE if is_lora else GREY,
@@ -189,7 +189,7 @@ def front_plot(trials: Sequence[TrialLine], shown: FrontView, cost: Objective) -
     _draw_trials(axes, trials, shown, cost)
     _draw_front(axes, shown, cost)
     _draw_marks(axes, shown, cost)
-    costs = [trial.objectives[cost.name] for trial in _complete(trials)]
+    costs = [trial.values[cost.name] for trial in _complete(trials)]
     costs += [entry.objectives[cost.name] for entry in (*shown.front, *_dominated(shown))]
     _cost_axis(axes, cost, [value for value in costs if math.isfinite(value)])
     axes.set_ylabel(f"{shown.quality.name} {shown.quality.unit}".strip())

@@ -16,7 +16,7 @@ from autopeft.costs.objectives import Objective
 from autopeft.plan import Candidate
 from autopeft.plan_text import plan_summary
 from autopeft.reporting.record import AdapterScore, BudgetReport, DataSummary, RunRecord
-from autopeft.trial import Outcome
+from autopeft.trial import Trial
 from autopeft.utils.files import finite
 from autopeft.utils.pareto import Array, non_dominated, orient
 
@@ -205,25 +205,25 @@ def _confirmed(record: RunRecord, finalist: Finalist, trial: int | None) -> Entr
     )
 
 
-def _unconfirmed(record: RunRecord, outcome: Outcome) -> Entry:
+def _unconfirmed(record: RunRecord, trial: Trial) -> Entry:
     known = {o.name for o in record.costs if o.is_known}
     values = {
-        o.name: getattr(outcome.price, o.name)
+        o.name: getattr(trial.costs, o.name)
         if o.name in known
-        else outcome.objectives.get(o.name, math.nan)
+        else trial.values.get(o.name, math.nan)
         for o in record.objectives
     }
-    adapter, score = _adapter(record, outcome.candidate.digest)
+    adapter, score = _adapter(record, trial.candidate.digest)
     return Entry(
-        candidate=outcome.candidate,
-        price=outcome.price,
+        candidate=trial.candidate,
+        price=trial.costs,
         objectives=values,
         objectives_ci={name: (v, v) if name in known else None for name, v in values.items()},
         validation={record.quality.name: values[record.quality.name]},
         adapter=adapter,
         adapter_score=score,
-        origin=outcome.origin,
-        trial=outcome.number,
+        origin=trial.origin,
+        trial=trial.number,
     )
 
 
@@ -260,15 +260,15 @@ def view(record: RunRecord) -> FrontView:
     the search's own front is shown with validation numbers and `is_confirmed` is False.
     """
     objectives = record.objectives
-    trials = {outcome.candidate.digest: outcome.number for outcome in record.outcomes}
+    trials = {trial.candidate.digest: trial.number for trial in record.trials}
     finalists = [
         _confirmed(record, f, trials.get(f.candidate.digest)) for f in record.finalists if f.seeds
     ]
     confirmed = {entry.digest for entry in finalists}
     search_only = {
-        outcome.candidate.digest: _unconfirmed(record, outcome)
-        for outcome in record.outcomes
-        if outcome.state == "complete" and outcome.candidate.digest not in confirmed
+        trial.candidate.digest: _unconfirmed(record, trial)
+        for trial in record.trials
+        if trial.state == "complete" and trial.candidate.digest not in confirmed
     }
     unconfirmed = [search_only[digest] for digest in record.front if digest in search_only]
 
@@ -304,10 +304,10 @@ def view(record: RunRecord) -> FrontView:
         warnings=tuple(warnings),
         settings=finite(record.settings),
         n_layers=1
-        + max((s.layer for o in record.outcomes for s in o.candidate.plan.specs), default=-1),
+        + max((s.layer for o in record.trials for s in o.candidate.plan.specs), default=-1),
         started=record.started,
         ended=record.ended,
         is_confirmed=bool(finalists),
         is_complete=record.is_complete,
-        fidelity=fidelity(record.outcomes, objectives),
+        fidelity=fidelity(record.trials, objectives),
     )

@@ -10,7 +10,7 @@ from typing import Any
 from autopeft.confirm.finalists import Finalist
 from autopeft.confirm.verdict import Verdict
 from autopeft.costs.objectives import Objective
-from autopeft.trial import Outcome
+from autopeft.trial import Trial
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class RunRecord:
     Attributes:
         settings: The settings as resolved, JSON-like values only.
         objectives: Quality first, then costs; fronts are drawn over the first cost.
-        outcomes: Every finished trial, in the order of their numbers.
+        trials: Every finished trial, in the order of their numbers.
         finalists: Candidates retrained and scored on the test split; empty before confirmation.
         front: Candidate digests of the search's own front (complete trials, validation numbers).
         best: Candidate digest of the pick, or None where nothing completed.
@@ -97,7 +97,7 @@ class RunRecord:
 
     settings: Mapping[str, Any]
     objectives: tuple[Objective, ...]
-    outcomes: tuple[Outcome, ...]
+    trials: tuple[Trial, ...]
     budget: BudgetReport
     finalists: tuple[Finalist, ...] = ()
     front: tuple[str, ...] = ()
@@ -125,7 +125,7 @@ class RunRecord:
 
     def trial_counts(self) -> dict[str, int]:
         """Number of trials by state: complete, pruned, failed."""
-        counts = Counter(outcome.state for outcome in self.outcomes)
+        counts = Counter(trial.state for trial in self.trials)
         return {
             "complete": counts["complete"],
             "pruned": counts["pruned"],

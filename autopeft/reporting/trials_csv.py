@@ -14,7 +14,7 @@ from autopeft.errors import StorageError
 from autopeft.plan import TrainSettings
 from autopeft.plan_text import plan_summary
 from autopeft.reporting.record import RunRecord
-from autopeft.trial import Outcome
+from autopeft.trial import Trial
 from autopeft.utils.files import write_text
 
 
@@ -28,7 +28,7 @@ class TrialLine:
         origin: Where the candidate came from.
         digest: The candidate's identity.
         n_sites: Adapted sites; 0 for the reference.
-        objectives: Value by objective name, as found on the validation split.
+        values: Value by objective name, as found on the validation split.
         rungs: Pairs (step, score).
     """
 
@@ -37,7 +37,7 @@ class TrialLine:
     origin: str
     digest: str
     n_sites: int
-    objectives: Mapping[str, float]
+    values: Mapping[str, float]
     rungs: tuple[tuple[int, float], ...] = ()
 
 
@@ -51,27 +51,27 @@ def _cell(value: object) -> object:
     return " ".join(value.split()) if isinstance(value, str) else value
 
 
-def _row(outcome: Outcome) -> dict[str, object]:
-    plan, train = outcome.candidate.plan, outcome.candidate.train
+def _row(trial: Trial) -> dict[str, object]:
+    plan, train = trial.candidate.plan, trial.candidate.train
     settings = {name: getattr(train, name) for name in _TRAIN}
     settings["method_rates"] = " ".join(f"{m}={r!r}" for m, r in train.method_rates)
     return {
-        "number": outcome.number,
-        "state": outcome.state,
-        "origin": outcome.origin,
-        "digest": outcome.candidate.digest,
+        "number": trial.number,
+        "state": trial.state,
+        "origin": trial.origin,
+        "digest": trial.candidate.digest,
         "methods": "+".join(plan.methods),
         "n_layers": len({spec.layer for spec in plan.specs}),
         "n_sites": len(plan.specs),
         "total_rank": sum(spec.rank for spec in plan.specs),
         **settings,
-        **{f"objective.{name}": value for name, value in outcome.objectives.items()},
-        **{f"price.{name}": value for name, value in outcome.price.to_json().items()},
-        **{f"measured.{name}": value for name, value in outcome.measured.items()},
-        **{f"rung.{step}": score for step, score in outcome.rungs},
+        **{f"objective.{name}": value for name, value in trial.values.items()},
+        **{f"price.{name}": value for name, value in trial.costs.to_json().items()},
+        **{f"measured.{name}": value for name, value in trial.measured.items()},
+        **{f"rung.{step}": score for step, score in trial.rungs},
         "plan": plan_summary(plan, max_parts=10**9),
-        "reason": outcome.reason,
-        "audited_at": outcome.audited_at or "",
+        "reason": trial.reason,
+        "audited_at": trial.audited_at or "",
     }
 
 
@@ -98,7 +98,7 @@ def _columns(record: RunRecord, rows: list[dict[str, object]]) -> list[str]:
 
 def trials_csv(record: RunRecord) -> str:
     """The text of trials.csv; a cell is empty where a trial has no such value."""
-    rows = [_row(outcome) for outcome in record.outcomes]
+    rows = [_row(trial) for trial in record.trials]
     text = io.StringIO()
     writer = csv.DictWriter(text, _columns(record, rows), restval="", lineterminator="\n")
     writer.writeheader()
@@ -116,12 +116,12 @@ def write_trials(record: RunRecord, path: Path) -> None:
     write_text(path, trials_csv(record))
 
 
-def _values(record: RunRecord, outcome: Outcome) -> dict[str, float]:
+def _values(record: RunRecord, trial: Trial) -> dict[str, float]:
     """A trial's objectives; a complete one has all of them, NaN for what it lacks."""
-    if outcome.state != "complete":
-        return dict(outcome.objectives)
+    if trial.state != "complete":
+        return dict(trial.values)
     missing = {objective.name: math.nan for objective in record.objectives}
-    return missing | dict(outcome.objectives)
+    return missing | dict(trial.values)
 
 
 def trial_lines(record: RunRecord) -> tuple[TrialLine, ...]:
@@ -136,7 +136,7 @@ def trial_lines(record: RunRecord) -> tuple[TrialLine, ...]:
             _values(record, o),
             o.rungs,
         )
-        for o in record.outcomes
+        for o in record.trials
     )
 
 

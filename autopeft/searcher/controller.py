@@ -1,4 +1,4 @@
-"""The documented core: ask for a candidate, report its rungs, tell its outcome. A for-loop will do.
+"""The documented core: ask for a candidate, report its rungs, tell its trial. A for-loop will do.
 
 ```python
 controller = SearchController(space, ["accuracy", "trainable_params"], seed=0)
@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import math
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,6 @@ from autopeft.costs.constraints import Constraint, parse_constraints
 from autopeft.costs.objectives import Objective, objective
 from autopeft.errors import SettingsError, SpaceError
 from autopeft.plan import Candidate
-from autopeft.plan_text import write_plan
 from autopeft.searcher.pruner import make_pruner
 from autopeft.searcher.samplers.base import Pricer
 from autopeft.searcher.samplers.optuna_adapters import make_sampler
@@ -33,9 +33,8 @@ from autopeft.searcher.samplers.warm_start import Prior, PriorTrial
 from autopeft.searcher.space import initial_design
 from autopeft.searcher.space.encoding import Genome
 from autopeft.searcher.space.space import SearchSpace
-from autopeft.searcher.study import StudyBook, distribution, price_attribute
-from autopeft.searcher.trials import Decision, Record, Trial, read_record
-from autopeft.trial import Outcome, front_of
+from autopeft.searcher.study import StudyStore, distribution
+from autopeft.trial import Decision, Trial, front_of
 
 __all__ = ["INTERRUPTED", "Decision", "SearchController", "Trial"]
 
@@ -118,7 +117,7 @@ class SearchController:
             )
         self._starters = known.starters
         steps = space.base.steps
-        self._book = StudyBook(
+        self._store = StudyStore(
             storage,
             study_name,
             self.objectives,
@@ -129,15 +128,20 @@ class SearchController:
             resume=resume,
         )
         self._lock = threading.RLock()
-        self._records: dict[int, Record] = {}
+        self._trials: dict[int, Trial] = {}
+        self._front: tuple[Trial, ...] = ()
+        self.last_ended: Trial | None = None  # in this run
+        self._counts: Counter[str] = Counter()  # trials by state and by origin
         self._digests: set[str] = set()
         self._queue: deque[tuple[Candidate, str]] = deque()
         self._loras: Sequence[Genome] = initial_design.lora_choices(space.codec)
         self._audit_share = audit_share
+        self._n_audited = 0
         # Not the same stop in every search: the first ones are of a kind, the baselines.
         self._audit_offset = float(np.random.default_rng([seed, 1]).uniform())
         self._n_baselines = _N_FIRST_BASELINES if n_baselines is None else n_baselines
         self._load()
+        self.last_ended = None
         self._enqueue_start(_N_PORTFOLIO if n_portfolio is None else n_portfolio)
 
     # --- asking ----------------------------------------------------------------------------------
@@ -155,20 +159,20 @@ class SearchController:
             if (baseline := self._baseline_due()) is not None:
                 return self._start(baseline, "baseline", self.prices.price(baseline))
             for _ in range(_N_TRIES):
-                candidate = self.space.decode(self._book.propose())
+                candidate = self.space.decode(self._store.propose())
                 price = self._acceptable(candidate)
                 if price is not None:
-                    return self._start(candidate, self._book.origin, price)
+                    return self._start(candidate, self._store.origin, price)
             return self._any_left()
 
     def _baseline_due(self) -> Candidate | None:
         """Now and then another LoRA, so that LoRA is tuned as hard as everything else."""
-        n_baselines = sum(r.trial.origin == "baseline" for r in self._records.values())
-        n_searched = sum(r.trial.origin in ("search", "design") for r in self._records.values())
+        n_baselines = self._counts["baseline"]
+        n_searched = self._counts["search"] + self._counts["design"]
         if not self._n_baselines or n_baselines > self._n_baselines + n_searched / _ONE_LORA_IN:
             return None
         while self._loras:
-            genome = self._book.propose_baseline(self._loras)
+            genome = self._store.propose_baseline(self._loras)
             self._loras = [other for other in self._loras if other is not genome]
             candidate = self.space.codec.candidate(genome)
             if self._acceptable(candidate) is not None:
@@ -209,16 +213,8 @@ class SearchController:
             params = self.space.encode(candidate)
         except SpaceError:
             params = {}
-        attributes = {
-            "plan": write_plan(candidate.plan),
-            "train": candidate.train.to_json(),
-            "origin": origin,
-            "digest": candidate.digest,
-            **price_attribute(price.to_json()),
-        }
-        number = self._book.start(params, self._distributions, attributes)
-        trial = Trial(number, candidate, price, origin)
-        self._records[number] = Record(trial)
+        trial = self._store.start(candidate, price, origin, params, self._distributions)
+        self._add(trial)
         self._digests.add(candidate.digest)
         return trial
 
@@ -236,32 +232,30 @@ class SearchController:
             STOP if the trial should end now; it has then been told PRUNED already.
         """
         with self._lock:
-            record = self._record(trial)
-            if record.state != "running":
+            trial = self._latest(trial)
+            if trial.state != "running":
                 return Decision.STOP
-            if step in dict(record.rungs):
+            if step in dict(trial.rungs):
                 return Decision.CONTINUE
-            record.rungs.append((int(step), float(score)))
-            self._book.record(trial.number, int(step), float(score))
-            if step >= trial.candidate.train.steps:
+            self._store.report(trial.number, int(step), float(score))
+            trial = self._put(trial, rungs=(*trial.rungs, (int(step), float(score))))
+            if step >= trial.train.steps:
                 return Decision.CONTINUE
-            gap = 0.0 if record.audited_at else self._book.prune_gap(trial.number)
+            gap = 0.0 if trial.audited_at else self._store.prune_gap(trial.number)
             if not gap > 0:
                 return Decision.CONTINUE
             if self._is_audit_due():
-                record.audited_at = int(step)
-                self._book.note_audit(trial.number, int(step))
+                self._store.note_audit(trial.number, int(step))
+                self._put(trial, audited_at=int(step))
+                self._n_audited += 1
                 return Decision.CONTINUE
-            record.state, record.reason = "pruned", f"pruned at step {step}"
-            self._book.prune(trial.number, record.reason, gap)
+            self._prune(trial, f"pruned at step {step}", gap)
             return Decision.STOP
 
     def _is_audit_due(self) -> bool:
-        """Whether the stop now decided is one of those that are not carried out."""
-        records = self._records.values()
-        n_audited = sum(record.audited_at > 0 for record in records)
-        n_stops = 1 + n_audited + sum(record.state == "pruned" for record in records)
-        return math.floor(n_stops * self._audit_share + self._audit_offset) > n_audited
+        """Return whether the stop just decided is one that is not carried out."""
+        n_stops = 1 + self._n_audited + self._counts["pruned"]
+        return math.floor(n_stops * self._audit_share + self._audit_offset) > self._n_audited
 
     def tell(
         self,
@@ -288,97 +282,127 @@ class SearchController:
                 not known before training is missing.
         """
         with self._lock:
-            record = self._record(trial)
-            if record.state != "running":
+            trial = self._latest(trial)
+            if trial.state != "running":
                 return
             if sum(given is not None for given in (score, failed, stopped)) != 1:
                 raise ValueError("tell exactly one of score, failed, stopped")
             if score is not None:
-                self._complete(record, float(score), dict(measured or {}))
+                self._complete(trial, float(score), dict(measured or {}))
             elif failed is not None:
-                self._fail(record, failed)
+                self._fail(trial, failed)
             else:
-                record.state, record.reason = "pruned", str(stopped)
-                self._book.prune(trial.number, record.reason)
-            self._book.post(self.outcomes)
+                self._prune(trial, str(stopped))
+            self._store.post(self.trials)
 
-    def _complete(self, record: Record, score: float, measured: dict[str, float]) -> None:
+    def _complete(self, trial: Trial, score: float, measured: dict[str, float]) -> None:
         values = {self.objectives[0].name: score}
         for cost in self.objectives[1:]:
             if cost.is_known:
-                values[cost.name] = float(getattr(record.trial.price, cost.name))
+                values[cost.name] = float(getattr(trial.costs, cost.name))
             elif cost.name in measured:
                 values[cost.name] = float(measured[cost.name])
             else:
                 raise ValueError(f"measured must hold {cost.name!r}, but got {sorted(measured)}")
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         if bad:
-            self._fail(record, f"{bad[0]} is {values[bad[0]]}")
+            self._fail(trial, f"{bad[0]} is {values[bad[0]]}")
             return
-        record.state, record.objectives, record.measured = "complete", values, measured
-        self._book.complete(record.trial.number, list(values.values()), measured)
+        self._store.complete(trial.number, list(values.values()), measured)
+        self._end(trial, state="complete", values=values, measured=measured)
 
-    def _fail(self, record: Record, reason: str) -> None:
-        record.state, record.reason = "failed", reason
-        self._book.fail(record.trial.number, reason)
+    def _prune(self, trial: Trial, reason: str, gap: float = 1.0) -> None:
+        self._store.prune(trial.number, reason, gap)
+        self._end(trial, state="pruned", reason=reason)
 
-    def _record(self, trial: Trial) -> Record:
-        record = self._records.get(trial.number)
-        if record is None or record.trial.candidate != trial.candidate:
+    def _fail(self, trial: Trial, reason: str) -> None:
+        self._store.fail(trial.number, reason)
+        self._end(trial, state="failed", reason=reason)
+
+    # --- the trials so far: a change replaces one value, nothing is rebuilt -----------------------
+
+    def _latest(self, trial: Trial) -> Trial:
+        """Return the latest value of a trial that was handed out."""
+        latest = self._trials.get(trial.number)
+        if latest is None or latest.candidate != trial.candidate:
             raise ValueError(f"trial {trial.number} was not handed out by this controller")
-        return record
+        return latest
+
+    def _add(self, trial: Trial) -> None:
+        self._trials[trial.number] = trial
+        self._counts[trial.origin] += 1
+        if trial.state != "running":
+            self._note_end(trial)
+
+    def _put(self, trial: Trial, **changes: Any) -> Trial:
+        changed = self._trials[trial.number] = replace(trial, **changes)
+        return changed
+
+    def _end(self, trial: Trial, **changes: Any) -> None:
+        self._note_end(self._put(trial, **changes))
+
+    def _note_end(self, trial: Trial) -> None:
+        self._counts[trial.state] += 1
+        self.last_ended = trial
+        if trial.state == "complete":
+            members = sorted((*self._front, trial), key=lambda member: member.number)
+            self._front = front_of(members, self.objectives)
 
     # --- reading ---------------------------------------------------------------------------------
 
-    def outcomes(self) -> tuple[Outcome, ...]:
-        """Every trial that has ended, by number."""
+    def trials(self) -> tuple[Trial, ...]:
+        """Return every trial that has ended, by number."""
         with self._lock:
-            ended = [r for _, r in sorted(self._records.items()) if r.state != "running"]
-            return tuple(record.outcome() for record in ended)
+            return tuple(t for _, t in sorted(self._trials.items()) if t.state != "running")
 
     def running(self) -> tuple[Trial, ...]:
-        """Every trial that has not."""
+        """Return every trial that has not ended."""
         with self._lock:
-            return tuple(r.trial for r in self._records.values() if r.state == "running")
+            return tuple(t for t in self._trials.values() if t.state == "running")
 
-    def front(self) -> tuple[Outcome, ...]:
-        """The non-dominated complete outcomes, cheapest first."""
-        return front_of(self.outcomes(), self.objectives)
+    def counts(self) -> dict[str, int]:
+        """Return the number of ended trials by state: complete, pruned, failed."""
+        with self._lock:
+            return {state: self._counts[state] for state in ("complete", "pruned", "failed")}
+
+    def front(self) -> tuple[Trial, ...]:
+        """Return the non-dominated complete trials, cheapest first."""
+        with self._lock:
+            return self._front
 
     def post(self) -> None:
         """Write note and graphs for optuna-dashboard now; `tell` does it every 20 seconds."""
         with self._lock:
-            self._book.post(self.outcomes, now=True)
+            self._store.post(self.trials, now=True)
 
     @property
     def study(self) -> Any:
         """The Optuna study."""
-        return self._book.study
+        return self._store.study
 
     def remember(self, key: str, value: Any) -> None:
         """Keep plain data with the study."""
-        self._book.remember(key, value)
+        self._store.remember(key, value)
 
     def recall(self, key: str, default: Any = None) -> Any:
         """What `remember` kept."""
-        return self._book.recall(key, default)
+        return self._store.recall(key, default)
 
     # --- starting --------------------------------------------------------------------------------
 
     def _load(self) -> None:
         """Take over a study's trials; those left running failed when their search was killed."""
         again: list[tuple[Candidate, str]] = []
-        for stored in self._book.stored():
-            if "plan" not in stored.attributes:
-                continue
-            record = read_record(stored, self.objectives)
-            self._records[stored.number] = record
-            if stored.state == "running":
-                self._fail(record, INTERRUPTED)
-            if record.state == "failed" and record.reason == INTERRUPTED:
-                again.append((record.trial.candidate, record.trial.origin))
+        for trial in self._store.trials():
+            self._add(trial)
+            self._n_audited += trial.audited_at > 0
+            if trial.state == "running":
+                self._fail(trial, INTERRUPTED)
+                trial = self._trials[trial.number]
+            if trial.state == "failed" and trial.reason == INTERRUPTED:
+                again.append((trial.candidate, trial.origin))
             else:
-                self._digests.add(record.trial.candidate.digest)
+                self._digests.add(trial.digest)
         self._queue.extend(again)
 
     def _enqueue_start(self, n_portfolio: int) -> None:

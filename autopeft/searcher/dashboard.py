@@ -18,7 +18,7 @@ from optuna_dashboard import save_note, save_plotly_graph_object
 
 from autopeft.costs.objectives import Objective
 from autopeft.plan_text import write_plan
-from autopeft.trial import Outcome, front_of
+from autopeft.trial import Trial, front_of
 
 _MOST_CURVES = 150
 _COLOURS = {"complete": "#1f6feb", "pruned": "#b0b7c3", "failed": "#d1242f"}
@@ -59,12 +59,12 @@ class Noticeboard:
         """Whether enough time has passed."""
         return time.monotonic() - self._last >= self._seconds
 
-    def post(self, outcomes: Sequence[Outcome]) -> None:
+    def post(self, trials: Sequence[Trial]) -> None:
         """Write how the search stands."""
-        save_note(self._study, note(outcomes, self._objectives))
+        save_note(self._study, note(trials, self._objectives))
         for name, figure in (
-            ("learning-curves", learning_curves(outcomes, self._objectives[0])),
-            ("front", front_figure(outcomes, self._objectives)),
+            ("learning-curves", learning_curves(trials, self._objectives[0])),
+            ("front", front_figure(trials, self._objectives)),
         ):
             # The dashboard's own type is plotly's Figure; it only calls to_json.
             shown: Any = figure
@@ -72,9 +72,9 @@ class Noticeboard:
         self._last = time.monotonic()
 
 
-def note(outcomes: Sequence[Outcome], objectives: Sequence[Objective]) -> str:
+def note(trials: Sequence[Trial], objectives: Sequence[Objective]) -> str:
     """The state in Markdown: how many trials, and the front, cheapest first."""
-    states = [outcome.state for outcome in outcomes]
+    states = [trial.state for trial in trials]
     counts = ", ".join(f"{states.count(s)} {s}" for s in ("complete", "pruned", "failed"))
     names = [objective.name for objective in objectives]
     lines = [
@@ -83,46 +83,46 @@ def note(outcomes: Sequence[Outcome], objectives: Sequence[Objective]) -> str:
         "| trial | " + " | ".join(names) + " | origin | plan |",
         "|---" * (len(names) + 3) + "|",
     ]
-    for outcome in front_of(outcomes, objectives)[:_SHOWN]:
-        values = " | ".join(f"{outcome.objectives[name]:.6g}" for name in names)
-        plan = write_plan(outcome.candidate.plan)
+    for trial in front_of(trials, objectives)[:_SHOWN]:
+        values = " | ".join(f"{trial.values[name]:.6g}" for name in names)
+        plan = write_plan(trial.candidate.plan)
         shown = plan if len(plan) <= 100 else plan[:97] + "..."
-        lines.append(f"| {outcome.number} | {values} | {outcome.origin} | `{shown}` |")
+        lines.append(f"| {trial.number} | {values} | {trial.origin} | `{shown}` |")
     return "\n".join(lines)
 
 
-def learning_curves(outcomes: Sequence[Outcome], quality: Objective) -> Figure:
+def learning_curves(trials: Sequence[Trial], quality: Objective) -> Figure:
     """Score at each rung, a line for each of the latest trials."""
     lines = [
         {
             "type": "scatter",
             "mode": "lines+markers",
-            "x": [step for step, _ in outcome.rungs],
-            "y": [score for _, score in outcome.rungs],
-            "name": f"{outcome.number} {'+'.join(outcome.candidate.plan.methods) or 'no adapter'}",
-            "line": {"color": _COLOURS[outcome.state], "width": 1},
+            "x": [step for step, _ in trial.rungs],
+            "y": [score for _, score in trial.rungs],
+            "name": f"{trial.number} {'+'.join(trial.candidate.plan.methods) or 'no adapter'}",
+            "line": {"color": _COLOURS[trial.state], "width": 1},
             "showlegend": False,
         }
-        for outcome in outcomes[-_MOST_CURVES:]
-        if outcome.rungs
+        for trial in trials[-_MOST_CURVES:]
+        if trial.rungs
     ]
     title = f"Score at the rungs (follows {quality.name}; gray: pruned)"
     return Figure(lines, {"title": title, "xaxis": {"title": "optimizer steps"}})
 
 
-def front_figure(outcomes: Sequence[Outcome], objectives: Sequence[Objective]) -> Figure:
+def front_figure(trials: Sequence[Trial], objectives: Sequence[Objective]) -> Figure:
     """Quality against the first cost: all complete trials, and the front as a staircase."""
     names = [objective.name for objective in objectives]
     x_name = names[1] if len(names) > 1 else names[0]
-    complete = [outcome for outcome in outcomes if outcome.state == "complete"]
+    complete = [trial for trial in trials if trial.state == "complete"]
     front = front_of(complete, objectives[:2])
     data: list[dict[str, Any]] = [
         {
             "type": "scatter",
             "mode": "markers",
             "name": label,
-            "x": [o.objectives[x_name] for o in rows],
-            "y": [o.objectives[names[0]] for o in rows],
+            "x": [o.values[x_name] for o in rows],
+            "y": [o.values[names[0]] for o in rows],
             "text": [f"trial {o.number}" for o in rows],
             "marker": {"color": color, "symbol": symbol},
         }
@@ -136,8 +136,8 @@ def front_figure(outcomes: Sequence[Outcome], objectives: Sequence[Objective]) -
             "type": "scatter",
             "mode": "lines",
             "name": "front",
-            "x": [o.objectives[x_name] for o in front],
-            "y": [o.objectives[names[0]] for o in front],
+            "x": [o.values[x_name] for o in front],
+            "y": [o.values[names[0]] for o in front],
             "line": {"shape": "hv", "color": "#1f6feb"},
         }
     )

@@ -1,9 +1,9 @@
-"""The Optuna study behind a search: storage, trials in and out, resume. All private calls are here.
+"""The Optuna study behind a search: the one bridge between `Trial` and Optuna.
 
-A search's trials are ordinary trials of an ordinary study, so that optuna-dashboard and any Optuna
-tool read them. Three things Optuna does not offer for studies with several directions are done
-through the storage: a trial is created with all its parameters at once (one transaction instead of
-one a parameter), intermediate values are stored, and the pruner is asked directly.
+A search's trials are ordinary trials of an ordinary study, so optuna-dashboard and any Optuna tool
+can read them. Optuna does not offer three things for studies with several directions, so they go
+through the storage, and all private calls are in this file: a trial is created with all parameters
+in one transaction, intermediate values are stored, and the pruner is asked directly.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.distributions import (
@@ -30,11 +29,14 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
-from autopeft.costs.objectives import Objective
+from autopeft.costs.objectives import Objective, objective
+from autopeft.costs.price import Price
 from autopeft.errors import StorageError
-from autopeft.searcher.pruner import PRICE_KEY, GapPruner
+from autopeft.plan import Candidate, TrainSettings
+from autopeft.plan_text import read_plan, write_plan
+from autopeft.searcher.pruner import PRICE_KEY, TRAIN_KEY, GapPruner
 from autopeft.searcher.space.encoding import Genome
-from autopeft.trial import Outcome
+from autopeft.trial import State, Trial
 
 if TYPE_CHECKING:
     from autopeft.searcher.dashboard import Noticeboard
@@ -42,16 +44,19 @@ if TYPE_CHECKING:
 _CONSTRAINT = "constraints:pruned"
 """System attribute behind `Trial.set_constraint("pruned", ...)`."""
 
-AUDIT_KEY = "audited_at"
-"""User attribute: the step at which a trial would have been stopped but went on."""
+PLAN_KEY, ORIGIN_KEY, REASON_KEY, MEASURED_KEY = "plan", "origin", "reason", "measured"
+"""User attributes of a trial, beside its costs and train settings (`searcher/pruner.py`)."""
 
-STATES: Mapping[TrialState, Literal["complete", "pruned", "failed", "running"]] = {
+AUDIT_KEY = "audited_at"
+"""User attribute: the step at which a trial would have been stopped but continued."""
+
+STATES: Mapping[TrialState, State] = {
     TrialState.COMPLETE: "complete",
     TrialState.PRUNED: "pruned",
     TrialState.FAIL: "failed",
     TrialState.RUNNING: "running",
 }
-"""The states of a trial that was handed out."""
+"""States of a trial that was handed out; a waiting trial has none."""
 
 _REMEDY = "use a path ending in .db or .log, or a URL such as sqlite:///study.db"
 
@@ -112,26 +117,7 @@ def distribution(row: Mapping[str, Any]) -> BaseDistribution:
     return FloatDistribution(row["low"], row["high"])
 
 
-@dataclass(frozen=True)
-class StoredTrial:
-    """A trial as the study holds it.
-
-    Attributes:
-        number: In the study.
-        state: How it stands.
-        values: Of the objectives, if it is complete.
-        attributes: User attributes.
-        rungs: Pairs (step, score), in order.
-    """
-
-    number: int
-    state: Literal["complete", "pruned", "failed", "running"]
-    values: tuple[float, ...]
-    attributes: Mapping[str, Any]
-    rungs: tuple[tuple[int, float], ...]
-
-
-class StudyBook:
+class StudyStore:
     """One study, opened or created.
 
     Args:
@@ -199,7 +185,7 @@ class StudyBook:
         self._storage = self.study._storage
         self._objectives = tuple(objectives)
         self._board: Noticeboard | None = None
-        self._ids = {trial.number: trial._trial_id for trial in self.trials()}
+        self._ids = {t.number: t._trial_id for t in self.study.get_trials(deepcopy=False)}
 
     # --- proposing -------------------------------------------------------------------------------
 
@@ -223,78 +209,84 @@ class StudyBook:
 
     # --- trials ----------------------------------------------------------------------------------
 
-    def trials(self) -> list[FrozenTrial]:
-        """All trials, by number; not to be changed."""
-        return self.study.get_trials(deepcopy=False)
-
-    def stored(self) -> list[StoredTrial]:
-        """All trials as plain data, by number; those that only wait are left out."""
-        return _stored(self.study)
+    def trials(self) -> tuple[Trial, ...]:
+        """All trials of a search, by number; trials enqueued by others are left out."""
+        return read_trials(self.study, self._objectives)
 
     def start(
         self,
+        candidate: Candidate,
+        costs: Price,
+        origin: str,
         params: Mapping[str, Any],
         distributions: Mapping[str, BaseDistribution],
-        attributes: Mapping[str, Any],
-    ) -> int:
-        """A new running trial, written in one transaction; its number.
+    ) -> Trial:
+        """Create a running trial in one transaction.
 
         Args:
-            params: Its parameters.
+            candidate: What is trained.
+            costs: What it costs.
+            origin: Where it came from.
+            params: Its parameters; empty for a candidate outside the space.
             distributions: At least those of its parameters.
-            attributes: User attributes.
         """
         template = create_trial(
             state=TrialState.RUNNING,
             params=dict(params),
             distributions={name: distributions[name] for name in params},
-            user_attrs=dict(attributes),
+            user_attrs={
+                PLAN_KEY: write_plan(candidate.plan),
+                TRAIN_KEY: candidate.train.to_json(),
+                ORIGIN_KEY: origin,
+                "digest": candidate.digest,
+                PRICE_KEY: costs.to_json(),
+            },
         )
         trial_id = self._storage.create_new_trial(self.study._study_id, template_trial=template)
         number = self._storage.get_trial_number_from_id(trial_id)
         self._ids[number] = trial_id
-        return number
+        return Trial(number, candidate, costs, origin)
 
-    def trial(self, number: int) -> FrozenTrial:
-        """One trial as stored."""
+    def frozen(self, number: int) -> FrozenTrial:
+        """Return Optuna's record of a trial."""
         return self._storage.get_trial(self._ids[number])
 
-    def record(self, number: int, step: int, score: float) -> None:
+    def report(self, number: int, step: int, score: float) -> None:
         """Store a rung's score; a second report at the same step is ignored."""
         self._storage.set_trial_intermediate_value(self._ids[number], step, float(score))
 
     def prune_gap(self, number: int) -> float:
-        """Above 0 if the pruner stops the trial: its gap, or 1 where the pruner knows no gap."""
-        trial = self.trial(number)
+        """Return the pruner's gap, or 1.0 for a pruner without gaps; 0.0 if the trial goes on."""
+        trial = self.frozen(number)
         pruner = self.study.pruner
         if isinstance(pruner, GapPruner):
             return pruner.gap(self.study, trial)
         return 1.0 if pruner.prune(self.study, trial) else 0.0
 
     def complete(self, number: int, values: Sequence[float], measured: Mapping[str, float]) -> None:
-        """The trial ended with these values of the objectives."""
+        """Mark the trial complete, with the values of the objectives."""
         if measured:
-            self._attribute(number, "measured", dict(measured))
+            self._attribute(number, MEASURED_KEY, dict(measured))
         self._constrain(number, 0.0)
         self.study.tell(number, list(values), state=TrialState.COMPLETE)
 
     def prune(self, number: int, reason: str, gap: float = 1.0) -> None:
-        """The trial was stopped at a rung.
+        """Mark the trial pruned.
 
-        In a study with several directions it also gets a positive constraint: TPE would otherwise
-        look for its single direction and raise.
+        In a study with several directions it also gets a positive constraint, without which TPE
+        looks for a single direction and raises.
         """
-        self._attribute(number, "reason", reason)
+        self._attribute(number, REASON_KEY, reason)
         self._constrain(number, gap if gap > 0 and math.isfinite(gap) else 1.0)
         self.study.tell(number, state=TrialState.PRUNED)
 
     def note_audit(self, number: int, step: int) -> None:
-        """The trial goes on past a rung that would have stopped it."""
+        """Record that the trial continues past a rung that would have stopped it."""
         self._attribute(number, AUDIT_KEY, step)
 
     def fail(self, number: int, reason: str) -> None:
-        """The trial gave nothing."""
-        self._attribute(number, "reason", reason)
+        """Mark the trial failed."""
+        self._attribute(number, REASON_KEY, reason)
         self.study.tell(number, state=TrialState.FAIL)
 
     def _attribute(self, number: int, key: str, value: Any) -> None:
@@ -304,14 +296,14 @@ class StudyBook:
         if len(self.study.directions) > 1:
             self._storage.set_trial_system_attr(self._ids[number], _CONSTRAINT, float(value))
 
-    def post(self, outcomes: Callable[[], Sequence[Outcome]], *, now: bool = False) -> None:
-        """Put note and graphs where optuna-dashboard shows them, if it is time.
+    def post(self, trials: Callable[[], Sequence[Trial]], *, now: bool = False) -> None:
+        """Write the note and graphs that optuna-dashboard shows, if they are due.
 
-        Nothing is written for a study in memory, which nobody can watch.
+        Nothing is written for a study in memory, which no dashboard can read.
 
         Args:
-            outcomes: Gives the trials told so far; called only if something is written.
-            now: Write whatever the time.
+            trials: Returns the ended trials; called only if something is written.
+            now: Write even if not due.
         """
         if isinstance(self._storage, InMemoryStorage):
             return
@@ -321,7 +313,7 @@ class StudyBook:
 
             self._board = Noticeboard(self.study, self._objectives)
         if now or self._board.is_due:
-            self._board.post(outcomes())
+            self._board.post(trials())
 
     # --- the study as a notebook -----------------------------------------------------------------
 
@@ -334,27 +326,34 @@ class StudyBook:
         return self.study.user_attrs.get(key, default)
 
 
-def price_attribute(price: Mapping[str, float]) -> dict[str, Any]:
-    """The user attribute that carries a trial's price to the pruner."""
-    return {PRICE_KEY: dict(price)}
+def read_trials(study: optuna.study.Study, objectives: Sequence[Objective]) -> tuple[Trial, ...]:
+    """Read the trials that a search wrote into a study, by number."""
+    return tuple(
+        _read_trial(frozen, objectives)
+        for frozen in study.get_trials(deepcopy=False)
+        if frozen.state in STATES and PLAN_KEY in frozen.user_attrs
+    )
 
 
-def _stored(study: optuna.study.Study) -> list[StoredTrial]:
-    return [
-        StoredTrial(
-            trial.number,
-            STATES[trial.state],
-            tuple(trial.values or ()) if trial.state == TrialState.COMPLETE else (),
-            trial.user_attrs,
-            tuple(sorted(trial.intermediate_values.items())),
-        )
-        for trial in study.get_trials(deepcopy=False)
-        if trial.state in STATES
-    ]
+def _read_trial(frozen: FrozenTrial, objectives: Sequence[Objective]) -> Trial:
+    attributes = frozen.user_attrs
+    values = (frozen.values or ()) if frozen.state == TrialState.COMPLETE else ()
+    return Trial(
+        frozen.number,
+        Candidate(read_plan(attributes[PLAN_KEY]), TrainSettings.from_json(attributes[TRAIN_KEY])),
+        Price(**attributes[PRICE_KEY]),
+        str(attributes.get(ORIGIN_KEY, "search")),
+        STATES[frozen.state],
+        {o.name: v for o, v in zip(objectives, values, strict=False)},
+        tuple(sorted(frozen.intermediate_values.items())),
+        str(attributes.get(REASON_KEY, "")),
+        dict(attributes.get(MEASURED_KEY, {})),
+        int(attributes.get(AUDIT_KEY, 0)),
+    )
 
 
-def stored_study(storage: str | Path, name: str) -> tuple[list[StoredTrial], list[str]]:
-    """The trials of a study, and its metrics' names; nothing in it is changed.
+def read_study(storage: str | Path, name: str) -> tuple[tuple[Trial, ...], tuple[Objective, ...]]:
+    """Read the trials and objectives of a study without changing it.
 
     Raises:
         StorageError: if there is no such study.
@@ -365,4 +364,5 @@ def stored_study(storage: str | Path, name: str) -> tuple[list[StoredTrial], lis
         raise StorageError(
             "study_name", name, f"{storage} holds no such study", "check the name"
         ) from None
-    return _stored(study), list(study.metric_names or ())
+    objectives = tuple(objective(metric) for metric in study.metric_names or ())
+    return read_trials(study, objectives), objectives

@@ -27,7 +27,7 @@ from autopeft.costs import Topology, is_legal
 from autopeft.engine.executor import Workbench
 from autopeft.engine.messages import FailureMessage, Job, RungMessage
 from autopeft.plan import MODEL, AdapterPlan, Candidate, LayerSpec, TrainSettings
-from autopeft.prepare import Preparation, prepare
+from autopeft.prepare import PreparedSearch, prepare
 from autopeft.settings import SearchSettings
 
 _SETTINGS = {
@@ -127,7 +127,7 @@ def _roles(method: methods.Method) -> tuple[str, ...]:
     return qv or method.roles[:1]
 
 
-def _load(ready: Preparation) -> None:
+def _load(ready: PreparedSearch) -> None:
     import torch
 
     global _BENCH

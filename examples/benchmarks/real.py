@@ -37,7 +37,7 @@ from autopeft.costs import Price
 from autopeft.engine.executor import Workbench
 from autopeft.engine.messages import FailureMessage, Job, RungMessage
 from autopeft.plan import Candidate
-from autopeft.prepare import Preparation, prepare
+from autopeft.prepare import PreparedSearch, prepare
 from autopeft.searcher.controller import Decision
 from autopeft.searcher.space.space import SearchSpace
 from autopeft.searcher.study import distribution
@@ -59,7 +59,7 @@ _FLOOR = 0.5
 """Accuracy of a guess: what is worse adds nothing."""
 
 _BENCH: Workbench | None = None
-_READY: Preparation | None = None
+_READY: PreparedSearch | None = None
 _FULL = 0
 
 
@@ -137,7 +137,7 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def load(ready: Preparation, full_trials: int) -> None:
+def load(ready: PreparedSearch, full_trials: int) -> None:
     import torch
 
     global _BENCH, _READY, _FULL
@@ -155,7 +155,7 @@ def _space(search: Search) -> SearchSpace:
     return SearchSpace(source, space.topology, space.base)
 
 
-def _limit(ready: Preparation, full_trials: int) -> float:
+def _limit(ready: PreparedSearch, full_trials: int) -> float:
     """FLOPs of so many trainings of the dearest LoRA baseline."""
     dearest = max(ready.prices.price(c).train_flops for c in ready.space.baselines())
     return full_trials * dearest
@@ -197,10 +197,10 @@ def ours(search: Search) -> Iterator[Spent]:
                 controller.tell(trial, score=score)
             decision = controller.report(trial, message.report.step, message.report.score)
             if message.is_last or decision is Decision.STOP:
-                flops += trial.price.train_flops * share
+                flops += trial.costs.train_flops * share
                 break
         seconds += time.perf_counter() - began
-        yield _spent(flops, seconds, trial.price, score)
+        yield _spent(flops, seconds, trial.costs, score)
         began = time.perf_counter()
 
 
@@ -268,7 +268,7 @@ def area(trials: Sequence[Mapping[str, Any]], low: float, high: float) -> float:
     return hypervolume(np.array(points), np.zeros(2)) if points else 0.0
 
 
-def _table(rows: Sequence[Mapping[str, Any]], ready: Preparation, full_trials: int) -> Table:
+def _table(rows: Sequence[Mapping[str, Any]], ready: PreparedSearch, full_trials: int) -> Table:
     low, high = ready.space.cost_range()
     limit = _limit(ready, full_trials)
     table = Table("search", *(f"{s:.0%} of compute" for s in _SHARES), "trials", "best on test")

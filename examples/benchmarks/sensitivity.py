@@ -27,7 +27,7 @@ from autopeft import methods
 from autopeft.engine.executor import Workbench
 from autopeft.engine.messages import Job, RungMessage
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
-from autopeft.prepare import Preparation, prepare
+from autopeft.prepare import PreparedSearch, prepare
 from autopeft.settings import SearchSettings
 from autopeft.tasks.batch import collate
 
@@ -119,7 +119,7 @@ def _options() -> argparse.Namespace:
 
 
 def _sensitivities(
-    ready: Preparation, n_rows: int = 128
+    ready: PreparedSearch, n_rows: int = 128
 ) -> dict[tuple[int, str], dict[str, float]]:
     """Norms over the weights of each place, from one backward pass in fp32."""
     bench = Workbench(ready.context())
@@ -152,7 +152,7 @@ def _norms(weights: list[Any]) -> dict[str, float]:
     }
 
 
-def _load(ready: Preparation) -> None:
+def _load(ready: PreparedSearch) -> None:
     global _BENCH
     torch.set_num_threads(1)
     _BENCH = Workbench(ready.context())

@@ -49,7 +49,7 @@ from autopeft.models.attach import Attached
 from autopeft.models.backbone import Backbone
 from autopeft.models.multi_adapter import Pack
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
-from autopeft.prepare import Preparation, prepare
+from autopeft.prepare import PreparedSearch, prepare
 from autopeft.searcher.controller import SearchController
 from autopeft.searcher.space.space import SearchSpace
 from autopeft.settings import SearchSettings
@@ -174,7 +174,7 @@ def _depths(n_layers: int) -> dict[str, int]:
     return {"all blocks": 0, "upper half": n_layers // 2, "last block": n_layers - 1}
 
 
-def _step_times(ready: Preparation, options: argparse.Namespace) -> dict[str, dict[str, float]]:
+def _step_times(ready: PreparedSearch, options: argparse.Namespace) -> dict[str, dict[str, float]]:
     n = ready.prices.topology.n_layers
     found = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -191,7 +191,7 @@ def _step_times(ready: Preparation, options: argparse.Namespace) -> dict[str, di
 
 
 @contextmanager
-def _worker(ready: Preparation, lowest: int) -> Iterator[Callable[[int], list[float]]]:
+def _worker(ready: PreparedSearch, lowest: int) -> Iterator[Callable[[int], list[float]]]:
     """autopeft's loop in a process started as a search starts its workers."""
     start = multiprocessing.get_context("spawn")
     ours, theirs = start.Pipe()
@@ -229,7 +229,7 @@ def _take_turns(runners: list[Runner], rounds: int, steps: int) -> None:
 
 
 def _trainer(
-    ready: Preparation, lowest: int, folder: str, *, is_tuned: bool
+    ready: PreparedSearch, lowest: int, folder: str, *, is_tuned: bool
 ) -> Callable[[int], list[float]]:
     """What a user would write: peft's LoRA and transformers' Trainer."""
     import datasets
@@ -292,7 +292,7 @@ def _trainer(
     return run
 
 
-def user_rows(ready: Preparation, name: SplitName = "train") -> list[dict[str, Any]]:
+def user_rows(ready: PreparedSearch, name: SplitName = "train") -> list[dict[str, Any]]:
     """Rows of a split as a user's own tokenization would give them."""
     split, found = ready.data.splits[name], []
     for row in range(len(split)):
@@ -371,7 +371,7 @@ def _steps_table(found: dict[str, dict[str, float]]) -> Table:
 # --- 2: the share of the machine -----------------------------------------------------------------
 
 
-def _peak(ready: Preparation, steps: dict[str, dict[str, float]]) -> dict[str, Any]:
+def _peak(ready: PreparedSearch, steps: dict[str, dict[str, float]]) -> dict[str, Any]:
     """Priced FLOPs of each step a second, beside the best matrix product's.
 
     `ceiling` is how many times as fast as the default Trainer a step would be that does nothing but
@@ -405,7 +405,7 @@ def _peak_table(found: dict[str, Any]) -> Table:
 # --- 3: growth -----------------------------------------------------------------------------------
 
 
-def _growth(ready: Preparation, options: argparse.Namespace) -> list[dict[str, Any]]:
+def _growth(ready: PreparedSearch, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Median seconds of a step over depth, rank, length of rows, and workers at once."""
     n = ready.prices.topology.n_layers
     rows = []
@@ -435,7 +435,7 @@ def _growth(ready: Preparation, options: argparse.Namespace) -> list[dict[str, A
     return rows
 
 
-def _side_by_side(ready: Preparation, n_workers: int, options: argparse.Namespace) -> float:
+def _side_by_side(ready: PreparedSearch, n_workers: int, options: argparse.Namespace) -> float:
     """Median seconds of a full-depth step of workers that all train."""
     with ExitStack() as stack, ThreadPoolExecutor(n_workers) as threads:
         runs = [stack.enter_context(_worker(ready, 0)) for _ in range(n_workers)]
@@ -467,7 +467,7 @@ def _growth_table(rows: list[dict[str, Any]]) -> Table:
 # --- 4: packs ------------------------------------------------------------------------------------
 
 
-def _pack_gain(ready: Preparation, options: argparse.Namespace) -> list[dict[str, float]]:
+def _pack_gain(ready: PreparedSearch, options: argparse.Namespace) -> list[dict[str, float]]:
     """Median seconds of a step of each of some candidates, alone and together."""
     rows = []
     for n_rows in (1, 4, ready.settings.batch_size):
@@ -509,7 +509,7 @@ def _pack_gain(ready: Preparation, options: argparse.Namespace) -> list[dict[str
 
 
 def _lanes(
-    ready: Preparation, backbone: Backbone, ranks: tuple[int, ...], n_rows: int
+    ready: PreparedSearch, backbone: Backbone, ranks: tuple[int, ...], n_rows: int
 ) -> list[tuple[Attached, ProxyTraining]]:
     """Full-depth LoRAs of these ranks, parked, with their trainings."""
     lanes = []
@@ -583,7 +583,7 @@ def _timed_trial(controller: SearchController, rng: np.random.Generator) -> tupl
     times.append(time.perf_counter())
     controller.report(trial, 33, -0.5)
     times.append(time.perf_counter())
-    quality = 0.5 + 0.02 * np.log(trial.price.trainable_params + 1.0)
+    quality = 0.5 + 0.02 * np.log(trial.costs.trainable_params + 1.0)
     controller.tell(trial, score=float(quality + 0.01 * rng.standard_normal()))
     times.append(time.perf_counter())
     return tuple(after - before for before, after in itertools.pairwise(times))

@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 from speed import user_rows
 
-from autopeft.prepare import Preparation, prepare
+from autopeft.prepare import PreparedSearch, prepare
 from autopeft.settings import SearchSettings
 from autopeft.tasks.data import SplitName
 
@@ -75,7 +75,7 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _by_hand(ready: Preparation, seed: int, n_trials: int) -> Iterator[dict[str, Any]]:
+def _by_hand(ready: PreparedSearch, seed: int, n_trials: int) -> Iterator[dict[str, Any]]:
     """The hand-written loop; what each trial came to."""
     import transformers
 
@@ -105,14 +105,14 @@ def _by_hand(ready: Preparation, seed: int, n_trials: int) -> Iterator[dict[str,
             }
 
 
-def _data_set(ready: Preparation, name: SplitName) -> Any:
+def _data_set(ready: PreparedSearch, name: SplitName) -> Any:
     import datasets
 
     return datasets.Dataset.from_list(user_rows(ready, name))
 
 
 def _trainer(
-    ready: Preparation, trial: optuna.Trial, rows: Any, folder: str, seed: int
+    ready: PreparedSearch, trial: optuna.Trial, rows: Any, folder: str, seed: int
 ) -> tuple[Any, int]:
     """A fresh model with LoRA in a Trainer, and how many parameters it trains."""
     import transformers

@@ -3,7 +3,7 @@ import random
 from dataclasses import replace
 
 import pytest
-from report_samples import candidate, finalist, lora, outcome
+from report_samples import candidate, finalist, lora, trial
 
 from autopeft.confirm.intervals import cost_interval, quality_interval
 from autopeft.costs.objectives import objective
@@ -12,7 +12,7 @@ ACCURACY = objective("accuracy")
 
 
 def made(seeds: int, n_rows: int = 400, shift: float = 0.0):
-    return finalist(outcome(0, candidate(lora(range(6), 2))), seeds, shift, n_rows)
+    return finalist(trial(0, candidate(lora(range(6), 2))), seeds, shift, n_rows)
 
 
 def test_one_seed_gives_the_binomial_interval():

@@ -9,7 +9,7 @@ from autopeft.confirm.pruning_audit import Fidelity, fidelity
 from autopeft.costs import Price
 from autopeft.costs.objectives import objective
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
-from autopeft.trial import Outcome
+from autopeft.trial import Trial
 from autopeft.utils.files import finite
 
 OBJECTIVES = (objective("accuracy"), objective("trainable_params"))
@@ -23,16 +23,17 @@ def trial(
     early: float,
     state: str = "complete",
     audit: int = 0,
-) -> Outcome:
+) -> Trial:
     candidate = Candidate(
         AdapterPlan([LayerSpec(0, "attn.q", "lora", number + 1)]), TrainSettings(1e-3, steps=100)
     )
     is_complete = state == "complete"
-    return Outcome(
+    return Trial(
         number,
         candidate,
-        state,  # type: ignore[arg-type]
         Price(params, 4 * params, 1.0, 1, 0.0),
+        "search",
+        state,  # type: ignore[arg-type]
         {"accuracy": quality, "trainable_params": params} if is_complete else {},
         ((25, early), (100, quality)) if is_complete else ((25, early),),
         audited_at=audit,
@@ -40,7 +41,7 @@ def trial(
 
 
 def test_correlation_saving_and_regret() -> None:
-    outcomes = [
+    trials = [
         trial(0, 0.6, 10, early=-0.9),
         trial(1, 0.7, 20, early=-0.8),
         trial(2, 0.8, 40, early=-0.7),
@@ -48,7 +49,7 @@ def test_correlation_saving_and_regret() -> None:
         trial(4, 0.5, 50, early=-0.95, audit=25),  # Rightly stopped.
         trial(5, math.nan, 60, early=-1.2, state="pruned"),
     ]
-    found = fidelity(outcomes, OBJECTIVES)
+    found = fidelity(trials, OBJECTIVES)
     (rung,) = found.rungs
     assert (rung.step, rung.n_trials) == (25, 5)
     assert rung.correlation == pytest.approx(0.4)
@@ -61,19 +62,20 @@ def test_correlation_saving_and_regret() -> None:
 def test_a_minimized_quality_is_turned_the_right_way() -> None:
     objectives = (objective("loss"), objective("trainable_params"))
     rows = [(0.9, 10, 0.95), (0.8, 20, 0.9), (0.7, 30, 0.8), (0.75, 40, 0.85)]
-    outcomes = [
-        Outcome(
+    trials = [
+        Trial(
             i,
             Candidate(AdapterPlan(), TrainSettings(1e-3, steps=100)),
-            "complete",
             Price(params, 4 * params, 1.0, 1, 0.0),
+            "search",
+            "complete",
             {"loss": loss, "trainable_params": params},
             ((25, early),),
             audited_at=25 if i == 2 else 0,
         )
         for i, (loss, params, early) in enumerate(rows)
     ]
-    found = fidelity(outcomes, objectives)
+    found = fidelity(trials, objectives)
     assert found.rungs[0].correlation == pytest.approx(1.0)
     assert found.regret == pytest.approx(0.1)
 

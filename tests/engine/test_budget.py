@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from autopeft.engine.budget import Budget, Ledger
+from autopeft.engine.budget import Budget, BudgetTracker
 from autopeft.errors import SettingsError
 
 
@@ -42,7 +42,7 @@ def test_nonsense_is_refused_in_one_line_naming_the_field(text):
 
 
 def test_the_search_leaves_the_reserve_alone():
-    ledger = Ledger(Budget.parse("100s"), confirm_share=0.3)
+    ledger = BudgetTracker(Budget.parse("100s"), confirm_share=0.3)
     ledger.spend(seconds=60)
     left = ledger.left()
     assert left is not None
@@ -57,7 +57,7 @@ def test_the_search_leaves_the_reserve_alone():
 
 
 def test_any_limit_ends_the_search_and_trials_do_not_end_confirmation():
-    ledger = Ledger(Budget.parse("100s 2trials"))
+    ledger = BudgetTracker(Budget.parse("100s 2trials"))
     ledger.spend(trials=2)
     assert ledger.left() is None
     assert ledger.left(confirming=True) is not None
@@ -66,9 +66,9 @@ def test_any_limit_ends_the_search_and_trials_do_not_end_confirmation():
 
 def test_spending_is_never_negative():
     with pytest.raises(ValueError, match=">= 0"):
-        Ledger(Budget.parse("1h")).spend(seconds=-1)
+        BudgetTracker(Budget.parse("1h")).spend(seconds=-1)
 
 
 def test_confirm_share_is_checked():
     with pytest.raises(SettingsError, match="confirm_share"):
-        Ledger(Budget.parse("1h"), confirm_share=1.0)
+        BudgetTracker(Budget.parse("1h"), confirm_share=1.0)

@@ -21,8 +21,8 @@ from autopeft.confirm.finalists import (
 from autopeft.confirm.store import ConfirmationStore
 from autopeft.costs import PriceTable, Topology
 from autopeft.costs.objectives import objective
-from autopeft.engine.budget import Budget, Ledger
-from autopeft.engine.dispatcher import Dispatcher, Snapshot
+from autopeft.engine.budget import Budget, BudgetTracker
+from autopeft.engine.dispatcher import Dispatcher, Progress
 from autopeft.engine.messages import Activity, ConfirmMessage, FailureMessage, Job, RungMessage
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
 from autopeft.searcher.controller import SearchController
@@ -47,19 +47,19 @@ class Bench:
         self.controller = SearchController(
             self.space, OBJECTIVES, sampler="random", pruner="none", prices=self.prices
         )
-        self.ledger = Ledger(Budget.parse(budget), 0.3)
-        self.snapshots: list[Snapshot] = []
+        self.budget = BudgetTracker(Budget.parse(budget), 0.3)
+        self.progress: list[Progress] = []
         self.store = ConfirmationStore(folder)
         self.dispatcher = Dispatcher(
             self.controller,
-            self.ledger,
+            self.budget,
             self.store,
             OBJECTIVES,
             seed=0,
             confirm_seeds=2,
             max_finalists=3,
             n_workers=2,
-            observer=self.snapshots.append,
+            on_progress=self.progress.append,
             **options,
         )
         self.dispatcher.start()
@@ -115,7 +115,7 @@ def test_the_search_comes_first_then_the_finalists_with_new_seeds(tmp_path: Path
     assert set(kinds[15:]) == {"confirm"}
     assert {job.seed for job in jobs if job.kind == "search"} == {0}
     assert {job.seed for job in jobs if job.kind == "confirm"} == {1, 2}
-    confirmed = finalists(bench.controller.outcomes(), bench.store.scores())
+    confirmed = finalists(bench.controller.trials(), bench.store.scores())
     assert all([s.seed for s in f.seeds] == [1, 2] for f in confirmed)
     assert {"baseline", "reference"} <= {f.origin for f in confirmed}
 
@@ -130,7 +130,7 @@ def test_a_failure_is_told_as_one_and_never_confirmed(tmp_path: Path) -> None:
     bench = Bench(tmp_path, "12trials")
     bench.fails_at = {0, 5}
     jobs = bench.run()
-    failed = [o for o in bench.controller.outcomes() if o.state == "failed"]
+    failed = [o for o in bench.controller.trials() if o.state == "failed"]
     assert [o.number for o in failed] == [0, 5]
     assert all(o.reason == "diverged" for o in failed)
     bad = {o.candidate.digest for o in failed}
@@ -141,7 +141,7 @@ def test_flops_are_booked_once_a_step(tmp_path: Path) -> None:
     bench = Bench(tmp_path, "5trials")
     bench.run()
     n_confirmed = sum(len(scores) for scores in bench.store.scores().values())
-    assert bench.ledger.spent_flops == pytest.approx(5 * 100e6 + n_confirmed * 1e6)
+    assert bench.budget.spent_flops == pytest.approx(5 * 100e6 + n_confirmed * 1e6)
 
 
 def test_a_flops_budget_ends_the_search(tmp_path: Path) -> None:
@@ -198,13 +198,13 @@ def test_a_message_of_a_job_that_ended_changes_nothing(tmp_path: Path) -> None:
     bench.dispatcher.fail(job, "the worker died")
     report = RungReport(11, -0.5, 0.5, {"accuracy": 0.9}, 1, 1, 1e6)
     assert not bench.dispatcher.take(job, RungMessage(report, False))
-    assert bench.controller.outcomes()[0].state == "failed"
+    assert bench.controller.trials()[0].state == "failed"
 
 
 def test_the_front_is_thinned_from_the_middle(tmp_path: Path) -> None:
     bench = Bench(tmp_path, "60trials")
     bench.run()
-    front = front_of(bench.controller.outcomes(), OBJECTIVES)
+    front = front_of(bench.controller.trials(), OBJECTIVES)
     thin = spread(front, OBJECTIVES, 3)
     assert len(thin) == min(3, len(front))
     assert thin[0] is front[0] or len(thin) < 2
@@ -216,34 +216,34 @@ def test_the_front_is_thinned_from_the_middle(tmp_path: Path) -> None:
 def test_the_tuned_lora_is_always_nominated(tmp_path: Path) -> None:
     bench = Bench(tmp_path, "60trials")
     bench.run()
-    chosen = nominate(bench.controller.outcomes(), OBJECTIVES, max_finalists=1, test_share=1.0)
-    assert chosen[0].outcome.origin == "baseline"
+    chosen = nominate(bench.controller.trials(), OBJECTIVES, max_finalists=1, test_share=1.0)
+    assert chosen[0].trial.origin == "baseline"
 
 
 def test_the_reference_takes_no_finalists_place(tmp_path: Path) -> None:
     bench = Bench(tmp_path, "60trials")
     bench.run()
     # As good as can be for the price of a head: it would dominate every adapter.
-    outcomes = tuple(
-        replace(o, objectives={**o.objectives, "accuracy": 1.0}) if o.origin == "reference" else o
-        for o in bench.controller.outcomes()
+    trials = tuple(
+        replace(o, values={**o.values, "accuracy": 1.0}) if o.origin == "reference" else o
+        for o in bench.controller.trials()
     )
-    chosen = nominate(outcomes, OBJECTIVES, max_finalists=4, test_share=1.0)
-    digests = {n.outcome.candidate.digest for n in chosen}
-    adapters = [o for o in as_lora_baselines(outcomes) if o.candidate.plan.specs]
+    chosen = nominate(trials, OBJECTIVES, max_finalists=4, test_share=1.0)
+    digests = {n.trial.candidate.digest for n in chosen}
+    adapters = [o for o in as_lora_baselines(trials) if o.candidate.plan.specs]
     front = front_of(adapters, OBJECTIVES)
     assert len(front) > 1
     assert {o.candidate.digest for o in spread(front, OBJECTIVES, 4)} <= digests
-    assert any(n.outcome.origin == "reference" for n in chosen)
+    assert any(n.trial.origin == "reference" for n in chosen)
 
 
 def test_an_ordinary_lora_counts_as_lora_whoever_found_it(tmp_path: Path) -> None:
     bench = Bench(tmp_path, "20trials")
     bench.run()
-    outcomes = bench.controller.outcomes()
-    loras = [o for o in outcomes if o.origin == "baseline"]
-    found = tuple(replace(o, origin="search") if o is loras[1] else o for o in outcomes)
-    assert as_lora_baselines(found) == outcomes
+    trials = bench.controller.trials()
+    loras = [o for o in trials if o.origin == "baseline"]
+    found = tuple(replace(o, origin="search") if o is loras[1] else o for o in trials)
+    assert as_lora_baselines(found) == trials
     plan = loras[0].candidate.plan
     partial = replace(loras[1].candidate, plan=AdapterPlan(plan.specs[1:]))
     odd = replace(loras[1], candidate=partial, origin="search")
@@ -253,7 +253,7 @@ def test_an_ordinary_lora_counts_as_lora_whoever_found_it(tmp_path: Path) -> Non
 def test_the_store_publishes_the_adapter_of_one_seed(tmp_path: Path) -> None:
     bench = Bench(tmp_path, "10trials")
     bench.run()
-    finalist = finalists(bench.controller.outcomes(), bench.store.scores())[0]
+    finalist = finalists(bench.controller.trials(), bench.store.scores())[0]
     folder = bench.store.publish(finalist, 2)
     assert folder == tmp_path / "adapters" / finalist.candidate.digest
     assert (folder / "adapter.txt").read_bytes() == b"x"
@@ -284,7 +284,7 @@ def test_confirmed_loras_are_scored_at_lower_ranks_that_no_trial_had(tmp_path: P
     assert not trained & set(cut)
     scores = bench.store.scores()
     assert all(len(scores[digest]) == 2 for digest in cut)
-    found = finalists(bench.controller.outcomes(), scores, bench.store.compressed())
+    found = finalists(bench.controller.trials(), scores, bench.store.compressed())
     compressed = {f.candidate.digest: f for f in found if f.origin == "compressed"}
     assert set(compressed) == set(cut)
     for digest, finalist in compressed.items():
@@ -308,9 +308,7 @@ def test_what_was_cut_first_and_trained_later_is_confirmed_by_its_own_training(
     bench.controller.tell(trial, score=0.9)
 
     def of_cut() -> list[Finalist]:
-        found = finalists(
-            bench.controller.outcomes(), bench.store.scores(), bench.store.compressed()
-        )
+        found = finalists(bench.controller.trials(), bench.store.scores(), bench.store.compressed())
         return [f for f in found if f.candidate == cut]
 
     (before,) = of_cut()
@@ -324,7 +322,7 @@ def test_what_was_cut_first_and_trained_later_is_confirmed_by_its_own_training(
 
 def test_lower_ranks_are_left_out_where_time_is_short(tmp_path: Path) -> None:
     bench = Bench(tmp_path, "15trials,1s", compress=True)
-    bench.dispatcher._ledger.spend(seconds=0.999)
+    bench.dispatcher._budget.spend(seconds=0.999)
     bench.dispatcher._controller.ask()
     assert all(not job.lower_ranks for job in bench.run())
     assert all(not job.lower_ranks for job in Bench(tmp_path / "off", "15trials").run())

@@ -13,7 +13,7 @@ from autopeft.engine.job_groups import PackRun, groups_to_pack
 from autopeft.engine.messages import ConfirmMessage, FailureMessage, Job, Message, RungMessage
 from autopeft.errors import PackingError
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
-from autopeft.prepare import Preparation, prepare
+from autopeft.prepare import PreparedSearch, prepare
 from autopeft.settings import SearchSettings
 from autopeft.training.multi_trainer import PackedTraining
 
@@ -21,7 +21,7 @@ _STEPS = 80
 
 
 @pytest.fixture(scope="module")
-def ready(tiny_model: Path, tiny_data: Path) -> Preparation:
+def ready(tiny_model: Path, tiny_data: Path) -> PreparedSearch:
     settings = {
         "model": str(tiny_model),
         "data": str(tiny_data),
@@ -35,7 +35,7 @@ def ready(tiny_model: Path, tiny_data: Path) -> Preparation:
 
 
 @pytest.fixture
-def bench(ready: Preparation) -> Workbench:
+def bench(ready: PreparedSearch) -> Workbench:
     return Workbench(ready.context())
 
 
@@ -64,7 +64,7 @@ def _same(one: Message, other: Message) -> bool:
     return type(one) is type(other)
 
 
-def test_rungs_are_those_of_each_alone(bench: Workbench, ready: Preparation) -> None:
+def test_rungs_are_those_of_each_alone(bench: Workbench, ready: PreparedSearch) -> None:
     jobs = _jobs()
     expected = [_alone(bench, job, len(ready.rungs)) for job in jobs]
     pack = PackRun(bench, jobs)
@@ -78,7 +78,7 @@ def test_rungs_are_those_of_each_alone(bench: Workbench, ready: Preparation) -> 
     assert bench.backbone.attached is None
 
 
-def test_a_stopped_job_sends_nothing_more(bench: Workbench, ready: Preparation) -> None:
+def test_a_stopped_job_sends_nothing_more(bench: Workbench, ready: PreparedSearch) -> None:
     jobs = _jobs()
     expected = [_alone(bench, job, len(ready.rungs)) for job in jobs]
     pack = PackRun(bench, jobs)
@@ -104,7 +104,7 @@ def test_confirmations_hand_their_adapters_back(bench: Workbench) -> None:
     assert bench.backbone.attached is None
 
 
-def test_one_fails_and_the_others_go_on(bench: Workbench, ready: Preparation) -> None:
+def test_one_fails_and_the_others_go_on(bench: Workbench, ready: PreparedSearch) -> None:
     pack = PackRun(bench, _jobs(rates=(1e-2, 1e30, 5e-3)))
     seen: dict[int, list[Message]] = {0: [], 1: [], 2: []}
     for _ in ready.rungs:
@@ -116,7 +116,7 @@ def test_one_fails_and_the_others_go_on(bench: Workbench, ready: Preparation) ->
 
 @pytest.mark.parametrize("error", [PackingError("no"), RuntimeError("out of memory")])
 def test_what_cannot_be_packed_trains_one_after_another(
-    bench: Workbench, ready: Preparation, monkeypatch: pytest.MonkeyPatch, error: Exception
+    bench: Workbench, ready: PreparedSearch, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def refuse(_self: PackedTraining, _to_step: int) -> None:
         raise error

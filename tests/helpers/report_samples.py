@@ -14,7 +14,7 @@ from autopeft.costs import Price
 from autopeft.costs.objectives import objective
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
 from autopeft.reporting.record import AdapterScore, BudgetReport, DataSummary, RunRecord
-from autopeft.trial import Outcome, State
+from autopeft.trial import State, Trial
 
 ROLES = ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.up", "mlp.down")
 OBJECTIVES = (objective("accuracy"), objective("trainable_params"))
@@ -39,35 +39,35 @@ def _quality(plan: AdapterPlan, rate: float) -> float:
     return 0.60 + 0.22 * (1 - math.exp(-n / 9000)) - 0.015 * abs(math.log10(rate / 3e-3))
 
 
-def outcome(
+def trial(
     number: int,
     chosen: Candidate,
     state: State = "complete",
     origin: str = "search",
     noise: float = 0,
-) -> Outcome:
+) -> Trial:
     best = _quality(chosen.plan, chosen.train.learning_rate) + noise
     cost = price(chosen.plan)
     rungs = tuple((s, -0.69 + (best - 0.4) * (1 - math.exp(-s / 40))) for s in (11, 33, 100))
     n_rungs = {"complete": 3, "pruned": 1 + number % 2, "failed": 0}[state]
     values = {"accuracy": best, "trainable_params": cost.trainable_params}
-    return Outcome(
+    return Trial(
         number,
         chosen,
-        state,
         cost,
+        origin,
+        state,
         values if state == "complete" else {},
         rungs[:n_rungs],
-        origin,
         {"complete": "", "pruned": "gap at a rung", "failed": "loss is NaN\nat step 12"}[state],
         {"train_seconds": 4.0 + number / 10} if state == "complete" else {},
     )
 
 
-def finalist(of: Outcome, seeds: int = 3, shift: float = 0.0, n_rows: int = N_ROWS) -> Finalist:
+def finalist(of: Trial, seeds: int = 3, shift: float = 0.0, n_rows: int = N_ROWS) -> Finalist:
     lines = []
     for seed in range(seeds):
-        wanted = of.objectives["accuracy"] + shift + 0.004 * (seed - 1)
+        wanted = of.values["accuracy"] + shift + 0.004 * (seed - 1)
         right = max(0, min(n_rows, round(wanted * n_rows)))
         rows = tuple(1.0 if (i * 7 + seed * 11) % n_rows < right else 0.0 for i in range(n_rows))
         quality = sum(rows) / n_rows
@@ -77,10 +77,10 @@ def finalist(of: Outcome, seeds: int = 3, shift: float = 0.0, n_rows: int = N_RO
                 {"accuracy": wanted + 0.002, "loss": 1.1 - wanted},
                 {"accuracy": quality, "loss": 1.1 - quality},
                 rows,
-                {"accuracy": quality, "trainable_params": of.price.trainable_params},
+                {"accuracy": quality, "trainable_params": of.costs.trainable_params},
             )
         )
-    return Finalist(of.candidate, of.price, of.origin, tuple(lines))
+    return Finalist(of.candidate, of.costs, of.origin, tuple(lines))
 
 
 def _mixed(rng: random.Random) -> AdapterPlan:
@@ -101,27 +101,23 @@ def _mixed(rng: random.Random) -> AdapterPlan:
 def make_record(n_trials: int = 45, seed: int = 0) -> RunRecord:
     """A finished run: reference, LoRA baselines, searched trials, six finalists, a verdict."""
     rng = random.Random(seed)
-    outcomes = [outcome(0, candidate(AdapterPlan()), origin="reference")]
+    trials = [trial(0, candidate(AdapterPlan()), origin="reference")]
     for rank in (2, 8):
         for rate in (1e-3, 3e-3, 1e-2):
             chosen = candidate(lora(range(6), rank), rate)
-            outcomes.append(outcome(len(outcomes), chosen, origin="baseline"))
-    while len(outcomes) < n_trials:
-        number = len(outcomes)
+            trials.append(trial(len(trials), chosen, origin="baseline"))
+    while len(trials) < n_trials:
+        number = len(trials)
         chosen = candidate(_mixed(rng), float(f"{10 ** rng.uniform(-3.5, -1.7):.3g}"))
         state: State = "failed" if number % 19 == 0 else "pruned" if number % 3 == 0 else "complete"
-        outcomes.append(outcome(number, chosen, state, noise=rng.gauss(0, 0.012)))
-    front: list[Outcome] = []
-    complete = [o for o in outcomes if o.state == "complete"]
-    for one in sorted(
-        complete, key=lambda o: (o.price.trainable_params, -o.objectives["accuracy"])
-    ):
-        if not front or one.objectives["accuracy"] > front[-1].objectives["accuracy"]:
+        trials.append(trial(number, chosen, state, noise=rng.gauss(0, 0.012)))
+    front: list[Trial] = []
+    complete = [o for o in trials if o.state == "complete"]
+    for one in sorted(complete, key=lambda o: (o.costs.trainable_params, -o.values["accuracy"])):
+        if not front or one.values["accuracy"] > front[-1].values["accuracy"]:
             front.append(one)
-    tuned = max(
-        (o for o in complete if o.origin == "baseline"), key=lambda o: o.objectives["accuracy"]
-    )
-    chosen_ones = {o.number: o for o in [outcomes[0], tuned, *front[1:][:7]]}
+    tuned = max((o for o in complete if o.origin == "baseline"), key=lambda o: o.values["accuracy"])
+    chosen_ones = {o.number: o for o in [trials[0], tuned, *front[1:][:7]]}
     finalists = tuple(
         finalist(o, shift=rng.gauss(0, 0.006)) for o in chosen_ones.values() if o.number != 0
     )
@@ -136,7 +132,7 @@ def make_record(n_trials: int = 45, seed: int = 0) -> RunRecord:
             "ties",
             f.mean("accuracy") - 0.8,
             (f.mean("accuracy") - 0.83, f.mean("accuracy") - 0.77),
-            f.price.trainable_params / tuned.price.trainable_params,
+            f.price.trainable_params / tuned.costs.trainable_params,
         )
         for f in finalists
         if f.candidate.digest != tuned.candidate.digest
@@ -163,18 +159,18 @@ def make_record(n_trials: int = 45, seed: int = 0) -> RunRecord:
             "test": None,
         },
         objectives=OBJECTIVES,
-        outcomes=tuple(outcomes),
+        trials=tuple(trials),
         finalists=finalists,
         front=tuple(o.candidate.digest for o in front),
         best=best,
         baseline=tuned.candidate.digest,
-        reference=outcomes[0].candidate.digest,
+        reference=trials[0].candidate.digest,
         verdict=Verdict(False, text, levels),
         budget=BudgetReport(
             "10m",
             587.3,
             4.2e14,
-            len(outcomes),
+            len(trials),
             {
                 "startup": 21.0,
                 "pricing": 6.2,
@@ -210,22 +206,22 @@ NUMBERS = st.one_of(st.floats(0.0, 1.0), st.sampled_from([0.5, math.nan]))
 def records(draw: st.DrawFn) -> RunRecord:
     """Runs with any mix of states, repeated values, NaN, and none to five finalists."""
     plans = [AdapterPlan(), *(lora(range(layer, 3), rank) for layer in range(3) for rank in (1, 2))]
-    outcomes = []
+    trials = []
     for number, plan in enumerate(draw(st.lists(st.sampled_from(plans), unique=True, max_size=7))):
         state: State = draw(st.sampled_from(["complete", "complete", "pruned", "failed"]))
-        made = outcome(number, candidate(plan), state)
+        made = trial(number, candidate(plan), state)
         if state == "complete":
-            made = replace(made, objectives={**made.objectives, "accuracy": draw(NUMBERS)})
-        outcomes.append(made)
-    complete = [o for o in outcomes if o.state == "complete"]
-    able = [o for o in complete if not math.isnan(o.objectives["accuracy"])]
+            made = replace(made, values={**made.values, "accuracy": draw(NUMBERS)})
+        trials.append(made)
+    complete = [o for o in trials if o.state == "complete"]
+    able = [o for o in complete if not math.isnan(o.values["accuracy"])]
     confirmed = able[: draw(st.integers(0, 5))]
     seeds = draw(st.integers(1, 3))
     digests = [o.candidate.digest for o in complete]
     pick = st.sampled_from([*digests, None])
     return replace(
         make_record(8),
-        outcomes=tuple(outcomes),
+        trials=tuple(trials),
         finalists=tuple(finalist(o, seeds, n_rows=20) for o in confirmed),
         front=tuple(digests),
         best=draw(pick),
@@ -244,13 +240,13 @@ def hostile() -> RunRecord:
     """A run whose every free text tries to break out of its place."""
     record = make_record(20)
     assert record.verdict is not None
-    outcomes = tuple(
-        replace(o, reason=HOSTILE if o.state != "complete" else "") for o in record.outcomes
+    trials = tuple(
+        replace(o, reason=HOSTILE if o.state != "complete" else "") for o in record.trials
     )
     return replace(
         record,
         settings={"model": HOSTILE, "task": HOSTILE, HOSTILE: [HOSTILE]},
-        outcomes=outcomes,
+        trials=trials,
         verdict=replace(record.verdict, text=HOSTILE),
         budget=replace(record.budget, limit=HOSTILE),
         data=DataSummary({HOSTILE: 3}, 0, (HOSTILE,), HOSTILE),

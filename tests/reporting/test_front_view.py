@@ -1,7 +1,7 @@
 from dataclasses import replace
 
 from hypothesis import given, settings
-from report_samples import candidate, finalist, interrupted, lora, make_record, outcome, records
+from report_samples import candidate, finalist, interrupted, lora, make_record, records, trial
 
 from autopeft.reporting.front_view import Entry, view
 
@@ -50,10 +50,10 @@ def test_front_is_sorted_by_cost_and_numbers_are_of_the_test_split():
 
 
 def test_a_dominated_finalist_is_named_with_its_winner():
-    cheap, dear = (outcome(i, candidate(lora(range(6), rank))) for i, rank in enumerate((1, 8)))
+    cheap, dear = (trial(i, candidate(lora(range(6), rank))) for i, rank in enumerate((1, 8)))
     record = replace(
         make_record(8),
-        outcomes=(cheap, dear),
+        trials=(cheap, dear),
         finalists=(finalist(cheap, shift=0.1), finalist(dear, shift=-0.1)),
         best=dear.candidate.digest,
     )
@@ -65,7 +65,7 @@ def test_a_dominated_finalist_is_named_with_its_winner():
 
 def test_reference_is_shown_but_competes_with_no_member():
     record = make_record()
-    nothing = record.outcomes[0]
+    nothing = record.trials[0]
     unbeatable = finalist(nothing, shift=0.39)  # as good as can be, for the price of a head
     shown = view(replace(record, finalists=(*record.finalists, unbeatable)))
     assert shown.front == view(record).front
@@ -80,7 +80,7 @@ def test_interrupted_run_shows_validation_numbers_and_says_so():
     assert not shown.is_complete
     assert "Not decided" in shown.verdict.text
     assert not shown.verdict.beats_lora
-    values = {o.candidate.digest: o.objectives["accuracy"] for o in record.outcomes if o.objectives}
+    values = {o.candidate.digest: o.values["accuracy"] for o in record.trials if o.values}
     for entry in shown.front:
         assert entry.objectives["accuracy"] == values[entry.digest]
         assert entry.objectives_ci["accuracy"] is None
@@ -100,7 +100,7 @@ def test_front_members_that_were_not_retrained_are_kept_apart():
 def test_measured_costs_are_means_over_seeds():
     from autopeft.costs.objectives import objective
 
-    one = outcome(0, candidate(lora(range(2), 2)))
+    one = trial(0, candidate(lora(range(2), 2)))
     done = finalist(one)
     seeds = tuple(
         replace(seed, objectives={**seed.objectives, "train_seconds": 4.0 + seed.seed})
@@ -109,7 +109,7 @@ def test_measured_costs_are_means_over_seeds():
     record = replace(
         make_record(8),
         objectives=(objective("accuracy"), objective("train_seconds")),
-        outcomes=(one,),
+        trials=(one,),
         finalists=(replace(done, seeds=seeds),),
     )
     entry = view(record).front[0]

@@ -86,7 +86,7 @@ def test_interrupted_run_is_told():
 
 def test_an_empty_run_is_a_page_without_a_chart():
     empty = replace(
-        interrupted(make_record(8)), outcomes=(), front=(), best=None, baseline=None, reference=None
+        interrupted(make_record(8)), trials=(), front=(), best=None, baseline=None, reference=None
     )
     assert "svg" not in [name for name, _ in read(empty).elements]
 

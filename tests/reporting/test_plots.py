@@ -39,13 +39,13 @@ def test_every_plot_is_drawn_and_settings_are_left_alone(tmp_path: Path):
 def test_each_further_cost_has_its_own_front():
     record = make_record(12)
     record = replace(record, objectives=(*record.objectives, objective("adapter_bytes")))
-    outcomes = tuple(
-        replace(o, objectives={**o.objectives, "adapter_bytes": o.price.adapter_bytes})
+    trials = tuple(
+        replace(o, values={**o.values, "adapter_bytes": o.costs.adapter_bytes})
         if o.state == "complete"
         else o
-        for o in record.outcomes
+        for o in record.trials
     )
-    record = replace(record, outcomes=outcomes)
+    record = replace(record, trials=trials)
     assert "front_adapter_bytes.png" in draw_plots(view(record), trial_lines(record))
 
 
@@ -56,7 +56,7 @@ def test_odd_runs_are_drawn(record):
 
 def test_an_empty_run_is_drawn_without_a_map():
     empty = replace(
-        interrupted(make_record(8)), outcomes=(), front=(), best=None, baseline=None, reference=None
+        interrupted(make_record(8)), trials=(), front=(), best=None, baseline=None, reference=None
     )
     plots = draw_plots(view(empty), ())
     assert sorted(plots) == ["budget.png", "curves.png", "front.png"]
@@ -64,13 +64,11 @@ def test_an_empty_run_is_drawn_without_a_map():
 
 def test_values_that_are_no_numbers_are_left_out():
     record = interrupted(make_record(12))
-    outcomes = tuple(
-        replace(o, objectives={"accuracy": math.nan})
-        if o.state == "complete" and o.number % 2
-        else o
-        for o in record.outcomes
+    trials = tuple(
+        replace(o, values={"accuracy": math.nan}) if o.state == "complete" and o.number % 2 else o
+        for o in record.trials
     )
-    record = replace(record, outcomes=outcomes)
+    record = replace(record, trials=trials)
     assert draw_plots(view(record), trial_lines(record))
 
 

@@ -54,7 +54,7 @@ def test_several_costs_fit_too():
 
 def test_an_empty_run_prints():
     empty = replace(
-        interrupted(make_record(8)), outcomes=(), front=(), best=None, baseline=None, reference=None
+        interrupted(make_record(8)), trials=(), front=(), best=None, baseline=None, reference=None
     )
     assert "Not decided" in text_of(summary(empty))
 

@@ -14,19 +14,17 @@ from autopeft.reporting.trials_csv import read_trials, trial_lines, trials_csv, 
 def test_one_row_a_trial_with_its_numbers():
     record = make_record()
     rows = list(csv.DictReader(io.StringIO(trials_csv(record))))
-    assert len(rows) == len(record.outcomes)
-    for row, outcome in zip(rows, record.outcomes, strict=True):
-        assert int(row["number"]) == outcome.number
-        assert row["state"] == outcome.state
-        assert row["digest"] == outcome.candidate.digest
-        assert float(row["learning_rate"]) == outcome.candidate.train.learning_rate
-        assert int(row["total_rank"]) == sum(s.rank for s in outcome.candidate.plan.specs)
-        assert int(row["price.trainable_params"]) == outcome.price.trainable_params
+    assert len(rows) == len(record.trials)
+    for row, trial in zip(rows, record.trials, strict=True):
+        assert int(row["number"]) == trial.number
+        assert row["state"] == trial.state
+        assert row["digest"] == trial.candidate.digest
+        assert float(row["learning_rate"]) == trial.candidate.train.learning_rate
+        assert int(row["total_rank"]) == sum(s.rank for s in trial.candidate.plan.specs)
+        assert int(row["price.trainable_params"]) == trial.costs.trainable_params
         quality = row["objective.accuracy"]
-        assert (float(quality) if quality else None) == outcome.objectives.get("accuracy")
-        assert [bool(row[f"rung.{step}"]) for step in (11, 33, 100)].count(True) == len(
-            outcome.rungs
-        )
+        assert (float(quality) if quality else None) == trial.values.get("accuracy")
+        assert [bool(row[f"rung.{step}"]) for step in (11, 33, 100)].count(True) == len(trial.rungs)
     failed = next(row for row in rows if row["state"] == "failed")
     assert failed["reason"] == "loss is NaN at step 12"
 
@@ -37,17 +35,17 @@ def test_what_the_plots_need_reads_back(tmp_path_factory, record):
     path = tmp_path_factory.mktemp("trials") / "trials.csv"
     write_trials(record, path)
     for found, made in zip(read_trials(path), trial_lines(record), strict=True):
-        assert replace(found, objectives={}) == replace(made, objectives={})
-        wanted = {name: repr(float(value)) for name, value in made.objectives.items()}
-        assert {name: repr(value) for name, value in found.objectives.items()} == wanted
+        assert replace(found, values={}) == replace(made, values={})
+        wanted = {name: repr(float(value)) for name, value in made.values.items()}
+        assert {name: repr(value) for name, value in found.values.items()} == wanted
 
 
 def test_hostile_reasons_stay_in_their_row():
-    assert trials_csv(hostile()).count("\n") == 1 + len(hostile().outcomes)
+    assert trials_csv(hostile()).count("\n") == 1 + len(hostile().trials)
 
 
 def test_no_trials_is_a_header_alone(tmp_path: Path):
-    write_trials(replace(make_record(8), outcomes=()), tmp_path / "trials.csv")
+    write_trials(replace(make_record(8), trials=()), tmp_path / "trials.csv")
     assert read_trials(tmp_path / "trials.csv") == ()
 
 

@@ -46,18 +46,18 @@ def drive(controller, n, steps=(1, 3, 9)):
 def test_a_loop_finds_a_front_of_complete_trials_only(sampler):
     controller = SearchController(SPACE, TWO, sampler=sampler, seed=1)
     drive(controller, 32)
-    outcomes = controller.outcomes()
-    assert len(outcomes) == 32
-    assert {"complete", "pruned"} <= {o.state for o in outcomes}
+    trials = controller.trials()
+    assert len(trials) == 32
+    assert {"complete", "pruned"} <= {o.state for o in trials}
     front = controller.front()
     assert all(o.state == "complete" for o in front)
-    costs = [o.objectives["trainable_params"] for o in front]
-    scores = [o.objectives["accuracy"] for o in front]
+    costs = [o.values["trainable_params"] for o in front]
+    scores = [o.values["accuracy"] for o in front]
     assert costs == sorted(costs)
     assert scores == sorted(scores)
-    assert len({o.candidate.digest for o in outcomes}) == 32
+    assert len({o.candidate.digest for o in trials}) == 32
     states = [t.state.name for t in controller.study.get_trials()]
-    assert states.count("COMPLETE") == sum(o.state == "complete" for o in outcomes)
+    assert states.count("COMPLETE") == sum(o.state == "complete" for o in trials)
 
 
 def test_some_stops_are_not_carried_out_so_that_pruning_can_be_judged():
@@ -66,11 +66,11 @@ def test_some_stops_are_not_carried_out_so_that_pruning_can_be_judged():
         for seed in range(3):
             controller = SearchController(SPACE, TWO, "random", seed=seed, audit_share=share)
             drive(controller, 40)
-            outcomes = controller.outcomes()
-            audited = [o for o in outcomes if o.audited_at]
+            trials = controller.trials()
+            audited = [o for o in trials if o.audited_at]
             assert all(o.state == "complete" for o in audited)
             assert all(o.audited_at in (1, 3) for o in audited)
-            found.append((len(audited), sum(o.state == "pruned" for o in outcomes)))
+            found.append((len(audited), sum(o.state == "pruned" for o in trials)))
             stored = [t.user_attrs.get("audited_at") for t in controller.study.get_trials()]
             assert [s for s in stored if s] == [o.audited_at for o in audited]
     assert all(n == 0 and pruned for n, pruned in shares[0.0])
@@ -82,30 +82,30 @@ def test_some_stops_are_not_carried_out_so_that_pruning_can_be_judged():
 def test_the_first_trials_are_the_lora_baselines_and_the_reference():
     controller = SearchController(SPACE, TWO, n_baselines=4)
     drive(controller, 8)
-    outcomes = controller.outcomes()
-    origins = [o.origin for o in outcomes]
+    trials = controller.trials()
+    origins = [o.origin for o in trials]
     assert origins.count("baseline") == 4
     assert origins.count("reference") == 1
     # What costs much less than the baselines comes before them, nothing else.
     first = origins.index("baseline")
-    flops = [o.price.train_flops for o in outcomes]
+    flops = [o.costs.train_flops for o in trials]
     assert all(early < 0.71 * flops[first] for early in flops[:first])
     assert origins[first : first + 4] == ["baseline"] * 4
-    reference = next(o for o in outcomes if o.origin == "reference")
+    reference = next(o for o in trials if o.origin == "reference")
     assert not reference.candidate.plan.specs
 
 
 def test_stop_tells_pruned_at_once_and_a_later_tell_changes_nothing():
     controller = SearchController(SPACE, TWO, n_baselines=0)
     good, bad = controller.ask(), controller.ask()
-    if good.price.trainable_params > bad.price.trainable_params:
+    if good.costs.trainable_params > bad.costs.trainable_params:
         good, bad = bad, good
     assert controller.report(good, 1, 0.9) is Decision.CONTINUE
     assert controller.report(bad, 1, 0.1) is Decision.STOP
     controller.tell(bad, score=0.99)
     controller.tell(good, score=0.9)
-    assert [o.state for o in controller.outcomes()] == ["complete", "pruned"] or [
-        o.state for o in controller.outcomes()
+    assert [o.state for o in controller.trials()] == ["complete", "pruned"] or [
+        o.state for o in controller.trials()
     ] == ["pruned", "complete"]
     assert controller.report(bad, 3, 0.5) is Decision.STOP
 
@@ -121,9 +121,9 @@ def test_the_last_rung_never_stops_a_trial():
 def test_a_score_that_is_no_number_is_a_failure(score):
     controller = SearchController(SPACE, TWO)
     controller.tell(controller.ask(), score=score)
-    (outcome,) = controller.outcomes()
-    assert outcome.state == "failed"
-    assert "accuracy" in outcome.reason
+    (trial,) = controller.trials()
+    assert trial.state == "failed"
+    assert "accuracy" in trial.reason
     assert controller.front() == ()
 
 
@@ -131,7 +131,7 @@ def test_failed_and_stopped_trials_keep_their_reason():
     controller = SearchController(SPACE, TWO)
     controller.tell(controller.ask(), failed="out of memory")
     controller.tell(controller.ask(), stopped="the budget ended")
-    assert [(o.state, o.reason) for o in controller.outcomes()] == [
+    assert [(o.state, o.reason) for o in controller.trials()] == [
         ("failed", "out of memory"),
         ("pruned", "the budget ended"),
     ]
@@ -155,9 +155,9 @@ def test_costs_not_known_before_training_come_in_measured():
     with pytest.raises(ValueError, match="train_seconds"):
         controller.tell(trial, score=0.5)
     controller.tell(trial, score=0.5, measured={"train_seconds": 2.0, "other": 1.0})
-    (outcome,) = controller.outcomes()
-    assert outcome.objectives["train_seconds"] == 2.0
-    assert outcome.measured["other"] == 1.0
+    (trial,) = controller.trials()
+    assert trial.values["train_seconds"] == 2.0
+    assert trial.measured["other"] == 1.0
 
 
 def test_nothing_that_breaks_a_constraint_is_handed_out():
@@ -166,7 +166,7 @@ def test_nothing_that_breaks_a_constraint_is_handed_out():
             SPACE, TWO, sampler=sampler, constraints=["trainable_params<=1500"], pruner="none"
         )
         drive(controller, 20)
-        prices = [o.price.trainable_params for o in controller.outcomes()]
+        prices = [o.costs.trainable_params for o in controller.trials()]
         assert len(prices) == 20
         assert max(prices) <= 1500
 
@@ -194,7 +194,7 @@ def test_the_same_seed_gives_the_same_search():
     for _ in range(2):
         controller = SearchController(SPACE, TWO, seed=5)
         drive(controller, 24)
-        runs.append([o.candidate.digest for o in controller.outcomes()])
+        runs.append([o.candidate.digest for o in controller.trials()])
     assert runs[0] == runs[1]
 
 
@@ -208,7 +208,7 @@ def test_resume_loses_no_trial_and_runs_none_twice(tmp_path, suffix):
     assert first.report(left[0], 1, 0.99) is Decision.CONTINUE
     second = SearchController(SPACE, TWO, storage=place, study_name="s", seed=2, resume=True)
     assert second.recall("spent") == {"seconds": 3.0}
-    interrupted = [o for o in second.outcomes() if o.reason == "interrupted"]
+    interrupted = [o for o in second.trials() if o.reason == "interrupted"]
     assert [o.number for o in interrupted] == [t.number for t in left]
     again = [second.ask(), second.ask()]
     assert [t.candidate for t in again] == [t.candidate for t in left]
@@ -216,10 +216,10 @@ def test_resume_loses_no_trial_and_runs_none_twice(tmp_path, suffix):
     for trial in again:
         second.tell(trial, score=quality(trial))
     drive(second, 10)
-    kept = [o.candidate.digest for o in second.outcomes() if o.reason != "interrupted"]
+    kept = [o.candidate.digest for o in second.trials() if o.reason != "interrupted"]
     assert len(kept) == len(set(kept)) == 26
-    old = {o.number: o for o in first.outcomes()}
-    assert all(old[o.number] == o for o in second.outcomes() if o.number in old)
+    old = {o.number: o for o in first.trials()}
+    assert all(old[o.number] == o for o in second.trials() if o.number in old)
 
 
 def test_a_candidate_from_outside_the_space_can_be_enqueued():
@@ -251,8 +251,8 @@ def test_one_objective_and_a_minimized_quality_work():
         if controller.report(trial, 1, 1 - quality(trial)) is Decision.CONTINUE:
             controller.tell(trial, score=1 - quality(trial))
     (best,) = controller.front()
-    losses = [o.objectives["loss"] for o in controller.outcomes() if o.state == "complete"]
-    assert best.objectives["loss"] == min(losses)
+    losses = [o.values["loss"] for o in controller.trials() if o.state == "complete"]
+    assert best.values["loss"] == min(losses)
 
 
 def test_an_own_objective_and_own_prices_can_be_given():
@@ -264,7 +264,7 @@ def test_an_own_objective_and_own_prices_can_be_given():
 
     controller = SearchController(SPACE, [objective("f1"), "trainable_params"], prices=Flat())
     trial = controller.ask()
-    assert trial.price.trainable_params == len(trial.plan.specs) + 1
+    assert trial.costs.trainable_params == len(trial.plan.specs) + 1
 
 
 def test_search_imports_neither_torch_nor_ray():
@@ -284,7 +284,7 @@ def test_with_trials_in_flight_only_what_a_cheaper_or_equal_peer_beats_is_stoppe
         while len(running) < 6:
             running.append(controller.ask())
         trial = running[int(rng.integers(len(running)))]
-        curve = curves.setdefault(trial.number, (trial.price.trainable_params, []))[1]
+        curve = curves.setdefault(trial.number, (trial.costs.trainable_params, []))[1]
         curve.append(quality(trial) + rng.normal(0, 0.02))
         decision = controller.report(trial, (1, 3, 9)[len(curve) - 1], curve[-1])
         if decision is Decision.STOP:
@@ -292,7 +292,7 @@ def test_with_trials_in_flight_only_what_a_cheaper_or_equal_peer_beats_is_stoppe
             others = [
                 c
                 for n, c in curves.items()
-                if n != trial.number and c[0] <= trial.price.trainable_params
+                if n != trial.number and c[0] <= trial.costs.trainable_params
             ]
             last = [
                 (c[min(len(c), len(curve)) - 1], curve[min(len(c), len(curve)) - 1])

@@ -43,11 +43,11 @@ def test_note_and_graphs_are_on_the_study(tmp_path):
 
 
 def test_figures_are_plotlys():
-    outcomes = searched().outcomes()
-    for figure in (learning_curves(outcomes, OBJECTIVES[0]), front_figure(outcomes, OBJECTIVES)):
+    trials = searched().trials()
+    for figure in (learning_curves(trials, OBJECTIVES[0]), front_figure(trials, OBJECTIVES)):
         drawn = go.Figure(json.loads(figure.to_json()))
         assert drawn.layout.title.text
-    assert len(learning_curves(outcomes, OBJECTIVES[0]).data) == 8
+    assert len(learning_curves(trials, OBJECTIVES[0]).data) == 8
     assert front_figure((), OBJECTIVES).data
 
 

@@ -8,17 +8,26 @@ from optuna.storages import RDBStorage
 from sqlalchemy.exc import IntegrityError
 
 from autopeft.costs.objectives import objective
+from autopeft.costs.price import Price
 from autopeft.errors import StorageError
+from autopeft.plan import AdapterPlan, Candidate, TrainSettings
 from autopeft.searcher.pruner import GapPruner
-from autopeft.searcher.study import StudyBook, distribution, open_storage, price_attribute
+from autopeft.searcher.study import StudyStore, distribution, open_storage
+from autopeft.trial import Trial
 
 OBJECTIVES = (objective("accuracy"), objective("trainable_params"))
+COSTS = Price(7, 28, 1e6, 100)
+CANDIDATE = Candidate(AdapterPlan(), TrainSettings(1e-3))
 X = {"x": distribution({"kind": "float", "low": 0.0, "high": 1.0})}
 
 
-def book(storage=None, name="s", sampler=None, resume=False, objectives=OBJECTIVES):
+def start(made, x):
+    return made.start(CANDIDATE, COSTS, "search", {"x": x}, X).number
+
+
+def store(storage=None, name="s", sampler=None, resume=False, objectives=OBJECTIVES):
     sampler = sampler or optuna.samplers.RandomSampler(seed=0)
-    return StudyBook(storage, name, objectives, sampler, GapPruner(3), resume=resume)
+    return StudyStore(storage, name, objectives, sampler, GapPruner(3), resume=resume)
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "db", "log", "memory"])
@@ -29,18 +38,24 @@ def test_every_storage_keeps_trials_values_attributes_and_rungs(kind, tmp_path):
         "log": tmp_path / "c.log",
         "memory": None,
     }[kind]
-    made = book(place)
-    number = made.start(
-        {"x": 0.25}, X, {"plan": "none", **price_attribute({"trainable_params": 7})}
-    )
-    made.record(number, 5, 0.5)
+    made = store(place)
+    number = start(made, 0.25)
+    made.report(number, 5, 0.5)
     made.complete(number, [0.8, 7.0], {"train_seconds": 1.0})
     made.remember("settings", {"a": 1})
-    again = made if place is None else book(place, resume=True)
-    (row,) = again.stored()
-    assert (row.state, row.values, row.rungs) == ("complete", (0.8, 7.0), ((5, 0.5),))
-    assert row.attributes["price"] == {"trainable_params": 7}
-    assert again.trials()[0].params == {"x": 0.25}
+    again = made if place is None else store(place, resume=True)
+    assert again.trials() == (
+        Trial(
+            number,
+            CANDIDATE,
+            COSTS,
+            state="complete",
+            values={"accuracy": 0.8, "trainable_params": 7.0},
+            rungs=((5, 0.5),),
+            measured={"train_seconds": 1.0},
+        ),
+    )
+    assert again.frozen(number).params == {"x": 0.25}
     assert again.recall("settings") == {"a": 1}
     assert again.study.metric_names == ["accuracy", "trainable_params"]
 
@@ -64,24 +79,24 @@ def test_a_database_that_another_makes_at_the_same_moment_is_opened_at_the_next_
 
 
 def test_only_complete_trials_are_on_optunas_front():
-    made = book()
-    first, second, third = (made.start({"x": x}, X, {}) for x in (0.1, 0.2, 0.3))
-    made.record(second, 1, 0.99)
+    made = store()
+    first, second, third = (start(made, x) for x in (0.1, 0.2, 0.3))
+    made.report(second, 1, 0.99)
     made.prune(second, "pruned at step 1", gap=0.1)
     made.complete(first, [0.5, 3.0], {})
     made.fail(third, "out of memory")
     assert [t.number for t in made.study.best_trials] == [first]
-    assert [row.state for row in made.stored()] == ["complete", "pruned", "failed"]
-    assert made.stored()[2].attributes["reason"] == "out of memory"
+    assert [trial.state for trial in made.trials()] == ["complete", "pruned", "failed"]
+    assert made.trials()[2].reason == "out of memory"
 
 
 def test_tpe_goes_on_after_a_pruned_trial_with_rungs_in_a_study_of_two_directions():
     """Regression: without a constraint optuna 5.0 looks for a single direction and raises."""
     sampler = optuna.samplers.TPESampler(seed=0, n_startup_trials=3)
-    made = book(sampler=sampler)
+    made = store(sampler=sampler)
     for step in range(8):
-        number = made.start({"x": step / 10}, X, {})
-        made.record(number, 1, step / 10)
+        number = start(made, step / 10)
+        made.report(number, 1, step / 10)
         if step % 2:
             made.prune(number, "pruned at step 1", gap=0.1)
         else:
@@ -91,13 +106,13 @@ def test_tpe_goes_on_after_a_pruned_trial_with_rungs_in_a_study_of_two_direction
 
 def test_a_taken_name_asks_to_resume_and_resuming_needs_the_study(tmp_path):
     place = f"sqlite:///{tmp_path}/a.db"
-    book(place)
+    store(place)
     with pytest.raises(StorageError, match="resume"):
-        book(place)
+        store(place)
     with pytest.raises(StorageError, match="no such study"):
-        book(place, name="other", resume=True)
+        store(place, name="other", resume=True)
     with pytest.raises(StorageError, match="objectives"):
-        book(place, resume=True, objectives=(objective("loss"), objective("trainable_params")))
+        store(place, resume=True, objectives=(objective("loss"), objective("trainable_params")))
 
 
 @pytest.mark.parametrize(
@@ -114,4 +129,4 @@ def test_a_file_that_is_no_database_is_refused(tmp_path):
     path = tmp_path / "a.db"
     path.write_text("not a database, but long enough to be read as one" * 40)
     with pytest.raises(StorageError, match="storage"):
-        book(path)
+        store(path)

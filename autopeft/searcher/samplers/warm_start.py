@@ -20,7 +20,7 @@ from autopeft.errors import SpaceError
 from autopeft.plan import Candidate
 from autopeft.searcher.space.encoding import Genome
 from autopeft.searcher.space.space import SearchSpace
-from autopeft.trial import Outcome, front_of
+from autopeft.trial import Trial, front_of
 
 Array = NDArray[np.float64]
 
@@ -62,13 +62,11 @@ class PriorTrial:
         return cls(Candidate.from_json(row["candidate"]), row["quality"], row["is_on_front"])
 
 
-def as_prior(
-    outcomes: Sequence[Outcome], objectives: Sequence[Objective]
-) -> tuple[PriorTrial, ...]:
+def as_prior(trials: Sequence[Trial], objectives: Sequence[Objective]) -> tuple[PriorTrial, ...]:
     """Outcomes as prior knowledge: complete ones that have an adapter, the best first."""
-    complete = [o for o in outcomes if o.state == "complete" and o.candidate.plan.specs]
+    complete = [o for o in trials if o.state == "complete" and o.candidate.plan.specs]
     quality = objectives[0]
-    values = np.array([quality.sign() * o.objectives[quality.name] for o in complete])
+    values = np.array([quality.sign() * o.values[quality.name] for o in complete])
     spread = float(values.std()) if len(values) else 0.0
     if spread <= 0.0:
         return ()

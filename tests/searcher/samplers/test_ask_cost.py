@@ -38,7 +38,7 @@ def test_an_ask_takes_less_than_a_third_of_a_second_at_a_thousand_trials_and_64_
     for _ in range(1000):
         controller.enqueue(space.draw_stratified(rng))
         trial = controller.ask()
-        size = math.log(trial.price.trainable_params + 1)
+        size = math.log(trial.costs.trainable_params + 1)
         controller.tell(trial, score=0.5 + 0.02 * size + 0.01 * rng.standard_normal())
     controller.ask()  # fits the weights of the surrogate, as one ask in many does
     spent = []

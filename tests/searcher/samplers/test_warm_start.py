@@ -43,15 +43,14 @@ def run(n, seed, prior=(), **landscape):
 def volume(controller):
     """Hypervolume over log cost, of the true qualities."""
     points = [
-        (o.objectives["accuracy"], -math.log(o.objectives["trainable_params"]))
-        for o in controller.front()
+        (o.values["accuracy"], -math.log(o.values["trainable_params"])) for o in controller.front()
     ]
     return hypervolume(np.array(points), np.array([0.4, -math.log(3e5)]))
 
 
 def test_qualities_are_kept_in_their_own_spreads_and_the_front_is_known():
     controller = run(20, 0)
-    trials = as_prior(controller.outcomes(), controller.objectives)
+    trials = as_prior(controller.trials(), controller.objectives)
     values = [trial.quality for trial in trials]
     assert values == sorted(values, reverse=True)
     assert np.mean(values) == pytest.approx(0.0, abs=1e-9)
@@ -64,7 +63,7 @@ def test_qualities_are_kept_in_their_own_spreads_and_the_front_is_known():
 
 
 def test_the_earlier_front_is_tried_first_in_this_searchs_own_training():
-    prior = as_prior(run(30, 0).outcomes(), SearchController(SPACE, TWO).objectives)
+    prior = as_prior(run(30, 0).trials(), SearchController(SPACE, TWO).objectives)
     longer = SearchSpace.from_source({"methods": ["lora", "ia3", "miss"]}, TOPOLOGY, steps=50)
     controller = SearchController(longer, TWO, prior=prior, prices=PRICES, n_baselines=2)
     plans = {t.candidate.plan for t in prior if t.is_on_front}
@@ -75,9 +74,9 @@ def test_the_earlier_front_is_tried_first_in_this_searchs_own_training():
 
 
 def test_a_prior_that_is_right_helps_and_one_that_is_wrong_does_little_harm():
-    right = as_prior(run(40, 100, scale=0.7).outcomes(), SearchController(SPACE, TWO).objectives)
+    right = as_prior(run(40, 100, scale=0.7).trials(), SearchController(SPACE, TWO).objectives)
     wrong = as_prior(
-        run(40, 101, good=(0, 1), rate=-3.6).outcomes(), SearchController(SPACE, TWO).objectives
+        run(40, 101, good=(0, 1), rate=-3.6).trials(), SearchController(SPACE, TWO).objectives
     )
     # Early on, that is: later a search without a prior has learned as much by itself.
     cold, warm, misled = (
@@ -100,7 +99,7 @@ def test_the_translation_learns_whether_the_prior_foretells():
 
 
 def test_what_fits_nowhere_is_told_and_no_study_is_an_error(tmp_path):
-    prior = as_prior(run(12, 0).outcomes(), SearchController(SPACE, TWO).objectives)
+    prior = as_prior(run(12, 0).trials(), SearchController(SPACE, TWO).objectives)
     other = SearchSpace.from_source("default", Topology(2, SHAPES), steps=9)
     with pytest.raises(SettingsError, match="warm_start"):
         SearchController(
@@ -118,4 +117,4 @@ def test_a_study_is_read_back(tmp_path):
     for _ in range(8):
         trial = controller.ask()
         controller.tell(trial, score=quality(trial.candidate))
-    assert read_prior(storage, "first") == as_prior(controller.outcomes(), controller.objectives)
+    assert read_prior(storage, "first") == as_prior(controller.trials(), controller.objectives)
