@@ -17,8 +17,8 @@ from autopeft.plan import Candidate
 from autopeft.plan_text import plan_summary
 from autopeft.reporting.record import AdapterScore, BudgetReport, DataSummary, RunRecord
 from autopeft.trial import Trial
-from autopeft.utils.files import finite
 from autopeft.utils.pareto import Array, non_dominated, orient
+from autopeft.utils.serialize import finite
 
 
 @dataclass(frozen=True)
