@@ -182,7 +182,7 @@ def _confirmed(record: RunRecord, finalist: Finalist, trial: int | None) -> Entr
     intervals: dict[str, Interval | None] = {quality.name: quality_interval(finalist, quality)}
     for cost in record.costs:
         if cost.is_known:
-            value = getattr(finalist.price, cost.name)
+            value = getattr(finalist.costs, cost.name)
             values[cost.name], intervals[cost.name] = value, (value, value)
         else:
             measured = [seed.objectives[cost.name] for seed in finalist.seeds]
@@ -191,7 +191,7 @@ def _confirmed(record: RunRecord, finalist: Finalist, trial: int | None) -> Entr
     adapter, score = _adapter(record, finalist.candidate.digest)
     return Entry(
         candidate=finalist.candidate,
-        price=finalist.price,
+        price=finalist.costs,
         objectives=values,
         objectives_ci=intervals,
         validation=_mean_metrics([seed.validation for seed in finalist.seeds]),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from autopeft.confirm.finalists import Finalist, SeedScore
-from autopeft.confirm.verdict import interval, judge, pick_best
+from autopeft.confirm.verdict import judge, pick_best
 from autopeft.costs import Price
 from autopeft.costs.objectives import objective
 from autopeft.errors import SettingsError
@@ -117,15 +117,6 @@ def test_without_baselines_or_members_there_is_no_yes():
     assert not judge([], OBJECTIVES).beats_lora
 
 
-def test_the_interval_holds_rows_and_seeds():
-    rng = np.random.default_rng(0)
-    mean, low, high = interval(finalist(rng, 0, 0.8, 1))
-    assert low < mean < high
-    assert 0.02 < high - low < 0.08
-    single = interval(finalist(rng, 0, 0.8, 1, n_seeds=1))
-    assert single[1] < single[0] < single[2]
-
-
 def test_picks():
     rows = field(5, 0.80, [(0.83, 9_000), (0.828, 3_000), (0.60, 400)])
     digests = [f.candidate.digest for f in rows]
@@ -135,8 +126,8 @@ def test_picks():
     assert pick_best([], OBJECTIVES) is None
     assert pick_best(rows[2:3], OBJECTIVES) == digests[2]
     assert pick_best(rows, OBJECTIVES[:1], rule="one_se") in digests[3:5]
-    limit = sorted(row.price.trainable_params for row in rows)[1]
-    kept = [r for r in rows if r.price.trainable_params <= limit]
+    limit = sorted(row.costs.trainable_params for row in rows)[1]
+    kept = [r for r in rows if r.costs.trainable_params <= limit]
     best = max(kept, key=lambda r: r.mean("accuracy", "validation"))
     assert pick_best(rows, OBJECTIVES, rule=f"trainable_params<={limit}") == best.candidate.digest
     assert pick_best(rows, OBJECTIVES, rule="trainable_params<=1") is None
