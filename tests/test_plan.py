@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -29,7 +31,7 @@ def test_a_plan_survives_json(plan: AdapterPlan) -> None:
 
 
 @given(st.lists(specs, max_size=8, unique_by=lambda s: (s.layer, s.role)), st.randoms())
-def test_the_order_of_the_rows_does_not_matter(rows, random) -> None:
+def test_the_order_of_the_rows_does_not_matter(rows: list[LayerSpec], random: Random) -> None:
     shuffled = list(rows)
     random.shuffle(shuffled)
     assert AdapterPlan(shuffled) == AdapterPlan(rows)
@@ -88,7 +90,7 @@ def test_a_site_holds_one_adapter() -> None:
         "not a row",
     ],
 )
-def test_a_damaged_row_is_refused(row) -> None:
+def test_a_damaged_row_is_refused(row: Any) -> None:
     with pytest.raises(SpaceError):
         AdapterPlan.from_json([row])
 

@@ -155,7 +155,7 @@ def save(name: str, folder: Any, *, with_head: bool = False) -> str:
 def batch_for(backbone: Backbone, *, rows: int = 3, length: int = 9) -> dict[str, torch.Tensor]:
     """Random rows, one of them padded, with labels where the model takes them."""
     generator = torch.Generator().manual_seed(5)
-    config = backbone.model.config
+    config: Any = backbone.model.config
     if backbone.model.main_input_name == "pixel_values":
         pixels = torch.randn(rows, 3, config.image_size, config.image_size, generator=generator)
         return {"pixel_values": pixels, "labels": torch.zeros(rows, dtype=torch.long)}

@@ -133,7 +133,8 @@ def test_a_quantized_model_differs_in_little_but_its_size(
     inside = quantized_modules(plain.model, plain.layout.blocks, scheme)
     for path, module in plain.model.named_modules():
         if isinstance(module, nn.Linear) and path not in inside:
-            assert torch.equal(backbone.model.get_submodule(path).weight, module.weight)
+            theirs: Any = backbone.model.get_submodule(path)
+            assert torch.equal(theirs.weight, module.weight)
     batch = batch_for(plain)
     if not plain.head:  # A new one starts at random.
         own, quantized = logits_of(plain.model, batch), logits_of(backbone.model, batch)

@@ -264,7 +264,7 @@ def _reshape(tensors: dict[str, torch.Tensor]) -> None:
     tensors[name] = tensors[name][:, :-1].contiguous()
 
 
-_SPOILED: dict[str, tuple[Callable[[Path], None], str]] = {
+_SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
     "unknown method": (_edit_plan(method="lorra"), "did you mean 'lora'"),
     "rank 0": (_edit_plan(rank=0), "`1 <= rank <= 32` must hold"),
     "rank too large": (_edit_plan(rank=33), "`1 <= rank <= 32` must hold"),
@@ -273,8 +273,8 @@ _SPOILED: dict[str, tuple[Callable[[Path], None], str]] = {
     "missing layer": (_edit_plan(layer=9), "the model has 2 blocks"),
     "missing role": (_edit_plan(role="mlp.gate"), "no such role"),
     "missing head": (_edit(head=["score"]), "lacks a module"),
-    "not JSON": (lambda folder: (folder / "plan.json").write_text("{") and None, "cannot be read"),
-    "not a mapping": (lambda f: (f / "plan.json").write_text("[1]") and None, "cannot be read"),
+    "not JSON": (lambda folder: (folder / "plan.json").write_text("{"), "cannot be read"),
+    "not a mapping": (lambda f: (f / "plan.json").write_text("[1]"), "cannot be read"),
     "newer schema": (_edit(schema=99), "load it with the autopeft that saved it"),
     "newer method": (_edit(methods={"lora": 2}), "load it with the autopeft that saved it"),
     "foreign code": (_edit(model_kwargs={"trust_remote_code": True}), "is refused"),
