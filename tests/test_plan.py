@@ -107,7 +107,7 @@ def test_a_damaged_row_is_refused(row: Any) -> None:
         ({"learning_rate": 1e-3, "method_rates": 5}, "must be a list"),
     ],
 )
-def test_damaged_train_settings_are_refused(train, message) -> None:
+def test_damaged_train_settings_are_refused(train: dict[str, Any], message: str) -> None:
     with pytest.raises(SpaceError, match=message):
         Candidate.from_json({"plan": [], "train": train})
 

@@ -34,7 +34,7 @@ from autopeft.models.saving import load_adapter, load_attached, save_adapter
 from autopeft.plan import AdapterPlan, LayerSpec
 from autopeft.profiling.measure import measure_prices
 from autopeft.searcher.space.space import SearchSpace
-from autopeft.settings import _CHOICES
+from autopeft.settings import SearchSettings
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -105,7 +105,8 @@ def _live_bytes(model: nn.Module) -> int:
 
 
 def test_the_settings_offer_every_scheme() -> None:
-    assert _CHOICES["quantization"] == ("none", *SCHEMES)
+    choices = SearchSettings.__dataclass_fields__["quantization"].metadata["choices"]
+    assert choices == ("none", *SCHEMES)
     with pytest.raises(SettingsError, match="use one of none, bnb-4bit"):
         check_backend("3-bit", "cpu")
     check_backend("none", "cpu")

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from autopeft.utils import files
 from autopeft.utils.files import write_text
 
 
@@ -20,7 +19,7 @@ def test_a_failed_write_leaves_the_old_file(
     def fail(source: str, target: str) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(files.os, "replace", fail)
+    monkeypatch.setattr("os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
         write_text(path, "new")
     assert path.read_text() == "old"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -50,7 +50,7 @@ def test_a_dataclass_survives() -> None:
 
 
 def test_numpy_scalars_are_plain_numbers() -> None:
-    plain = to_plain(Whole("w", (Part(np.int64(3)),), {"loss": np.float64(0.25)}))
+    plain = to_plain(Whole("w", (Part(cast(int, np.int64(3))),), {"loss": np.float64(0.25)}))
     assert json.dumps(plain["parts"]) == '[{"size": 3, "share": 0.5}]'
     assert type(plain["scores"]["loss"]) is float
 
