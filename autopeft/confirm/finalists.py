@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
+from autopeft import methods
 from autopeft.costs import Price
 from autopeft.costs.objectives import Objective
 from autopeft.plan import AdapterPlan, Candidate
@@ -221,14 +222,11 @@ def tuned_lora(
 
 # --- lower ranks ---------------------------------------------------------------------------------
 
-_COMPRESSIBLE = frozenset({"lora", "rslora"})
-"""Methods of which a lower rank can be cut."""
-
 
 def lower_ranks(candidate: Candidate) -> tuple[Candidate, ...]:
     """Return a LoRA at half, a quarter and an eighth of its ranks; () for other methods."""
     plan = candidate.plan
-    if not plan.specs or not _COMPRESSIBLE.issuperset(plan.methods):
+    if not plan.specs or not all(methods.get(name).can_cut_rank for name in plan.methods):
         return ()
     found = []
     for divisor in (2, 4, 8):
