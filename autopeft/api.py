@@ -133,7 +133,7 @@ def price(
     rng = np.random.default_rng(ready.settings.seed)
     named = [("no adapter", ready.space.reference())]
     named += [("baseline", candidate) for candidate in ready.space.baselines()]
-    named += [("draw", ready.space.draw(rng)) for _ in range(12)]
+    named += [("draw", ready.space.sample(rng)) for _ in range(12)]
     rows = {}
     for kind, candidate in named:
         cost = ready.prices.price(candidate)

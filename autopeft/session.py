@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from autopeft.callbacks import Callback, CallbackList
-from autopeft.confirm.finalists import confirmed_finalists, tuned_lora
+from autopeft.confirm.finalists import finalists, tuned_lora
 from autopeft.confirm.store import ConfirmationStore
 from autopeft.confirm.verdict import judge, pick_best
 from autopeft.engine.budget import BudgetTracker
@@ -26,8 +26,8 @@ from autopeft.reporting.record import AdapterScore, BudgetReport, DataSummary, R
 from autopeft.reporting.write import write_report
 from autopeft.result import SearchResult
 from autopeft.searcher.controller import INTERRUPTED, SearchController
-from autopeft.searcher.earlier import read_prior
-from autopeft.searcher.samplers.warm_start import PriorTrial
+from autopeft.searcher.earlier import read_warm_start
+from autopeft.searcher.samplers.warm_start import WarmStartTrial
 from autopeft.settings import SearchSettings
 from autopeft.utils.gc import quick_imports
 from autopeft.workspace import Workspace
@@ -130,14 +130,14 @@ class Session:
         self._callbacks.on_message(f"watch it: autopeft dashboard {self._workspace.folder}")
         return controller
 
-    def _prior(self, settings: SearchSettings) -> tuple[PriorTrial, ...]:
+    def _prior(self, settings: SearchSettings) -> tuple[WarmStartTrial, ...]:
         """Return the earlier search's trials; a copy is kept, so resuming needs no other folder."""
         if self._is_resumed or not settings.warm_start:
             rows = self._workspace.recall("prior").get("trials", [])
-            return tuple(PriorTrial.from_json(row) for row in rows)
+            return tuple(WarmStartTrial.from_json(row) for row in rows)
         earlier = Workspace(settings.warm_start)
         before = earlier.settings()
-        trials = read_prior(earlier.storage(before), earlier.study_name(before))
+        trials = read_warm_start(earlier.storage(before), earlier.study_name(before))
         self._workspace.remember("prior", {"trials": [trial.to_json() for trial in trials]})
         self._callbacks.on_message(f"warm start: {len(trials)} trials of {earlier.folder}")
         return trials
@@ -233,14 +233,14 @@ class Session:
         before: Mapping[str, Any],
     ) -> RunRecord:
         trials = controller.trials()
-        confirmed = confirmed_finalists(trials, store.scores(), store.compressed())
+        confirmed = finalists(trials, store.scores(), store.compressed())
         quality = ready.objectives[0]
         baseline = tuned_lora(confirmed, trials, quality)
         reference = next((o.candidate.digest for o in trials if o.origin == "reference"), None)
         scores = {}
         for finalist in confirmed:
             # The adapter handed out is of the seed that is best on validation.
-            chosen = finalist.best_seed(quality)
+            chosen = max(finalist.seeds, key=lambda s: quality.sign() * s.validation[quality.name])
             store.publish(finalist, chosen.seed)
             scores[finalist.candidate.digest] = AdapterScore(
                 chosen.seed, "test", dict(chosen.test), len(chosen.test_rows)

@@ -1,8 +1,8 @@
-"""The pruning audit: how well rungs predict the end, and what pruning saved and cost.
+"""How far the rungs can be trusted: what early scores tell of the end, what pruning saved and cost.
 
-Rank correlations are taken over trials that were trained to the end. Those are the better ones, so
-over all trials the correlations would be higher. The cost of pruning is estimated from trials that
-would have been pruned but were finished on purpose (`audit_share`), an unbiased sample.
+Rank correlations are taken over trials that were trained to the end, which are the better ones:
+over all trials they would be higher. What pruning costs is told by the trials that it would have
+stopped and that were finished on purpose (`audit_share`), an unbiased sample of those it did stop.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from autopeft.costs.objectives import Objective
 from autopeft.trial import Trial, front_of
 
 _FEWEST = 4
-"""Trials that a rank correlation needs."""
+"""Trials below which a rank correlation says nothing."""
 
 
 @dataclass(frozen=True)
 class RungFidelity:
-    """How well a rung predicts final quality.
+    """What a rung's scores tell.
 
     Attributes:
         step: Optimizer steps done.
         correlation: Spearman's rank correlation with final quality, oriented so that 1 is perfect.
-        n_trials: Trials it is taken over.
+        n_trials: Trials it was taken over.
     """
 
     step: int
@@ -40,12 +40,12 @@ class Fidelity:
 
     Attributes:
         rungs: By step; only those with enough trials.
-        saved_share: Training steps that pruning saved, over those of all trials in full.
-        n_pruned: Trials pruned.
-        n_audited: Trials finished although they would have been pruned.
-        n_audited_on_front: Those on the search's front at the end.
-        regret: Mean quality by which they exceed the best complete peer that costs no more, 0
-            where they do not; None without audited trials.
+        saved_share: Training steps not done thanks to pruning, over those of all trials in full.
+        n_pruned: Trials stopped.
+        n_audited: Trials finished although they would have been stopped.
+        n_audited_on_front: Of those, on the search's front at the end.
+        regret: Mean over them of the quality they had above the best complete peer that costs no
+            more, 0 where they had none; None without any.
     """
 
     rungs: tuple[RungFidelity, ...]
@@ -65,7 +65,7 @@ class Fidelity:
         return cls(**{**row, "rungs": tuple(RungFidelity(**rung) for rung in row["rungs"])})
 
     def text(self) -> str:
-        """Return one line of text."""
+        """One line for people."""
         parts = [
             f"rank correlation with the end {rung.correlation:.2f} at step {rung.step}"
             for rung in self.rungs
@@ -80,18 +80,18 @@ class Fidelity:
 
 
 def fidelity(trials: Sequence[Trial], objectives: Sequence[Objective]) -> Fidelity:
-    """Audit rungs and pruning of a search.
+    """Judges rungs and pruning by a search's trials.
 
     Args:
-        trials: All trials of the search.
+        trials: All of them.
         objectives: Quality first.
     """
     complete = [o for o in trials if o.state == "complete"]
     stopped = [o for o in trials if o.state == "pruned"]
     audited = [o for o in complete if o.audited_at]
     front = {o.number for o in front_of(complete, objectives)}
-    full = sum(o.train.steps for o in (*complete, *stopped))
-    done = sum(o.train.steps for o in complete)
+    full = sum(o.candidate.train.steps for o in (*complete, *stopped))
+    done = sum(o.candidate.train.steps for o in complete)
     done += sum(max((step for step, _ in o.rungs), default=0) for o in stopped)
     regrets = [_regret(o, complete, objectives) for o in audited]
     return Fidelity(
@@ -115,19 +115,19 @@ def _rungs(complete: Sequence[Trial], quality: Objective) -> tuple[RungFidelity,
     found = []
     for step, values in sorted(pairs.items()):
         scores, finals = zip(*values, strict=True)
-        # The rank correlation of a constant is undefined.
+        # A rank correlation of a constant is not defined.
         if len(values) >= _FEWEST and len(set(scores)) > 1 and len(set(finals)) > 1:
-            # Slow to import, and needed only at the end.
+            # Slow to import, and needed when all is over.
             from scipy.stats import spearmanr
 
-            # Rung scores follow the direction of the quality objective, so no sign changes.
+            # Rung scores follow the direction of the quality objective: no sign to turn.
             correlation = float(spearmanr(scores, finals).statistic)
             found.append(RungFidelity(step, correlation, len(values)))
     return tuple(found)
 
 
 def _regret(trial: Trial, complete: Sequence[Trial], objectives: Sequence[Objective]) -> float:
-    """Return how much better a trial is than every complete one that costs no more."""
+    """By how much a trial is better than every complete one that costs no more."""
     quality, *costs = objectives
     peers = [
         quality.sign() * peer.values[quality.name]

@@ -1,7 +1,7 @@
 """The torch side: knows one model, attaches plans to it, prices, saves and exports them."""
 
-from autopeft.utils.quiet import QUANTIZERS, quiet_loggers
+from autopeft.utils.quiet import hushed
 
-with quiet_loggers(*QUANTIZERS):
+with hushed():
     # It imports the packages that quantize weights, where they are installed.
     import peft as peft

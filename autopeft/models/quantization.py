@@ -7,6 +7,7 @@ as they are. Sources: LLM.int8 arXiv 2208.07339, QLoRA arXiv 2305.14314.
 from __future__ import annotations
 
 import importlib.util
+import logging
 import math
 import re
 from collections.abc import Mapping
@@ -23,7 +24,7 @@ from autopeft.costs.table import ENCODER
 from autopeft.errors import SettingsError
 from autopeft.methods import LINEAR_ROLES
 from autopeft.models.loading import first_line
-from autopeft.utils.quiet import QUANTIZERS, quiet_loggers, silence
+from autopeft.utils.quiet import hushed
 
 NONE = "none"
 """The weights stay as they are."""
@@ -148,7 +149,7 @@ def check_backend(name: str, device: str) -> None:
     if device.startswith("cuda") and not torch.cuda.is_available():
         return
     try:
-        with quiet_loggers(*QUANTIZERS):
+        with hushed():
             module = scheme.quantized(nn.Linear(64, 64, device=device).requires_grad_(False))
             x = torch.ones(2, 64, device=device, requires_grad=True)
             module(x).sum().backward()
@@ -237,7 +238,7 @@ def steady(model: nn.Module) -> None:
         weight = module._parameters.get("weight")
         if type(weight).__name__ == "Int8Params":
             weight.to = _Staying(weight)  # type: ignore[union-attr, method-assign]
-    silence("bitsandbytes.autograd._functions")
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 
 
 class _Staying:

@@ -29,9 +29,9 @@ from autopeft.plan import Candidate
 from autopeft.searcher.pruner import make_pruner
 from autopeft.searcher.samplers.base import Pricer
 from autopeft.searcher.samplers.optuna_adapters import make_sampler
-from autopeft.searcher.samplers.warm_start import Prior, PriorTrial
+from autopeft.searcher.samplers.warm_start import Prior, WarmStartTrial
 from autopeft.searcher.space import initial_design
-from autopeft.searcher.space.encoding import Genome
+from autopeft.searcher.space.encoding import Point
 from autopeft.searcher.space.space import SearchSpace
 from autopeft.searcher.study import StudyStore, distribution
 from autopeft.trial import Decision, Trial, front_of
@@ -94,7 +94,7 @@ class SearchController:
         resume: bool = False,
         eta: float = 3.0,
         audit_share: float = 0.0,
-        prior: Sequence[PriorTrial] = (),
+        prior: Sequence[WarmStartTrial] = (),
     ) -> None:
         self.space = space
         self.objectives = _objectives(objectives)
@@ -134,7 +134,7 @@ class SearchController:
         self._counts: Counter[str] = Counter()  # trials by state and by origin
         self._digests: set[str] = set()
         self._queue: deque[tuple[Candidate, str]] = deque()
-        self._loras: Sequence[Genome] = initial_design.lora_choices(space.codec)
+        self._loras: Sequence[Point] = initial_design.lora_choices(space.encoder)
         self._audit_share = audit_share
         self._n_audited = 0
         # Not the same stop in every search: the first ones are of a kind, the baselines.
@@ -172,9 +172,9 @@ class SearchController:
         if not self._n_baselines or n_baselines > self._n_baselines + n_searched / _ONE_LORA_IN:
             return None
         while self._loras:
-            genome = self._store.propose_baseline(self._loras)
-            self._loras = [other for other in self._loras if other is not genome]
-            candidate = self.space.codec.candidate(genome)
+            point = self._store.propose_baseline(self._loras)
+            self._loras = [other for other in self._loras if other is not point]
+            candidate = self.space.encoder.to_candidate(point)
             if self._acceptable(candidate) is not None:
                 return candidate
         return None
@@ -197,12 +197,14 @@ class SearchController:
     def _any_left(self) -> Trial | None:
         """Something not tried yet, found by drawing, else by going through a small space."""
         for attempt in range(300):
-            draw = self.space.drawer.stratified if attempt % 2 else self.space.drawer.uniform
-            candidate = self.space.codec.candidate(draw(self._rng))
+            sampler = self.space.point_sampler
+            point = sampler.stratified(self._rng) if attempt % 2 else sampler.uniform(self._rng)
+            candidate = self.space.encoder.to_candidate(point)
             price = self._acceptable(candidate)
             if price is not None:
                 return self._start(candidate, "search", price)
-        for candidate in self.space.enumerate(limit=20_000):
+        for point in self.space.enumerate(limit=20_000):
+            candidate = self.space.encoder.to_candidate(point)
             price = self._acceptable(candidate)
             if price is not None:
                 return self._start(candidate, "search", price)
@@ -426,9 +428,10 @@ class SearchController:
         """Some candidate must keep the constraints."""
         if not self.constraints:
             return
-        draws = [self.space.drawer.stratified(self._rng) for _ in range(100)]
-        cheapest = min(draws, key=lambda genome: float(self.space.drawer.params(genome.options)))
-        prices = [self.prices.price(self.space.codec.candidate(g)) for g in (cheapest, *draws)]
+        draws = [self.space.point_sampler.stratified(self._rng) for _ in range(100)]
+        cheapest = min(draws, key=lambda point: float(self.space.n_params(point.options)))
+        candidates = map(self.space.encoder.to_candidate, (cheapest, *draws))
+        prices = [self.prices.price(candidate) for candidate in candidates]
         for limit in self.constraints:
             if not any(limit.allows(price) for price in prices):
                 least = min(getattr(price, limit.name) for price in prices)

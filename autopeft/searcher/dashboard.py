@@ -37,7 +37,7 @@ class Figure:
         return json.dumps({"data": self.data, "layout": self.layout})
 
 
-class Noticeboard:
+class DashboardWriter:
     """Writes notes and graphs to a study, not more often than every so many seconds.
 
     Args:

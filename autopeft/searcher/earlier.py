@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from autopeft.searcher.samplers.warm_start import PriorTrial, as_prior
+from autopeft.searcher.samplers.warm_start import WarmStartTrial, warm_start_trials
 from autopeft.searcher.study import read_study
 
 
-def read_prior(storage: str, study_name: str) -> tuple[PriorTrial, ...]:
+def read_warm_start(storage: str, study_name: str) -> tuple[WarmStartTrial, ...]:
     """Return the complete trials of an earlier search.
 
     Args:
@@ -16,4 +16,4 @@ def read_prior(storage: str, study_name: str) -> tuple[PriorTrial, ...]:
     Raises:
         StorageError: if there is no such study.
     """
-    return as_prior(*read_study(storage, study_name))
+    return warm_start_trials(*read_study(storage, study_name))

@@ -14,7 +14,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from autopeft.errors import SettingsError
-from autopeft.searcher.samplers.base import STAND_INS
+from autopeft.searcher.samplers.base import COST_PROXIES
 
 _EARLY = 1.0 / 3.0
 """Share of a training in which rungs may stop it: a late stop saves little and risks as much."""
@@ -152,7 +152,7 @@ class GapPruner(BasePruner):
     def _names(self, study: optuna.study.Study) -> tuple[str, ...]:
         if self._costs is not None:
             return self._costs
-        return tuple(STAND_INS.get(name, name) for name in (study.metric_names or [])[1:])
+        return tuple(COST_PROXIES.get(name, name) for name in (study.metric_names or [])[1:])
 
 
 def gaps_among(
@@ -195,7 +195,7 @@ def _beats(peer: _Peer, me: _Peer) -> bool:
     return bool(common) and peer.scores[max(common)] > me.scores[max(common)]
 
 
-class QualityPruner(BasePruner):
+class SingleObjectivePruner(BasePruner):
     """One of Optuna's own pruners, on the quality curve of a study with several directions.
 
     Optuna's pruners refuse such studies, so they get to see a shadow of it: the same trials in
@@ -274,7 +274,7 @@ def make_pruner(
         SettingsError: if there is no such pruner.
     """
     if isinstance(name, BasePruner):
-        return name if isinstance(name, GapPruner) else QualityPruner(name)
+        return name if isinstance(name, GapPruner) else SingleObjectivePruner(name)
     if name == "gap":
         return GapPruner(eta)
     if name in ("none", "nop"):
@@ -284,4 +284,4 @@ def make_pruner(
         close = difflib.get_close_matches(str(name), PRUNERS, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(PRUNERS)}"
         raise SettingsError("pruner", name, "no such pruner", hint)
-    return QualityPruner(_OPTUNA[name](eta, max(1, first_rung), max(1, last_rung)))
+    return SingleObjectivePruner(_OPTUNA[name](eta, max(1, first_rung), max(1, last_rung)))

@@ -8,9 +8,9 @@ in one transaction, intermediate values are stored, and the pruner is asked dire
 
 from __future__ import annotations
 
-import logging
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,12 +35,11 @@ from autopeft.errors import StorageError
 from autopeft.plan import Candidate, TrainSettings
 from autopeft.plan_text import read_plan, write_plan
 from autopeft.searcher.pruner import PRICE_KEY, TRAIN_KEY, GapPruner
-from autopeft.searcher.space.encoding import Genome
+from autopeft.searcher.space.encoding import Point
 from autopeft.trial import State, Trial
-from autopeft.utils.quiet import ignored, silence
 
 if TYPE_CHECKING:
-    from autopeft.searcher.dashboard import Noticeboard
+    from autopeft.searcher.dashboard import DashboardWriter
 
 _CONSTRAINT = "constraints:pruned"
 """System attribute behind `Trial.set_constraint("pruned", ...)`."""
@@ -144,7 +143,7 @@ class StudyStore:
         *,
         resume: bool = False,
     ) -> None:
-        silence("optuna", logging.WARNING)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
         opened = open_storage(storage)
         shown = name if storage is None else str(storage)
         directions = [objective.direction for objective in objectives]
@@ -162,7 +161,8 @@ class StudyStore:
                     pruner=pruner,
                     directions=directions,
                 )
-                with ignored(optuna.exceptions.ExperimentalWarning):
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                     self.study.set_metric_names(names)
         except optuna.exceptions.DuplicatedStudyError:
             raise StorageError(
@@ -184,7 +184,7 @@ class StudyStore:
             )
         self._storage = self.study._storage
         self._objectives = tuple(objectives)
-        self._board: Noticeboard | None = None
+        self._board: DashboardWriter | None = None
         self._ids = {t.number: t._trial_id for t in self.study.get_trials(deepcopy=False)}
 
     # --- proposing -------------------------------------------------------------------------------
@@ -201,10 +201,10 @@ class StudyStore:
         """Where the last proposal came from: "design" or "search"."""
         return str(getattr(self.study.sampler, "origin", "search"))
 
-    def propose_baseline(self, choices: Sequence[Genome]) -> Genome:
+    def propose_baseline(self, choices: Sequence[Point]) -> Point:
         """Which of some LoRA baselines the sampler would try next."""
         propose = getattr(self.study.sampler, "propose_baseline", None)
-        found: Genome = propose(self.study, choices) if propose is not None else choices[0]
+        found: Point = propose(self.study, choices) if propose is not None else choices[0]
         return found
 
     # --- trials ----------------------------------------------------------------------------------
@@ -309,9 +309,9 @@ class StudyStore:
             return
         if self._board is None:
             # Imported here: the dashboard's server takes a moment to load.
-            from autopeft.searcher.dashboard import Noticeboard
+            from autopeft.searcher.dashboard import DashboardWriter
 
-            self._board = Noticeboard(self.study, self._objectives)
+            self._board = DashboardWriter(self.study, self._objectives)
         if now or self._board.is_due:
             self._board.post(trials())
 

@@ -17,7 +17,7 @@ import responses
 from numpy.typing import NDArray
 from responses import BASE_QUALITY, KINDS, Response
 
-from autopeft.searcher.space.encoding import POSITION_STEPS, Genome
+from autopeft.searcher.space.encoding import POSITION_STEPS, Point
 from autopeft.searcher.space.space import SearchSpace
 
 Array = NDArray[np.float64]
@@ -45,7 +45,7 @@ def area(params: Sequence[float], qualities: Sequence[float], space: SearchSpace
 
 
 class Oracle:
-    """True qualities of thousands of genomes at once.
+    """True qualities of thousands of points at once.
 
     Args:
         response: The landscape.
@@ -72,7 +72,7 @@ class Oracle:
         effects = self._effects[np.arange(len(grid.units)), options]
         methods = grid.method_of[options]
         used = np.stack([(methods == m).any(axis=1) for m in range(len(grid.methods))], axis=1)
-        params = self._space.drawer.params(options)
+        params = self._space.n_params(options)
         rates = np.repeat(positions[:, None], len(grid.methods), axis=1)
         return params, self._response.quality(effects, used, rates, params)
 
@@ -103,7 +103,7 @@ def best_known(kind: str, seed: int, space: SearchSpace, n_rounds: int = 80) -> 
 def _climb(response: Response, space: SearchSpace, n_rounds: int) -> tuple[Array, Array]:
     """(parameters, qualities) of a front that no single change improves much any more."""
     rng, oracle = np.random.default_rng(0), Oracle(response, space)
-    start = [space.drawer.stratified(rng) for _ in range(2000)]
+    start = [space.point_sampler.stratified(rng) for _ in range(2000)]
     options = np.array([g.options for g in start])
     positions = np.array([g.position for g in start])
     params, qualities = oracle(options, positions)
@@ -142,14 +142,14 @@ def _strays(
     space: SearchSpace, options: NDArray[np.int64], positions: Array, rng: np.random.Generator
 ) -> tuple[NDArray[np.int64], Array]:
     """Larger changes: several units at once, children of two members, the method everywhere."""
-    genomes = []
+    points = []
     for _ in range(600):
         one, two = rng.integers(len(options), size=2)
-        genome = Genome(options[one], float(positions[one]))
+        point = Point(options[one], float(positions[one]))
         if rng.random() < 0.3:
-            other = Genome(options[two], float(positions[two]))
-            genome = space.mover.crossover(genome, other, rng)
+            other = Point(options[two], float(positions[two]))
+            point = space.neighborhood.crossover(point, other, rng)
         for _ in range(int(rng.integers(1, 4))):
-            genome = space.mover.mutate(genome, rng)
-        genomes.append(genome)
-    return np.array([g.options for g in genomes]), np.array([g.position for g in genomes])
+            point = space.neighborhood.mutate(point, rng)
+        points.append(point)
+    return np.array([g.options for g in points]), np.array([g.position for g in points])

@@ -227,8 +227,8 @@ def suggest(
 
 
 def _tried(response: Response, candidate: Candidate, ask_seconds: float) -> Tried:
-    genome = _space().codec.genome(candidate)
-    params = float(_space().drawer.params(genome.options))
+    point = _space().encoder.from_candidate(candidate)
+    params = float(_space().n_params(point.options))
     return Tried(params, response.truth(candidate), ask_seconds)
 
 

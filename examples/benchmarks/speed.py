@@ -563,7 +563,7 @@ def _ask_times(n_trials: int, *, n_blocks: int = 80) -> list[dict[str, float]]:
         n_done = 0
         for mark in (n for n in (100, 300, 1000, 3000, 10_000) if n <= n_trials):
             while n_done < mark:
-                controller.enqueue(space.draw_stratified(rng))
+                controller.enqueue(space.sample_stratified(rng))
                 _timed_trial(controller, rng)
                 n_done += 1
             spent = [_timed_trial(controller, rng) for _ in range(7)]

@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 from optuna.trial import TrialState, create_trial
 
 from autopeft.errors import SettingsError
-from autopeft.searcher.pruner import PRUNERS, GapPruner, QualityPruner, gaps_among, make_pruner
+from autopeft.searcher.pruner import (
+    PRUNERS,
+    GapPruner,
+    SingleObjectivePruner,
+    gaps_among,
+    make_pruner,
+)
 
 
 def study_of(rows, directions=("maximize", "minimize")):
@@ -141,7 +147,7 @@ def test_gaps():
 def test_optunas_own_pruners_work_on_several_directions(name):
     study = optuna.create_study(directions=["maximize", "minimize"])
     pruner = make_pruner(name, first_rung=1, last_rung=9)
-    assert isinstance(pruner, QualityPruner)
+    assert isinstance(pruner, SingleObjectivePruner)
     decisions = []
     for number in range(60):
         quality = 0.9 if number % 2 else 0.0

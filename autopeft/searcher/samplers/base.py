@@ -12,10 +12,10 @@ from autopeft.costs import Price
 from autopeft.costs.constraints import Constraint
 from autopeft.costs.objectives import Objective
 from autopeft.plan import Candidate
-from autopeft.searcher.space.encoding import Genome
+from autopeft.searcher.space.encoding import Point
 from autopeft.searcher.space.space import SearchSpace
 
-STAND_INS: Mapping[str, str] = {"train_seconds": "train_flops", "latency_ms": "inference_flops"}
+COST_PROXIES: Mapping[str, str] = {"train_seconds": "train_flops", "latency_ms": "inference_flops"}
 """Costs not known before training, and the priced cost that moves with each."""
 
 
@@ -31,7 +31,7 @@ class Seen:
     """One earlier trial.
 
     Attributes:
-        genome: What was tried; None if it is no point of the space.
+        point: What was tried; None if it is no point of the space.
         state: How it stands.
         objectives: Values in the objectives' own directions; NaN where unknown.
         price: Its price.
@@ -39,7 +39,7 @@ class Seen:
         origin: Where it came from; "baseline" for a LoRA.
     """
 
-    genome: Genome | None
+    point: Point | None
     state: Literal["complete", "pruned", "failed", "running"]
     objectives: tuple[float, ...]
     price: Mapping[str, float]
@@ -47,7 +47,7 @@ class Seen:
     origin: str = "search"
 
 
-class Proposer(Protocol):
+class Sampler(Protocol):
     """Whoever chooses the next point.
 
     Attributes:
@@ -56,14 +56,14 @@ class Proposer(Protocol):
 
     origin: str
 
-    def propose(self, history: Sequence[Seen]) -> Genome:
+    def propose(self, history: Sequence[Seen]) -> Point:
         """The next point."""
 
-    def propose_baseline(self, history: Sequence[Seen], choices: Sequence[Genome]) -> Genome:
+    def propose_baseline(self, history: Sequence[Seen], choices: Sequence[Point]) -> Point:
         """Which of some LoRA baselines to try next."""
 
 
-class StratifiedProposer:
+class StratifiedSampler:
     """Random draws, spread over cost on a log scale.
 
     Args:
@@ -89,25 +89,25 @@ class StratifiedProposer:
         self.rng = np.random.default_rng(seed)
         self.origin = "search"
 
-    def propose(self, history: Sequence[Seen]) -> Genome:
+    def propose(self, history: Sequence[Seen]) -> Point:
         """The next point; not one of the history's, as far as drawing finds another."""
-        known = {seen.genome.key for seen in history if seen.genome is not None}
+        known = {seen.point.key for seen in history if seen.point is not None}
         low, high = self.log_cost_range()
-        genome = self.space.drawer.at_cost(self.rng, self.rng.uniform(low, high))
+        point = self.space.point_sampler.at_cost(self.rng, self.rng.uniform(low, high))
         for _ in range(50):
-            if genome.key not in known and self.is_allowed(genome):
+            if point.key not in known and self.is_allowed(point):
                 break
-            genome = self.space.drawer.at_cost(self.rng, self.rng.uniform(low, high))
-        return genome
+            point = self.space.point_sampler.at_cost(self.rng, self.rng.uniform(low, high))
+        return point
 
-    def is_allowed(self, genome: Genome) -> bool:
+    def is_allowed(self, point: Point) -> bool:
         """Whether its price keeps the constraints."""
         if not self.constraints:
             return True
-        price = self.pricer.price(self.space.codec.candidate(genome))
+        price = self.pricer.price(self.space.encoder.to_candidate(point))
         return all(limit.allows(price) for limit in self.constraints)
 
-    def propose_baseline(self, history: Sequence[Seen], choices: Sequence[Genome]) -> Genome:
+    def propose_baseline(self, history: Sequence[Seen], choices: Sequence[Point]) -> Point:
         """The first of the choices: they come most telling first."""
         return choices[0]
 

@@ -13,30 +13,30 @@ from typing import Any
 
 import numpy as np
 
-from autopeft.searcher.space.encoding import Codec, Genome, snap
-from autopeft.searcher.space.sampling import spend
+from autopeft.searcher.space.encoding import Encoder, Point, snap
+from autopeft.searcher.space.sampling import allocate
 
 _WIDEST = 2.0
 """A unit may get exp(2) times the mean share, or exp(-2) times."""
 
 
-class BudgetFirst:
+class BudgetFirstEncoding:
     """Parameters `log_cost`, `lr_position`, and for each unit method, placement and share.
 
     Args:
-        codec: Of the space.
+        encoder: Of the space.
         head_params: Parameters every candidate trains.
         log_range: Natural logarithms of fewest and most trainable parameters.
     """
 
-    def __init__(self, codec: Codec, head_params: int, log_range: tuple[float, float]) -> None:
-        self._codec = codec
+    def __init__(self, encoder: Encoder, head_params: int, log_range: tuple[float, float]) -> None:
+        self._encoder = encoder
         self._head = head_params
         self._range = log_range
 
     def parameters(self) -> dict[str, dict[str, Any]]:
-        """As plain data; see `Codec.parameters`."""
-        plain = self._codec.parameters()
+        """As plain data; see `Encoder.parameters`."""
+        plain = self._encoder.parameters()
         low, high = self._range
         result: dict[str, dict[str, Any]] = {
             "log_cost": {"kind": "float", "low": low, "high": high}
@@ -44,15 +44,15 @@ class BudgetFirst:
         for name, row in plain.items():
             if not name.endswith(".rank"):
                 result[name] = {key: value for key, value in row.items() if key != "when"}
-        for unit in self._codec.grid.units:
+        for unit in self._encoder.grid.units:
             result[f"{unit.name}.share"] = {"kind": "float", "low": -1.0, "high": 1.0}
         return result
 
-    def decode(self, values: Mapping[str, Any]) -> Genome:
-        """The genome of such parameters: ranks are found so that costs fit total and shares."""
-        grid = self._codec.grid
+    def decode(self, values: Mapping[str, Any]) -> Point:
+        """The point of such parameters: ranks are found so that costs fit total and shares."""
+        grid = self._encoder.grid
         plain = {k: v for k, v in values.items() if not k.endswith((".share", "log_cost"))}
-        rough = self._codec.from_params({**plain, **{f"{u.name}.rank": 1 for u in grid.units}})
+        rough = self._encoder.from_params({**plain, **{f"{u.name}.rank": 1 for u in grid.units}})
         wanted = math.exp(float(values["log_cost"])) - self._head
         shares = np.array([_WIDEST * float(values[f"{unit.name}.share"]) for unit in grid.units])
         options = np.zeros(len(grid.units), dtype=np.int64)
@@ -75,14 +75,14 @@ class BudgetFirst:
             costs = np.full((len(kept), width), np.inf)
             for row, unit in enumerate(kept):
                 costs[row, : len(ladders[unit])] = grid.params[unit, ladders[unit]]
-            picks = spend(costs, np.exp(shares[kept]), wanted)
+            picks = allocate(costs, np.exp(shares[kept]), wanted)
             for row, unit in enumerate(kept):
                 options[unit] = ladders[unit][int(picks[row])]
-        return Genome(options, rough.position, rough.alpha, rough.dropout)
+        return Point(options, rough.position, rough.alpha, rough.dropout)
 
     def _ladder(self, unit: int, option: int) -> list[int]:
         """The options with the same method and placement, by cost."""
-        grid = self._codec.grid
+        grid = self._encoder.grid
         alike = (
             (grid.method_of == grid.method_of[option])
             & (grid.placement_of == grid.placement_of[option])
@@ -90,11 +90,11 @@ class BudgetFirst:
         )
         return sorted((int(o) for o in np.flatnonzero(alike)), key=lambda o: grid.params[unit, o])
 
-    def encode(self, genome: Genome) -> dict[str, Any]:
-        """Parameters whose decoding comes near the genome."""
-        grid = self._codec.grid
-        plain = self._codec.params(genome)
-        costs = grid.params[np.arange(len(grid.units)), genome.options]
+    def encode(self, point: Point) -> dict[str, Any]:
+        """Parameters whose decoding comes near the point."""
+        grid = self._encoder.grid
+        plain = self._encoder.to_params(point)
+        costs = grid.params[np.arange(len(grid.units)), point.options]
         total = float(costs.sum()) + self._head
         mean = float(costs[costs > 0].mean()) if (costs > 0).any() else 1.0
         low, high = self._range
@@ -112,27 +112,27 @@ class BudgetFirst:
         return values
 
 
-class Plain:
+class PlainEncoding:
     """The plain parameters, all of them always there: what samplers without conditions need.
 
     Args:
-        codec: Of the space.
+        encoder: Of the space.
     """
 
-    def __init__(self, codec: Codec) -> None:
-        self._codec = codec
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
 
     def parameters(self) -> dict[str, dict[str, Any]]:
-        """As plain data; see `Codec.parameters`."""
-        return self._codec.parameters()
+        """As plain data; see `Encoder.parameters`."""
+        return self._encoder.parameters()
 
-    def decode(self, values: Mapping[str, Any]) -> Genome:
-        """The genome of such parameters."""
-        return self._codec.from_params(values)
+    def decode(self, values: Mapping[str, Any]) -> Point:
+        """The point of such parameters."""
+        return self._encoder.from_params(values)
 
-    def encode(self, genome: Genome) -> dict[str, Any]:
-        """The parameters of a genome; what it has no use for gets a middling value."""
-        plain = self._codec.params(genome)
+    def encode(self, point: Point) -> dict[str, Any]:
+        """The parameters of a point; what it has no use for gets a middling value."""
+        plain = self._encoder.to_params(point)
         return {name: plain.get(name, _default(row)) for name, row in self.parameters().items()}
 
 

@@ -1,4 +1,4 @@
-"""Costs of hundreds of genomes at once: exact where they are sums, near where depth counts too."""
+"""Costs of hundreds of points at once: exact where they are sums, near where depth counts too."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autopeft.costs.objectives import Objective
-from autopeft.searcher.samplers.base import STAND_INS, Pricer, Seen
-from autopeft.searcher.space.encoding import Genome
+from autopeft.searcher.samplers.base import COST_PROXIES, Pricer, Seen
+from autopeft.searcher.space.encoding import Point
 from autopeft.searcher.space.space import SearchSpace
 
 Array = NDArray[np.float64]
@@ -35,7 +35,7 @@ class CostModel:
         self._space = space
         self._pricer = pricer
         self._costs = tuple(objectives[1:])
-        self._priced = [STAND_INS.get(cost.name, cost.name) for cost in self._costs]
+        self._priced = [COST_PROXIES.get(cost.name, cost.name) for cost in self._costs]
         self._lines = np.tile([0.0, 1.0], (len(self._costs), 1))
         self._tables: dict[str, tuple[Array, Array, float]] = {}
         self._ratios = {name: self._ratio(name) for name in dict.fromkeys(self._priced)}
@@ -60,22 +60,22 @@ class CostModel:
             self._lines[k] = y.mean() - slope * x.mean(), slope
             self.__dict__.pop("worst", None)
 
-    def fast(self, genomes: Sequence[Genome]) -> Array:
+    def fast(self, points: Sequence[Point]) -> Array:
         """Logarithms of the costs, shape (n, n_costs)."""
-        options = np.array([genome.options for genome in genomes])
-        return self._lined([self._values(name, options) for name in self._priced], len(genomes))
+        options = np.array([point.options for point in points])
+        return self._lined([self._values(name, options) for name in self._priced], len(points))
 
-    def effort(self, genomes: Sequence[Genome]) -> Array:
+    def effort(self, points: Sequence[Point]) -> Array:
         """FLOPs of training each, near enough, beside a small adapter at full depth; shape (n,)."""
-        options = np.array([genome.options for genome in genomes])
+        options = np.array([point.options for point in points])
         full_depth = float(self._table("train_flops")[0][0])
         return self._summed("train_flops", options) / max(full_depth, 1e-9)
 
-    def exact(self, genomes: Sequence[Genome]) -> Array:
+    def exact(self, points: Sequence[Point]) -> Array:
         """The same from the pricer itself, one by one."""
-        prices = [self._pricer.price(self._space.codec.candidate(g)) for g in genomes]
+        prices = [self._pricer.price(self._space.encoder.to_candidate(g)) for g in points]
         values = [np.array([float(getattr(p, name)) for p in prices]) for name in self._priced]
-        return self._lined(values, len(genomes))
+        return self._lined(values, len(points))
 
     def of(self, seen: Seen) -> Array:
         """The costs of an earlier trial: as measured, else as priced; shape (n_costs,)."""
@@ -91,7 +91,7 @@ class CostModel:
         """Costs of the dearest plan, shape (n_costs,)."""
         grid = self._space.grid
         dearest = np.where(grid.legal, grid.params, -1.0).argmax(axis=1)
-        values: Array = self.exact([Genome(dearest)])[0]
+        values: Array = self.exact([Point(dearest)])[0]
         return values
 
     def _lined(self, values: Sequence[Array], n: int) -> Array:
@@ -104,7 +104,7 @@ class CostModel:
     def _values(self, name: str, options: NDArray[np.int64]) -> Array:
         ratio = self._ratios[name]
         if ratio is not None:
-            scaled: Array = ratio * self._space.drawer.params(options)
+            scaled: Array = ratio * self._space.n_params(options)
             return scaled
         return self._summed(name, options)
 
@@ -120,9 +120,9 @@ class CostModel:
     def _ratio(self, name: str) -> float | None:
         """The constant that makes a cost of trainable parameters, if there is one."""
         rng = np.random.default_rng(0)
-        probes = [self._space.drawer.stratified(rng) for _ in range(_N_PROBES)]
-        params = self._space.drawer.params(np.array([g.options for g in probes]))
-        prices = [self._pricer.price(self._space.codec.candidate(g)) for g in probes]
+        probes = [self._space.point_sampler.stratified(rng) for _ in range(_N_PROBES)]
+        params = self._space.n_params(np.array([g.options for g in probes]))
+        prices = [self._pricer.price(self._space.encoder.to_candidate(g)) for g in probes]
         ratios = np.array([float(getattr(p, name)) for p in prices]) / np.maximum(params, 1.0)
         return float(ratios[0]) if np.ptp(ratios) <= 1e-9 * abs(ratios[0]) else None
 
@@ -140,7 +140,7 @@ class CostModel:
             options = np.zeros(n_units, dtype=np.int64)
             for unit, option in choices.items():
                 options[unit] = option
-            candidate = self._space.codec.candidate(Genome(options))
+            candidate = self._space.encoder.to_candidate(Point(options))
             return float(getattr(self._pricer.price(candidate), name))
 
         cheapest = np.where(grid.legal, grid.params, np.inf)[:, 1:].argmin(axis=1) + 1

@@ -47,7 +47,7 @@ _FIT_AT_MOST = 120
 
 
 @dataclass(frozen=True)
-class Points:
+class Features:
     """Plans as the kernel sees them.
 
     Attributes:
@@ -69,9 +69,9 @@ class Points:
     def __len__(self) -> int:
         return len(self.position)
 
-    def take(self, rows: NDArray[np.int64]) -> Points:
+    def take(self, rows: NDArray[np.int64]) -> Features:
         """Some of them."""
-        return Points(
+        return Features(
             self.position[rows],
             self.log_cost[rows],
             self.shares[rows],
@@ -101,7 +101,7 @@ class Embedding:
         keep = values > 0.02 * values.max()
         self._smoother = vectors[:, keep] * np.sqrt(values[keep])  # (units, fewer)
 
-    def points(self, options: NDArray[np.int64], position: Array, log_params: Array) -> Points:
+    def features(self, options: NDArray[np.int64], position: Array, log_params: Array) -> Features:
         """Plans as the kernel sees them.
 
         Args:
@@ -117,7 +117,7 @@ class Embedding:
             [(methods == m).mean(axis=1) for m in range(len(self._grid.methods) + 1)], axis=1
         )
         depths = np.tensordot(vectors, self._smoother, axes=(1, 0))  # (n, d, fewer)
-        return Points(
+        return Features(
             position,
             (log_params - low) / max(high - low, 1e-9),
             shares,
@@ -162,7 +162,7 @@ def _square_distances(a: Array, b: Array) -> Array:
     return np.maximum(squares, 0.0)
 
 
-def terms(a: Points, b: Points, scales: tuple[float, float]) -> list[Array]:
+def terms(a: Features, b: Features, scales: tuple[float, float]) -> list[Array]:
     """The kernel's terms between two sets of plans, each of shape (len(a), len(b)).
 
     Args:
@@ -188,7 +188,7 @@ def terms(a: Points, b: Points, scales: tuple[float, float]) -> list[Array]:
     ]
 
 
-class Surrogate:
+class GaussianProcess:
     """The Gaussian process. Fit, then predict; weights of the terms are kept between fits.
 
     Args:
@@ -200,28 +200,28 @@ class Surrogate:
         self._log_weights = np.append(_PRIOR, _NOISE_PRIOR)
         self._fitted_on = 0
 
-    def fit(self, points: Points, values: Array, extra_noise: Array | None = None) -> None:
+    def fit(self, features: Features, values: Array, extra_noise: Array | None = None) -> None:
         """Learn from trials.
 
         Args:
-            points: Their plans.
+            features: Their plans.
             values: Their qualities, larger is better, shape (n,).
             extra_noise: Standard deviations of values that are themselves estimates, in the unit
                 of the values, shape (n,).
         """
         center, spread = float(np.median(values)), float(np.std(values))
         self._center, self._spread = center, spread if spread > 0 else 1.0
-        self._points = points
+        self._points = features
         self._values = (values - center) / self._spread
         self._extra = np.zeros(len(values)) if extra_noise is None else extra_noise / self._spread
         self._scales = (
-            max(float(np.median(_square_distances(points.total, points.total))), 1e-6),
-            max(float(np.median(_square_distances(points.blocks, points.blocks))), 1e-6),
+            max(float(np.median(_square_distances(features.total, features.total))), 1e-6),
+            max(float(np.median(_square_distances(features.blocks, features.blocks))), 1e-6),
         )
-        parts = terms(points, points, self._scales)
-        if len(points) > 1.15 * self._fitted_on or len(points) < self._fitted_on:
+        parts = terms(features, features, self._scales)
+        if len(features) > 1.15 * self._fitted_on or len(features) < self._fitted_on:
             self._learn(parts)
-            self._fitted_on = len(points)
+            self._fitted_on = len(features)
         self._factor(parts)
 
     def _learn(self, parts: list[Array]) -> None:
@@ -280,32 +280,32 @@ class Surrogate:
         """How much each term counts (variance, in units of the values' variance)."""
         return dict(zip((*TERMS, "noise"), np.exp(self._log_weights).tolist(), strict=True))
 
-    def predict(self, points: Points) -> tuple[Array, Array]:
+    def predict(self, features: Features) -> tuple[Array, Array]:
         """Mean and standard deviation of the noise-free quality, each of shape (n,)."""
         weights = np.exp(self._log_weights)[:-1]
-        parts = terms(points, self._points, self._scales)
-        cross = np.zeros((len(points), len(self._points)))
+        parts = terms(features, self._points, self._scales)
+        cross = np.zeros((len(features), len(self._points)))
         for weight, part in zip(weights, parts, strict=True):
             cross += weight * part
         mean = cross @ self._alpha
         half = solve_triangular(self._lower, cross.T, lower=True)
-        own = self._own_variance(points, weights)
+        own = self._own_variance(features, weights)
         variance = np.maximum(own - (half**2).sum(axis=0), 1e-9)
         return self._center + self._spread * mean, self._spread * np.sqrt(variance)
 
-    def _own_variance(self, points: Points, weights: Array) -> Array:
+    def _own_variance(self, features: Features, weights: Array) -> Array:
         diagonal = [
             1.0,
             1.0,
-            (points.shares**2).sum(axis=1),
+            (features.shares**2).sum(axis=1),
             1.0,
-            (points.total**2).sum(axis=1),
-            (points.depths**2).sum(axis=1),
-            (points.blocks**2).sum(axis=1),
+            (features.total**2).sum(axis=1),
+            (features.depths**2).sum(axis=1),
+            (features.blocks**2).sum(axis=1),
             1.0,
             1.0,
         ]
-        total = np.zeros(len(points))
+        total = np.zeros(len(features))
         for weight, part in zip(weights, diagonal, strict=True):
             total += weight * part
         return total

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autopeft.searcher.samplers.base import Seen
-from autopeft.searcher.space.encoding import Genome
+from autopeft.searcher.space.encoding import Point
 
 Array = NDArray[np.float64]
 
@@ -18,48 +18,48 @@ _N_TO_RELATE = 5
 
 
 @dataclass(frozen=True)
-class Evidence:
+class Observations:
     """Points and their qualities, larger is better.
 
     Attributes:
-        genomes: The points.
+        points: The points.
         values: Quality of each, shape (n,).
         noise: Standard deviation where the quality is only an estimate, else 0; shape (n,).
         is_final: False for estimates from a rung, which are on no front; shape (n,).
         trials: The trial behind each point, None for one that is not known yet.
     """
 
-    genomes: tuple[Genome, ...]
+    points: tuple[Point, ...]
     values: Array
     noise: Array
     is_final: NDArray[np.bool_]
     trials: tuple[Seen | None, ...]
 
     def extended(
-        self, genomes: Sequence[Genome], values: Array, noise: Array, *, is_final: bool = True
-    ) -> Evidence:
+        self, points: Sequence[Point], values: Array, noise: Array, *, is_final: bool = True
+    ) -> Observations:
         """With points that are being trained, at the quality expected of them."""
-        return Evidence(
-            (*self.genomes, *genomes),
+        return Observations(
+            (*self.points, *points),
             np.append(self.values, values),
             np.append(self.noise, noise),
-            np.append(self.is_final, np.full(len(genomes), is_final)),
-            (*self.trials, *(None for _ in genomes)),
+            np.append(self.is_final, np.full(len(points), is_final)),
+            (*self.trials, *(None for _ in points)),
         )
 
 
-def gather(history: Sequence[Seen], sign: float, n_most: int) -> Evidence:
+def gather(history: Sequence[Seen], sign: float, n_most: int) -> Observations:
     """Complete trials, and pruned ones at the quality their last rung predicts.
 
     Args:
         history: All trials.
         sign: +1 if quality is maximized, else -1.
-        n_most: Evidence to keep; the best, the latest and the final come first.
+        n_most: Observations to keep; the best, the latest and the final come first.
     """
-    complete = [s for s in history if s.state == "complete" and s.genome is not None]
+    complete = [s for s in history if s.state == "complete" and s.point is not None]
     rows = [(s, sign * s.objectives[0], 0.0, True) for s in complete]
     for seen in history:
-        if seen.state == "pruned" and seen.genome is not None and seen.rungs:
+        if seen.state == "pruned" and seen.point is not None and seen.rungs:
             estimate = _foresee(seen, complete, sign)
             if estimate is not None:
                 rows.append((seen, *estimate, False))
@@ -68,8 +68,8 @@ def gather(history: Sequence[Seen], sign: float, n_most: int) -> Evidence:
         score = values.argsort().argsort() / len(rows) + 0.5 * np.arange(len(rows)) / len(rows)
         score += [0.3 * is_final for *_, is_final in rows]
         rows = [rows[i] for i in np.sort(np.argsort(-score)[:n_most])]
-    return Evidence(
-        tuple(s.genome for s, *_ in rows if s.genome is not None),
+    return Observations(
+        tuple(s.point for s, *_ in rows if s.point is not None),
         np.array([value for _, value, _, _ in rows]),
         np.array([noise for _, _, noise, _ in rows]),
         np.array([is_final for *_, is_final in rows], dtype=bool),

@@ -16,11 +16,11 @@ from autopeft.costs.constraints import Constraint
 from autopeft.costs.objectives import Objective
 from autopeft.errors import SettingsError, SpaceError
 from autopeft.searcher.pruner import PRICE_KEY
-from autopeft.searcher.samplers.base import Pricer, Proposer, Seen, StratifiedProposer
-from autopeft.searcher.samplers.bayesian import GainProposer
-from autopeft.searcher.samplers.budget_first import BudgetFirst, Plain
+from autopeft.searcher.samplers.base import Pricer, Sampler, Seen, StratifiedSampler
+from autopeft.searcher.samplers.bayesian import BayesianSampler
+from autopeft.searcher.samplers.budget_first import BudgetFirstEncoding, PlainEncoding
 from autopeft.searcher.samplers.warm_start import Prior
-from autopeft.searcher.space.encoding import Genome
+from autopeft.searcher.space.encoding import Point
 from autopeft.searcher.space.space import SearchSpace
 from autopeft.searcher.study import STATES, distribution
 
@@ -28,7 +28,7 @@ _N_REPEATS = 30
 """Proposals of known points a stock sampler is forgiven before the fallback draws."""
 
 
-class ProposerSampler(BaseSampler):
+class OptunaAdapter(BaseSampler):
     """Lets a proposer choose all parameters of a trial at once.
 
     Works in any Optuna study whose trials carry their price in the user attribute "price".
@@ -38,7 +38,7 @@ class ProposerSampler(BaseSampler):
         proposer: Chooses the next point from the trials so far.
     """
 
-    def __init__(self, space: SearchSpace, proposer: Proposer) -> None:
+    def __init__(self, space: SearchSpace, proposer: Sampler) -> None:
         self.space = space
         self.proposer = proposer
         self._distributions = {name: distribution(row) for name, row in space.parameters.items()}
@@ -57,15 +57,15 @@ class ProposerSampler(BaseSampler):
         search_space: dict[str, BaseDistribution],
     ) -> dict[str, Any]:
         """The parameters of the proposed point: those it has."""
-        genome = self.proposer.propose(self.history(study, trial.number))
-        return self.space.codec.params(genome)
+        point = self.proposer.propose(self.history(study, trial.number))
+        return self.space.encoder.to_params(point)
 
     @property
     def origin(self) -> str:
         """Where the last proposal came from: "design" or "search"."""
         return self.proposer.origin
 
-    def propose_baseline(self, study: optuna.study.Study, choices: Sequence[Genome]) -> Genome:
+    def propose_baseline(self, study: optuna.study.Study, choices: Sequence[Point]) -> Point:
         """Which of some LoRA baselines to try next."""
         return self.proposer.propose_baseline(self.history(study), choices)
 
@@ -96,12 +96,12 @@ class ProposerSampler(BaseSampler):
 
     def _read(self, trial: FrozenTrial, n_objectives: int) -> Seen:
         try:
-            genome = self.space.codec.from_params(trial.params) if trial.params else None
+            point = self.space.encoder.from_params(trial.params) if trial.params else None
         except SpaceError:
-            genome = None
+            point = None
         values = trial.values if trial.state == TrialState.COMPLETE else None
         return Seen(
-            genome,
+            point,
             STATES[trial.state],
             tuple(values or [float("nan")] * n_objectives),
             trial.user_attrs.get(PRICE_KEY, {}),
@@ -110,7 +110,7 @@ class ProposerSampler(BaseSampler):
         )
 
 
-class AutoPeftSampler(ProposerSampler):
+class AutoPeftSampler(OptunaAdapter):
     """The default sampler: spread over cost first, then expected gain of the front.
 
     Args:
@@ -132,11 +132,11 @@ class AutoPeftSampler(ProposerSampler):
         prior: Prior | None = None,
     ) -> None:
         pricer = prices or PriceTable.from_topology(space.topology, prompt_sizes=space.prompt_sizes)
-        proposer = GainProposer(space, objectives, pricer, constraints, seed, prior=prior)
+        proposer = BayesianSampler(space, objectives, pricer, constraints, seed, prior=prior)
         super().__init__(space, proposer)
 
 
-class StockSampler(ProposerSampler):
+class WrappedSampler(OptunaAdapter):
     """One of Optuna's own samplers, fed with parameters that suit it.
 
     It works on a scratch study in memory, which holds the same trials under its parameters. There a
@@ -153,9 +153,9 @@ class StockSampler(ProposerSampler):
     def __init__(
         self,
         space: SearchSpace,
-        coding: Plain | BudgetFirst,
+        coding: PlainEncoding | BudgetFirstEncoding,
         inner: BaseSampler,
-        fallback: Proposer,
+        fallback: Sampler,
     ) -> None:
         super().__init__(space, fallback)
         self._coding = coding
@@ -172,19 +172,19 @@ class StockSampler(ProposerSampler):
         trial: FrozenTrial,
         search_space: dict[str, BaseDistribution],
     ) -> dict[str, Any]:
-        """The parameters of a new point, as the space's own codec writes them."""
+        """The parameters of a new point, as the space's own encoder writes them."""
         history = self.history(study, trial.number)
-        known = {seen.genome.key: seen for seen in history if seen.genome is not None}
+        known = {seen.point.key: seen for seen in history if seen.point is not None}
         scratch = self._follow(study, known)
         for _ in range(_N_REPEATS):
             inside = scratch.ask(self._inside)
-            genome = self._coding.decode(inside.params)
-            seen = known.get(genome.key)
+            point = self._coding.decode(inside.params)
+            seen = known.get(point.key)
             if seen is None:
-                self._open[genome.key] = inside.number
-                return self.space.codec.params(genome)
+                self._open[point.key] = inside.number
+                return self.space.encoder.to_params(point)
             self._tell(inside.number, seen)
-        return self.space.codec.params(self.proposer.propose(history))
+        return self.space.encoder.to_params(self.proposer.propose(history))
 
     def _follow(self, study: optuna.study.Study, known: Mapping[Any, Seen]) -> optuna.study.Study:
         """The scratch study with everything that ended since told to it."""
@@ -205,12 +205,12 @@ class StockSampler(ProposerSampler):
                 continue
             self._followed.add(trial.number)
             seen = self._seen.get(trial.number)
-            if seen is None or seen.genome is None or seen.genome.key in self._told:
+            if seen is None or seen.point is None or seen.point.key in self._told:
                 continue
             if seen.state == "complete":
                 self._scratch.add_trial(
                     create_trial(
-                        params=self._coding.encode(seen.genome),
+                        params=self._coding.encode(seen.point),
                         distributions=self._inside,
                         values=list(seen.objectives),
                     )
@@ -227,8 +227,8 @@ class StockSampler(ProposerSampler):
             self._scratch.tell(number, state=TrialState.PRUNED)
         else:
             self._scratch.tell(number, state=TrialState.FAIL)
-        if seen.genome is not None:
-            self._told.add(seen.genome.key)
+        if seen.point is not None:
+            self._told.add(seen.point.key)
 
 
 SAMPLERS: tuple[str, ...] = ("autopeft", "tpe", "nsga2", "gp", "random")
@@ -247,7 +247,7 @@ def make_sampler(
     """The sampler of that name.
 
     Args:
-        name: One of `SAMPLERS`, a `ProposerSampler`, or any sampler of Optuna's, which then works
+        name: One of `SAMPLERS`, a `OptunaAdapter`, or any sampler of Optuna's, which then works
             on the plain parameters.
         space: The search space.
         objectives: Quality first.
@@ -259,25 +259,27 @@ def make_sampler(
     Raises:
         SettingsError: if there is none.
     """
-    if isinstance(name, ProposerSampler):
+    if isinstance(name, OptunaAdapter):
         return name
     if name == "autopeft":
         return AutoPeftSampler(space, objectives, prices, constraints, seed, prior)
-    fallback = StratifiedProposer(space, objectives, prices, constraints, seed)
+    fallback = StratifiedSampler(space, objectives, prices, constraints, seed)
     if name == "random":
-        return ProposerSampler(space, fallback)
-    plain = Plain(space.codec)
+        return OptunaAdapter(space, fallback)
+    plain = PlainEncoding(space.encoder)
     if isinstance(name, BaseSampler):
-        return StockSampler(space, plain, name, fallback)
+        return WrappedSampler(space, plain, name, fallback)
     if name == "tpe":
-        coding = BudgetFirst(space.codec, space.topology.head_params, fallback.log_cost_range())
-        return StockSampler(space, coding, optuna.samplers.TPESampler(seed=seed), fallback)
+        coding = BudgetFirstEncoding(
+            space.encoder, space.topology.head_params, fallback.log_cost_range()
+        )
+        return WrappedSampler(space, coding, optuna.samplers.TPESampler(seed=seed), fallback)
     if name == "nsga2":
         inner = optuna.samplers.NSGAIISampler(population_size=20, seed=seed)
-        return StockSampler(space, plain, inner, fallback)
+        return WrappedSampler(space, plain, inner, fallback)
     if name == "gp":
         # Optuna's own needs torch, which is loaded here and only here.
-        return StockSampler(space, plain, optuna.samplers.GPSampler(seed=seed), fallback)
+        return WrappedSampler(space, plain, optuna.samplers.GPSampler(seed=seed), fallback)
     close = difflib.get_close_matches(str(name), SAMPLERS, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(SAMPLERS)}"
     raise SettingsError("sampler", name, "no such sampler", hint)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from autopeft.costs.objectives import Objective
 from autopeft.errors import SpaceError
 from autopeft.plan import Candidate
-from autopeft.searcher.space.encoding import Genome
+from autopeft.searcher.space.encoding import Point
 from autopeft.searcher.space.space import SearchSpace
 from autopeft.trial import Trial, front_of
 
@@ -35,7 +35,7 @@ _TRUST = 2.0
 
 
 @dataclass(frozen=True)
-class PriorTrial:
+class WarmStartTrial:
     """An earlier trial.
 
     Attributes:
@@ -57,12 +57,14 @@ class PriorTrial:
         }
 
     @classmethod
-    def from_json(cls, row: Mapping[str, Any]) -> PriorTrial:
+    def from_json(cls, row: Mapping[str, Any]) -> WarmStartTrial:
         """The trial that `to_json` wrote."""
         return cls(Candidate.from_json(row["candidate"]), row["quality"], row["is_on_front"])
 
 
-def as_prior(trials: Sequence[Trial], objectives: Sequence[Objective]) -> tuple[PriorTrial, ...]:
+def warm_start_trials(
+    trials: Sequence[Trial], objectives: Sequence[Objective]
+) -> tuple[WarmStartTrial, ...]:
     """Outcomes as prior knowledge: complete ones that have an adapter, the best first."""
     complete = [o for o in trials if o.state == "complete" and o.candidate.plan.specs]
     quality = objectives[0]
@@ -73,7 +75,7 @@ def as_prior(trials: Sequence[Trial], objectives: Sequence[Objective]) -> tuple[
     front = {o.number for o in front_of(complete, objectives)}
     order = np.argsort(-values, kind="stable")
     return tuple(
-        PriorTrial(
+        WarmStartTrial(
             complete[i].candidate,
             float((values[i] - values.mean()) / spread),
             complete[i].number in front,
@@ -87,19 +89,19 @@ class Prior:
     """Earlier trials as points of this search's space.
 
     Attributes:
-        genomes: The points.
+        points: The points.
         qualities: In spreads above the mean there, shape (n,).
         starters: Members of that front, as candidates of this search, cheapest first.
     """
 
-    genomes: tuple[Genome, ...] = ()
+    points: tuple[Point, ...] = ()
     qualities: Array = field(default_factory=lambda: np.zeros(0))
     starters: tuple[Candidate, ...] = ()
 
     @classmethod
-    def of(cls, trials: Sequence[PriorTrial], space: SearchSpace) -> Prior:
+    def of(cls, trials: Sequence[WarmStartTrial], space: SearchSpace) -> Prior:
         """Those that are points of the space; the rest is left out."""
-        genomes: list[Genome] = []
+        points: list[Point] = []
         qualities: list[float] = []
         starters: list[tuple[int, Candidate]] = []
         for trial in trials:
@@ -108,19 +110,21 @@ class Prior:
                 trial.candidate.train, steps=space.base.steps, batch_size=space.base.batch_size
             )
             try:
-                genome = space.codec.genome(Candidate(trial.candidate.plan, train))
+                point = space.encoder.from_candidate(Candidate(trial.candidate.plan, train))
             except SpaceError:
                 continue
-            if len(genomes) < _N_MOST:
-                genomes.append(genome)
+            if len(points) < _N_MOST:
+                points.append(point)
                 qualities.append(trial.quality)
             if trial.is_on_front:
-                starters.append((len(trial.candidate.plan.specs), space.codec.candidate(genome)))
+                starters.append(
+                    (len(trial.candidate.plan.specs), space.encoder.to_candidate(point))
+                )
         starters.sort(key=lambda row: row[0])
-        return cls(tuple(genomes), np.array(qualities), tuple(c for _, c in starters))
+        return cls(tuple(points), np.array(qualities), tuple(c for _, c in starters))
 
     def __len__(self) -> int:
-        return len(self.genomes)
+        return len(self.points)
 
     def translated(self, here: Array, there: Array) -> tuple[Array, Array]:
         """The earlier qualities in the unit of this search, and their noise.
@@ -133,11 +137,11 @@ class Prior:
             Values and standard deviations, each of shape (len(self),).
         """
         spread = max(float(here.std()), 1e-12)
-        centerd = there - there.mean()
+        centered = there - there.mean()
         # A straight line, pulled towards one spread for one spread.
-        together = float(centerd @ (here - here.mean())) + _TRUST * spread
-        slope = max(0.0, together / (float(centerd @ centerd) + _TRUST))
-        errors = here - here.mean() - slope * centerd
+        together = float(centered @ (here - here.mean())) + _TRUST * spread
+        slope = max(0.0, together / (float(centered @ centered) + _TRUST))
+        errors = here - here.mean() - slope * centered
         noise = max(_LEAST_NOISE * spread, float(np.sqrt(np.mean(errors**2))))
         values = here.mean() + slope * (self.qualities - there.mean())
         return values, np.full(len(self.qualities), noise)

@@ -1,4 +1,4 @@
-"""Reads a search space's YAML: every key checked, every mistake named, nothing built yet."""
+"""Reading and checking the YAML of a search space."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ KEYS = (
     "min_adapted_layers",
     "max_adapted_layers",
 )
-"""Every key a search space may have."""
+"""The keys of a search space."""
 
 DEFAULT_PLACEMENTS: Mapping[str, tuple[str, ...]] = {
     "qv": ("attn.q", "attn.v"),
@@ -37,36 +37,36 @@ DEFAULT_PLACEMENTS: Mapping[str, tuple[str, ...]] = {
     "mlp": ("mlp.up", "mlp.gate", "mlp.down"),
     "all": ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.up", "mlp.gate", "mlp.down"),
 }
-"""Placements of a space that names none."""
+"""Placements of a space that defines none."""
 
 
 @dataclass(frozen=True)
 class MethodOverride:
-    """What a space changes of a method: its ranks, its range of learning rates; None keeps them."""
+    """The ranks and the learning rates that a space sets for a method; None keeps the default."""
 
     ranks: tuple[int, ...] | None = None
     learning_rate: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
-class SpaceSource:
-    """A search space as written, checked for form but not yet against a model.
+class SpaceConfig:
+    """A search space as written: checked for form, but not against a model.
 
     Attributes:
         methods: Method name -> overrides.
-        granularity: "model", "group:K", "layer" or "site": what shares one choice.
-        roles: Roles allowed; None for all linear roles of the placements.
-        placements: Name -> roles adapted together.
+        granularity: "model", "group:K", "layer" or "site": the parts that share one choice.
+        roles: Allowed roles; None for all roles of the placements.
+        placements: Name -> roles that are adapted together.
         layers: "all", "last:K", "first:K" or block indices.
         alpha_ratio: Choices.
         dropout: Choices.
-        include_empty: Whether draws may give a plan without adapters.
-        min_adapted_layers: Units with an adapter, at least.
-        max_adapted_layers: At most; None for all.
-        name: For people.
-        is_shipped: True for a space that comes with autopeft: what the model lacks is left out
-            instead of being a mistake.
-        has_own_placements: True if the placements were written by the user.
+        include_empty: Whether a plan without adapters may be sampled.
+        min_adapted_layers: Minimum number of blocks with an adapter.
+        max_adapted_layers: Maximum; None for all blocks.
+        name: Name to display.
+        is_shipped: True for a space that comes with autopeft. Parts that the model lacks are then
+            left out, and are no error.
+        has_own_placements: True if the user wrote the placements.
     """
 
     methods: Mapping[str, MethodOverride]
@@ -87,7 +87,7 @@ class SpaceSource:
 
 
 def _folder() -> Traversable:
-    """Where the spaces that come with autopeft are."""
+    """Return the folder of the spaces that come with autopeft."""
     try:
         return resources.files("autopeft.search_spaces")
     except ModuleNotFoundError:
@@ -96,7 +96,7 @@ def _folder() -> Traversable:
 
 
 def available_spaces() -> dict[str, str]:
-    """Name -> description of each search space that comes with autopeft, by name."""
+    """Return name -> description of the search spaces that come with autopeft, sorted by name."""
     files = {
         f.name.removesuffix(".yaml"): f for f in _folder().iterdir() if f.name.endswith(".yaml")
     }
@@ -104,16 +104,16 @@ def available_spaces() -> dict[str, str]:
 
 
 def _description(text: str) -> str:
-    """The comment a space's file begins with."""
+    """Return the leading comment of a space's file."""
     lines = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
     return " ".join(line.lstrip("# ").strip() for line in lines)
 
 
-def read_source(source: str | Path | Mapping[str, Any]) -> SpaceSource:
-    """The space of that name, in that file, or in that mapping.
+def read_config(source: str | Path | Mapping[str, Any]) -> SpaceConfig:
+    """Read the space of that name, in that file, or in that mapping.
 
     Raises:
-        SpaceError: if there is no such space, it is not YAML, or a key or value is wrong.
+        SpaceError: if there is no such space, it is not YAML, or a key or value is invalid.
     """
     if isinstance(source, Mapping):
         return _parse(source, "custom", is_shipped=False)
@@ -130,13 +130,13 @@ def read_source(source: str | Path | Mapping[str, Any]) -> SpaceSource:
 
 
 def prompt_sizes(source: str | Path | Mapping[str, Any]) -> tuple[int, ...]:
-    """Sizes of the prompts a space may draw: only those are worth pricing.
+    """Return the prompt sizes of a space: only those need to be priced.
 
     Raises:
-        SpaceError: as `read_source` and `methods.get` do.
+        SpaceError: as `read_config` and `methods.get` do.
     """
     sizes: set[int] = set()
-    for name, override in read_source(source).methods.items():
+    for name, override in read_config(source).methods.items():
         method = methods.get(name)
         if MODEL in method.roles:
             sizes.update(override.ranks or method.default_ranks)
@@ -144,7 +144,7 @@ def prompt_sizes(source: str | Path | Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def _text(source: str | Path) -> tuple[str, bool]:
-    """The YAML text, and whether it came with autopeft."""
+    """Return the YAML text, and whether it comes with autopeft."""
     name = str(source)
     if name in available_spaces():
         packaged = _folder() / f"{name}.yaml"
@@ -169,7 +169,7 @@ def _nearest(word: object, known: Iterable[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
-def _parse(row: Mapping[str, Any], name: str, *, is_shipped: bool) -> SpaceSource:
+def _parse(row: Mapping[str, Any], name: str, *, is_shipped: bool) -> SpaceConfig:
     for key in row:
         if key not in KEYS:
             raise SpaceError(
@@ -182,9 +182,9 @@ def _parse(row: Mapping[str, Any], name: str, *, is_shipped: bool) -> SpaceSourc
         raise SpaceError(
             "space.methods", row.get("methods"), "a space needs a method", "name one, e.g. lora"
         )
-    defaults = SpaceSource({})
+    defaults = SpaceConfig({})
     placements = row.get("placements") or defaults.placements
-    return SpaceSource(
+    return SpaceConfig(
         methods=_methods(row["methods"]),
         granularity=_granularity(row.get("granularity", "layer")),
         roles=None if row.get("roles") is None else _roles("space.roles", row["roles"]),

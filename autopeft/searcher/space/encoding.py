@@ -1,14 +1,14 @@
-"""One point of a space as small integers, and its ways into a Candidate and into parameters.
+"""Point: a candidate as a few integers, and its conversion to and from candidates and parameters.
 
-A genome is to a `Candidate` what a recipe number is to a dish: the same thing, short enough to draw
-thousands. Legible parameters (`layer.03.method`) are what the study stores and the dashboard shows.
+Samplers work on points, because thousands of them are cheap. The study stores readable parameters
+such as `layer.03.method`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from autopeft import methods
 from autopeft.errors import SpaceError
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
-from autopeft.searcher.space.config import SpaceSource
+from autopeft.searcher.space.config import SpaceConfig
 from autopeft.searcher.space.grid import Grid, Option
 
 POSITION_STEPS = 1000
@@ -25,12 +25,12 @@ POSITION_STEPS = 1000
 
 
 @dataclass(frozen=True, eq=False)
-class Genome:
-    """One point of a space.
+class Point:
+    """A point of a search space.
 
     Attributes:
         options: Option index of each unit, shape (n_units,).
-        position: Where in each method's range of learning rates, in [0, 1] on a log scale.
+        position: Position in each method's range of learning rates, in [0, 1] on a log scale.
         alpha: Index into the space's alpha ratios.
         dropout: Index into the space's dropouts.
     """
@@ -42,7 +42,7 @@ class Genome:
 
     @property
     def key(self) -> tuple[bytes, int, int, int]:
-        """Equal for equal genomes."""
+        """A hashable key, equal for equal points."""
         return (
             self.options.astype(np.int16).tobytes(),
             round(self.position * POSITION_STEPS),
@@ -52,81 +52,79 @@ class Genome:
 
 
 def snap(position: float) -> float:
-    """The nearest learning-rate position, in [0, 1]."""
+    """Round a learning-rate position to the grid of positions in [0, 1]."""
     return min(max(round(position * POSITION_STEPS), 0), POSITION_STEPS) / POSITION_STEPS
 
 
 def round_rate(rate: float) -> float:
-    """A learning rate with 3 significant digits."""
+    """Round a learning rate to 3 significant digits."""
     return float(f"{rate:.3g}")
 
 
-class Codec:
-    """Translates genomes of one grid.
+class Encoder:
+    """Converts points of a grid to candidates and to parameters, and back.
 
     Args:
-        source: Gives the choices of training settings and the overridden ranges.
-        grid: The units and options.
-        base: Steps, batch size and whatever else every candidate shares.
+        config: Choices of training settings, ranges of learning rates.
+        grid: Units and options.
+        base: Training settings that every candidate shares, such as the number of steps.
         has_head: Whether a new head is trained too.
     """
 
     def __init__(
-        self, source: SpaceSource, grid: Grid, base: TrainSettings, *, has_head: bool
+        self, config: SpaceConfig, grid: Grid, base: TrainSettings, *, has_head: bool
     ) -> None:
-        self.source = source
+        self.config = config
         self.grid = grid
         self.base = base
         self.has_head = has_head
 
     def rates(self, name: str) -> tuple[float, float]:
-        """(low, high) of a method's learning rate in this space."""
-        override = self.source.methods.get(name)
+        """Return the range (low, high) of a method's learning rate in this space."""
+        override = self.config.methods.get(name)
         if override is not None and override.learning_rate is not None:
             return override.learning_rate
         return methods.learning_rate_range(name)
 
     def rate_at(self, name: str, position: float) -> float:
-        """A method's learning rate at a position."""
+        """Return a method's learning rate at a position."""
         low, high = self.rates(name)
         return round_rate(low * (high / low) ** position)
 
-    # --- candidates ------------------------------------------------------------------------------
-
-    def plan(self, genome: Genome) -> AdapterPlan:
-        """The architecture."""
+    def plan(self, point: Point) -> AdapterPlan:
+        """Return the plan of a point."""
         specs: list[LayerSpec] = []
-        for unit, option in enumerate(genome.options):
+        for unit, option in enumerate(point.options):
             specs += self.grid.sites[unit, int(option)]
         return AdapterPlan(specs)
 
-    def train(self, genome: Genome, used: tuple[str, ...]) -> TrainSettings:
-        """The training settings for a plan that uses these methods."""
-        pairs = [(name, self.rate_at(name, genome.position)) for name in used]
-        extra = [(methods.HEAD, self.rate_at(methods.HEAD, genome.position))] * self.has_head
+    def train(self, point: Point, used: tuple[str, ...]) -> TrainSettings:
+        """Return the training settings of a point whose plan uses these methods."""
+        pairs = [(name, self.rate_at(name, point.position)) for name in used]
+        extra = [(methods.HEAD, self.rate_at(methods.HEAD, point.position))] * self.has_head
         logs = [math.log(rate) for _, rate in pairs or extra or [("", 1e-3)]]
         rate = round_rate(math.exp(sum(logs) / len(logs)))
         return TrainSettings(
             learning_rate=rate,
             method_rates=tuple((pairs if len(pairs) > 1 else []) + extra),
-            alpha_ratio=self.source.alpha_ratio[genome.alpha],
-            dropout=self.source.dropout[genome.dropout],
+            alpha_ratio=self.config.alpha_ratio[point.alpha],
+            dropout=self.config.dropout[point.dropout],
             steps=self.base.steps,
             batch_size=self.base.batch_size,
             weight_decay=self.base.weight_decay,
             warmup_fraction=self.base.warmup_fraction,
         )
 
-    def candidate(self, genome: Genome) -> Candidate:
-        """What a trial of this genome trains."""
-        plan = self.plan(genome)
-        return Candidate(plan, self.train(genome, plan.methods))
+    def to_candidate(self, point: Point) -> Candidate:
+        """Return the candidate of a point."""
+        plan = self.plan(point)
+        return Candidate(plan, self.train(point, plan.methods))
 
-    def genome(self, candidate: Candidate) -> Genome:
-        """The genome of a candidate.
+    def from_candidate(self, candidate: Candidate) -> Point:
+        """Return the point of a candidate.
 
         Raises:
-            SpaceError: if the candidate is not a point of this space.
+            SpaceError: if the candidate is not in this space.
         """
         places = {(spec.layer, spec.role): spec for spec in candidate.plan.specs}
         options = []
@@ -139,7 +137,7 @@ class Codec:
                     if (layer, role) in places
                 )
             )
-            options.append(self._option(index, here))
+            options.append(self._option_with(index, here))
         if places:
             spec = next(iter(places.values()))
             raise SpaceError(
@@ -149,12 +147,12 @@ class Codec:
                 "widen the space",
             )
         train = candidate.train
-        alpha = _index_of("alpha_ratio", train.alpha_ratio, self.source.alpha_ratio)
-        dropout = _index_of("dropout", train.dropout, self.source.dropout)
-        drawn = Genome(np.array(options, dtype=np.int64), 0.0, alpha, dropout)
-        return Genome(drawn.options, self._position(drawn, candidate), alpha, dropout)
+        alpha = _index_of("alpha_ratio", train.alpha_ratio, self.config.alpha_ratio)
+        dropout = _index_of("dropout", train.dropout, self.config.dropout)
+        point = Point(np.array(options, dtype=np.int64), 0.0, alpha, dropout)
+        return replace(point, position=self._position(point, candidate))
 
-    def _option(self, unit: int, specs: tuple[LayerSpec, ...]) -> int:
+    def _option_with(self, unit: int, specs: tuple[LayerSpec, ...]) -> int:
         if not specs:
             return 0
         for option, choice in enumerate(self.grid.options):
@@ -171,7 +169,8 @@ class Codec:
             "widen the space",
         )
 
-    def _position(self, drawn: Genome, candidate: Candidate) -> float:
+    def _position(self, point: Point, candidate: Candidate) -> float:
+        """Find the position whose rounded learning rates are the candidate's."""
         train, used = candidate.train, candidate.plan.methods
         names = used or ((methods.HEAD,) if self.has_head else ())
         if not names:
@@ -189,8 +188,7 @@ class Codec:
             )
         near = [snap(guess + step / POSITION_STEPS) for step in (0, 1, -1, 2, -2, 3, -3)]
         for position in near:
-            fitted = Genome(drawn.options, position, drawn.alpha, drawn.dropout)
-            rates = self.train(fitted, used)
+            rates = self.train(replace(point, position=position), used)
             if (rates.learning_rate, rates.method_rates) == (
                 train.learning_rate,
                 train.method_rates,
@@ -198,16 +196,14 @@ class Codec:
                 return position
         return near[0]
 
-    # --- parameters ------------------------------------------------------------------------------
-
-    def params(self, genome: Genome) -> dict[str, Any]:
-        """Legible parameters: each unit's method, and rank and placement where it has them."""
-        values: dict[str, Any] = {"lr_position": genome.position}
-        if len(self.source.alpha_ratio) > 1:
-            values["alpha_ratio"] = self.source.alpha_ratio[genome.alpha]
-        if len(self.source.dropout) > 1:
-            values["dropout"] = self.source.dropout[genome.dropout]
-        for unit, option in zip(self.grid.units, genome.options, strict=True):
+    def to_params(self, point: Point) -> dict[str, Any]:
+        """Return readable parameters: each unit's method, with rank and placement if it has any."""
+        values: dict[str, Any] = {"lr_position": point.position}
+        if len(self.config.alpha_ratio) > 1:
+            values["alpha_ratio"] = self.config.alpha_ratio[point.alpha]
+        if len(self.config.dropout) > 1:
+            values["dropout"] = self.config.dropout[point.dropout]
+        for unit, option in zip(self.grid.units, point.options, strict=True):
             choice = self.grid.options[int(option)]
             values[f"{unit.name}.method"] = choice.method
             if choice.rank:
@@ -216,21 +212,21 @@ class Codec:
                 values[f"{unit.name}.placement"] = choice.placement
         return values
 
-    def from_params(self, values: Mapping[str, Any]) -> Genome:
-        """The genome of such parameters; a rank between two options goes to the nearer one.
+    def from_params(self, values: Mapping[str, Any]) -> Point:
+        """Return the point of such parameters; a rank between two options is rounded.
 
         Raises:
             SpaceError: if a unit has no method or an unknown one.
         """
-        options = [self._decode(index, values) for index in range(len(self.grid.units))]
-        return Genome(
+        options = [self._option_of(index, values) for index in range(len(self.grid.units))]
+        return Point(
             np.array(options, dtype=np.int64),
             snap(float(values.get("lr_position", 0.5))),
-            _index_of("alpha_ratio", values.get("alpha_ratio"), self.source.alpha_ratio),
-            _index_of("dropout", values.get("dropout"), self.source.dropout),
+            _index_of("alpha_ratio", values.get("alpha_ratio"), self.config.alpha_ratio),
+            _index_of("dropout", values.get("dropout"), self.config.dropout),
         )
 
-    def _decode(self, unit: int, values: Mapping[str, Any]) -> int:
+    def _option_of(self, unit: int, values: Mapping[str, Any]) -> int:
         name = self.grid.units[unit].name
         method = values.get(f"{name}.method", "none")
         if method == "none":
@@ -240,12 +236,12 @@ class Codec:
         exact = self.grid.index.get(Option(method, rank, placement or ""))
         if exact is not None and self.grid.legal[unit, exact]:
             return exact
-        fitting = [
+        legal = [
             option
             for option, choice in enumerate(self.grid.options)
             if choice.method == method and self.grid.legal[unit, option]
         ]
-        same = [o for o in fitting if self.grid.options[o].placement == placement] or fitting
+        same = [o for o in legal if self.grid.options[o].placement == placement] or legal
         if not same:
             raise SpaceError(f"{name}.method", method, "not a choice there", "use one of the space")
         wanted = math.log(max(rank, 1))
@@ -256,12 +252,12 @@ class Codec:
         return len(places) > 1
 
     def parameters(self) -> dict[str, dict[str, Any]]:
-        """Every parameter a genome can have, as plain data.
+        """Return every parameter that points can have, as plain data.
 
         Returns:
             Name -> {"kind": "categorical", "choices": [...]}, {"kind": "float", "low", "high"} or
-            {"kind": "int", "low", "high", "log"}; rank and placement have "when", the methods of
-            their unit for which they exist.
+            {"kind": "int", "low", "high", "log"}. Rank and placement have "when": the methods of
+            their unit that have them.
         """
         grid = self.grid
         result: dict[str, dict[str, Any]] = {
@@ -269,13 +265,13 @@ class Codec:
                 "kind": "float", "low": 0.0, "high": 1.0, "step": 1.0 / POSITION_STEPS,
             }
         }  # fmt: skip
-        if len(self.source.alpha_ratio) > 1:
+        if len(self.config.alpha_ratio) > 1:
             result["alpha_ratio"] = {
                 "kind": "categorical",
-                "choices": list(self.source.alpha_ratio),
+                "choices": list(self.config.alpha_ratio),
             }
-        if len(self.source.dropout) > 1:
-            result["dropout"] = {"kind": "categorical", "choices": list(self.source.dropout)}
+        if len(self.config.dropout) > 1:
+            result["dropout"] = {"kind": "categorical", "choices": list(self.config.dropout)}
         for index, unit in enumerate(grid.units):
             fitting = [grid.options[o] for o in np.flatnonzero(grid.legal[index])]
             names = list(dict.fromkeys(option.method for option in fitting))

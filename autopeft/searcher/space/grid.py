@@ -1,9 +1,9 @@
-"""The grid a space spans over one model: units that choose, options to choose from, and their cost.
+"""The grid of a space over one model: its units, the options of each unit, and their cost.
 
-A *unit* is what shares one choice: the whole model, a group of blocks, a block, or one site; an
-adapter of the model as a whole is a choice of its own, made once, by a unit named "plan". An
-*option* is a method with a rank and a placement; option 0 is "none". Which options a unit may take
-is a mask, so that drawing, mutating and pricing are array work.
+A *unit* is what shares one choice: the whole model, a group of blocks, a block, or one site. An
+adapter of the model as a whole (a prompt) is the choice of a unit of its own, named "plan". An
+*option* is a method with a rank and a placement; option 0 is "none". A mask says which options are
+legal for which unit, so that sampling, mutating and pricing are array operations.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from autopeft.costs import Topology, is_legal
 from autopeft.errors import SpaceError
 from autopeft.methods import Method
 from autopeft.plan import MODEL, LayerSpec
-from autopeft.searcher.space.config import SpaceSource
+from autopeft.searcher.space.config import SpaceConfig
 
 FUSED: Mapping[str, str] = {
     "attn.q": "attn.qkv",
@@ -30,17 +30,17 @@ FUSED: Mapping[str, str] = {
     "mlp.gate": "mlp.gate_up",
     "mlp.up": "mlp.gate_up",
 }
-"""Where a model fuses modules, the role that stands in for each of them."""
+"""Role -> role of the fused module that contains it."""
 
 
 @dataclass(frozen=True)
 class Unit:
-    """What shares one choice.
+    """A part of the model that shares one choice.
 
     Attributes:
-        name: As in parameter names, e.g. "layer.03".
+        name: Prefix of its parameter names, e.g. "layer.03".
         layers: Its blocks.
-        roles: The roles it may adapt.
+        roles: The roles that may be adapted.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class Option:
-    """One choice of a unit; the first option of every grid is `Option("none")`."""
+    """A choice of a unit; the first option of every grid is `Option("none")`."""
 
     method: str
     rank: int = 0
@@ -62,17 +62,17 @@ class Grid:
     """All units and options of a space over one model.
 
     Attributes:
-        units: In reading order.
-        options: "none" first, then method by method, placement by placement, rank upwards.
-        placements: Placement name -> roles; methods at roles of their own add one each.
+        units: By layer, then by role.
+        options: "none" first, then sorted by method, placement and rank.
+        placements: Placement name -> roles. A method whose roles no placement contains adds one.
         sites: (unit, option) -> the specs it stands for, where legal.
-        legal: Shape (n_units, n_options).
-        params: Trainable parameters of a unit's option, shape (n_units, n_options); inf where not
-            legal. What its sites share with those of other units is spread over all units.
-        spread: What of `params` is such a share, same shape.
-        shares: Whether a unit's option takes part in a group of sites that share parameters, shape
+        legal: Mask, shape (n_units, n_options).
+        params: Trainable parameters, shape (n_units, n_options); inf where not legal. Parameters
+            that sites of several units share are divided equally among the units.
+        spread: The shared part of `params`, same shape.
+        shares: Whether an option belongs to a group of sites that share parameters, shape
             (n_units, n_options, n_groups).
-        group_params: Parameters each group shares, shape (n_groups,).
+        group_params: Parameters that each group shares, shape (n_groups,).
     """
 
     units: tuple[Unit, ...]
@@ -86,7 +86,7 @@ class Grid:
     group_params: NDArray[np.float64]
 
     def total_params(self, options: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Trainable parameters of plans: exact, what sites share counted once.
+        """Return the exact number of trainable parameters; shared ones count once.
 
         Args:
             options: Shape (..., n_units).
@@ -133,7 +133,7 @@ class Grid:
 
     @cached_property
     def kinds(self) -> NDArray[np.int64]:
-        """Pairs (method, placement) there are options for, as indices; shape (n_kinds, 2)."""
+        """Distinct pairs (method, placement) of the options, as indices; shape (n_kinds, 2)."""
         pairs = np.column_stack([self.method_of, self.placement_of])[1:]
         return np.array(list(dict.fromkeys(map(tuple, pairs.tolist()))), dtype=np.int64)
 
@@ -145,8 +145,8 @@ class Grid:
         return np.array([index.get((int(m), int(p)), -1) for m, p in pairs])
 
     @cached_property
-    def rungs(self) -> NDArray[np.int64]:
-        """The options of each kind by rank, padded with -1; shape (n_kinds, most ranks)."""
+    def by_rank(self) -> NDArray[np.int64]:
+        """Options of each kind, sorted by rank, padded with -1; shape (n_kinds, max ranks)."""
         members = [np.flatnonzero(self.kind_of == kind) for kind in range(len(self.kinds))]
         table = np.full((len(members), max(len(row) for row in members)), -1)
         for kind, row in enumerate(members):
@@ -155,17 +155,17 @@ class Grid:
 
     @cached_property
     def legal_kinds(self) -> NDArray[np.bool_]:
-        """Whether a unit may take any option of a kind, shape (n_units, n_kinds)."""
+        """Whether any option of a kind is legal for a unit, shape (n_units, n_kinds)."""
         columns = [
             self.legal[:, self.kind_of == kind].any(axis=1) for kind in range(len(self.kinds))
         ]
         return np.stack(columns, axis=1)
 
     @cached_property
-    def nearest(self) -> NDArray[np.int64]:
-        """The option of each kind that costs most nearly what an option costs.
+    def nearest_cost(self) -> NDArray[np.int64]:
+        """For each option, the option of each kind with the nearest cost.
 
-        Costs are means over the units that may take the option. Shape (n_options, n_kinds).
+        Costs are means over the units where the option is legal. Shape (n_options, n_kinds).
         """
         counts = np.maximum(self.legal.sum(axis=0), 1)
         sizes = np.log(1.0 + np.where(self.legal, self.params, 0.0).sum(axis=0) / counts)
@@ -177,61 +177,63 @@ class Grid:
         return table
 
     @cached_property
-    def ladder(self) -> NDArray[np.int64]:
-        """The options with one rank less and one rank more, or themselves; shape (n_options, 2)."""
+    def adjacent_ranks(self) -> NDArray[np.int64]:
+        """Options with the next lower and next higher rank, or themselves; shape (n_options, 2)."""
         steps = np.tile(np.arange(len(self.options))[:, None], (1, 2))
-        for row in self.rungs:
+        for row in self.by_rank:
             for lower, upper in itertools.pairwise(row[row >= 0]):
                 steps[lower, 1], steps[upper, 0] = upper, lower
         return steps
 
 
-def build_grid(source: SpaceSource, topology: Topology) -> Grid:
-    """The grid of a space over a model.
+def build_grid(config: SpaceConfig, topology: Topology) -> Grid:
+    """Return the grid of a space over a model.
 
     Raises:
-        SpaceError: if the space names a method, role, layer or rank the model cannot hold, or
-            leaves nothing to choose.
+        SpaceError: if the model cannot hold a method, role, layer or rank of the space, or the
+            space is empty.
     """
-    table = {name: methods.get(name) for name in source.methods}
-    placements = _placements(source, topology)
-    units = _units(source, topology, placements, table)
+    table = {name: methods.get(name) for name in config.methods}
+    placements = _placements(config, topology)
+    units = _units(config, topology, placements, table)
     own = {
         method.name: f"{method.roles[0]}" if len(method.roles) == 1 else method.name
         for method in table.values()
-        if not any(_sits(method, roles) for roles in placements.values())
+        if not any(_applies(method, roles) for roles in placements.values())
     }
     for name, place in own.items():
         placements[place] = table[name].roles
     options = [Option("none")]
     for name, method in table.items():
         places = (
-            [own[name]] if name in own else [p for p in placements if _sits(method, placements[p])]
+            [own[name]]
+            if name in own
+            else [p for p in placements if _applies(method, placements[p])]
         )
         places = _distinct(places, placements, method)
-        ranks = source.methods[name].ranks or method.default_ranks
+        ranks = config.methods[name].ranks or method.default_ranks
         if not method.takes_rank:
-            if source.methods[name].ranks is not None:
+            if config.methods[name].ranks is not None:
                 raise SpaceError(
                     f"space.methods.{name}.ranks",
-                    list(source.methods[name].ranks or ()),
+                    list(config.methods[name].ranks or ()),
                     f"{name} has no size",
                     "drop the key",
                 )
             ranks = (0,)
-        _check_ranks(source, method, [placements[p] for p in places], topology)
+        _check_ranks(config, method, [placements[p] for p in places], topology)
         options += [Option(name, rank, place) for place in places for rank in sorted(ranks)]
-    return _fill(units, options, placements, table, topology, is_lenient=source.is_shipped)
+    return _fill(units, options, placements, table, topology, is_lenient=config.is_shipped)
 
 
-def _sits(method: Method, roles: Sequence[str]) -> bool:
+def _applies(method: Method, roles: Sequence[str]) -> bool:
     return any(role in method.roles for role in roles)
 
 
 def _distinct(
     places: Sequence[str], placements: Mapping[str, tuple[str, ...]], method: Method
 ) -> list[str]:
-    """Placements that differ once roles the method cannot take are dropped."""
+    """Drop placements that are equal for a method, because they differ in roles it cannot adapt."""
     seen: dict[tuple[str, ...], str] = {}
     for place in places:
         seen.setdefault(tuple(r for r in placements[place] if r in method.roles), place)
@@ -243,7 +245,7 @@ def _has_role(topology: Topology, role: str) -> bool:
 
 
 def _present(topology: Topology, roles: Sequence[str]) -> tuple[str, ...]:
-    """Those roles the model has, a fused module standing in for its parts."""
+    """Return the roles the model has; a fused module replaces its parts."""
     found = []
     for role in roles:
         for name in (role, FUSED.get(role, role)):
@@ -253,23 +255,23 @@ def _present(topology: Topology, roles: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _placements(source: SpaceSource, topology: Topology) -> dict[str, tuple[str, ...]]:
-    """The placements as the model can hold them; by site, one placement a role."""
+def _placements(config: SpaceConfig, topology: Topology) -> dict[str, tuple[str, ...]]:
+    """Return the placements of roles the model has; with granularity "site", one per role."""
     has = [role for role in topology.shapes if _has_role(topology, role)]
     allowed: tuple[str, ...] | None = None
-    if source.roles is not None:
-        allowed = _present(topology, source.roles)
+    if config.roles is not None:
+        allowed = _present(topology, config.roles)
         if not allowed:
             raise SpaceError(
                 "space.roles",
-                list(source.roles),
-                "the model has none of them",
+                list(config.roles),
+                "the model has none of these roles",
                 f"use {', '.join(has)}",
             )
     result: dict[str, tuple[str, ...]] = {}
-    for name, roles in source.placements.items():
+    for name, roles in config.placements.items():
         present = _present(topology, roles)
-        if not present and source.has_own_placements:
+        if not present and config.has_own_placements:
             raise SpaceError(
                 f"space.placements.{name}",
                 list(roles),
@@ -281,16 +283,16 @@ def _placements(source: SpaceSource, topology: Topology) -> dict[str, tuple[str,
             result[name] = kept
     if allowed is not None and not result:
         result["roles"] = allowed
-    if source.granularity == "site":
+    if config.granularity == "site":
         single = dict.fromkeys(role for roles in result.values() for role in roles)
         return {role: (role,) for role in single}
     return result
 
 
-def _layers(source: SpaceSource, topology: Topology) -> list[int]:
+def _layers(config: SpaceConfig, topology: Topology) -> list[int]:
     blocks = list(range(topology.n_layers))
-    if isinstance(source.layers, tuple):
-        for layer in source.layers:
+    if isinstance(config.layers, tuple):
+        for layer in config.layers:
             if not 0 <= layer < topology.n_layers:
                 raise SpaceError(
                     "space.layers",
@@ -298,19 +300,19 @@ def _layers(source: SpaceSource, topology: Topology) -> list[int]:
                     f"the model has blocks 0 to {topology.n_layers - 1}",
                     "name one of these",
                 )
-        return list(source.layers)
-    kind, _, count = source.layers.partition(":")
+        return list(config.layers)
+    kind, _, count = config.layers.partition(":")
     if kind == "all":
         return blocks
     if int(count) > topology.n_layers:
         raise SpaceError(
-            "space.layers", source.layers, f"the model has {topology.n_layers} blocks", "use fewer"
+            "space.layers", config.layers, f"the model has {topology.n_layers} blocks", "use fewer"
         )
     return blocks[-int(count) :] if kind == "last" else blocks[: int(count)]
 
 
 def _units(
-    source: SpaceSource,
+    config: SpaceConfig,
     topology: Topology,
     placements: Mapping[str, tuple[str, ...]],
     table: Mapping[str, Method],
@@ -319,37 +321,37 @@ def _units(
         r
         for m in table.values()
         for r in m.roles
-        if not any(_sits(m, p) for p in placements.values())
+        if not any(_applies(m, p) for p in placements.values())
     ]
     roles = tuple(dict.fromkeys([*(r for p in placements.values() for r in p), *own]))
     roles = tuple(role for role in roles if _has_role(topology, role))
     if MODEL not in roles:
-        return _block_units(source, topology, roles)
-    # What only a prompt could adapt, or nothing could, is no choice.
+        return _block_units(config, topology, roles)
+    # Leave out roles that no method but a prompt adapts.
     used = {role for method in table.values() for role in method.roles} - {MODEL}
-    blocks = _block_units(source, topology, tuple(role for role in roles if role in used))
+    blocks = _block_units(config, topology, tuple(role for role in roles if role in used))
     return (Unit("plan", (0,), (MODEL,)), *blocks)
 
 
 def _block_units(
-    source: SpaceSource, topology: Topology, roles: tuple[str, ...]
+    config: SpaceConfig, topology: Topology, roles: tuple[str, ...]
 ) -> tuple[Unit, ...]:
     if not roles:
         return ()
-    layers = _layers(source, topology)
+    layers = _layers(config, topology)
     width = max(2, len(str(topology.n_layers - 1)))
-    if source.granularity == "site":
+    if config.granularity == "site":
         return tuple(
             Unit(f"layer.{layer:0{width}d}.{role}", (layer,), (role,))
             for layer in layers
             for role in roles
             if topology.shape(layer, role) is not None
         )
-    if source.granularity == "layer":
+    if config.granularity == "layer":
         return tuple(Unit(f"layer.{layer:0{width}d}", (layer,), roles) for layer in layers)
-    if source.granularity == "model":
+    if config.granularity == "model":
         return (Unit("model", tuple(layers), roles),)
-    size = int(source.granularity.removeprefix("group:"))
+    size = int(config.granularity.removeprefix("group:"))
     groups = [layers[start : start + size] for start in range(0, len(layers), size)]
     return tuple(
         Unit(f"layers.{group[0]:0{width}d}-{group[-1]:0{width}d}", tuple(group), roles)
@@ -358,18 +360,18 @@ def _block_units(
 
 
 def _check_ranks(
-    source: SpaceSource,
+    config: SpaceConfig,
     method: Method,
     places: Sequence[tuple[str, ...]],
     topology: Topology,
 ) -> None:
-    """Ranks the user wrote must fit every site they may go to; others are left out where not."""
-    ranks = source.methods[method.name].ranks
-    if ranks is None or source.is_shipped:
+    """Check that ranks given by the user are legal at every site; default ranks may not be."""
+    ranks = config.methods[method.name].ranks
+    if ranks is None or config.is_shipped:
         return
     roles = dict.fromkeys(role for place in places for role in place if role in method.roles)
     for role in roles:
-        for layer in (0,) if role == MODEL else _layers(source, topology):
+        for layer in (0,) if role == MODEL else _layers(config, topology):
             shape = topology.shape(layer, role)
             for rank in ranks:
                 if shape is not None and not method.is_legal_rank(rank, shape):
@@ -435,7 +437,7 @@ def _fill(
                 _why_nowhere(table[name], topology),
                 "leave it out or add the role",
             )
-    # A default rank no module can hold leaves the grid, so that columns are all meaningful.
+    # Drop options that are legal nowhere, such as default ranks that are too large.
     kept = [int(o) for o in np.flatnonzero(used)]
     new = {old: place for place, old in enumerate(kept)}
     return Grid(
@@ -463,7 +465,7 @@ def _shared(
     topology: Topology,
     shape: tuple[int, ...],
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.float64]]:
-    """`spread`, `shares` and `group_params` of a grid."""
+    """Return `spread`, `shares` and `group_params` of a grid."""
     groups: dict[tuple[str, int, int], set[tuple[int, int]]] = {}
     for place, specs in sites.items():
         for spec in specs:

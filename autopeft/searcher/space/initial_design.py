@@ -1,4 +1,4 @@
-"""Known recipes of a space: the tuned-LoRA grid, the reference, a portfolio of strong starts."""
+"""The initial design: LoRA baselines, the reference and a portfolio of other methods."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from autopeft.searcher.space.encoding import Codec, Genome, snap
+from autopeft.searcher.space.encoding import Encoder, Point, snap
 
 _RATE_POSITIONS = (0.5, 0.75, 0.25, 0.9, 0.1)
-"""Middle of the range first: the ranges were chosen around what usually works."""
+"""The middle comes first: the ranges are centered on values that usually work."""
 
 
-def reference(codec: Codec) -> Genome:
-    """No adapter at all: what training without adapters (or the base itself) achieves."""
-    return Genome(np.zeros(len(codec.grid.units), dtype=np.int64))
+def reference(encoder: Encoder) -> Point:
+    """Return the point without any adapter."""
+    return Point(np.zeros(len(encoder.grid.units), dtype=np.int64))
 
 
-def everywhere(
-    codec: Codec,
+def single_method(
+    encoder: Encoder,
     method: str,
     placement: str | None,
     rank: int,
     position: float,
     last: int | None = None,
-) -> Genome | None:
-    """One method in all units (or the last ones), at the legal rank nearest to the wanted one.
+) -> Point | None:
+    """Return the point with one method in all units (or the last ones), at the nearest legal rank.
 
     Returns:
-        None where the method fits no unit.
+        None if the method is legal in none of these units.
     """
-    grid = codec.grid
+    grid = encoder.grid
     options = np.zeros(len(grid.units), dtype=np.int64)
     names = [
         o
@@ -40,25 +40,25 @@ def everywhere(
     ]
     first = 0 if last is None else len(options) - last
     for unit in range(max(first, 0), len(options)):
-        fitting = [o for o in names if grid.legal[unit, o]]
-        if fitting:
+        legal = [o for o in names if grid.legal[unit, o]]
+        if legal:
             options[unit] = min(
-                fitting, key=lambda o: abs(np.log(max(grid.options[o].rank, 1) / max(rank, 1)))
+                legal, key=lambda o: abs(np.log(max(grid.options[o].rank, 1) / max(rank, 1)))
             )
-    return Genome(options, snap(position)) if options.any() else None
+    return Point(options, snap(position)) if options.any() else None
 
 
-def baselines(codec: Codec, n_max: int | None = None) -> tuple[Genome, ...]:
-    """The tuned-LoRA grid: two placements x ranks x learning rates, most telling first.
+def baselines(encoder: Encoder, n_max: int | None = None) -> tuple[Point, ...]:
+    """Return the LoRA grid: two placements x ranks x learning rates, most informative first.
 
-    The first four already cover both placements at two rates; ranks widen after that. Empty where
-    the space has no LoRA.
+    The first four cover both placements at two rates, the next ones other ranks. Empty if the space
+    has no LoRA.
 
     Args:
-        codec: Gives grid and rates.
-        n_max: Cut the list here; None for the whole grid.
+        encoder: Of the space.
+        n_max: Maximum number of points; None for the whole grid.
     """
-    grid = codec.grid
+    grid = encoder.grid
     if "lora" not in grid.methods:
         return ()
     ranks = sorted({option.rank for option in grid.options if option.method == "lora"})
@@ -69,7 +69,7 @@ def baselines(codec: Codec, n_max: int | None = None) -> tuple[Genome, ...]:
         ranks[-1],
         *(r for r in ranks if r not in (middle, ranks[0], ranks[-1])),
     ]
-    places = lora_placements(codec)
+    places = lora_placements(encoder)
     rows: list[tuple[str | None, int, float]] = []
     for rank, positions in itertools.chain(
         [(middle, _RATE_POSITIONS[:2])],
@@ -78,29 +78,29 @@ def baselines(codec: Codec, n_max: int | None = None) -> tuple[Genome, ...]:
         ((rank, _RATE_POSITIONS) for rank in order),
     ):
         rows += [(place, rank, position) for position in positions for place in places]
-    genomes = (everywhere(codec, "lora", *row) for row in dict.fromkeys(rows))
-    return unique(genome for genome in genomes if genome is not None)[:n_max]
+    points = (single_method(encoder, "lora", *row) for row in dict.fromkeys(rows))
+    return unique(point for point in points if point is not None)[:n_max]
 
 
-def lora_choices(codec: Codec) -> tuple[Genome, ...]:
-    """Every LoRA a fair baseline may be: both placements, all ranks, nine rates."""
-    if "lora" not in codec.grid.methods:
+def lora_choices(encoder: Encoder) -> tuple[Point, ...]:
+    """Return all LoRA baselines: both placements, all ranks, nine rates."""
+    if "lora" not in encoder.grid.methods:
         return ()
-    ranks = sorted({option.rank for option in codec.grid.options if option.method == "lora"})
-    genomes = (
-        everywhere(codec, "lora", place, rank, position / 10)
+    ranks = sorted({option.rank for option in encoder.grid.options if option.method == "lora"})
+    points = (
+        single_method(encoder, "lora", place, rank, position / 10)
         for rank in ranks
-        for place in lora_placements(codec)
+        for place in lora_placements(encoder)
         for position in range(1, 10)
     )
-    return unique(genome for genome in genomes if genome is not None)
+    return unique(point for point in points if point is not None)
 
 
-def lora_placements(codec: Codec) -> Sequence[str | None]:
-    """The narrow and the wide placement LoRA is usually given: q,v and all linear modules."""
-    if codec.source.granularity == "site":
+def lora_placements(encoder: Encoder) -> Sequence[str | None]:
+    """Return the usual narrow and wide placements of LoRA: q,v and all linear modules."""
+    if encoder.config.granularity == "site":
         return (None,)
-    grid = codec.grid
+    grid = encoder.grid
     places = dict.fromkeys(o.placement for o in grid.options if o.method == "lora")
     sizes = {place: len(grid.placements[place]) for place in places}
     narrow = min(sizes, key=lambda place: (place != "qv", sizes[place]))
@@ -108,35 +108,36 @@ def lora_placements(codec: Codec) -> Sequence[str | None]:
     return tuple(dict.fromkeys((narrow, wide)))
 
 
-def portfolio(codec: Codec, n_max: int | None = None) -> tuple[Genome, ...]:
-    """Strong starts besides LoRA's: each method alone at its smallest size, everywhere it may sit.
+def portfolio(encoder: Encoder, n_max: int | None = None) -> tuple[Point, ...]:
+    """Return a portfolio: every method but LoRA, at its smallest size in all units.
 
-    The LoRA baselines already cover middle and large sizes. Small plans everywhere tell most about
-    a method for what they cost, and most of the cost axis lies above them: on the made-up
-    landscapes of `examples/benchmarks/` they serve better than middle sizes or a mixture.
+    The LoRA baselines already cover medium and large sizes. On the synthetic landscapes of
+    `examples/benchmarks/`, small sizes are a better start than medium sizes or a mixture.
 
     Args:
-        codec: Gives grid and rates.
-        n_max: Cut the list here.
+        encoder: Of the space.
+        n_max: Maximum number of points.
     """
-    grid = codec.grid
-    rows: list[Genome | None] = []
+    grid = encoder.grid
+    rows: list[Point | None] = []
     for name in (m for m in grid.methods if m != "lora"):
         places = [o.placement for o in grid.options if o.method == name]
         smallest = min(o.rank for o in grid.options if o.method == name)
         widest = max(places, key=lambda place: len(grid.placements[place]))
-        wide = None if codec.source.granularity == "site" else widest
-        rows.append(everywhere(codec, name, wide, smallest, 0.5))
+        wide = None if encoder.config.granularity == "site" else widest
+        rows.append(single_method(encoder, name, wide, smallest, 0.5))
     half = max(1, len(grid.units) // 2)
     if "lora" in grid.methods:
-        wide_lora = lora_placements(codec)[-1]
-        rows.append(everywhere(codec, "lora", wide_lora, 1, 0.6, last=half))
+        wide_lora = lora_placements(encoder)[-1]
+        rows.append(single_method(encoder, "lora", wide_lora, 1, 0.6, last=half))
         rows.append(
-            everywhere(codec, "lora", lora_placements(codec)[0], 1, 0.6, last=max(1, half // 2))
+            single_method(
+                encoder, "lora", lora_placements(encoder)[0], 1, 0.6, last=max(1, half // 2)
+            )
         )
-    return unique(genome for genome in rows if genome is not None)[:n_max]
+    return unique(point for point in rows if point is not None)[:n_max]
 
 
-def unique(genomes: Iterable[Genome]) -> tuple[Genome, ...]:
-    """Each genome once, in order."""
-    return tuple({genome.key: genome for genome in genomes}.values())
+def unique(points: Iterable[Point]) -> tuple[Point, ...]:
+    """Drop duplicates, keep the order."""
+    return tuple({point.key: point for point in points}.values())

@@ -1,4 +1,4 @@
-"""SearchSpace: from YAML and a topology to the candidates that can be tried."""
+"""SearchSpace: all candidates that a search may try on one model."""
 
 from __future__ import annotations
 
@@ -9,42 +9,42 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from autopeft.costs import Topology
 from autopeft.plan import MODEL, Candidate, TrainSettings
 from autopeft.searcher.space import initial_design
-from autopeft.searcher.space.config import SpaceSource, available_spaces, read_source
-from autopeft.searcher.space.encoding import Codec, Genome, snap
+from autopeft.searcher.space.config import SpaceConfig, available_spaces, read_config
+from autopeft.searcher.space.encoding import Encoder, Point, snap
 from autopeft.searcher.space.grid import Grid, build_grid
-from autopeft.searcher.space.moves import Mover
-from autopeft.searcher.space.sampling import Drawer
+from autopeft.searcher.space.sampling import Neighborhood, PointSampler
 
 __all__ = ["SearchSpace", "available_spaces"]
 
 
 class SearchSpace:
-    """Every candidate a search may try on one model. Make one with `from_source`.
+    """All candidates that a search may try on one model. Use `from_source` to create one.
 
     Args:
-        source: The space as written.
-        topology: Where adapters can go.
-        base: Training settings every candidate shares (steps, batch size, ...).
+        config: The space as written.
+        topology: The sites of the model.
+        base: Training settings that every candidate shares (steps, batch size, ...).
 
     Attributes:
         grid: Units and options.
-        codec: Genomes into candidates and parameters, and back.
-        drawer: Random genomes.
-        mover: Neighbors and children of genomes.
+        encoder: Converts points to candidates and parameters, and back.
+        point_sampler: Samples random points.
+        neighborhood: Mutates and crosses points.
     """
 
-    def __init__(self, source: SpaceSource, topology: Topology, base: TrainSettings) -> None:
-        self.source = source
+    def __init__(self, config: SpaceConfig, topology: Topology, base: TrainSettings) -> None:
+        self.config = config
         self.topology = topology
         self.base = base
-        self.grid: Grid = build_grid(source, topology)
-        self.codec = Codec(source, self.grid, base, has_head=topology.head_params > 0)
-        self.drawer = Drawer(source, self.grid, topology.head_params)
-        self.mover = Mover(source, self.grid, self.drawer)
+        self.grid: Grid = build_grid(config, topology)
+        self.encoder = Encoder(config, self.grid, base, has_head=topology.head_params > 0)
+        self.point_sampler = PointSampler(config, self.grid, topology.head_params)
+        self.neighborhood = Neighborhood(config, self.grid, self.point_sampler)
 
     @classmethod
     def from_source(
@@ -57,10 +57,10 @@ class SearchSpace:
         weight_decay: float = 0.0,
         warmup_fraction: float = 0.05,
     ) -> SearchSpace:
-        """The space of that name (`available_spaces()`), in that file, or in that mapping.
+        """Return the space of that name (`available_spaces()`), in that file, or in that mapping.
 
         Raises:
-            SpaceError: for any mistake, naming field, value and remedy.
+            SpaceError: for any mistake, with field, value and remedy.
         """
         base = TrainSettings(
             learning_rate=1e-3,
@@ -69,122 +69,93 @@ class SearchSpace:
             weight_decay=weight_decay,
             warmup_fraction=warmup_fraction,
         )
-        return cls(read_source(source), topology, base)
+        return cls(read_config(source), topology, base)
 
     @property
     def name(self) -> str:
-        """The shipped space's or the file's name; "custom" for a mapping."""
-        return self.source.name
+        """The name of the shipped space or of the file; "custom" for a mapping."""
+        return self.config.name
 
     def describe(self) -> str:
-        """One line: what shares a choice, methods, number of architectures, range of costs."""
+        """Return one line: granularity, methods, number of architectures, range of costs."""
         low, high = self.cost_range()
         log10 = float(np.log10(self.grid.legal.sum(axis=1)).sum())
         return (
-            f"{len(self.grid.units)} choices ({self.source.granularity}), "
+            f"{len(self.grid.units)} choices ({self.config.granularity}), "
             f"methods {', '.join(self.methods)}, about 1e{log10:.0f} architectures, "
             f"{low:,.0f} to {high:,.0f} trainable parameters"
         )
 
-    # --- size ------------------------------------------------------------------------------------
-
-    @property
-    def n_architectures(self) -> float:
-        """How many plans there are; may be inf. Limits on adapted blocks are not counted."""
-        return float(np.prod(self.grid.legal.sum(axis=1).astype(float)))
-
     @property
     def methods(self) -> tuple[str, ...]:
-        """Methods in use."""
+        """The methods in use."""
         return self.grid.methods
 
     @property
     def prompt_sizes(self) -> tuple[int, ...]:
-        """Sizes of the prompts that plans may have: only those need a price."""
+        """The sizes of prompts in the space: only those need to be priced."""
         ranks = {s.rank for specs in self.grid.sites.values() for s in specs if s.role == MODEL}
         return tuple(sorted(ranks))
 
     def cost_range(self) -> tuple[float, float]:
-        """Fewest and most trainable parameters, a new head included."""
-        return self.drawer.cost_range()
+        """Return the fewest and the most trainable parameters, a new head included."""
+        return self.point_sampler.cost_range()
 
-    # --- candidates ------------------------------------------------------------------------------
+    def n_params(self, options: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the trainable parameters of options of shape (..., n_units); shape (...)."""
+        return self.point_sampler.n_params(options)
 
-    def draw(self, rng: np.random.Generator) -> Candidate:
-        """Uniformly, unit by unit. Costs crowd in the middle of the axis; see `draw_stratified`."""
-        return self.codec.candidate(self.drawer.uniform(rng))
+    def sample(self, rng: np.random.Generator) -> Candidate:
+        """Sample each unit uniformly. Most costs are then near the middle of their range."""
+        return self.encoder.to_candidate(self.point_sampler.uniform(rng))
 
-    def draw_stratified(self, rng: np.random.Generator) -> Candidate:
-        """First the cost, uniform on a log scale, then a plan that spends it."""
-        return self.codec.candidate(self.drawer.stratified(rng))
+    def sample_stratified(self, rng: np.random.Generator) -> Candidate:
+        """Sample a cost, uniform on a log scale, then a candidate at that cost."""
+        return self.encoder.to_candidate(self.point_sampler.stratified(rng))
 
-    def draw_at_cost(self, rng: np.random.Generator, log_cost: float) -> Candidate:
-        """A plan with about exp(log_cost) trainable parameters."""
-        return self.codec.candidate(self.drawer.at_cost(rng, log_cost))
+    def enumerate(self, limit: int) -> Iterator[Point]:
+        """Yield all points in order, with learning rates in coarse steps; at most `limit`.
 
-    def mutate(self, candidate: Candidate, rng: np.random.Generator) -> Candidate:
-        """A neighbor of a candidate."""
-        return self.codec.candidate(self.mover.mutate(self.codec.genome(candidate), rng))
-
-    def crossover(self, first: Candidate, second: Candidate, rng: np.random.Generator) -> Candidate:
-        """A child of two candidates."""
-        parents = self.codec.genome(first), self.codec.genome(second)
-        return self.codec.candidate(self.mover.crossover(*parents, rng))
-
-    def neighbors_in_rate(self, candidate: Candidate) -> tuple[Candidate, ...]:
-        """The same architecture at a lower and at a higher learning rate."""
-        near = self.mover.neighbors_in_rate(self.codec.genome(candidate))
-        return tuple(self.codec.candidate(genome) for genome in near)
-
-    def enumerate(self, limit: int) -> Iterator[Candidate]:
-        """All candidates one after the other, learning rates in coarse steps; at most `limit`.
-
-        For spaces so small that drawing finds nothing new any more.
+        For spaces that are too small for random sampling to find new points.
         """
         positions = [snap(step / 20) for step in range(21)]
-        fitting = [np.flatnonzero(row) for row in self.grid.legal]
-        least = 0 if self.source.include_empty else 1
-        points = itertools.product(
-            itertools.product(*fitting),
+        legal = [np.flatnonzero(row) for row in self.grid.legal]
+        least = 0 if self.config.include_empty else 1
+        rows = itertools.product(
+            itertools.product(*legal),
             positions,
-            range(len(self.source.alpha_ratio)),
-            range(len(self.source.dropout)),
+            range(len(self.config.alpha_ratio)),
+            range(len(self.config.dropout)),
         )
-        for options, position, alpha, dropout in itertools.islice(points, limit):
+        for options, position, alpha, dropout in itertools.islice(rows, limit):
             if sum(option > 0 for option in options) >= least:
-                yield self.codec.candidate(
-                    Genome(np.array(options, dtype=np.int64), position, alpha, dropout)
-                )
-
-    # --- parameters ----------------------------------------------------------------------------
+                yield Point(np.array(options, dtype=np.int64), position, alpha, dropout)
 
     def encode(self, candidate: Candidate) -> dict[str, Any]:
-        """Legible parameters such as `layer.03.method`, `layer.03.rank`, `lr_position`.
+        """Return readable parameters such as `layer.03.method`, `layer.03.rank`, `lr_position`.
 
         Raises:
-            SpaceError: if the candidate is not a point of this space.
+            SpaceError: if the candidate is not in this space.
         """
-        return self.codec.params(self.codec.genome(candidate))
+        return self.encoder.to_params(self.encoder.from_candidate(candidate))
 
     def decode(self, params: Mapping[str, Any]) -> Candidate:
-        """The candidate of such parameters."""
-        return self.codec.candidate(self.codec.from_params(params))
+        """Return the candidate of such parameters."""
+        return self.encoder.to_candidate(self.encoder.from_params(params))
 
     @cached_property
     def parameters(self) -> dict[str, dict[str, Any]]:
-        """Every parameter as plain data; see `Codec.parameters`."""
-        return self.codec.parameters()
-
-    # --- known recipes ---------------------------------------------------------------------------
+        """Every parameter as plain data; see `Encoder.parameters`."""
+        return self.encoder.parameters()
 
     def baselines(self, n_max: int | None = None) -> tuple[Candidate, ...]:
-        """The tuned-LoRA grid, most telling first; empty if the space has no LoRA."""
-        return tuple(self.codec.candidate(g) for g in initial_design.baselines(self.codec, n_max))
+        """Return the LoRA grid, most informative first; empty if the space has no LoRA."""
+        return tuple(map(self.encoder.to_candidate, initial_design.baselines(self.encoder, n_max)))
 
     def reference(self) -> Candidate:
-        """No adapter."""
-        return self.codec.candidate(initial_design.reference(self.codec))
+        """Return the candidate without adapters."""
+        return self.encoder.to_candidate(initial_design.reference(self.encoder))
 
     def portfolio(self, n_max: int | None = None) -> tuple[Candidate, ...]:
-        """Strong known recipes besides LoRA."""
-        return tuple(self.codec.candidate(g) for g in initial_design.portfolio(self.codec, n_max))
+        """Return good starting points of methods other than LoRA."""
+        return tuple(map(self.encoder.to_candidate, initial_design.portfolio(self.encoder, n_max)))

@@ -36,7 +36,7 @@ def test_an_ask_takes_less_than_a_third_of_a_second_at_a_thousand_trials_and_64_
     )
     rng = np.random.default_rng(0)
     for _ in range(1000):
-        controller.enqueue(space.draw_stratified(rng))
+        controller.enqueue(space.sample_stratified(rng))
         trial = controller.ask()
         size = math.log(trial.costs.trainable_params + 1)
         controller.tell(trial, score=0.5 + 0.02 * size + 0.01 * rng.standard_normal())

@@ -12,14 +12,14 @@ import pytest
 from autopeft.costs import PriceTable, Topology
 from autopeft.costs.constraints import parse_constraints
 from autopeft.costs.objectives import objective
-from autopeft.searcher.samplers.base import Seen, StratifiedProposer
-from autopeft.searcher.samplers.bayesian import GainProposer
-from autopeft.searcher.samplers.budget_first import BudgetFirst, Plain
+from autopeft.searcher.samplers.base import Seen, StratifiedSampler
+from autopeft.searcher.samplers.bayesian import BayesianSampler
+from autopeft.searcher.samplers.budget_first import BudgetFirstEncoding, PlainEncoding
 from autopeft.searcher.samplers.cost_model import CostModel
-from autopeft.searcher.samplers.gp import Embedding, Surrogate
+from autopeft.searcher.samplers.gp import Embedding, GaussianProcess
 from autopeft.searcher.samplers.observations import gather
 from autopeft.searcher.samplers.optuna_adapters import AutoPeftSampler
-from autopeft.searcher.space.encoding import Genome
+from autopeft.searcher.space.encoding import Point
 from autopeft.searcher.space.space import SearchSpace
 
 SHAPES = {"attn.q": (64, 64), "attn.v": (64, 64), "mlp.up": (128, 64), "mlp.down": (64, 128)}
@@ -30,25 +30,25 @@ TWO = (objective("accuracy"), objective("trainable_params"))
 RNG = np.random.default_rng
 
 
-def quality(space, genome):
+def quality(space, point):
     """Upper blocks matter more, sizes saturate, the middle of the rates is best."""
     grid = space.grid
-    sizes = np.log1p(grid.params[np.arange(len(grid.units)), genome.options]) / 8
+    sizes = np.log1p(grid.params[np.arange(len(grid.units)), point.options]) / 8
     weights = np.linspace(0.2, 1.0, len(grid.units))
     total = float((weights * sizes).sum() / weights.sum())
-    return 0.5 + 0.4 * (1 - math.exp(-2 * total)) - 0.6 * (genome.position - 0.5) ** 2
+    return 0.5 + 0.4 * (1 - math.exp(-2 * total)) - 0.6 * (point.position - 0.5) ** 2
 
 
-def tried(space, genome, state="complete", rungs=None, prices=PRICES):
-    price = prices.price(space.codec.candidate(genome)).to_json()
-    values = (quality(space, genome), price["trainable_params"])
+def tried(space, point, state="complete", rungs=None, prices=PRICES):
+    price = prices.price(space.encoder.to_candidate(point)).to_json()
+    values = (quality(space, point), price["trainable_params"])
     values = values if state == "complete" else (math.nan, math.nan)
-    return Seen(genome, state, values, price, rungs or {})
+    return Seen(point, state, values, price, rungs or {})
 
 
 def history(n, seed=0, space=SPACE):
     rng = RNG(seed)
-    return [tried(space, space.drawer.stratified(rng)) for _ in range(n)]
+    return [tried(space, space.point_sampler.stratified(rng)) for _ in range(n)]
 
 
 def volume(rows):
@@ -69,40 +69,40 @@ def grow(proposer, n):
 
 
 def test_it_finds_a_larger_front_than_spread_out_draws_of_twice_as_many_trials():
-    gain = [volume(grow(GainProposer(SPACE, TWO, PRICES, seed=s), 30)) for s in range(2)]
-    random = [volume(grow(StratifiedProposer(SPACE, TWO, PRICES, seed=s), 60)) for s in range(2)]
+    gain = [volume(grow(BayesianSampler(SPACE, TWO, PRICES, seed=s), 30)) for s in range(2)]
+    random = [volume(grow(StratifiedSampler(SPACE, TWO, PRICES, seed=s), 60)) for s in range(2)]
     assert np.mean(gain) > np.mean(random)
 
 
 def test_it_never_proposes_a_point_twice_even_while_trials_run():
-    proposer = GainProposer(SPACE, TWO, PRICES, seed=0)
+    proposer = BayesianSampler(SPACE, TWO, PRICES, seed=0)
     rows = history(16)
-    keys = {s.genome.key for s in rows}
+    keys = {s.point.key for s in rows}
     for _ in range(12):
-        genome = proposer.propose(rows)
-        assert genome.key not in keys
-        keys.add(genome.key)
-        rows.append(tried(SPACE, genome, "running"))
+        point = proposer.propose(rows)
+        assert point.key not in keys
+        keys.add(point.key)
+        rows.append(tried(SPACE, point, "running"))
 
 
 def test_running_trials_push_the_next_proposals_apart_in_cost():
-    proposer = GainProposer(SPACE, TWO, PRICES, seed=1)
+    proposer = BayesianSampler(SPACE, TWO, PRICES, seed=1)
     rows = history(24)
     logs = []
     for _ in range(5):
-        genome = proposer.propose(rows)
-        logs.append(math.log(SPACE.drawer.params(genome.options)))
-        rows.append(tried(SPACE, genome, "running"))
+        point = proposer.propose(rows)
+        logs.append(math.log(SPACE.n_params(point.options)))
+        rows.append(tried(SPACE, point, "running"))
     assert len(np.unique(np.round(logs, 2))) >= 4
 
 
 def test_the_design_covers_costs_and_methods():
-    proposer = GainProposer(SPACE, TWO, PRICES, seed=0)
-    rows = grow(proposer, proposer.tuning.n_start)
+    proposer = BayesianSampler(SPACE, TWO, PRICES, seed=0)
+    rows = grow(proposer, proposer.tuning.n_initial)
     low, high = (math.log(c) for c in SPACE.cost_range())
     places = [(math.log(s.price["trainable_params"]) - low) / (high - low) for s in rows]
     assert np.histogram(places, bins=4, range=(0, 1))[0].min() >= 1
-    used = {m for s in rows for m in SPACE.codec.plan(s.genome).methods}
+    used = {m for s in rows for m in SPACE.encoder.plan(s.point).methods}
     assert used == {"lora", "ia3", "miss"}
     assert proposer.origin == "design"
 
@@ -124,18 +124,18 @@ def test_any_objectives_work(names):
         score = -seen.objectives[0] if names[0] == "loss" else seen.objectives[0]
         measured = {"train_seconds": seen.price["train_flops"] / 1e9, "latency_ms": 3.0}
         costs = [{**seen.price, **measured}[name] for name in names[1:]]
-        rows.append(Seen(seen.genome, "complete", (score, *costs), seen.price))
-    proposer = GainProposer(SPACE, objectives, PRICES, seed=0)
+        rows.append(Seen(seen.point, "complete", (score, *costs), seen.price))
+    proposer = BayesianSampler(SPACE, objectives, PRICES, seed=0)
     for _ in range(3):
-        genome = proposer.propose(rows)
-        assert genome.options.any()
-        rows.append(Seen(genome, "running", (math.nan,) * len(names), rows[0].price))
+        point = proposer.propose(rows)
+        assert point.options.any()
+        rows.append(Seen(point, "running", (math.nan,) * len(names), rows[0].price))
 
 
 def test_constraints_bound_the_proposals():
     for text in ("trainable_params<=2000", "peak_memory_bytes<=1.01e9", "train_flops<=9e10"):
         limits = parse_constraints([text])
-        prices = [PRICES.price(SPACE.codec.candidate(s.genome)) for s in history(30)]
+        prices = [PRICES.price(SPACE.encoder.to_candidate(s.point)) for s in history(30)]
         if not any(limits[0].allows(price) for price in prices):
             limits = (
                 type(limits[0])(
@@ -144,21 +144,21 @@ def test_constraints_bound_the_proposals():
                     text,
                 ),
             )
-        proposer = GainProposer(SPACE, TWO, PRICES, limits, seed=0)
-        rows = [s for s in history(60) if proposer.is_allowed(s.genome)]
+        proposer = BayesianSampler(SPACE, TWO, PRICES, limits, seed=0)
+        rows = [s for s in history(60) if proposer.is_allowed(s.point)]
         for _ in range(4):
-            genome = proposer.propose(rows)
-            assert proposer.is_allowed(genome)
-            rows.append(tried(SPACE, genome, "running"))
+            point = proposer.propose(rows)
+            assert proposer.is_allowed(point)
+            rows.append(tried(SPACE, point, "running"))
 
 
 def test_costs_of_many_are_the_pricers():
     names = ("trainable_params", "adapter_bytes", "train_flops", "peak_memory_bytes")
     model = CostModel(SPACE, [TWO[0], *(objective(n) for n in names)], PRICES)
-    genomes = [SPACE.drawer.stratified(RNG(s)) for s in range(40)] + [
-        Genome(np.zeros(6, dtype=int))
+    points = [SPACE.point_sampler.stratified(RNG(s)) for s in range(40)] + [
+        Point(np.zeros(6, dtype=int))
     ]
-    fast, exact = model.fast(genomes), model.exact(genomes)
+    fast, exact = model.fast(points), model.exact(points)
     np.testing.assert_allclose(fast[:, :2], exact[:, :2], rtol=1e-9)
     apart = np.abs(fast[:, 2:] - exact[:, 2:])
     assert apart.mean() < 0.05
@@ -170,39 +170,37 @@ def test_costs_of_many_are_the_pricers():
 def test_a_measured_cost_is_learned_from_the_priced_one():
     model = CostModel(SPACE, [TWO[0], objective("train_seconds")], PRICES)
     rows = [
-        Seen(s.genome, "complete", (0.5, 7.0 * s.price["train_flops"] ** 0.5), s.price)
+        Seen(s.point, "complete", (0.5, 7.0 * s.price["train_flops"] ** 0.5), s.price)
         for s in history(12)
     ]
     model.learn(rows)
     fresh = history(5, seed=9)
     expected = [math.log(7.0 * s.price["train_flops"] ** 0.5) for s in fresh]
-    assert model.exact([s.genome for s in fresh])[:, 0] == pytest.approx(expected, abs=0.02)
+    assert model.exact([s.point for s in fresh])[:, 0] == pytest.approx(expected, abs=0.02)
 
 
 def test_a_pruned_trial_counts_at_the_quality_its_rung_foretells():
     rows = []
     for seen in history(12):
         rows.append(
-            Seen(
-                seen.genome, "complete", seen.objectives, seen.price, {3: seen.objectives[0] - 0.2}
-            )
+            Seen(seen.point, "complete", seen.objectives, seen.price, {3: seen.objectives[0] - 0.2})
         )
     for seen in history(4, seed=5):
         rows.append(
             Seen(
-                seen.genome,
+                seen.point,
                 "pruned",
                 (math.nan,) * 2,
                 seen.price,
-                {3: quality(SPACE, seen.genome) - 0.2},
+                {3: quality(SPACE, seen.point) - 0.2},
             )
         )
-    evidence = gather(rows, 1.0, 100)
-    assert evidence.is_final.sum() == 12
-    best = evidence.values[:12].max()
-    expected = [min(quality(SPACE, s.genome), best) for s in rows[12:]]
-    assert evidence.values[12:] == pytest.approx(expected, abs=0.02)
-    assert (evidence.noise[12:] > 0).all()
+    observations = gather(rows, 1.0, 100)
+    assert observations.is_final.sum() == 12
+    best = observations.values[:12].max()
+    expected = [min(quality(SPACE, s.point), best) for s in rows[12:]]
+    assert observations.values[12:] == pytest.approx(expected, abs=0.02)
+    assert (observations.noise[12:] > 0).all()
     assert len(gather(rows, 1.0, 5).values) == 5
 
 
@@ -210,14 +208,14 @@ def test_the_surrogate_predicts_and_knows_where_it_cannot():
     low, high = (math.log(c) for c in SPACE.cost_range())
     embedding = Embedding(SPACE.grid, (low, high))
 
-    def points(genomes):
-        options = np.array([g.options for g in genomes])
-        logs = np.log(np.maximum(SPACE.drawer.params(options), 1))
-        return embedding.points(options, np.array([g.position for g in genomes]), logs)
+    def points(points):
+        options = np.array([g.options for g in points])
+        logs = np.log(np.maximum(SPACE.n_params(options), 1))
+        return embedding.features(options, np.array([g.position for g in points]), logs)
 
-    train = [s.genome for s in history(60)]
-    test = [s.genome for s in history(100, seed=7)]
-    model = Surrogate(embedding)
+    train = [s.point for s in history(60)]
+    test = [s.point for s in history(100, seed=7)]
+    model = GaussianProcess(embedding)
     model.fit(points(train), np.array([quality(SPACE, g) for g in train]))
     mean, spread = model.predict(points(test))
     truth = np.array([quality(SPACE, g) for g in test])
@@ -229,8 +227,8 @@ def test_the_surrogate_predicts_and_knows_where_it_cannot():
 
 
 def test_equal_values_do_not_upset_the_surrogate():
-    rows = [Seen(s.genome, "complete", (0.5, s.objectives[1]), s.price) for s in history(20)]
-    assert GainProposer(SPACE, TWO, PRICES, seed=0).propose(rows).options.any()
+    rows = [Seen(s.point, "complete", (0.5, s.objectives[1]), s.price) for s in history(20)]
+    assert BayesianSampler(SPACE, TWO, PRICES, seed=0).propose(rows).options.any()
 
 
 def test_asking_is_quick_late_in_a_search_of_a_deep_model():
@@ -238,12 +236,12 @@ def test_asking_is_quick_late_in_a_search_of_a_deep_model():
     space = SearchSpace.from_source({"methods": ["lora", "ia3", "miss"]}, deep)
     rng, rows = RNG(0), []
     for _ in range(1000):
-        genome = space.drawer.stratified(rng)
-        params = float(space.drawer.params(genome.options))
+        point = space.point_sampler.stratified(rng)
+        params = float(space.n_params(point.options))
         rows.append(
-            Seen(genome, "complete", (quality(space, genome), params), {"trainable_params": params})
+            Seen(point, "complete", (quality(space, point), params), {"trainable_params": params})
         )
-    proposer = GainProposer(space, TWO, PriceTable.from_topology(deep), seed=0)
+    proposer = BayesianSampler(space, TWO, PriceTable.from_topology(deep), seed=0)
     proposer.propose(rows)
     began = time.perf_counter()
     proposer.propose(rows)
@@ -259,7 +257,7 @@ def test_the_sampler_works_in_an_ordinary_optuna_study():
         candidate = SPACE.decode(trial.params)
         price = PRICES.price(candidate)
         trial.set_user_attr("price", price.to_json())
-        score = quality(SPACE, SPACE.codec.genome(candidate))
+        score = quality(SPACE, SPACE.encoder.from_candidate(candidate))
         study.tell(trial, [score, price.trainable_params])
     assert len({str(t.params) for t in study.trials}) == 18
 
@@ -267,14 +265,14 @@ def test_the_sampler_works_in_an_ordinary_optuna_study():
 @pytest.mark.parametrize("seed", range(5))
 def test_other_parameters_of_a_space_come_back_as_nearly_the_same_point(seed):
     low, high = (math.log(c) for c in SPACE.cost_range())
-    budget = BudgetFirst(SPACE.codec, 0, (low, high))
-    plain = Plain(SPACE.codec)
-    genome = SPACE.drawer.stratified(RNG(seed))
-    assert plain.decode(plain.encode(genome)).key == genome.key
-    assert set(plain.encode(genome)) == set(plain.parameters())
-    values = budget.encode(genome)
+    budget = BudgetFirstEncoding(SPACE.encoder, 0, (low, high))
+    plain = PlainEncoding(SPACE.encoder)
+    point = SPACE.point_sampler.stratified(RNG(seed))
+    assert plain.decode(plain.encode(point)).key == point.key
+    assert set(plain.encode(point)) == set(plain.parameters())
+    values = budget.encode(point)
     assert set(values) == set(budget.parameters())
     back = budget.decode(values)
-    cost, again = (float(SPACE.drawer.params(g.options)) for g in (genome, back))
+    cost, again = (float(SPACE.n_params(g.options)) for g in (point, back))
     assert abs(math.log(again / cost)) < 0.7
-    assert back.position == genome.position
+    assert back.position == point.position

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autopeft.searcher.samplers.ehvi import cut, expected_gain
+from autopeft.searcher.samplers.ehvi import decompose, expected_hypervolume_improvement
 from autopeft.utils.pareto import hypervolume
 
 
@@ -18,8 +18,8 @@ def test_with_a_sure_quality_the_gain_is_the_growth_of_the_hypervolume(seed, n_c
     costs, quality = rng.random((n, n_costs)), rng.random(n)
     worst = np.full(n_costs, 1.0)
     new_cost, new_quality = rng.random((4, n_costs)), rng.random(4) * 1.2
-    cells = cut(costs, quality, worst, 0.0)
-    gains = expected_gain(cells, new_cost, new_quality, np.full(4, 1e-9))
+    boxes = decompose(costs, quality, worst, 0.0)
+    gains = expected_hypervolume_improvement(boxes, new_cost, new_quality, np.full(4, 1e-9))
     reference = np.append(0.0, -worst)
     before = np.column_stack([quality, -costs])
     for k in range(4):
@@ -31,8 +31,10 @@ def test_with_a_sure_quality_the_gain_is_the_growth_of_the_hypervolume(seed, n_c
 def test_the_gain_agrees_with_sampling():
     rng = np.random.default_rng(0)
     costs, quality = np.array([[0.2], [0.6]]), np.array([0.3, 0.8])
-    cells = cut(costs, quality, np.array([1.0]), 0.0)
-    (gain,) = expected_gain(cells, np.array([[0.4]]), np.array([0.6]), np.array([0.3]))
+    boxes = decompose(costs, quality, np.array([1.0]), 0.0)
+    (gain,) = expected_hypervolume_improvement(
+        boxes, np.array([[0.4]]), np.array([0.6]), np.array([0.3])
+    )
     reference = np.array([0.0, -1.0])
     front = np.column_stack([quality, -costs])
     before = hypervolume(front, reference)
@@ -44,6 +46,8 @@ def test_the_gain_agrees_with_sampling():
 
 
 def test_without_costs_it_is_expected_improvement():
-    cells = cut(np.zeros((2, 0)), np.array([0.1, 0.5]), np.zeros(0), 0.0)
-    gains = expected_gain(cells, np.zeros((2, 0)), np.array([0.4, 0.9]), np.full(2, 1e-9))
+    boxes = decompose(np.zeros((2, 0)), np.array([0.1, 0.5]), np.zeros(0), 0.0)
+    gains = expected_hypervolume_improvement(
+        boxes, np.zeros((2, 0)), np.array([0.4, 0.9]), np.full(2, 1e-9)
+    )
     assert gains == pytest.approx([0.0, 0.4], abs=1e-6)

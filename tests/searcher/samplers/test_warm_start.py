@@ -9,8 +9,8 @@ import pytest
 from autopeft.costs import PriceTable, Topology
 from autopeft.errors import SettingsError, StorageError
 from autopeft.searcher.controller import SearchController
-from autopeft.searcher.earlier import read_prior
-from autopeft.searcher.samplers.warm_start import Prior, PriorTrial, as_prior
+from autopeft.searcher.earlier import read_warm_start
+from autopeft.searcher.samplers.warm_start import Prior, WarmStartTrial, warm_start_trials
 from autopeft.searcher.space.space import SearchSpace
 from autopeft.utils.pareto import hypervolume
 
@@ -50,20 +50,20 @@ def volume(controller):
 
 def test_qualities_are_kept_in_their_own_spreads_and_the_front_is_known():
     controller = run(20, 0)
-    trials = as_prior(controller.trials(), controller.objectives)
+    trials = warm_start_trials(controller.trials(), controller.objectives)
     values = [trial.quality for trial in trials]
     assert values == sorted(values, reverse=True)
     assert np.mean(values) == pytest.approx(0.0, abs=1e-9)
     assert np.std(values) == pytest.approx(1.0)
     front = {o.candidate.digest for o in controller.front() if o.candidate.plan.specs}
     assert front <= {t.candidate.digest for t in trials if t.is_on_front}
-    again = [PriorTrial.from_json(json.loads(json.dumps(t.to_json()))) for t in trials]
+    again = [WarmStartTrial.from_json(json.loads(json.dumps(t.to_json()))) for t in trials]
     assert again == list(trials)
-    assert as_prior((), controller.objectives) == ()
+    assert warm_start_trials((), controller.objectives) == ()
 
 
 def test_the_earlier_front_is_tried_first_in_this_searchs_own_training():
-    prior = as_prior(run(30, 0).trials(), SearchController(SPACE, TWO).objectives)
+    prior = warm_start_trials(run(30, 0).trials(), SearchController(SPACE, TWO).objectives)
     longer = SearchSpace.from_source({"methods": ["lora", "ia3", "miss"]}, TOPOLOGY, steps=50)
     controller = SearchController(longer, TWO, prior=prior, prices=PRICES, n_baselines=2)
     plans = {t.candidate.plan for t in prior if t.is_on_front}
@@ -74,8 +74,10 @@ def test_the_earlier_front_is_tried_first_in_this_searchs_own_training():
 
 
 def test_a_prior_that_is_right_helps_and_one_that_is_wrong_does_little_harm():
-    right = as_prior(run(40, 100, scale=0.7).trials(), SearchController(SPACE, TWO).objectives)
-    wrong = as_prior(
+    right = warm_start_trials(
+        run(40, 100, scale=0.7).trials(), SearchController(SPACE, TWO).objectives
+    )
+    wrong = warm_start_trials(
         run(40, 101, good=(0, 1), rate=-3.6).trials(), SearchController(SPACE, TWO).objectives
     )
     # Early on, that is: later a search without a prior has learned as much by itself.
@@ -99,14 +101,14 @@ def test_the_translation_learns_whether_the_prior_foretells():
 
 
 def test_what_fits_nowhere_is_told_and_no_study_is_an_error(tmp_path):
-    prior = as_prior(run(12, 0).trials(), SearchController(SPACE, TWO).objectives)
+    prior = warm_start_trials(run(12, 0).trials(), SearchController(SPACE, TWO).objectives)
     other = SearchSpace.from_source("default", Topology(2, SHAPES), steps=9)
     with pytest.raises(SettingsError, match="warm_start"):
         SearchController(
             other, TWO, prior=[t for t in prior if t.candidate.plan.specs[-1].layer > 1]
         )
     with pytest.raises(StorageError, match="no such study"):
-        read_prior(f"sqlite:///{tmp_path / 'study.db'}", "none")
+        read_warm_start(f"sqlite:///{tmp_path / 'study.db'}", "none")
 
 
 def test_a_study_is_read_back(tmp_path):
@@ -117,4 +119,6 @@ def test_a_study_is_read_back(tmp_path):
     for _ in range(8):
         trial = controller.ask()
         controller.tell(trial, score=quality(trial.candidate))
-    assert read_prior(storage, "first") == as_prior(controller.trials(), controller.objectives)
+    assert read_warm_start(storage, "first") == warm_start_trials(
+        controller.trials(), controller.objectives
+    )

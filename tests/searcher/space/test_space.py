@@ -56,18 +56,33 @@ names = st.sampled_from(sorted(SPACES))
 seeds = st.integers(0, 10_000)
 
 
+def mutated(space, candidate, rng):
+    point = space.neighborhood.mutate(space.encoder.from_candidate(candidate), rng)
+    return space.encoder.to_candidate(point)
+
+
+def crossed(space, first, second, rng):
+    parents = (space.encoder.from_candidate(candidate) for candidate in (first, second))
+    return space.encoder.to_candidate(space.neighborhood.crossover(*parents, rng))
+
+
 @settings(deadline=None, max_examples=150)
 @given(names, seeds)
 def test_whatever_is_drawn_is_legal_priced_and_survives_its_parameters(name, seed):
     space, rng = SPACES[name], np.random.default_rng(seed)
-    first, second = space.draw(rng), space.draw_stratified(rng)
-    for candidate in (first, second, space.mutate(first, rng), space.crossover(first, second, rng)):
+    first, second = space.sample(rng), space.sample_stratified(rng)
+    for candidate in (
+        first,
+        second,
+        mutated(space, first, rng),
+        crossed(space, first, second, rng),
+    ):
         check_plan(BERT, candidate.plan)
         assert candidate.plan.specs
         assert space.decode(space.encode(candidate)) == candidate
-        genome = space.codec.genome(candidate)
+        point = space.encoder.from_candidate(candidate)
         price = PriceTable.from_topology(BERT).price(candidate)
-        assert price.trainable_params == space.drawer.params(genome.options)
+        assert price.trainable_params == space.n_params(point.options)
         assert set(space.encode(candidate)) <= set(space.parameters)
 
 
@@ -75,10 +90,10 @@ def test_whatever_is_drawn_is_legal_priced_and_survives_its_parameters(name, see
 @given(seeds)
 def test_limits_on_adapted_layers_hold_for_draws_and_mutants(seed):
     space, rng = SPACES["narrow"], np.random.default_rng(seed)
-    candidate = space.draw(rng)
+    candidate = space.sample(rng)
     for _ in range(5):
         assert 2 <= len({spec.layer for spec in candidate.plan.specs}) <= 3
-        candidate = space.mutate(candidate, rng)
+        candidate = mutated(space, candidate, rng)
 
 
 def test_a_rate_is_the_methods_own_at_one_shared_position():
@@ -121,20 +136,21 @@ def test_stratified_draws_fill_the_log_cost_axis_evenly_where_uniform_ones_crowd
 
     def quarters(draw):
         logs = [
-            math.log(space.drawer.params(space.codec.genome(draw(rng)).options)) for _ in range(200)
+            math.log(space.n_params(space.encoder.from_candidate(draw(rng)).options))
+            for _ in range(200)
         ]
         return np.histogram(logs, bins=4, range=(low, high))[0]
 
-    assert quarters(space.draw_stratified).min() > 25
-    assert quarters(space.draw).min() < 5
+    assert quarters(space.sample_stratified).min() > 25
+    assert quarters(space.sample).min() < 5
 
 
 def test_a_draw_comes_close_to_the_wanted_cost():
     space = SearchSpace.from_source("default", BERT)
     rng = np.random.default_rng(1)
     for wanted in (2_000, 10_000):
-        draws = [space.draw_at_cost(rng, math.log(wanted)) for _ in range(20)]
-        costs = [space.drawer.params(space.codec.genome(c).options) for c in draws]
+        draws = [space.point_sampler.at_cost(rng, math.log(wanted)) for _ in range(20)]
+        costs = [space.n_params(point.options) for point in draws]
         assert np.median(np.abs(np.log(np.array(costs) / wanted))) < 0.1
 
 
@@ -235,7 +251,7 @@ def test_a_method_that_fits_nowhere_is_a_mistake_only_if_the_user_wrote_it():
 @pytest.mark.parametrize("topology", [BERT, FUSED])
 def test_every_shipped_space_loads_and_draws_on_any_model(name, topology):
     space = SearchSpace.from_source(name, topology)
-    check_plan(topology, space.draw_stratified(np.random.default_rng(0)).plan)
+    check_plan(topology, space.sample_stratified(np.random.default_rng(0)).plan)
     assert available_spaces()[name]
     assert name in (space.name, "default") or space.describe()
 
@@ -249,7 +265,7 @@ def test_the_widest_space_holds_and_draws_every_method_that_sits_in_a_block():
     topology = Topology(4, {**shapes, "attn": (4, 64), "block": (64, 64)}, n_heads=4)
     space = SearchSpace.from_source("everything", topology)
     rng = np.random.default_rng(0)
-    drawn = {name for _ in range(400) for name in space.draw(rng).plan.methods}
+    drawn = {name for _ in range(400) for name in space.sample(rng).plan.methods}
     assert drawn == known
 
 
@@ -286,8 +302,8 @@ def test_a_prompt_is_one_choice_of_the_whole_plan(granularity):
     rng = np.random.default_rng(0)
     seen = set()
     for _ in range(60):
-        drawn = space.draw_stratified(rng)
-        for candidate in (drawn, space.mutate(drawn, rng)):
+        drawn = space.sample_stratified(rng)
+        for candidate in (drawn, mutated(space, drawn, rng)):
             check_plan(PROMPTED, candidate.plan)
             assert prices.price(candidate).trainable_params > 130
             assert space.decode(space.encode(candidate)).plan == candidate.plan
@@ -302,7 +318,7 @@ def test_a_space_without_prompts_has_no_such_choice():
         plain, other = (SearchSpace.from_source(source, t) for t in (BERT, PROMPTED))
         assert plain.grid.units == other.grid.units
         assert plain.grid.options == other.grid.options
-        draws = [s.draw_stratified(np.random.default_rng(3)).digest for s in (plain, other)]
+        draws = [s.sample_stratified(np.random.default_rng(3)).digest for s in (plain, other)]
         assert draws[0] == draws[1]
         assert other.prompt_sizes == () == prompt_sizes(source)
 
