@@ -1,4 +1,4 @@
-"""What a trial is: where adapters go (AdapterPlan), how they are trained, both together."""
+"""AdapterPlan (which adapter at which site), TrainSettings, and both together: Candidate."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
 from autopeft.errors import SpaceError
+from autopeft.utils.serialize import from_plain, to_plain
 
 MODEL = "model"
-"""The role of the model as a whole: a plan holds one such adapter, at layer 0."""
+"""The role of an adapter on the whole model; a plan has at most one, at layer 0."""
 
 ROLES: tuple[str, ...] = (
     MODEL,  # before any block: prompts
@@ -35,7 +36,9 @@ ROLES: tuple[str, ...] = (
     "norm",  # every normalization inside one block, together
     "block",  # the block as a whole
 )
-"""The roles a site can have, in the order a block is read."""
+"""The roles of sites, in the order of the forward pass."""
+
+_REPAIR = "restore the file that holds it"
 
 
 def _canonical(value: object) -> str:
@@ -43,7 +46,7 @@ def _canonical(value: object) -> str:
 
 
 def _digest(value: object) -> str:
-    """First 16 hex digits of the SHA-256 of the canonical JSON: short enough for a folder name."""
+    """Return the first 16 hex digits of the SHA-256 of the canonical JSON."""
     return hashlib.sha256(_canonical(value).encode()).hexdigest()[:16]
 
 
@@ -54,8 +57,8 @@ class LayerSpec:
     Attributes:
         layer: Index of the block, from 0.
         role: One of `ROLES`.
-        method: Name in the methods table (`autopeft methods`).
-        rank: Rank, or the method's own size (OFT block size); 0 for a method that has no size.
+        method: Name of a method, see `autopeft methods`.
+        rank: The rank, or whatever size the method has (OFT: block size); 0 if it has none.
     """
 
     layer: int
@@ -67,20 +70,20 @@ class LayerSpec:
         if self.layer < 0:
             raise SpaceError("layer", self.layer, "`layer >= 0` must hold", "count blocks from 0")
         if self.role not in ROLES:
-            raise SpaceError("role", self.role, "no such role", f"use one of {', '.join(ROLES)}")
+            raise SpaceError("role", self.role, "unknown role", f"use one of {', '.join(ROLES)}")
         if self.rank < 0:
             where = f"layer {self.layer} ({self.role})"
             raise SpaceError(
-                "rank", self.rank, f"`rank >= 0` must hold at {where}", "use a positive rank"
+                "rank", self.rank, f"`rank >= 0` must hold at {where}", "use 0 or more"
             )
 
 
 @dataclass(frozen=True)
 class AdapterPlan:
-    """The architecture: which adapter sits at which site.
+    """The architecture: which adapter is at which site.
 
-    Specs are sorted and entries whose method is "none" dropped, so that two ways of writing one
-    architecture compare, hash and digest the same.
+    Specs are sorted and those with method "none" are dropped, so that equal architectures compare,
+    hash and digest the same.
 
     Raises:
         SpaceError: if two specs name the same site.
@@ -97,67 +100,54 @@ class AdapterPlan:
                     "plan",
                     f"layer {first[0]} ({first[1]})",
                     "a site holds at most one adapter",
-                    "drop one of the two",
+                    "remove one of the two",
                 )
         object.__setattr__(self, "specs", kept)
 
     @cached_property
     def digest(self) -> str:
-        """Identity of the architecture: hex digits of a SHA-256."""
+        """The identity of the architecture: 16 hex digits."""
         return _digest(self.to_json())
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """The methods in use, sorted, each once."""
+        """The names of the methods in use, sorted."""
         return tuple(sorted({spec.method for spec in self.specs}))
 
     @property
     def lowest_layer(self) -> int | None:
-        """The first adapted block: the backward pass stops there. None for an empty plan."""
+        """The lowest adapted block, where the backward pass ends; None for an empty plan."""
         return self.specs[0].layer if self.specs else None
 
     def to_json(self) -> list[dict[str, Any]]:
-        """A list of plain dicts, in site order."""
-        return [asdict(spec) for spec in self.specs]
+        """Return one dict for each adapter, in site order."""
+        return list(to_plain(self.specs))
 
     @classmethod
-    def from_json(cls, rows: Iterable[Mapping[str, Any]]) -> AdapterPlan:
-        """The plan that `to_json` wrote.
+    def from_json(cls, rows: Any) -> AdapterPlan:
+        """Return the plan that `to_json` wrote.
 
         Raises:
             SpaceError: if a row lacks a key, has an unknown one, or a value of the wrong type.
         """
-        specs = []
-        for row in rows:
-            if not isinstance(row, Mapping) or set(row) - {"rank"} != {"layer", "role", "method"}:
-                raise SpaceError(
-                    "plan", row, "a row has the keys layer, role, method, rank", "repair plan.json"
-                )
-            whole = [row["layer"], row.get("rank", 0)]
-            if any(isinstance(n, bool) or not isinstance(n, int) for n in whole):
-                raise SpaceError(
-                    "plan", dict(row), "layer and rank are whole numbers", "repair plan.json"
-                )
-            specs.append(LayerSpec(whole[0], str(row["role"]), str(row["method"]), whole[1]))
-        return cls(specs)
+        kind = tuple[LayerSpec, ...]
+        return cls(from_plain(kind, rows, field="plan", remedy=_REPAIR, error=SpaceError))
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """How a plan is trained.
+    """How a plan is trained: AdamW, linear warmup, then linear decay to zero.
 
     Attributes:
-        learning_rate: Peak rate. For a plan that mixes methods, the geometric mean of the
-            methods' own rates (each method has its own range; see `method_rates`).
-        method_rates: (method, rate) pairs, sorted, for a plan that mixes methods; empty when all
+        learning_rate: Peak learning rate; with `method_rates`, their geometric mean.
+        method_rates: Sorted (method, peak rate) pairs for a plan that mixes methods; empty if all
             methods share `learning_rate`.
-        alpha_ratio: Scaling of low-rank updates, alpha / rank.
-        dropout: Dropout before the adapter, in [0, 1).
-        steps: Optimizer steps of a full proxy training.
-        batch_size: Rows per step.
+        alpha_ratio: Scaling of low-rank updates: alpha / rank.
+        dropout: Dropout on the adapter's input, in [0, 1).
+        steps: Optimizer steps of a full training.
+        batch_size: Rows per optimizer step.
         weight_decay: AdamW's decoupled weight decay.
-        warmup_fraction: Share of the steps in which the rate rises linearly; then it decays
-            linearly.
+        warmup_fraction: Share of the steps that warm up.
     """
 
     learning_rate: float
@@ -175,58 +165,63 @@ class TrainSettings:
         )
         rates = [self.learning_rate, *(rate for _, rate in self.method_rates)]
         if not all(math.isfinite(rate) and rate > 0 for rate in rates):
-            raise SpaceError(
-                "learning_rate", rates, "a learning rate is finite and above 0", "use e.g. 1e-3"
-            )
+            raise SpaceError("learning_rate", rates, "must be finite and above 0", "use e.g. 1e-3")
         if not 0.0 <= self.dropout < 1.0:
             raise SpaceError("dropout", self.dropout, "`0 <= dropout < 1` must hold", "use 0.0")
         if self.steps < 1 or self.batch_size < 1:
             raise SpaceError(
                 "steps",
                 (self.steps, self.batch_size),
-                "steps and batch_size are at least 1",
-                "raise it",
+                "steps and batch_size must be at least 1",
+                "use e.g. steps=100, batch_size=16",
             )
 
     def rate_for(self, method: str) -> float:
-        """The learning rate of one method's parameters."""
+        """Return the learning rate of a method's parameters."""
         return dict(self.method_rates).get(method, self.learning_rate)
 
     def to_json(self) -> dict[str, Any]:
-        """A plain dict; `method_rates` becomes a mapping."""
-        return {**asdict(self), "method_rates": dict(self.method_rates)}
+        """Return a dict in which `method_rates` is a mapping."""
+        return {**to_plain(self), "method_rates": dict(self.method_rates)}
 
     @classmethod
-    def from_json(cls, row: Mapping[str, Any]) -> TrainSettings:
-        """The settings that `to_json` wrote.
+    def from_json(cls, row: Any) -> TrainSettings:
+        """Return the settings that `to_json` wrote.
 
         Raises:
-            SpaceError: if a key is unknown.
+            SpaceError: if a key is missing or unknown, or a value has the wrong type.
         """
-        unknown = set(row) - {f.name for f in fields(cls)}
-        if unknown:
-            raise SpaceError("train", sorted(unknown), "unknown keys", "repair the file")
-        rates = dict(row.get("method_rates", {}))
-        return cls(**{**row, "method_rates": tuple(rates.items())})
+        rates = row.get("method_rates") if isinstance(row, Mapping) else None
+        if isinstance(rates, Mapping):
+            row = {**row, "method_rates": tuple(rates.items())}
+        from_plain(cls, row, field="train", remedy=_REPAIR, error=SpaceError)
+        return cls(**row)  # numbers as written: the digest tells 2 from 2.0
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """What a trial is: an architecture and how it is trained."""
+    """An architecture and how it is trained: what a trial evaluates."""
 
     plan: AdapterPlan
     train: TrainSettings
 
     @cached_property
     def digest(self) -> str:
-        """Identity of the candidate; names its folder below `adapters/`."""
+        """The identity of the candidate and the name of its folder in `adapters/`."""
         return _digest(self.to_json())
 
     def to_json(self) -> dict[str, Any]:
-        """`{"plan": [...], "train": {...}}`."""
+        """Return `{"plan": [...], "train": {...}}`."""
         return {"plan": self.plan.to_json(), "train": self.train.to_json()}
 
     @classmethod
-    def from_json(cls, row: Mapping[str, Any]) -> Candidate:
-        """The candidate that `to_json` wrote."""
-        return cls(AdapterPlan.from_json(row["plan"]), TrainSettings.from_json(row["train"]))
+    def from_json(cls, row: Any) -> Candidate:
+        """Return the candidate that `to_json` wrote; further keys are ignored.
+
+        Raises:
+            SpaceError: if the plan or the train settings are damaged.
+        """
+        row = from_plain(dict[str, Any], row, field="candidate", remedy=_REPAIR, error=SpaceError)
+        return cls(
+            AdapterPlan.from_json(row.get("plan")), TrainSettings.from_json(row.get("train"))
+        )

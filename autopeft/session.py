@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from autopeft.callbacks import Callback, CallbackList
-from autopeft.confirm.finalists import finalists, tuned_lora
+from autopeft.confirm.finalists import confirmed_finalists, tuned_lora
 from autopeft.confirm.store import ConfirmationStore
 from autopeft.confirm.verdict import judge, pick_best
 from autopeft.engine.budget import BudgetTracker
@@ -233,14 +233,14 @@ class Session:
         before: Mapping[str, Any],
     ) -> RunRecord:
         trials = controller.trials()
-        confirmed = finalists(trials, store.scores(), store.compressed())
+        confirmed = confirmed_finalists(trials, store.scores(), store.compressed())
         quality = ready.objectives[0]
         baseline = tuned_lora(confirmed, trials, quality)
         reference = next((o.candidate.digest for o in trials if o.origin == "reference"), None)
         scores = {}
         for finalist in confirmed:
             # The adapter handed out is of the seed that is best on validation.
-            chosen = max(finalist.seeds, key=lambda s: quality.sign() * s.validation[quality.name])
+            chosen = finalist.best_seed(quality)
             store.publish(finalist, chosen.seed)
             scores[finalist.candidate.digest] = AdapterScore(
                 chosen.seed, "test", dict(chosen.test), len(chosen.test_rows)

@@ -1,8 +1,7 @@
-"""The output folder of one search: what is in it, and who may write there."""
+"""The output folder of a search: its settings, its state, and the study by default."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -13,6 +12,8 @@ import yaml
 
 from autopeft.errors import SettingsError, StorageError
 from autopeft.settings import SearchSettings
+from autopeft.utils.files import write_text
+from autopeft.utils.serialize import read_json, strict_json
 
 SETTINGS = "settings.yaml"
 STUDY = "study.db"
@@ -20,10 +21,10 @@ FRONT = "front.json"
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
-    """The keys of a settings file.
+    """Read a settings file.
 
     Raises:
-        SettingsError: if the file is missing, is no YAML, or holds no mapping.
+        SettingsError: if the file cannot be read, is not YAML, or does not hold a mapping.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -36,7 +37,9 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
-        raise SettingsError("settings", str(path), f"is not YAML{where}", "repair it") from None
+        raise SettingsError(
+            "settings", str(path), f"is not YAML{where}", "fix the syntax"
+        ) from None
     if not isinstance(rows, dict) or not all(isinstance(key, str) for key in rows):
         raise SettingsError(
             "settings", str(path), "must hold `name: value` lines", "see examples/quickstart.yaml"
@@ -45,7 +48,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-3 as the number it is (YAML 1.1 wants 1.0e-3)."""
+    """SafeLoader that reads 1e-3 as a number; YAML 1.1 requires 1.0e-3."""
 
 
 _Loader.add_implicit_resolver(
@@ -56,20 +59,20 @@ _Loader.add_implicit_resolver(
 
 
 class Workspace:
-    """One output folder.
+    """The output folder of a search.
 
     Args:
-        folder: Where it is.
+        folder: Its path; `~` is expanded.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).expanduser()
 
     def check_free(self) -> None:
-        """Raises unless a new search may be written here.
+        """Check that a new search can be written here.
 
         Raises:
-            StorageError: if the folder holds a search, is a file, or cannot be written.
+            StorageError: if the folder is not empty, is a file, or cannot be written.
         """
         if (self.folder / SETTINGS).exists():
             raise StorageError(
@@ -93,12 +96,12 @@ class Workspace:
             )
 
     def create(self, settings: SearchSettings) -> None:
-        """Makes the folder and writes the settings into it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.write(SETTINGS, yaml.safe_dump(settings.to_mapping(), sort_keys=False))
+        """Create the folder and write the settings into it."""
+        text = yaml.safe_dump(settings.to_mapping(), sort_keys=False)
+        write_text(self.folder / SETTINGS, text)
 
     def settings(self) -> SearchSettings:
-        """The settings of the search held here.
+        """Return the settings of the search in this folder.
 
         Raises:
             StorageError: if the folder holds no search.
@@ -112,30 +115,26 @@ class Workspace:
             )
         return SearchSettings.from_mapping(read_settings(self.folder / SETTINGS))
 
-    def write(self, name: str, text: str) -> None:
-        """Writes a file whole or not at all."""
-        path = self.folder / name
-        draft = path.with_name(f".{path.name}.{os.getpid()}")
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(path)
-
     def remember(self, name: str, value: Mapping[str, Any]) -> None:
-        """Keeps a small JSON value under `state/`."""
-        (self.folder / "state").mkdir(exist_ok=True)
-        self.write(f"state/{name}.json", json.dumps(value))
+        """Keep a small value in `state/`."""
+        write_text(self._state(name), strict_json(value, indent=None))
 
     def recall(self, name: str) -> dict[str, Any]:
-        """What `remember` kept; empty if nothing."""
-        try:
-            value: dict[str, Any] = json.loads((self.folder / "state" / f"{name}.json").read_text())
-        except FileNotFoundError:
-            return {}
-        return value
+        """Return what `remember` kept, or an empty dict.
+
+        Raises:
+            StorageError: if the file is damaged.
+        """
+        path = self._state(name)
+        return read_json(path, dict[str, Any], remedy="delete it") if path.exists() else {}
+
+    def _state(self, name: str) -> Path:
+        return self.folder / "state" / f"{name}.json"
 
     def storage(self, settings: SearchSettings) -> str:
-        """The Optuna storage of the search: the user's, else a SQLite file in the folder."""
+        """Return the user's Optuna storage, or by default a SQLite file in the folder."""
         return settings.storage or f"sqlite:///{self.folder / STUDY}"
 
     def study_name(self, settings: SearchSettings) -> str:
-        """The study's name in the storage."""
+        """Return the name of the study in the storage."""
         return settings.study_name or self.folder.absolute().name

@@ -13,8 +13,12 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# Machines that run tests are shared: how long one example takes says nothing of the code.
-# CI draws the same examples every time, so that it judges the change and not its luck.
+# Before torch is imported, here and in the workers that tests start: one thread each.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+# No deadline: test machines are shared, so an example's duration says nothing about the code.
+# CI draws the same examples every time, so that a failure comes from the change.
 settings.register_profile("autopeft", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("autopeft")
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from random import Random
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,11 +31,29 @@ def test_a_plan_survives_json(plan: AdapterPlan) -> None:
 
 
 @given(st.lists(specs, max_size=8, unique_by=lambda s: (s.layer, s.role)), st.randoms())
-def test_the_order_of_the_rows_does_not_matter(rows, random) -> None:
+def test_the_order_of_the_rows_does_not_matter(rows: list[LayerSpec], random: Random) -> None:
     shuffled = list(rows)
     random.shuffle(shuffled)
     assert AdapterPlan(shuffled) == AdapterPlan(rows)
     assert AdapterPlan(shuffled).digest == AdapterPlan(rows).digest
+
+
+def test_digests_never_change() -> None:
+    """Folders, studies and front.json of earlier versions hold these digests."""
+    plan = AdapterPlan([LayerSpec(1, "mlp.down", "ia3"), LayerSpec(0, "attn.q", "lora", 4)])
+    rates = (("lora", 1e-3), ("ia3", 1e-16))
+    train = TrainSettings(3e-4, rates, alpha_ratio=1.5, dropout=0.1, steps=90, batch_size=8)
+    assert AdapterPlan().digest == "4f53cda18c2baa0c"
+    assert plan.digest == "53e15b79e49a02a0"
+    assert Candidate(plan, train).digest == "667516c76885ed12"
+    assert Candidate(plan, TrainSettings(1e-3)).digest == "203d791b96450149"
+    assert Candidate(AdapterPlan(), TrainSettings(1e16, alpha_ratio=2)).digest == "b5722786373910cb"
+
+
+def test_a_candidate_read_back_has_the_digest_it_was_saved_with() -> None:
+    candidate = Candidate(AdapterPlan(), TrainSettings(1e16, alpha_ratio=2))
+    again = Candidate.from_json(json.loads(json.dumps(candidate.to_json())))
+    assert again.digest == candidate.digest
 
 
 def test_none_is_no_adapter() -> None:
@@ -68,9 +90,26 @@ def test_a_site_holds_one_adapter() -> None:
         "not a row",
     ],
 )
-def test_a_damaged_row_is_refused(row) -> None:
+def test_a_damaged_row_is_refused(row: Any) -> None:
     with pytest.raises(SpaceError):
         AdapterPlan.from_json([row])
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ({}, "train={}: lacks the key `learning_rate`"),
+        (None, "train=None: must be a mapping"),
+        ({"learning_rate": "fast"}, "train.learning_rate='fast': must be a number"),
+        ({"learning_rate": 1e-3, "steps": 1.5}, r"train.steps=1.5: must be a whole number"),
+        ({"learning_rate": 1e-3, "stepz": 1}, "train.stepz=1: unknown key; did you mean steps"),
+        ({"learning_rate": 1e-3, "method_rates": {"lora": "x"}}, "must be a number"),
+        ({"learning_rate": 1e-3, "method_rates": 5}, "must be a list"),
+    ],
+)
+def test_damaged_train_settings_are_refused(train: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpaceError, match=message):
+        Candidate.from_json({"plan": [], "train": train})
 
 
 def test_a_candidate_is_its_plan_and_its_training() -> None:

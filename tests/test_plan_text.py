@@ -38,17 +38,17 @@ def parse(text: str) -> AdapterPlan:
 
 
 @given(PLANS)
-def test_the_exact_summary_says_everything(plan: AdapterPlan):
+def test_the_exact_summary_says_everything(plan: AdapterPlan) -> None:
     text = plan_summary(plan, max_parts=1000)
     assert text == "no adapter" if not plan.specs else parse(text) == plan
 
 
 @given(PLANS)
-def test_the_short_summary_is_short(plan: AdapterPlan):
+def test_the_short_summary_is_short(plan: AdapterPlan) -> None:
     assert plan_summary(plan).count(";") <= 2
 
 
-def test_examples():
+def test_examples() -> None:
     mixed = [
         LayerSpec(layer, role, "lora", 4) for layer in (3, 4, 5) for role in ("attn.q", "attn.v")
     ]
@@ -72,11 +72,11 @@ def test_examples():
         (4.2e14, "420T"),
     ],
 )
-def test_counts(value: float, text: str):
+def test_counts(value: float, text: str) -> None:
     assert human_count(value) == text
 
 
-def test_units():
+def test_units() -> None:
     assert human_bytes(1536) == "1.5 KiB"
     assert human_bytes(12) == "12 B"
     assert human_seconds(9.94) == "9.9s"

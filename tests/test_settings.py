@@ -29,7 +29,16 @@ def test_mapping_and_back() -> None:
         ("confirm_share", 1.0, "0 to 0.9"),
         ("eta", 1, "eta >= 2"),
         ("sampler", "magic", "autopeft"),
+        ("audit_share", -0.1, "0 to 1"),
+        ("audit_share", float("nan"), "0 to 1"),
+        ("prefix_cache_gb", float("nan"), "prefix_cache_gb >= 0"),
         ("budget", 30, "text"),
+        ("compress", 1, "true or false"),
+        ("compress", "yes", "true or false"),
+        ("space", 3, "text or a mapping"),
+        ("objectives", 3, "a list"),
+        ("role_map", ["attn.q"], "a mapping"),
+        ("zzz", None, "use one of model, data"),
     ],
 )
 def test_a_mistake_names_field_and_remedy(key: str, value: object, hint: str) -> None:
@@ -54,6 +63,11 @@ def test_roles_may_be_mapped_in_yaml_or_by_a_flag() -> None:
     for wrong in ("attn.q", "attn.q=", {"attn.q": 3}):
         with pytest.raises(SettingsError, match="role_map"):
             SearchSettings.from_mapping({"role_map": wrong})
+
+
+def test_none_stands_for_the_default() -> None:
+    settings = SearchSettings.from_mapping({"steps": None, "max_validation_rows": None})
+    assert settings == SearchSettings()
 
 
 def test_whole_numbers_serve_as_numbers() -> None:

@@ -50,6 +50,21 @@ def test_what_is_remembered_is_recalled(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "state").iterdir()] == ["spent.json"]
 
 
+@pytest.mark.parametrize("text", ["", "[]", "3", "{", "null"])
+def test_a_damaged_state_file_is_named(tmp_path: Path, text: str) -> None:
+    workspace = Workspace(tmp_path)
+    workspace.remember("spent", {"seconds": 1.5})
+    (tmp_path / "state" / "spent.json").write_text(text)
+    with pytest.raises(StorageError, match=r"spent\.json.*delete it"):
+        workspace.recall("spent")
+
+
+def test_a_space_of_tuples_can_be_kept(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "run")
+    workspace.create(SearchSettings(space={"methods": ("lora",)}))
+    assert workspace.settings().space == {"methods": ["lora"]}
+
+
 def test_scientific_notation_is_a_number(tmp_path: Path) -> None:
     (tmp_path / "s.yaml").write_text("a: 1e-3\nb: 2E5\nc: 0.5\nd: 1e3x\n")
     assert read_settings(tmp_path / "s.yaml") == {"a": 1e-3, "b": 2e5, "c": 0.5, "d": "1e3x"}

@@ -1,4 +1,4 @@
-"""95 % intervals of one member's objectives, from its seeds and its test rows."""
+"""95 % intervals of a finalist's objectives, from its seeds and its test rows."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from autopeft.costs.objectives import Objective
 Interval = tuple[float, float]
 
 LEVEL = 0.95
+"""Level of every interval."""
 
 METHOD = (
     "95 % t intervals. Quality: variance between seeds plus variance between test rows "
     "(Welch-Satterthwaite degrees of freedom); between seeds alone where the metric is not a mean "
     "over rows, as F1. Measured costs: variance between seeds. Prices are exact."
 )
-"""How the intervals are made, in one sentence for the readers of front.json."""
+"""How the intervals are computed, for readers of front.json."""
 
 
 def _variance_of_mean(values: Sequence[float]) -> float:
@@ -28,14 +29,14 @@ def _variance_of_mean(values: Sequence[float]) -> float:
 
 
 def _t_interval(mean: float, parts: Sequence[tuple[float, int]]) -> Interval | None:
-    """Interval about `mean` whose squared standard error is the sum of `parts`.
+    """Return the interval about `mean` whose squared standard error is the sum of `parts`.
 
     Args:
         mean: The estimate.
         parts: (squared standard error, its degrees of freedom); parts without freedom are skipped.
 
     Returns:
-        (low, high), or None where nothing tells the error.
+        (low, high), or None where the error is unknown.
     """
     usable = [(square, df) for square, df in parts if df > 0]
     if not usable or not math.isfinite(mean):
@@ -52,7 +53,7 @@ def _t_interval(mean: float, parts: Sequence[tuple[float, int]]) -> Interval | N
 
 
 def _row_means(finalist: Finalist) -> list[float]:
-    """Quality of each test row, averaged over seeds. Shape (n_test_rows,); [] if they differ."""
+    """Return the quality of each test row, averaged over seeds; [] if their numbers differ."""
     lengths = {len(seed.test_rows) for seed in finalist.seeds}
     if len(lengths) != 1 or 0 in lengths:
         return []
@@ -61,7 +62,7 @@ def _row_means(finalist: Finalist) -> list[float]:
 
 
 def _row_scale(finalist: Finalist, quality: Objective) -> float | None:
-    """What a change of the mean row quality is worth in the metric; None where it is no such mean.
+    """Return the metric's derivative by the mean row quality; None where it is no mean over rows.
 
     1 for a mean over rows (accuracy; loss, even when it weighs rows by their tokens), the metric
     itself for perplexity (the delta method), None for F1 and the like.
@@ -82,10 +83,10 @@ def _row_scale(finalist: Finalist, quality: Objective) -> float | None:
 
 
 def quality_interval(finalist: Finalist, quality: Objective) -> Interval | None:
-    """Interval of the mean test quality over the seeds.
+    """Return the interval of the mean test quality over the seeds.
 
     Args:
-        finalist: What was retrained.
+        finalist: The finalist.
         quality: The quality objective.
 
     Returns:
@@ -98,7 +99,7 @@ def quality_interval(finalist: Finalist, quality: Objective) -> Interval | None:
     is_share = scale is not None and all(0.0 <= row <= 1.0 for row in rows)
     if scale is not None:
         square = _variance_of_mean(rows) * scale**2
-        if is_share:  # rows that are all right say "more than 1 - 3/n", not "certainly 1"
+        if is_share:  # the rule of three: n right rows say "above 1 - 3/n", not "exactly 1"
             square = max(square, (1.5 / len(rows)) ** 2)
         parts.append((square, len(rows) - 1))
     interval = _t_interval(sum(scores) / len(scores), parts)
@@ -108,7 +109,7 @@ def quality_interval(finalist: Finalist, quality: Objective) -> Interval | None:
 
 
 def cost_interval(values: Sequence[float]) -> Interval | None:
-    """Interval of a cost measured once a seed; None for a single measurement."""
+    """Return the interval of a cost measured once per seed; None for one measurement."""
     if len(values) < 2:
         return None
     return _t_interval(sum(values) / len(values), [(_variance_of_mean(values), len(values) - 1)])

@@ -1,8 +1,8 @@
-"""How far the rungs can be trusted: what early scores tell of the end, what pruning saved and cost.
+"""The pruning audit: how well rungs predict the end, and what pruning saved and cost.
 
-Rank correlations are taken over trials that were trained to the end, which are the better ones:
-over all trials they would be higher. What pruning costs is told by the trials that it would have
-stopped and that were finished on purpose (`audit_share`), an unbiased sample of those it did stop.
+Rank correlations are taken over trials that were trained to the end. Those are the better ones, so
+over all trials the correlations would be higher. The cost of pruning is estimated from trials that
+would have been pruned but were finished on purpose (`audit_share`), an unbiased sample.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from autopeft.costs.objectives import Objective
 from autopeft.trial import Trial, front_of
 
 _FEWEST = 4
-"""Trials below which a rank correlation says nothing."""
+"""Trials that a rank correlation needs."""
 
 
 @dataclass(frozen=True)
 class RungFidelity:
-    """What a rung's scores tell.
+    """How well a rung predicts final quality.
 
     Attributes:
         step: Optimizer steps done.
         correlation: Spearman's rank correlation with final quality, oriented so that 1 is perfect.
-        n_trials: Trials it was taken over.
+        n_trials: Trials it is taken over.
     """
 
     step: int
@@ -40,12 +40,12 @@ class Fidelity:
 
     Attributes:
         rungs: By step; only those with enough trials.
-        saved_share: Training steps not done thanks to pruning, over those of all trials in full.
-        n_pruned: Trials stopped.
-        n_audited: Trials finished although they would have been stopped.
-        n_audited_on_front: Of those, on the search's front at the end.
-        regret: Mean over them of the quality they had above the best complete peer that costs no
-            more, 0 where they had none; None without any.
+        saved_share: Training steps that pruning saved, over those of all trials in full.
+        n_pruned: Trials pruned.
+        n_audited: Trials finished although they would have been pruned.
+        n_audited_on_front: Those on the search's front at the end.
+        regret: Mean quality by which they exceed the best complete peer that costs no more, 0
+            where they do not; None without audited trials.
     """
 
     rungs: tuple[RungFidelity, ...]
@@ -65,7 +65,7 @@ class Fidelity:
         return cls(**{**row, "rungs": tuple(RungFidelity(**rung) for rung in row["rungs"])})
 
     def text(self) -> str:
-        """One line for people."""
+        """Return one line of text."""
         parts = [
             f"rank correlation with the end {rung.correlation:.2f} at step {rung.step}"
             for rung in self.rungs
@@ -80,18 +80,18 @@ class Fidelity:
 
 
 def fidelity(trials: Sequence[Trial], objectives: Sequence[Objective]) -> Fidelity:
-    """Judges rungs and pruning by a search's trials.
+    """Audit rungs and pruning of a search.
 
     Args:
-        trials: All of them.
+        trials: All trials of the search.
         objectives: Quality first.
     """
     complete = [o for o in trials if o.state == "complete"]
     stopped = [o for o in trials if o.state == "pruned"]
     audited = [o for o in complete if o.audited_at]
     front = {o.number for o in front_of(complete, objectives)}
-    full = sum(o.candidate.train.steps for o in (*complete, *stopped))
-    done = sum(o.candidate.train.steps for o in complete)
+    full = sum(o.train.steps for o in (*complete, *stopped))
+    done = sum(o.train.steps for o in complete)
     done += sum(max((step for step, _ in o.rungs), default=0) for o in stopped)
     regrets = [_regret(o, complete, objectives) for o in audited]
     return Fidelity(
@@ -115,19 +115,19 @@ def _rungs(complete: Sequence[Trial], quality: Objective) -> tuple[RungFidelity,
     found = []
     for step, values in sorted(pairs.items()):
         scores, finals = zip(*values, strict=True)
-        # A rank correlation of a constant is not defined.
+        # The rank correlation of a constant is undefined.
         if len(values) >= _FEWEST and len(set(scores)) > 1 and len(set(finals)) > 1:
-            # Slow to import, and needed when all is over.
+            # Slow to import, and needed only at the end.
             from scipy.stats import spearmanr
 
-            # Rung scores follow the direction of the quality objective: no sign to turn.
+            # Rung scores follow the direction of the quality objective, so no sign changes.
             correlation = float(spearmanr(scores, finals).statistic)
             found.append(RungFidelity(step, correlation, len(values)))
     return tuple(found)
 
 
 def _regret(trial: Trial, complete: Sequence[Trial], objectives: Sequence[Objective]) -> float:
-    """By how much a trial is better than every complete one that costs no more."""
+    """Return how much better a trial is than every complete one that costs no more."""
     quality, *costs = objectives
     peers = [
         quality.sign() * peer.values[quality.name]

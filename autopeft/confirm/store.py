@@ -1,4 +1,4 @@
-"""Where confirmations are kept on disk."""
+"""Confirmations on disk."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from autopeft.costs import Price
 from autopeft.plan import Candidate
 
 _ORIGIN = "compressed.json"
-"""Beside a score: what it was cut from, where it was not trained."""
+"""File beside the score of a compressed candidate: what it was cut from."""
 
 
 class ConfirmationStore:
-    """Confirmations on disk, one folder each, so that an interrupted run loses none.
+    """Keeps each confirmation in a folder of its own, so that an interrupted run loses none.
 
     Args:
         folder: The run's output folder.
@@ -31,18 +31,18 @@ class ConfirmationStore:
         self._adapters = folder / "adapters"
 
     def _place(self, digest: str, seed: int, *, is_cut: bool = False) -> Path:
-        # A candidate may be cut from another first and trained itself in a later sitting.
+        # A candidate may first be cut from another, and be trained itself in a later session.
         return (self._cuts if is_cut else self._folder) / f"{digest}-seed{seed}"
 
     def save(self, candidate: Candidate, score: SeedScore, files: Mapping[str, bytes]) -> None:
-        """Writes one confirmation; it is there whole or not at all."""
+        """Write one confirmation atomically."""
         self._write(self._place(candidate.digest, score.seed), score, files)
 
     def save_compressed(self, made: Compressed, source: Candidate) -> None:
-        """Writes what was cut from a confirmation of `source`."""
+        """Write a candidate that was cut from a confirmation of `source`."""
         origin = {
             "candidate": made.candidate.to_json(),
-            "price": made.price.to_json(),
+            "price": made.costs.to_json(),
             "compressed_from": source.digest,
         }
         place = self._place(made.candidate.digest, made.score.seed, is_cut=True)
@@ -68,9 +68,9 @@ class ConfirmationStore:
         draft.rename(place)
 
     def scores(self) -> dict[str, tuple[SeedScore, ...]]:
-        """All confirmations by candidate digest, in order of their seeds.
+        """Return all confirmations by candidate digest, ordered by seed.
 
-        Those of a candidate that was cut from another are left out once it was trained itself.
+        Where a candidate was both cut from another and trained, the trainings count.
         """
         return self._scores_in(self._cuts) | self._scores_in(self._folder)
 
@@ -85,9 +85,10 @@ class ConfirmationStore:
         return {digest: tuple(sorted(s, key=lambda s: s.seed)) for digest, s in found.items()}
 
     def compressed(self) -> dict[str, tuple[Candidate, Price, str]]:
-        """What was cut from others and never trained itself, by digest.
+        """Return the compressed candidates that were never trained themselves.
 
-        Candidate, price, and digest of what it was cut from.
+        Returns:
+            Digest -> candidate, costs, and digest of the candidate it was cut from.
         """
         trained = {digest for digest, _ in self.done()}
         found = {}
@@ -99,12 +100,12 @@ class ConfirmationStore:
         return found
 
     def done(self) -> frozenset[tuple[str, int]]:
-        """(digest, seed) of every retraining kept."""
+        """Return (digest, seed) of every retraining."""
         pairs = (path.name.rsplit("-seed", 1) for path in self._folder.glob("[!.]*-seed*"))
         return frozenset((digest, int(seed)) for digest, seed in pairs)
 
     def publish(self, finalist: Finalist, seed: int) -> Path:
-        """Copies the adapter of one seed to `adapters/<digest>` and returns that folder."""
+        """Copy the adapter of one seed to `adapters/<digest>` and return that folder."""
         digest = finalist.candidate.digest
         target = self._adapters / digest
         draft = target.with_name(f".{digest}.{os.getpid()}")

@@ -1,11 +1,10 @@
-"""Does the front beat a well-tuned LoRA? Paired tests on the test split; the pick of a member.
+"""The verdict: does the front beat a well-tuned LoRA? And the pick of one member.
 
-All choices (which LoRA is the tuned one, which member is best) are made on validation scores; test
-scores only judge. Gains are differences of mean row scores (`SeedScore.test_rows`), where larger is
-better. Two sources of chance are counted: which rows the test split holds (paired bootstrap over
-rows) and which seed trained the adapter (variance between seeds, pooled over all finalists).
-Intervals are simultaneous over all comparisons (max-T), so that having many members to pick a
-winner from makes no winner.
+Validation scores make all choices (the tuned LoRA, the pick); test scores only judge. Gains are
+differences of mean row scores (`SeedScore.test_rows`, larger is better). Two sources of variance
+count: the rows of the test split (paired bootstrap over rows) and the training seed (variance
+between seeds, pooled over all finalists). Intervals are simultaneous over all comparisons (max-T),
+so picking a winner from many members does not make one.
 """
 
 from __future__ import annotations
@@ -17,7 +16,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from autopeft.confirm.finalists import Finalist
+from autopeft.confirm.finalists import Finalist, best_on_validation
+from autopeft.confirm.intervals import LEVEL
 from autopeft.costs.constraints import Constraint
 from autopeft.costs.objectives import Objective
 from autopeft.errors import SettingsError
@@ -27,7 +27,6 @@ PICKS: tuple[str, ...] = ("one_se", "knee", "best_quality")
 """Rules of `pick_best`."""
 
 _N_RESAMPLES = 4000
-_CONFIDENCE = 0.95
 _MUCH_CHEAPER = 0.5
 """A member that is only as good must cost at most this share of the tuned LoRA."""
 _TOLERANCE = 0.1
@@ -39,6 +38,41 @@ Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
+class LevelVerdict:
+    """One member of the front against the best LoRA at its cost.
+
+    Attributes:
+        digest: The front member.
+        result: "wins", "ties" or "loses", on test quality, after correction for many comparisons.
+        gain: Quality of the member minus quality of the tuned LoRA, sign such that more is better.
+        gain_ci: Its corrected 95 % interval, same sign.
+        cost_ratio: The member's first cost over that LoRA's.
+        against: Digest of the LoRA compared with: the best one that costs no more than the member,
+            or the tuned one where every LoRA costs more.
+    """
+
+    digest: str
+    result: Literal["wins", "ties", "loses"]
+    gain: float
+    gain_ci: tuple[float, float]
+    cost_ratio: float
+    against: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the front beats a well-tuned LoRA; `text` says it in one sentence."""
+
+    beats_lora: bool
+    text: str
+    levels: tuple[LevelVerdict, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """`{"beats_lora", "text", "levels"}`."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
 class _Comparison:
     """A difference of two finalists' mean row scores, with its simultaneous interval."""
 
@@ -47,26 +81,10 @@ class _Comparison:
     high: float
 
 
-def interval(finalist: Finalist) -> tuple[float, float, float]:
-    """Mean row score on the test split with its 95 % interval, over rows and seeds.
-
-    Args:
-        finalist: With one seed, only the rows count.
-
-    Returns:
-        (mean, low, high), in the unit of `test_rows`.
-    """
-    rows = _rows(finalist)
-    between = float(np.var(_seed_means(finalist), ddof=1)) if len(finalist.seeds) > 1 else 0.0
-    error = float(np.sqrt(rows.var(ddof=1) / len(rows) + between / len(finalist.seeds)))
-    mean = float(rows.mean())
-    return mean, mean - 1.96 * error, mean + 1.96 * error
-
-
 def judge(
     finalists: Sequence[Finalist], objectives: Sequence[Objective], *, seed: int = 0
 ) -> Verdict:
-    """The front against the tuned LoRA, level by level and in one sentence.
+    """Compare the front with the tuned LoRA, member by member and in one sentence.
 
     The answer is yes only if some member is better than the tuned LoRA beyond chance at no more
     cost, or as good at no more than half its cost, where LoRA itself beats training no adapter and
@@ -83,7 +101,7 @@ def judge(
     members = [f for f in finalists if f.origin not in ("baseline", "reference") and f.seeds]
     if not loras:
         return Verdict(False, "No verdict: no LoRA baseline was confirmed.")
-    tuned = _best_on_validation(loras, quality)
+    tuned = best_on_validation(loras, quality)
     if not members:
         return Verdict(False, "No: LoRA is as good, the front holds nothing else.")
     cost = objectives[1] if len(objectives) > 1 else None
@@ -118,12 +136,12 @@ def judge(
 
 
 def _margin(lora_gain: float) -> float:
-    """By how much a cheaper member may fall short of the tuned LoRA and still be as good."""
+    """Return how far a cheaper member may fall short of the tuned LoRA and still be as good."""
     return max(_TOLERANCE * lora_gain, min(_SMALL, _SMALL_SHARE * lora_gain))
 
 
 def _key(first: Finalist, second: Finalist) -> tuple[str, str]:
-    return first.candidate.digest, second.candidate.digest
+    return first.digest, second.digest
 
 
 def _keys(pairs: Sequence[tuple[Finalist, Finalist]]) -> list[tuple[str, str]]:
@@ -131,7 +149,7 @@ def _keys(pairs: Sequence[tuple[Finalist, Finalist]]) -> list[tuple[str, str]]:
 
 
 def _rows(finalist: Finalist) -> Array:
-    """Score of each test row, averaged over the seeds; shape (n_test_rows,)."""
+    """Return the score of each test row, averaged over the seeds; shape (n_test_rows,)."""
     mean: Array = np.array([s.test_rows for s in finalist.seeds], dtype=float).mean(axis=0)
     return mean
 
@@ -141,17 +159,17 @@ def _seed_means(finalist: Finalist) -> Array:
 
 
 def _compare(pairs: Sequence[tuple[Finalist, Finalist]], seed: int) -> list[_Comparison]:
-    """Differences with simultaneous intervals.
+    """Return differences with simultaneous intervals.
 
     Source: Westfall and Young, Resampling-Based Multiple Testing (1993), the single-step max-T.
     """
     rng = np.random.default_rng(seed)
-    arms = {f.candidate.digest: f for pair in pairs for f in pair}
+    arms = {f.digest: f for pair in pairs for f in pair}
     names = list(arms)
     rows = np.array([_rows(f) for f in arms.values()])  # (arms, test rows)
     n_arms, n_rows = rows.shape
-    first = np.array([names.index(a.candidate.digest) for a, _ in pairs])
-    second = np.array([names.index(b.candidate.digest) for _, b in pairs])
+    first = np.array([names.index(a.digest) for a, _ in pairs])
+    second = np.array([names.index(b.digest) for _, b in pairs])
     n_seeds = np.array([len(f.seeds) for f in arms.values()])
     between = _pooled_seed_variance(list(arms.values())) / n_seeds  # (arms,)
     # Bootstrap weights: how often each row is drawn; (resamples, test rows).
@@ -163,7 +181,7 @@ def _compare(pairs: Sequence[tuple[Finalist, Finalist]], seed: int) -> list[_Com
     errors = draws.std(axis=0)
     scale = np.where(errors > 0, errors, 1.0)
     highest = np.abs(draws / scale).max(axis=1)
-    reach = float(np.quantile(highest, _CONFIDENCE)) * errors
+    reach = float(np.quantile(highest, LEVEL)) * errors
     return [
         _Comparison(float(gain), float(gain - r), float(gain + r))
         for gain, r in zip(gains, reach, strict=True)
@@ -171,7 +189,7 @@ def _compare(pairs: Sequence[tuple[Finalist, Finalist]], seed: int) -> list[_Com
 
 
 def _pooled_seed_variance(finalists: Sequence[Finalist]) -> float:
-    """Variance of a single seed's mean score, pooled: three seeds alone would tell little."""
+    """Return the variance of one seed's mean score, pooled: three seeds alone estimate it badly."""
     spreads = [_seed_means(f) for f in finalists if len(f.seeds) > 1]
     freedom = sum(len(s) - 1 for s in spreads)
     if not freedom:
@@ -179,15 +197,11 @@ def _pooled_seed_variance(finalists: Sequence[Finalist]) -> float:
     return float(sum(((s - s.mean()) ** 2).sum() for s in spreads)) / freedom
 
 
-def _best_on_validation(finalists: Sequence[Finalist], quality: Objective) -> Finalist:
-    return max(finalists, key=lambda f: quality.sign() * f.mean(quality.name, "validation"))
-
-
 def _cost(finalist: Finalist, cost: Objective | None) -> float:
     if cost is None:
         return 1.0
     if cost.is_known:
-        return float(getattr(finalist.price, cost.name))
+        return float(getattr(finalist.costs, cost.name))
     return float(np.mean([s.objectives[cost.name] for s in finalist.seeds]))
 
 
@@ -203,9 +217,9 @@ def _fair_opponent(
     quality: Objective,
     cost: Objective | None,
 ) -> Finalist:
-    """The best LoRA costing no more than the member; the tuned one if none does."""
+    """Return the best LoRA that costs no more than the member, else the tuned one."""
     affordable = [lora for lora in loras if _ratio(lora, member, cost) <= 1.0]
-    return _best_on_validation(affordable, quality) if affordable else tuned
+    return best_on_validation(affordable, quality) if affordable else tuned
 
 
 def _level(
@@ -215,12 +229,12 @@ def _level(
         "wins" if found.low > 0 else "loses" if found.high < 0 else "ties"
     )
     return LevelVerdict(
-        member.candidate.digest,
+        member.digest,
         result,
         found.gain,
         (found.low, found.high),
         _ratio(member, opponent, cost),
-        against=opponent.candidate.digest,
+        against=opponent.digest,
     )
 
 
@@ -263,11 +277,11 @@ def _interval(gain: _Comparison) -> str:
 
 def _describe(finalist: Finalist) -> str:
     methods = "+".join(finalist.candidate.plan.methods) or "no adapter"
-    return f"{methods} {finalist.candidate.digest[:8]}"
+    return f"{methods} {finalist.digest[:8]}"
 
 
 def check_pick(rule: str) -> Constraint | None:
-    """The limit that a rule for picking states, if it is one.
+    """Return the limit that a pick rule states, or None for a named rule.
 
     Raises:
         SettingsError: if there is no such rule, or the limit cannot be read.
@@ -290,17 +304,16 @@ def check_pick(rule: str) -> Constraint | None:
 def pick_best(
     finalists: Sequence[Finalist], objectives: Sequence[Objective], *, rule: str = "one_se"
 ) -> str | None:
-    """Digest of the finalist to recommend, chosen on validation.
+    """Return the digest of the finalist to recommend, chosen on validation.
 
     Args:
         finalists: The reference is picked only if there is nothing else.
         objectives: Quality first; the cost is the second.
-        rule: "one_se": the cheapest within one standard error of the best; "knee": the best bargain
-            between cheapest and best; "best_quality"; or a limit such as "trainable_params<=50k":
-            the best that keeps it.
+        rule: "one_se": the cheapest within one standard error of the best; "knee": the knee of the
+            front; "best_quality"; or a limit such as "trainable_params<=50k": the best within it.
 
     Returns:
-        None if there is no finalist, or none that keeps the limit.
+        None if there is no finalist, or none within the limit.
 
     Raises:
         SettingsError: if there is no such rule.
@@ -308,7 +321,7 @@ def pick_best(
     limit = check_pick(rule)
     rows = [f for f in finalists if f.seeds and f.origin != "reference"]
     if limit is not None:
-        rows = [f for f in rows if limit.allows(f.price)]
+        rows = [f for f in rows if limit.allows(f.costs)]
         if not rows:
             return None
     rows = rows or [f for f in finalists if f.seeds]
@@ -320,46 +333,11 @@ def pick_best(
     costs = np.array([_cost(f, cost) for f in rows])
     if rule == "knee" and cost is not None:
         shown = np.log(costs) if (costs > 0).all() else costs
-        return rows[knee(np.column_stack([scores, -shown]))].candidate.digest
+        return rows[knee(np.column_stack([scores, -shown]))].digest
     if rule == "one_se" and cost is not None:
         between = _pooled_seed_variance(rows)
         errors = np.array(
             [np.sqrt(between / len(f.seeds) + _rows(f).var() / len(_rows(f))) for f in rows]
         )
-        return rows[one_standard_error(scores, errors, costs)].candidate.digest
-    return rows[int(np.argmax(scores))].candidate.digest
-
-
-@dataclass(frozen=True)
-class LevelVerdict:
-    """The front against the tuned LoRA at one efficiency level.
-
-    Attributes:
-        digest: The front member.
-        result: "wins", "ties" or "loses", on test quality, after correction for many comparisons.
-        gain: Quality of the member minus quality of the tuned LoRA, sign such that more is better.
-        gain_ci: Its corrected 95 % interval, same sign.
-        cost_ratio: The member's first cost over that LoRA's.
-        against: Digest of the LoRA compared with: the best one that costs no more than the member,
-            or the tuned one where every LoRA costs more.
-    """
-
-    digest: str
-    result: Literal["wins", "ties", "loses"]
-    gain: float
-    gain_ci: tuple[float, float]
-    cost_ratio: float
-    against: str = ""
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Does the front beat a well-tuned LoRA? `text` is one sentence for people."""
-
-    beats_lora: bool
-    text: str
-    levels: tuple[LevelVerdict, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """`{"beats_lora", "text", "levels"}`."""
-        return asdict(self)
+        return rows[one_standard_error(scores, errors, costs)].digest
+    return rows[int(np.argmax(scores))].digest

@@ -1,4 +1,4 @@
-"""What a search may spend, and the ledger of what it has spent."""
+"""The budget of a search, and what has been spent of it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Budget:
 
     @classmethod
     def parse(cls, text: str) -> Budget:
-        """The budget written as "30m", "2h 50trials", "3e15flops", ...
+        """Return the budget written as "30m", "2h 50trials", "3e15flops", ...
 
         Parts are joined by a comma, a plus sign or a space. Parts of time add up ("1h30m" too);
         naming trials or FLOPs twice is a mistake.
@@ -87,10 +87,9 @@ def _parts(text: str) -> list[str]:
 
 @dataclass
 class BudgetTracker:
-    """What was spent of a budget, and what is held back for confirmation.
+    """Tracks what was spent of a budget, and reserves a share for confirmation.
 
-    Trials limit the search only: confirmation asks for no trials, so a budget of trials alone never
-    ends it.
+    Trials limit the search only: a budget of trials alone never ends the confirmation.
 
     Attributes:
         budget: The limits.
@@ -128,11 +127,10 @@ class BudgetTracker:
         self.spent_flops += flops
 
     def left(self, *, confirming: bool = False) -> Budget | None:
-        """What is left; None if any limit is used up.
+        """Return what is left; None if any limit is used up.
 
         Args:
-            confirming: False for the search, which must leave the reserve alone; True for the
-                confirmation, which may use it.
+            confirming: Whether the reserve for confirmation may be used.
         """
         share = 1.0 if confirming else 1.0 - self.confirm_share
         limits = self.budget
@@ -146,20 +144,8 @@ class BudgetTracker:
             return limits
         return Budget(seconds, None if confirming else trials, flops, limits.text)
 
-    def fraction_spent(self) -> float:
-        """How far the search's part is used up: the largest share over the limits, in [0, 1]."""
-        kept = 1.0 - self.confirm_share
-        shares = [0.0]
-        if self.budget.seconds is not None:
-            shares.append(self.spent_seconds / (self.budget.seconds * kept))
-        if self.budget.flops is not None:
-            shares.append(self.spent_flops / (self.budget.flops * kept))
-        if self.budget.trials is not None:
-            shares.append(self.spent_trials / self.budget.trials)
-        return min(1.0, max(shares))
-
     def to_json(self) -> dict[str, float]:
-        """What was spent: plain numbers, to be kept with the run."""
+        """Return what was spent, to be kept with the run."""
         return {
             "seconds": self.spent_seconds,
             "trials": self.spent_trials,

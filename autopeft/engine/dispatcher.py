@@ -10,9 +10,9 @@ from types import MappingProxyType
 from typing import Literal
 
 from autopeft.confirm.finalists import (
-    Nomination,
+    Nominee,
+    choose_finalists,
     lower_ranks,
-    nominate,
 )
 from autopeft.confirm.store import ConfirmationStore
 from autopeft.costs.objectives import Objective
@@ -182,36 +182,36 @@ class Dispatcher:
 
     def _begin_confirmation(self) -> None:
         self._enter("confirmation")
-        nominations = nominate(
+        nominees = choose_finalists(
             self._controller.trials(),
             self._objectives,
             max_finalists=self._max_finalists,
             test_share=self._test_share,
         )
-        self._expected = {n.trial.candidate.digest: n.seconds for n in nominations}
-        affordable = self._affordable(nominations)
+        self._expected = {n.trial.candidate.digest: n.seconds for n in nominees}
+        affordable = self._affordable(nominees)
         jobs = confirmation_jobs(
             affordable,
             first_seed=self._seed + 1,
             n_seeds=self._confirm_seeds,
             done=self._taken(),
-            lower_ranks=self._lower_ranks(nominations, affordable),
+            lower_ranks=self._lower_ranks(nominees, affordable),
         )
         self._queue = deque(jobs)
         n_under_way = len(self._running)
         self._n_to_confirm = self._n_confirmed + n_under_way + len(jobs)
 
-    def _affordable(self, nominations: Sequence[Nomination]) -> tuple[Nomination, ...]:
-        """As many nominations as the rest of the budget pays for with all their seeds.
+    def _affordable(self, nominees: Sequence[Nominee]) -> tuple[Nominee, ...]:
+        """As many nominees as the rest of the budget pays for with all their seeds.
 
         The tuned LoRAs and the reference lead the list and are never dropped here: without them
         there is no verdict. Front members are dropped from the middle outwards, so that the
         cheapest and the best stay.
         """
-        kept = list(nominations)
+        kept = list(nominees)
         left = self.seconds_left * self._n_workers
 
-        def seconds(rows: Sequence[Nomination]) -> float:
+        def seconds(rows: Sequence[Nominee]) -> float:
             return sum(row.seconds for row in rows) * self._confirm_seeds
 
         while seconds(kept) > left and len(kept) > 4:
@@ -220,30 +220,30 @@ class Dispatcher:
                 break
             dropped = front[len(front) // 2]
             kept.remove(dropped)
-        if len(kept) < len(nominations):
+        if len(kept) < len(nominees):
             self.warnings.append(
-                f"the budget left paid for confirming {len(kept)} of {len(nominations)} finalists; "
+                f"the budget left paid for confirming {len(kept)} of {len(nominees)} finalists; "
                 "raise --budget or --confirm-share to confirm all"
             )
         return tuple(kept)
 
     def _lower_ranks(
-        self, nominations: Sequence[Nomination], affordable: Sequence[Nomination]
+        self, nominees: Sequence[Nominee], affordable: Sequence[Nominee]
     ) -> dict[str, tuple[Candidate, ...]]:
         """Digest -> the lower ranks to score with it, as long as the time left pays for them."""
-        if not self._compress or len(affordable) < len(nominations):
+        if not self._compress or len(affordable) < len(nominees):
             return {}
         trained = {trial.candidate.digest for trial in self._controller.trials()}
         seconds = sum(n.seconds for n in affordable) * self._confirm_seeds
         left = self.seconds_left * self._n_workers * _COMPRESSION_MARGIN - seconds
         chosen: dict[str, tuple[Candidate, ...]] = {}
-        for nomination in affordable:
-            lower = [c for c in lower_ranks(nomination.trial.candidate) if c.digest not in trained]
-            left -= nomination.scoring_seconds * len(lower) * self._confirm_seeds
+        for nominee in affordable:
+            lower = [c for c in lower_ranks(nominee.trial.candidate) if c.digest not in trained]
+            left -= nominee.scoring_seconds * len(lower) * self._confirm_seeds
             if left < 0:
                 break
             trained.update(candidate.digest for candidate in lower)
-            chosen[nomination.trial.candidate.digest] = tuple(lower)
+            chosen[nominee.trial.candidate.digest] = tuple(lower)
         return chosen
 
     def _next_confirmation(self) -> Job | None:
@@ -413,25 +413,25 @@ class Dispatcher:
 
 
 def confirmation_jobs(
-    nominations: Sequence[Nomination],
+    nominees: Sequence[Nominee],
     *,
     first_seed: int,
     n_seeds: int,
     done: frozenset[tuple[str, int]],
     lower_ranks: Mapping[str, tuple[Candidate, ...]] = MappingProxyType({}),
 ) -> tuple[Job, ...]:
-    """One job a nomination and seed, seed by seed, so that a cut leaves equal numbers of seeds.
+    """One job a nominee and seed, seed by seed, so that a cut leaves equal numbers of seeds.
 
     The seeds differ from the search's own: a candidate that won by a lucky seed must win again.
     """
     return tuple(
         Job(
             "confirm",
-            nomination.trial.candidate,
+            nominee.trial.candidate,
             seed,
-            lower_ranks=lower_ranks.get(nomination.trial.candidate.digest, ()),
+            lower_ranks=lower_ranks.get(nominee.trial.candidate.digest, ()),
         )
         for seed in range(first_seed, first_seed + n_seeds)
-        for nomination in nominations
-        if (nomination.trial.candidate.digest, seed) not in done
+        for nominee in nominees
+        if (nominee.trial.candidate.digest, seed) not in done
     )

@@ -15,6 +15,7 @@ from autopeft.engine.job_groups import groups_to_pack
 from autopeft.engine.messages import Job
 from autopeft.engine.worker_environment import thread_environment, worker_environment
 from autopeft.errors import SettingsError, TrainingFailure
+from autopeft.utils.quiet import silence
 from autopeft.utils.scratch import scratch_folder
 
 # Read by ray when it is imported, so they must be set before. No telemetry, no result files of
@@ -236,7 +237,7 @@ def run(
         TrainingFailure: if the first workers fail before they have told anything.
     """
     # A worker's failure is told by its trial's reason; Tune would print tracebacks.
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    silence("ray.tune", logging.CRITICAL)
     searcher = _JobSearcher(dispatcher, n_workers, pack)
     # Held here: the actor lives as long as something refers to it.
     _stops = hold_stops() if pack > 1 else None

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import json
-import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from ray import tune
 from autopeft.engine.messages import ConfirmMessage, Job, Message
 from autopeft.engine.ray_stops import stops_of
 from autopeft.utils.gc import quick_imports
+from autopeft.utils.quiet import silence
 
 if TYPE_CHECKING:
     from autopeft.engine.executor import WorkerContext
@@ -55,7 +55,7 @@ class AdapterTrainable(tune.Trainable):  # type: ignore[misc]
             # Two threads in a process that shares its cores with another worker are over 20x
             # slower than one each.
             torch.set_num_threads(1)
-        logging.getLogger("transformers").setLevel(logging.ERROR)
+        silence("transformers")
         self._bench = Workbench(context)
         self._pack: PackRun | None = None
         self._begin(config)

@@ -106,6 +106,10 @@ class Method(ABC):
             (in, out), GPT-2's Conv1D; autopeft can load any.
         draws_noise: True if its output is random in training, dropout apart.
         input_side_roles: Roles where it changes the module's input rather than its output.
+        input_side_argument: Argument of peft's configuration that lists the modules at these roles;
+            "" if peft does not ask.
+        holds_lora_factors: True if its layers are plain LoRA layers over the unchanged base weight.
+        can_cut_rank: True if a trained adapter can be cut to a lower rank without training.
         rank_patterns: Arguments of peft's configuration that depend on the rank, each with peft's
             name for its values module by module; () if one configuration holds one rank only.
         version: Raised when saved files change meaning.
@@ -127,6 +131,9 @@ class Method(ABC):
     transposed_base: bool = True
     draws_noise: bool = False
     input_side_roles: tuple[str, ...] = ()
+    input_side_argument: str = ""
+    holds_lora_factors: bool = False
+    can_cut_rank: bool = False
     rank_patterns: tuple[tuple[str, str], ...] = ()
     version: int = 1
 

@@ -41,5 +41,6 @@ METHODS: tuple[Method, ...] = (
         learning_rate=(4e-3, 1e-1),
         takes_rank=False,
         input_side_roles=("mlp.down",),
+        input_side_argument="feedforward_modules",
     ),
 )

@@ -138,6 +138,8 @@ METHODS: tuple[Method, ...] = (
         learning_rate=(2e-4, 1e-2),
         converts_to_lora=True,
         rank_patterns=_RANK_PATTERNS,
+        holds_lora_factors=True,
+        can_cut_rank=True,
     ),
     Dora(
         name="dora",
@@ -157,6 +159,8 @@ METHODS: tuple[Method, ...] = (
         converts_to_lora=True,
         rank_patterns=_RANK_PATTERNS,
         use_rslora=True,
+        holds_lora_factors=True,
+        can_cut_rank=True,
     ),
     LoraFa(
         name="lora_fa",
@@ -166,6 +170,7 @@ METHODS: tuple[Method, ...] = (
         learning_rate=(2e-3, 6e-2),
         converts_to_lora=True,
         rank_patterns=_RANK_PATTERNS,
+        holds_lora_factors=True,
     ),
     StartedLora(
         name="pissa",

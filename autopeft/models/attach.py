@@ -25,17 +25,10 @@ from autopeft import methods
 from autopeft.costs import check_plan, count_trainable
 from autopeft.methods import HEAD, Method
 from autopeft.models import tuners as tuners  # Makes peft know autopeft's own methods.
-from autopeft.models.method_hooks import (
-    ADAPTER_NAME,
-    finish_start,
-    no_decomposition,
-    plain_classes,
-    without_slow_start,
-)
+from autopeft.models.method_hooks import ADAPTER_NAME, TrainingHook, hooks_for
 from autopeft.models.quantization import pass_marks
-from autopeft.models.quiet_peft import calmed
-from autopeft.models.training_hooks import Companion, companion_of
 from autopeft.plan import AdapterPlan, Candidate, TrainSettings
+from autopeft.utils.quiet import quiet_peft
 
 if TYPE_CHECKING:
     from autopeft.models.backbone import Backbone
@@ -64,14 +57,14 @@ class Group:
     Attributes:
         method: Their method.
         ranks: Module path -> rank.
-        feedforward: Those whose input is changed instead of their output, where it is a choice.
+        input_side: Those whose input is changed instead of their output.
         transposed: True if their weights are stored as (in, out), as GPT-2's Conv1D does.
         pool: What they have in common, where the method's sites cannot all share state.
     """
 
     method: Method
     ranks: Mapping[str, int]
-    feedforward: tuple[str, ...] = ()
+    input_side: tuple[str, ...] = ()
     transposed: bool = False
     pool: int = 0
 
@@ -87,21 +80,21 @@ class Group:
         ranks = {names[path]: rank for path, rank in self.ranks.items()}
         arguments = self.method.peft_config_for(ranks, train) | self.method.pool_config(self.pool)
         kind = arguments.pop("peft_type")
-        if kind == "IA3":
-            arguments["feedforward_modules"] = [names[path] for path in self.feedforward]
+        if self.method.input_side_argument:
+            arguments[self.method.input_side_argument] = [names[path] for path in self.input_side]
         build = PEFT_TYPE_TO_CONFIG_MAPPING[kind]
         if self.transposed and self.method.transposed_base and rename is None:
             # What never looks into the weight has no such argument.
             if hasattr(build, "fan_in_fan_out"):
                 arguments["fan_in_fan_out"] = True
-        with calmed():
+        with quiet_peft():
             return build(target_modules=list(ranks), **arguments)
 
 
 def groups_of(plan: AdapterPlan, layout: Layout) -> tuple[Group, ...]:
     """The plan as peft sees it: one group for each configuration, in a fixed order."""
     ranks: dict[tuple[str, int, bool, int], dict[str, int]] = {}
-    feedforward: dict[tuple[str, int, bool, int], list[str]] = {}
+    input_side: dict[tuple[str, int, bool, int], list[str]] = {}
     for spec in plan.specs:
         method = methods.get(spec.method)
         shape = layout.topology.shape(spec.layer, spec.role)
@@ -115,9 +108,9 @@ def groups_of(plan: AdapterPlan, layout: Layout) -> tuple[Group, ...]:
         for path in layout.modules[spec.layer, spec.role]:
             ranks.setdefault(key, {})[path] = spec.rank
             if spec.role in method.input_side_roles:
-                feedforward.setdefault(key, []).append(path)
+                input_side.setdefault(key, []).append(path)
     return tuple(
-        Group(methods.get(key[0]), ranks[key], tuple(feedforward.get(key, ())), *key[2:])
+        Group(methods.get(key[0]), ranks[key], tuple(input_side.get(key, ())), *key[2:])
         for key in sorted(ranks)
     )
 
@@ -131,14 +124,14 @@ class Part:
         tuner: peft's tuner around the holder.
         holder_names: Module path -> its name in the holder.
         layers: Module path -> the layer now in its place.
-        companion: What acts while the group is trained, where its method needs that.
+        hook: What acts while the group is trained, where its method needs that.
     """
 
     group: Group
     tuner: Any
     holder_names: Mapping[str, str]
     layers: Mapping[str, nn.Module] = field(repr=False)
-    companion: Companion | None = None
+    hook: TrainingHook | None = None
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The trainable parameters; those that sites share come once."""
@@ -237,9 +230,10 @@ class Attached:
             holder.add_module(name, LinearView(module) if isinstance(module, Conv1D) else module)
         pass_marks(self.model, holder)
         config = group.config(self.candidate.train, rename=names)
-        without_slow_start(config)
+        hooks = hooks_for(group.method.name)
+        hooks.prepare_config(config)
         before = [(p, p.requires_grad) for p in holder.parameters()]
-        with calmed(), plain_classes(holder), no_decomposition():
+        with quiet_peft(), hooks.around_injection(holder):
             tuner = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type](
                 holder, {ADAPTER_NAME: config}, ADAPTER_NAME
             )
@@ -255,9 +249,8 @@ class Attached:
             self._place(path, layer.train(self._was_training))
             if isinstance(layer.get_base_layer(), nn.Linear):
                 layer.register_forward_hook(_as_a_linear_layer)
-        finish_start(group.method.name, layers, self.backbone.principal_parts)
-        companion = companion_of(group.method.name, tuner)
-        return Part(group, tuner, names, layers, companion)
+        hooks.after_injection(layers, self.backbone.svds)
+        return Part(group, tuner, names, layers, hooks.training_hook(tuner))
 
     def _check_count(self) -> None:
         live = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
@@ -282,7 +275,7 @@ class Attached:
 
     def penalty(self) -> torch.Tensor | None:
         """What its methods add to a training loss; None: nothing."""
-        terms = [part.companion.penalty() for part in self.parts if part.companion]
+        terms = [part.hook.penalty() for part in self.parts if part.hook]
         return torch.stack(terms).sum() if terms else None
 
     def after_update(self, step: int) -> None:
@@ -292,8 +285,8 @@ class Attached:
             step: Steps done, from 1 to `candidate.train.steps`.
         """
         for part in self.parts:
-            if part.companion:
-                part.companion.after_update(step)
+            if part.hook:
+                part.hook.after_update(step)
 
     def park(self) -> None:
         """Takes everything out of the model, and keeps it as it is for `unpark`."""

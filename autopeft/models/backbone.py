@@ -20,13 +20,12 @@ from autopeft.models.loading import (
     first_line,
     load_config,
     not_loadable,
-    quiet,
 )
-from autopeft.models.method_hooks import PrincipalParts
+from autopeft.models.method_hooks import SvdCache
 from autopeft.models.quantization import NONE, check_backend, load_arguments, steady
 from autopeft.models.topology import Layout, RoleMap, find_layout
 from autopeft.plan import Candidate
-from autopeft.utils.quiet import hushed
+from autopeft.utils.quiet import QUANTIZERS, quiet_loggers, quiet_transformers
 
 if TYPE_CHECKING:
     from autopeft.models.attach import Attached
@@ -51,7 +50,7 @@ class Backbone:
         quantization: How its weights are stored: a scheme of `autopeft.models.quantization`, or
             "none".
         module_order: Path -> place among all modules, before anything is attached.
-        principal_parts: Decompositions of its weights, for methods that start from them.
+        svds: Decompositions of its weights, for methods that start from them.
     """
 
     def __init__(
@@ -77,7 +76,7 @@ class Backbone:
         self.model_kwargs = dict(model_kwargs or {})
         self.config_before = dict(config_before or {})
         self.attached: Attached | None = None
-        self.principal_parts = PrincipalParts()
+        self.svds = SvdCache()
         self.module_order = {path: i for i, (path, _) in enumerate(model.named_modules())}
         self.quantization = quantization
         found = layout or find_layout(
@@ -163,7 +162,7 @@ def load_backbone(
         )
         layout = whole.layout
         how = load_arguments(whole.model, layout.blocks, quantization, device)
-    with quiet(), hushed(), torch.random.fork_rng(devices=[]):
+    with quiet_transformers(), quiet_loggers(*QUANTIZERS), torch.random.fork_rng(devices=[]):
         torch.manual_seed(
             0
         )  # Should anything be initialized that no head covers, then always alike.
@@ -225,7 +224,7 @@ def build_meta(
     """
     config, before = load_config(model, model_kwargs=model_kwargs, revision=revision)
     loader = auto_loader(auto_class)
-    with quiet(), torch.device("meta"):
+    with quiet_transformers(), torch.device("meta"):
         try:
             built = loader.from_config(config, dtype=torch.float32)
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -250,7 +249,7 @@ def load_tokenizer(model: str, *, revision: str | None = None) -> Any:
         ModelError: if there is no such model, or it brings no tokenizer.
     """
     checkpoint.check_exists(model)
-    with quiet():
+    with quiet_transformers():
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(
                 model,

@@ -14,11 +14,12 @@ import torch
 from autopeft.errors import AdapterError, SettingsError
 from autopeft.models.attach import Attached
 from autopeft.models.backbone import load_tokenizer
-from autopeft.models.loading import prepare_config, quiet, restore_config
+from autopeft.models.loading import prepare_config, restore_config
 from autopeft.models.lora_conversion import MAX_RANK, Conversion, export_lora
 from autopeft.models.merging import merged
 from autopeft.models.quantization import NONE
 from autopeft.models.saving import load_adapter, load_attached, save_adapter
+from autopeft.utils.quiet import quiet_transformers
 
 FORMATS = ("peft", "lora", "merged")
 """What `export_adapter` can write."""
@@ -180,7 +181,7 @@ def export_merged(attached: Attached, folder: str | Path, tokenizer: Any = None)
     with merged(attached):
         restore_config(config, attached.backbone.config_before)
         try:
-            with quiet():
+            with quiet_transformers():
                 model.save_pretrained(folder)  # type: ignore[operator]
                 if tokenizer is not None:
                     tokenizer.save_pretrained(folder)

@@ -1,18 +1,16 @@
-"""What every load from a folder or the hub needs: the configuration, quiet, and clear errors."""
+"""What every load from a folder or the hub needs: the configuration and clear errors."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import transformers
-from transformers.utils import logging as transformers_logging
 
 from autopeft.errors import ModelError
 from autopeft.models import checkpoint
+from autopeft.utils.quiet import quiet_transformers
 
 ConfigBefore = dict[tuple[str, str], Any]
 """(name of a sub-configuration or "", field) -> the value before `prepare_config`."""
@@ -27,7 +25,7 @@ def load_config(
         ModelError: if there is no such model, or it is of no known kind.
     """
     checkpoint.check_exists(model)
-    with quiet():
+    with quiet_transformers():
         try:
             config = transformers.AutoConfig.from_pretrained(
                 model,
@@ -102,24 +100,3 @@ def not_loadable(model: str, what: str, error: BaseException) -> ModelError:
         f"{what} cannot load it ({first_line(error)})",
         "use the folder or hub id of a transformer",
     )
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keeps transformers from writing to the terminal; its errors still raise."""
-    verbosity = transformers_logging.get_verbosity()
-    had_bars = transformers_logging.is_progress_bar_enabled()
-    advised = os.environ.get("TRANSFORMERS_NO_ADVISORY_WARNINGS")
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if had_bars:
-            transformers_logging.enable_progress_bar()
-        if advised is None:
-            del os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"]
-        else:
-            os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = advised

@@ -31,9 +31,6 @@ MAX_RANK = 128
 _TOLERANCE = 1e-5
 """Share of a change's norm that may be left out and still be called rounding."""
 
-_TRUE_LORAS = ("lora", "rslora", "lora_fa")
-"""Methods whose layers hold a LoRA's own factors."""
-
 
 @dataclass(frozen=True)
 class Factors:
@@ -89,7 +86,7 @@ def convert(attached: Attached, *, max_rank: int = MAX_RANK) -> Conversion:
     for part in attached.parts:
         method = part.group.method
         for path, layer in part.layers.items():
-            if method.name in _TRUE_LORAS and part.group.ranks[path] <= max_rank:
+            if method.holds_lora_factors and part.group.ranks[path] <= max_rank:
                 b, a = lora_factors(layer)
                 factors[path] = Factors(a, b)
             elif not method.mergeable:

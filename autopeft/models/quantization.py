@@ -7,7 +7,6 @@ as they are. Sources: LLM.int8 arXiv 2208.07339, QLoRA arXiv 2305.14314.
 from __future__ import annotations
 
 import importlib.util
-import logging
 import math
 import re
 from collections.abc import Mapping
@@ -24,7 +23,7 @@ from autopeft.costs.table import ENCODER
 from autopeft.errors import SettingsError
 from autopeft.methods import LINEAR_ROLES
 from autopeft.models.loading import first_line
-from autopeft.utils.quiet import hushed
+from autopeft.utils.quiet import QUANTIZERS, quiet_loggers, silence
 
 NONE = "none"
 """The weights stay as they are."""
@@ -149,7 +148,7 @@ def check_backend(name: str, device: str) -> None:
     if device.startswith("cuda") and not torch.cuda.is_available():
         return
     try:
-        with hushed():
+        with quiet_loggers(*QUANTIZERS):
             module = scheme.quantized(nn.Linear(64, 64, device=device).requires_grad_(False))
             x = torch.ones(2, 64, device=device, requires_grad=True)
             module(x).sum().backward()
@@ -238,7 +237,7 @@ def steady(model: nn.Module) -> None:
         weight = module._parameters.get("weight")
         if type(weight).__name__ == "Int8Params":
             weight.to = _Staying(weight)  # type: ignore[union-attr, method-assign]
-    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    silence("bitsandbytes.autograd._functions")
 
 
 class _Staying:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -28,9 +27,9 @@ from autopeft.models.adapter_files import (
 )
 from autopeft.models.attach import Attached, Part
 from autopeft.models.backbone import Backbone, load_backbone
-from autopeft.models.method_hooks import ADAPTER_NAME, finish_load
+from autopeft.models.method_hooks import ADAPTER_NAME, hooks_for, no_boft_extension
 from autopeft.models.quantization import NONE, is_quantized
-from autopeft.models.quiet_peft import calmed
+from autopeft.utils.quiet import ignored, quiet_peft
 
 PEFT_PREFIX = "base_model."
 """What peft's own files put before every name: there the tuner is `PeftModel.base_model`."""
@@ -305,11 +304,11 @@ def _set_part(part: Part, tensors: Mapping[str, torch.Tensor]) -> None:
             renamed[key] = tensor
         else:
             renamed[start + part.holder_names[path] + key.removeprefix(start + path)] = tensor
-    with calmed():
+    with quiet_peft():
         result = set_peft_model_state_dict(_LikePeftModel(part), renamed, adapter_name=ADAPTER_NAME)
     if result.unexpected_keys:
         raise RuntimeError(f"peft did not place {result.unexpected_keys[:3]}")
-    finish_load(part.group.method.name, part.layers)
+    hooks_for(part.group.method.name).after_load(part.layers)
 
 
 def _load_foreign(base: str | nn.Module, folder: Path) -> Any:
@@ -325,9 +324,8 @@ def _load_foreign(base: str | nn.Module, folder: Path) -> Any:
         names = {task_type: name for name, task_type in TASK_TYPES.items()}
         base = load_backbone(base, auto_class=names.get(task, "AutoModel")).model
     try:
-        with calmed(), warnings.catch_warnings():
-            # peft asks transformers for an attribute by its old name.
-            warnings.simplefilter("ignore", FutureWarning)
+        # peft asks transformers for an attribute by its old name.
+        with quiet_peft(), ignored(FutureWarning), no_boft_extension():
             return PeftModel.from_pretrained(base, str(folder)).eval()
     except (ValueError, RuntimeError, KeyError, TypeError, OSError) as error:
         text = " ".join(str(error).split())[:300]

@@ -17,7 +17,8 @@ from autopeft.errors import StorageError
 from autopeft.plan import Candidate
 from autopeft.reporting.front_view import Entry, FrontView, SeedLine
 from autopeft.reporting.record import AdapterScore, BudgetReport, DataSummary
-from autopeft.utils.files import finite, strict_json, write_text
+from autopeft.utils.files import write_text
+from autopeft.utils.serialize import finite, strict_json
 
 SCHEMA = 1
 

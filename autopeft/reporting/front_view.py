@@ -17,8 +17,8 @@ from autopeft.plan import Candidate
 from autopeft.plan_text import plan_summary
 from autopeft.reporting.record import AdapterScore, BudgetReport, DataSummary, RunRecord
 from autopeft.trial import Trial
-from autopeft.utils.files import finite
 from autopeft.utils.pareto import Array, non_dominated, orient
+from autopeft.utils.serialize import finite
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ def _confirmed(record: RunRecord, finalist: Finalist, trial: int | None) -> Entr
     intervals: dict[str, Interval | None] = {quality.name: quality_interval(finalist, quality)}
     for cost in record.costs:
         if cost.is_known:
-            value = getattr(finalist.price, cost.name)
+            value = getattr(finalist.costs, cost.name)
             values[cost.name], intervals[cost.name] = value, (value, value)
         else:
             measured = [seed.objectives[cost.name] for seed in finalist.seeds]
@@ -191,7 +191,7 @@ def _confirmed(record: RunRecord, finalist: Finalist, trial: int | None) -> Entr
     adapter, score = _adapter(record, finalist.candidate.digest)
     return Entry(
         candidate=finalist.candidate,
-        price=finalist.price,
+        price=finalist.costs,
         objectives=values,
         objectives_ci=intervals,
         validation=_mean_metrics([seed.validation for seed in finalist.seeds]),

@@ -8,9 +8,9 @@ in one transaction, intermediate values are stored, and the pruner is asked dire
 
 from __future__ import annotations
 
+import logging
 import math
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,7 @@ from autopeft.plan_text import read_plan, write_plan
 from autopeft.searcher.pruner import PRICE_KEY, TRAIN_KEY, GapPruner
 from autopeft.searcher.space.encoding import Point
 from autopeft.trial import State, Trial
+from autopeft.utils.quiet import ignored, silence
 
 if TYPE_CHECKING:
     from autopeft.searcher.dashboard import DashboardWriter
@@ -143,7 +144,7 @@ class StudyStore:
         *,
         resume: bool = False,
     ) -> None:
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        silence("optuna", logging.WARNING)
         opened = open_storage(storage)
         shown = name if storage is None else str(storage)
         directions = [objective.direction for objective in objectives]
@@ -161,8 +162,7 @@ class StudyStore:
                     pruner=pruner,
                     directions=directions,
                 )
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                with ignored(optuna.exceptions.ExperimentalWarning):
                     self.study.set_metric_names(names)
         except optuna.exceptions.DuplicatedStudyError:
             raise StorageError(

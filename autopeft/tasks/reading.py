@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from autopeft.errors import DataError
+from autopeft.utils.quiet import quiet_datasets
 
 Columns = Mapping[str, Sequence[Any]]
 
@@ -151,9 +150,8 @@ def read_hub(source: str, name: str | None, revision: str | None) -> dict[str, T
     """
     import datasets
 
-    datasets.disable_progress_bars()
     try:
-        with _quiet("huggingface_hub"), _quiet("datasets"):
+        with quiet_datasets():
             loaded = datasets.load_dataset(source, name, revision=revision)
     except Exception as error:
         # load_dataset raises whatever its readers, the network or the hub client raise.
@@ -165,18 +163,6 @@ def read_hub(source: str, name: str | None, revision: str | None) -> dict[str, T
             "check the name, the subset (data_name) and the network",
         ) from error
     return {str(split): _hub_table(f"{source}:{split}", rows) for split, rows in loaded.items()}
-
-
-@contextmanager
-def _quiet(name: str) -> Iterator[None]:
-    """Keeps a library's warnings (its retries) off the terminal; what fails still raises."""
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _hub_table(source: str, rows: Any) -> Table:

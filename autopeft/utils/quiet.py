@@ -1,24 +1,102 @@
-"""Keeps packages that quantize weights from logging what nobody can act on."""
+"""The one place that silences other libraries. Errors always get through.
+
+No library is imported here: one that has not been imported yet has nothing to say.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
+import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-_TALKATIVE = ("bitsandbytes", "torchao", "torch.utils._pytree")
-"""Loggers that tell, when imported and when used, of kernels this machine could do without."""
+QUANTIZERS = ("bitsandbytes", "torchao", "torch.utils._pytree")
+"""Loggers that name the optional kernels this machine lacks, on import and on use (the last one
+because torchao registers some of its classes twice)."""
+
+_PEFT_WARNINGS = (
+    # LN tuning: peft asks every layer for its widths, which a normalization does not have.
+    # No upstream issue known (huggingface/peft#2997 mends another method's).
+    "Unsupported layer type",
+    # BEFT over a module without a bias cannot be merged (huggingface/peft#3227); autopeft never
+    # merges BEFT.
+    "Detected that the base layer has no bias",
+    # VeRA and others: autopeft draws their random matrices again from the seed, on purpose.
+    "Specified to not (save|load) ",
+)
+"""Beginnings of peft's warnings that do not apply here."""
 
 
 @contextmanager
-def hushed() -> Iterator[None]:
-    """While it is open, they log errors only."""
-    loggers = [logging.getLogger(name) for name in _TALKATIVE]
+def quiet_loggers(*names: str) -> Iterator[None]:
+    """Let loggers report errors only."""
+    loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+    for name in names:
+        silence(name)
     try:
         yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def silence(name: str, level: int = logging.ERROR) -> None:
+    """Let a logger report nothing below a level, for the rest of the process."""
+    logging.getLogger(name).setLevel(level)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers from logging, advising and drawing progress bars."""
+    module: Any = sys.modules.get("transformers.utils.logging")
+    had_bars = module is not None and module.is_progress_bar_enabled()
+    advice = os.environ.get("TRANSFORMERS_NO_ADVISORY_WARNINGS")
+    os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"
+    if had_bars:
+        module.disable_progress_bar()
+    try:
+        with quiet_loggers("transformers"):
+            yield
+    finally:
+        if had_bars:
+            module.enable_progress_bar()
+        if advice is None:
+            del os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"]
+        else:
+            os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = advice
+
+
+@contextmanager
+def quiet_datasets() -> Iterator[None]:
+    """Keep datasets and the hub's client from logging retries and drawing progress bars."""
+    module: Any = sys.modules.get("datasets")
+    had_bars = module is not None and not module.are_progress_bars_disabled()
+    if had_bars:
+        module.disable_progress_bars()
+    try:
+        with quiet_loggers("huggingface_hub", "datasets"):
+            yield
+    finally:
+        if had_bars:
+            module.enable_progress_bars()
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Ignore the warnings of peft that do not apply to how autopeft uses it."""
+    with warnings.catch_warnings():
+        for message in _PEFT_WARNINGS:
+            warnings.filterwarnings("ignore", message, UserWarning)
+        yield
+
+
+@contextmanager
+def ignored(category: type[Warning]) -> Iterator[None]:
+    """Ignore one category of warnings."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", category)
+        yield

@@ -5,17 +5,18 @@ from dataclasses import replace
 import pytest
 from report_samples import candidate, finalist, lora, trial
 
+from autopeft.confirm.finalists import Finalist
 from autopeft.confirm.intervals import cost_interval, quality_interval
 from autopeft.costs.objectives import objective
 
 ACCURACY = objective("accuracy")
 
 
-def made(seeds: int, n_rows: int = 400, shift: float = 0.0):
+def made(seeds: int, n_rows: int = 400, shift: float = 0.0) -> Finalist:
     return finalist(trial(0, candidate(lora(range(6), 2))), seeds, shift, n_rows)
 
 
-def test_one_seed_gives_the_binomial_interval():
+def test_one_seed_gives_the_binomial_interval() -> None:
     one = made(1)
     mean = one.seeds[0].test["accuracy"]
     low, high = quality_interval(one, ACCURACY)
@@ -24,20 +25,20 @@ def test_one_seed_gives_the_binomial_interval():
     assert mean - low == pytest.approx(half, rel=1e-3)
 
 
-def test_more_rows_tell_more():
+def test_more_rows_tell_more() -> None:
     widths = [
         (lambda i: i[1] - i[0])(quality_interval(made(3, n), ACCURACY)) for n in (50, 400, 3000)
     ]
     assert widths == sorted(widths, reverse=True)
 
 
-def test_all_rows_right_is_not_certainty():
+def test_all_rows_right_is_not_certainty() -> None:
     low, high = quality_interval(made(3, 100, shift=0.5), ACCURACY)
     assert high == 1.0
     assert 0.9 < low < 0.99
 
 
-def test_a_metric_that_is_no_row_mean_has_the_seeds_alone():
+def test_a_metric_that_is_no_row_mean_has_the_seeds_alone() -> None:
     done = made(3)
     seeds = tuple(replace(s, test={"f1": 0.6 + 0.01 * s.seed}) for s in done.seeds)
     low, high = quality_interval(replace(done, seeds=seeds), objective("f1"))
@@ -46,7 +47,7 @@ def test_a_metric_that_is_no_row_mean_has_the_seeds_alone():
     assert quality_interval(replace(done, seeds=seeds[:1]), objective("f1")) is None
 
 
-def test_perplexity_scales_the_rows_error():
+def test_perplexity_scales_the_rows_error() -> None:
     done = made(1)
     rng = random.Random(0)
     rows = tuple(-rng.gauss(2.0, 0.5) for _ in range(400))
@@ -58,7 +59,7 @@ def test_perplexity_scales_the_rows_error():
     assert (wide_high - wide_low) == pytest.approx((high - low) * math.exp(loss))
 
 
-def test_interval_covers_the_truth_about_as_often_as_it_says():
+def test_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     rng = random.Random(1)
     hits = 0
     for _ in range(200):
@@ -71,7 +72,7 @@ def test_interval_covers_the_truth_about_as_often_as_it_says():
     assert hits >= 190
 
 
-def test_cost_needs_two_measurements():
+def test_cost_needs_two_measurements() -> None:
     assert cost_interval([3.0]) is None
     assert cost_interval([3.0, 3.0]) == (3.0, 3.0)
     low, high = cost_interval([3.0, 5.0])

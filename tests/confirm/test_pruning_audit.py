@@ -10,7 +10,7 @@ from autopeft.costs import Price
 from autopeft.costs.objectives import objective
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
 from autopeft.trial import Trial
-from autopeft.utils.files import finite
+from autopeft.utils.serialize import finite
 
 OBJECTIVES = (objective("accuracy"), objective("trainable_params"))
 

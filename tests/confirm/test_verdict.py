@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
 from autopeft.confirm.finalists import Finalist, SeedScore
-from autopeft.confirm.verdict import interval, judge, pick_best
+from autopeft.confirm.verdict import judge, pick_best
 from autopeft.costs import Price
 from autopeft.costs.objectives import objective
 from autopeft.errors import SettingsError
@@ -15,10 +17,22 @@ from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
 OBJECTIVES = (objective("accuracy"), objective("trainable_params"))
 
 
-def finalist(rng, name, quality, cost, *, origin="search", n_seeds=3, hardness=None, n_rows=1500):
+def finalist(
+    rng: np.random.Generator,
+    number: int,
+    quality: float,
+    cost: int,
+    *,
+    origin: str = "search",
+    n_seeds: int = 3,
+    hardness: np.ndarray | None = None,
+    n_rows: int = 1500,
+) -> Finalist:
     """Test rows are right with probability `quality`, correlated over finalists."""
     method = "lora" if origin == "baseline" else "miss"
-    plan = AdapterPlan(() if origin == "reference" else [LayerSpec(0, "attn.q", method, name + 1)])
+    plan = AdapterPlan(
+        () if origin == "reference" else [LayerSpec(0, "attn.q", method, number + 1)]
+    )
     n_rows = n_rows if hardness is None else len(hardness)
     seeds = []
     for seed in range(n_seeds):
@@ -42,7 +56,14 @@ def finalist(rng, name, quality, cost, *, origin="search", n_seeds=3, hardness=N
     )
 
 
-def field(seed, lora, members, reference=0.55, small=1_000, n_rows=1500):
+def field(
+    seed: int,
+    lora: float,
+    members: Sequence[tuple[float, int]],
+    reference: float = 0.55,
+    small: int = 1_000,
+    n_rows: int = 1500,
+) -> list[Finalist]:
     """Finalists: the tuned LoRA, a small LoRA, the reference, and members (quality, cost)."""
     rng = np.random.default_rng(seed)
     hardness = rng.random(n_rows)
@@ -56,7 +77,7 @@ def field(seed, lora, members, reference=0.55, small=1_000, n_rows=1500):
     return rows
 
 
-def test_a_clearly_better_member_at_no_more_cost_wins():
+def test_a_clearly_better_member_at_no_more_cost_wins() -> None:
     verdict = judge(field(0, 0.80, [(0.88, 9_000), (0.70, 500)], small=9_500), OBJECTIVES)
     assert verdict.beats_lora
     assert verdict.text.startswith("Yes: ")
@@ -66,32 +87,32 @@ def test_a_clearly_better_member_at_no_more_cost_wins():
     assert verdict.levels[0].cost_ratio == pytest.approx(0.9)
 
 
-def test_a_member_as_good_at_a_fraction_of_the_cost_wins():
+def test_a_member_as_good_at_a_fraction_of_the_cost_wins() -> None:
     verdict = judge(field(1, 0.85, [(0.855, 2_000)], n_rows=6_000), OBJECTIVES)
     assert verdict.beats_lora
     assert "as good as" in verdict.text or "better than" in verdict.text
 
 
-def test_being_better_at_more_cost_is_no_win():
+def test_being_better_at_more_cost_is_no_win() -> None:
     verdict = judge(field(2, 0.80, [(0.86, 30_000)]), OBJECTIVES)
     assert not verdict.beats_lora
     assert verdict.levels[0].result == "wins"
 
 
-def test_a_cheap_member_is_no_win_where_a_lora_of_that_cost_is_as_good():
+def test_a_cheap_member_is_no_win_where_a_lora_of_that_cost_is_as_good() -> None:
     rows = field(3, 0.80, [(0.80, 2_000)])
     rng = np.random.default_rng(9)
     rows[1] = finalist(rng, 1, 0.80, 1_000, origin="baseline", hardness=rng.random(1500))
     assert not judge(rows, OBJECTIVES).beats_lora
 
 
-def test_equal_quality_is_no_win_and_says_lora_is_as_good():
+def test_equal_quality_is_no_win_and_says_lora_is_as_good() -> None:
     verdict = judge(field(4, 0.80, [(0.80, 9_000), (0.79, 8_000)]), OBJECTIVES)
     assert not verdict.beats_lora
     assert verdict.text.startswith("No: LoRA is as good")
 
 
-def test_where_nothing_can_be_learned_the_answer_is_no_nearly_always():
+def test_where_nothing_can_be_learned_the_answer_is_no_nearly_always() -> None:
     answers = []
     for seed in range(60):
         members = [(0.5, int(cost)) for cost in np.geomspace(200, 9_000, 6)]
@@ -102,7 +123,7 @@ def test_where_nothing_can_be_learned_the_answer_is_no_nearly_always():
     assert np.mean(answers) <= 0.1
 
 
-def test_luck_among_many_members_is_corrected_for():
+def test_luck_among_many_members_is_corrected_for() -> None:
     wins = 0
     for seed in range(40):
         rows = field(seed, 0.80, [(0.80, 9_000 - 100 * k) for k in range(8)], small=9_500)
@@ -110,23 +131,14 @@ def test_luck_among_many_members_is_corrected_for():
     assert wins <= 5
 
 
-def test_without_baselines_or_members_there_is_no_yes():
+def test_without_baselines_or_members_there_is_no_yes() -> None:
     rows = field(0, 0.8, [(0.9, 10)])
     assert not judge([f for f in rows if f.origin != "baseline"], OBJECTIVES).beats_lora
     assert not judge(rows[:3], OBJECTIVES).beats_lora
     assert not judge([], OBJECTIVES).beats_lora
 
 
-def test_the_interval_holds_rows_and_seeds():
-    rng = np.random.default_rng(0)
-    mean, low, high = interval(finalist(rng, 0, 0.8, 1))
-    assert low < mean < high
-    assert 0.02 < high - low < 0.08
-    single = interval(finalist(rng, 0, 0.8, 1, n_seeds=1))
-    assert single[1] < single[0] < single[2]
-
-
-def test_picks():
+def test_picks() -> None:
     rows = field(5, 0.80, [(0.83, 9_000), (0.828, 3_000), (0.60, 400)])
     digests = [f.candidate.digest for f in rows]
     assert pick_best(rows, OBJECTIVES, rule="best_quality") in digests[3:5]
@@ -135,8 +147,8 @@ def test_picks():
     assert pick_best([], OBJECTIVES) is None
     assert pick_best(rows[2:3], OBJECTIVES) == digests[2]
     assert pick_best(rows, OBJECTIVES[:1], rule="one_se") in digests[3:5]
-    limit = sorted(row.price.trainable_params for row in rows)[1]
-    kept = [r for r in rows if r.price.trainable_params <= limit]
+    limit = sorted(row.costs.trainable_params for row in rows)[1]
+    kept = [r for r in rows if r.costs.trainable_params <= limit]
     best = max(kept, key=lambda r: r.mean("accuracy", "validation"))
     assert pick_best(rows, OBJECTIVES, rule=f"trainable_params<={limit}") == best.candidate.digest
     assert pick_best(rows, OBJECTIVES, rule="trainable_params<=1") is None

@@ -21,7 +21,7 @@ from autopeft.errors import SettingsError
         ("peak_memory_bytes<=2GB", 2e9),
     ],
 )
-def test_constraints_are_read(text, limit):
+def test_constraints_are_read(text: str, limit: float) -> None:
     assert Constraint.parse(text, base_params=22_700_000).limit == pytest.approx(limit)
 
 
@@ -38,17 +38,17 @@ def test_constraints_are_read(text, limit):
         "",
     ],
 )
-def test_nonsense_is_refused(text):
+def test_nonsense_is_refused(text: str) -> None:
     with pytest.raises(SettingsError, match=r"^constraint="):
         Constraint.parse(text, base_params=1000)
 
 
-def test_a_percentage_needs_to_know_of_what():
+def test_a_percentage_needs_to_know_of_what() -> None:
     with pytest.raises(SettingsError, match="absolute"):
         Constraint.parse("trainable_params<=1%")
 
 
-def test_a_price_is_within_or_not():
+def test_a_price_is_within_or_not() -> None:
     (limit,) = parse_constraints(["trainable_params<=10"])
     assert limit.allows(Price(10, 40, 1.0, 1))
     assert not limit.allows(Price(11, 44, 1.0, 1))

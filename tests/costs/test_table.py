@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pickle
 import time
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -35,10 +36,12 @@ _SPECS = [
 ]
 
 
-def _candidate(*specs: LayerSpec, dropout: float = 0.0, **train: int) -> Candidate:
+def _candidate(
+    *specs: LayerSpec, dropout: float = 0.0, steps: int = 1, batch_size: int = 8
+) -> Candidate:
     return Candidate(
         AdapterPlan(specs),
-        TrainSettings(1e-3, dropout=dropout, **{"steps": 1, "batch_size": 8, **train}),
+        TrainSettings(1e-3, dropout=dropout, steps=steps, batch_size=batch_size),
     )
 
 
@@ -233,7 +236,7 @@ def test_a_table_is_a_value() -> None:
 
 def test_a_prompt_makes_every_block_longer() -> None:
     topology = Topology(4, {**_SHAPES, "model": (50, 64)})
-    options = {"tokens_per_step": 256, "batch_size": 8}
+    options: dict[str, Any] = {"tokens_per_step": 256, "batch_size": 8}
     table = PriceTable.from_topology(topology, prompt_sizes=(4, 16), **options)
     longer = PriceTable.from_topology(topology, tokens_per_step=256 + 8 * 16, batch_size=8)
     lowest = LayerSpec(0, "attn.q", "ia3")

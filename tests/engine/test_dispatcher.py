@@ -12,11 +12,11 @@ from autopeft.confirm.finalists import (
     Compressed,
     Finalist,
     SeedScore,
-    as_lora_baselines,
-    finalists,
+    _spread,
+    choose_finalists,
+    confirmed_finalists,
     lower_ranks,
-    nominate,
-    spread,
+    mark_lora_baselines,
 )
 from autopeft.confirm.store import ConfirmationStore
 from autopeft.costs import PriceTable, Topology
@@ -115,7 +115,7 @@ def test_the_search_comes_first_then_the_finalists_with_new_seeds(tmp_path: Path
     assert set(kinds[15:]) == {"confirm"}
     assert {job.seed for job in jobs if job.kind == "search"} == {0}
     assert {job.seed for job in jobs if job.kind == "confirm"} == {1, 2}
-    confirmed = finalists(bench.controller.trials(), bench.store.scores())
+    confirmed = confirmed_finalists(bench.controller.trials(), bench.store.scores())
     assert all([s.seed for s in f.seeds] == [1, 2] for f in confirmed)
     assert {"baseline", "reference"} <= {f.origin for f in confirmed}
 
@@ -205,18 +205,20 @@ def test_the_front_is_thinned_from_the_middle(tmp_path: Path) -> None:
     bench = Bench(tmp_path, "60trials")
     bench.run()
     front = front_of(bench.controller.trials(), OBJECTIVES)
-    thin = spread(front, OBJECTIVES, 3)
+    thin = _spread(front, OBJECTIVES, 3)
     assert len(thin) == min(3, len(front))
     assert thin[0] is front[0] or len(thin) < 2
     assert thin[-1] is front[-1]
     for limit in range(1, len(front) + 2):
-        assert len(spread(front, OBJECTIVES, limit)) == min(limit, len(front))
+        assert len(_spread(front, OBJECTIVES, limit)) == min(limit, len(front))
 
 
 def test_the_tuned_lora_is_always_nominated(tmp_path: Path) -> None:
     bench = Bench(tmp_path, "60trials")
     bench.run()
-    chosen = nominate(bench.controller.trials(), OBJECTIVES, max_finalists=1, test_share=1.0)
+    chosen = choose_finalists(
+        bench.controller.trials(), OBJECTIVES, max_finalists=1, test_share=1.0
+    )
     assert chosen[0].trial.origin == "baseline"
 
 
@@ -228,12 +230,12 @@ def test_the_reference_takes_no_finalists_place(tmp_path: Path) -> None:
         replace(o, values={**o.values, "accuracy": 1.0}) if o.origin == "reference" else o
         for o in bench.controller.trials()
     )
-    chosen = nominate(trials, OBJECTIVES, max_finalists=4, test_share=1.0)
+    chosen = choose_finalists(trials, OBJECTIVES, max_finalists=4, test_share=1.0)
     digests = {n.trial.candidate.digest for n in chosen}
-    adapters = [o for o in as_lora_baselines(trials) if o.candidate.plan.specs]
+    adapters = [o for o in mark_lora_baselines(trials) if o.candidate.plan.specs]
     front = front_of(adapters, OBJECTIVES)
     assert len(front) > 1
-    assert {o.candidate.digest for o in spread(front, OBJECTIVES, 4)} <= digests
+    assert {o.candidate.digest for o in _spread(front, OBJECTIVES, 4)} <= digests
     assert any(n.trial.origin == "reference" for n in chosen)
 
 
@@ -243,17 +245,17 @@ def test_an_ordinary_lora_counts_as_lora_whoever_found_it(tmp_path: Path) -> Non
     trials = bench.controller.trials()
     loras = [o for o in trials if o.origin == "baseline"]
     found = tuple(replace(o, origin="search") if o is loras[1] else o for o in trials)
-    assert as_lora_baselines(found) == trials
+    assert mark_lora_baselines(found) == trials
     plan = loras[0].candidate.plan
     partial = replace(loras[1].candidate, plan=AdapterPlan(plan.specs[1:]))
     odd = replace(loras[1], candidate=partial, origin="search")
-    assert as_lora_baselines((loras[0], odd))[1].origin == "search"
+    assert mark_lora_baselines((loras[0], odd))[1].origin == "search"
 
 
 def test_the_store_publishes_the_adapter_of_one_seed(tmp_path: Path) -> None:
     bench = Bench(tmp_path, "10trials")
     bench.run()
-    finalist = finalists(bench.controller.trials(), bench.store.scores())[0]
+    finalist = confirmed_finalists(bench.controller.trials(), bench.store.scores())[0]
     folder = bench.store.publish(finalist, 2)
     assert folder == tmp_path / "adapters" / finalist.candidate.digest
     assert (folder / "adapter.txt").read_bytes() == b"x"
@@ -284,13 +286,13 @@ def test_confirmed_loras_are_scored_at_lower_ranks_that_no_trial_had(tmp_path: P
     assert not trained & set(cut)
     scores = bench.store.scores()
     assert all(len(scores[digest]) == 2 for digest in cut)
-    found = finalists(bench.controller.trials(), scores, bench.store.compressed())
+    found = confirmed_finalists(bench.controller.trials(), scores, bench.store.compressed())
     compressed = {f.candidate.digest: f for f in found if f.origin == "compressed"}
     assert set(compressed) == set(cut)
     for digest, finalist in compressed.items():
         assert finalist.compressed_from == cut[digest].digest
-        assert finalist.price == bench.prices.price(finalist.candidate)
-        assert finalist.price.trainable_params < bench.prices.price(cut[digest]).trainable_params
+        assert finalist.costs == bench.prices.price(finalist.candidate)
+        assert finalist.costs.trainable_params < bench.prices.price(cut[digest]).trainable_params
         folder = bench.store.publish(finalist, 1)
         assert (folder / "adapter.txt").read_bytes() == b"cut"
 
@@ -308,7 +310,9 @@ def test_what_was_cut_first_and_trained_later_is_confirmed_by_its_own_training(
     bench.controller.tell(trial, score=0.9)
 
     def of_cut() -> list[Finalist]:
-        found = finalists(bench.controller.trials(), bench.store.scores(), bench.store.compressed())
+        found = confirmed_finalists(
+            bench.controller.trials(), bench.store.scores(), bench.store.compressed()
+        )
         return [f for f in found if f.candidate == cut]
 
     (before,) = of_cut()

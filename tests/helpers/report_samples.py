@@ -132,7 +132,7 @@ def make_record(n_trials: int = 45, seed: int = 0) -> RunRecord:
             "ties",
             f.mean("accuracy") - 0.8,
             (f.mean("accuracy") - 0.83, f.mean("accuracy") - 0.77),
-            f.price.trainable_params / tuned.costs.trainable_params,
+            f.costs.trainable_params / tuned.costs.trainable_params,
         )
         for f in finalists
         if f.candidate.digest != tuned.candidate.digest

@@ -13,8 +13,9 @@ import transformers as hf
 from autopeft import methods
 from autopeft.costs import Topology, is_legal
 from autopeft.models.backbone import Backbone
-from autopeft.models.loading import prepare_config, quiet
+from autopeft.models.loading import prepare_config
 from autopeft.plan import MODEL, AdapterPlan, Candidate, LayerSpec, TrainSettings
+from autopeft.utils.quiet import quiet_transformers
 
 torch.set_num_threads(1)
 
@@ -134,7 +135,7 @@ KINDS: dict[str, Kind] = {
 def build(name: str, *, device: str = "cpu", seed: int = 0) -> Backbone:
     """A tiny backbone with random weights."""
     kind = KINDS[name]
-    with quiet(), torch.random.fork_rng(devices=[]), torch.device(device):
+    with quiet_transformers(), torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(seed)
         config = kind.config()
         before = prepare_config(config)
@@ -145,7 +146,7 @@ def build(name: str, *, device: str = "cpu", seed: int = 0) -> Backbone:
 def save(name: str, folder: Any, *, with_head: bool = False) -> str:
     """Writes a tiny pretrained model, without its task's head unless told so."""
     kind = KINDS[name]
-    with quiet(), torch.random.fork_rng(devices=[]):
+    with quiet_transformers(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         loader = getattr(hf, kind.auto_class) if with_head else hf.AutoModel
         loader.from_config(kind.config()).save_pretrained(folder)
@@ -155,7 +156,7 @@ def save(name: str, folder: Any, *, with_head: bool = False) -> str:
 def batch_for(backbone: Backbone, *, rows: int = 3, length: int = 9) -> dict[str, torch.Tensor]:
     """Random rows, one of them padded, with labels where the model takes them."""
     generator = torch.Generator().manual_seed(5)
-    config = backbone.model.config
+    config: Any = backbone.model.config
     if backbone.model.main_input_name == "pixel_values":
         pixels = torch.randn(rows, 3, config.image_size, config.image_size, generator=generator)
         return {"pixel_values": pixels, "labels": torch.zeros(rows, dtype=torch.long)}

@@ -86,7 +86,7 @@ def causal_data() -> TaskData:
     for seed, name in enumerate(("train", "validation", "test")):
         rows, labels = _rows(60, seed)
         ends = [[GOOD if label else BAD, END] for label in labels]
-        splits[name] = split_of(  # type: ignore[index]
+        splits[name] = split_of(
             [row + end for row, end in zip(rows, ends, strict=True)], [len(row) for row in rows]
         )
     return TaskData("causal-lm", splits, (), pad_id=0)

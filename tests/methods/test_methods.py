@@ -16,9 +16,9 @@ from autopeft import methods
 from autopeft.errors import SpaceError
 from autopeft.methods import HEAD, HEAD_RATES, Method
 from autopeft.methods.base import Shape
-from autopeft.models.method_hooks import PrincipalParts, finish_start
-from autopeft.models.quiet_peft import calmed
+from autopeft.models.method_hooks import SvdCache, hooks_for
 from autopeft.plan import ROLES, TrainSettings
+from autopeft.utils.quiet import quiet_peft
 
 _NAMES = [method.name for method in methods.all_methods()]
 _LINEAR = [method.name for method in methods.all_methods() if "attn.q" in method.roles]
@@ -31,13 +31,14 @@ def _adapt(method: Method, rank: int, shape: Shape, role: str = "attn.q") -> nn.
     holder.add_module("m", nn.Linear(shape[1], shape[0]).requires_grad_(False))
     arguments = method.peft_config(rank, _TRAIN) | method.pool_config(method.pool(shape))
     kind = arguments.pop("peft_type")
-    if kind == "IA3":
-        arguments["feedforward_modules"] = ["m"] if role in method.input_side_roles else []
-    with calmed():
+    if method.input_side_argument:
+        arguments[method.input_side_argument] = ["m"] if role in method.input_side_roles else []
+    hooks = hooks_for(method.name)
+    with quiet_peft(), hooks.around_injection(holder):
         config = PEFT_TYPE_TO_CONFIG_MAPPING[kind](target_modules=["m"], **arguments)
         PEFT_TYPE_TO_TUNER_MAPPING[kind](holder, {"default": config}, "default")
     layer = holder.get_submodule("m")
-    finish_start(method.name, {"m": layer}, PrincipalParts())
+    hooks.after_injection({"m": layer}, SvdCache())
     return layer
 
 

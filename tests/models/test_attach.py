@@ -174,7 +174,7 @@ def test_a_linear_module_by_another_class_name_is_one_to_every_method() -> None:
     before = state_of(backbone)
     with backbone.attach(candidate_of(plan), seed=0) as attached:
         layers = [layer for part in attached.parts for layer in part.layers.values()]
-        kinds = {type(layer.get_base_layer()).__name__ for layer in layers}  # type: ignore[operator]
+        kinds = {type(layer.get_base_layer()).__name__ for layer in layers}
     assert kinds == {"FalconLinear"}
     assert_same_state(before, state_of(backbone))
 

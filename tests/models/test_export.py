@@ -25,16 +25,16 @@ from autopeft import methods
 from autopeft.errors import AdapterError, SettingsError
 from autopeft.models.backbone import load_backbone
 from autopeft.models.export import export_adapter, export_merged
-from autopeft.models.loading import quiet
 from autopeft.models.saving import load_adapter, save_adapter
 from autopeft.plan import AdapterPlan, LayerSpec
+from autopeft.utils.quiet import quiet_transformers
 
 _CLS = "AutoModelForSequenceClassification"
 
 
 def _plain(name: str, folder: Path) -> Any:
     """What transformers alone makes of a folder."""
-    with quiet():
+    with quiet_transformers():
         model, info = getattr(hf, KINDS[name].auto_class).from_pretrained(
             folder, output_loading_info=True
         )

@@ -38,7 +38,7 @@ _CLS = "AutoModelForSequenceClassification"
 
 def _mixed_plan(topology: Topology, names: list[str]) -> AdapterPlan:
     """One convertible method a linear site, in turn, at unlike ranks."""
-    specs = []
+    specs: list[LayerSpec] = []
     for layer in range(topology.n_layers):
         for role in topology.roles(layer):
             name = names[len(specs) % len(names)]
@@ -66,7 +66,8 @@ def test_a_mixed_plan_becomes_one_lora_that_peft_alone_loads(name: str, tmp_path
     base = build(name)
     if base.head:
         for path in base.head:  # A new head is part of the adapter.
-            torch.nn.init.zeros_(base.model.get_submodule(path).weight)
+            head: Any = base.model.get_submodule(path)
+            torch.nn.init.zeros_(head.weight)
     loaded: Any = PeftModel.from_pretrained(base.model, str(tmp_path))
     torch.testing.assert_close(logits_of(loaded, batch), logits, rtol=1e-4, atol=1e-5)
 

@@ -52,7 +52,8 @@ def _layer(attached: Attached) -> PromptLayer:
 
 
 def _tokens(attached: Attached) -> torch.Tensor:
-    return _layer(attached).prompt_tuning_tokens["default"]
+    tokens: torch.Tensor = _layer(attached).prompt_tuning_tokens["default"]
+    return tokens
 
 
 def _by_hand(attached: Attached, batch: Any, at: int) -> torch.Tensor:
@@ -157,7 +158,7 @@ def test_states_of_all_blocks_and_tuples_are_cut_too() -> None:
 
 def test_it_starts_as_words_of_the_vocabulary() -> None:
     attached, _ = _attach("gemma3")  # Its embeddings are scaled.
-    table: Any = attached.model.get_input_embeddings()  # type: ignore[operator]
+    table: Any = attached.model.get_input_embeddings()
     words = table(torch.arange(table.num_embeddings))
     gaps = (_tokens(attached)[:, None] - words).abs().amax(dim=2)
     assert torch.equal(gaps.amin(dim=1), torch.zeros(_SIZE))

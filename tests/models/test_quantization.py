@@ -28,13 +28,13 @@ from autopeft.errors import AdapterError, SettingsError, SpaceError
 from autopeft.models import quantization
 from autopeft.models.backbone import Backbone, load_backbone
 from autopeft.models.export import export_adapter, export_merged
-from autopeft.models.loading import quiet
 from autopeft.models.quantization import SCHEMES, check_backend, quantized_modules
 from autopeft.models.saving import load_adapter, load_attached, save_adapter
 from autopeft.plan import AdapterPlan, LayerSpec
 from autopeft.profiling.measure import measure_prices
 from autopeft.searcher.space.space import SearchSpace
-from autopeft.settings import _CHOICES
+from autopeft.settings import SearchSettings
+from autopeft.utils.quiet import quiet_transformers
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -105,7 +105,8 @@ def _live_bytes(model: nn.Module) -> int:
 
 
 def test_the_settings_offer_every_scheme() -> None:
-    assert _CHOICES["quantization"] == ("none", *SCHEMES)
+    choices = SearchSettings.__dataclass_fields__["quantization"].metadata["choices"]
+    assert choices == ("none", *SCHEMES)
     with pytest.raises(SettingsError, match="use one of none, bnb-4bit"):
         check_backend("3-bit", "cpu")
     check_backend("none", "cpu")
@@ -133,7 +134,8 @@ def test_a_quantized_model_differs_in_little_but_its_size(
     inside = quantized_modules(plain.model, plain.layout.blocks, scheme)
     for path, module in plain.model.named_modules():
         if isinstance(module, nn.Linear) and path not in inside:
-            assert torch.equal(backbone.model.get_submodule(path).weight, module.weight)
+            theirs: Any = backbone.model.get_submodule(path)
+            assert torch.equal(theirs.weight, module.weight)
     batch = batch_for(plain)
     if not plain.head:  # A new one starts at random.
         own, quantized = logits_of(plain.model, batch), logits_of(backbone.model, batch)
@@ -249,7 +251,7 @@ def test_exports_go_by_whole_weights(folders: dict[str, str], scheme: str, tmp_p
         )
         assert exported.largest_difference is not None
         assert exported.largest_difference < (0.1 if format == "merged" else 1e-3)
-    with quiet():
+    with quiet_transformers():
         plain = hf.AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
     assert not hasattr(plain.config, "quantization_config")
     torch.testing.assert_close(logits_of(plain, batch), expected, rtol=1e-4, atol=1e-5)

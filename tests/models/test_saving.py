@@ -28,10 +28,10 @@ from tiny_models import (
 from autopeft import methods
 from autopeft.errors import AdapterError
 from autopeft.models.backbone import Backbone, load_backbone
-from autopeft.models.loading import quiet
-from autopeft.models.quiet_peft import calmed
+from autopeft.models.method_hooks import no_boft_extension
 from autopeft.models.saving import load_adapter, load_attached, save_adapter
 from autopeft.plan import MODEL, AdapterPlan, LayerSpec
+from autopeft.utils.quiet import quiet_peft, quiet_transformers
 
 _CLS = "AutoModelForSequenceClassification"
 
@@ -95,7 +95,7 @@ def test_one_method_is_a_folder_that_peft_itself_loads(
         "adapter_model.safetensors",
         "plan.json",
     }
-    with calmed(), warnings.catch_warnings():
+    with quiet_peft(), no_boft_extension(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         theirs = peft.PeftModel.from_pretrained(build(name).model, str(tmp_path)).eval()
     # peft's AdaLoRA takes labels for a training it does not know of.
@@ -185,7 +185,7 @@ def test_a_pretrained_model_gets_its_new_head_with_the_adapter(name: str, tmp_pa
     assert row["extra"] == {"labels": ["a", "b", "c", "d"]}
     assert row["base_model"] == folder
     assert row["model_kwargs"] == {"num_labels": 4}
-    with quiet(), warnings.catch_warnings():
+    with quiet_transformers(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         base = hf.AutoModelForSequenceClassification.from_pretrained(folder, num_labels=4)
         theirs = peft.PeftModel.from_pretrained(base, str(tmp_path / "adapter")).eval()
@@ -264,17 +264,17 @@ def _reshape(tensors: dict[str, torch.Tensor]) -> None:
     tensors[name] = tensors[name][:, :-1].contiguous()
 
 
-_SPOILED: dict[str, tuple[Callable[[Path], None], str]] = {
+_SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
     "unknown method": (_edit_plan(method="lorra"), "did you mean 'lora'"),
     "rank 0": (_edit_plan(rank=0), "`1 <= rank <= 32` must hold"),
     "rank too large": (_edit_plan(rank=33), "`1 <= rank <= 32` must hold"),
     "negative rank": (_edit_plan(rank=-1), "`rank >= 0` must hold"),
-    "rank of text": (_edit_plan(rank="2"), "whole numbers"),
+    "rank of text": (_edit_plan(rank="2"), "whole number"),
     "missing layer": (_edit_plan(layer=9), "the model has 2 blocks"),
     "missing role": (_edit_plan(role="mlp.gate"), "no such role"),
     "missing head": (_edit(head=["score"]), "lacks a module"),
-    "not JSON": (lambda folder: (folder / "plan.json").write_text("{") and None, "cannot be read"),
-    "not a mapping": (lambda f: (f / "plan.json").write_text("[1]") and None, "cannot be read"),
+    "not JSON": (lambda folder: (folder / "plan.json").write_text("{"), "cannot be read"),
+    "not a mapping": (lambda f: (f / "plan.json").write_text("[1]"), "cannot be read"),
     "newer schema": (_edit(schema=99), "load it with the autopeft that saved it"),
     "newer method": (_edit(methods={"lora": 2}), "load it with the autopeft that saved it"),
     "foreign code": (_edit(model_kwargs={"trust_remote_code": True}), "is refused"),

@@ -19,10 +19,9 @@ from autopeft import methods
 from autopeft.costs import PriceTable, count_trainable
 from autopeft.models.attach import groups_of
 from autopeft.models.backbone import Backbone
-from autopeft.models.loading import quiet
-from autopeft.models.quiet_peft import calmed
 from autopeft.models.saving import save_adapter
 from autopeft.plan import AdapterPlan, LayerSpec
+from autopeft.utils.quiet import quiet_peft, quiet_transformers
 
 _SHARING = [method.name for method in methods.all_methods() if method.shared_state]
 _BANKED = [n for n in _SHARING if methods.get(n).shared_params(4, 16)]
@@ -39,7 +38,7 @@ torch.save(logits_of(model, batch_for(backbone)), sys.argv[3])
 
 def _wide() -> Backbone:
     """A Llama as wide as Vb-LoRA's vectors are long, with grouped queries."""
-    with quiet(), torch.random.fork_rng(devices=[]):
+    with quiet_transformers(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         config = hf.LlamaConfig(
             vocab_size=60,
@@ -127,7 +126,7 @@ def test_all_sites_at_once_come_back_in_plain_peft(name: str, method: str, tmp_p
     stored = sum(t.numel() for f in folders for t in load_file(next(f.glob("*.sa*"))).values())
     assert stored * 4 == table.price(candidate_of(plan)).adapter_bytes
     model = make().model
-    with calmed(), warnings.catch_warnings():
+    with quiet_peft(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         # Said of what the folder before has put in.
         warnings.filterwarnings("ignore", "Found missing adapter keys", UserWarning)

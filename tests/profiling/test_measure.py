@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pickle
 import time
+from typing import Any
 
 import pytest
 import torch
@@ -124,7 +125,7 @@ def test_steps_and_rows_scale_the_price() -> None:
 def test_flops_are_for_the_mean_row_and_memory_for_the_longest() -> None:
     backbone = build("bert", device="meta")
     plan = random_plan(backbone.topology, 3, share=0.5)
-    rows = {"batch_size": 2, "prompt_sizes": prompt_sizes_of(plan)}
+    rows: dict[str, Any] = {"batch_size": 2, "prompt_sizes": prompt_sizes_of(plan)}
     short = price_table(backbone, mean_length=8, longest_length=8, **rows)
     mixed = price_table(backbone, mean_length=8.4, longest_length=24, **rows)
     long = price_table(backbone, mean_length=24, longest_length=24, **rows)

@@ -9,7 +9,7 @@ from autopeft.errors import StorageError
 from autopeft.plan import Candidate
 from autopeft.reporting.front_json import front_from_json, front_to_json, read_front, write_front
 from autopeft.reporting.front_view import view
-from autopeft.utils.files import strict_json
+from autopeft.utils.serialize import strict_json
 
 
 def refuse(constant: str) -> None:

@@ -45,7 +45,7 @@ def test_front_is_sorted_by_cost_and_numbers_are_of_the_test_split():
         mean = sum(seed.test["accuracy"] for seed in seeds) / len(seeds)
         assert abs(entry.objectives["accuracy"] - mean) < 1e-12
         assert (
-            entry.objectives["trainable_params"] == by_digest[entry.digest].price.trainable_params
+            entry.objectives["trainable_params"] == by_digest[entry.digest].costs.trainable_params
         )
 
 

@@ -1,4 +1,3 @@
-import os
 from pathlib import Path
 
 import pytest
@@ -6,8 +5,6 @@ from report_samples import hostile, interrupted, make_record
 
 from autopeft.reporting.front_json import read_front
 from autopeft.reporting.write import write_pages, write_report
-from autopeft.utils import files
-from autopeft.utils.files import finite, strict_json, write_text
 
 
 @pytest.mark.parametrize("record", [make_record(20), interrupted(make_record(20)), hostile()])
@@ -20,25 +17,3 @@ def test_every_file_is_written_and_the_pages_can_be_written_anew(record, tmp_pat
     (tmp_path / "out" / "report.html").unlink()
     write_pages(read_front(tmp_path / "out" / "front.json"), tmp_path / "out")
     assert {name: (tmp_path / "out" / name).read_bytes() for name in names} == first
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    path = tmp_path / "front.json"
-    write_text(path, "old")
-
-    def fail(source: str, target: str) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr(files.os, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
-        write_text(path, "new")
-    assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["front.json"]
-
-
-def test_json_holds_no_nan():
-    value = {"a": float("nan"), "b": (float("inf"), 1.5), 3: {2, 1}}
-    assert finite(value) == {"a": None, "b": [None, 1.5], "3": [1, 2]}
-    assert "NaN" not in strict_json(value)
-    with pytest.raises(TypeError):
-        strict_json(object())

@@ -103,7 +103,11 @@ def test_it_may_be_nested() -> None:
 
     def noting(name: str) -> Any:
         def around(inner: Any) -> Any:
-            return lambda *args, **options: (calls.append(name), inner(*args, **options))[1]
+            def noted(*args: Any, **options: Any) -> Any:
+                calls.append(name)
+                return inner(*args, **options)
+
+            return noted
 
         return around
 

@@ -1,0 +1,187 @@
+"""Convert dataclasses to plain values and back: the only place that knows msgspec."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import re
+import reprlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from autopeft.errors import SettingsError, StorageError, UserError
+
+T = TypeVar("T")
+
+_WORDS = {
+    "array": "a list",
+    "bool": "true or false",
+    "float": "a number",
+    "int": "a whole number",
+    "object": "a mapping",
+    "str": "text",
+}
+"""msgspec's words for types, in a user's words."""
+
+
+def to_plain(value: Any) -> Any:
+    """Return dataclasses as dicts, in the order of their fields; numpy scalars as numbers."""
+    return msgspec.to_builtins(value, enc_hook=_plain)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    if hasattr(value, "item"):
+        return value.item()
+    raise TypeError(f"cannot be written as JSON: {type(value).__name__}")
+
+
+def finite(value: Any) -> Any:
+    """Return `value` with NaN and infinity replaced by None, as strict JSON requires.
+
+    Mappings become dicts with string keys; tuples and sets become lists.
+    """
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(k): finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    if isinstance(value, set | frozenset):
+        return sorted((finite(v) for v in value), key=str)
+    return value
+
+
+def strict_json(value: Any, *, indent: int | None = 2) -> str:
+    """Return JSON without NaN.
+
+    Raises:
+        TypeError: if a value cannot be written as JSON.
+    """
+    content = finite(to_plain(value))
+    return json.dumps(content, indent=indent, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def from_plain(
+    kind: type[T],
+    data: Any,
+    *,
+    field: str = "",
+    remedy: str = "correct it",
+    error: type[UserError] = SettingsError,
+    allow_unknown: bool = False,
+) -> T:
+    """Build a `kind` from plain values; types are checked and never coerced, except int to float.
+
+    Args:
+        kind: A dataclass, or any type that annotations can express.
+        data: Dicts, lists, strings, numbers, None; finished dataclasses may be among them.
+        field: What the error names, followed by the path inside `data`.
+        remedy: What the user can do about a wrong value.
+        error: The error to raise.
+        allow_unknown: Ignore unknown keys, such as those a later version writes.
+
+    Raises:
+        UserError: of class `error`, if a value has the wrong type or a key is missing or unknown.
+    """
+    try:
+        value: T = msgspec.convert(data, kind)
+    except msgspec.ValidationError as wrong:
+        path, problem = _explain(wrong)
+        found = _at(path, data)
+        raise error(_join(field, path), found, problem, remedy) from None
+    if not allow_unknown:
+        for path, found, known in _unknown(value, data):
+            name = path.rsplit(".", 1)[-1]
+            raise error(_join(field, path), found, "unknown key", nearest(name, known))
+    return value
+
+
+def read_json(
+    path: Path,
+    kind: type[T],
+    *,
+    field: str = "",
+    remedy: str = "restore the file",
+    error: type[UserError] = StorageError,
+) -> T:
+    """Read a JSON file and check it against `kind`; unknown keys are ignored.
+
+    Args:
+        path: The file.
+        kind: As for `from_plain`.
+        field: What the error names; the file's name by default.
+        remedy: What the user can do about it.
+        error: The error to raise.
+
+    Raises:
+        UserError: of class `error`, if the file cannot be read, is not JSON, or does not fit.
+    """
+    field = field or path.name
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as wrong:
+        problem = f"cannot be read ({wrong.strerror or wrong})"
+        raise error(field, str(path), problem, remedy) from None
+    except ValueError as wrong:
+        raise error(field, str(path), f"is not JSON ({wrong})", remedy) from None
+    return from_plain(kind, data, field=field, remedy=remedy, error=error, allow_unknown=True)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return the remedy for a word that is not among the known ones."""
+    known = list(known)
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {close[0]}?" if close else f"use one of {', '.join(known)}"
+
+
+def _explain(wrong: msgspec.ValidationError) -> tuple[str, str]:
+    """Return the path of the wrong value, such as `plan[3].rank`, and the rule in words."""
+    message, _, path = str(wrong).partition(" - at `$")
+    path = path.rstrip("`").lstrip(".")
+    if match := re.match(r"Expected `(.*?)`(.*), got", message):
+        kinds = [kind for kind in match[1].split(" | ") if kind != "null"]
+        return path, "must be " + " or ".join(_WORDS.get(k, k) for k in kinds) + match[2]
+    if match := re.match(r"Object missing required field `(.*)`", message):
+        return path, f"lacks the key `{match[1]}`"
+    if message.startswith("Invalid enum value"):
+        return path, "no such choice"
+    return path, message[:1].lower() + message[1:]
+
+
+def _at(path: str, data: Any) -> Any:
+    """Return the value at a path; what is too long for one line, shortened."""
+    for step in re.findall(r"[^.\[\]]+", path):
+        if isinstance(data, list | tuple) and step.isdigit():
+            data = data[int(step)]
+        elif isinstance(data, Mapping) and step in data:
+            data = data[step]
+    return data if len(repr(data)) <= 120 else reprlib.repr(data)
+
+
+def _join(field: str, path: str) -> str:
+    return f"{field}{'' if not field or path[:1] in ('', '[') else '.'}{path}"
+
+
+def _unknown(value: Any, data: Any, path: str = "") -> Iterator[tuple[str, Any, list[str]]]:
+    """Yield the path and value of each key that no dataclass has, and the keys that it has."""
+    if is_dataclass(value) and isinstance(data, Mapping):
+        known = [each.name for each in fields(value)]
+        for key, item in data.items():
+            where = _join(path, str(key))
+            if key in known:
+                yield from _unknown(getattr(value, key), item, where)
+            else:
+                yield where, item, known
+    elif isinstance(value, Mapping) and isinstance(data, Mapping):
+        for key, item in data.items():
+            yield from _unknown(value.get(key), item, _join(path, str(key)))
+    elif isinstance(value, list | tuple) and isinstance(data, list | tuple):
+        for index, pair in enumerate(zip(value, data, strict=False)):
+            yield from _unknown(*pair, f"{path}[{index}]")

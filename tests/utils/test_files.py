@@ -1,0 +1,31 @@
+"""Files are replaced whole or left as they were."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from autopeft.utils.files import write_text
+
+
+def test_a_failed_write_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "front.json"
+    write_text(path, "old")
+
+    def fail(source: str, target: str) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_text(path, "new")
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["front.json"]
+
+
+def test_folders_are_created_and_text_is_always_utf8(tmp_path: Path) -> None:
+    write_text(tmp_path / "a" / "b.txt", "caf\u00e9 \ud800")
+    assert (tmp_path / "a" / "b.txt").read_text(encoding="utf-8") == "caf\u00e9 ?"

@@ -1,0 +1,157 @@
+"""One serializer: dataclasses to plain values and back, each mistake named with its path."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from autopeft.errors import AdapterError, DataError, SpaceError, StorageError
+from autopeft.utils.serialize import finite, from_plain, read_json, strict_json, to_plain
+
+
+@dataclass(frozen=True)
+class Part:
+    size: int
+    share: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.size < 0:
+            raise SpaceError("size", self.size, "must be positive", "use 1")
+
+
+@dataclass(frozen=True)
+class Whole:
+    name: str
+    parts: tuple[Part, ...] = ()
+    scores: Mapping[str, float] = field(default_factory=dict)
+    limit: float | None = None
+    source: str | Mapping[str, Any] = "here"
+
+    @cached_property
+    def digest(self) -> str:
+        return "computed"
+
+
+def test_a_dataclass_survives() -> None:
+    whole = Whole("w", (Part(1), Part(2, 0.1)), MappingProxyType({"loss": 0.1}), 1e16)
+    assert whole.digest  # what is cached is not part of the value
+    plain = to_plain(whole)
+    assert list(plain) == ["name", "parts", "scores", "limit", "source"]
+    assert from_plain(Whole, json.loads(json.dumps(plain))) == whole
+
+
+def test_numpy_scalars_are_plain_numbers() -> None:
+    plain = to_plain(Whole("w", (Part(cast(int, np.int64(3))),), {"loss": np.float64(0.25)}))
+    assert json.dumps(plain["parts"]) == '[{"size": 3, "share": 0.5}]'
+    assert type(plain["scores"]["loss"]) is float
+
+
+def test_finished_values_may_be_among_plain_ones() -> None:
+    part = Part(3)
+    assert from_plain(Whole, {"name": "w", "parts": [part, {"size": 4}]}).parts[0] is part
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ([], "whole=[]: must be a mapping; fix it"),
+        ({}, "whole={}: lacks the key `name`; fix it"),
+        ({"name": 3}, "whole.name=3: must be text; fix it"),
+        ({"name": None}, "whole.name=None: must be text; fix it"),
+        ({"name": "w", "nane": 1}, "whole.nane=1: unknown key; did you mean name?"),
+        (
+            {"name": "w", "zzz": 1},
+            "whole.zzz=1: unknown key; use one of name, parts, scores, limit, source",
+        ),
+        ({"name": "w", "limit": "much"}, "whole.limit='much': must be a number; fix it"),
+        ({"name": "w", "source": 1}, "whole.source=1: must be text or a mapping; fix it"),
+        ({"name": "w", "parts": "ab"}, "whole.parts='ab': must be a list; fix it"),
+        (
+            {"name": "w", "parts": [{"size": 1}, {"size": True}]},
+            "whole.parts[1].size=True: must be a whole number; fix it",
+        ),
+        (
+            {"name": "w", "parts": [{"size": 1.5}]},
+            "whole.parts[0].size=1.5: must be a whole number; fix it",
+        ),
+        (
+            {"name": "w", "parts": [{"size": 1}, {"size": 1, "sise": 2}]},
+            "whole.parts[1].sise=2: unknown key; did you mean size?",
+        ),
+        (
+            {"name": "w", "scores": {"a": "b"}},
+            "whole.scores[...]={'a': 'b'}: must be a number; fix it",
+        ),
+    ],
+)
+def test_a_mistake_names_field_value_problem_and_remedy(data: Any, message: str) -> None:
+    with pytest.raises(DataError) as caught:
+        from_plain(Whole, data, field="whole", remedy="fix it", error=DataError)
+    assert str(caught.value) == message
+
+
+def test_a_mistake_in_something_long_is_still_one_short_line() -> None:
+    with pytest.raises(DataError) as caught:
+        from_plain(Whole, {"nome": "x" * 10_000}, error=DataError)
+    assert len(str(caught.value)) < 250
+
+
+def test_a_class_may_refuse_values_itself() -> None:
+    with pytest.raises(SpaceError, match="must be positive"):
+        from_plain(Whole, {"name": "w", "parts": [{"size": -1}]})
+
+
+def test_unknown_keys_are_ignored_on_request() -> None:
+    row = {"name": "w", "added later": 1}
+    assert from_plain(Whole, row, allow_unknown=True) == Whole("w")
+
+
+def test_json_holds_no_nan() -> None:
+    value = {"a": float("nan"), "b": (float("inf"), 1.5), 3: {2, 1}}
+    assert finite(value) == {"a": None, "b": [None, 1.5], "3": [1, 2]}
+    assert json.loads(strict_json(Whole("w", (), {"a": math.nan})))["scores"] == {"a": None}
+    assert "NaN" not in strict_json(value)
+    with pytest.raises(TypeError):
+        strict_json(object())
+
+
+def test_a_file_comes_back(tmp_path: Path) -> None:
+    path = tmp_path / "whole.json"
+    path.write_text(strict_json(Whole("w", (Part(1),))))
+    assert read_json(path, Whole) == Whole("w", (Part(1),))
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (None, "cannot be read"),
+        ("", "is not JSON"),
+        ("{", "is not JSON"),
+        ("\u0000", "is not JSON"),
+        ("[]", "must be a mapping"),
+        ("null", "must be a mapping"),
+        ("3", "must be a mapping"),
+        ("{}", "lacks the key `name`"),
+        ('{"name": {}}', "must be text"),
+        ('{"name": "w", "parts": [[]]}', "must be a mapping"),
+    ],
+)
+def test_a_damaged_file_is_one_clear_line(tmp_path: Path, text: str | None, problem: str) -> None:
+    path = tmp_path / "whole.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(StorageError, match=problem) as caught:
+        read_json(path, Whole)
+    assert "whole.json" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+    with pytest.raises(AdapterError, match=r"^adapter.*send it again"):
+        read_json(path, Whole, field="adapter", remedy="send it again", error=AdapterError)
