@@ -1,6 +1,6 @@
 """The Python API: settings in, a result out.
 
-What a call needs is imported by the call: a mistake in the settings is told at once.
+Each call imports what it needs, so a mistake in the settings is reported at once.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from autopeft.costs.price import PricedRow, PriceList
 from autopeft.errors import SettingsError, StorageError
 from autopeft.settings import RESUMABLE, SearchSettings
-from autopeft.utils.gc import modules_at_rest, quick_imports
+from autopeft.utils.gc import frozen_gc, paused_gc
 from autopeft.workspace import Workspace, read_settings
 
 if TYPE_CHECKING:
@@ -29,19 +29,19 @@ def search(
     callbacks: Iterable[Callback] = (),
     **overrides: Any,
 ) -> SearchResult:
-    """Searches for the adapters that are worth their cost.
+    """Search for the adapters that are worth their cost.
 
     Args:
         settings: Settings, a settings file, or a mapping; None: only `overrides`.
-        callbacks: Told of progress.
+        callbacks: Receive messages and progress.
         **overrides: Any field of `SearchSettings`; they win over `settings`.
 
     Returns:
-        The result. The output folder holds the same and the adapters.
+        The result; the output folder holds it too, with the adapters.
 
     Raises:
         UserError: for a mistake in the settings, before any training, with nothing written.
-        KeyboardInterrupt: after Ctrl-C; everything is saved, `resume` continues.
+        KeyboardInterrupt: after Ctrl-C; everything is saved and `resume` continues.
     """
     merged = merge_settings(settings, overrides)
     if not merged.output:
@@ -54,11 +54,11 @@ def search(
 def resume(
     folder: str | Path, *, callbacks: Iterable[Callback] = (), **overrides: Any
 ) -> SearchResult:
-    """Continues a search that was interrupted, or gives an ended one a larger budget.
+    """Continue an interrupted search, or give an ended one a larger budget.
 
     Args:
         folder: The search's output folder.
-        callbacks: Told of progress.
+        callbacks: Receive messages and progress.
         **overrides: budget, confirm_share, confirm_seeds, max_finalists, workers,
             gpus_per_worker, pack, ray_address or pick; what was searched cannot change.
 
@@ -87,17 +87,17 @@ def _search(
     is_resumed: bool = False,
 ) -> SearchResult:
     began = time.monotonic()
-    with quick_imports():
+    with paused_gc():
         from autopeft.session import Session
     session = Session(workspace, callbacks, began=began, is_resumed=is_resumed)
-    with modules_at_rest():
+    with frozen_gc():
         return session.run(settings)
 
 
 def merge_settings(
     settings: SearchSettings | str | Path | Mapping[str, Any] | None, overrides: Mapping[str, Any]
 ) -> SearchSettings:
-    """Settings from any source, with `overrides` on top.
+    """Return settings from any source, with `overrides` on top.
 
     Raises:
         SettingsError: if a key is unknown or a value impossible.
@@ -113,7 +113,7 @@ def merge_settings(
 def price(
     settings: SearchSettings | str | Path | Mapping[str, Any] | None = None, **overrides: Any
 ) -> PriceList:
-    """What the space holds and costs, with no training.
+    """Show what a space holds and what its candidates cost, without training.
 
     Args:
         settings: As for `search`; no output folder is needed.
@@ -123,12 +123,12 @@ def price(
         UserError: for a mistake in the settings.
     """
     asked = merge_settings(settings, overrides)
-    with quick_imports():
+    with paused_gc():
         import numpy as np
 
         from autopeft.prepare import prepare
     lines: list[str] = []
-    # Nothing is trained, so the machine need not be measured.
+    # Nothing is trained, so the machine is not measured.
     ready = prepare(replace(asked, workers=asked.workers or 1), note=lines.append)
     rng = np.random.default_rng(ready.settings.seed)
     named = [("no adapter", ready.space.reference())]
@@ -145,7 +145,7 @@ def price(
 
 
 def report(folder: str | Path) -> SearchResult:
-    """Writes a search's report anew from what its folder holds.
+    """Write a search's report again from its output folder.
 
     Raises:
         UserError: if the folder holds no search, or no result yet.
@@ -167,22 +167,22 @@ def export(
     max_rank: int | None = None,
     allow_lossy: bool = False,
 ) -> Exported:
-    """Writes one member as an adapter ("peft"), as one LoRA ("lora") or as a model ("merged").
+    """Write one member as an adapter ("peft"), as one LoRA ("lora") or as a model ("merged").
 
     Args:
         folder: The search's output folder.
-        pick: "best", "knee", "baseline", the start of a digest, or a limit on a price.
+        pick: "best", "knee", "baseline", the start of a digest, or a limit on a cost.
         format: "peft", "lora" or "merged".
-        to: Folder to write; must not exist or be empty.
+        to: Folder to write; it must be new or empty.
         max_rank: For "lora": the highest rank of a module; None: 128.
-        allow_lossy: For "lora": take the nearest LoRA where there is no equal one.
+        allow_lossy: For "lora": take the nearest LoRA where no exact one exists.
 
     Returns:
-        Where it is, and how far its logits are from the adapter's own on validation rows.
+        The folder, and the largest logit difference from the adapter on validation rows.
 
     Raises:
-        UserError: if there is no such member, the folder is taken, or the plan cannot be written
-            in that format.
+        UserError: if there is no such member, the folder is taken, or the format cannot hold the
+            plan.
     """
     from autopeft.result import SearchResult
 
@@ -197,7 +197,7 @@ def export(
         )
     if max_rank is not None and max_rank < 1:
         raise SettingsError("max_rank", max_rank, "`max_rank >= 1` must hold", "use e.g. 64")
-    with quick_imports():
+    with paused_gc():
         from autopeft.models.export import export_adapter
         from autopeft.models.lora_conversion import MAX_RANK
         from autopeft.prepare import validation_rows
@@ -217,7 +217,7 @@ def export(
 
 
 def dashboard(folder: str | Path, *, host: str = "127.0.0.1", port: int = 8080) -> None:
-    """Serves optuna-dashboard on a search, until interrupted.
+    """Serve optuna-dashboard for a search until interrupted.
 
     Raises:
         UserError: if the folder holds no search, or the port is taken.

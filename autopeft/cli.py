@@ -20,7 +20,7 @@ _TYPES: dict[str, Any] = {"int": int, "float": float}
 
 
 def _settings_options(*, only: frozenset[str] | None = None) -> Callable[[Any], Any]:
-    """One option for each field of SearchSettings, with the field's note as its help."""
+    """Add an option for each field of SearchSettings, with the field's help text."""
 
     def decorate(command: Any) -> Any:
         for field in reversed(fields(SearchSettings)):
@@ -48,7 +48,7 @@ def _settings_options(*, only: frozenset[str] | None = None) -> Callable[[Any], 
 
 
 def _given(flags: dict[str, Any]) -> dict[str, Any]:
-    """The flags that were given."""
+    """Return the flags that were given."""
     return {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in flags.items()
@@ -66,7 +66,7 @@ def app() -> None:
 @click.argument("settings", required=False, type=click.Path())
 @_settings_options()
 def search(settings: str | None, **flags: Any) -> None:
-    """Search for the adapters worth their cost; SETTINGS is a YAML file, flags win over it."""
+    """Search for adapters worth their cost; flags override the YAML file SETTINGS."""
     from autopeft import api
     from autopeft.callbacks import shown_progress
 
@@ -102,7 +102,7 @@ def price(settings: str | None, **flags: Any) -> None:
 @app.command()
 @click.argument("folder", type=click.Path())
 def report(folder: str) -> None:
-    """Write the report of the search in FOLDER anew and show its summary."""
+    """Write the report of the search in FOLDER again and show its summary."""
     from autopeft import api
 
     _conclude(api.report(folder))
@@ -144,7 +144,7 @@ def export(
     for line in written.notes():
         click.echo(line)
     if format_ != "peft" and written.largest_difference is None:
-        click.echo("logits not compared: the search's data cannot be read any more")
+        click.echo("logits not compared: the search's data can no longer be read")
     click.echo(f"written: {written.folder}")
 
 
@@ -189,7 +189,7 @@ def _print(renderable: Any) -> None:
 
 
 def _conclude(result: SearchResult) -> None:
-    """What came out, and what to do next."""
+    """Print the result and what to do next."""
     from autopeft.reporting.tables import summary
 
     _print(summary(result.view))
@@ -200,7 +200,7 @@ def _conclude(result: SearchResult) -> None:
 
 
 def main() -> None:
-    """Runs the command line with the exit statuses of the contract."""
+    """Run the command line; exit with 0, 1, 2 (user error) or 130 (interrupted)."""
     try:
         status = app(standalone_mode=False)
         sys.exit(status if isinstance(status, int) else 0)

@@ -1,4 +1,4 @@
-"""Reads and checks all that can be checked before any time is spent: settings to a ready search."""
+"""Prepares a search: reads and checks everything that can be checked before any training."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ from autopeft.training.batching import training_batches
 from autopeft.training.rungs import EARLIEST_STEP, rung_steps
 from autopeft.utils.hardware import (
     available_memory_bytes,
-    feeding_cores,
     matmul_flops_per_second,
     n_cores,
     n_gpus,
+    n_parallel_cores,
 )
 
 WORKER_BYTES = 700 * 2**20
 """A worker's memory without its model: Python, torch, transformers and Ray."""
 
 AUTO_PACK = {"cpu": 1, "cuda": 4}
-"""Candidates trained together unless told otherwise. A CPU gains a tenth at 16 rows a step, too
-little for proposing several at once; on a GPU each worker measures first if it pays."""
+"""Candidates trained together by default. A CPU gains a tenth at 16 rows a step, too little to
+propose several at once; on a GPU each worker first measures whether it pays."""
 
 
 @dataclass(frozen=True)
@@ -100,17 +100,17 @@ class PreparedSearch:
         )
 
     def splits(self) -> dict[str, Any]:
-        """Which source rows are in which split: what re-scoring from outside needs."""
+        """Return the source rows of each split; re-scoring from outside needs them."""
         return {
             name: {"source": rows.source, "rows": rows.source_rows.tolist()}
             for name, rows in self.data.splits.items()
         }
 
     def context(self) -> WorkerContext:
-        """What is sent to the workers."""
+        """Return what the workers need."""
         model = self.settings.model
         if Path(model).exists():
-            # Workers run in a directory of their own.
+            # Workers run in another directory.
             model = str(Path(model).absolute())
         return WorkerContext(
             settings=replace(self.settings, model=model),
@@ -124,7 +124,7 @@ class PreparedSearch:
 
 
 def expand(settings: SearchSettings) -> SearchSettings:
-    """Settings with `~` and `$VARIABLES` expanded in every path; relative ones stay relative.
+    """Return settings with `~` and `$VARIABLES` expanded in every path.
 
     Raises:
         SettingsError: if the model or the data is not named.
@@ -151,15 +151,15 @@ def prepare(
     note: Callable[[str], None] = lambda _: None,
     phase: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext(),
 ) -> PreparedSearch:
-    """Checks the settings against data, model, space and machine.
+    """Check the settings against data, model, space and machine.
 
     Args:
         settings: What the user asked for.
-        note: Called with a line about each station passed.
-        phase: Books the time of what runs inside it under a phase's name.
+        note: Called with a line about each step.
+        phase: Adds the time of its block to a phase.
 
     Raises:
-        UserError: for the first mistake found; nothing has been written by then.
+        UserError: for the first mistake found; nothing is written.
     """
     budget = Budget.parse(settings.budget)
     check_pick(settings.pick)
@@ -226,17 +226,17 @@ def prepare(
 
 
 def read_window(meta: Backbone, task: Task, data: TaskData) -> str | None:
-    """Which of the task's windows holds all hidden states that the model's head reads.
+    """Return which of the task's windows holds all hidden states that the model's head reads.
 
     Args:
-        meta: Made by `build_meta`.
-        task: Knows the windows.
-        data: Some of whose rows are looked at.
+        meta: The model without weights, from `build_meta`.
+        task: Defines the windows.
+        data: A few of its rows are tried.
 
     Returns:
-        Its name; None where the head reads others too, or that cannot be told.
+        Its name; None where the head reads other states too, or it is unknown.
     """
-    # Short rows and long ones: in rows of one length, several windows are the same.
+    # Short and long rows: in rows of one length several windows coincide.
     order = np.argsort(data.train.lengths, kind="stable")
     batch = collate(data, "train", np.unique(np.concatenate([order[:2], order[-2:]])))
     rows, length = batch.input_ids.shape
@@ -252,7 +252,7 @@ def read_window(meta: Backbone, task: Task, data: TaskData) -> str | None:
 
 
 def read_share(task: Task, data: TaskData, window: str, settings: SearchSettings) -> float:
-    """Share of the tokens of training batches that lie in a window, padding counted as tokens."""
+    """Return the share of tokens (padding included) of training batches inside a window."""
     n_read = n_tokens = 0
     for rows in islice(training_batches(data.train.lengths, settings.batch_size, 0), 32):
         batch = collate(data, "train", rows)
@@ -262,11 +262,11 @@ def read_share(task: Task, data: TaskData, window: str, settings: SearchSettings
 
 
 def validation_rows(settings: SearchSettings, n_rows: int = 32) -> dict[str, Any] | None:
-    """The first rows of a search's validation split as model inputs; None where its data has gone.
+    """Return the first validation rows of a search as model inputs; None if its data is gone.
 
     Args:
-        settings: As the search resolved them.
-        n_rows: How many, at most.
+        settings: As resolved by the search.
+        n_rows: Number of rows, at most.
     """
     settings = expand(settings)
     try:
@@ -279,7 +279,7 @@ def validation_rows(settings: SearchSettings, n_rows: int = 32) -> dict[str, Any
 
 
 def _device(settings: SearchSettings) -> tuple[str, float]:
-    """(device, GPU share of a worker)."""
+    """Return the device and the GPU share of a worker."""
     gpus = n_gpus()
     wanted = settings.gpus_per_worker
     if wanted is not None and wanted > 0 and not gpus and settings.ray_address is None:
@@ -298,10 +298,10 @@ def _workers(
     space: SearchSpace,
     note: Callable[[str], None],
 ) -> int:
-    """As many workers as the machine feeds: by its GPUs, or by its cores and memory."""
+    """Return the number of workers that the GPUs, or cores and memory, can serve."""
     if device == "cuda":
         return max(1, math.floor(n_gpus() / gpus_per_worker))
-    feeding, memory = feeding_cores(), available_memory_bytes()
+    feeding, memory = n_parallel_cores(), available_memory_bytes()
     if memory is not None:
         peak = max(prices.price(c).peak_memory_bytes for c in space.baselines())
         fitting = max(1, int(memory // (WORKER_BYTES + peak)))
@@ -320,21 +320,21 @@ def _describe(data: TaskData) -> str:
     return f"data: {sizes} rows{dropped}{doubled}"
 
 
-def check_budget(preparation: PreparedSearch, *, spent_seconds: float) -> None:
-    """Raises if the budget cannot pay for a single trial.
+def check_budget(prepared: PreparedSearch, *, spent_seconds: float) -> None:
+    """Check that the budget pays for at least one trial.
 
-    The time of a trial is bounded from below by its FLOPs at the speed of a plain matrix multiply,
-    so no budget that could work is refused.
+    A trial takes at least its FLOPs at the speed of a plain matrix multiply, so no budget that
+    could work is refused.
 
     Args:
-        preparation: What is to be searched.
-        spent_seconds: Seconds since the start, which count against the budget too.
+        prepared: The prepared search.
+        spent_seconds: Seconds since the call; they count against the budget.
 
     Raises:
-        SettingsError: naming the budget and what a trial needs at least.
+        SettingsError: naming the budget and the least a trial needs.
     """
-    budget, settings = preparation.budget, preparation.settings
-    flops = preparation.prices.price(preparation.space.reference()).train_flops
+    budget, settings = prepared.budget, prepared.settings
+    flops = prepared.prices.price(prepared.space.reference()).train_flops
     share = 1.0 - settings.confirm_share
     if budget.flops is not None and budget.flops * share < flops:
         raise SettingsError(
@@ -346,7 +346,7 @@ def check_budget(preparation: PreparedSearch, *, spent_seconds: float) -> None:
         )
     if budget.seconds is None:
         return
-    seconds = flops / matmul_flops_per_second(preparation.device)
+    seconds = flops / matmul_flops_per_second(prepared.device)
     if budget.seconds * share < spent_seconds + seconds:
         raise SettingsError(
             "budget",
@@ -359,7 +359,7 @@ def check_budget(preparation: PreparedSearch, *, spent_seconds: float) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Version by package, for the record."""
+    """Return the versions of the packages that matter, by name."""
     import importlib.metadata
     import platform
 

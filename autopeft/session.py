@@ -29,7 +29,7 @@ from autopeft.searcher.controller import INTERRUPTED, SearchController
 from autopeft.searcher.earlier import read_warm_start
 from autopeft.searcher.samplers.warm_start import WarmStartTrial
 from autopeft.settings import SearchSettings
-from autopeft.utils.gc import quick_imports
+from autopeft.utils.gc import paused_gc
 from autopeft.workspace import Workspace
 
 
@@ -204,7 +204,7 @@ class Session:
     def _train(self, ready: PreparedSearch, dispatcher: Dispatcher) -> None:
         with self._clock.phase("startup"):
             # Imported late: users learn of mistakes in their settings without waiting for ray.
-            with quick_imports():
+            with paused_gc():
                 from autopeft.engine import ray_backend
 
             session = ray_backend.RaySession(

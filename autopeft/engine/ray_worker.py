@@ -15,7 +15,7 @@ from ray import tune
 
 from autopeft.engine.messages import ConfirmMessage, Job, Message
 from autopeft.engine.ray_stops import stops_of
-from autopeft.utils.gc import quick_imports
+from autopeft.utils.gc import paused_gc
 from autopeft.utils.quiet import silence
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class AdapterTrainable(tune.Trainable):  # type: ignore[misc]
             held: Where the context is. It is fetched here, not by Ray before: that is when torch,
                 transformers and peft are imported.
         """
-        with quick_imports():
+        with paused_gc():
             import torch
 
             from autopeft.engine.executor import Workbench

@@ -1,4 +1,4 @@
-"""Keeps Python's garbage collector from looking through the large libraries again and again."""
+"""Pauses Python's garbage collector while large libraries load and run."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def quick_imports() -> Iterator[None]:
-    """A context in which Python does not look for garbage.
+def paused_gc() -> Iterator[None]:
+    """Disable garbage collection inside the context. May be nested.
 
-    What modules are made of lives as long as the process, and looking through it again and again
-    takes a fifth of the time that torch, transformers and peft take to import. May be nested.
+    Module objects live as long as the process. Scanning them repeatedly takes a fifth of the import
+    time of torch, transformers and peft.
     """
     was_enabled = gc.isenabled()
     gc.disable()
@@ -24,10 +24,10 @@ def quick_imports() -> Iterator[None]:
 
 
 @contextmanager
-def modules_at_rest() -> Iterator[None]:
-    """A context in which garbage is looked for only among what is made inside.
+def frozen_gc() -> Iterator[None]:
+    """Exclude everything that exists now from garbage collection inside the context.
 
-    For a call that its caller waits for. Who has frozen something before finds it frozen after.
+    For a call that blocks its caller. Objects that the caller froze before stay frozen.
     """
     if gc.get_freeze_count():
         yield

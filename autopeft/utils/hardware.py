@@ -1,4 +1,4 @@
-"""What this machine has: cores that compute, memory, GPUs, matrix-multiply speed."""
+"""This machine's usable cores, free memory, GPUs and matrix-multiply speed."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 GAIN = 1.05
-"""Twice the threads must compute at least so much more, or they share the same cores."""
+"""Speedup below which twice the threads are taken to share the same cores."""
 
 
 def n_cores() -> int:
-    """Cores this process may use (a container's share, not the host's count)."""
+    """Return the number of cores this process may use (a container's share, not the host's)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def feeding_cores(limit: int | None = None, measure: Callable[[int], float] | None = None) -> int:
-    """Cores that compute at the same time, found by trying: a quota or a shared core shows.
+def n_parallel_cores(
+    limit: int | None = None, measure: Callable[[int], float] | None = None
+) -> int:
+    """Measure how many cores compute at the same time, quotas and shared cores included.
 
-    Doubles the number of threads that multiply matrices, one thread each, as long as together they
-    compute more.
+    Doubles the number of threads that multiply matrices for as long as the total speed grows.
 
     Args:
-        limit: Most that can be of use; default: `n_cores()`.
+        limit: Largest number of interest; default: `n_cores()`.
         measure: Number of threads -> work a second; default: `threads_flops_per_second`.
     """
     measure = measure or threads_flops_per_second
@@ -34,7 +35,7 @@ def feeding_cores(limit: int | None = None, measure: Callable[[int], float] | No
     while feeding < limit:
         more = min(limit, 2 * feeding)
         faster = measure(more)
-        # A neighbor may have been busy just then: only what shows twice is believed.
+        # Another process may have been busy just then, so measure twice before giving up.
         if faster < GAIN * speed and (faster := measure(more)) < GAIN * measure(feeding):
             return feeding
         feeding, speed = more, faster
@@ -42,7 +43,7 @@ def feeding_cores(limit: int | None = None, measure: Callable[[int], float] | No
 
 
 def threads_flops_per_second(n_threads: int, *, size: int = 512, seconds: float = 0.15) -> float:
-    """Speed of so many threads together, each multiplying matrices of its own on one core."""
+    """Return the total FLOPs a second of `n_threads` threads that each multiply matrices."""
     import torch
 
     before = torch.get_num_threads()
@@ -71,7 +72,7 @@ def threads_flops_per_second(n_threads: int, *, size: int = 512, seconds: float 
 
 
 def available_memory_bytes(root: Path = Path("/")) -> int | None:
-    """Memory that can be taken now, a container's limit included; None where nobody tells."""
+    """Return the free memory, a container's limit included; None where it is unknown."""
     free: list[int] = []
     information = _numbers(root / "proc/meminfo")
     if "MemAvailable" in information:
@@ -92,7 +93,7 @@ def _number(path: Path) -> int | None:
 
 
 def _numbers(path: Path) -> Mapping[str, int]:
-    """Lines of a name and a number, such as "MemAvailable:  1234 kB"."""
+    """Read lines of a name and a number, such as "MemAvailable:  1234 kB"."""
     try:
         rows = [line.replace(":", " ").split() for line in path.read_text().splitlines()]
     except OSError:
@@ -101,7 +102,7 @@ def _numbers(path: Path) -> Mapping[str, int]:
 
 
 def n_gpus() -> int:
-    """CUDA GPUs that torch sees."""
+    """Return the number of CUDA GPUs that torch sees."""
     import torch
 
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -110,7 +111,7 @@ def n_gpus() -> int:
 def matmul_flops_per_second(
     device: str, *, size: int = 768, seconds: float = 0.2, dtype: str = "float32"
 ) -> float:
-    """Best measured speed of a square matrix multiply: what no training step can beat.
+    """Measure the best speed of a square matrix multiply, an upper bound for training steps.
 
     Args:
         device: "cpu" (one thread, as a worker has) or "cuda".
@@ -127,13 +128,13 @@ def matmul_flops_per_second(
         left = torch.randn(size, size, device=device, dtype=getattr(torch, dtype))
         best = 0.0
         until = time.perf_counter() + seconds
-        # The first products pay for libraries being loaded and pages being mapped.
+        # The first products also load libraries and map pages.
         for n in itertools.count():
             if n >= 8 and time.perf_counter() > until:
                 break
             began = time.perf_counter()
             product = left @ left
-            float(product[0, 0])  # waits for a GPU
+            float(product[0, 0])  # wait for a GPU
             best = max(best, 2 * size**3 / (time.perf_counter() - began))
         return best
     finally:

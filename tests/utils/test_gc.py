@@ -7,19 +7,19 @@ import importlib
 
 import pytest
 
-from autopeft.utils.gc import modules_at_rest, quick_imports
+from autopeft.utils.gc import frozen_gc, paused_gc
 
 
 def test_the_collector_rests_inside_and_works_again_after() -> None:
-    with quick_imports():
-        with quick_imports():
+    with paused_gc():
+        with paused_gc():
             assert not gc.isenabled()
         assert not gc.isenabled()
     assert gc.isenabled()
 
 
 def test_a_failed_import_leaves_it_working() -> None:
-    with pytest.raises(ModuleNotFoundError), quick_imports():
+    with pytest.raises(ModuleNotFoundError), paused_gc():
         importlib.import_module("autopeft.nothing_of_this_name")
     assert gc.isenabled()
 
@@ -27,7 +27,7 @@ def test_a_failed_import_leaves_it_working() -> None:
 def test_who_switched_it_off_finds_it_off() -> None:
     gc.disable()
     try:
-        with quick_imports():
+        with paused_gc():
             pass
         assert not gc.isenabled()
     finally:
@@ -36,9 +36,9 @@ def test_who_switched_it_off_finds_it_off() -> None:
 
 def test_what_is_there_rests_and_is_looked_at_again_after() -> None:
     before = gc.get_freeze_count()
-    with modules_at_rest():
+    with frozen_gc():
         frozen = gc.get_freeze_count()
-        with modules_at_rest():
+        with frozen_gc():
             assert gc.get_freeze_count() == frozen > before
         assert gc.get_freeze_count() == frozen
     assert gc.get_freeze_count() == before == 0
@@ -47,7 +47,7 @@ def test_what_is_there_rests_and_is_looked_at_again_after() -> None:
 def test_what_the_caller_froze_stays_frozen() -> None:
     gc.freeze()
     try:
-        with modules_at_rest():
+        with frozen_gc():
             pass
         assert gc.get_freeze_count() > 0
     finally:

@@ -8,8 +8,8 @@ import torch
 
 from autopeft.utils.hardware import (
     available_memory_bytes,
-    feeding_cores,
     n_cores,
+    n_parallel_cores,
     threads_flops_per_second,
 )
 
@@ -24,7 +24,7 @@ def quota(cores: int) -> Callable[[int], float]:
     [(1, 8, 1), (2, 16, 2), (4, 16, 4), (3, 16, 4), (16, 16, 16), (64, 6, 6), (8, 1, 1)],
 )
 def test_threads_are_added_while_they_compute_more(cores: int, limit: int, expected: int) -> None:
-    assert feeding_cores(limit, quota(cores)) == expected
+    assert n_parallel_cores(limit, quota(cores)) == expected
 
 
 def test_one_slow_measurement_is_not_believed() -> None:
@@ -33,12 +33,12 @@ def test_one_slow_measurement_is_not_believed() -> None:
     def measure(threads: int) -> float:
         return 10.0 if threads == 2 and next(slow) else 10.0 * min(threads, 2)
 
-    assert feeding_cores(2, measure) == 2
+    assert n_parallel_cores(2, measure) == 2
 
 
 def test_the_machine_itself() -> None:
     before = torch.get_num_threads()
-    assert 1 <= feeding_cores() <= n_cores()
+    assert 1 <= n_parallel_cores() <= n_cores()
     assert threads_flops_per_second(1, seconds=0.02) > 1e8
     assert torch.get_num_threads() == before
     memory = available_memory_bytes()
