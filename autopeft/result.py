@@ -11,7 +11,7 @@ from autopeft.confirm.verdict import Verdict
 from autopeft.errors import SettingsError
 from autopeft.plan import Candidate
 from autopeft.reporting.front_json import read_front
-from autopeft.reporting.front_view import Entry, FrontView
+from autopeft.reporting.front_view import FrontEntry, FrontView
 from autopeft.workspace import FRONT, Workspace
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class Member:
         base_model: Folder or hub id of the model it belongs to.
     """
 
-    entry: Entry
+    entry: FrontEntry
     folder: Path | None
     base_model: str
 
@@ -94,7 +94,7 @@ class SearchResult:
             )
         return cls(workspace.folder, read_front(path), settings.model)
 
-    def _member(self, entry: Entry) -> Member:
+    def _member(self, entry: FrontEntry) -> Member:
         folder = None if entry.adapter is None else self.folder / entry.adapter
         return Member(entry, folder, self.base_model)
 

@@ -16,13 +16,13 @@ from typing import Any
 from autopeft.callbacks import Callback, CallbackList
 from autopeft.confirm.finalists import confirmed_finalists, tuned_lora
 from autopeft.confirm.store import ConfirmationStore
-from autopeft.confirm.verdict import judge, pick_best
+from autopeft.confirm.verdict import judge
 from autopeft.engine.budget import BudgetTracker
 from autopeft.engine.dispatcher import Dispatcher, Progress
 from autopeft.errors import UserError
 from autopeft.prepare import PreparedSearch, check_budget, prepare, versions
 from autopeft.reporting.front_view import view
-from autopeft.reporting.record import AdapterScore, BudgetReport, DataSummary, RunRecord
+from autopeft.reporting.record import AdapterScore, BudgetReport, DataSummary, SearchRecord
 from autopeft.reporting.write import write_report
 from autopeft.result import SearchResult
 from autopeft.searcher.controller import INTERRUPTED, SearchController
@@ -175,11 +175,12 @@ class Session:
                 record = self._record(
                     ready, controller, budget, dispatcher, store, is_complete, before
                 )
-                write_report(record, self._workspace.folder)
+                shown = view(record)
+                write_report(shown, record.trials, self._workspace.folder)
             self._workspace.remember("spent", self._spent(budget, record))
-        return SearchResult.read(self._workspace.folder)
+        return SearchResult(self._workspace.folder, shown, settings.model)
 
-    def _spent(self, budget: BudgetTracker, record: RunRecord) -> dict[str, Any]:
+    def _spent(self, budget: BudgetTracker, record: SearchRecord) -> dict[str, Any]:
         spent = record.budget
         return {
             **budget.to_json(),
@@ -231,7 +232,7 @@ class Session:
         store: ConfirmationStore,
         is_complete: bool,
         before: Mapping[str, Any],
-    ) -> RunRecord:
+    ) -> SearchRecord:
         trials = controller.trials()
         confirmed = confirmed_finalists(trials, store.scores(), store.compressed())
         quality = ready.objectives[0]
@@ -245,7 +246,7 @@ class Session:
             scores[finalist.candidate.digest] = AdapterScore(
                 chosen.seed, "test", dict(chosen.test), len(chosen.test_rows)
             )
-        record = RunRecord(
+        return SearchRecord(
             settings=ready.settings.to_mapping(),
             objectives=ready.objectives,
             trials=trials,
@@ -255,6 +256,7 @@ class Session:
             baseline=baseline,
             reference=reference,
             verdict=judge(confirmed, ready.objectives),
+            pick=ready.settings.pick,
             adapter_scores=scores,
             data=DataSummary(
                 {name: len(rows) for name, rows in ready.data.splits.items()},
@@ -268,14 +270,6 @@ class Session:
             ended=datetime.now(UTC).isoformat(timespec="seconds"),
             is_complete=is_complete,
         )
-        # Test means decide which finalists are dominated; validation picks the best of the rest.
-        members = {entry.digest for entry in view(record).front}
-        rows = [finalist for finalist in confirmed if finalist.candidate.digest in members]
-        best = pick_best(rows, ready.objectives, rule=ready.settings.pick)
-        if rows and best is None:
-            unmet = f"no member of the front keeps pick={ready.settings.pick}, so none is the pick"
-            record = replace(record, warnings=(*record.warnings, unmet))
-        return replace(record, best=best)
 
     def _budget(
         self,

@@ -15,7 +15,7 @@ from autopeft.costs import Price
 from autopeft.costs.objectives import COSTS, Objective
 from autopeft.errors import StorageError
 from autopeft.plan import Candidate
-from autopeft.reporting.front_view import Entry, FrontView, SeedLine
+from autopeft.reporting.front_view import FrontEntry, FrontView, SeedLine
 from autopeft.reporting.record import AdapterScore, BudgetReport, DataSummary
 from autopeft.utils.files import write_text
 from autopeft.utils.serialize import finite, strict_json
@@ -23,7 +23,7 @@ from autopeft.utils.serialize import finite, strict_json
 SCHEMA = 1
 
 
-def _entry_json(entry: Entry) -> dict[str, Any]:
+def _entry_json(entry: FrontEntry) -> dict[str, Any]:
     return {
         "digest": entry.digest,
         **entry.candidate.to_json(),
@@ -92,9 +92,9 @@ def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
     return {name: math.nan if value is None else value for name, value in row.items()}
 
 
-def _read_entry(row: Mapping[str, Any]) -> Entry:
+def _read_entry(row: Mapping[str, Any]) -> FrontEntry:
     score = row["adapter_score"]
-    return Entry(
+    return FrontEntry(
         candidate=Candidate.from_json(row),
         price=Price(**row["price"]),
         objectives=_numbers(row["objectives"]),

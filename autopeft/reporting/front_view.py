@@ -1,29 +1,29 @@
-"""FrontView: what a reader is shown of a RunRecord, and what front.json holds."""
+"""FrontView: what the report shows of a search, and what front.json holds."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from autopeft.confirm.finalists import Finalist
 from autopeft.confirm.intervals import Interval, cost_interval, quality_interval
 from autopeft.confirm.pruning_audit import Fidelity, fidelity
-from autopeft.confirm.verdict import Verdict
+from autopeft.confirm.verdict import Verdict, pick_best
 from autopeft.costs import Price
 from autopeft.costs.objectives import Objective
 from autopeft.plan import Candidate
 from autopeft.plan_text import plan_summary
-from autopeft.reporting.record import AdapterScore, BudgetReport, DataSummary, RunRecord
+from autopeft.reporting.record import AdapterScore, BudgetReport, DataSummary, SearchRecord
 from autopeft.trial import Trial
-from autopeft.utils.pareto import Array, non_dominated, orient
+from autopeft.utils.pareto import non_dominated, orient
 from autopeft.utils.serialize import finite
 
 
 @dataclass(frozen=True)
 class SeedLine:
-    """One retraining's metrics, without the score of each row."""
+    """The metrics of one retraining, without the score of each row."""
 
     seed: int
     validation: Mapping[str, float]
@@ -31,25 +31,25 @@ class SeedLine:
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One candidate with the numbers that are reported for it.
+class FrontEntry:
+    """One candidate with its reported numbers.
 
     Attributes:
         candidate: Plan and train settings.
-        price: What it was known to cost.
-        objectives: Value by objective name. Quality: mean over the seeds on the test split if
-            `is_confirmed`, else the search's validation value. Costs: as priced, or the mean of
-            what was measured.
-        objectives_ci: 95 % interval by objective name; None where nothing tells the error.
-        validation: Mean validation metrics over the seeds; of the trial where not confirmed.
-        seeds: One line a retraining.
-        adapter: Folder below the output folder, or None if no adapter was saved.
-        adapter_score: What that adapter scores.
-        origin: Where the candidate came from.
-        trial: Number of its trial, or None if unknown.
-        is_confirmed: True if retrained and scored on the test split.
-        compressed_from: Digest of the finalist whose trained LoRA was cut to these ranks, or None.
-        dominated_by: Digest of a finalist at least as good in every objective and better in one.
+        price: Its costs as known before training.
+        objectives: Value by objective name. Quality is the mean over the seeds on the test split if
+            `is_confirmed`, else the validation value of its trial. Costs are known ones, or means
+            of measured ones.
+        objectives_ci: 95 % interval by objective name; None where it cannot be estimated.
+        validation: Mean validation metrics over the seeds, or those of its trial.
+        seeds: One line per retraining.
+        adapter: Folder below the output folder; None if no adapter was saved.
+        adapter_score: Score of that adapter.
+        origin: How the candidate was proposed.
+        trial: Number of its trial; None if it was not a trial.
+        is_confirmed: True if it was retrained and scored on the test split.
+        compressed_from: Digest of the finalist whose trained LoRA was cut to these ranks.
+        dominated_by: Digest of a member of the front that dominates it.
     """
 
     candidate: Candidate
@@ -68,54 +68,53 @@ class Entry:
 
     @property
     def digest(self) -> str:
-        """The candidate's identity."""
+        """The candidate's digest."""
         return self.candidate.digest
 
     @property
     def summary(self) -> str:
-        """What sits where, and what it was cut from if it was not trained."""
+        """The plan in one line, and the finalist it was cut from, if any."""
         text = plan_summary(self.candidate.plan)
         return f"{text}, cut from {self.compressed_from[:8]}" if self.compressed_from else text
 
 
 @dataclass(frozen=True)
 class FrontView:
-    """The result as its readers see it.
+    """All that a report shows.
 
     Attributes:
         objectives: Quality first, then costs.
-        front: Non-dominated entries, cheapest first; finalists, unless `is_confirmed` is False.
+        front: Non-dominated entries, cheapest first; finalists if `is_confirmed`.
         best: Digest of the pick.
         baseline: The tuned LoRA.
-        reference: The empty plan, shown beside the front; it competes with no member, since it is
-            no adapter and so no member.
-        verdict: An undecided one before confirmation.
+        reference: The empty plan. It is shown beside the front and never competes with a member.
+        verdict: Whether the front beats the tuned LoRA; undecided before confirmation.
         budget: Where the budget went.
         trials: Number of trials by state.
         dominated_finalists: Finalists that others dominate on the reported numbers.
         unconfirmed: Members of the search's front that were not retrained; validation numbers.
-        data: What was learned from.
+        data: A summary of the data set.
         versions: Version by package.
         warnings: One line each.
         settings: As resolved, JSON-like values.
-        n_layers: Blocks of the model that the search reached.
+        n_layers: Blocks of the model, up to the last one that a trial adapted.
         started: ISO 8601 time.
         ended: ISO 8601 time.
-        is_confirmed: True if the front's numbers are of the test split.
+        is_confirmed: True if the front's numbers are from the test split.
         is_complete: False if the search was interrupted.
-        fidelity: How far rungs and pruning can be trusted; None if unknown.
+        fidelity: How well the rungs predicted the end, and the cost of pruning; None if unknown.
     """
 
     objectives: tuple[Objective, ...]
-    front: tuple[Entry, ...]
+    front: tuple[FrontEntry, ...]
     best: str | None
-    baseline: Entry | None
-    reference: Entry | None
+    baseline: FrontEntry | None
+    reference: FrontEntry | None
     verdict: Verdict
     budget: BudgetReport
     trials: Mapping[str, int]
-    dominated_finalists: tuple[Entry, ...] = ()
-    unconfirmed: tuple[Entry, ...] = ()
+    dominated_finalists: tuple[FrontEntry, ...] = ()
+    unconfirmed: tuple[FrontEntry, ...] = ()
     data: DataSummary = field(default_factory=DataSummary)
     versions: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
@@ -147,36 +146,66 @@ class FrontView:
         """The task's name."""
         return str(self.settings.get("task", ""))
 
-    def entries(self) -> tuple[Entry, ...]:
-        """Every entry shown anywhere, each digest once."""
+    def entries(self) -> tuple[FrontEntry, ...]:
+        """Return every entry of the view, each digest once."""
         others = [entry for entry in (self.baseline, self.reference) if entry is not None]
         shown = [*self.front, *self.dominated_finalists, *self.unconfirmed, *others]
         return tuple({entry.digest: entry for entry in reversed(shown)}.values())[::-1]
 
-    def find(self, digest: str) -> Entry | None:
-        """The entry with that digest, or None."""
+    def find(self, digest: str) -> FrontEntry | None:
+        """Return the entry with that digest, or None."""
         return next((entry for entry in self.entries() if entry.digest == digest), None)
 
 
-def first_cost(entry: Entry, objectives: Sequence[Objective]) -> float:
-    """The value fronts are drawn over: the first cost objective, else the trainable parameters."""
-    if len(objectives) > 1:
-        return entry.objectives.get(objectives[1].name, math.nan)
-    return float(entry.price.trainable_params)
+def view(record: SearchRecord) -> FrontView:
+    """Build the view of a record.
+
+    Finalists compete on their test numbers. An interrupted search without finalists shows its own
+    front with validation numbers, and `is_confirmed` is False.
+    """
+    objectives = record.objectives
+    trials = {trial.digest: trial.number for trial in record.trials}
+    finalists = [_confirmed(record, f, trials.get(f.candidate.digest)) for f in record.finalists]
+    confirmed = {entry.digest for entry in finalists}
+    search_only = {
+        trial.digest: _unconfirmed(record, trial)
+        for trial in record.trials
+        if trial.state == "complete" and trial.digest not in confirmed
+    }
+    unconfirmed = [search_only[digest] for digest in record.front if digest in search_only]
+    # The empty plan is no adapter: it is shown beside the front and competes with no member.
+    adapters = [e for e in finalists or unconfirmed if e.candidate.plan.specs]
+    front, dominated = _split(_by_cost(adapters, objectives), objectives)
+    known = search_only | {entry.digest: entry for entry in (*finalists, *front, *dominated)}
+    best, warnings = _pick(record, {entry.digest for entry in front})
+    unconfirmed = [e for e in unconfirmed if e.candidate.plan.specs] if finalists else []
+    layers = (spec.layer for trial in record.trials for spec in trial.plan.specs)
+    return FrontView(
+        objectives=objectives,
+        front=tuple(front),
+        best=best,
+        baseline=known.get(record.baseline) if record.baseline else None,
+        reference=known.get(record.reference) if record.reference else None,
+        verdict=record.verdict or _undecided(record),
+        budget=record.budget,
+        trials=record.trial_counts(),
+        dominated_finalists=tuple(dominated),
+        unconfirmed=tuple(_by_cost(unconfirmed, objectives)),
+        data=record.data,
+        versions=dict(record.versions),
+        warnings=(*record.warnings, *warnings),
+        settings=finite(record.settings),
+        n_layers=1 + max(layers, default=-1),
+        started=record.started,
+        ended=record.ended,
+        is_confirmed=bool(finalists),
+        is_complete=record.is_complete,
+        fidelity=fidelity(record.trials, objectives),
+    )
 
 
-def _adapter(record: RunRecord, digest: str) -> tuple[str | None, AdapterScore | None]:
-    score = record.adapter_scores.get(digest)
-    return (None if score is None else f"adapters/{digest}"), score
-
-
-def _mean_metrics(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Mean of every metric that all rows have."""
-    names = [name for name in rows[0] if all(name in row for row in rows)]
-    return {name: sum(row[name] for row in rows) / len(rows) for name in names}
-
-
-def _confirmed(record: RunRecord, finalist: Finalist, trial: int | None) -> Entry:
+def _confirmed(record: SearchRecord, finalist: Finalist, trial: int | None) -> FrontEntry:
+    """The entry of a finalist: means and intervals over its seeds on the test split."""
     quality = record.quality
     values: dict[str, float] = {quality.name: finalist.mean(quality.name)}
     intervals: dict[str, Interval | None] = {quality.name: quality_interval(finalist, quality)}
@@ -189,7 +218,7 @@ def _confirmed(record: RunRecord, finalist: Finalist, trial: int | None) -> Entr
             values[cost.name] = sum(measured) / len(measured)
             intervals[cost.name] = cost_interval(measured)
     adapter, score = _adapter(record, finalist.candidate.digest)
-    return Entry(
+    return FrontEntry(
         candidate=finalist.candidate,
         price=finalist.costs,
         objectives=values,
@@ -205,7 +234,8 @@ def _confirmed(record: RunRecord, finalist: Finalist, trial: int | None) -> Entr
     )
 
 
-def _unconfirmed(record: RunRecord, trial: Trial) -> Entry:
+def _unconfirmed(record: SearchRecord, trial: Trial) -> FrontEntry:
+    """The entry of a trial that was not retrained: validation numbers of one seed."""
     known = {o.name for o in record.costs if o.is_known}
     values = {
         o.name: getattr(trial.costs, o.name)
@@ -213,8 +243,8 @@ def _unconfirmed(record: RunRecord, trial: Trial) -> Entry:
         else trial.values.get(o.name, math.nan)
         for o in record.objectives
     }
-    adapter, score = _adapter(record, trial.candidate.digest)
-    return Entry(
+    adapter, score = _adapter(record, trial.digest)
+    return FrontEntry(
         candidate=trial.candidate,
         price=trial.costs,
         objectives=values,
@@ -227,87 +257,57 @@ def _unconfirmed(record: RunRecord, trial: Trial) -> Entry:
     )
 
 
-def _points(entries: Sequence[Entry], objectives: Sequence[Objective]) -> Array:
-    """Oriented values, one row an entry. Shape (len(entries), len(objectives))."""
+def _adapter(record: SearchRecord, digest: str) -> tuple[str | None, AdapterScore | None]:
+    score = record.adapter_scores.get(digest)
+    return (None if score is None else f"adapters/{digest}"), score
+
+
+def _mean_metrics(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean of every metric that all rows have."""
+    names = [name for name in rows[0] if all(name in row for row in rows)]
+    return {name: sum(row[name] for row in rows) / len(rows) for name in names}
+
+
+def _by_cost(entries: Iterable[FrontEntry], objectives: Sequence[Objective]) -> list[FrontEntry]:
+    """Entries by their first cost, or by trainable parameters if there is no cost objective."""
+
+    def key(entry: FrontEntry) -> tuple[float, str]:
+        if len(objectives) > 1:
+            return entry.objectives.get(objectives[1].name, math.nan), entry.digest
+        return float(entry.price.trainable_params), entry.digest
+
+    return sorted(entries, key=key)
+
+
+def _split(
+    entries: Sequence[FrontEntry], objectives: Sequence[Objective]
+) -> tuple[list[FrontEntry], list[FrontEntry]]:
+    """The non-dominated entries, and the rest, each with a member that dominates it."""
     rows = [[e.objectives[o.name] for o in objectives] for e in entries]
-    return orient(rows, [o.direction for o in objectives])
-
-
-def _judge(entries: Sequence[Entry], objectives: Sequence[Objective]) -> tuple[list[Entry], ...]:
-    """The non-dominated entries, and the rest, each told a member of the front that beats it."""
-    points = _points(entries, objectives)
+    points = orient(rows, [o.direction for o in objectives])
     mask = non_dominated(points)
     front = [entry for entry, is_kept in zip(entries, mask, strict=True) if is_kept]
     rest = []
-    for entry, point in zip(entries, points, strict=True):
-        if entry in front:
-            continue
-        beats = (points[mask] >= point).all(axis=1)  # never true of a NaN: it is beaten by none
-        winner = front[int(beats.argmax())].digest if beats.any() else None
-        rest.append(replace(entry, dominated_by=winner))
+    for entry, point, is_kept in zip(entries, points, mask, strict=True):
+        if not is_kept:
+            beats = (points[mask] >= point).all(axis=1)  # False for NaN: nothing dominates it
+            winner = front[int(beats.argmax())].digest if beats.any() else None
+            rest.append(replace(entry, dominated_by=winner))
     return front, rest
 
 
-def _undecided(record: RunRecord) -> Verdict:
+def _pick(record: SearchRecord, members: Container[str]) -> tuple[str | None, list[str]]:
+    """The pick's digest, and a warning if no member of the front fits the rule.
+
+    Test numbers decide which finalists are dominated; validation picks the best of the rest.
+    """
+    rows = [f for f in record.finalists if f.candidate.digest in members]
+    best = pick_best(rows, record.objectives, rule=record.pick)
+    if rows and best is None:
+        return best, [f"no member of the front keeps pick={record.pick}, so none is the pick"]
+    return best, []
+
+
+def _undecided(record: SearchRecord) -> Verdict:
     why = "no finalist was confirmed" if record.is_complete else "the search was interrupted"
     return Verdict(False, f"Not decided: {why}, so nothing was scored on the test split.")
-
-
-def view(record: RunRecord) -> FrontView:
-    """What a reader is shown of a record.
-
-    Finalists compete on the numbers reported for them; where there are none (an interrupted run)
-    the search's own front is shown with validation numbers and `is_confirmed` is False.
-    """
-    objectives = record.objectives
-    trials = {trial.candidate.digest: trial.number for trial in record.trials}
-    finalists = [
-        _confirmed(record, f, trials.get(f.candidate.digest)) for f in record.finalists if f.seeds
-    ]
-    confirmed = {entry.digest for entry in finalists}
-    search_only = {
-        trial.candidate.digest: _unconfirmed(record, trial)
-        for trial in record.trials
-        if trial.state == "complete" and trial.candidate.digest not in confirmed
-    }
-    unconfirmed = [search_only[digest] for digest in record.front if digest in search_only]
-
-    def by_cost(entries: Sequence[Entry]) -> tuple[Entry, ...]:
-        return tuple(sorted(entries, key=lambda e: (first_cost(e, objectives), e.digest)))
-
-    # The empty plan is no adapter: it is shown beside the front and competes with no member.
-    adapters = [e for e in finalists or unconfirmed if e.candidate.plan.specs]
-    front, dominated = _judge(by_cost(adapters), objectives)
-    known = search_only | {entry.digest: entry for entry in (*finalists, *front, *dominated)}
-    warnings = list(record.warnings)
-    best = known.get(record.best) if record.best else None
-    if best is not None and best.dominated_by is not None:
-        warnings.append(
-            f"best ({best.digest}) was picked on validation and is dominated on the test split "
-            f"by {best.dominated_by}"
-        )
-    return FrontView(
-        objectives=objectives,
-        front=tuple(front),
-        best=record.best,
-        baseline=known.get(record.baseline) if record.baseline else None,
-        reference=known.get(record.reference) if record.reference else None,
-        verdict=record.verdict or _undecided(record),
-        budget=record.budget,
-        trials=record.trial_counts(),
-        dominated_finalists=tuple(dominated),
-        unconfirmed=by_cost(
-            [e for e in unconfirmed if e.candidate.plan.specs] if finalists else []
-        ),
-        data=record.data,
-        versions=dict(record.versions),
-        warnings=tuple(warnings),
-        settings=finite(record.settings),
-        n_layers=1
-        + max((s.layer for o in record.trials for s in o.candidate.plan.specs), default=-1),
-        started=record.started,
-        ended=record.ended,
-        is_confirmed=bool(finalists),
-        is_complete=record.is_complete,
-        fidelity=fidelity(record.trials, objectives),
-    )

@@ -1,4 +1,4 @@
-"""RunRecord: everything one search knows when it ends, or when it is interrupted."""
+"""SearchRecord: all results of one search, finished or interrupted."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from autopeft.trial import Trial
 
 @dataclass(frozen=True)
 class AdapterScore:
-    """The number a saved adapter gives again when it is loaded and scored.
+    """The score of a saved adapter, as loading and scoring it reproduces it.
 
     Attributes:
-        seed: The retraining whose weights were saved.
+        seed: Seed of the retraining whose weights were saved.
         split: "test" or "validation".
         metrics: Value by metric name, the quality objective among them.
-        n_rows: Rows it was scored on.
+        n_rows: Number of rows it was scored on.
     """
 
     seed: int
@@ -35,20 +35,20 @@ class AdapterScore:
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> AdapterScore:
-        """The score that `to_json` wrote."""
+        """Read what `to_json` wrote."""
         metrics = {k: v for k, v in row.items() if k not in ("split", "seed", "n_rows")}
         return cls(row["seed"], row["split"], metrics, row["n_rows"])
 
 
 @dataclass(frozen=True)
 class DataSummary:
-    """What the search was given to learn from.
+    """A summary of the data set.
 
     Attributes:
-        rows: Rows by split: train, validation, test.
-        dropped_rows: Rows left out because text or label was empty.
-        labels: Class names in index order; empty where the task has none.
-        fingerprint: Digest of the rows, so that two runs can be told to have seen the same data.
+        rows: Number of rows by split: train, validation, test.
+        dropped_rows: Rows dropped because a text or label was empty.
+        labels: Class names in index order; empty if the task has none.
+        fingerprint: Digest of the rows; equal for two searches on the same data.
     """
 
     rows: Mapping[str, int] = field(default_factory=dict)
@@ -67,32 +67,32 @@ class DataSummary:
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> DataSummary:
-        """The summary that `to_json` wrote."""
+        """Read what `to_json` wrote."""
         return cls(row["rows"], row["dropped_rows"], tuple(row["labels"]), row["fingerprint"])
 
 
 @dataclass(frozen=True)
-class RunRecord:
-    """One search, finished or interrupted, as plain values.
+class SearchRecord:
+    """All results of one search, as plain values.
 
     Attributes:
         settings: The settings as resolved, JSON-like values only.
-        objectives: Quality first, then costs; fronts are drawn over the first cost.
-        trials: Every finished trial, in the order of their numbers.
+        objectives: Quality first, then costs.
+        trials: Every finished trial, by number.
         finalists: Candidates retrained and scored on the test split; empty before confirmation.
-        front: Candidate digests of the search's own front (complete trials, validation numbers).
-        best: Candidate digest of the pick, or None where nothing completed.
-        baseline: Candidate digest of the tuned LoRA, chosen on validation; None if none completed.
-        reference: Candidate digest of the empty plan, or None if it was not run.
+        front: Digests of the front of complete trials, on validation numbers.
+        baseline: Digest of the tuned LoRA; None if no LoRA baseline completed.
+        reference: Digest of the empty plan; None if it was not run.
         verdict: None before confirmation.
+        pick: Rule that picks the best member of the front, as in the settings.
         budget: Where the budget went.
-        adapter_scores: Candidate digest -> score of the adapter saved in `adapters/<digest>`.
-        data: What was learned from.
+        adapter_scores: Score of the adapter in `adapters/<digest>`, by digest.
+        data: A summary of the data set.
         versions: Version by package: autopeft, torch, transformers, peft, optuna, ray, python.
-        warnings: What the user should know, one line each.
+        warnings: One line each, for the user.
         started: ISO 8601 time.
         ended: ISO 8601 time.
-        is_complete: False if the search was interrupted before its confirmation ended.
+        is_complete: False if the search was interrupted.
     """
 
     settings: Mapping[str, Any]
@@ -101,10 +101,10 @@ class RunRecord:
     budget: BudgetReport
     finalists: tuple[Finalist, ...] = ()
     front: tuple[str, ...] = ()
-    best: str | None = None
     baseline: str | None = None
     reference: str | None = None
     verdict: Verdict | None = None
+    pick: str = "one_se"
     adapter_scores: Mapping[str, AdapterScore] = field(default_factory=dict)
     data: DataSummary = field(default_factory=DataSummary)
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -124,7 +124,7 @@ class RunRecord:
         return self.objectives[1:]
 
     def trial_counts(self) -> dict[str, int]:
-        """Number of trials by state: complete, pruned, failed."""
+        """Count trials by state: complete, pruned, failed."""
         counts = Counter(trial.state for trial in self.trials)
         return {
             "complete": counts["complete"],
@@ -135,13 +135,13 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class BudgetReport:
-    """Where the budget went. Seconds are of the wall clock unless named otherwise.
+    """Where the budget went.
 
     Attributes:
         limit: As the user wrote it.
-        spent_seconds: Wall-clock seconds, earlier sittings of a resumed run included.
-        spent_flops: Training FLOPs, as priced, search and confirmation together.
-        n_trials: Trials of the search (baselines included), whatever their state.
+        spent_seconds: Wall-clock seconds, over all sessions of a resumed search.
+        spent_flops: Training FLOPs of search and confirmation, as priced.
+        n_trials: Number of trials in any state, baselines included.
         phases: Wall-clock seconds by phase: startup, pricing, search, confirmation, report.
         worker_seconds: Worker seconds by activity: train, evaluate, attach, idle.
     """

@@ -1,65 +1,42 @@
-"""trials.csv: one row a trial, whatever its state; and what the plots need of it."""
+"""trials.csv: one row per trial in any state. It reads back as the same trials."""
 
 from __future__ import annotations
 
 import csv
 import io
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
+from typing import Any, cast
 
 from autopeft.costs import Price
-from autopeft.errors import StorageError
-from autopeft.plan import TrainSettings
-from autopeft.plan_text import plan_summary
-from autopeft.reporting.record import RunRecord
-from autopeft.trial import Trial
+from autopeft.costs.objectives import Objective
+from autopeft.errors import AutoPeftError, StorageError
+from autopeft.plan import Candidate, TrainSettings
+from autopeft.plan_text import plan_summary, read_plan
+from autopeft.trial import State, Trial
 from autopeft.utils.files import write_text
-
-
-@dataclass(frozen=True)
-class TrialLine:
-    """What the plots know of a trial: it can be had from a record or from trials.csv.
-
-    Attributes:
-        number: The trial's number in the study.
-        state: "complete", "pruned" or "failed".
-        origin: Where the candidate came from.
-        digest: The candidate's identity.
-        n_sites: Adapted sites; 0 for the reference.
-        values: Value by objective name, as found on the validation split.
-        rungs: Pairs (step, score).
-    """
-
-    number: int
-    state: str
-    origin: str
-    digest: str
-    n_sites: int
-    values: Mapping[str, float]
-    rungs: tuple[tuple[int, float], ...] = ()
-
 
 _TRAIN = ("learning_rate", *(f.name for f in fields(TrainSettings) if f.name != "learning_rate"))
 
 
 def _cell(value: object) -> object:
-    """What a spreadsheet reads back as the same number; empty for NaN; text on one line."""
+    """What a cell holds: floats to the last digit, nothing for NaN, text on one line."""
     if isinstance(value, float):
         return repr(value) if math.isfinite(value) else ""
     return " ".join(value.split()) if isinstance(value, str) else value
 
 
 def _row(trial: Trial) -> dict[str, object]:
-    plan, train = trial.candidate.plan, trial.candidate.train
+    plan, train = trial.plan, trial.train
     settings = {name: getattr(train, name) for name in _TRAIN}
     settings["method_rates"] = " ".join(f"{m}={r!r}" for m, r in train.method_rates)
     return {
         "number": trial.number,
         "state": trial.state,
         "origin": trial.origin,
-        "digest": trial.candidate.digest,
+        "digest": trial.digest,
         "methods": "+".join(plan.methods),
         "n_layers": len({spec.layer for spec in plan.specs}),
         "n_sites": len(plan.specs),
@@ -75,103 +52,84 @@ def _row(trial: Trial) -> dict[str, object]:
     }
 
 
-def _columns(record: RunRecord, rows: list[dict[str, object]]) -> list[str]:
-    """Every column, in an order that depends on the run's settings and not on the trials' order."""
+def _columns(objectives: Sequence[Objective], rows: Sequence[Mapping[str, object]]) -> list[str]:
+    """Every column, in an order that does not depend on the order of the trials."""
     seen = {name for row in rows for name in row}
-    objectives = [f"objective.{o.name}" for o in record.objectives]
-    extra = sorted(n for n in seen if n.startswith("objective.") and n not in objectives)
-    rungs = sorted((n for n in seen if n.startswith("rung.")), key=lambda n: int(n[5:]))
+    first = [f"objective.{o.name}" for o in objectives]
     head = ["number", "state", "origin", "digest", "methods", "n_layers", "n_sites", "total_rank"]
     return [
         *head,
         *_TRAIN,
-        *objectives,
-        *extra,
+        *first,
+        *sorted(n for n in seen if n.startswith("objective.") and n not in first),
         *(f"price.{f.name}" for f in fields(Price)),
         *sorted(n for n in seen if n.startswith("measured.")),
-        *rungs,
+        *sorted((n for n in seen if n.startswith("rung.")), key=lambda n: int(n[5:])),
         "plan",
         "reason",
         "audited_at",
     ]
 
 
-def trials_csv(record: RunRecord) -> str:
-    """The text of trials.csv; a cell is empty where a trial has no such value."""
-    rows = [_row(trial) for trial in record.trials]
+def trials_csv(trials: Sequence[Trial], objectives: Sequence[Objective]) -> str:
+    """Return the text of trials.csv; a cell is empty where a trial lacks the value."""
+    rows = [_row(trial) for trial in trials]
     text = io.StringIO()
-    writer = csv.DictWriter(text, _columns(record, rows), restval="", lineterminator="\n")
+    writer = csv.DictWriter(text, _columns(objectives, rows), restval="", lineterminator="\n")
     writer.writeheader()
     for row in rows:
         writer.writerow({name: _cell(value) for name, value in row.items()})
     return text.getvalue()
 
 
-def write_trials(record: RunRecord, path: Path) -> None:
-    """Writes trials.csv in one step.
+def write_trials(trials: Sequence[Trial], objectives: Sequence[Objective], path: Path) -> None:
+    """Write trials.csv in one step.
 
     Raises:
         OSError: if the folder cannot be written.
     """
-    write_text(path, trials_csv(record))
+    write_text(path, trials_csv(trials, objectives))
 
 
-def _values(record: RunRecord, trial: Trial) -> dict[str, float]:
-    """A trial's objectives; a complete one has all of them, NaN for what it lacks."""
-    if trial.state != "complete":
-        return dict(trial.values)
-    missing = {objective.name: math.nan for objective in record.objectives}
-    return missing | dict(trial.values)
-
-
-def trial_lines(record: RunRecord) -> tuple[TrialLine, ...]:
-    """The trials of a record, as the plots take them."""
-    return tuple(
-        TrialLine(
-            o.number,
-            o.state,
-            o.origin,
-            o.candidate.digest,
-            len(o.candidate.plan.specs),
-            _values(record, o),
-            o.rungs,
-        )
-        for o in record.trials
-    )
-
-
-def _read_line(row: Mapping[str, str]) -> TrialLine:
-    def numbers(prefix: str) -> dict[str, float]:
-        cells = {n.removeprefix(prefix): cell for n, cell in row.items() if n.startswith(prefix)}
+def _read_row(row: Mapping[str, str]) -> Trial:
+    def numbers(start: str) -> dict[str, float]:
+        cells = {name.removeprefix(start): c for name, c in row.items() if name.startswith(start)}
         return {name: float(cell) for name, cell in cells.items() if cell}
 
-    objectives = numbers("objective.")
-    if row["state"] == "complete":  # an empty cell of a complete trial was no finite number
-        names = [name.removeprefix("objective.") for name in row if name.startswith("objective.")]
-        objectives = {name: objectives.get(name, math.nan) for name in names}
-    return TrialLine(
+    pairs = (pair.split("=") for pair in row["method_rates"].split())
+    kinds = {f.name: int if f.type == "int" else float for f in fields(TrainSettings)}
+    settings: dict[str, Any] = {n: kinds[n](row[n]) for n in _TRAIN if n != "method_rates"}
+    settings["method_rates"] = tuple((method, float(rate)) for method, rate in pairs)
+    costs: dict[str, Any] = {
+        f.name: int(row[f"price.{f.name}"]) if f.type == "int" else float(row[f"price.{f.name}"])
+        for f in fields(Price)
+    }
+    return Trial(
         int(row["number"]),
-        row["state"],
+        Candidate(read_plan(row["plan"]), TrainSettings(**settings)),
+        Price(**costs),
         row["origin"],
-        row["digest"],
-        int(row["n_sites"]),
-        objectives,
+        cast(State, row["state"]),
+        numbers("objective."),
         tuple(sorted((int(step), score) for step, score in numbers("rung.").items())),
+        row["reason"],
+        numbers("measured."),
+        int(row["audited_at"] or 0),
     )
 
 
-def read_trials(path: Path) -> tuple[TrialLine, ...]:
-    """The trials of a trials.csv.
+def read_trials(path: Path) -> tuple[Trial, ...]:
+    """Read the trials of a trials.csv.
 
     Raises:
-        StorageError: if the file is missing or no trials.csv.
+        StorageError: if the file is missing or is not a trials.csv.
     """
-    remedy = "run `autopeft resume` on the folder to have it written anew"
+    remedy = "run `autopeft resume` on the folder to write it again"
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            return tuple(_read_line(row) for row in csv.DictReader(file))
+            return tuple(_read_row(row) for row in csv.DictReader(file))
     except OSError as error:
         raise StorageError("trials.csv", str(path), f"cannot be read ({error})", remedy) from error
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AutoPeftError) as error:
         problem = f"is not a table of trials ({type(error).__name__}: {error})"
         raise StorageError("trials.csv", str(path), problem, remedy) from error

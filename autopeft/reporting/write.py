@@ -1,4 +1,4 @@
-"""Writes every file of the report into the output folder."""
+"""Write every file of the report into the output folder."""
 
 from __future__ import annotations
 
@@ -6,46 +6,48 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autopeft.reporting.front_json import write_front
-from autopeft.reporting.front_view import FrontView, view
-from autopeft.reporting.html import page
-from autopeft.reporting.model_card import report_markdown
-from autopeft.reporting.plots import write_plots
-from autopeft.reporting.record import RunRecord
-from autopeft.reporting.trials_csv import TrialLine, read_trials, trial_lines, write_trials
-from autopeft.utils.files import write_text
+from autopeft.reporting.front_view import FrontView
+from autopeft.reporting.trials_csv import read_trials, write_trials
+from autopeft.trial import Trial
+from autopeft.utils.files import write_bytes, write_text
 
 
-def write_report(record: RunRecord, folder: Path) -> None:
-    """Writes front.json, trials.csv, plots/*.png, report.md and report.html, each in one step.
+def write_report(shown: FrontView, trials: Sequence[Trial], folder: Path) -> None:
+    """Write front.json, trials.csv, plots/*.png and report.html.
 
     Args:
-        record: What the search knows.
+        shown: The view of the search.
+        trials: Every finished trial, by number.
         folder: The output folder; made if missing.
 
     Raises:
         OSError: if the folder cannot be written.
     """
-    shown = view(record)
     write_front(shown, folder / "front.json")
-    write_trials(record, folder / "trials.csv")
-    _write(shown, trial_lines(record), folder)
+    write_trials(trials, shown.objectives, folder / "trials.csv")
+    _write_pages(shown, trials, folder)
 
 
 def write_pages(shown: FrontView, folder: Path) -> None:
-    """Writes plots, report.md and report.html anew from a front.json and the trials.csv beside it.
+    """Write plots and report.html again, from front.json and the trials.csv beside it.
 
     Args:
-        shown: What `read_front` gave.
+        shown: What `read_front` returned.
         folder: The output folder, with its trials.csv.
 
     Raises:
         StorageError: if trials.csv is missing or damaged.
         OSError: if the folder cannot be written.
     """
-    _write(shown, read_trials(folder / "trials.csv"), folder)
+    _write_pages(shown, read_trials(folder / "trials.csv"), folder)
 
 
-def _write(shown: FrontView, trials: Sequence[TrialLine], folder: Path) -> None:
-    plots = write_plots(shown, trials, folder / "plots")
-    write_text(folder / "report.md", report_markdown(shown))
+def _write_pages(shown: FrontView, trials: Sequence[Trial], folder: Path) -> None:
+    # Imported here: a search should not wait for matplotlib before it starts.
+    from autopeft.reporting.html import page
+    from autopeft.reporting.plots import draw_plots
+
+    plots = draw_plots(shown, trials)
+    for plot in plots:
+        write_bytes(folder / "plots" / f"{plot.name}.png", plot.png)
     write_text(folder / "report.html", page(shown, trials, plots))

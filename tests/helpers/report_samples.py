@@ -13,7 +13,7 @@ from autopeft.confirm.verdict import LevelVerdict, Verdict
 from autopeft.costs import Price
 from autopeft.costs.objectives import objective
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
-from autopeft.reporting.record import AdapterScore, BudgetReport, DataSummary, RunRecord
+from autopeft.reporting.record import AdapterScore, BudgetReport, DataSummary, SearchRecord
 from autopeft.trial import State, Trial
 
 ROLES = ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.up", "mlp.down")
@@ -98,7 +98,7 @@ def _mixed(rng: random.Random) -> AdapterPlan:
     return AdapterPlan(specs)
 
 
-def make_record(n_trials: int = 45, seed: int = 0) -> RunRecord:
+def make_record(n_trials: int = 45, seed: int = 0) -> SearchRecord:
     """A finished run: reference, LoRA baselines, searched trials, six finalists, a verdict."""
     rng = random.Random(seed)
     trials = [trial(0, candidate(AdapterPlan()), origin="reference")]
@@ -121,7 +121,6 @@ def make_record(n_trials: int = 45, seed: int = 0) -> RunRecord:
     finalists = tuple(
         finalist(o, shift=rng.gauss(0, 0.006)) for o in chosen_ones.values() if o.number != 0
     )
-    best = front[min(3, len(front) - 1)].candidate.digest
     scores = {
         f.candidate.digest: AdapterScore(0, "test", dict(f.seeds[0].test), N_ROWS)
         for f in finalists
@@ -141,7 +140,7 @@ def make_record(n_trials: int = 45, seed: int = 0) -> RunRecord:
         "No: LoRA is as good. The best member reaches the tuned LoRA's accuracy with 4.1x fewer "
         "parameters, and no member beats it by more than the noise of 3 seeds."
     )
-    return RunRecord(
+    return SearchRecord(
         settings={
             "model": "models/minilm",
             "data": "data/snippets.csv",
@@ -162,7 +161,6 @@ def make_record(n_trials: int = 45, seed: int = 0) -> RunRecord:
         trials=tuple(trials),
         finalists=finalists,
         front=tuple(o.candidate.digest for o in front),
-        best=best,
         baseline=tuned.candidate.digest,
         reference=trials[0].candidate.digest,
         verdict=Verdict(False, text, levels),
@@ -194,7 +192,7 @@ def make_record(n_trials: int = 45, seed: int = 0) -> RunRecord:
     )
 
 
-def interrupted(record: RunRecord) -> RunRecord:
+def interrupted(record: SearchRecord) -> SearchRecord:
     """The same run, stopped before confirmation."""
     return replace(record, finalists=(), adapter_scores={}, verdict=None, is_complete=False)
 
@@ -203,7 +201,7 @@ NUMBERS = st.one_of(st.floats(0.0, 1.0), st.sampled_from([0.5, math.nan]))
 
 
 @st.composite
-def records(draw: st.DrawFn) -> RunRecord:
+def records(draw: st.DrawFn) -> SearchRecord:
     """Runs with any mix of states, repeated values, NaN, and none to five finalists."""
     plans = [AdapterPlan(), *(lora(range(layer, 3), rank) for layer in range(3) for rank in (1, 2))]
     trials = []
@@ -224,7 +222,6 @@ def records(draw: st.DrawFn) -> RunRecord:
         trials=tuple(trials),
         finalists=tuple(finalist(o, seeds, n_rows=20) for o in confirmed),
         front=tuple(digests),
-        best=draw(pick),
         baseline=draw(pick),
         reference=draw(pick),
         adapter_scores={
@@ -236,7 +233,7 @@ def records(draw: st.DrawFn) -> RunRecord:
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>\n| `# *x* $y_1$ & \ud800"
 
 
-def hostile() -> RunRecord:
+def hostile() -> SearchRecord:
     """A run whose every free text tries to break out of its place."""
     record = make_record(20)
     assert record.verdict is not None

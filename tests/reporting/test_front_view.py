@@ -3,10 +3,10 @@ from dataclasses import replace
 from hypothesis import given, settings
 from report_samples import candidate, finalist, interrupted, lora, make_record, records, trial
 
-from autopeft.reporting.front_view import Entry, view
+from autopeft.reporting.front_view import FrontEntry, view
 
 
-def dominates(a: Entry, b: Entry) -> bool:
+def dominates(a: FrontEntry, b: FrontEntry) -> bool:
     """Written anew for accuracy (more is better) and trainable_params (less is better)."""
     better_or_equal = (
         a.objectives["accuracy"] >= b.objectives["accuracy"]
@@ -55,12 +55,23 @@ def test_a_dominated_finalist_is_named_with_its_winner():
         make_record(8),
         trials=(cheap, dear),
         finalists=(finalist(cheap, shift=0.1), finalist(dear, shift=-0.1)),
-        best=dear.candidate.digest,
     )
     shown = view(record)
     assert [entry.digest for entry in shown.front] == [cheap.candidate.digest]
     assert shown.dominated_finalists[0].dominated_by == cheap.candidate.digest
-    assert any("dominated on the test split" in line for line in shown.warnings)
+    assert shown.best == cheap.candidate.digest
+
+
+def test_the_pick_is_a_member_that_keeps_the_rule():
+    record = make_record()
+    front = view(record).front
+    limit = front[2].objectives["trainable_params"]
+    shown = view(replace(record, pick=f"trainable_params<={limit}"))
+    assert shown.best in [entry.digest for entry in front[:3]]
+    assert shown.warnings == record.warnings
+    none = view(replace(record, pick="trainable_params<=1"))
+    assert none.best is None
+    assert "no member of the front keeps pick=trainable_params<=1" in none.warnings[-1]
 
 
 def test_reference_is_shown_but_competes_with_no_member():

@@ -1,21 +1,25 @@
-import itertools
 import math
+import re
 from dataclasses import replace
-from pathlib import Path
 
 import matplotlib as mpl
 import pytest
-from matplotlib.figure import Figure
 from report_samples import hostile, interrupted, make_record
 
 from autopeft.costs.objectives import objective
 from autopeft.plan import AdapterPlan, LayerSpec
-from autopeft.reporting.curves import _floor
-from autopeft.reporting.front_plot import _place_numbers, front_plot
-from autopeft.reporting.front_view import view
-from autopeft.reporting.plots import draw_plots, write_plots
-from autopeft.reporting.sites_map import method_letters, where_plot
-from autopeft.reporting.trials_csv import trial_lines
+from autopeft.reporting.front_view import FrontView, view
+from autopeft.reporting.plots import (
+    Plot,
+    _floor,
+    budget_plot,
+    curves_plot,
+    draw_plots,
+    front_plot,
+)
+from autopeft.reporting.record import SearchRecord
+from autopeft.reporting.site_plot import method_letters, site_plot
+from autopeft.trial import Trial
 
 
 def size(png: bytes) -> tuple[int, int]:
@@ -23,102 +27,160 @@ def size(png: bytes) -> tuple[int, int]:
     return int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")
 
 
-def test_every_plot_is_drawn_and_settings_are_left_alone(tmp_path: Path):
+def drawn(record: SearchRecord) -> dict[str, Plot]:
+    return {plot.name: plot for plot in draw_plots(view(record), record.trials)}
+
+
+def entry_ids(plot: Plot) -> list[str]:
+    return re.findall(rf'id="{plot.name}-entry-(\w+)"', plot.svg)
+
+
+def n_markers(svg: str, gid: str) -> int:
+    """Number of markers in the group of that id."""
+    start = svg.index(f'<g id="{gid}">')
+    return svg[start : svg.index("</g>\n   <g id=", start)].count("<use ")
+
+
+def competitors(shown: FrontView) -> set[str]:
+    return {e.digest for e in (*shown.front, *shown.dominated_finalists)}
+
+
+def with_adapters(trials: tuple[Trial, ...]) -> list[Trial]:
+    return [t for t in trials if t.state == "complete" and t.plan.specs]
+
+
+def test_every_plot_is_drawn_and_settings_are_left_alone() -> None:
     before = dict(mpl.rcParams)
-    record = make_record(20)
-    plots = write_plots(view(record), trial_lines(record), tmp_path)
-    assert sorted(plots) == ["budget.png", "curves.png", "front.png", "where.png"]
-    for name, content in plots.items():
-        width, height = size(content)
+    plots = drawn(make_record(20))
+    assert list(plots) == ["front", "curves", "where", "budget"]
+    for plot in plots.values():
+        width, height = size(plot.png)
         assert width == 1280
         assert height > 200
-        assert (tmp_path / name).read_bytes() == content
+        assert bool(plot.svg) == (plot.name == "front")
     assert dict(mpl.rcParams) == before
 
 
-def test_each_further_cost_has_its_own_front():
+def test_the_figure_of_the_front_is_the_same_on_every_run() -> None:
+    record = make_record(12)
+    assert drawn(record)["front"] == drawn(record)["front"]
+
+
+@pytest.mark.parametrize("record", [make_record(), interrupted(make_record(20)), hostile()])
+def test_the_svg_has_a_marker_for_each_entry_and_trial(record: SearchRecord) -> None:
+    shown = view(record)
+    plot = drawn(record)["front"]
+    wanted = competitors(shown) | ({shown.baseline.digest} if shown.baseline else set())
+    assert sorted(entry_ids(plot)) == sorted(wanted)
+    trials = with_adapters(record.trials)
+    baselines = [trial for trial in trials if trial.origin == "baseline"]
+    assert n_markers(plot.svg, "front-baselines") == len(baselines)
+    assert n_markers(plot.svg, "front-trials") == len(trials) - len(baselines)
+    assert ('id="front-pick"' in plot.svg) == (shown.best is not None)
+    assert ">trainable parameters</text>" in plot.svg
+    assert ">accuracy</text>" in plot.svg
+    for number in range(1, len(shown.front) + 1):
+        assert f">{number}</text>" in plot.svg
+    assert "#0072b2" not in plot.svg  # colors are the page's
+
+
+def test_each_further_cost_has_its_own_front_with_its_own_ids() -> None:
     record = make_record(12)
     record = replace(record, objectives=(*record.objectives, objective("adapter_bytes")))
-    trials = tuple(
-        replace(o, values={**o.values, "adapter_bytes": o.costs.adapter_bytes})
-        if o.state == "complete"
-        else o
-        for o in record.trials
-    )
-    record = replace(record, trials=trials)
-    assert "front_adapter_bytes.png" in draw_plots(view(record), trial_lines(record))
+    plots = drawn(record)
+    assert list(plots)[:2] == ["front", "front_adapter_bytes"]
+    second = plots["front_adapter_bytes"]
+    assert ">adapter size</text>" in second.svg
+    assert set(entry_ids(second)) == set(entry_ids(plots["front"]))
+    ids = [re.findall(r'\bid="([^"]+)"', plot.svg) for plot in (plots["front"], second)]
+    assert not set(ids[0]) & set(ids[1])
 
 
-@pytest.mark.parametrize("record", [interrupted(make_record(20)), hostile()])
-def test_odd_runs_are_drawn(record):
-    assert draw_plots(view(record), trial_lines(record))
+def test_an_empty_search_is_drawn_without_a_map() -> None:
+    empty = replace(interrupted(make_record(8)), trials=(), front=(), baseline=None, reference=None)
+    plots = drawn(empty)
+    assert list(plots) == ["front", "curves", "budget"]
+    assert entry_ids(plots["front"]) == []
 
 
-def test_an_empty_run_is_drawn_without_a_map():
-    empty = replace(
-        interrupted(make_record(8)), trials=(), front=(), best=None, baseline=None, reference=None
-    )
-    plots = draw_plots(view(empty), ())
-    assert sorted(plots) == ["budget.png", "curves.png", "front.png"]
-
-
-def test_values_that_are_no_numbers_are_left_out():
+def test_values_that_are_not_finite_are_left_out() -> None:
     record = interrupted(make_record(12))
     trials = tuple(
-        replace(o, values={"accuracy": math.nan}) if o.state == "complete" and o.number % 2 else o
-        for o in record.trials
+        replace(trial, values={"accuracy": math.nan})
+        if trial.state == "complete" and trial.number % 2
+        else trial
+        for trial in record.trials
     )
     record = replace(record, trials=trials)
-    assert draw_plots(view(record), trial_lines(record))
+    svg = drawn(record)["front"].svg
+    n_finite = sum(not t.number % 2 for t in with_adapters(record.trials))
+    assert n_markers(svg, "front-baselines") + n_markers(svg, "front-trials") == n_finite
 
 
-def test_front_plot_holds_the_front():
+def test_front_plot_shows_the_front() -> None:
     record = make_record()
     shown = view(record)
-    axes = front_plot(trial_lines(record), shown, shown.costs[0]).axes[0]
+    axes = front_plot(record.trials, shown, shown.costs[0]).axes[0]
     assert axes.get_xscale() == "log"
-    labels = [text.get_text() for text in axes.texts]
-    assert labels == [str(i) for i in range(1, len(shown.front) + 1)]
-    line = next(line for line in axes.lines if len(line.get_xdata()) == len(shown.front))
-    assert list(line.get_ydata()) == [e.objectives["accuracy"] for e in shown.front]
-
-
-def test_numbers_keep_clear_of_each_other():
-    figure = Figure(figsize=(8, 5))
-    axes = figure.add_subplot()
-    axes.set(xlim=(0, 1), ylim=(0, 1))
-    spots = [(0.5 + 0.004 * i, 0.5 + 0.004 * i) for i in range(5)]
-    points = [(x, y, str(i)) for i, (x, y) in enumerate(spots)]
-    _place_numbers(axes, points, spots)
-    pixels = axes.transData.transform(spots)
-    scale = figure.dpi / 72
-    places = [
-        (x + text.xyann[0] * scale, y + text.xyann[1] * scale)
-        for (x, y), text in zip(pixels, axes.texts, strict=True)
+    assert axes.get_xlabel() == "trainable parameters"
+    assert axes.get_ylabel() == "accuracy"
+    assert [text.get_text() for text in axes.texts] == [
+        str(i) for i in range(1, len(shown.front) + 1)
     ]
-    assert min(math.dist(a, b) for a, b in itertools.combinations(places, 2)) > 8 * scale
-    assert min(math.dist(a, b) for a in places for b in pixels) > 8 * scale
+    line = next(line for line in axes.lines if line.get_gid() == "front-line")
+    assert list(line.get_ydata()) == [e.objectives["accuracy"] for e in shown.front]
+    reference = next(line for line in axes.lines if line.get_gid() == "reference")
+    assert shown.reference is not None
+    assert set(reference.get_ydata()) == {shown.reference.objectives["accuracy"]}
 
 
-def test_a_deep_model_is_mapped_in_one_column():
+def test_curves_has_a_line_for_each_trial_that_reached_a_rung() -> None:
+    record = make_record()
+    axes = curves_plot(record.trials, view(record)).axes[0]
+    assert len(axes.lines) == sum(bool(trial.rungs) for trial in record.trials)
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["11", "33", "100"]
+    assert axes.get_ylabel() == "minus the validation loss"
+    labels = axes.get_legend_handles_labels()[1]
+    assert labels == ["pruned", "complete", "on the front"]
+
+
+def test_budget_has_a_bar_for_each_phase_and_activity() -> None:
+    budget = make_record().budget
+    phases, workers = budget_plot(budget).axes
+    for axes, parts in ((phases, budget.phases), (workers, budget.worker_seconds)):
+        assert [bar.get_width() for bar in axes.patches] == list(parts.values())[::-1]
+        assert [tick.get_text() for tick in axes.get_yticklabels()] == list(parts)[::-1]
+
+
+def test_site_plot_has_a_cell_for_each_site() -> None:
+    shown = view(make_record())
+    figure = site_plot(shown)
+    for axes, entry in zip(figure.axes, shown.front, strict=False):
+        assert len(axes.texts) == len(entry.candidate.plan.specs)
+        assert axes.get_title().startswith(str(shown.front.index(entry) + 1))
+
+
+def test_a_deep_model_is_mapped_in_one_column() -> None:
     record = make_record(8)
     deep = AdapterPlan(LayerSpec(layer, "attn.q", "lora", 4) for layer in range(40))
     shown = view(record)
     entry = shown.front[0]
     entry = replace(entry, candidate=replace(entry.candidate, plan=deep))
-    figure = where_plot(replace(shown, front=(entry,), n_layers=40))
+    figure = site_plot(replace(shown, front=(entry,), n_layers=40))
     assert len(figure.axes) == 1
     assert len(figure.axes[0].texts) == 40
 
 
-def test_letters_are_unique():
+def test_letters_are_unique() -> None:
     letters = method_letters(["lokr", "loha", "lora", "ia3", "oft", "ln_tuning", "lora"])
     assert len(set(letters.values())) == 6
     assert letters["ia3"] == "I"
     assert letters["lora"] == "L"
 
 
-def test_a_few_diverged_trials_do_not_flatten_the_rest():
+def test_a_few_diverged_trials_do_not_flatten_the_rest() -> None:
     scores = [-0.3 - 0.01 * i for i in range(40)]
     assert _floor(scores) is None
-    assert -2 < _floor([*scores, -900.0, -40.0]) < -0.6
+    floor = _floor([*scores, -900.0, -40.0])
+    assert floor is not None
+    assert -2 < floor < -0.6

@@ -4,14 +4,16 @@ import pytest
 from report_samples import hostile, interrupted, make_record
 
 from autopeft.reporting.front_json import read_front
+from autopeft.reporting.front_view import view
 from autopeft.reporting.write import write_pages, write_report
 
 
 @pytest.mark.parametrize("record", [make_record(20), interrupted(make_record(20)), hostile()])
 def test_every_file_is_written_and_the_pages_can_be_written_anew(record, tmp_path: Path):
-    write_report(record, tmp_path / "out")
+    shown = view(record)
+    write_report(shown, record.trials, tmp_path / "out")
     names = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.*")}
-    assert {"front.json", "trials.csv", "report.html", "report.md", "plots/front.png"} <= names
+    assert {"front.json", "trials.csv", "report.html", "plots/front.png"} <= names
     assert not any(name.startswith(".") for name in names)
     first = {name: (tmp_path / "out" / name).read_bytes() for name in names}
     (tmp_path / "out" / "report.html").unlink()

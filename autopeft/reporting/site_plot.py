@@ -1,4 +1,4 @@
-"""The map of a front: which site of which layer holds which method, at which rank."""
+"""A map for each member of the front: the method and rank at each site of each layer."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ from matplotlib.patches import Rectangle
 
 from autopeft.plan import ROLES
 from autopeft.plan_text import role_word
-from autopeft.reporting.front_view import Entry, FrontView
+from autopeft.reporting.columns import badges
+from autopeft.reporting.front_view import FrontEntry, FrontView
+from autopeft.reporting.style import INK, WHITE
 from autopeft.utils.formatting import human_value
 
-_NO_SIZE = "#f0c987"  # a warm tone that the blue scale of ranks does not contain
+_NO_RANK = "#f0c987"  # sand, which the blue scale of ranks does not contain
 _EMPTY = "#eef0f3"
 
 
 def method_letters(methods: Iterable[str]) -> dict[str, str]:
-    """A letter of its own for each method, one of its name where one is left; L is LoRA's."""
+    """Return a distinct letter for each method, from its name if possible; LoRA has L."""
     letters: dict[str, str] = {}
     for method in sorted(set(methods), key=lambda name: (name != "lora", name)):
         choices = [c for c in method.upper() if c.isalnum()] + list("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
@@ -32,9 +34,9 @@ def method_letters(methods: Iterable[str]) -> dict[str, str]:
     return letters
 
 
-def _panel(
+def _draw_map(
     axes: Axes,
-    entry: Entry,
+    entry: FrontEntry,
     title: str,
     roles: list[str],
     n_layers: int,
@@ -47,7 +49,7 @@ def _panel(
     font = min(9.0, 210.0 / n_layers)
     for spec in entry.candidate.plan.specs:
         row = roles.index(spec.role)
-        rgba = colors.to_rgba(np.array(spec.rank)) if spec.rank else mpl.colors.to_rgba(_NO_SIZE)
+        rgba = colors.to_rgba(np.array(spec.rank)) if spec.rank else mpl.colors.to_rgba(_NO_RANK)
         axes.add_patch(Rectangle((spec.layer + 0.04, row + 0.04), 0.92, 0.92, color=rgba, lw=0))
         red, green, blue, _ = (float(part) for part in rgba)
         is_dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.55
@@ -59,7 +61,7 @@ def _panel(
             ha="center",
             va="center",
             fontsize=font,
-            color="white" if is_dark else "#22262b",
+            color=WHITE if is_dark else INK,
         )
     axes.set(xlim=(0, n_layers), ylim=(len(roles), 0))
     stride = max(1, math.ceil(n_layers / 16))
@@ -72,23 +74,17 @@ def _panel(
     axes.set_title(title, fontsize=9, pad=4)
 
 
-def _title(shown: FrontView, number: int, entry: Entry) -> str:
+def _title(shown: FrontView, number: int, entry: FrontEntry) -> str:
     words = [human_value(entry.objectives[shown.quality.name], shown.quality.unit)]
     words += [f"{human_value(entry.objectives[c.name], c.unit)} {c.unit}" for c in shown.costs[:1]]
-    marks = [word for word, digest in _marks(shown) if digest == entry.digest]
-    return f"{number}  {', '.join([*words, *marks])}"
+    return f"{number}  {', '.join([*words, *badges(shown, entry)])}"
 
 
-def _marks(shown: FrontView) -> list[tuple[str, str | None]]:
-    tuned = shown.baseline.digest if shown.baseline is not None else None
-    return [("the pick", shown.best), ("tuned LoRA", tuned)]
-
-
-def where_plot(shown: FrontView) -> Figure:
-    """One map a front member: layers across, roles down, color for rank, letter for method.
+def site_plot(shown: FrontView) -> Figure:
+    """Draw a map for each front member: color for rank, letter for method.
 
     Args:
-        shown: With at least one member on its front.
+        shown: Its front must not be empty.
     """
     plans = [entry.candidate.plan for entry in shown.front]
     specs = [spec for plan in plans for spec in plan.specs]
@@ -110,12 +106,12 @@ def where_plot(shown: FrontView) -> Figure:
     for axes in panels[len(plans) :]:
         axes.set_axis_off()
     for number, (axes, entry) in enumerate(zip(panels, shown.front, strict=False), start=1):
-        _panel(axes, entry, _title(shown, number, entry), roles, n_layers, letters, colors)
+        _draw_map(axes, entry, _title(shown, number, entry), roles, n_layers, letters, colors)
     legend = ",  ".join(f"{letter} {method}" for method, letter in letters.items())
     sizes = "darker is a higher rank" if len(set(ranks)) > 1 else f"rank {ranks[0]}"
-    warm = "; sand: no rank" if any(not spec.rank for spec in specs) else ""
+    sand = "; sand: no rank" if any(not spec.rank for spec in specs) else ""
     figure.suptitle(
-        "Where the adapters sit (layer across)", x=0.01, ha="left", fontsize=12, fontweight="bold"
+        "Adapted sites (layers across)", x=0.01, ha="left", fontsize=12, fontweight="bold"
     )
-    figure.supxlabel(f"{legend};  {sizes}{warm}", fontsize=9)
+    figure.supxlabel(f"{legend};  {sizes}{sand}", fontsize=9)
     return figure
