@@ -33,7 +33,7 @@ from autopeft.tasks.batch import collate
 from autopeft.tasks.data import TaskData
 from autopeft.tasks.load_data import load_data
 from autopeft.training.batching import training_batches
-from autopeft.training.rungs import EARLIEST_STEP, rung_steps
+from autopeft.training.trainer import EARLIEST_STEP, rung_steps
 from autopeft.utils.hardware import (
     available_memory_bytes,
     matmul_flops_per_second,
@@ -192,7 +192,7 @@ def prepare(
             device=device,
         )
         prices = prices.as_trained(
-            is_prefix_cached=settings.prefix_cache,
+            has_activation_cache=settings.activation_cache,
             read_share=1.0 if window is None else read_share(task, data, window, settings),
             logit_weights=n_logit_weights(meta) if not data.labels else 0,
             logit_tokens=lengths.mean_targets * settings.batch_size,

@@ -286,7 +286,7 @@ class Session:
         workers = {
             "train": worker.train,
             "evaluate": worker.evaluate,
-            "prefix": worker.prefix,
+            "cache": worker.cache,
             "attach": worker.attach,
             "idle": max(0.0, ready.n_workers * working - worker.total),
         }

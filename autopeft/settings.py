@@ -174,12 +174,14 @@ class SearchSettings:
         "Validation rows evaluated at a rung; the last rung evaluates all rows.",
         minimum=1,
     )
-    prefix_cache: bool = _setting(
+    activation_cache: bool = _setting(
         True,
         "Cache the activations of the frozen blocks below the lowest adapter, to compute them "
         "only once.",
     )
-    prefix_cache_gb: float = _setting(2.0, "Size limit of this cache per machine, GiB.", minimum=0)
+    activation_cache_gb: float = _setting(
+        2.0, "Size limit of this cache per machine, GiB.", minimum=0
+    )
     precision: str = _setting(
         "auto",
         "Precision of the trainings: auto, fp32 or bf16.",
@@ -235,6 +237,9 @@ class SearchSettings:
             SettingsError: if a key is unknown, or a value is of the wrong type or out of range.
         """
         known = {each.name for each in fields(cls)}
+        for key in row:
+            if key in RENAMED and key not in known:
+                raise SettingsError(key, row[key], "was renamed", f"use {RENAMED[key]}")
         given = {
             key: _parse_flag(key, value)
             for key, value in row.items()
@@ -287,6 +292,13 @@ def _check(
             name, value, f"`{name} >= {minimum}` must hold", f"use {minimum} or more"
         )
 
+
+RENAMED = {
+    "pack": "trials_per_worker",
+    "prefix_cache": "activation_cache",
+    "prefix_cache_gb": "activation_cache_gb",
+}
+"""Former name of a setting -> its name now."""
 
 _LISTS = ("objectives", "constraints")
 """Settings that may be written as one text with commas."""

@@ -7,7 +7,7 @@ from dataclasses import fields
 import pytest
 
 from autopeft.errors import SettingsError
-from autopeft.settings import RESUMABLE, SearchSettings
+from autopeft.settings import RENAMED, SearchSettings
 
 
 def test_mapping_and_back() -> None:
@@ -31,7 +31,7 @@ def test_mapping_and_back() -> None:
         ("sampler", "magic", "autopeft"),
         ("audit_share", -0.1, "0 to 1"),
         ("audit_share", float("nan"), "0 to 1"),
-        ("prefix_cache_gb", float("nan"), "prefix_cache_gb >= 0"),
+        ("activation_cache_gb", float("nan"), "activation_cache_gb >= 0"),
         ("budget", 30, "text"),
         ("compress", 1, "true or false"),
         ("compress", "yes", "true or false"),
@@ -83,3 +83,10 @@ def test_only_known_settings_may_change_on_resume() -> None:
     assert {field.name for field in fields(SearchSettings)} >= RESUMABLE
     assert "model" not in RESUMABLE
     assert "seed" not in RESUMABLE
+
+
+@pytest.mark.parametrize("key", ["prefix_cache", "prefix_cache_gb"])
+def test_a_former_name_is_answered_by_the_new_one(key: str) -> None:
+    with pytest.raises(SettingsError, match=f"{key}=1: was renamed; use {RENAMED[key]}$"):
+        SearchSettings.from_mapping({key: 1})
+    assert RENAMED[key] in {each.name for each in fields(SearchSettings)}

@@ -157,8 +157,8 @@ class PriceTable:
             row; prompts of other sizes have no price.
         workspace_bytes: The largest passing tensors of a step.
         float_bytes: Bytes of one activation.
-        is_prefix_cached: True if the frozen blocks below a plan's lowest adapter are computed once
-            for all trials, so that no step pays for them.
+        has_activation_cache: True if the frozen blocks below a plan's lowest adapter are computed
+            once for all trials, so that no step pays for them.
         read_share: Share of a step's tokens whose last hidden state is read; a training step
             computes the last block's `NARROW_ROLES` for these only. Rows with a prompt are computed
             whole, and so is inference. Memory is priced as if all were computed.
@@ -183,7 +183,7 @@ class PriceTable:
     longer: Mapping[int, PriceTable] = field(default_factory=dict)
     workspace_bytes: float = 0.0
     float_bytes: int = 4
-    is_prefix_cached: bool = False
+    has_activation_cache: bool = False
     read_share: float = 1.0
     logit_weights: int = 0
     logit_tokens: float = 0.0
@@ -219,7 +219,7 @@ class PriceTable:
     def as_trained(
         self,
         *,
-        is_prefix_cached: bool,
+        has_activation_cache: bool,
         read_share: float = 1.0,
         logit_weights: int = 0,
         logit_tokens: float = 0.0,
@@ -231,7 +231,7 @@ class PriceTable:
 
         return replace(
             own_logits(self),
-            is_prefix_cached=is_prefix_cached,
+            has_activation_cache=has_activation_cache,
             read_share=read_share,
             longer={size: own_logits(table) for size, table in self.longer.items()},
         )
@@ -290,7 +290,7 @@ class PriceTable:
     def _cached_flops(self, plan: AdapterPlan) -> float:
         """FLOPs a step of what is computed once and then served from the cache."""
         is_chain = not self.topology.n_encoder_layers and all(b.repeats == 1 for b in self.blocks)
-        if not (self.is_prefix_cached and is_chain):
+        if not (self.has_activation_cache and is_chain):
             return 0.0
         cut = self.topology.n_layers if plan.lowest_layer is None else plan.lowest_layer
         return sum(self.blocks[kind].forward_flops for kind in self.kinds[:cut])
@@ -298,7 +298,7 @@ class PriceTable:
     def _unread_flops(self, plan: AdapterPlan, has_dropout: bool) -> float:
         """FLOPs a step of what is left out in the last block."""
         last = self.topology.n_layers - 1
-        if self.read_share >= 1.0 or (not plan.specs and self.is_prefix_cached):
+        if self.read_share >= 1.0 or (not plan.specs and self.has_activation_cache):
             return 0.0
         kind = self.kinds[last]
         specs = [spec for spec in plan.specs if spec.layer == last]

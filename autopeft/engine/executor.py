@@ -29,12 +29,12 @@ from autopeft.settings import SearchSettings
 from autopeft.tasks import make_task
 from autopeft.tasks.base import Task
 from autopeft.tasks.data import TaskData
-from autopeft.training.activation_cache import PrefixCache
-from autopeft.training.cache_protocol import NO_PREFIX
-from autopeft.training.last_block import READ_ALL, LastBlockReadout, Readout
+from autopeft.training.acceleration import NO_ACCELERATION, Acceleration
+from autopeft.training.activation_cache import ActivationCache
+from autopeft.training.last_block import LastBlock
 from autopeft.training.latency import measure_latency_ms
 from autopeft.training.precision import choose_precision
-from autopeft.training.trainer import ProxyTraining
+from autopeft.training.trainer import Trainer
 
 JOB_ERRORS = (TrainingFailure, RuntimeError, ValueError)
 """Out of memory, a diverged loss, a module that refuses its adapter: the job has failed, and saying
@@ -53,7 +53,7 @@ class WorkerContext:
         objectives: Names of the objectives, the quality first.
         device: "cpu" or "cuda".
         window: Which of the task's windows the model's head reads; None: all positions, or unknown.
-        cache_folder: Where the workers of one machine share the frozen prefix; removed by the
+        cache_folder: Where the workers of one machine share the activation cache; removed by the
             driver. None: each worker keeps its own in memory.
     """
 
@@ -77,8 +77,8 @@ class Workbench:
         task: How rows are scored.
         backbone: The base model.
         precision: What trainings compute in.
-        prefix_cache: The frozen blocks' states, None if they are not cached.
-        readout: Leaves out what nobody reads of the last block.
+        activation_cache: The frozen blocks' states, None if they are not cached.
+        last_block: Skips positions of the last block that are not read.
         load_seconds: What loading took.
         packs: False once a pack has failed or has not paid (`autopeft.engine.job_groups`).
         has_measured_packs: Whether a pack has been compared with its jobs alone.
@@ -101,21 +101,21 @@ class Workbench:
         self.precision = choose_precision(
             settings.precision, context.device, self.backbone.model
         ).precision
-        self.prefix_cache: PrefixCache | None = None
-        if settings.prefix_cache:
-            self.prefix_cache = PrefixCache(
+        self.activation_cache: ActivationCache | None = None
+        if settings.activation_cache:
+            self.activation_cache = ActivationCache(
                 self.backbone.model,
                 self.backbone.layout.blocks,
                 context.data,
                 device=context.device,
                 precision=self.precision,
-                max_bytes=int(settings.prefix_cache_gb * 2**30),
+                max_bytes=int(settings.activation_cache_gb * 2**30),
                 folder=Path(context.cache_folder) if context.cache_folder else None,
             )
-        self.readout: Readout = READ_ALL
+        self.last_block: Acceleration = NO_ACCELERATION
         if context.window is not None:
             layout = self.backbone.layout
-            self.readout = LastBlockReadout(
+            self.last_block = LastBlock(
                 self.backbone.model,
                 layout.blocks[-1],
                 narrow_modules(self.backbone.model, layout),
@@ -168,14 +168,14 @@ class JobRun:
         self._bench = bench
         self.job = job
         self._attached: Attached | None = None
-        self._training: ProxyTraining | None = None
+        self._training: Trainer | None = None
         self._next_rung = 0
         self._attach_seconds = 0.0
         self._validation_seconds = 0.0
         self._compress_seconds = 0.0
         self._taken = Activity()
 
-    def start(self) -> tuple[Attached, ProxyTraining]:
+    def start(self) -> tuple[Attached, Trainer]:
         """Attaches the candidate, once; what is attached and its training."""
         if self._attached is None or self._training is None:
             bench, job = self._bench, self.job
@@ -185,10 +185,10 @@ class JobRun:
             self._attach_seconds += time.perf_counter() - started
         return self._attached, self._training
 
-    def _training_of(self, attached: Attached, candidate: Candidate) -> ProxyTraining:
+    def _training_of(self, attached: Attached, candidate: Candidate) -> Trainer:
         bench = self._bench
-        cache, price = bench.prefix_cache, bench.context.prices.price(candidate)
-        return ProxyTraining(
+        cache, price = bench.activation_cache, bench.context.prices.price(candidate)
+        return Trainer(
             attached,
             bench.task,
             bench.context.data,
@@ -197,8 +197,8 @@ class JobRun:
             device=bench.context.device,
             precision=bench.precision,
             flops_per_step=price.train_flops / candidate.train.steps,
-            prefix=NO_PREFIX if cache is None else cache.below(candidate.plan.lowest_layer),
-            readout=bench.readout,
+            cache=NO_ACCELERATION if cache is None else cache.below(candidate.plan.lowest_layer),
+            last_block=bench.last_block,
             rung_rows=bench.context.settings.rung_rows,
         )
 
@@ -209,14 +209,14 @@ class JobRun:
             train=training.train_seconds if training else 0.0,
             evaluate=(training.evaluation_seconds if training else 0.0) + self._compress_seconds,
             attach=self._attach_seconds,
-            prefix=training.prefix_seconds if training else 0.0,
+            cache=training.cache_seconds if training else 0.0,
         )
         taken, self._taken = self._taken, total
         return Activity(
             total.train - taken.train,
             total.evaluate - taken.evaluate,
             total.attach - taken.attach,
-            total.prefix - taken.prefix,
+            total.cache - taken.cache,
         )
 
     def advance(self) -> Message:
@@ -233,7 +233,7 @@ class JobRun:
         measured = self._measure(attached, training) if is_last else {}
         return RungMessage(report, is_last, measured, self.take_activity())
 
-    def _measure(self, attached: Attached, training: ProxyTraining) -> dict[str, float]:
+    def _measure(self, attached: Attached, training: Trainer) -> dict[str, float]:
         measured = {
             "train_seconds": training.train_seconds,
             "validation_seconds": self._validation_seconds,
@@ -244,7 +244,7 @@ class JobRun:
             )
         return measured
 
-    def _confirm(self, attached: Attached, training: ProxyTraining) -> ConfirmMessage:
+    def _confirm(self, attached: Attached, training: Trainer) -> ConfirmMessage:
         job, prices = self.job, self._bench.context.prices
         training.train_to(job.candidate.train.steps)
         price = prices.price(job.candidate)
@@ -253,7 +253,7 @@ class JobRun:
         compressed = tuple(self._compress(attached, price)) if job.lower_ranks else ()
         return ConfirmMessage(score, files, self.take_activity(), price.train_flops, compressed)
 
-    def _score(self, attached: Attached, training: ProxyTraining, price: Price) -> SeedScore:
+    def _score(self, attached: Attached, training: Trainer, price: Price) -> SeedScore:
         names = self._bench.context.objectives
         validation = training.evaluate("validation")
         # Scored in full precision, as whoever loads the adapter will run it.

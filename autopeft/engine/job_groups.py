@@ -9,8 +9,8 @@ from autopeft.engine.executor import JOB_ERRORS, JobRun, Workbench, failure
 from autopeft.engine.messages import ConfirmMessage, FailureMessage, Job, Message, RungMessage
 from autopeft.errors import PackingError
 from autopeft.models.multi_adapter import Pack, can_be_packed, fits_a_pack
-from autopeft.training.cache_protocol import NO_PREFIX
-from autopeft.training.multi_trainer import PackedTraining
+from autopeft.training.acceleration import NO_ACCELERATION
+from autopeft.training.multi_trainer import MultiTrainer
 
 
 def groups_to_pack(jobs: Sequence[Job], size: int) -> list[tuple[Job, ...]]:
@@ -60,7 +60,7 @@ class PackRun:
         self._runs: dict[int, JobRun] = {}
         self._rung = 0
         self._failed: dict[int, Message] = {}
-        self._packed: PackedTraining | None = None
+        self._packed: MultiTrainer | None = None
         self._start()
 
     def _start(self) -> None:
@@ -80,20 +80,20 @@ class PackRun:
         if fits and len(self._runs) > 1 and self._bench.packs:
             self._packed = self._pack()
 
-    def _pack(self) -> PackedTraining:
-        bench, cache = self._bench, self._bench.prefix_cache
+    def _pack(self) -> MultiTrainer:
+        bench, cache = self._bench, self._bench.activation_cache
         started = {index: run.start() for index, run in self._runs.items()}
         lowest = [run.job.candidate.plan.lowest_layer for run in self._runs.values()]
         cut = min(layer for layer in lowest if layer is not None)
-        return PackedTraining(
+        return MultiTrainer(
             {index: training for index, (_, training) in started.items()},
             Pack({index: attached for index, (attached, _) in started.items()}),
             bench.task,
             bench.context.data,
             device=bench.context.device,
             precision=bench.precision,
-            prefix=NO_PREFIX if cache is None else cache.below(cut),
-            readout=bench.readout,
+            cache=NO_ACCELERATION if cache is None else cache.below(cut),
+            last_block=bench.last_block,
             must_pay=self._must_pay and not bench.has_measured_packs,
         )
 
@@ -119,7 +119,7 @@ class PackRun:
         self._rung += 1
         return messages
 
-    def _train_together(self, packed: PackedTraining) -> dict[int, Message]:
+    def _train_together(self, packed: MultiTrainer) -> dict[int, Message]:
         """Trains to where all report next. Messages of those that fail on the way."""
         job = self._jobs[0]
         confirms = job.kind == "confirm"

@@ -57,25 +57,25 @@ class Activity:
         train: Training steps.
         evaluate: Scoring validation and test rows.
         attach: Attaching, detaching and saving adapters.
-        prefix: Filling the cache of the frozen prefix, which later trials reuse.
+        cache: Filling the activation cache, which later trials reuse.
     """
 
     train: float = 0.0
     evaluate: float = 0.0
     attach: float = 0.0
-    prefix: float = 0.0
+    cache: float = 0.0
 
     @property
     def total(self) -> float:
         """All of it."""
-        return self.train + self.evaluate + self.attach + self.prefix
+        return self.train + self.evaluate + self.attach + self.cache
 
     def __add__(self, other: Activity) -> Activity:
         return Activity(
             self.train + other.train,
             self.evaluate + other.evaluate,
             self.attach + other.attach,
-            self.prefix + other.prefix,
+            self.cache + other.cache,
         )
 
 

@@ -1,16 +1,16 @@
-"""Computes the frozen lower blocks once a row, and serves them to every later step and trial.
+"""Caches what the frozen blocks below the lowest adapter compute, for all steps and all trials.
 
-Nothing below the lowest adapted block changes while adapters are trained, and dropout there is off
-(see `modes`), so the hidden states that enter that block are the same in every epoch, evaluation
-and trial. A served forward pass runs the model's own code: embeddings, masks and positions are
-computed as ever, but the lower blocks hand on what they are given, and the last of them hands on
-the cached states instead. That works for any model whose blocks are called one after the other.
+Nothing below the lowest adapted block changes while adapters are trained, and dropout is off there
+(`autopeft.training.trainer.train_adapters_only`). So the hidden states that enter that block are
+the same in every epoch, evaluation and trial. A served forward pass runs the model's own code:
+embeddings, masks and positions are computed as usual, but the lower blocks return their input
+unchanged, and the last of them returns the cached states. This works for any model whose blocks
+are called one after another.
 """
 
 from __future__ import annotations
 
 import time
-import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -24,39 +24,40 @@ from torch import nn
 
 from autopeft.models.topology import is_chain
 from autopeft.tasks.batch import Batch, collate
-from autopeft.tasks.data import SplitName, TaskData
+from autopeft.tasks.data import EncodedSplit, SplitName, TaskData
+from autopeft.training.acceleration import (
+    NO_ACCELERATION,
+    TOLERANCE,
+    Acceleration,
+    verified,
+    warn_off,
+)
 from autopeft.training.batching import evaluation_batches
-from autopeft.training.cache_protocol import NO_PREFIX, Prefix
-from autopeft.training.hidden_store import HiddenStore
 from autopeft.training.precision import Precision
 
 FILL_TOKENS = 4096
 """Padded tokens computed at once when filling."""
 
-TOLERANCE: dict[Precision, float] = {"fp32": 1e-3, "bf16": 5e-2}
-"""Largest difference of the last block's output, relative to its largest value, with and without
-the cache. bf16 states are rounded once more when stored."""
 
-
-class PrefixCache:
+class ActivationCache:
     """Cached hidden states of one frozen model, for any lowest adapted block.
 
-    Belongs to a worker and lives as long as its model. When a first check finds that cached and
-    computed outputs differ, or the blocks cannot be skipped, it warns once and serves nothing.
+    Belongs to a worker and lives as long as its model. If a first check finds that cached and
+    computed outputs differ, or the blocks cannot be skipped, it warns once and turns itself off.
 
     Args:
-        model: The frozen model; adapters may come and go above the cut.
+        model: The frozen model. Adapters may be attached and detached above the cut.
         block_paths: Path of each block in the order of computation.
-        data: The rows that will pass through.
-        device: Where the model is.
-        precision: What trainings compute in; bf16 stores bf16, at half the size.
-        max_bytes: Size of all states together; the least recently used cut makes room.
-        folder: Where to keep them in files that the workers of a machine share; None: in memory.
-            Must be empty or belong to the same model, data and precision.
+        data: The rows that will be served.
+        device: Device of the model.
+        precision: Precision of the trainings; bf16 stores bf16, at half the size.
+        max_bytes: Limit on the size of all states. The least recently used cut is dropped first.
+        folder: Folder of files that the workers of a machine share; None: keep the states in
+            memory. Must be empty or belong to the same model, data and precision.
 
     Attributes:
-        fill_seconds: Seconds spent on computing states.
-        is_off: True once a check has failed.
+        setup_seconds: Seconds spent on computing states.
+        is_off: True if the cache serves nothing.
     """
 
     def __init__(
@@ -75,72 +76,73 @@ class PrefixCache:
         self.data = data
         self.device = device
         self.precision = precision
-        self.fill_seconds = 0.0
-        # Only of a chain can the lower part be left out.
+        self.setup_seconds = 0.0
+        # Lower blocks can be skipped only if the blocks form a chain.
         self.is_off = not is_chain(self.block_paths)
         self._max_bytes = max_bytes
         self._folder = folder
         self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        self._stores: OrderedDict[tuple[int, SplitName], tuple[HiddenStore, int]] = OrderedDict()
+        self._stores: OrderedDict[tuple[int, SplitName], tuple[ActivationStore, int]]
+        self._stores = OrderedDict()
         self._cuts: dict[int, _Cut] = {}
 
-    def below(self, lowest_layer: int | None) -> Prefix:
-        """What serves the blocks below a plan's lowest adapted one.
+    def below(self, lowest_layer: int | None) -> Acceleration:
+        """Return the acceleration that skips the blocks below a plan's lowest adapted one.
 
         Args:
-            lowest_layer: `plan.lowest_layer`; None (no adapter, so a head only): all blocks.
+            lowest_layer: `plan.lowest_layer`; None (no adapter, only a head): all blocks.
         """
         cut = len(self.block_paths) if lowest_layer is None else lowest_layer
         if cut == 0 or self.is_off:
-            return NO_PREFIX
+            return NO_ACCELERATION
         return self._cuts.setdefault(cut, _Cut(self, cut))
 
-    def switch_off(self, reason: str) -> None:
-        """Serves nothing from now on, and says why."""
+    def turn_off(self) -> None:
+        """Serve nothing from now on."""
         self.is_off = True
         self._stores.clear()
-        warnings.warn(
-            f"the cache of frozen hidden states is off for {type(self.model).__name__}: {reason}; "
-            "training is slower but correct",
-            stacklevel=2,
-        )
+
+    @property
+    def description(self) -> str:
+        """The cache's name in a warning."""
+        return f"the activation cache of {type(self.model).__name__}"
 
     def blocks(self) -> list[nn.Module]:
-        """The blocks as they are now: an adapter may have taken a block's place."""
+        """Return the blocks as they are now: an adapter may have replaced one."""
         return [self.model.get_submodule(path) for path in self.block_paths]
 
     def highest_below(
         self, cut: int, split: SplitName, rows: NDArray[np.int64]
     ) -> AbstractContextManager[None]:
-        """Serves these rows from the highest cut below `cut` that has them all, if any has."""
+        """Serve these rows from the highest cut below `cut` that holds all of them, if any."""
         for lower in sorted((c for c in self._cuts if c < cut), reverse=True):
             held = self._stores.get((lower, split))
             if held is not None and not len(held[0].missing(rows)):
                 return self._cuts[lower].skipping_with(held[0], rows)
         return nullcontext()
 
-    def store(self, cut: int, split: SplitName, width: int) -> HiddenStore | None:
-        """The states that enter a block, or None where the size limit allows none."""
+    def store(self, cut: int, split: SplitName, width: int) -> ActivationStore | None:
+        """Return the states that enter a block, or None if the size limit leaves no room."""
         key = (cut, split)
         if key in self._stores:
             self._stores.move_to_end(key)
             return self._stores[key][0]
         rows = self.data.splits[split]
-        size = HiddenStore.n_bytes(rows, width, self._dtype)
+        size = ActivationStore.n_bytes(rows, width, self._dtype)
         if size > self._max_bytes:
             return None
         while sum(used for _, used in self._stores.values()) + size > self._max_bytes:
             self._stores.popitem(last=False)
         path = None if self._folder is None else self._folder / f"{split}-{cut}.states"
-        store = HiddenStore(rows, width, dtype=self._dtype, device=self.device, path=path)
+        store = ActivationStore(rows, width, dtype=self._dtype, device=self.device, path=path)
         self._stores[key] = (store, size)
         return store
 
 
 class _Cut:
-    """Serves the blocks below one cut."""
+    """Skips the blocks below one cut."""
 
-    def __init__(self, cache: PrefixCache, cut: int) -> None:
+    def __init__(self, cache: ActivationCache, cut: int) -> None:
         self._cache = cache
         self._cut = cut
         self._is_checked = False
@@ -150,13 +152,13 @@ class _Cut:
         self._n_extras = 0
 
     @property
-    def fill_seconds(self) -> float:
+    def setup_seconds(self) -> float:
         """Seconds the cache has spent on computing states, for all cuts together."""
-        return self._cache.fill_seconds
+        return self._cache.setup_seconds
 
     @contextmanager
     def serving(self, batch: Batch) -> Iterator[None]:
-        """Skips the lower blocks for this batch; computes and keeps what is not cached yet."""
+        """Skip the lower blocks for this batch; compute and keep what is not cached yet."""
         hidden = None if self._cache.is_off else self._hidden(batch)
         if hidden is None:
             yield
@@ -165,9 +167,9 @@ class _Cut:
             yield
 
     def _hidden(self, batch: Batch) -> torch.Tensor | None:
-        """What enters the block at the cut, shape (b, t, width); None if it cannot be served."""
+        """Return what enters the block at the cut, shape (b, t, width); None if unavailable."""
         started = time.perf_counter()
-        # A store is filled by trainings and evaluations alike, so in neither's mode.
+        # Trainings and evaluations both fill a store, so it is filled in the mode of neither.
         with torch.inference_mode(False), torch.no_grad():
             if self._width == 0 and not self._learn(batch):
                 return None
@@ -180,22 +182,23 @@ class _Cut:
             hidden = store.get(batch.rows, self._cache.device, self._dtype)
             is_good = self._is_checked or self._check(batch, hidden)
         if len(missing):
-            self._cache.fill_seconds += time.perf_counter() - started
+            self._cache.setup_seconds += time.perf_counter() - started
         return hidden if is_good else None
 
     def _learn(self, batch: Batch) -> bool:
-        """Finds out what a block returns; False if that is nothing that can be skipped."""
+        """Find out what a block returns; False if a block with that output cannot be skipped."""
         output = self._run_to(self._cut - 1, batch)
         first, *extras = output if isinstance(output, tuple) else (output,)
         if not isinstance(first, torch.Tensor) or any(extra is not None for extra in extras):
-            self._cache.switch_off("its blocks return more than hidden states")
+            self._cache.turn_off()
+            warn_off(self._cache.description, "its blocks return more than hidden states")
             return False
         self._n_extras = len(extras) if isinstance(output, tuple) else -1
         self._dtype = first.dtype
         self._width = first.shape[-1]
         return True
 
-    def _fill(self, store: HiddenStore, split: SplitName, rows: NDArray[np.int64]) -> None:
+    def _fill(self, store: ActivationStore, split: SplitName, rows: NDArray[np.int64]) -> None:
         lengths = self._cache.data.splits[split].lengths[rows]
         for part in evaluation_batches(lengths, FILL_TOKENS):
             batch = collate(self._cache.data, split, rows[part], self._cache.device)
@@ -203,33 +206,32 @@ class _Cut:
                 store.put(rows[part], _hidden_of(self._run_to(self._cut - 1, batch)))
 
     def skipping_with(
-        self, store: HiddenStore, rows: NDArray[np.int64]
+        self, store: ActivationStore, rows: NDArray[np.int64]
     ) -> AbstractContextManager[None]:
-        """Skips the blocks below this cut for rows that are all cached."""
+        """Skip the blocks below this cut for rows that are all cached."""
         return self._skipping(store.get(rows, self._cache.device, self._dtype))
 
     def _check(self, batch: Batch, hidden: torch.Tensor) -> bool:
-        """Compares the last block's output with and without the cache, once."""
+        """Compare the last block's output with and without the cache, once."""
         self._is_checked = True
         last = len(self._cache.block_paths) - 1
-        # Adapters above the cut may drop out at random: both passes drop the same.
+        # Adapters above the cut may use dropout: both passes draw the same numbers.
         devices = [self._cache.device] if torch.device(self._cache.device).type == "cuda" else []
         with torch.random.fork_rng(devices):
             torch.manual_seed(0)
-            computed = _hidden_of(self._run_to(last, batch))
+            plain = _hidden_of(self._run_to(last, batch))
             torch.manual_seed(0)
             with self._skipping(hidden):
                 served = _hidden_of(self._run_to(last, batch))
         is_token = batch.attention_mask.bool()
-        gap = float((computed - served)[is_token].abs().max())
-        scale = float(computed[is_token].abs().max())
-        if gap <= TOLERANCE[self._cache.precision] * scale:
+        tolerance = TOLERANCE[self._cache.precision]
+        if verified(served[is_token], plain[is_token], tolerance, what=self._cache.description):
             return True
-        self._cache.switch_off(f"outputs differ by {gap:.2g} of {scale:.2g}")
+        self._cache.turn_off()
         return False
 
     def _run_to(self, layer: int, batch: Batch) -> Any:
-        """Runs the model up to and with a block; returns that block's output."""
+        """Run the model up to and including a block; return that block's output."""
         block = self._cache.blocks()[layer]
 
         def stop(_module: nn.Module, _inputs: Any, output: Any) -> None:
@@ -246,21 +248,21 @@ class _Cut:
 
     @contextmanager
     def _skipping(self, hidden: torch.Tensor) -> Iterator[None]:
-        """Lets the lower blocks hand on what they are given, the last of them `hidden`."""
+        """Make the lower blocks return their input, and the last of them `hidden`."""
 
-        def hand_on(hidden_states: torch.Tensor, *_rest: Any, **_options: Any) -> Any:
+        def return_input(hidden_states: torch.Tensor, *_rest: Any, **_options: Any) -> Any:
             return self._as_output(hidden_states)
 
-        def hand_on_cached(*_rest: Any, **_options: Any) -> Any:
+        def return_cached(*_rest: Any, **_options: Any) -> Any:
             return self._as_output(hidden)
 
         lower = self._cache.blocks()[: self._cut]
         with ExitStack() as stack:
             for block in lower:
                 # An attribute of the instance hides the method of its class; deleting it
-                # afterwards shows the method again.
+                # afterwards restores the method.
                 stack.callback(delattr, block, "forward")
-                block.forward = hand_on if block is not lower[-1] else hand_on_cached
+                block.forward = return_input if block is not lower[-1] else return_cached
             yield
 
     def _as_output(self, hidden: torch.Tensor) -> Any:
@@ -268,7 +270,7 @@ class _Cut:
 
 
 class _Reached(Exception):
-    """A block was reached: ends a forward pass early, carrying the block's output."""
+    """Ends a forward pass at a block and carries that block's output."""
 
     def __init__(self, output: Any) -> None:
         super().__init__("reached")
@@ -276,6 +278,92 @@ class _Reached(Exception):
 
 
 def _hidden_of(output: Any) -> torch.Tensor:
-    """The hidden states in a block's output, shape (b, t, width)."""
+    """Return the hidden states in a block's output, shape (b, t, width)."""
     hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
     return hidden
+
+
+class ActivationStore:
+    """Hidden states of a split's rows, in memory or in a file that workers share.
+
+    One state per token, concatenated like the split's tokens, and filled row by row. With a file,
+    every process that opens it sees the rows that any of them has filled. Two that fill the same
+    row at once write the same values, so no lock is needed; a row is marked as filled only after
+    its values are written.
+
+    Args:
+        split: The rows.
+        width: Size of a hidden state.
+        dtype: Stored type: float32, or bfloat16 at half the size.
+        device: Where the states are kept if not in a file.
+        path: File to map; None: memory of this process.
+    """
+
+    def __init__(
+        self,
+        split: EncodedSplit,
+        width: int,
+        *,
+        dtype: torch.dtype,
+        device: str | torch.device = "cpu",
+        path: Path | None = None,
+    ) -> None:
+        self._split = split
+        n_tokens = len(split.tokens)
+        # A training cannot write to what is allocated in inference mode, where the caller may be.
+        with torch.inference_mode(False):
+            if path is None:
+                self._states = torch.empty(n_tokens, width, dtype=dtype, device=device)
+                self._filled = torch.zeros(len(split), dtype=torch.uint8)
+            else:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._states = torch.from_file(
+                    str(path), shared=True, size=n_tokens * width, dtype=dtype
+                ).view(n_tokens, width)
+                self._filled = torch.from_file(
+                    f"{path}.filled", shared=True, size=len(split), dtype=torch.uint8
+                )
+        self._is_filled: NDArray[np.uint8] = self._filled.numpy()
+
+    @staticmethod
+    def n_bytes(split: EncodedSplit, width: int, dtype: torch.dtype) -> int:
+        """Return the size of a store of this split."""
+        return len(split.tokens) * width * dtype.itemsize
+
+    def missing(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return those of the rows that are not filled yet."""
+        is_missing: NDArray[np.bool_] = self._is_filled[rows] == 0
+        return rows[is_missing]
+
+    def put(self, rows: NDArray[np.int64], hidden: torch.Tensor) -> None:
+        """Fill rows.
+
+        Args:
+            rows: Positions in the split, shape (b,).
+            hidden: Their hidden states, padded on the right, shape (b, t, width).
+        """
+        positions, is_token = self._positions(rows)
+        tokens = torch.from_numpy(is_token).to(hidden.device)
+        self._states[positions[is_token]] = hidden[tokens].to(
+            self._states.device, self._states.dtype
+        )
+        self._is_filled[rows] = 1
+
+    def get(
+        self, rows: NDArray[np.int64], device: str | torch.device, dtype: torch.dtype
+    ) -> torch.Tensor:
+        """Return the states of filled rows, shape (b, t, width), zero beyond a row's end."""
+        positions, is_token = self._positions(rows)
+        flat = torch.from_numpy(positions.ravel()).to(self._states.device)
+        hidden = self._states.index_select(0, flat).to(device, dtype)
+        hidden = hidden.view(*positions.shape, -1)
+        # Padding must be finite: it is masked by a weight of 0, and 0 times garbage may be NaN.
+        padding = torch.from_numpy(~is_token).to(device)
+        return hidden.masked_fill(padding[..., None], 0.0)
+
+    def _positions(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Return each token's position in the store, shape (b, t), and True where there is one."""
+        lengths = self._split.lengths[rows]
+        columns = np.arange(int(lengths.max()))
+        is_token = columns < lengths[:, None]
+        return np.where(is_token, self._split.offsets[rows][:, None] + columns, 0), is_token

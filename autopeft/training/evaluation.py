@@ -8,11 +8,9 @@ import torch
 from autopeft.tasks.base import BatchScores, Evaluation, SplitScores, Task
 from autopeft.tasks.batch import collate
 from autopeft.tasks.data import SplitName, TaskData
+from autopeft.training.acceleration import NO_ACCELERATION, Acceleration
 from autopeft.training.batching import IntArray, evaluation_batches
-from autopeft.training.cache_protocol import NO_PREFIX, Prefix
-from autopeft.training.last_block import READ_ALL, Readout
-from autopeft.training.precision import Precision, autocast
-from autopeft.training.rounded_weights import rounded_once
+from autopeft.training.precision import Precision, autocast, rounded_once
 
 TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536}
 """Padded tokens of an evaluation batch: enough to keep the device busy, small beside the model."""
@@ -27,8 +25,8 @@ def evaluate(
     device: str,
     rows: IntArray | None = None,
     precision: Precision = "fp32",
-    prefix: Prefix = NO_PREFIX,
-    readout: Readout = READ_ALL,
+    cache: Acceleration = NO_ACCELERATION,
+    last_block: Acceleration = NO_ACCELERATION,
 ) -> Evaluation:
     """Scores the rows of a split.
 
@@ -42,8 +40,8 @@ def evaluate(
         device: Where the model is.
         rows: Positions in the split, each once; None: all of them, in order.
         precision: What to compute in.
-        prefix: Stands in for the frozen lower blocks, if it can.
-        readout: Leaves out what nobody reads of the last block.
+        cache: Skips the frozen blocks below the lowest adapter.
+        last_block: Skips positions of the last block that are not read.
 
     Returns:
         Scores; its `rows` are in the order of `rows`.
@@ -57,7 +55,7 @@ def evaluate(
     with torch.inference_mode(), rounded_once(model, precision, device):
         for places in evaluation_batches(source.lengths[wanted], budget):
             batch = collate(data, split, wanted[places], device)
-            with autocast(precision, device), prefix.serving(batch), readout.serving(batch):
+            with autocast(precision, device), cache.serving(batch), last_block.serving(batch):
                 scored.append(task.score(model, batch))
             order.append(places)
     return task.summarize(_joined(np.concatenate(order), scored, source.targets[wanted]))

@@ -9,45 +9,22 @@ that nobody reads.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from autopeft.tasks.base import Task
 from autopeft.tasks.batch import Batch, Window
+from autopeft.training.acceleration import TOLERANCE, verified
 from autopeft.training.attention import AttentionFunction, attention_through
 from autopeft.training.precision import Precision
 
-TOLERANCE: dict[Precision, float] = {"fp32": 1e-3, "bf16": 5e-2}
-"""Largest difference of the last block's output where it is read, relative to its largest value,
-between computing it there only and everywhere."""
 
-
-class Readout(Protocol):
-    """Leaves out work of the last block while a batch passes through the model."""
-
-    def serving(self, batch: Batch) -> AbstractContextManager[None]:
-        """A context in which the model's forward, once, is given this batch."""
-        ...
-
-
-class _ReadAll:
-    """Every position is computed."""
-
-    def serving(self, batch: Batch) -> AbstractContextManager[None]:
-        """Changes nothing."""
-        return nullcontext()
-
-
-READ_ALL: Readout = _ReadAll()
-
-
-class LastBlockReadout:
+class LastBlock:
     """Narrows the last block of one frozen model, for any adapters.
 
     Belongs to a worker and lives as long as its model. When a first check finds that outputs
@@ -63,7 +40,8 @@ class LastBlockReadout:
         precision: What trainings compute in.
 
     Attributes:
-        is_off: True once a check has failed.
+        is_off: True if a check has failed.
+        setup_seconds: Always 0.
     """
 
     def __init__(
@@ -77,6 +55,7 @@ class LastBlockReadout:
         precision: Precision = "fp32",
     ) -> None:
         self.is_off = False
+        self.setup_seconds = 0.0
         self._model = model
         self._block = block
         self._modules = tuple(modules)
@@ -117,18 +96,11 @@ class LastBlockReadout:
         if whole.shape[1] != length:
             return True  # A prompt stands before the tokens, and nothing is narrowed.
         is_read = window.mask(length)
-        gap = float((whole - narrow)[is_read].abs().max())
-        scale = float(whole[is_read].abs().max())
-        if gap <= TOLERANCE[self._precision] * scale:
-            return True
-        self.is_off = True
-        warnings.warn(
-            f"the last block of {type(self._model).__name__} is computed for all tokens: outputs "
-            f"of those read alone differ by {gap:.2g} of {scale:.2g}; training is slower but "
-            "correct",
-            stacklevel=2,
+        what = f"skipping unread positions of {type(self._model).__name__}'s last block"
+        self.is_off = not verified(
+            narrow[is_read], whole[is_read], TOLERANCE[self._precision], what=what
         )
-        return False
+        return not self.is_off
 
     def _kinds(self) -> frozenset[str]:
         """What the block is made of, and what it is in: a prompt takes the place of a parent."""

@@ -14,17 +14,11 @@ from autopeft.errors import PackingError, TrainingFailure
 from autopeft.tasks.base import Task
 from autopeft.tasks.batch import collate
 from autopeft.tasks.data import TaskData
+from autopeft.training.acceleration import NO_ACCELERATION, TOLERANCE, Acceleration
 from autopeft.training.attention import training_attention
 from autopeft.training.batching import IntArray
-from autopeft.training.cache_protocol import NO_PREFIX, Prefix
-from autopeft.training.last_block import READ_ALL, Readout
-from autopeft.training.modes import train_adapters_only
-from autopeft.training.precision import Precision, autocast, synchronize
-from autopeft.training.rounded_weights import rounded_once
-from autopeft.training.trainer import ProxyTraining
-
-TOLERANCE: dict[Precision, float] = {"fp32": 1e-3, "bf16": 5e-2}
-"""Largest difference between a candidate's first loss in the pack and alone, relative to it."""
+from autopeft.training.precision import Precision, autocast, rounded_once, synchronize
+from autopeft.training.trainer import Trainer, train_adapters_only
 
 MUST_SAVE = 0.9
 """A pack's step may take at most this share of the time of its candidates' steps."""
@@ -46,7 +40,7 @@ class LanePack(Protocol):
         ...
 
 
-class PackedTraining:
+class MultiTrainer:
     """The trainings of a pack, step by step together.
 
     Each keeps its own rows, optimizer, rates, clipping and failures.
@@ -59,8 +53,8 @@ class PackedTraining:
         data: Train rows.
         device: Where the model is.
         precision: What to compute in.
-        prefix: Stands in for the blocks below the lowest adapter of all.
-        readout: Leaves out what nobody reads of the last block.
+        cache: Skips the frozen blocks below the lowest adapter of all.
+        last_block: Skips positions of the last block that are not read.
         must_pay: Whether to measure, before the first step, if one step of the pack takes less time
             than a step of each.
 
@@ -70,15 +64,15 @@ class PackedTraining:
 
     def __init__(
         self,
-        lanes: Mapping[int, ProxyTraining],
+        lanes: Mapping[int, Trainer],
         pack: LanePack,
         task: Task,
         data: TaskData,
         *,
         device: str = "cpu",
         precision: Precision = "fp32",
-        prefix: Prefix = NO_PREFIX,
-        readout: Readout = READ_ALL,
+        cache: Acceleration = NO_ACCELERATION,
+        last_block: Acceleration = NO_ACCELERATION,
         must_pay: bool = False,
     ) -> None:
         self._lanes = dict(lanes)
@@ -87,8 +81,8 @@ class PackedTraining:
         self._data = data
         self._device = device
         self._precision: Precision = precision
-        self._prefix = prefix
-        self._readout = readout
+        self._cache = cache
+        self._last_block = last_block
         self._is_checked = False
         self._must_pay = must_pay
         self.failed: dict[int, TrainingFailure] = {}
@@ -107,18 +101,18 @@ class PackedTraining:
                 pack does not pay. None of them has made a step then.
         """
         trained = tuple(self._lanes.values())
-        began, filled = time.perf_counter(), self._prefix.fill_seconds
+        began, filled = time.perf_counter(), self._cache.setup_seconds
         try:
             with training_attention(self._precision, self._device):
                 while self._lanes and min(lane.step for lane in self._lanes.values()) < to_step:
                     self._one_step()
             synchronize(self._device)
         finally:
-            filling = self._prefix.fill_seconds - filled
+            filling = self._cache.setup_seconds - filled
             seconds = time.perf_counter() - began - filling
             for lane in trained:
                 lane.train_seconds += seconds / len(trained)
-                lane.prefix_seconds += filling / len(trained)
+                lane.cache_seconds += filling / len(trained)
 
     def _one_step(self) -> None:
         rows = [lane.next_rows() for lane in self._lanes.values()]
@@ -136,7 +130,7 @@ class PackedTraining:
             torch.stack(each).sum().backward()  # type: ignore[no-untyped-call]
         for (index, lane), loss in zip(tuple(self._lanes.items()), each, strict=True):
             try:
-                lane.learn(loss.detach())
+                lane.update(loss.detach())
             except TrainingFailure as failure:
                 self.failed[index] = failure
                 self.drop(index)
@@ -146,8 +140,8 @@ class PackedTraining:
         batch = collate(self._data, "train", np.concatenate(rows), self._device)
         with (
             autocast(self._precision, self._device),
-            self._prefix.serving(batch),
-            self._readout.serving(batch),
+            self._cache.serving(batch),
+            self._last_block.serving(batch),
             rounded_once(model, self._precision, self._device),
         ):
             return self._task.losses(model, batch, len(rows))

@@ -1,15 +1,24 @@
-"""fp32 or bf16: measured on this machine, not assumed."""
+"""Chooses fp32 or bf16 by measurement, and keeps frozen weights rounded to bf16.
+
+Autocast rounds a weight at every use and keeps the result until the backward pass only. A frozen
+weight always rounds to the same values, and on a CPU rounding a whole model takes several percent
+of a training step. `rounded_once` keeps the copies; they need no more memory than autocast's own.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Literal
 
 import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.weak import WeakIdKeyDictionary
+from transformers.pytorch_utils import Conv1D
 
 from autopeft.errors import SettingsError
 
@@ -100,3 +109,65 @@ def synchronize(device: str) -> None:
     """Waits until an accelerator has done its work, so that a clock tells the truth."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
+
+
+_COPIES: MutableMapping[torch.Tensor, tuple[int, torch.Tensor]] = WeakIdKeyDictionary()
+"""Weight -> its version when it was rounded, and the copy; both go when the weight goes."""
+
+
+@contextmanager
+def rounded_once(model: nn.Module, precision: Precision, device: str) -> Iterator[None]:
+    """A context in which linear modules under bf16 autocast use kept copies of frozen weights.
+
+    The result is bit for bit the same. `module.weight` stays what it was, for methods that read it.
+    Does nothing on an accelerator: memory is scarce there, and rounding is cheap.
+
+    Args:
+        model: With its adapters.
+        precision: What is computed in.
+        device: Where.
+    """
+    if precision != "bf16" or torch.device(device).type != "cpu":
+        yield
+        return
+    with ExitStack() as stack:
+        for module in model.modules():
+            if _is_frozen_linear(module):
+                # An attribute of the instance hides the method of its class.
+                stack.callback(delattr, module, "forward")
+                module.forward = partial(_forward, module)
+        yield
+
+
+def _is_frozen_linear(module: nn.Module) -> bool:
+    if type(module) not in (nn.Linear, Conv1D) or "forward" in vars(module):
+        return False
+    # A quantized weight is a tensor of a class of its own.
+    return all(
+        type(p) is nn.Parameter and p.dtype == torch.float32 and not p.requires_grad
+        for p in module.parameters()
+    )
+
+
+def _forward(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    is_rounding = torch.is_autocast_enabled("cpu") and (
+        torch.get_autocast_dtype("cpu") == torch.bfloat16
+    )
+    if not is_rounding:  # A model may compute a part of itself in fp32.
+        return type(module).forward(module, x)  # type: ignore[no-any-return]
+    weight = _rounded(module.weight)  # type: ignore[arg-type]
+    bias = None if module.bias is None else _rounded(module.bias)  # type: ignore[arg-type]
+    if isinstance(module, Conv1D):
+        assert bias is not None, "a Conv1D always has one"
+        return torch.addmm(bias, x.flatten(0, -2), weight).view(*x.shape[:-1], -1)
+    return functional.linear(x, weight, bias)
+
+
+def _rounded(weight: torch.Tensor) -> torch.Tensor:
+    version, copy = _COPIES.get(weight, (-1, weight))
+    if version != weight._version:
+        # An evaluation may come first, and what is made in inference mode cannot be trained with.
+        with torch.inference_mode(False), torch.no_grad():
+            copy = weight.to(torch.bfloat16)
+        _COPIES[weight] = (weight._version, copy)
+    return copy

@@ -1,36 +1,41 @@
-"""The proxy training of one candidate: rung by rung, on a model that has its adapters."""
+"""Trains one candidate up to its rungs, on a model that has its adapters attached."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
 
-from autopeft.errors import TrainingFailure
+from autopeft.errors import SettingsError, TrainingFailure
 from autopeft.plan import TrainSettings
 from autopeft.tasks.base import Evaluation, Task
 from autopeft.tasks.batch import collate
 from autopeft.tasks.data import SplitName, TaskData
+from autopeft.training.acceleration import NO_ACCELERATION, Acceleration
 from autopeft.training.attention import training_attention
 from autopeft.training.batching import IntArray, rung_sample, training_batches
-from autopeft.training.cache_protocol import NO_PREFIX, Prefix
 from autopeft.training.evaluation import evaluate
-from autopeft.training.last_block import READ_ALL, Readout
-from autopeft.training.modes import train_adapters_only
-from autopeft.training.precision import Precision, autocast, choose_precision, synchronize
-from autopeft.training.rounded_weights import rounded_once
-from autopeft.training.rungs import rung_steps
+from autopeft.training.precision import (
+    Precision,
+    autocast,
+    choose_precision,
+    rounded_once,
+    synchronize,
+)
 from autopeft.trial import RungReport
 
-__all__ = ["AttachedModel", "ParameterGroup", "ProxyTraining", "rate_factor", "rung_steps"]
-
 MAX_GRADIENT_NORM = 1.0
+
 CHECK_EVERY = {"cpu": 1, "cuda": 16}
-"""Steps between looks at the loss: on an accelerator a look waits for all the work queued."""
+"""Steps between checks of the loss. On an accelerator a check waits for all queued work."""
+
+EARLIEST_STEP = 25
+"""No step before this one is a rung. At step 10 of 90, close to the warm-up, the losses of good and
+bad candidates differ by less than their noise, and a pruner would stop the wrong ones."""
 
 
 class ParameterGroup(Protocol):
@@ -38,7 +43,7 @@ class ParameterGroup(Protocol):
 
     @property
     def method(self) -> str:
-        """Whose parameters these are; "head" for a new classification head."""
+        """The method they belong to; "head" for a new classification head."""
 
     @property
     def learning_rate(self) -> float:
@@ -50,48 +55,48 @@ class ParameterGroup(Protocol):
 
 
 class AttachedModel(Protocol):
-    """A model with its adapters, as `autopeft.models.attach` gives it."""
+    """A model with its adapters, as `autopeft.models.attach` returns it."""
 
     @property
     def model(self) -> torch.nn.Module:
-        """Takes a batch's inputs, gives logits."""
+        """The module that maps a batch's inputs to logits."""
 
     def parameter_groups(self) -> Sequence[ParameterGroup]:
-        """Everything that is trained; empty where there is nothing to train."""
+        """Return everything that is trained; empty if nothing is."""
 
     def penalty(self) -> torch.Tensor | None:
-        """What its methods add to a training loss; None: nothing."""
+        """Return what the methods add to a training loss, or None."""
 
     def after_update(self, step: int) -> None:
-        """Lets its methods act after an optimizer step, while the gradients are still there."""
+        """Let the methods act after an optimizer step, while the gradients still exist."""
 
 
-class ProxyTraining:
-    """Trains one candidate; the same seed gives the same data order and the same result.
+class Trainer:
+    """Trains one candidate. The same seed gives the same data order and the same result.
 
-    Dropout acts inside adapters only, never in the frozen base (see `train_adapters_only`).
+    Dropout is active inside adapters only, never in the frozen base (`train_adapters_only`).
 
     Args:
         attached: The model with its adapters.
-        task: What the loss is.
+        task: Computes the loss.
         data: Train and validation rows.
         train: Rates, steps, batch size.
         seed: Seeds the data order and the adapters' dropout.
-        device: Where the model is: "cpu", "cuda"...
+        device: Device of the model: "cpu", "cuda"...
         precision: "auto", "fp32" or "bf16".
-        flops_per_step: As priced; reports multiply it by their step.
-        prefix: Stands in for the frozen lower blocks.
-        readout: Leaves out what nobody reads of the last block.
-        rung_rows: Validation rows to look at before the last step, the same ones in every
-            training: on a CPU a thousand rows cost as much as thirty steps. None: all.
+        flops_per_step: Priced FLOPs of a step; reports multiply them by their step.
+        cache: Skips the frozen blocks below the lowest adapter.
+        last_block: Skips positions of the last block that are not read.
+        rung_rows: Validation rows scored before the last step, the same ones in every training:
+            on a CPU, scoring a thousand rows costs as much as thirty steps. None: all.
 
     Attributes:
         step: Optimizer steps done.
-        train_seconds: Spent in training steps.
-        evaluation_seconds: Spent in evaluations.
-        prefix_seconds: Spent on filling the cache of the frozen prefix; part of neither of the
-            others, since it serves later trainings as well.
-        precision: What it computes in, with the measurement behind it.
+        train_seconds: Seconds spent on training steps.
+        evaluation_seconds: Seconds spent on evaluations.
+        cache_seconds: Seconds spent on filling the activation cache. Not part of the other two,
+            because later trainings reuse what is cached.
+        precision: The precision in use, with the measurement behind it.
     """
 
     def __init__(
@@ -105,8 +110,8 @@ class ProxyTraining:
         device: str = "cpu",
         precision: str = "auto",
         flops_per_step: float = 0.0,
-        prefix: Prefix = NO_PREFIX,
-        readout: Readout = READ_ALL,
+        cache: Acceleration = NO_ACCELERATION,
+        last_block: Acceleration = NO_ACCELERATION,
         rung_rows: int | None = None,
     ) -> None:
         self._attached = attached
@@ -116,14 +121,14 @@ class ProxyTraining:
         self._train = train
         self._device = device
         self._flops_per_step = flops_per_step
-        self._prefix = prefix
-        self._readout = readout
+        self._cache = cache
+        self._last_block = last_block
         self._rung_rows = rung_sample(len(data.validation), rung_rows)
         self.precision = choose_precision(precision, device, attached.model)
         self.step = 0
         self.train_seconds = 0.0
         self.evaluation_seconds = 0.0
-        self.prefix_seconds = 0.0
+        self.cache_seconds = 0.0
         self._groups = [g for g in attached.parameter_groups() if len(g.parameters)]
         self._parameters = [p for group in self._groups for p in group.parameters]
         self._optimizer = _optimizer(self._groups, train.weight_decay)
@@ -132,7 +137,7 @@ class ProxyTraining:
         self._unchecked: list[torch.Tensor] = []
 
     def advance(self, to_step: int) -> RungReport:
-        """Trains up to a step and evaluates on the validation split, or on `rung_rows` of it.
+        """Train up to a step and score the validation split, or `rung_rows` of it.
 
         Args:
             to_step: Step to reach, counted from the start; at most `train.steps`.
@@ -156,30 +161,14 @@ class ProxyTraining:
             flops=self.step * self._flops_per_step,
         )
 
-    def run(
-        self, rungs: Iterable[int], on_rung: Callable[[RungReport], bool] = lambda _report: True
-    ) -> tuple[RungReport, ...]:
-        """Trains from rung to rung until `on_rung` says stop.
-
-        Args:
-            rungs: Increasing steps to report at.
-            on_rung: Told each report; False ends the training.
-        """
-        reports = []
-        for to_step in rungs:
-            reports.append(self.advance(to_step))
-            if not on_rung(reports[-1]):
-                break
-        return tuple(reports)
-
     def train_to(self, to_step: int) -> None:
-        """Trains up to a step, without evaluating.
+        """Train up to a step without evaluating.
 
         Raises:
             TrainingFailure: if the loss is no longer finite.
         """
         to_step = min(to_step, self._train.steps)
-        watch = _Watch(self._prefix)
+        watch = _Stopwatch(self._cache)
         train_adapters_only(self._model)
         try:
             with (
@@ -193,7 +182,7 @@ class ProxyTraining:
             synchronize(self._device)
         finally:
             self.train_seconds += watch.seconds()
-            self.prefix_seconds += watch.filling()
+            self.cache_seconds += watch.cache_seconds()
 
     def evaluate(
         self,
@@ -202,15 +191,15 @@ class ProxyTraining:
         precision: Precision | None = None,
         rows: IntArray | None = None,
     ) -> Evaluation:
-        """Scores a split with the adapters as they are now.
+        """Score a split with the adapters as they are now.
 
         Args:
             split: "validation" or "test" (or "train").
-            precision: Instead of the training's own. A cached prefix computed in the training's
-                precision is then left aside.
+            precision: Replaces the training's precision. The activation cache is not used then,
+                because it holds what the training's precision computes.
             rows: Positions in the split to score; None: all.
         """
-        watch = _Watch(self._prefix)
+        watch = _Stopwatch(self._cache)
         is_own = precision is None or precision == self.precision.precision
         evaluation = evaluate(
             self._model,
@@ -220,11 +209,11 @@ class ProxyTraining:
             rows=rows,
             device=self._device,
             precision=precision or self.precision.precision,
-            prefix=self._prefix if is_own else NO_PREFIX,
-            readout=self._readout,
+            cache=self._cache if is_own else NO_ACCELERATION,
+            last_block=self._last_block,
         )
         self.evaluation_seconds += watch.seconds()
-        self.prefix_seconds += watch.filling()
+        self.cache_seconds += watch.cache_seconds()
         return evaluation
 
     def _one_step(self) -> None:
@@ -234,28 +223,28 @@ class ProxyTraining:
             return
         with (
             autocast(self.precision.precision, self._device),
-            self._prefix.serving(batch),
-            self._readout.serving(batch),
+            self._cache.serving(batch),
+            self._last_block.serving(batch),
         ):
             loss = self._task.loss(self._model, batch)
         loss = self.with_penalty(loss)
         loss.backward()  # type: ignore[no-untyped-call]
-        self.learn(loss.detach())
+        self.update(loss.detach())
 
     def next_rows(self) -> IntArray:
-        """The rows of the next step, shape (batch_size,); each call goes one step on."""
+        """Return the rows of the next step, shape (batch_size,)."""
         return next(self._batches)
 
     def with_penalty(self, loss: torch.Tensor) -> torch.Tensor:
-        """A step's loss, and what the methods add to it."""
+        """Return a step's loss plus what the methods add to it."""
         penalty = self._attached.penalty()
         return loss if penalty is None else loss + penalty
 
-    def learn(self, loss: torch.Tensor) -> None:
-        """Ends a step, once its gradients are there.
+    def update(self, loss: torch.Tensor) -> None:
+        """Finish a step whose gradients have been computed.
 
         Args:
-            loss: What they are the gradients of, detached.
+            loss: The differentiated loss, detached.
 
         Raises:
             TrainingFailure: if a loss is no longer finite (on an accelerator, some steps later).
@@ -292,18 +281,62 @@ class ProxyTraining:
         )
 
 
+def rung_steps(steps: int, eta: int, n: int, *, earliest: int = 1) -> tuple[int, ...]:
+    """Return the steps at which a training of `steps` steps reports.
+
+    Args:
+        steps: Optimizer steps of the full training.
+        eta: Ratio between neighboring rungs.
+        n: Number of rungs, the end included; fewer are returned if some fall together.
+        earliest: Rungs before this step are left out, but never the end.
+
+    Returns:
+        Increasing steps, the last one `steps`. E.g. (11, 33, 100) for 100 steps, eta 3, n 3.
+
+    Raises:
+        SettingsError: if steps or n is below 1, or eta below 2.
+    """
+    for name, value, least in (("steps", steps, 1), ("eta", eta, 2), ("rungs", n, 1)):
+        if value < least:
+            raise SettingsError(name, value, f"`{name} >= {least}` must hold", f"use e.g. {least}")
+    ends = {max(1, round(steps / eta**power)) for power in range(n)}
+    return tuple(sorted(end for end in ends if end >= earliest or end == steps))
+
+
 def rate_factor(step: int, steps: int, warmup_fraction: float) -> float:
-    """Share of the peak rate at a step: linear up to 1, then linear down, never 0.
+    """Return the share of the peak rate at a step: linear up to 1, then linear down, never 0.
 
     Args:
         step: Steps done before this one.
         steps: Steps in all.
-        warmup_fraction: Share of the steps spent rising.
+        warmup_fraction: Share of the steps in which the rate rises.
     """
     n_warmup = min(steps, math.ceil(steps * warmup_fraction))
     if step < n_warmup:
         return (step + 1) / n_warmup
     return (steps - step) / max(1, steps - n_warmup)
+
+
+def train_adapters_only(model: torch.nn.Module) -> None:
+    """Switch dropout on inside adapters and off everywhere else.
+
+    The base is frozen, so its dropout would only add noise to what the adapters see. Without it
+    the hidden states below the lowest adapter are the same in every epoch, in training and in
+    evaluation, and can be cached (`autopeft.training.activation_cache`).
+
+    An adapter is a module that wraps another one as `base_layer`, or one that has an attribute
+    `is_autopeft_adapter`.
+    """
+    model.eval()
+    for module in model.modules():
+        if hasattr(module, "base_layer"):
+            # The wrapper's own flag matters: DoRA checks it to decide what to drop.
+            module.training = True
+            for name, child in module.named_children():
+                if name != "base_layer":
+                    child.train()
+        elif getattr(module, "is_autopeft_adapter", False):
+            module.train()
 
 
 def _optimizer(groups: Sequence[ParameterGroup], weight_decay: float) -> torch.optim.Optimizer:
@@ -316,25 +349,25 @@ def _optimizer(groups: Sequence[ParameterGroup], weight_decay: float) -> torch.o
     return torch.optim.AdamW(options, weight_decay=weight_decay, fused=True)
 
 
-class _Watch:
-    """Tells the seconds since it was made, those spent on filling a cache apart."""
+class _Stopwatch:
+    """Measures seconds since its creation, apart from those spent on filling the cache."""
 
-    def __init__(self, prefix: Prefix) -> None:
-        self._prefix = prefix
-        self._filled_before = prefix.fill_seconds
+    def __init__(self, cache: Acceleration) -> None:
+        self._cache = cache
+        self._setup_before = cache.setup_seconds
         self._started = time.perf_counter()
 
-    def filling(self) -> float:
-        """Seconds spent on filling."""
-        return self._prefix.fill_seconds - self._filled_before
+    def cache_seconds(self) -> float:
+        """Return the seconds spent on filling the cache."""
+        return self._cache.setup_seconds - self._setup_before
 
     def seconds(self) -> float:
-        """All other seconds."""
-        return time.perf_counter() - self._started - self.filling()
+        """Return all other seconds."""
+        return time.perf_counter() - self._started - self.cache_seconds()
 
 
 class _RandomState:
-    """A random stream of its own, so that nothing else done in the process disturbs a training."""
+    """A training's own random stream, which nothing else in the process can disturb."""
 
     def __init__(self, seed: int, device: str) -> None:
         is_cuda = torch.device(device).type == "cuda"
@@ -349,7 +382,7 @@ class _RandomState:
 
     @contextmanager
     def resumed(self) -> Iterator[None]:
-        """Goes on from where this stream was, and leaves the process's own as it was."""
+        """Continue this stream; restore the process's own afterwards."""
         with torch.random.fork_rng(self._devices):
             torch.set_rng_state(self._cpu)
             for device, state in zip(self._devices, self._cuda, strict=True):

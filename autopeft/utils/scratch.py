@@ -1,6 +1,6 @@
 """Folders for a search's passing files; a search that was killed outright leaves none for good.
 
-A cache of the frozen prefix may hold gigabytes. Python removes a temporary folder when its process
+An activation cache may hold gigabytes. Python removes a temporary folder when its process
 ends, not when the system kills it for lack of memory; so the next search looks for such folders.
 """
 

@@ -55,8 +55,8 @@ from autopeft.searcher.space.space import SearchSpace
 from autopeft.settings import SearchSettings
 from autopeft.tasks.batch import collate
 from autopeft.tasks.data import SplitName
-from autopeft.training.multi_trainer import PackedTraining
-from autopeft.training.trainer import ProxyTraining
+from autopeft.training.multi_trainer import MultiTrainer
+from autopeft.training.trainer import Trainer
 from autopeft.utils.hardware import matmul_flops_per_second, n_cores
 
 _RANK = 8
@@ -330,18 +330,18 @@ class _StepWatch:
 def _ours(context: WorkerContext, lowest: int, rank: int = _RANK) -> Callable[[int], list[float]]:
     """autopeft's loop as a worker of a search runs it, in this process."""
     training = _training(Workbench(context), lowest, rank)
-    training.evaluate("train")  # The cache of the frozen prefix is filled before the clock.
+    training.evaluate("train")  # The activation cache is filled before the clock starts.
     return lambda steps: _timed(training, steps)
 
 
-def _training(bench: Workbench, lowest: int, rank: int) -> ProxyTraining:
+def _training(bench: Workbench, lowest: int, rank: int) -> Trainer:
     settings, topology = bench.context.settings, bench.context.prices.topology
     train = TrainSettings(1e-3, steps=settings.steps, batch_size=settings.batch_size)
     candidate = Candidate(_plan(topology, lowest, rank), train)
     return JobRun(bench, Job("search", candidate, seed=0)).start()[1]
 
 
-def _timed(training: ProxyTraining, steps: int) -> list[float]:
+def _timed(training: Trainer, steps: int) -> list[float]:
     """Seconds of each of some steps, trained in one go as between two rungs."""
     begun: list[float] = []
     next_rows = training.next_rows
@@ -444,7 +444,7 @@ def _side_by_side(ready: PreparedSearch, n_workers: int, options: argparse.Names
     return statistics.median(itertools.chain(*seconds))
 
 
-def _one_batch(training: ProxyTraining, batch: Any) -> float:
+def _one_batch(training: Trainer, batch: Any) -> float:
     """Forward and backward of one batch in the loop's own precision."""
     from autopeft.training.attention import training_attention
     from autopeft.training.precision import autocast
@@ -474,7 +474,7 @@ def _pack_gain(ready: PreparedSearch, options: argparse.Namespace) -> list[dict[
         backbone, ranks = Workbench(ready.context()).backbone, (2, 4, 8, 16)
         alone = _lanes(ready, backbone, ranks, n_rows)
         together = _lanes(ready, backbone, ranks, n_rows)
-        packed = PackedTraining(
+        packed = MultiTrainer(
             {index: training for index, (_, training) in enumerate(together)},
             Pack({index: attached for index, (attached, _) in enumerate(together)}),
             ready.task,
@@ -483,9 +483,7 @@ def _pack_gain(ready: PreparedSearch, options: argparse.Namespace) -> list[dict[
             precision=together[0][1].precision.precision,
         )
 
-        def step_each(
-            steps: int, lanes: list[tuple[Attached, ProxyTraining]] = alone
-        ) -> list[float]:
+        def step_each(steps: int, lanes: list[tuple[Attached, Trainer]] = alone) -> list[float]:
             found = []
             for attached, training in lanes:
                 attached.unpark()
@@ -495,8 +493,8 @@ def _pack_gain(ready: PreparedSearch, options: argparse.Namespace) -> list[dict[
 
         def step_all(
             steps: int,
-            packed: PackedTraining = packed,
-            lanes: list[tuple[Attached, ProxyTraining]] = together,
+            packed: MultiTrainer = packed,
+            lanes: list[tuple[Attached, Trainer]] = together,
         ) -> list[float]:
             began = time.perf_counter()
             packed.train_to(lanes[0][1].step + steps)
@@ -510,15 +508,13 @@ def _pack_gain(ready: PreparedSearch, options: argparse.Namespace) -> list[dict[
 
 def _lanes(
     ready: PreparedSearch, backbone: Backbone, ranks: tuple[int, ...], n_rows: int
-) -> list[tuple[Attached, ProxyTraining]]:
+) -> list[tuple[Attached, Trainer]]:
     """Full-depth LoRAs of these ranks, parked, with their trainings."""
     lanes = []
     train = TrainSettings(1e-3, steps=ready.settings.steps, batch_size=n_rows)
     for rank in ranks:
         attached = backbone.attach(Candidate(_plan(ready.prices.topology, 0, rank), train), seed=0)
-        training = ProxyTraining(
-            attached, ready.task, ready.data, train, seed=0, device=ready.device
-        )
+        training = Trainer(attached, ready.task, ready.data, train, seed=0, device=ready.device)
         attached.park()
         lanes.append((attached, training))
     return lanes

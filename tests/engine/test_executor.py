@@ -15,7 +15,7 @@ from autopeft.engine.messages import Job, RungMessage
 from autopeft.plan import Candidate, TrainSettings
 from autopeft.prepare import prepare
 from autopeft.settings import SearchSettings
-from autopeft.training import rounded_weights
+from autopeft.training import precision
 
 _TRIALS = 500
 _PLANS = 50
@@ -57,5 +57,5 @@ def test_hundreds_of_trials_leave_nothing_behind(tiny_model: Path, tiny_data: Pa
             held[trial + 1] = _held()
     # All plans have been seen once by then, and all caches are full.
     assert held[_TRIALS] == held[2 * _PLANS], held
-    assert len(rounded_weights._COPIES) < 100
+    assert len(precision._COPIES) < 100
     assert_same_state(before, state_of(bench.backbone))

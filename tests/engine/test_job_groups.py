@@ -15,7 +15,7 @@ from autopeft.errors import PackingError
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
 from autopeft.prepare import PreparedSearch, prepare
 from autopeft.settings import SearchSettings
-from autopeft.training.multi_trainer import PackedTraining
+from autopeft.training.multi_trainer import MultiTrainer
 
 _STEPS = 80
 
@@ -118,12 +118,12 @@ def test_one_fails_and_the_others_go_on(bench: Workbench, ready: PreparedSearch)
 def test_what_cannot_be_packed_trains_one_after_another(
     bench: Workbench, ready: PreparedSearch, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    def refuse(_self: PackedTraining, _to_step: int) -> None:
+    def refuse(_self: MultiTrainer, _to_step: int) -> None:
         raise error
 
     jobs = _jobs()
     expected = [_alone(bench, job, len(ready.rungs)) for job in jobs]
-    monkeypatch.setattr(PackedTraining, "train_to", refuse)
+    monkeypatch.setattr(MultiTrainer, "train_to", refuse)
     pack = PackRun(bench, jobs)
     for rung in range(len(ready.rungs)):
         if rung:

@@ -14,7 +14,7 @@ from autopeft.models.saving import load_attached, save_adapter
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
 from autopeft.tasks.data import TaskData
 from autopeft.tasks.text_classification import TextClassification
-from autopeft.training.trainer import ProxyTraining
+from autopeft.training.trainer import Trainer
 
 _PSOFT = AdapterPlan(
     LayerSpec(i, role, "psoft", 8) for i in range(2) for role in ("attn.q", "mlp.up")
@@ -71,9 +71,9 @@ def _candidate(rank: int, steps: int, method: str = "adalora") -> Candidate:
     return Candidate(plan, TrainSettings(5e-2, steps=steps, batch_size=16))
 
 
-def _training(attached: Attached, data: TaskData) -> ProxyTraining:
+def _training(attached: Attached, data: TaskData) -> Trainer:
     task = TextClassification(data.labels, data.pad_id, None)
-    return ProxyTraining(attached, task, data, attached.candidate.train, seed=0, precision="fp32")
+    return Trainer(attached, task, data, attached.candidate.train, seed=0, precision="fp32")
 
 
 def _kept(attached: Attached) -> list[int]:

@@ -33,7 +33,7 @@ from autopeft.models.saving import load_adapter, save_adapter
 from autopeft.models.topology import find_layout
 from autopeft.models.tuners import BottleneckConfig, GatedPrefixConfig, GatedPrefixLayer
 from autopeft.plan import AdapterPlan, LayerSpec
-from autopeft.training.modes import train_adapters_only
+from autopeft.training.trainer import train_adapters_only
 
 _OWN = ("bottleneck", "parallel_bottleneck", "prefix")
 _PATHS = {

@@ -169,7 +169,7 @@ def test_a_saved_model_is_priced_as_it_will_be_loaded(tmp_path: object) -> None:
 
 def test_what_a_cache_serves_costs_no_step_anything() -> None:
     backbone, table = _known("bert")
-    cached = dataclasses.replace(table, is_prefix_cached=True)
+    cached = dataclasses.replace(table, has_activation_cache=True)
     batch = batch_for(backbone, rows=_ROWS, length=_LENGTH)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         backbone.model(**batch)
@@ -189,7 +189,7 @@ def test_what_a_cache_serves_costs_no_step_anything() -> None:
     # Encoder-decoders and blocks that are run several times have no such cache.
     for name in ("t5", "albert"):
         backbone, table = _known(name)
-        cached = dataclasses.replace(table, is_prefix_cached=True)
+        cached = dataclasses.replace(table, has_activation_cache=True)
         candidate = candidate_of(random_plan(backbone.topology, 3, share=0.1), batch_size=_ROWS)
         assert cached.price(candidate) == table.price(candidate)
 

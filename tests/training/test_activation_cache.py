@@ -15,29 +15,29 @@ from autopeft.tasks.batch import collate
 from autopeft.tasks.causal_lm import CausalLM
 from autopeft.tasks.data import TaskData
 from autopeft.tasks.text_classification import TextClassification
-from autopeft.training.activation_cache import PrefixCache
-from autopeft.training.cache_protocol import NO_PREFIX
-from autopeft.training.trainer import ProxyTraining
+from autopeft.training.acceleration import NO_ACCELERATION
+from autopeft.training.activation_cache import ActivationCache
+from autopeft.training.trainer import Trainer
 
 Build = Callable[..., Any]
 
 
-def bert_cache(model: Any, data: TaskData, **options: Any) -> PrefixCache:
+def bert_cache(model: Any, data: TaskData, **options: Any) -> ActivationCache:
     paths = [f"bert.encoder.layer.{i}" for i in range(len(model.bert.encoder.layer))]
-    return PrefixCache(model, paths, data, **options)
+    return ActivationCache(model, paths, data, **options)
 
 
-def train(attached: Any, task: Any, data: TaskData, prefix: Any, precision: str = "fp32") -> Any:
-    training = ProxyTraining(
+def train(attached: Any, task: Any, data: TaskData, cache: Any, precision: str = "fp32") -> Any:
+    training = Trainer(
         attached,
         task,
         data,
         TrainSettings(1e-2, steps=30),
         seed=0,
         precision=precision,
-        prefix=prefix,
+        cache=cache,
     )
-    return training, training.run([5, 30])
+    return training, [training.advance(step) for step in (5, 30)]
 
 
 def calls_of(model: Any, layer: int) -> list[int]:
@@ -55,22 +55,22 @@ def test_training_learns_the_same(
 ) -> None:
     task = TextClassification(classification_data.labels, 0)
     plain = bert_with_lora(layers, dropout)
-    _, expected = train(plain, task, classification_data, NO_PREFIX)
+    _, expected = train(plain, task, classification_data, NO_ACCELERATION)
     cached = bert_with_lora(layers, dropout)
     cache = bert_cache(cached.model, classification_data)
     training, found = train(cached, task, classification_data, cache.below(layers[0]))
     for one, other in zip(expected, found, strict=True):
         assert other.loss == pytest.approx(one.loss, rel=5e-3)
     assert not cache.is_off
-    assert training.prefix_seconds > 0
+    assert training.cache_seconds > 0
     assert all("forward" not in vars(block) for block in cache.blocks())
 
 
 def test_a_decoder_learns_the_same(causal_data: TaskData, llama_with_lora: Build) -> None:
-    _, expected = train(llama_with_lora([2], depth=3), CausalLM(), causal_data, NO_PREFIX)
+    _, expected = train(llama_with_lora([2], depth=3), CausalLM(), causal_data, NO_ACCELERATION)
     cached = llama_with_lora([2], depth=3)
     paths = [f"model.layers.{i}" for i in range(3)]
-    cache = PrefixCache(cached.model, paths, causal_data)
+    cache = ActivationCache(cached.model, paths, causal_data)
     _, found = train(cached, CausalLM(), causal_data, cache.below(2))
     assert found[-1].loss == pytest.approx(expected[-1].loss, rel=5e-3)
     assert not cache.is_off
@@ -78,7 +78,7 @@ def test_a_decoder_learns_the_same(causal_data: TaskData, llama_with_lora: Build
 
 def test_bf16_stays_close(classification_data: TaskData, bert_with_lora: Build) -> None:
     task = TextClassification(classification_data.labels, 0)
-    _, expected = train(bert_with_lora([2]), task, classification_data, NO_PREFIX, "bf16")
+    _, expected = train(bert_with_lora([2]), task, classification_data, NO_ACCELERATION, "bf16")
     cached = bert_with_lora([2])
     cache = bert_cache(cached.model, classification_data, precision="bf16")
     _, found = train(cached, task, classification_data, cache.below(2), "bf16")
@@ -95,7 +95,7 @@ def test_each_row_is_computed_once_for_all_trials(
     computed = calls_of(attached.model, 0)
     training, _ = train(attached, task, classification_data, cache.below(2))
     assert computed == []
-    assert training.prefix_seconds == 0
+    assert training.cache_seconds == 0
 
 
 def test_a_head_alone_skips_every_block(
@@ -109,7 +109,7 @@ def test_a_head_alone_skips_every_block(
         attached.model.classifier.requires_grad_(True)
         return attached
 
-    _, expected = train(head_only(), task, classification_data, NO_PREFIX)
+    _, expected = train(head_only(), task, classification_data, NO_ACCELERATION)
     attached = head_only()
     cache = bert_cache(attached.model, classification_data)
     _, found = train(attached, task, classification_data, cache.below(None))
@@ -140,10 +140,10 @@ def test_a_higher_cut_is_filled_from_a_lower_one(
 
 def test_cuts_start_nowhere(classification_data: TaskData, bert_with_lora: Build) -> None:
     cache = bert_cache(bert_with_lora().model, classification_data)
-    assert cache.below(0) is NO_PREFIX
+    assert cache.below(0) is NO_ACCELERATION
 
 
-def test_a_model_whose_prefix_varies_switches_it_off(
+def test_a_model_whose_lower_blocks_vary_turns_it_off(
     classification_data: TaskData, bert_with_lora: Build
 ) -> None:
     task = TextClassification(classification_data.labels, 0)
@@ -155,22 +155,23 @@ def test_a_model_whose_prefix_varies_switches_it_off(
     )
     cache = bert_cache(attached.model, classification_data)
     with pytest.warns(
-        UserWarning, match="is off for BertForSequenceClassification: outputs differ"
+        UserWarning,
+        match="activation cache of BertForSequenceClassification is off: results differ",
     ):
         _, reports = train(attached, task, classification_data, cache.below(2))
     assert cache.is_off
     assert reports[-1].step == 30
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # said once
-        assert cache.below(2) is NO_PREFIX
+        assert cache.below(2) is NO_ACCELERATION
 
 
 def test_blocks_of_two_lists_are_not_skipped(
     classification_data: TaskData, bert_with_lora: Build
 ) -> None:
     model = bert_with_lora().model
-    cache = PrefixCache(model, ["encoder.block.0", "decoder.block.0"], classification_data)
-    assert cache.below(1) is NO_PREFIX
+    cache = ActivationCache(model, ["encoder.block.0", "decoder.block.0"], classification_data)
+    assert cache.below(1) is NO_ACCELERATION
 
 
 def test_the_size_limit_holds(classification_data: TaskData, bert_with_lora: Build) -> None:
@@ -199,10 +200,10 @@ def test_workers_share_a_folder(
         expected = first(**batch.model_inputs()).logits
     second = bert_with_lora([2]).model.eval()
     cache = bert_cache(second, classification_data, folder=tmp_path)
-    prefix = cache.below(2)
-    with prefix.serving(batch):
+    below = cache.below(2)
+    with below.serving(batch):
         found = second(**batch.model_inputs()).logits
-    assert prefix.fill_seconds == 0
+    assert below.setup_seconds == 0
     torch.testing.assert_close(found, expected)
 
 
@@ -212,19 +213,19 @@ def test_evaluation_may_fill_what_training_uses(
     task = TextClassification(classification_data.labels, 0)
     attached = bert_with_lora([2])
     cache = bert_cache(attached.model, classification_data)
-    training = ProxyTraining(
+    training = Trainer(
         attached,
         task,
         classification_data,
         TrainSettings(1e-2, steps=10),
         seed=0,
         precision="fp32",
-        prefix=cache.below(2),
+        cache=cache.below(2),
     )
     training.evaluate("train")  # under inference mode
-    filled = training.prefix_seconds
+    filled = training.cache_seconds
     training.train_to(10)
-    assert training.prefix_seconds == filled
+    assert training.cache_seconds == filled
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -241,9 +242,9 @@ def test_adapters_of_our_own_learn_the_same(
     for is_cached in (False, True):
         backbone = Backbone(plain_bert().eval(), head=["classifier"])
         cache = bert_cache(backbone.model, classification_data, precision=precision)
-        prefix = cache.below(2) if is_cached else NO_PREFIX
+        below = cache.below(2) if is_cached else NO_ACCELERATION
         with backbone.attach(Candidate(plan, TrainSettings(1e-2)), seed=0) as attached:
-            _, reports = train(attached, task, classification_data, prefix, precision)
+            _, reports = train(attached, task, classification_data, below, precision)
         losses.append(reports[-1].loss)
         assert not cache.is_off
     assert losses[1] == pytest.approx(losses[0], rel=5e-3 if precision == "fp32" else 0.1)

@@ -22,19 +22,20 @@ from autopeft.tasks.batch import Batch, collate
 from autopeft.tasks.causal_lm import CausalLM
 from autopeft.tasks.data import TaskData
 from autopeft.tasks.text_classification import TextClassification
-from autopeft.training.activation_cache import PrefixCache
+from autopeft.training.acceleration import NO_ACCELERATION
+from autopeft.training.activation_cache import ActivationCache
 from autopeft.training.attention import training_attention
-from autopeft.training.last_block import READ_ALL, LastBlockReadout
-from autopeft.training.multi_trainer import PackedTraining
-from autopeft.training.trainer import ProxyTraining
+from autopeft.training.last_block import LastBlock
+from autopeft.training.multi_trainer import MultiTrainer
+from autopeft.training.trainer import Trainer
 
 _PAD = 2
 
 
-def readout_of(backbone: Backbone, task: Any, window: str) -> LastBlockReadout:
+def last_block_of(backbone: Backbone, task: Any, window: str) -> LastBlock:
     layout = backbone.layout
     modules = narrow_modules(backbone.model, layout)
-    return LastBlockReadout(backbone.model, layout.blocks[-1], modules, task, window)
+    return LastBlock(backbone.model, layout.blocks[-1], modules, task, window)
 
 
 def task_of(backbone: Backbone) -> tuple[Any, str]:
@@ -57,9 +58,9 @@ def batch_of(backbone: Backbone, *, equal: bool = False) -> Batch:
     return Batch("train", np.arange(rows), torch.where(mask.bool(), ids, _PAD), mask, targets)
 
 
-def gradients(attached: Any, task: Any, batch: Batch, readout: Any) -> dict[str, torch.Tensor]:
+def gradients(attached: Any, task: Any, batch: Batch, last_block: Any) -> dict[str, torch.Tensor]:
     attached.model.zero_grad(set_to_none=True)
-    with readout.serving(batch):
+    with last_block.serving(batch):
         loss = task.loss(attached.model, batch)
     loss.backward()
     found = {n: p.grad for n, p in attached.model.named_parameters() if p.grad is not None}
@@ -77,7 +78,7 @@ def gradients(attached: Any, task: Any, batch: Batch, readout: Any) -> dict[str,
 def test_loss_and_gradients_are_what_they_are_of_a_whole_block(name: str, equal: bool) -> None:
     backbone = build(name)
     task, window = task_of(backbone)
-    readout = readout_of(backbone, task, window)
+    last_block = last_block_of(backbone, task, window)
     batch = batch_of(backbone, equal=equal)
     for seed in range(4):
         plan = random_plan(backbone.topology, seed, share=0.5)
@@ -87,14 +88,14 @@ def test_loss_and_gradients_are_what_they_are_of_a_whole_block(name: str, equal:
                 for group in attached.parameter_groups():
                     for parameter in group.parameters:
                         parameter.add_(0.05 * torch.randn_like(parameter))
-            whole = gradients(attached, task, batch, READ_ALL)
+            whole = gradients(attached, task, batch, NO_ACCELERATION)
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
-                narrow = gradients(attached, task, batch, readout)
+                narrow = gradients(attached, task, batch, last_block)
         assert narrow.keys() == whole.keys()
         for key, value in whole.items():
             torch.testing.assert_close(narrow[key], value, rtol=1e-3, atol=2e-5, msg=key)
-    assert not readout.is_off
+    assert not last_block.is_off
 
 
 def tokens_seen(module: nn.Module) -> list[int]:
@@ -106,24 +107,24 @@ def tokens_seen(module: nn.Module) -> list[int]:
 def test_modules_are_given_what_is_read_and_no_more() -> None:
     backbone = build("bert")
     task, window = task_of(backbone)
-    readout = readout_of(backbone, task, window)
+    last_block = last_block_of(backbone, task, window)
     batch = batch_of(backbone)
     block = backbone.model.bert.encoder.layer[1]
-    readout_seen = {
+    seen_by = {
         "query": tokens_seen(block.attention.self.query),
         "key": tokens_seen(block.attention.self.key),
         "up": tokens_seen(block.intermediate.dense),
         "below": tokens_seen(backbone.model.bert.encoder.layer[0].intermediate.dense),
     }
-    with readout.serving(batch):  # The check has run the block twice.
-        for seen in readout_seen.values():
+    with last_block.serving(batch):  # The check has run the block twice.
+        for seen in seen_by.values():
             seen.clear()
         task.loss(backbone.model, batch)
-    assert readout_seen == {"query": [4], "key": [44], "up": [4], "below": [44]}
-    for seen in readout_seen.values():
+    assert seen_by == {"query": [4], "key": [44], "up": [4], "below": [44]}
+    for seen in seen_by.values():
         seen.clear()
     task.loss(backbone.model, batch)
-    assert set(map(tuple, readout_seen.values())) == {(44,)}
+    assert set(map(tuple, seen_by.values())) == {(44,)}
 
 
 def test_a_window_that_does_not_hold_what_is_read_switches_it_off(
@@ -142,14 +143,17 @@ def test_a_window_that_does_not_hold_what_is_read_switches_it_off(
 
     backbone = Backbone(tiny_bert().eval(), head=("classifier",), auto_class="")
     task = TextClassification(classification_data.labels, 0)
-    readout = readout_of(backbone, task, "first")
+    last_block = last_block_of(backbone, task, "first")
     block = backbone.model.bert.encoder.layer[2]
     block.intermediate = Mixing(block.intermediate)
     batch = collate(classification_data, "train", np.arange(6))
     plain = task.loss(backbone.model, batch)
-    with pytest.warns(UserWarning, match="computed for all tokens"), readout.serving(batch):
+    with (
+        pytest.warns(UserWarning, match="last block is off: results differ"),
+        last_block.serving(batch),
+    ):
         assert torch.equal(task.loss(backbone.model, batch), plain)
-    assert readout.is_off
+    assert last_block.is_off
 
 
 def test_rows_with_a_prompt_are_computed_whole() -> None:
@@ -157,32 +161,32 @@ def test_rows_with_a_prompt_are_computed_whole() -> None:
     assert prompt_site(backbone.model, backbone.layout.blocks) is not None
     plan = AdapterPlan([LayerSpec(0, MODEL, "prompt_tuning", 4), LayerSpec(1, "mlp.up", "lora", 2)])
     task, window = task_of(backbone)
-    readout, batch = readout_of(backbone, task, window), batch_of(backbone)
+    last_block, batch = last_block_of(backbone, task, window), batch_of(backbone)
     with backbone.attach(candidate_of(plan), seed=0) as attached:
         attached.model.eval()
-        whole = gradients(attached, task, batch, READ_ALL)
-        narrow = gradients(attached, task, batch, readout)
+        whole = gradients(attached, task, batch, NO_ACCELERATION)
+        narrow = gradients(attached, task, batch, last_block)
     for key, value in whole.items():
         torch.testing.assert_close(narrow[key], value)
-    assert not readout.is_off
+    assert not last_block.is_off
 
 
 def test_what_passed_with_a_prompt_is_checked_again_without() -> None:
     backbone = build("llama")
     task, window = task_of(backbone)
-    readout, batch = readout_of(backbone, task, window), batch_of(backbone)
+    last_block, batch = last_block_of(backbone, task, window), batch_of(backbone)
     for spec in (LayerSpec(0, MODEL, "prompt_tuning", 4), LayerSpec(0, "attn.v", "lora", 2)):
         with backbone.attach(candidate_of(AdapterPlan([spec])), seed=0) as attached:
             calls = tokens_seen(attached.model.get_submodule("lm_head"))
-            gradients(attached, task, batch, readout)
+            gradients(attached, task, batch, last_block)
         assert len(calls) == 3  # The loss, and twice for the check.
 
 
 def _trainings(
     backbone: Backbone, data: TaskData, task: Any, window: str | None
-) -> Iterator[tuple[Any, ProxyTraining]]:
-    readout = READ_ALL if window is None else readout_of(backbone, task, window)
-    prefix = PrefixCache(backbone.model, backbone.layout.blocks, data).below(1)
+) -> Iterator[tuple[Any, Trainer]]:
+    last_block = NO_ACCELERATION if window is None else last_block_of(backbone, task, window)
+    cache = ActivationCache(backbone.model, backbone.layout.blocks, data).below(1)
     plans = [
         AdapterPlan([LayerSpec(1, "attn.q", "lora", 2), LayerSpec(1, "mlp.up", "lora", 8)]),
         AdapterPlan([LayerSpec(1, "attn.v", "ia3", 0), LayerSpec(1, "mlp.down", "dora", 2)]),
@@ -192,15 +196,15 @@ def _trainings(
         attached = backbone.attach(Candidate(plan, train), seed=0)
         yield (
             attached,
-            ProxyTraining(
+            Trainer(
                 attached,
                 task,
                 data,
                 train,
                 seed=0,
                 precision="fp32",
-                prefix=prefix,
-                readout=readout,
+                cache=cache,
+                last_block=last_block,
             ),
         )
         attached.park()
@@ -221,18 +225,18 @@ def test_whole_trainings_learn_the_same_alone_and_packed(
 
     whole = []
     for _, training in _trainings(fresh(), data, task, None):
-        whole.append(training.run([5, 25]))
+        whole.append([training.advance(step) for step in (5, 25)])
     alone = []
     for _, training in _trainings(fresh(), data, task, window):
-        alone.append(training.run([5, 25]))
+        alone.append([training.advance(step) for step in (5, 25)])
     backbone = fresh()
     lanes = list(_trainings(backbone, data, task, window))
-    packed = PackedTraining(
+    packed = MultiTrainer(
         {index: training for index, (_, training) in enumerate(lanes)},
         Pack({index: attached for index, (attached, _) in enumerate(lanes)}),
         task,
         data,
-        readout=readout_of(backbone, task, window),
+        last_block=last_block_of(backbone, task, window),
     )
     packed.train_to(25)
     for index, (attached, training) in enumerate(lanes):
@@ -256,12 +260,12 @@ def test_it_costs_what_it_is_priced_at(name: str) -> None:
         build(name, device="meta"), batch_size=rows, mean_length=length, longest_length=length
     )
     table = whole.as_trained(
-        is_prefix_cached=False,
+        has_activation_cache=False,
         read_share=size / length,
         logit_weights=n_logit_weights(backbone) if is_lm else 0,
         logit_tokens=n_targets,
     )
-    readout = readout_of(backbone, task, window)
+    last_block = last_block_of(backbone, task, window)
     for seed in range(6):
         plan = random_plan(backbone.topology, seed, share=0.3)
         specs = [s for s in plan.specs if s.role != MODEL and s.method != "prefix"]
@@ -270,9 +274,9 @@ def test_it_costs_what_it_is_priced_at(name: str) -> None:
             attached.model.eval()
             if not attached.parameter_groups():
                 continue
-            gradients(attached, task, batch, readout)  # The check is made.
+            gradients(attached, task, batch, last_block)  # The check is made.
             with FlopCounterMode(display=False) as counter:
-                gradients(attached, task, batch, readout)
+                gradients(attached, task, batch, last_block)
         priced = table.price(candidate).train_flops
         assert priced == pytest.approx(counter.get_total_flops(), rel=0.03), plan
         assert priced < whole.price(candidate).train_flops
@@ -283,12 +287,12 @@ def test_attention_of_narrowed_queries_goes_through_the_training_kernel(
 ) -> None:
     backbone = Backbone(tiny_bert().eval(), head=("classifier",), auto_class="")
     task = TextClassification(classification_data.labels, 0)
-    readout = readout_of(backbone, task, "first")
+    last_block = last_block_of(backbone, task, "first")
     batch = collate(classification_data, "train", np.arange(6))
     with (
         training_attention("bf16", "cpu"),
         torch.autocast("cpu", dtype=torch.bfloat16),
-        readout.serving(batch),
+        last_block.serving(batch),
     ):
         narrow = task.loss(backbone.model, batch)
     torch.testing.assert_close(narrow, task.loss(backbone.model, batch), rtol=2e-2, atol=2e-2)
@@ -300,8 +304,8 @@ def test_a_row_of_one_token_is_left_alone() -> None:
     data = TaskData(
         "text-classification", {"train": split_of([[3], [4]], [0, 1])}, ("a", "b", "c"), pad_id=_PAD
     )
-    readout = readout_of(backbone, task, window)
+    last_block = last_block_of(backbone, task, window)
     batch = collate(data, "train", np.arange(2))
     plain = task.loss(backbone.model, batch)
-    with readout.serving(batch):
+    with last_block.serving(batch):
         assert torch.equal(task.loss(backbone.model, batch), plain)

@@ -14,10 +14,10 @@ from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
 from autopeft.tasks.causal_lm import CausalLM
 from autopeft.tasks.data import TaskData
 from autopeft.tasks.text_classification import TextClassification
-from autopeft.training.activation_cache import PrefixCache
-from autopeft.training.cache_protocol import NO_PREFIX
-from autopeft.training.multi_trainer import PackedTraining
-from autopeft.training.trainer import ProxyTraining
+from autopeft.training.acceleration import NO_ACCELERATION, Acceleration
+from autopeft.training.activation_cache import ActivationCache
+from autopeft.training.multi_trainer import MultiTrainer
+from autopeft.training.trainer import Trainer
 
 _STEPS = 12
 
@@ -57,23 +57,23 @@ class _Lanes:
         cached: bool = False,
     ) -> None:
         self.attached, self.trainings = {}, {}
-        prefix = NO_PREFIX
+        cache: Acceleration = NO_ACCELERATION
         if cached:
-            prefix = PrefixCache(backbone.model, backbone.layout.blocks, data).below(1)
+            cache = ActivationCache(backbone.model, backbone.layout.blocks, data).below(1)
         for index, candidate in enumerate(candidates or _candidates()):
             attached = self.attached[index] = backbone.attach(candidate, seed=seeds[index])
-            self.trainings[index] = ProxyTraining(
+            self.trainings[index] = Trainer(
                 attached,
                 task,
                 data,
                 candidate.train,
                 seed=seeds[index],
                 precision="fp32",
-                prefix=prefix,
+                cache=cache,
             )
             attached.park()
         self.pack = Pack(self.attached)
-        self.packed = PackedTraining(self.trainings, self.pack, task, data, prefix=prefix)
+        self.packed = MultiTrainer(self.trainings, self.pack, task, data, cache=cache)
 
     def values(self, index: int) -> list[torch.Tensor]:
         groups = self.attached[index].parameter_groups()

@@ -16,9 +16,9 @@ from autopeft.tasks.batch import collate
 from autopeft.tasks.causal_lm import CausalLM
 from autopeft.tasks.data import TaskData
 from autopeft.tasks.text_classification import TextClassification
-from autopeft.training.activation_cache import PrefixCache
-from autopeft.training.cache_protocol import NO_PREFIX
-from autopeft.training.trainer import ProxyTraining
+from autopeft.training.acceleration import NO_ACCELERATION
+from autopeft.training.activation_cache import ActivationCache
+from autopeft.training.trainer import Trainer
 
 _PROMPT = LayerSpec(0, MODEL, "prompt_tuning", 4)
 
@@ -50,11 +50,11 @@ def test_a_task_learns_with_a_prompt_as_with_any_adapter(
     train = TrainSettings(3e-2, steps=25)
     backbone = _llama() if is_causal else _bert()
     with backbone.attach(Candidate(AdapterPlan([_PROMPT]), train), seed=0) as attached:
-        training = ProxyTraining(attached, task, data, train, seed=0, precision=precision)
+        training = Trainer(attached, task, data, train, seed=0, precision=precision)
         before = training.evaluate("validation").loss
         (prompt,) = attached.parameter_groups()[0].parameters
         start = prompt.detach().clone()
-        reports = training.run([25])
+        reports = [training.advance(step) for step in (25,)]
         assert reports[-1].loss < before
         assert not torch.equal(prompt, start)
 
@@ -78,9 +78,9 @@ def test_the_completion_is_scored_at_its_own_tokens(causal_data: TaskData) -> No
 def test_nothing_is_cached_below_a_prompt(classification_data: TaskData) -> None:
     plan = AdapterPlan([_PROMPT, LayerSpec(2, "attn.q", "lora", 2)])
     backbone = _bert()
-    cache = PrefixCache(backbone.model, backbone.layout.blocks, classification_data)
+    cache = ActivationCache(backbone.model, backbone.layout.blocks, classification_data)
     assert plan.lowest_layer == 0
-    assert cache.below(plan.lowest_layer) is NO_PREFIX
+    assert cache.below(plan.lowest_layer) is NO_ACCELERATION
 
 
 def test_states_cached_for_others_are_not_served_to_a_prompt(
@@ -90,18 +90,16 @@ def test_states_cached_for_others_are_not_served_to_a_prompt(
     train = TrainSettings(1e-2, steps=4)
     above = AdapterPlan([LayerSpec(2, "attn.q", "lora", 2)])
     backbone = _bert()
-    cache = PrefixCache(backbone.model, backbone.layout.blocks, classification_data)
+    cache = ActivationCache(backbone.model, backbone.layout.blocks, classification_data)
 
     def loss(plan: AdapterPlan) -> float:
         with backbone.attach(Candidate(plan, train), seed=0) as attached:
-            prefix = cache.below(plan.lowest_layer)
-            training = ProxyTraining(
-                attached, task, classification_data, train, seed=0, prefix=prefix
-            )
-            return training.run([4])[-1].loss
+            below = cache.below(plan.lowest_layer)
+            training = Trainer(attached, task, classification_data, train, seed=0, cache=below)
+            return [training.advance(step) for step in (4,)][-1].loss
 
     first = loss(AdapterPlan([_PROMPT]))
     cached = loss(above)
-    assert cache.fill_seconds > 0
+    assert cache.setup_seconds > 0
     assert loss(AdapterPlan([_PROMPT])) == first
     assert loss(above) == pytest.approx(cached, rel=1e-4)

@@ -6,14 +6,17 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
 
-from autopeft.errors import TrainingFailure
+from autopeft.errors import SettingsError, TrainingFailure
 from autopeft.plan import TrainSettings
 from autopeft.tasks.causal_lm import CausalLM
 from autopeft.tasks.data import TaskData
 from autopeft.tasks.text_classification import TextClassification
 from autopeft.training.batching import rung_sample
-from autopeft.training.trainer import ProxyTraining, rate_factor
+from autopeft.training.trainer import Trainer, rate_factor, rung_steps, train_adapters_only
 
 Build = Callable[..., Any]
 
@@ -27,7 +30,7 @@ def train_settings(**changes: Any) -> TrainSettings:
 
 
 def test_it_learns_and_reports(classification_data: TaskData, bert_with_lora: Build) -> None:
-    training = ProxyTraining(
+    training = Trainer(
         bert_with_lora(),
         classifier(classification_data),
         classification_data,
@@ -36,7 +39,7 @@ def test_it_learns_and_reports(classification_data: TaskData, bert_with_lora: Bu
         precision="fp32",
         flops_per_step=10.0,
     )
-    reports = training.run([6, 20, 60])
+    reports = [training.advance(step) for step in (6, 20, 60)]
     assert [report.step for report in reports] == [6, 20, 60]
     assert reports[-1].metrics["accuracy"] > 0.85
     for report in reports:
@@ -50,7 +53,7 @@ def test_a_minimized_quality_is_scored_by_the_loss_itself(
     classification_data: TaskData, bert_with_lora: Build
 ) -> None:
     task = classifier(classification_data, "loss")
-    training = ProxyTraining(
+    training = Trainer(
         bert_with_lora(), task, classification_data, train_settings(), seed=0, precision="fp32"
     )
     report = training.advance(2)
@@ -58,10 +61,10 @@ def test_a_minimized_quality_is_scored_by_the_loss_itself(
 
 
 def test_causal_lm_learns(causal_data: TaskData, llama_with_lora: Build) -> None:
-    training = ProxyTraining(
+    training = Trainer(
         llama_with_lora(), CausalLM(), causal_data, train_settings(), seed=0, precision="fp32"
     )
-    first, last = training.run([1, 60])
+    first, last = [training.advance(step) for step in (1, 60)]
     assert last.loss < first.loss - 0.2
     assert last.metrics["token_accuracy"] >= 0.5
 
@@ -70,7 +73,7 @@ def test_the_same_seed_gives_the_same_result(
     classification_data: TaskData, bert_with_lora: Build
 ) -> None:
     def losses(seed: int, disturb: bool = False) -> list[float]:
-        training = ProxyTraining(
+        training = Trainer(
             bert_with_lora(dropout=0.3),
             classifier(classification_data),
             classification_data,
@@ -93,7 +96,7 @@ def test_rungs_do_not_change_the_training(
 ) -> None:
     finals = []
     for rungs in ([12], [3, 7, 12]):
-        training = ProxyTraining(
+        training = Trainer(
             bert_with_lora(dropout=0.2),
             classifier(classification_data),
             classification_data,
@@ -101,21 +104,8 @@ def test_rungs_do_not_change_the_training(
             seed=0,
             precision="fp32",
         )
-        finals.append(training.run(rungs)[-1].loss)
+        finals.append([training.advance(step).loss for step in rungs][-1])
     assert finals[0] == finals[1]
-
-
-def test_stopping_at_a_rung(classification_data: TaskData, bert_with_lora: Build) -> None:
-    training = ProxyTraining(
-        bert_with_lora(),
-        classifier(classification_data),
-        classification_data,
-        train_settings(),
-        seed=0,
-        precision="fp32",
-    )
-    reports = training.run([2, 4, 8], lambda report: report.step < 4)
-    assert [report.step for report in reports] == [2, 4]
 
 
 def test_only_planned_parameters_change(
@@ -123,7 +113,7 @@ def test_only_planned_parameters_change(
 ) -> None:
     attached = bert_with_lora()
     before = {n: p.detach().clone() for n, p in attached.model.named_parameters()}
-    training = ProxyTraining(
+    training = Trainer(
         attached,
         classifier(classification_data),
         classification_data,
@@ -140,7 +130,7 @@ def test_a_diverged_loss_names_step_and_rate(
     classification_data: TaskData, bert_with_lora: Build
 ) -> None:
     attached = bert_with_lora(learning_rate=3e-3)
-    training = ProxyTraining(
+    training = Trainer(
         attached,
         classifier(classification_data),
         classification_data,
@@ -158,10 +148,10 @@ def test_a_diverged_loss_names_step_and_rate(
 def test_nothing_to_train_is_a_reference(causal_data: TaskData, llama_with_lora: Build) -> None:
     attached = llama_with_lora()
     attached.model.requires_grad_(False)
-    training = ProxyTraining(
+    training = Trainer(
         attached, CausalLM(), causal_data, train_settings(), seed=0, precision="fp32"
     )
-    first, last = training.run([1, 60])
+    first, last = [training.advance(step) for step in (1, 60)]
     assert first.loss == last.loss
     assert last.step == 60
 
@@ -169,7 +159,7 @@ def test_nothing_to_train_is_a_reference(causal_data: TaskData, llama_with_lora:
 def test_bf16_ends_near_fp32(classification_data: TaskData, bert_with_lora: Build) -> None:
     ends = {}
     for precision in ("fp32", "bf16"):
-        training = ProxyTraining(
+        training = Trainer(
             bert_with_lora(),
             classifier(classification_data),
             classification_data,
@@ -193,7 +183,7 @@ def test_rate_rises_then_falls() -> None:
 
 def test_rungs_may_look_at_fewer_rows(classification_data: TaskData, bert_with_lora: Build) -> None:
     def run(rung_rows: int | None) -> Any:
-        training = ProxyTraining(
+        training = Trainer(
             bert_with_lora(),
             classifier(classification_data),
             classification_data,
@@ -202,7 +192,7 @@ def test_rungs_may_look_at_fewer_rows(classification_data: TaskData, bert_with_l
             precision="fp32",
             rung_rows=rung_rows,
         )
-        reports = training.run([2, 6])
+        reports = [training.advance(step) for step in (2, 6)]
         rows = rung_sample(len(classification_data.validation), rung_rows)
         return reports, training.evaluate("validation", rows=rows)
 
@@ -211,3 +201,45 @@ def test_rungs_may_look_at_fewer_rows(classification_data: TaskData, bert_with_l
     assert last.loss == full_last.loss
     assert first.loss != full_first.loss
     assert len(part.rows) == 20
+
+
+def test_dropout_acts_in_adapters_only(bert_with_lora: Callable[..., Any]) -> None:
+    model = bert_with_lora(dropout=0.3).model
+    model.train()
+    train_adapters_only(model)
+    active = {n for n, m in model.named_modules() if isinstance(m, nn.Dropout) and m.training}
+    every = {n for n, m in model.named_modules() if isinstance(m, nn.Dropout)}
+    assert active == {name for name in every if "lora_dropout" in name}
+    assert active < every
+
+
+def test_an_adapter_can_say_that_it_is_one() -> None:
+    adapter = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5))
+    adapter.is_autopeft_adapter = True  # type: ignore[assignment]
+    model = nn.Sequential(nn.Dropout(0.5), adapter)
+    train_adapters_only(model)
+    assert not model[0].training
+    assert adapter[1].training
+
+
+def test_rungs_are_parts_of_the_end() -> None:
+    assert rung_steps(100, 3, 3) == (11, 33, 100)
+    assert rung_steps(2, 3, 3) == (1, 2)
+    assert rung_steps(50, 2, 1) == (50,)
+    assert rung_steps(100, 3, 3, earliest=25) == (33, 100)
+    assert rung_steps(12, 3, 3, earliest=25) == (12,)
+
+
+@given(st.integers(1, 5000), st.integers(2, 5), st.integers(1, 7))
+def test_rungs_increase_and_end_at_the_end(steps: int, eta: int, n: int) -> None:
+    rungs = rung_steps(steps, eta, n)
+    assert list(rungs) == sorted(set(rungs))
+    assert rungs[0] >= 1
+    assert rungs[-1] == steps
+    assert len(rungs) <= n
+
+
+@pytest.mark.parametrize("arguments", [(0, 3, 3), (10, 1, 3), (10, 3, 0)])
+def test_impossible_rungs(arguments: tuple[int, int, int]) -> None:
+    with pytest.raises(SettingsError, match="must hold"):
+        rung_steps(*arguments)

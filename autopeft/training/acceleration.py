@@ -1,0 +1,64 @@
+"""What all accelerations share: how they are applied, and the check that they change nothing."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
+
+import torch
+
+from autopeft.tasks.batch import Batch
+
+TOLERANCE: Mapping[str, float] = {"fp32": 1e-3, "bf16": 5e-2}
+"""Largest allowed difference between the accelerated and the plain result, relative to the largest
+plain value. Both round the same numbers in a different order."""
+
+
+class Acceleration(Protocol):
+    """Skips work in a forward pass without changing what it returns."""
+
+    @property
+    def setup_seconds(self) -> float:
+        """Seconds spent so far on results that later trainings reuse."""
+        ...
+
+    def serving(self, batch: Batch) -> AbstractContextManager[None]:
+        """Return a context in which the model's forward pass on this batch may be accelerated."""
+        ...
+
+
+class _NoAcceleration:
+    """Computes everything."""
+
+    setup_seconds = 0.0
+
+    def serving(self, batch: Batch) -> AbstractContextManager[None]:
+        """Change nothing."""
+        return nullcontext()
+
+
+NO_ACCELERATION: Acceleration = _NoAcceleration()
+
+
+def verified(fast: torch.Tensor, plain: torch.Tensor, tolerance: float, *, what: str) -> bool:
+    """Return whether an accelerated result equals the plain one; warn if it does not.
+
+    Args:
+        fast: The accelerated result, of any shape.
+        plain: The plain result, of the same shape. NaN in either counts as a difference.
+        tolerance: Largest difference, relative to the largest value of `plain`; 0: bit for bit.
+        what: The acceleration, for the warning.
+    """
+    gap = float((fast - plain).abs().max())
+    scale = float(plain.abs().max())
+    if gap <= tolerance * scale:
+        return True
+    warn_off(what, f"results differ by {gap:.2g} of {scale:.2g}")
+    return False
+
+
+def warn_off(what: str, reason: str) -> None:
+    """Warn that an acceleration is off, and why."""
+    warnings.warn(f"{what} is off: {reason}; training is slower but correct", stacklevel=3)
