@@ -7,7 +7,7 @@ from dataclasses import fields
 import pytest
 
 from autopeft.errors import SettingsError
-from autopeft.settings import RENAMED, SearchSettings
+from autopeft.settings import RENAMED, RESUMABLE, SearchSettings
 
 
 def test_mapping_and_back() -> None:
