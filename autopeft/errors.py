@@ -1,26 +1,26 @@
-"""The errors a user can meet, each one line: what field, what value, what to do."""
+"""Errors: each is one line that gives the field, the value, the problem and the remedy."""
 
 from __future__ import annotations
 
 
 class AutoPeftError(Exception):
-    """Base of every error autopeft raises on purpose.
+    """Base class of the errors that autopeft raises.
 
     Attributes:
-        exit_status: What the command line exits with when this error ends it.
+        exit_status: The command line's exit status after this error.
     """
 
     exit_status = 1
 
 
 class UserError(AutoPeftError):
-    """A mistake in what the user asked for; shown as one line, never as a traceback.
+    """A mistake that the user can fix; shown as one line, never as a traceback.
 
     Args:
         field: The setting, column, file or flag that is wrong.
-        value: What was found there.
-        problem: What is wrong, stating the rule that must hold.
-        remedy: What the user can do about it.
+        value: Its value.
+        problem: What is wrong: the rule that must hold.
+        remedy: What the user can do.
     """
 
     exit_status = 2
@@ -30,7 +30,12 @@ class UserError(AutoPeftError):
         self.value = value
         self.problem = problem
         self.remedy = remedy
-        super().__init__(f"{field}={value!r}: {problem}; {remedy}".replace("\n", " "))
+        super().__init__(f"{self.mistake}; {remedy}".replace("\n", " "))
+
+    @property
+    def mistake(self) -> str:
+        """The error without its remedy."""
+        return f"{self.field}={self.value!r}: {self.problem}"
 
 
 class SettingsError(UserError):
@@ -38,19 +43,19 @@ class SettingsError(UserError):
 
 
 class SpaceError(UserError):
-    """The search space names a method, role, layer or rank that cannot be."""
+    """The search space or a plan has an impossible method, role, layer, rank or value."""
 
 
 class DataError(UserError):
-    """The data cannot be read, lacks a column, or cannot be learned from."""
+    """The data cannot be read, lacks a column, or is not enough to learn from."""
 
 
 class ModelError(UserError):
-    """The model cannot be loaded, or is not a transformer autopeft can adapt."""
+    """The model cannot be loaded, or is not a transformer that autopeft supports."""
 
 
 class StorageError(UserError):
-    """The study's storage or the output folder cannot be used."""
+    """The study's storage, the output folder or a file in it cannot be used."""
 
 
 class AdapterError(UserError):
@@ -58,8 +63,8 @@ class AdapterError(UserError):
 
 
 class TrainingFailure(AutoPeftError):
-    """One trial could not be trained (diverged, out of memory); the search goes on."""
+    """A trial could not be trained (diverged, out of memory); the search continues."""
 
 
 class PackingError(AutoPeftError):
-    """Candidates cannot share one forward pass of this model; they train one after another."""
+    """These candidates cannot be trained together on one base model; train them one by one."""

@@ -6,16 +6,29 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from autopeft.confirm.finalists import Compressed, Finalist, SeedScore
 from autopeft.costs import Price
 from autopeft.plan import Candidate
+from autopeft.utils.files import write_bytes, write_text
+from autopeft.utils.serialize import read_json, to_plain
 
 _ORIGIN = "compressed.json"
 """File beside the score of a compressed candidate: what it was cut from."""
+
+_REMEDY = "delete its folder; `autopeft resume` trains it again"
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """The content of `_ORIGIN`; `candidate` is as `Candidate.to_json` returns it."""
+
+    candidate: Mapping[str, Any]
+    price: Price
+    compressed_from: str
 
 
 class ConfirmationStore:
@@ -40,11 +53,7 @@ class ConfirmationStore:
 
     def save_compressed(self, made: Compressed, source: Candidate) -> None:
         """Write a candidate that was cut from a confirmation of `source`."""
-        origin = {
-            "candidate": made.candidate.to_json(),
-            "price": made.costs.to_json(),
-            "compressed_from": source.digest,
-        }
+        origin = _Origin(made.candidate.to_json(), made.costs, source.digest)
         place = self._place(made.candidate.digest, made.score.seed, is_cut=True)
         self._write(place, made.score, made.files, origin)
 
@@ -53,16 +62,14 @@ class ConfirmationStore:
         place: Path,
         score: SeedScore,
         files: Mapping[str, bytes],
-        origin: Mapping[str, Any] | None = None,
+        origin: _Origin | None = None,
     ) -> None:
         draft = place.with_name(f".{place.name}.{os.getpid()}")
         for name, content in files.items():
-            path = draft / "adapter" / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-        (draft / "score.json").write_text(json.dumps(asdict(score)))
+            write_bytes(draft / "adapter" / name, content)
+        write_text(draft / "score.json", json.dumps(to_plain(score)))
         if origin is not None:
-            (draft / _ORIGIN).write_text(json.dumps(origin))
+            write_text(draft / _ORIGIN, json.dumps(to_plain(origin)))
         if place.exists():
             shutil.rmtree(place)
         draft.rename(place)
@@ -78,10 +85,8 @@ class ConfirmationStore:
     def _scores_in(folder: Path) -> dict[str, tuple[SeedScore, ...]]:
         found: dict[str, list[SeedScore]] = {}
         for path in sorted(folder.glob("[!.]*-seed*/score.json")):
-            row = json.loads(path.read_text())
             digest = path.parent.name.rsplit("-seed", 1)[0]
-            score = SeedScore(**{**row, "test_rows": tuple(row["test_rows"])})
-            found.setdefault(digest, []).append(score)
+            found.setdefault(digest, []).append(read_json(path, SeedScore, remedy=_REMEDY))
         return {digest: tuple(sorted(s, key=lambda s: s.seed)) for digest, s in found.items()}
 
     def compressed(self) -> dict[str, tuple[Candidate, Price, str]]:
@@ -93,10 +98,10 @@ class ConfirmationStore:
         trained = {digest for digest, _ in self.done()}
         found = {}
         for path in sorted(self._cuts.glob(f"[!.]*-seed*/{_ORIGIN}")):
-            row = json.loads(path.read_text())
-            candidate = Candidate.from_json(row["candidate"])
+            origin = read_json(path, _Origin, remedy=_REMEDY)
+            candidate = Candidate.from_json(origin.candidate)
             if candidate.digest not in trained:
-                found[candidate.digest] = candidate, Price(**row["price"]), row["compressed_from"]
+                found[candidate.digest] = candidate, origin.price, origin.compressed_from
         return found
 
     def done(self) -> frozenset[tuple[str, int]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from autopeft import methods
-from autopeft.errors import AdapterError, SettingsError, SpaceError
+from autopeft.errors import AdapterError, UserError
 from autopeft.models.quantization import NONE, scheme_of
 from autopeft.plan import Candidate
+from autopeft.utils.serialize import from_plain, read_json
 
 SCHEMA = 1
 PLAN_FILE = "plan.json"
@@ -32,6 +33,8 @@ HEAD_FILE = "head.safetensors"
 
 _SAFE_MODEL_KWARGS = frozenset({"num_labels", "id2label", "label2id", "problem_type"})
 """What a file may ask the loader of the base model for; nothing that could run foreign code."""
+
+_REMEDY = "save or download it again"
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
@@ -89,27 +92,19 @@ class SavedPlan:
             AdapterError: if it is damaged, from a newer autopeft, or asks for what no file may.
         """
         path = folder / PLAN_FILE
+        row = read_json(path, dict[str, Any], field="adapter", remedy=_REMEDY, error=AdapterError)
         try:
-            row = json.loads(path.read_text(encoding="utf-8"))
-            schema, versions = row["schema"], dict(row["methods"])
-            saved = cls(
-                candidate=Candidate.from_json(row),
-                base_model=str(row["base_model"]),
-                revision=row["revision"],
-                auto_class=str(row["auto_class"]),
-                model_kwargs=_model_kwargs(row["model_kwargs"]),
-                role_map=dict(row["role_map"]),
-                head=tuple(str(name) for name in row["head"]),
-                extra=dict(row["extra"]),
-                quantization=str(row.get("quantization", NONE)),
-            )
+            given = {**row, "candidate": Candidate.from_json(row)}
+            saved = from_plain(cls, given, field="content", allow_unknown=True)
+            saved = replace(saved, model_kwargs=_model_kwargs(saved.model_kwargs))
             if saved.quantization != NONE:
                 scheme_of(saved.quantization)
             known = {name: methods.get(name).version for name in saved.candidate.plan.methods}
-        except (SpaceError, SettingsError) as error:
-            raise damaged(path, str(error)) from error
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise damaged(path, f"cannot be read ({type(error).__name__}: {error})") from error
+        except UserError as error:
+            raise damaged(path, error.mistake) from None
+        except ValueError as error:
+            raise damaged(path, str(error)) from None
+        schema, versions = row.get("schema"), row.get("methods")
         if schema != SCHEMA or versions != known:
             raise AdapterError(
                 "adapter",
@@ -134,7 +129,7 @@ def _model_kwargs(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def damaged(path: Path, problem: str) -> AdapterError:
     """The error about a file that is not as it was saved."""
-    return AdapterError("adapter", str(path), problem, "save or download it again")
+    return AdapterError("adapter", str(path), problem, _REMEDY)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -131,7 +131,10 @@ def read_json(
         raise error(field, str(path), problem, remedy) from None
     except ValueError as wrong:
         raise error(field, str(path), f"is not JSON ({wrong})", remedy) from None
-    return from_plain(kind, data, field=field, remedy=remedy, error=error, allow_unknown=True)
+    try:
+        return from_plain(kind, data, field="content", allow_unknown=True)
+    except UserError as wrong:
+        raise error(field, str(path), wrong.mistake, remedy) from None
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -265,7 +265,7 @@ def _reshape(tensors: dict[str, torch.Tensor]) -> None:
 
 
 _SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
-    "unknown method": (_edit_plan(method="lorra"), "did you mean 'lora'"),
+    "unknown method": (_edit_plan(method="lorra"), "method='lorra': no such method"),
     "rank 0": (_edit_plan(rank=0), "`1 <= rank <= 32` must hold"),
     "rank too large": (_edit_plan(rank=33), "`1 <= rank <= 32` must hold"),
     "negative rank": (_edit_plan(rank=-1), "`rank >= 0` must hold"),
@@ -273,8 +273,11 @@ _SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing layer": (_edit_plan(layer=9), "the model has 2 blocks"),
     "missing role": (_edit_plan(role="mlp.gate"), "no such role"),
     "missing head": (_edit(head=["score"]), "lacks a module"),
-    "not JSON": (lambda folder: (folder / "plan.json").write_text("{"), "cannot be read"),
-    "not a mapping": (lambda f: (f / "plan.json").write_text("[1]"), "cannot be read"),
+    "not JSON": (lambda folder: (folder / "plan.json").write_text("{"), "is not JSON"),
+    "not a mapping": (lambda f: (f / "plan.json").write_text("[1]"), "must be a mapping"),
+    "head of text": (_edit(head="score"), "content.head='score': must be a list"),
+    "no base": (_edit(base_model=None), "content.base_model=None: must be text"),
+    "label of text": (_edit(model_kwargs={"id2label": {"a": "b"}}), "invalid literal"),
     "newer schema": (_edit(schema=99), "load it with the autopeft that saved it"),
     "newer method": (_edit(methods={"lora": 2}), "load it with the autopeft that saved it"),
     "foreign code": (_edit(model_kwargs={"trust_remote_code": True}), "is refused"),

@@ -1,0 +1,52 @@
+"""Confirmations on disk: what is saved is read back, and damaged files are named."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from autopeft.confirm.finalists import Compressed, SeedScore
+from autopeft.confirm.store import ConfirmationStore
+from autopeft.costs import Price
+from autopeft.errors import StorageError
+from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
+
+
+def candidate(rank: int) -> Candidate:
+    return Candidate(AdapterPlan([LayerSpec(0, "attn.q", "lora", rank)]), TrainSettings(1e-3))
+
+
+def score(seed: int) -> SeedScore:
+    return SeedScore(seed, {"loss": math.inf}, {"accuracy": 0.5}, (1.0, 0.0), {"latency_ms": 3.0})
+
+
+def test_scores_and_their_origin_come_back(tmp_path: Path) -> None:
+    store, price = ConfirmationStore(tmp_path), Price(3, 12, 1e6, 100)
+    for seed in (1, 0):
+        store.save(candidate(4), score(seed), {"a/b.bin": b"weights"})
+    cut = Compressed(candidate(2), price, score(0), {})
+    store.save_compressed(cut, candidate(4))
+    assert store.done() == {(candidate(4).digest, 0), (candidate(4).digest, 1)}
+    assert store.scores() == {
+        candidate(4).digest: (score(0), score(1)),
+        candidate(2).digest: (score(0),),
+    }
+    origin = (candidate(2), price, candidate(4).digest)
+    assert store.compressed() == {candidate(2).digest: origin}
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"seed": "one"}'])
+def test_damaged_files_are_named(tmp_path: Path, text: str) -> None:
+    store = ConfirmationStore(tmp_path)
+    store.save(candidate(4), score(0), {})
+    store.save_compressed(
+        Compressed(candidate(2), Price(3, 12, 1e6, 100), score(0), {}), candidate(4)
+    )
+    for path in tmp_path.rglob("*.json"):
+        path.write_text(text)
+    with pytest.raises(StorageError, match=r"score\.json.*autopeft resume"):
+        store.scores()
+    with pytest.raises(StorageError, match=r"compressed\.json.*autopeft resume"):
+        store.compressed()
