@@ -27,6 +27,20 @@ BAD = ("bad", "poor", "awful", "cold", "dull")
 PLAIN = ("the", "film", "was", "a", "plot", "and", "scene", "actor", "very", "so")
 
 
+_LEFT_OUT = ("nightly", "benchmark")
+"""Markers whose tests run only when -m names the marker."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    wanted = str(config.option.markexpr)
+    markers = [marker for marker in _LEFT_OUT if marker not in wanted]
+    left_out = [item for item in items if any(map(item.get_closest_marker, markers))]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)  # The longest first.
+
+
 @pytest.fixture(scope="session")
 def fresh_python() -> Callable[[str], str]:
     """What a Python that has imported nothing yet prints when it runs some code."""

@@ -7,6 +7,7 @@ import tracemalloc
 
 import pytest
 import torch
+from covering import ARCHITECTURES, covering
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import (
@@ -67,9 +68,10 @@ def _site(topology: Topology, layer: int, role: str, method: str) -> list[LayerS
     return list(itertools.islice((spec for spec in specs if is_legal(topology, spec)), 1))
 
 
-@pytest.mark.parametrize("name", [*_FAMILIES, "albert", "modernbert", "gemma3", "vit", "bart"])
-@pytest.mark.parametrize("method", [method.name for method in methods.all_methods()])
-def test_a_method_starts_as_the_base_model_and_then_changes_it(name: str, method: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "name"), covering([m.name for m in methods.all_methods()], ARCHITECTURES, each=3)
+)
+def test_a_method_starts_as_the_base_model_and_then_changes_it(method: str, name: str) -> None:
     backbone = _backbone(name)
     topology = backbone.topology
     batch = batch_for(backbone)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
+from covering import covering
 from tiny_models import (
     KINDS,
     assert_same_state,
@@ -112,10 +113,11 @@ def test_the_settings_offer_every_scheme() -> None:
     check_backend("none", "cpu")
 
 
-@pytest.mark.parametrize("name", ["llama", "bert", "gpt2", "t5"])
-@pytest.mark.parametrize("scheme", _INSTALLED)
+@pytest.mark.parametrize(
+    ("scheme", "name"), covering(_INSTALLED, ["llama", "bert", "gpt2", "t5"], each=2)
+)
 def test_a_quantized_model_differs_in_little_but_its_size(
-    folders: dict[str, str], name: str, scheme: str
+    folders: dict[str, str], scheme: str, name: str
 ) -> None:
     if name == "gpt2" and not SCHEMES[scheme].takes_conv1d:
         with pytest.raises(SettingsError, match="has no module it could store"):
@@ -162,8 +164,7 @@ def test_a_quantized_model_differs_in_little_but_its_size(
     assert prices[scheme].forward_flops == prices["none"].forward_flops
 
 
-@pytest.mark.parametrize("scheme", _INSTALLED)
-@pytest.mark.parametrize("method", _BEARING)
+@pytest.mark.parametrize(("method", "scheme"), covering(_BEARING, _INSTALLED, each=1))
 def test_what_bears_a_quantized_base_trains_and_comes_back(
     folders: dict[str, str], method: str, scheme: str, tmp_path: Path
 ) -> None:

@@ -11,6 +11,7 @@ import peft
 import pytest
 import torch
 import transformers as hf
+from covering import covering
 from safetensors.torch import load_file, save_file
 from tiny_models import (
     KINDS,
@@ -82,10 +83,11 @@ def test_a_mixed_plan_comes_back_with_the_same_logits(name: str, seed: int, tmp_
     assert not torch.equal(logits_of(backbone.model, batch_for(backbone)), logits)
 
 
-@pytest.mark.parametrize("method", [m.name for m in methods.all_methods()])
-@pytest.mark.parametrize("name", ["bert", "llama"])
+@pytest.mark.parametrize(
+    ("method", "name"), covering([m.name for m in methods.all_methods()], ["bert", "llama"], each=1)
+)
 def test_one_method_is_a_folder_that_peft_itself_loads(
-    name: str, method: str, tmp_path: Path
+    method: str, name: str, tmp_path: Path
 ) -> None:
     backbone = build(name)
     ranks = (2, 4) if methods.get(method).rank_pattern else (4, 4)
