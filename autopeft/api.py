@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from autopeft.costs.price import PricedRow, PriceList
 from autopeft.errors import SettingsError, StorageError
 from autopeft.settings import RESUMABLE, SearchSettings
+from autopeft.utils.files import write_text
 from autopeft.utils.gc import frozen_gc, paused_gc
 from autopeft.workspace import Workspace, read_settings
 
@@ -212,7 +213,7 @@ def export(
         allow_lossy=allow_lossy,
     )
     card = model_card(result.view, member.digest, format=format, notes=exported.notes())
-    (target / "README.md").write_text(card, encoding="utf-8")
+    write_text(target / "README.md", card)
     return exported
 
 

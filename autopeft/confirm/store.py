@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any
 from autopeft.confirm.finalists import Compressed, Finalist, SeedScore
 from autopeft.costs import Price
 from autopeft.plan import Candidate
-from autopeft.utils.files import write_bytes, write_text
+from autopeft.utils.files import replaced_folder, write_bytes, write_text
 from autopeft.utils.serialize import read_json, to_plain
 
 _ORIGIN = "compressed.json"
@@ -64,15 +63,12 @@ class ConfirmationStore:
         files: Mapping[str, bytes],
         origin: _Origin | None = None,
     ) -> None:
-        draft = place.with_name(f".{place.name}.{os.getpid()}")
-        for name, content in files.items():
-            write_bytes(draft / "adapter" / name, content)
-        write_text(draft / "score.json", json.dumps(to_plain(score)))
-        if origin is not None:
-            write_text(draft / _ORIGIN, json.dumps(to_plain(origin)))
-        if place.exists():
-            shutil.rmtree(place)
-        draft.rename(place)
+        with replaced_folder(place) as draft:
+            for name, content in files.items():
+                write_bytes(draft / "adapter" / name, content)
+            write_text(draft / "score.json", json.dumps(to_plain(score)))
+            if origin is not None:
+                write_text(draft / _ORIGIN, json.dumps(to_plain(origin)))
 
     def scores(self) -> dict[str, tuple[SeedScore, ...]]:
         """Return all confirmations by candidate digest, ordered by seed.
@@ -113,12 +109,7 @@ class ConfirmationStore:
         """Copy the adapter of one seed to `adapters/<digest>` and return that folder."""
         digest = finalist.candidate.digest
         target = self._adapters / digest
-        draft = target.with_name(f".{digest}.{os.getpid()}")
-        if draft.exists():
-            shutil.rmtree(draft)
         place = self._place(digest, seed, is_cut=bool(finalist.compressed_from))
-        shutil.copytree(place / "adapter", draft)
-        if target.exists():
-            shutil.rmtree(target)
-        draft.rename(target)
+        with replaced_folder(target) as draft:
+            shutil.copytree(place / "adapter", draft, dirs_exist_ok=True)
         return target

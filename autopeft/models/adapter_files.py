@@ -23,6 +23,7 @@ from autopeft import methods
 from autopeft.errors import AdapterError, UserError
 from autopeft.models.quantization import NONE, scheme_of
 from autopeft.plan import Candidate
+from autopeft.utils.files import write_text
 from autopeft.utils.serialize import from_plain, read_json
 
 SCHEMA = 1
@@ -82,7 +83,7 @@ class SavedPlan:
             "quantization": self.quantization,
             "extra": dict(self.extra),
         }
-        (folder / PLAN_FILE).write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
+        write_text(folder / PLAN_FILE, json.dumps(row, indent=1) + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> SavedPlan:

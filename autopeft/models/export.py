@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +17,7 @@ from autopeft.models.lora_conversion import MAX_RANK, Conversion, export_lora
 from autopeft.models.merging import merged
 from autopeft.models.quantization import NONE
 from autopeft.models.saving import load_adapter, load_attached, save_adapter
+from autopeft.utils.files import replaced_folder
 from autopeft.utils.quiet import quiet_transformers
 
 FORMATS = ("peft", "lora", "merged")
@@ -133,17 +132,11 @@ def _compared(
 
 
 def _whole(target: Path, write: Callable[[Path], object]) -> Path:
-    """Lets something be written beside the target, then moves it there."""
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        write(partial)
-        if target.is_dir():
+    """Write a folder beside the target, then move it there; the target must not hold anything."""
+    with replaced_folder(target) as draft:
+        write(draft)
+        if target.exists():
             target.rmdir()
-        os.replace(partial, target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return target
 
 

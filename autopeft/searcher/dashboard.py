@@ -1,8 +1,7 @@
-"""What optuna-dashboard shows of a search beyond its own plots: a note, learning curves, the front.
+"""A note and learning curves for optuna-dashboard, beside the dashboard's own plots.
 
-The dashboard hides its plot of intermediate values for studies with several directions, so the
-learning curves are put on the study as a plotly graph. Figures are plain data; plotly itself, which
-takes a second to import, is not needed to write them.
+The dashboard plots no intermediate values of studies with several objectives, so the learning
+curves are saved to the study as a plotly figure. The figure is plain data: plotly is not needed.
 """
 
 from __future__ import annotations
@@ -21,29 +20,29 @@ from autopeft.plan_text import write_plan
 from autopeft.trial import Trial, front_of
 
 _MOST_CURVES = 150
-_COLOURS = {"complete": "#1f6feb", "pruned": "#b0b7c3", "failed": "#d1242f"}
-_SHOWN = 30
+_COLORS = {"complete": "#1f6feb", "pruned": "#b0b7c3", "failed": "#d1242f"}
+_MOST_MEMBERS = 30
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A plotly figure as plain data; has what `save_plotly_graph_object` asks of one."""
+    """A plotly figure as plain data; `save_plotly_graph_object` calls nothing but `to_json`."""
 
     data: list[dict[str, Any]]
     layout: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """Plotly's JSON."""
+        """Return the figure as plotly's JSON."""
         return json.dumps({"data": self.data, "layout": self.layout})
 
 
 class DashboardWriter:
-    """Writes notes and graphs to a study, not more often than every so many seconds.
+    """Write a note and learning curves to a study, at most once per interval.
 
     Args:
-        study: Where to write.
+        study: The study that the dashboard shows.
         objectives: Quality first.
-        seconds: Least time between two writings.
+        seconds: Interval between two writes.
     """
 
     def __init__(
@@ -56,34 +55,29 @@ class DashboardWriter:
 
     @property
     def is_due(self) -> bool:
-        """Whether enough time has passed."""
+        """Whether the interval has passed."""
         return time.monotonic() - self._last >= self._seconds
 
     def post(self, trials: Sequence[Trial]) -> None:
-        """Write how the search stands."""
+        """Write the state of the search."""
         save_note(self._study, note(trials, self._objectives))
-        for name, figure in (
-            ("learning-curves", learning_curves(trials, self._objectives[0])),
-            ("front", front_figure(trials, self._objectives)),
-        ):
-            # The dashboard's own type is plotly's Figure; it only calls to_json.
-            shown: Any = figure
-            save_plotly_graph_object(self._study, shown, graph_object_id=name)
+        curves: Any = learning_curves(trials, self._objectives[0])
+        save_plotly_graph_object(self._study, curves, graph_object_id="learning-curves")
         self._last = time.monotonic()
 
 
 def note(trials: Sequence[Trial], objectives: Sequence[Objective]) -> str:
-    """The state in Markdown: how many trials, and the front, cheapest first."""
+    """Return the state in Markdown: number of trials, and the front, cheapest first."""
     states = [trial.state for trial in trials]
     counts = ", ".join(f"{states.count(s)} {s}" for s in ("complete", "pruned", "failed"))
     names = [objective.name for objective in objectives]
     lines = [
-        f"**autopeft** has told {len(states)} trials: {counts}. The front, cheapest first:",
+        f"**autopeft**: {len(states)} trials: {counts}. The front, cheapest first:",
         "",
         "| trial | " + " | ".join(names) + " | origin | plan |",
         "|---" * (len(names) + 3) + "|",
     ]
-    for trial in front_of(trials, objectives)[:_SHOWN]:
+    for trial in front_of(trials, objectives)[:_MOST_MEMBERS]:
         values = " | ".join(f"{trial.values[name]:.6g}" for name in names)
         plan = write_plan(trial.candidate.plan)
         shown = plan if len(plan) <= 100 else plan[:97] + "..."
@@ -92,7 +86,7 @@ def note(trials: Sequence[Trial], objectives: Sequence[Objective]) -> str:
 
 
 def learning_curves(trials: Sequence[Trial], quality: Objective) -> Figure:
-    """Score at each rung, a line for each of the latest trials."""
+    """Return the scores at the rungs, one line for each of the latest trials."""
     lines = [
         {
             "type": "scatter",
@@ -100,7 +94,7 @@ def learning_curves(trials: Sequence[Trial], quality: Objective) -> Figure:
             "x": [step for step, _ in trial.rungs],
             "y": [score for _, score in trial.rungs],
             "name": f"{trial.number} {'+'.join(trial.candidate.plan.methods) or 'no adapter'}",
-            "line": {"color": _COLOURS[trial.state], "width": 1},
+            "line": {"color": _COLORS[trial.state], "width": 1},
             "showlegend": False,
         }
         for trial in trials[-_MOST_CURVES:]
@@ -108,38 +102,3 @@ def learning_curves(trials: Sequence[Trial], quality: Objective) -> Figure:
     ]
     title = f"Score at the rungs (follows {quality.name}; gray: pruned)"
     return Figure(lines, {"title": title, "xaxis": {"title": "optimizer steps"}})
-
-
-def front_figure(trials: Sequence[Trial], objectives: Sequence[Objective]) -> Figure:
-    """Quality against the first cost: all complete trials, and the front as a staircase."""
-    names = [objective.name for objective in objectives]
-    x_name = names[1] if len(names) > 1 else names[0]
-    complete = [trial for trial in trials if trial.state == "complete"]
-    front = front_of(complete, objectives[:2])
-    data: list[dict[str, Any]] = [
-        {
-            "type": "scatter",
-            "mode": "markers",
-            "name": label,
-            "x": [o.values[x_name] for o in rows],
-            "y": [o.values[names[0]] for o in rows],
-            "text": [f"trial {o.number}" for o in rows],
-            "marker": {"color": color, "symbol": symbol},
-        }
-        for label, color, symbol, rows in (
-            ("LoRA", "#fb8f24", "diamond", [o for o in complete if o.origin == "baseline"]),
-            ("others", "#1f6feb", "circle", [o for o in complete if o.origin != "baseline"]),
-        )
-    ]
-    data.append(
-        {
-            "type": "scatter",
-            "mode": "lines",
-            "name": "front",
-            "x": [o.values[x_name] for o in front],
-            "y": [o.values[names[0]] for o in front],
-            "line": {"shape": "hv", "color": "#1f6feb"},
-        }
-    )
-    axes = {"xaxis": {"title": x_name, "type": "log"}, "yaxis": {"title": names[0]}}
-    return Figure(data, {"title": "Front", **axes})

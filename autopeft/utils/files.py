@@ -1,9 +1,12 @@
-"""Write files atomically, so that an interrupted run leaves no partial file."""
+"""Write files and folders atomically, so that an interrupted run leaves nothing half-written."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -30,3 +33,25 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_text(path: Path, content: str) -> None:
     """Replace a file atomically with UTF-8 text; lone surrogates become `?`."""
     write_bytes(path, content.encode("utf-8", errors="replace"))
+
+
+@contextmanager
+def replaced_folder(target: Path) -> Iterator[Path]:
+    """Yield an empty folder to write to; when the block ends, sync it and replace `target` with it.
+
+    If the block raises, `target` is left unchanged.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    try:
+        yield draft
+        for path in draft.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+        draft.chmod(0o755)  # mkdtemp makes it private to the user
+        if target.exists():
+            shutil.rmtree(target)
+        os.replace(draft, target)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)

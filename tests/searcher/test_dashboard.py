@@ -10,7 +10,7 @@ from optuna_dashboard import get_note
 from autopeft.costs import Topology
 from autopeft.costs.objectives import objective
 from autopeft.searcher.controller import SearchController
-from autopeft.searcher.dashboard import front_figure, learning_curves
+from autopeft.searcher.dashboard import learning_curves
 from autopeft.searcher.space.space import SearchSpace
 
 TOPOLOGY = Topology(2, {"attn.q": (16, 16), "attn.v": (16, 16)})
@@ -39,16 +39,13 @@ def test_note_and_graphs_are_on_the_study(tmp_path):
     study = controller.study
     keys = study._storage.get_study_system_attrs(study._study_id)
     assert any(key.startswith("dashboard:plot_data:learning-curves") for key in keys)
-    assert any(key.startswith("dashboard:plot_data:front") for key in keys)
 
 
-def test_figures_are_plotlys():
+def test_learning_curves_are_a_plotly_figure():
     trials = searched().trials()
-    for figure in (learning_curves(trials, OBJECTIVES[0]), front_figure(trials, OBJECTIVES)):
-        drawn = go.Figure(json.loads(figure.to_json()))
-        assert drawn.layout.title.text
-    assert len(learning_curves(trials, OBJECTIVES[0]).data) == 8
-    assert front_figure((), OBJECTIVES).data
+    drawn = go.Figure(json.loads(learning_curves(trials, OBJECTIVES[0]).to_json()))
+    assert drawn.layout.title.text
+    assert [list(line.x) for line in drawn.data] == [[3]] * 8
 
 
 def test_a_long_search_writes_seldom(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from autopeft.utils.files import write_text
+from autopeft.utils.files import replaced_folder, write_text
 
 
 def test_a_failed_write_leaves_the_old_file(
@@ -29,3 +29,29 @@ def test_a_failed_write_leaves_the_old_file(
 def test_folders_are_created_and_text_is_always_utf8(tmp_path: Path) -> None:
     write_text(tmp_path / "a" / "b.txt", "caf\u00e9 \ud800")
     assert (tmp_path / "a" / "b.txt").read_text(encoding="utf-8") == "caf\u00e9 ?"
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    target = tmp_path / "a" / "adapter"
+    for content in ("first", "second"):
+        with replaced_folder(target) as draft:
+            (draft / "inner").mkdir()
+            (draft / "inner" / f"{content}.txt").write_text(content)
+    assert [path.name for path in target.rglob("*.txt")] == ["second.txt"]
+    assert target.stat().st_mode & 0o777 == 0o755
+
+
+def test_a_failed_folder_leaves_the_old_one(tmp_path: Path) -> None:
+    target = tmp_path / "adapter"
+    target.mkdir()
+    (target / "old.txt").write_text("old")
+
+    def fail() -> None:
+        with replaced_folder(target) as draft:
+            (draft / "new.txt").write_text("new")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        fail()
+    assert os.listdir(tmp_path) == ["adapter"]
+    assert os.listdir(target) == ["old.txt"]
