@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from autopeft.errors import SettingsError, StorageError
 from autopeft.settings import SearchSettings
 from autopeft.utils.files import write_text
 from autopeft.utils.serialize import read_json, strict_json
+from autopeft.utils.yaml_files import read_yaml
 
 SETTINGS = "settings.yaml"
 STUDY = "study.db"
@@ -26,36 +26,9 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     Raises:
         SettingsError: if the file cannot be read, is not YAML, or does not hold a mapping.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(
-            "settings", str(path), f"cannot be read ({type(error).__name__})", "check the path"
-        ) from None
-    try:
-        rows = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}" if mark else ""
-        raise SettingsError(
-            "settings", str(path), f"is not YAML{where}", "fix the syntax"
-        ) from None
-    if not isinstance(rows, dict) or not all(isinstance(key, str) for key in rows):
-        raise SettingsError(
-            "settings", str(path), "must hold `name: value` lines", "see examples/quickstart.yaml"
-        )
-    return rows
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-3 as a number; YAML 1.1 requires 1.0e-3."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
+    return read_yaml(
+        Path(path), field="settings", remedy="see examples/quickstart.yaml", error=SettingsError
+    )
 
 
 class Workspace:

@@ -102,7 +102,7 @@ def test_a_damaged_row_is_refused(row: Any) -> None:
         (None, "train=None: must be a mapping"),
         ({"learning_rate": "fast"}, "train.learning_rate='fast': must be a number"),
         ({"learning_rate": 1e-3, "steps": 1.5}, r"train.steps=1.5: must be a whole number"),
-        ({"learning_rate": 1e-3, "stepz": 1}, "train.stepz=1: unknown key; did you mean steps"),
+        ({"learning_rate": 1e-3, "stepz": 1}, "train.stepz=1: unknown key; did you mean 'steps'"),
         ({"learning_rate": 1e-3, "method_rates": {"lora": "x"}}, "must be a number"),
         ({"learning_rate": 1e-3, "method_rates": 5}, "must be a list"),
     ],

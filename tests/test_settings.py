@@ -18,7 +18,7 @@ def test_mapping_and_back() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "hint"),
     [
-        ("modle", "x", "did you mean model"),
+        ("modle", "x", "did you mean 'model'"),
         ("steps", 0, "steps >= 1"),
         ("steps", "many", "whole number"),
         ("steps", True, "whole number"),

@@ -5,7 +5,6 @@ A new family is a file with a tuple `METHODS`, named in `_FAMILIES`.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -47,6 +46,7 @@ from autopeft.methods import (
     waveft,
 )
 from autopeft.methods.base import LINEAR_ROLES, AdapterFlops, AdapterMemory, Method
+from autopeft.utils.serialize import nearest
 
 __all__ = [
     "HEAD",
@@ -124,27 +124,25 @@ LEFT_OUT: Mapping[str, str] = MappingProxyType(
 
 
 def all_methods() -> tuple[Method, ...]:
-    """Every method, family by family."""
+    """Return every method, ordered by family."""
     return tuple(_TABLE.values())
 
 
 def get(name: str) -> Method:
-    """The method of that name.
+    """Return the method of that name.
 
     Raises:
-        SpaceError: if there is none; names the nearest, or why it was left out.
+        SpaceError: if there is none.
     """
     if name in _TABLE:
         return _TABLE[name]
     if name in LEFT_OUT:
         raise SpaceError("method", name, f"not offered: {LEFT_OUT[name]}", "use another method")
-    near = difflib.get_close_matches(str(name).lower().replace("-", "_"), _TABLE, n=1, cutoff=0.4)
-    remedy = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(_TABLE)}"
-    raise SpaceError("method", name, "no such method", remedy)
+    raise SpaceError("method", name, "no such method", nearest(name, _TABLE))
 
 
 def learning_rate_range(name: str) -> tuple[float, float]:
-    """(low, high) of a method's learning rate; also knows "head".
+    """Return (low, high) of a method's learning rate, or of the head's for "head".
 
     Raises:
         SpaceError: if there is no such method.

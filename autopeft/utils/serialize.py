@@ -93,13 +93,11 @@ def from_plain(
     try:
         value: T = msgspec.convert(data, kind)
     except msgspec.ValidationError as wrong:
-        path, problem = _explain(wrong)
-        found = _at(path, data)
-        raise error(_join(field, path), found, problem, remedy) from None
+        place, found = _locate(kind, data, str(wrong))
+        raise error(_name(field, *place), found, _explain(str(wrong)), remedy) from None
     if not allow_unknown:
-        for path, found, known in _unknown(value, data):
-            name = path.rsplit(".", 1)[-1]
-            raise error(_join(field, path), found, "unknown key", nearest(name, known))
+        for where, found, known in _unknown(value, data):
+            raise error(_name(field, *where), found, "unknown key", nearest(str(where[-1]), known))
     return value
 
 
@@ -138,53 +136,80 @@ def read_json(
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Return the remedy for a word that is not among the known ones."""
+    """Return the remedy for an unknown word: the nearest of the known ones, or all of them."""
     known = list(known)
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean {close[0]}?" if close else f"use one of {', '.join(known)}"
+    close = difflib.get_close_matches(word.lower().replace("-", "_"), known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(known)}"
 
 
-def _explain(wrong: msgspec.ValidationError) -> tuple[str, str]:
-    """Return the path of the wrong value, such as `plan[3].rank`, and the rule in words."""
-    message, _, path = str(wrong).partition(" - at `$")
-    path = path.rstrip("`").lstrip(".")
+def _explain(message: str) -> str:
+    """Return a message of msgspec in a user's words."""
+    message, _, place = message.partition(" - at `")
+    subject = "a key must be " if place.startswith("key") else "must be "
     if match := re.match(r"Expected `(.*?)`(.*), got", message):
         kinds = [kind for kind in match[1].split(" | ") if kind != "null"]
-        return path, "must be " + " or ".join(_WORDS.get(k, k) for k in kinds) + match[2]
+        return subject + " or ".join(_WORDS.get(k, k) for k in kinds) + match[2]
     if match := re.match(r"Object missing required field `(.*)`", message):
-        return path, f"lacks the key `{match[1]}`"
-    if message.startswith("Invalid enum value"):
-        return path, "no such choice"
-    return path, message[:1].lower() + message[1:]
+        return f"lacks the key `{match[1]}`"
+    return message[:1].lower() + message[1:]
 
 
-def _at(path: str, data: Any) -> Any:
-    """Return the value at a path; what is too long for one line, shortened."""
-    for step in re.findall(r"[^.\[\]]+", path):
-        if isinstance(data, list | tuple) and step.isdigit():
-            data = data[int(step)]
-        elif isinstance(data, Mapping) and step in data:
-            data = data[step]
-    return data if len(repr(data)) <= 120 else reprlib.repr(data)
+def _locate(kind: Any, data: Any, message: str) -> tuple[list[str | int], Any]:
+    """Return the keys that lead to the wrong value, and the value, shortened if it is long."""
+    place: list[str | int] = []
+    found = data = _copied(data)
+    for name, index in re.findall(r"\.(\w+)|\[(\d+|\.\.\.)\]", message.rpartition("`$")[2]):
+        if index == "...":  # msgspec hides the keys of mappings: the wrong item fails alone as well
+            items = dict(found)
+            for key, item in items.items():
+                found.clear()
+                found[key] = item
+                if _message(kind, data) == message:
+                    place.append(key)
+                    found = item
+                    break
+            else:
+                return place, items
+        else:
+            place.append(name or int(index))
+            found = found[place[-1]]
+    return place, found if len(repr(found)) <= 120 else reprlib.repr(found)
 
 
-def _join(field: str, path: str) -> str:
-    return f"{field}{'' if not field or path[:1] in ('', '[') else '.'}{path}"
+def _copied(data: Any) -> Any:
+    if isinstance(data, Mapping):
+        return {key: _copied(item) for key, item in data.items()}
+    return [_copied(item) for item in data] if isinstance(data, list | tuple) else data
 
 
-def _unknown(value: Any, data: Any, path: str = "") -> Iterator[tuple[str, Any, list[str]]]:
-    """Yield the path and value of each key that no dataclass has, and the keys that it has."""
+def _message(kind: Any, data: Any) -> str:
+    try:
+        msgspec.convert(data, kind)
+    except msgspec.ValidationError as wrong:
+        return str(wrong)
+    return ""
+
+
+def _name(field: str, *place: str | int) -> str:
+    """Return e.g. `field.parts[3].size`."""
+    steps = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in place)
+    return (field + "".join(steps)).removeprefix(".")
+
+
+def _unknown(
+    value: Any, data: Any, *place: str | int
+) -> Iterator[tuple[tuple[str | int, ...], Any, list[str]]]:
+    """Yield place and value of each key that no dataclass has, and the keys that it has."""
     if is_dataclass(value) and isinstance(data, Mapping):
         known = [each.name for each in fields(value)]
         for key, item in data.items():
-            where = _join(path, str(key))
             if key in known:
-                yield from _unknown(getattr(value, key), item, where)
+                yield from _unknown(getattr(value, key), item, *place, key)
             else:
-                yield where, item, known
+                yield (*place, key), item, known
     elif isinstance(value, Mapping) and isinstance(data, Mapping):
         for key, item in data.items():
-            yield from _unknown(value.get(key), item, _join(path, str(key)))
+            yield from _unknown(value.get(key), item, *place, key)
     elif isinstance(value, list | tuple) and isinstance(data, list | tuple):
         for index, pair in enumerate(zip(value, data, strict=False)):
-            yield from _unknown(*pair, f"{path}[{index}]")
+            yield from _unknown(*pair, *place, index)

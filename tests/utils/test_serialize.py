@@ -67,7 +67,7 @@ def test_finished_values_may_be_among_plain_ones() -> None:
         ({}, "whole={}: lacks the key `name`; fix it"),
         ({"name": 3}, "whole.name=3: must be text; fix it"),
         ({"name": None}, "whole.name=None: must be text; fix it"),
-        ({"name": "w", "nane": 1}, "whole.nane=1: unknown key; did you mean name?"),
+        ({"name": "w", "nane": 1}, "whole.nane=1: unknown key; did you mean 'name'?"),
         (
             {"name": "w", "zzz": 1},
             "whole.zzz=1: unknown key; use one of name, parts, scores, limit, source",
@@ -85,11 +85,15 @@ def test_finished_values_may_be_among_plain_ones() -> None:
         ),
         (
             {"name": "w", "parts": [{"size": 1}, {"size": 1, "sise": 2}]},
-            "whole.parts[1].sise=2: unknown key; did you mean size?",
+            "whole.parts[1].sise=2: unknown key; did you mean 'size'?",
         ),
         (
-            {"name": "w", "scores": {"a": "b"}},
-            "whole.scores[...]={'a': 'b'}: must be a number; fix it",
+            {"name": "w", "scores": {3: 1.0}},
+            "whole.scores={3: 1.0}: a key must be text; fix it",
+        ),
+        (
+            {"name": "w", "scores": MappingProxyType({"a": 1, "attn.q": "b"})},
+            "whole.scores.attn.q='b': must be a number; fix it",
         ),
     ],
 )

@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from autopeft import methods
 from autopeft.errors import SpaceError
 from autopeft.plan import MODEL, ROLES
-
-KEYS = (
-    "methods",
-    "granularity",
-    "roles",
-    "placements",
-    "layers",
-    "alpha_ratio",
-    "dropout",
-    "include_empty",
-    "min_adapted_layers",
-    "max_adapted_layers",
-)
-"""The keys of a search space."""
+from autopeft.utils.serialize import from_plain, nearest
+from autopeft.utils.yaml_files import read_yaml
 
 DEFAULT_PLACEMENTS: Mapping[str, tuple[str, ...]] = {
     "qv": ("attn.q", "attn.v"),
@@ -46,6 +32,10 @@ class MethodOverride:
 
     ranks: tuple[int, ...] | None = None
     learning_rate: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.ranks is not None:
+            object.__setattr__(self, "ranks", tuple(sorted(set(self.ranks))))
 
 
 @dataclass(frozen=True)
@@ -85,6 +75,96 @@ class SpaceConfig:
     is_shipped: bool = False
     has_own_placements: bool = False
 
+    def __post_init__(self) -> None:
+        if not self.methods:
+            raise SpaceError("space.methods", self.methods, "must name a method", "use e.g. [lora]")
+        for name, override in self.methods.items():
+            _check_override(f"space.methods.{name}", override)
+        kind, _, size = self.granularity.partition(":")
+        if kind == "group":
+            is_known = size.isdigit() and int(size) > 0
+        else:
+            is_known = self.granularity in ("model", "layer", "site")
+        if not is_known:
+            raise SpaceError(
+                "space.granularity",
+                self.granularity,
+                "unknown granularity",
+                "use model, group:4, layer or site",
+            )
+        if self.roles is not None:
+            object.__setattr__(self, "roles", _known_roles("space.roles", self.roles))
+        placements = {
+            name: _known_roles(f"space.placements.{name}", roles)
+            for name, roles in self.placements.items()
+        }
+        object.__setattr__(self, "placements", placements)
+        object.__setattr__(self, "layers", _known_layers(self.layers))
+        if not self.alpha_ratio or not all(0 < ratio < math.inf for ratio in self.alpha_ratio):
+            raise SpaceError(
+                "space.alpha_ratio", self.alpha_ratio, "must be above 0", "use e.g. [1.0, 2.0]"
+            )
+        if not self.dropout or not all(0 <= share < 1 for share in self.dropout):
+            raise SpaceError(
+                "space.dropout",
+                self.dropout,
+                "must be 0 or more and below 1",
+                "use e.g. [0.0, 0.1]",
+            )
+        for key in ("min_adapted_layers", "max_adapted_layers"):
+            count = getattr(self, key)
+            if count is not None and count < 0:
+                raise SpaceError(f"space.{key}", count, f"`{key} >= 0` must hold", "use 0 or more")
+
+
+def _check_override(place: str, override: MethodOverride) -> None:
+    if override.ranks is not None and (not override.ranks or min(override.ranks) < 1):
+        raise SpaceError(
+            f"{place}.ranks", list(override.ranks), "a rank is at least 1", "use e.g. [2, 4, 8]"
+        )
+    if override.learning_rate is not None:
+        low, high = override.learning_rate
+        if not 0 < low <= high < math.inf:
+            raise SpaceError(
+                f"{place}.learning_rate",
+                [low, high],
+                "must be [lowest, highest], above 0",
+                "use e.g. [1e-4, 1e-2]",
+            )
+
+
+def _known_roles(place: str, roles: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the roles, each once."""
+    if not roles:
+        raise SpaceError(place, roles, "must name a role", f"use {', '.join(ROLES)}")
+    for role in roles:
+        if role not in ROLES:
+            raise SpaceError(place, role, "unknown role", nearest(role, ROLES))
+    return tuple(dict.fromkeys(roles))
+
+
+def _known_layers(layers: str | tuple[int, ...]) -> str | tuple[int, ...]:
+    """Return the layers; block indices sorted, each once."""
+    if not isinstance(layers, str) and layers:
+        return tuple(sorted(set(layers)))
+    kind, _, count = str(layers).partition(":")
+    if layers == "all" or (kind in ("last", "first") and count.isdigit() and int(count) > 0):
+        return layers
+    raise SpaceError(
+        "space.layers",
+        layers,
+        "must say which blocks may be adapted",
+        "use all, last:4, first:4 or a list such as [0, 1, 2]",
+    )
+
+
+KEYS = tuple(
+    each.name
+    for each in fields(SpaceConfig)
+    if each.name not in ("name", "is_shipped", "has_own_placements")
+)
+"""The keys of a search space."""
+
 
 def _folder() -> Traversable:
     """Return the folder of the spaces that come with autopeft."""
@@ -117,16 +197,22 @@ def read_config(source: str | Path | Mapping[str, Any]) -> SpaceConfig:
     """
     if isinstance(source, Mapping):
         return _parse(source, "custom", is_shipped=False)
-    text, is_shipped = _text(source)
-    try:
-        row = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise SpaceError("space", str(source), f"not YAML: {error}", "repair the file") from None
-    if not isinstance(row, Mapping):
+    name, file = str(source), Path(source)
+    is_shipped = name in available_spaces()
+    if not is_shipped and not file.is_file():
         raise SpaceError(
-            "space", str(source), "a space is a mapping of keys to values", f"use {', '.join(KEYS)}"
+            "space",
+            name,
+            "is neither a file nor a space that comes with autopeft",
+            nearest(name, available_spaces()),
         )
-    return _parse(row, Path(str(source)).stem, is_shipped=is_shipped)
+    row = read_yaml(
+        _folder() / f"{name}.yaml" if is_shipped else file,
+        field="space",
+        remedy=f"use the keys {', '.join(KEYS)}",
+        error=SpaceError,
+    )
+    return _parse(row, file.stem, is_shipped=is_shipped)
 
 
 def prompt_sizes(source: str | Path | Mapping[str, Any]) -> tuple[int, ...]:
@@ -143,186 +229,43 @@ def prompt_sizes(source: str | Path | Mapping[str, Any]) -> tuple[int, ...]:
     return tuple(sorted(sizes))
 
 
-def _text(source: str | Path) -> tuple[str, bool]:
-    """Return the YAML text, and whether it comes with autopeft."""
-    name = str(source)
-    if name in available_spaces():
-        packaged = _folder() / f"{name}.yaml"
-        return packaged.read_text(encoding="utf-8"), True
-    path = Path(name)
-    if not path.is_file():
-        raise SpaceError(
-            "space",
-            name,
-            "neither a file nor a space that comes with autopeft"
-            + _nearest(name, available_spaces()),
-            f"use a YAML file or one of {', '.join(available_spaces())}",
-        )
-    try:
-        return path.read_text(encoding="utf-8"), False
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpaceError("space", name, f"cannot be read: {error}", "check the file") from None
-
-
-def _nearest(word: object, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(str(word), list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
 def _parse(row: Mapping[str, Any], name: str, *, is_shipped: bool) -> SpaceConfig:
+    """Return the config of a space's keys; a single value may stand for a list of one."""
     for key in row:
         if key not in KEYS:
-            raise SpaceError(
-                f"space.{key}",
-                row[key],
-                "no such key" + _nearest(key, KEYS),
-                f"use {', '.join(KEYS)}",
-            )
-    if not row.get("methods"):
-        raise SpaceError(
-            "space.methods", row.get("methods"), "a space needs a method", "name one, e.g. lora"
-        )
-    defaults = SpaceConfig({})
-    placements = row.get("placements") or defaults.placements
-    return SpaceConfig(
-        methods=_methods(row["methods"]),
-        granularity=_granularity(row.get("granularity", "layer")),
-        roles=None if row.get("roles") is None else _roles("space.roles", row["roles"]),
-        placements=_placements(placements),
-        layers=_layers(row.get("layers", "all")),
-        alpha_ratio=_numbers(
-            "space.alpha_ratio", row.get("alpha_ratio", 2.0), low=0.0, open_low=True
-        ),
-        dropout=_numbers("space.dropout", row.get("dropout", 0.0), low=0.0, high=1.0),
-        include_empty=_flag("space.include_empty", row.get("include_empty", False)),
-        min_adapted_layers=_count("space.min_adapted_layers", row.get("min_adapted_layers", 0)),
-        max_adapted_layers=None
-        if row.get("max_adapted_layers") is None
-        else _count("space.max_adapted_layers", row["max_adapted_layers"]),
-        name=name,
-        is_shipped=is_shipped,
-        has_own_placements=not is_shipped and bool(row.get("placements")),
-    )
+            raise SpaceError(f"space.{key}", row[key], "unknown key", nearest(key, KEYS))
+    given = {key: value for key, value in row.items() if value is not None}
+    given["methods"] = _overrides(given.get("methods", []))
+    for key in ("roles", "alpha_ratio", "dropout"):
+        if key in given:
+            given[key] = _as_list(given[key])
+    has_placements = bool(given.get("placements"))
+    if has_placements and isinstance(given["placements"], Mapping):
+        given["placements"] = {k: _as_list(v) for k, v in given["placements"].items()}
+    elif not has_placements:
+        given.pop("placements", None)
+    given |= {"name": name, "is_shipped": is_shipped}
+    given["has_own_placements"] = has_placements and not is_shipped
+    return from_plain(SpaceConfig, given, field="space", error=SpaceError)
 
 
-def _methods(value: Any) -> dict[str, MethodOverride]:
-    if isinstance(value, str):
-        value = [value]
-    if isinstance(value, Mapping):
-        return {str(name): _override(str(name), keys or {}) for name, keys in value.items()}
-    if isinstance(value, list | tuple) and all(isinstance(name, str) for name in value):
-        return {name: MethodOverride() for name in value}
-    raise SpaceError(
-        "space.methods", value, "a list of method names, or a mapping of them", "e.g. [lora, ia3]"
-    )
+def _overrides(methods: Any) -> Mapping[str, Any]:
+    """Return a list of methods, or a mapping from methods to overrides, as such a mapping."""
+    if not isinstance(methods, Mapping):
+        remedy = "use e.g. [lora, ia3]"
+        names = _as_list(methods)
+        names = from_plain(list[str], names, field="space.methods", remedy=remedy, error=SpaceError)
+        return {name: {} for name in names}
+    rows = {}
+    for name, override in methods.items():
+        row = {} if override is None else override
+        if isinstance(row, Mapping):
+            row = {key: _as_list(value) for key, value in row.items() if value is not None}
+            if len(row.get("learning_rate", ())) == 1:
+                row["learning_rate"] = 2 * row["learning_rate"]
+        rows[name] = row
+    return rows
 
 
-def _override(name: str, keys: Any) -> MethodOverride:
-    place = f"space.methods.{name}"
-    if not isinstance(keys, Mapping):
-        raise SpaceError(
-            place, keys, "a mapping with ranks and learning_rate", "e.g. {ranks: [4, 8]}"
-        )
-    for key in keys:
-        if key not in ("ranks", "learning_rate"):
-            raise SpaceError(
-                f"{place}.{key}", keys[key], "no such key", "use ranks or learning_rate"
-            )
-    ranks: tuple[int, ...] | None = None
-    if keys.get("ranks") is not None:
-        value = keys["ranks"]
-        value = list(value) if isinstance(value, list | tuple) else [value]
-        if not value or not all(
-            isinstance(r, int) and not isinstance(r, bool) and r > 0 for r in value
-        ):
-            raise SpaceError(
-                f"{place}.ranks", value, "whole numbers of at least 1", "e.g. [2, 4, 8]"
-            )
-        ranks = tuple(sorted(set(value)))
-    rates: tuple[float, float] | None = None
-    if keys.get("learning_rate") is not None:
-        bounds = _numbers(f"{place}.learning_rate", keys["learning_rate"], low=0.0, open_low=True)
-        if len(bounds) > 2 or bounds[0] > bounds[-1]:
-            raise SpaceError(
-                f"{place}.learning_rate", list(bounds), "[lowest, highest]", "e.g. [1.0e-4, 1.0e-2]"
-            )
-        rates = (bounds[0], bounds[-1])
-    return MethodOverride(ranks, rates)
-
-
-def _granularity(value: Any) -> str:
-    text = str(value)
-    size = text.removeprefix("group:")
-    if text in ("model", "layer", "site") or (text != size and size.isdigit() and int(size) > 0):
-        return text
-    raise SpaceError(
-        "space.granularity", value, "what shares one choice", "use model, group:4, layer or site"
-    )
-
-
-def _roles(place: str, value: Any) -> tuple[str, ...]:
-    names = [value] if isinstance(value, str) else value
-    if not isinstance(names, list | tuple) or not names:
-        raise SpaceError(place, value, "a list of roles", f"use {', '.join(ROLES)}")
-    for role in names:
-        if role not in ROLES:
-            raise SpaceError(
-                place, role, "no such role" + _nearest(role, ROLES), f"use {', '.join(ROLES)}"
-            )
-    return tuple(dict.fromkeys(names))
-
-
-def _placements(value: Any) -> dict[str, tuple[str, ...]]:
-    if not isinstance(value, Mapping) or not value:
-        raise SpaceError(
-            "space.placements",
-            value,
-            "a mapping of names to lists of roles",
-            "e.g. {qv: [attn.q, attn.v]}",
-        )
-    return {str(name): _roles(f"space.placements.{name}", roles) for name, roles in value.items()}
-
-
-def _layers(value: Any) -> str | tuple[int, ...]:
-    remedy = "use all, last:4, first:4 or a list such as [0, 1, 2]"
-    if isinstance(value, list | tuple):
-        if not value or not all(isinstance(n, int) and not isinstance(n, bool) for n in value):
-            raise SpaceError("space.layers", value, "a list of block indices", remedy)
-        return tuple(sorted(set(value)))
-    text = str(value)
-    kind, _, count = text.partition(":")
-    if text == "all" or (kind in ("last", "first") and count.isdigit() and int(count) > 0):
-        return text
-    raise SpaceError("space.layers", value, "which blocks may be adapted", remedy)
-
-
-def _numbers(
-    place: str, value: Any, *, low: float, high: float = float("inf"), open_low: bool = False
-) -> tuple[float, ...]:
-    values = list(value) if isinstance(value, list | tuple) else [value]
-    numbers = []
-    for item in values:
-        try:
-            # YAML 1.1 reads 1e-3 (without a point) as text.
-            number = float("nan") if isinstance(item, bool) else float(item)
-        except (TypeError, ValueError):
-            number = float("nan")
-        if not (low < number < high if open_low else low <= number < high):
-            bound = ">" if open_low else ">="
-            raise SpaceError(place, item, f"a number {bound} {low} and below {high}", "correct it")
-        numbers.append(number)
-    if not numbers:
-        raise SpaceError(place, value, "needs one value at least", "give a number or a list")
-    return tuple(numbers)
-
-
-def _flag(place: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise SpaceError(place, value, "true or false", "use true or false")
-    return value
-
-
-def _count(place: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise SpaceError(place, value, "a whole number of at least 0", "correct it")
-    return value
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
