@@ -200,6 +200,7 @@ def test_sources_downstream_of_others_change_nothing() -> None:
     }
 
 
+@pytest.mark.benchmark
 def test_pricing_a_large_plan_takes_about_a_millisecond() -> None:
     topology = Topology(80, _SHAPES)
     table = PriceTable.from_topology(topology)

@@ -17,8 +17,8 @@ from autopeft.prepare import prepare
 from autopeft.settings import SearchSettings
 from autopeft.training import precision
 
-_TRIALS = 500
-_PLANS = 50
+_TRIALS = 160
+_PLANS = 20
 
 
 def _held() -> int:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-import time
+import socket
 from pathlib import Path
 
 import huggingface_hub
@@ -82,24 +82,39 @@ def test_a_prepared_configuration_is_restored() -> None:
     assert config.to_dict() == before
 
 
+@pytest.fixture
+def connections(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Addresses that this process tries to connect to."""
+    tried: list[object] = []
+
+    def connect(self: socket.socket, address: object) -> None:
+        tried.append(address)
+        raise OSError("no network in this test")
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    return tried
+
+
 @pytest.mark.parametrize("model", ["./nowhere", "/no/such/folder", "~/nowhere", "a/b/c"])
-def test_a_missing_folder_is_told_at_once(model: str) -> None:
-    started = time.perf_counter()
+def test_a_missing_folder_is_reported_without_asking_the_hub(
+    model: str, connections: list[object]
+) -> None:
     with pytest.raises(ModelError, match="no such folder") as caught:
         load_backbone(model, auto_class=_CLS)
     assert "\n" not in str(caught.value)
-    assert time.perf_counter() - started < 2
     with pytest.raises(ModelError, match="no such folder"):
         load_tokenizer(model)
+    assert connections == []
 
 
-def test_a_hub_id_without_the_hub_is_one_line_and_quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_id_without_the_hub_is_one_line_and_waits_for_nothing(
+    monkeypatch: pytest.MonkeyPatch, connections: list[object]
+) -> None:
     monkeypatch.setattr(checkpoint, "_is_hub_reachable", lambda: False)
-    started = time.perf_counter()
     with pytest.raises(ModelError, match="the hub cannot be reached") as caught:
         load_backbone("nobody/no-such-model", auto_class=_CLS)
     assert "\n" not in str(caught.value)
-    assert time.perf_counter() - started < 5
+    assert connections == []
 
 
 def test_an_unreachable_hub_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from autopeft.training.latency import measure_latency_ms, measure_peak_memory_by
 Build = Callable[..., Any]
 
 
+@pytest.mark.benchmark
 def test_latency_grows_with_depth(classification_data: TaskData, bert_with_lora: Build) -> None:
     shallow, deep = (
         measure_latency_ms(bert_with_lora(depth=depth).model, classification_data, device="cpu")
@@ -47,5 +49,4 @@ def test_latency_takes_several_rows(classification_data: TaskData, bert_with_lor
     value = measure_latency_ms(
         bert_with_lora().model, classification_data, device="cpu", rows=8, repeats=3
     )
-    assert value == pytest.approx(value)
-    assert value > 0
+    assert 0 < value < math.inf

@@ -27,7 +27,7 @@ DEEP = Topology(
 )
 
 
-@pytest.mark.slow
+@pytest.mark.benchmark
 @pytest.mark.timeout(300)
 def test_an_ask_takes_less_than_a_third_of_a_second_at_a_thousand_trials_and_64_layers():
     space = SearchSpace.from_source("default", DEEP)

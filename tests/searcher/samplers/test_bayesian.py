@@ -231,6 +231,7 @@ def test_equal_values_do_not_upset_the_surrogate():
     assert BayesianSampler(SPACE, TWO, PRICES, seed=0).propose(rows).options.any()
 
 
+@pytest.mark.benchmark
 def test_asking_is_quick_late_in_a_search_of_a_deep_model():
     deep = Topology(64, SHAPES)
     space = SearchSpace.from_source({"methods": ["lora", "ia3", "miss"]}, deep)
