@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from autopeft.costs.price import PricedRow, PriceList
 from autopeft.errors import SettingsError, StorageError
 from autopeft.settings import RESUMABLE, SearchSettings
+from autopeft.tasks.registry import check_task
 from autopeft.utils.files import write_text
 from autopeft.utils.gc import frozen_gc, paused_gc
 from autopeft.workspace import Workspace, read_settings
@@ -108,7 +109,9 @@ def merge_settings(
     elif isinstance(settings, SearchSettings):
         settings = settings.to_mapping()
     given = {key: value for key, value in overrides.items() if value is not None}
-    return SearchSettings.from_mapping({**(settings or {}), **given})
+    merged = SearchSettings.from_mapping({**(settings or {}), **given})
+    check_task(merged.task)
+    return merged
 
 
 def price(

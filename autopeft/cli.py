@@ -11,11 +11,14 @@ import click
 
 from autopeft.errors import AutoPeftError, UserError
 from autopeft.settings import RESUMABLE, SearchSettings
+from autopeft.tasks.registry import TASKS
 
 if TYPE_CHECKING:
     from autopeft.result import SearchResult
 
 _REPEATED = ("objectives", "constraints")
+_NAMES = {"task": TASKS}
+"""Setting -> the names that it takes, the default first."""
 _TYPES: dict[str, Any] = {"int": int, "float": float}
 
 
@@ -32,7 +35,10 @@ def _settings_options(*, only: frozenset[str] | None = None) -> Callable[[Any], 
             if field.name in _REPEATED:
                 names.append(names[0].removesuffix("s"))
             kind = str(field.type).split("|")[0].strip()
-            default = field.default
+            help_text, default = field.metadata["help"], field.default
+            if field.name in _NAMES:
+                help_text += f" One of {', '.join(_NAMES[field.name])}."
+                default = next(iter(_NAMES[field.name]))
             shown = ", ".join(default) if isinstance(default, tuple) else default
             command = click.option(
                 *names,
@@ -40,7 +46,7 @@ def _settings_options(*, only: frozenset[str] | None = None) -> Callable[[Any], 
                 type=None if kind == "bool" else _TYPES.get(kind, str),
                 multiple=field.name in _REPEATED,
                 default=None,
-                help=field.metadata["help"] + (f" [default: {shown}]" if shown else ""),
+                help=help_text + (f" [default: {shown}]" if shown else ""),
             )(command)
         return command
 

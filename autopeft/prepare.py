@@ -27,11 +27,11 @@ from autopeft.profiling.output_positions import n_logit_weights, read_positions
 from autopeft.searcher.space.config import prompt_sizes
 from autopeft.searcher.space.space import SearchSpace
 from autopeft.settings import SearchSettings
-from autopeft.tasks import make_task
 from autopeft.tasks.base import Task
 from autopeft.tasks.batch import collate
 from autopeft.tasks.data import TaskData
 from autopeft.tasks.load_data import load_data
+from autopeft.tasks.registry import make_task
 from autopeft.training.batching import training_batches
 from autopeft.training.trainer import EARLIEST_STEP, rung_steps
 from autopeft.utils.hardware import (
@@ -207,7 +207,13 @@ def prepare(
     note(f"space {space.name}: {space.describe()}")
     with phase("startup"):
         n_workers = settings.workers or _workers(device, gpus, prices, space, note)
-    settings = replace(settings, metric=task.quality.name, workers=n_workers, gpus_per_worker=gpus)
+    settings = replace(
+        settings,
+        task=task.name,
+        metric=task.quality.name,
+        workers=n_workers,
+        gpus_per_worker=gpus,
+    )
     return PreparedSearch(
         settings,
         data,

@@ -46,18 +46,14 @@ class SearchSettings:
     data: str = _setting(
         "", "Training data: a CSV, TSV, JSON, JSONL or Parquet file, or the hub id of a dataset."
     )
-    task: str = _setting(
-        "text-classification",
-        "Kind of problem: text-classification or causal-lm.",
-        choices=("text-classification", "causal-lm"),
-    )
-    text: str = _setting("text", "Column with the text (text-classification).")
+    task: str | None = _setting(None, "Kind of problem.")
+    text: str = _setting("text", "Column with the text to classify.")
     text_pair: str | None = _setting(
         None, "Column with the second text, to classify pairs of texts."
     )
-    label: str = _setting("label", "Column with the label (text-classification).")
-    prompt: str = _setting("prompt", "Column with the prompt (causal-lm); it adds no loss.")
-    completion: str = _setting("completion", "Column with the completion (causal-lm).")
+    label: str = _setting("label", "Column with the label of the text.")
+    prompt: str = _setting("prompt", "Column with the prompt of a completion; it adds no loss.")
+    completion: str = _setting("completion", "Column with the completion to learn.")
     validation: str | None = _setting(
         None,
         "Validation data: a file, or a split of the hub dataset. By default, rows are split off "

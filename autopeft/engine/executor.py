@@ -26,9 +26,9 @@ from autopeft.models.saving import save_adapter
 from autopeft.plan import Candidate
 from autopeft.profiling.output_positions import narrow_modules
 from autopeft.settings import SearchSettings
-from autopeft.tasks import make_task
 from autopeft.tasks.base import Task
 from autopeft.tasks.data import TaskData
+from autopeft.tasks.registry import make_task
 from autopeft.training.acceleration import NO_ACCELERATION, Acceleration
 from autopeft.training.activation_cache import ActivationCache
 from autopeft.training.last_block import LastBlock

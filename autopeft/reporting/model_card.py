@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import yaml
@@ -13,13 +13,9 @@ from autopeft.errors import SettingsError
 from autopeft.plan_text import plan_summary
 from autopeft.reporting.columns import facts, metrics_text, training_facts
 from autopeft.reporting.front_view import FrontEntry, FrontView
+from autopeft.tasks.registry import TASKS, task_class
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~!&])")
-
-_LOADERS: Mapping[str, str] = {
-    "text-classification": "AutoModelForSequenceClassification",
-    "causal-lm": "AutoModelForCausalLM",
-}
 
 
 def model_card(
@@ -104,7 +100,7 @@ def _loading(shown: FrontView, format: str) -> list[str]:
     if format == "peft":
         load = f'model = autopeft.load_adapter({model}, "path/to/this/folder")'
         return ["import autopeft", "", load]
-    loader = _LOADERS.get(shown.task, "AutoModel")
+    loader = task_class(shown.task).auto_class if shown.task in TASKS else "AutoModel"
     if format == "merged":
         load = f'model = {loader}.from_pretrained("path/to/this/folder")'
         return [f"from transformers import {loader}", "", load]

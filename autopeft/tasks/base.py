@@ -1,10 +1,10 @@
-"""What a task is: how a batch is scored, and what the scores of a split amount to."""
+"""The Task protocol, and the scores that a task computes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -12,7 +12,14 @@ from numpy.typing import NDArray
 
 from autopeft.costs.objectives import Objective
 from autopeft.errors import SettingsError
+from autopeft.settings import SearchSettings
 from autopeft.tasks.batch import Batch, Window
+from autopeft.tasks.data import SplitName, TaskData
+from autopeft.tasks.encoding import Encoded
+from autopeft.tasks.rows import Rows
+
+if TYPE_CHECKING:
+    from autopeft.tasks.reading import Table
 
 FloatArray = NDArray[np.float64]
 
@@ -24,8 +31,8 @@ class Evaluation:
     Attributes:
         loss: Mean loss: per row, or per completion token for causal LM.
         metrics: Every metric of the task by name.
-        rows: Quality of each row, in the order of the split, shape (n_rows,), larger is better:
-            what a paired bootstrap resamples.
+        rows: Quality of each row in the order of the split, shape (n_rows,), larger is better.
+            A paired bootstrap resamples these.
     """
 
     loss: float
@@ -35,14 +42,13 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class BatchScores:
-    """Scores of one batch, still on the device: reading them back waits for the accelerator.
+    """Scores of one batch, kept on the device: copying them would wait for the accelerator.
 
     Attributes:
         losses: Summed loss of each row, shape (b,), float32.
-        weights: What each row's loss is a sum over (1, or its completion tokens), shape (b,).
-        correct: Of those, how many are predicted right, shape (b,).
-        predictions: Index of the predicted label, shape (b,); the row's count of right tokens
-            again for causal LM.
+        weights: Number of terms in each row's loss (1, or its completion tokens), shape (b,).
+        correct: Number of terms predicted correctly, shape (b,).
+        predictions: Index of the predicted label, shape (b,); for causal LM, `correct` again.
     """
 
     losses: torch.Tensor
@@ -53,7 +59,7 @@ class BatchScores:
 
 @dataclass(frozen=True)
 class SplitScores:
-    """`BatchScores` of a whole split, in its order; each of shape (n_rows,)."""
+    """`BatchScores` of a whole split in its order, each of shape (n_rows,)."""
 
     losses: FloatArray
     weights: FloatArray
@@ -63,13 +69,13 @@ class SplitScores:
 
 
 class Task(Protocol):
-    """One kind of learning problem.
+    """One kind of problem: its columns, encoding, loss, prediction and metrics.
 
     Attributes:
-        name: As in `SearchSettings.task`.
+        name: Its name in the settings.
         auto_class: Name of the class of transformers that loads a model for it.
-        quality: The objective the search maximizes (or minimizes).
-        metrics: Every metric an evaluation reports.
+        quality: The objective that a search optimizes.
+        metrics: Every metric that an evaluation reports.
     """
 
     name: str
@@ -77,36 +83,75 @@ class Task(Protocol):
     quality: Objective
     metrics: tuple[Objective, ...]
 
+    @staticmethod
+    def target_column(settings: SearchSettings) -> tuple[str, str]:
+        """Return the setting and the column of what is to be learned."""
+        ...
+
+    @staticmethod
+    def clean(settings: SearchSettings, table: Table) -> Rows:
+        """Return the complete rows of a table as text."""
+        ...
+
+    @staticmethod
+    def strata(rows: Rows) -> Sequence[Hashable]:
+        """Return what splits balance, one value per row."""
+        ...
+
+    @staticmethod
+    def check_rows(settings: SearchSettings, rows: Rows) -> None:
+        """Raise a DataError if the rows of the training source cannot be learned from."""
+        ...
+
+    @staticmethod
+    def labels_of(splits: Mapping[SplitName, Rows]) -> tuple[str, ...]:
+        """Return the label names in the order of their index; empty if there are none."""
+        ...
+
+    @staticmethod
+    def encode(tokenizer: Any, rows: Rows, labels: tuple[str, ...], max_length: int) -> Encoded:
+        """Tokenize rows, each at most `max_length` tokens long."""
+        ...
+
+    @classmethod
+    def from_data(cls, data: TaskData, metric: str | None) -> Task:
+        """Return the task for encoded data; None: the task's default metric.
+
+        Raises:
+            SettingsError: if the task does not measure the metric.
+        """
+        ...
+
     def model_kwargs(self) -> dict[str, Any]:
-        """What `from_pretrained` must be told, e.g. the labels."""
+        """Return arguments for `from_pretrained`, e.g. the labels."""
         ...
 
     def windows(self, batch: Batch) -> Mapping[str, Window]:
-        """Where a model's last hidden states may be read for this task: name -> positions.
+        """Return the positions where a model may read its last hidden states, by name.
 
-        Which one it is depends on the model (`autopeft.profiling.output_positions`), if any.
+        Which one it reads, if any, depends on the model (`autopeft.profiling.output_positions`).
         """
         ...
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        """Mean loss of a batch, a float32 scalar to differentiate."""
+        """Return the mean loss of a batch, a differentiable float32 scalar."""
         ...
 
     def losses(self, model: torch.nn.Module, batch: Batch, n_parts: int) -> torch.Tensor:
-        """Mean loss of each of so many equal parts of a batch, shape (n_parts,)."""
+        """Return the mean loss of each of `n_parts` equal parts of a batch, shape (n_parts,)."""
         ...
 
     def score(self, model: torch.nn.Module, batch: Batch) -> BatchScores:
-        """Scores of a batch; call it under `torch.inference_mode()`."""
+        """Return the scores of a batch; called under `torch.inference_mode()`."""
         ...
 
     def summarize(self, scores: SplitScores) -> Evaluation:
-        """Loss, metrics and row qualities from the scores of a split."""
+        """Return loss, metrics and row qualities of a split."""
         ...
 
 
 def choose_quality(task: str, wanted: str | None, metrics: Sequence[Objective]) -> Objective:
-    """The quality objective: the metric asked for, else the task's first.
+    """Return the metric asked for as the quality objective, else the task's first.
 
     Raises:
         SettingsError: if the task does not measure it.

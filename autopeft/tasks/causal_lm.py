@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,8 +13,18 @@ from torch.nn import functional
 
 from autopeft.costs.objectives import objective
 from autopeft.errors import TrainingFailure
+from autopeft.settings import SearchSettings
 from autopeft.tasks.base import BatchScores, Evaluation, SplitScores, choose_quality
 from autopeft.tasks.batch import Batch, Window
+from autopeft.tasks.data import SplitName, TaskData
+from autopeft.tasks.encoding import Encoded, encode_prompts
+from autopeft.tasks.rows import Rows, as_texts
+
+if TYPE_CHECKING:
+    from autopeft.tasks.reading import Table
+
+MAX_STRATA = 20
+"""Splits balance the completions if there are at most this many different ones."""
 
 
 class CausalLM:
@@ -30,6 +40,42 @@ class CausalLM:
 
     def __init__(self, metric: str | None = None) -> None:
         self.quality = choose_quality(self.name, metric, self.metrics)
+
+    @staticmethod
+    def target_column(settings: SearchSettings) -> tuple[str, str]:
+        """Return the setting and the column with the completions."""
+        return "completion", settings.completion
+
+    @staticmethod
+    def clean(settings: SearchSettings, table: Table) -> Rows:
+        """Return the rows that have a completion; a prompt may be empty."""
+        target = as_texts(table.column("completion", settings.completion))
+        first = as_texts(table.column("prompt", settings.prompt))
+        return Rows.kept(first, None, target, [bool(t.strip()) for t in target], table.source)
+
+    @staticmethod
+    def strata(rows: Rows) -> Sequence[Hashable]:
+        """Return the completions if they are few, else one stratum."""
+        return rows.target if len(set(rows.target)) <= MAX_STRATA else [0] * len(rows)
+
+    @staticmethod
+    def check_rows(settings: SearchSettings, rows: Rows) -> None:
+        """Accept any completions."""
+
+    @staticmethod
+    def labels_of(splits: Mapping[SplitName, Rows]) -> tuple[str, ...]:
+        """Return no labels."""
+        return ()
+
+    @staticmethod
+    def encode(tokenizer: Any, rows: Rows, labels: tuple[str, ...], max_length: int) -> Encoded:
+        """Tokenize prompts and completions; the target is the length of the prompt."""
+        return encode_prompts(tokenizer, rows.first, rows.target, max_length)
+
+    @classmethod
+    def from_data(cls, data: TaskData, metric: str | None) -> CausalLM:
+        """Return the task for encoded data."""
+        return cls(metric)
 
     def model_kwargs(self) -> dict[str, Any]:
         """A decoder loads as it is."""

@@ -1,4 +1,4 @@
-"""Text -> token ids, once, with the model's own tokenizer."""
+"""Tokenizes rows with the model's own tokenizer."""
 
 from __future__ import annotations
 
@@ -10,39 +10,39 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_NO_LIMIT = 1_000_000  # tokenizers without a limit of their own claim an absurdly large one
+_NO_LIMIT = 1_000_000  # A tokenizer without a limit reports an absurdly large one.
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of some rows.
+    """Token ids and targets of some rows.
 
     Attributes:
         tokens: Shape (n_tokens,), int32.
         offsets: Shape (n_rows + 1,), int64.
         type_ids: Like `tokens` but int8, or None.
-        prompt_lengths: Tokens of each row's prompt, shape (n_rows,), int64; None without prompts.
-        n_truncated: Rows that were too long and were cut.
+        targets: Shape (n_rows,), int64: label index, or tokens of the row's prompt.
+        n_truncated: Number of rows that were cut.
     """
 
     tokens: NDArray[np.int32]
     offsets: NDArray[np.int64]
     type_ids: NDArray[np.int8] | None
-    prompt_lengths: NDArray[np.int64] | None
+    targets: NDArray[np.int64]
     n_truncated: int
 
 
 def usable_length(tokenizer: Any, max_length: int) -> int:
-    """`max_length`, or what the model can take where that is less."""
+    """Return `max_length`, or the model's own limit if that is lower."""
     own = int(getattr(tokenizer, "model_max_length", None) or _NO_LIMIT)
     return min(max_length, own) if own < _NO_LIMIT else max_length
 
 
 def padding_id(tokenizer: Any) -> int:
-    """The token that fills up batches.
+    """Return the token that pads batches.
 
-    Many decoders have no padding token. Any id does where the attention mask hides it, so the end
-    of the text stands in; sequence classifiers of decoders need to be told which one it is, see
+    Many decoders have no padding token. The attention mask hides padding, so the end-of-text token
+    is used. A decoder that classifies must know which token it is, see
     `TextClassification.model_kwargs`.
     """
     for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id):
@@ -52,14 +52,19 @@ def padding_id(tokenizer: Any) -> int:
 
 
 def encode_texts(
-    tokenizer: Any, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int
+    tokenizer: Any,
+    texts: Sequence[str],
+    pairs: Sequence[str] | None,
+    targets: NDArray[np.int64],
+    max_length: int,
 ) -> Encoded:
-    """Tokenizes texts, or pairs of texts; of a pair, the longer one is cut first.
+    """Tokenize texts, or pairs of texts. The longer text of a pair is cut first.
 
     Args:
         tokenizer: A tokenizer of transformers.
         texts: First texts, length n_rows.
         pairs: Second texts, or None.
+        targets: Label index of each row, shape (n_rows,).
         max_length: Longest row, in tokens, special ones included.
     """
     limit = usable_length(tokenizer, max_length)
@@ -70,14 +75,14 @@ def encode_texts(
     type_ids = None
     if pairs is not None and "token_type_ids" in coded:
         type_ids = _flat(coded["token_type_ids"]).astype(np.int8)
-    # A fast tokenizer keeps what it cut off as overflow; counting rows at the limit is as good for
-    # a message and works with slow ones too.
+    # Only fast tokenizers report what they cut off. Rows at the limit are counted instead: exact
+    # enough for a message.
     rows = coded["input_ids"]
     return Encoded(
         tokens=_flat(rows).astype(np.int32),
         offsets=_offsets(rows),
         type_ids=type_ids,
-        prompt_lengths=None,
+        targets=targets,
         n_truncated=sum(len(row) >= limit for row in rows),
     )
 
@@ -85,11 +90,11 @@ def encode_texts(
 def encode_prompts(
     tokenizer: Any, prompts: Sequence[str], completions: Sequence[str], max_length: int
 ) -> Encoded:
-    """Tokenizes prompt and completion, the end-of-text token appended.
+    """Tokenize prompts and completions, and append the end-of-text token.
 
-    The prompt is tokenized as it will be when the model is used, alone; the completion as the
-    text that follows it. A row that is too long loses the beginning of its prompt, never of its
-    completion: without a completion there would be nothing to learn.
+    The prompt is tokenized alone, as it is when the model is used; the completion as the text that
+    follows it. A row that is too long loses the beginning of its prompt, because without a
+    completion there is nothing to learn.
 
     Args:
         tokenizer: A tokenizer of transformers.
@@ -125,13 +130,13 @@ def encode_prompts(
         tokens=_flat(rows).astype(np.int32),
         offsets=_offsets(rows),
         type_ids=None,
-        prompt_lengths=np.asarray(prompt_lengths, dtype=np.int64),
+        targets=np.asarray(prompt_lengths, dtype=np.int64),
         n_truncated=n_truncated,
     )
 
 
 def _start_ids(tokenizer: Any) -> list[int]:
-    """The begin-of-text token, if this tokenizer puts one before a text."""
+    """Return the begin-of-text token, if the tokenizer puts one before a text."""
     begin = tokenizer.bos_token_id
     coded = list(tokenizer("a", return_attention_mask=False)["input_ids"])
     return [int(begin)] if begin is not None and coded[:1] == [begin] else []

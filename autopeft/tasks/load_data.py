@@ -1,25 +1,24 @@
-"""From what the user named to frozen arrays: read, clean, split, check, tokenize."""
+"""Reads, cleans, splits, checks and tokenizes the data that the settings name."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from autopeft.errors import DataError, SettingsError
+from autopeft.errors import DataError
 from autopeft.settings import SearchSettings
+from autopeft.tasks.base import Task
 from autopeft.tasks.data import SPLITS, EncodedSplit, SplitName, TaskData
-from autopeft.tasks.encoding import Encoded, encode_prompts, encode_texts, padding_id
+from autopeft.tasks.encoding import padding_id
 from autopeft.tasks.reading import Table, is_file_name, read_file, read_hub
+from autopeft.tasks.registry import task_class
+from autopeft.tasks.rows import Rows
 from autopeft.tasks.splitting import SHARES, stratified_parts, stratified_sample
 
-TASK_NAMES = ("text-classification", "causal-lm")
-
 MIN_ROWS: Mapping[SplitName, int] = {"train": 8, "validation": 4, "test": 4}
-"""Fewer usable rows than this in a split is a mistake, not a data set."""
+"""Fewest usable rows of a split."""
 
 _HUB_SPLITS: Mapping[SplitName, tuple[str, ...]] = {
     "train": ("train",),
@@ -28,83 +27,50 @@ _HUB_SPLITS: Mapping[SplitName, tuple[str, ...]] = {
 }
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Cleaned rows of one source.
-
-    Attributes:
-        first: Text, or prompt.
-        second: Second text of a pair, or None where there are no pairs.
-        target: Label name, or completion.
-        source_rows: Index of each row in its source, shape (n_rows,).
-        source: File name, or hub id and split.
-    """
-
-    first: tuple[str, ...]
-    second: tuple[str, ...] | None
-    target: tuple[str, ...]
-    source_rows: NDArray[np.int64]
-    source: str
-
-    def __len__(self) -> int:
-        return len(self.first)
-
-    def take(self, index: NDArray[np.int64]) -> Rows:
-        """The rows at these positions."""
-        pick = index.tolist()
-        return Rows(
-            tuple(self.first[i] for i in pick),
-            None if self.second is None else tuple(self.second[i] for i in pick),
-            tuple(self.target[i] for i in pick),
-            self.source_rows[index],
-            self.source,
-        )
-
-    def keys(self) -> list[Hashable]:
-        """What makes two rows the same text: letter case and spacing do not count."""
-        first = [_folded(a) or _folded(t) for a, t in zip(self.first, self.target, strict=True)]
-        if self.second is None:
-            return list(first)
-        return [(a, _folded(b)) for a, b in zip(first, self.second, strict=True)]
-
-
-def _folded(text: str) -> str:
-    return " ".join(text.casefold().split())
-
-
 def load_data(settings: SearchSettings, tokenizer: Any) -> TaskData:
-    """Reads, cleans, splits, checks and tokenizes the data of a search.
+    """Read, clean, split, check and tokenize the data of a search.
 
-    Validation and test rows come from the files or splits named in the settings, else from the
-    hub data set's own splits, else they are split off the training data: stratified, seeded, and
+    Validation and test rows come from the files or splits that the settings name, else from the
+    hub dataset's own splits, else they are split off the training data: stratified, seeded, and
     with all rows of one text in one split. Rows with an empty text or label are dropped and
     counted; so are training rows whose text is also in validation or test.
 
     Args:
-        settings: Uses the "Model and data" group and `seed`.
+        settings: The settings of the model and the data, and `seed`, are used.
         tokenizer: The model's tokenizer, from transformers.
 
     Raises:
         DataError: if the data cannot be read or cannot be learned from; before any training.
         SettingsError: if there is no such task.
     """
-    if settings.task not in TASK_NAMES:
-        raise SettingsError(
-            "task", settings.task, "no such task", f"use one of {', '.join(TASK_NAMES)}"
-        )
-    tables = _read(settings)
-    cleaned = {name: _clean(settings, table) for name, table in tables.items()}
+    task = task_class(settings.task)
+    tables = _read(settings, task)
+    cleaned = {name: task.clean(settings, table) for name, table in tables.items()}
     dropped = {
         tables[name].source: tables[name].n_rows - len(rows) for name, rows in cleaned.items()
     }
-    _check_classes(settings, cleaned["train"])
-    splits, n_duplicates = _split(cleaned, settings)
-    splits = {name: _limit(name, rows, settings) for name, rows in splits.items()}
-    labels = _check(settings, splits)
-    encoded = {name: _encode(settings, tokenizer, rows) for name, rows in splits.items()}
+    task.check_rows(settings, cleaned["train"])
+    splits, n_duplicates = _split(cleaned, task, settings.seed)
+    splits = {name: _limit(name, rows, task, settings) for name, rows in splits.items()}
+    _check_sizes(splits)
+    labels = task.labels_of(splits)
+    encoded = {
+        name: task.encode(tokenizer, rows, labels, settings.max_length)
+        for name, rows in splits.items()
+    }
     return TaskData(
-        task=settings.task,
-        splits={name: _encoded_split(encoded[name], splits[name], labels) for name in SPLITS},
+        task=task.name,
+        splits={
+            name: EncodedSplit(
+                encoded[name].tokens,
+                encoded[name].offsets,
+                encoded[name].targets,
+                splits[name].source_rows,
+                splits[name].source,
+                encoded[name].type_ids,
+            )
+            for name in SPLITS
+        },
         labels=labels,
         pad_id=padding_id(tokenizer),
         n_dropped=sum(dropped.values()),
@@ -114,8 +80,8 @@ def load_data(settings: SearchSettings, tokenizer: Any) -> TaskData:
     )
 
 
-def _read(settings: SearchSettings) -> dict[SplitName, Table]:
-    """The tables that the settings name; "train" is always there."""
+def _read(settings: SearchSettings, task: type[Task]) -> dict[SplitName, Table]:
+    """Return the tables that the settings name; "train" is always among them."""
     if not settings.data:
         raise DataError("data", settings.data, "no data given", "name a file or a hub data set")
     named: dict[SplitName, str | None] = {
@@ -139,7 +105,7 @@ def _read(settings: SearchSettings) -> dict[SplitName, Table]:
         tables = {
             name: table
             for name, table in tables.items()
-            if name == "train" or _has_targets(settings, table)
+            if name == "train" or _has_targets(settings, task, table)
         }
     for name, source in named.items():
         if source is not None:
@@ -156,64 +122,16 @@ def _named(name: SplitName, source: str, hub: Mapping[str, Table]) -> Table:
     raise DataError(name, source, "neither a file nor a split of the data", remedy)
 
 
-def _target_column(settings: SearchSettings) -> tuple[str, str]:
-    """(setting, column) of what is to be learned."""
-    if settings.task == "causal-lm":
-        return "completion", settings.completion
-    return "label", settings.label
-
-
-def _has_targets(settings: SearchSettings, table: Table) -> bool:
-    """False for the hidden test sets of the hub, whose labels are all unknown."""
-    _, column = _target_column(settings)
+def _has_targets(settings: SearchSettings, task: type[Task], table: Table) -> bool:
+    """Return False for the hidden test sets of the hub, whose labels are all unknown."""
+    _, column = task.target_column(settings)
     return any(value is not None for value in table.columns.get(column, ()))
 
 
-def _clean(settings: SearchSettings, table: Table) -> Rows:
-    """Rows as text, the incomplete ones dropped."""
-    is_causal = settings.task == "causal-lm"
-    target = [_as_text(v) for v in table.column(*_target_column(settings))]
-    second: list[str] | None = None
-    if is_causal:
-        first = [_as_text(v) for v in table.column("prompt", settings.prompt)]
-        keep = [bool(c.strip()) for c in target]
-    else:
-        first = [_as_text(v) for v in table.column("text", settings.text)]
-        target = [label.strip() for label in target]
-        keep = [bool(t.strip() and label) for t, label in zip(first, target, strict=True)]
-        if settings.text_pair is not None:
-            second = [_as_text(v) for v in table.column("text_pair", settings.text_pair)]
-            keep = [ok and bool(t.strip()) for ok, t in zip(keep, second, strict=True)]
-    every = Rows(
-        tuple(first),
-        None if second is None else tuple(second),
-        tuple(target),
-        np.arange(len(first), dtype=np.int64),
-        table.source,
-    )
-    return every.take(np.flatnonzero(np.asarray(keep, dtype=bool)).astype(np.int64))
-
-
-def _as_text(value: Any) -> str:
-    """A cell as text; a missing one is empty, a whole number loses its decimal point."""
-    if value is None or (isinstance(value, float) and value != value):
-        return ""
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value)
-
-
-def _strata(rows: Rows, settings: SearchSettings) -> Sequence[Hashable]:
-    """What a split balances: the labels; for causal LM the completions, if they are but a few."""
-    if settings.task == "causal-lm" and len(set(rows.target)) > 20:
-        return [0] * len(rows)
-    return rows.target
-
-
 def _split(
-    given: Mapping[SplitName, Rows], settings: SearchSettings
+    given: Mapping[SplitName, Rows], task: type[Task], seed: int
 ) -> tuple[dict[SplitName, Rows], int]:
-    """All three splits, and how many rows were dropped because a later split has their text."""
+    """Return all three splits, and the number of rows dropped as duplicates of a later split."""
     splits = dict(given)
     n_duplicates = 0
     seen: set[Hashable] = set()
@@ -227,48 +145,23 @@ def _split(
     wanted: list[SplitName] = [n for n in SPLITS if n == "train" or n not in splits]
     rows = splits["train"]
     shares = [SHARES[name] for name in wanted]
-    parts = stratified_parts(rows.keys(), _strata(rows, settings), shares, settings.seed)
+    parts = stratified_parts(rows.keys(), task.strata(rows), shares, seed)
     for name, part in zip(wanted, parts, strict=True):
         splits[name] = rows.take(part)
     return splits, n_duplicates
 
 
-def _limit(name: SplitName, rows: Rows, settings: SearchSettings) -> Rows:
+def _limit(name: SplitName, rows: Rows, task: type[Task], settings: SearchSettings) -> Rows:
     limit = {
         "train": settings.max_train_rows,
         "validation": settings.max_validation_rows,
         "test": settings.max_test_rows,
     }[name]
-    return rows.take(stratified_sample(_strata(rows, settings), limit, settings.seed))
+    return rows.take(stratified_sample(task.strata(rows), limit, settings.seed))
 
 
-def _check_classes(settings: SearchSettings, rows: Rows) -> None:
-    """Raises DataError if the labels of the training source cannot be classes."""
-    labels = set(rows.target)
-    if settings.task == "causal-lm" or not labels:
-        return
-    if len(labels) == 1:
-        raise DataError(
-            "label",
-            settings.label,
-            f"the column has one class only ({labels.pop()!r})",
-            "give rows of at least two classes",
-        )
-    if len(labels) > len(rows) / 2:
-        raise DataError(
-            "label",
-            settings.label,
-            f"the column has {len(labels)} different values in {len(rows)} rows",
-            "name a column with classes, not with numbers or free text",
-        )
-
-
-def _check(settings: SearchSettings, splits: Mapping[SplitName, Rows]) -> tuple[str, ...]:
-    """The label names, after checking that something can be learned and scored.
-
-    Raises:
-        DataError: if a split is too small, or train lacks a label.
-    """
+def _check_sizes(splits: Mapping[SplitName, Rows]) -> None:
+    """Raise a DataError if a split is too small to learn from or to score."""
     for name in SPLITS:
         rows = splits[name]
         if len(rows) < MIN_ROWS[name]:
@@ -278,41 +171,3 @@ def _check(settings: SearchSettings, splits: Mapping[SplitName, Rows]) -> tuple[
                 f"`usable {name} rows >= {MIN_ROWS[name]}` must hold, but there are {len(rows)}",
                 "give more rows (those with an empty text or label do not count)",
             )
-    if settings.task == "causal-lm":
-        return ()
-    labels = set(splits["train"].target)
-    for name in SPLITS:
-        unknown = sorted(set(splits[name].target) - labels)
-        if unknown:
-            raise DataError(
-                "label",
-                unknown[0],
-                f"occurs in {name} but in no training row",
-                "add training rows with it, or drop it",
-            )
-    return tuple(sorted(labels, key=_label_order))
-
-
-def _label_order(label: str) -> tuple[int, float, str]:
-    """Numbers by value and before words, so that "10" follows "9"."""
-    try:
-        return 0, float(label), label
-    except ValueError:
-        return 1, 0.0, label
-
-
-def _encode(settings: SearchSettings, tokenizer: Any, rows: Rows) -> Encoded:
-    if settings.task == "causal-lm":
-        return encode_prompts(tokenizer, rows.first, rows.target, settings.max_length)
-    return encode_texts(tokenizer, rows.first, rows.second, settings.max_length)
-
-
-def _encoded_split(coded: Encoded, rows: Rows, labels: tuple[str, ...]) -> EncodedSplit:
-    if coded.prompt_lengths is not None:
-        targets = coded.prompt_lengths
-    else:
-        index = {label: i for i, label in enumerate(labels)}
-        targets = np.asarray([index[label] for label in rows.target], dtype=np.int64)
-    return EncodedSplit(
-        coded.tokens, coded.offsets, targets, rows.source_rows, rows.source, coded.type_ids
-    )

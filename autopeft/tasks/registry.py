@@ -1,31 +1,53 @@
-"""Tasks by name."""
+"""The tasks by name. Light: a task's module is imported when the task is used."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from autopeft.errors import SettingsError
-from autopeft.settings import SearchSettings
-from autopeft.tasks.base import Task
-from autopeft.tasks.causal_lm import CausalLM
-from autopeft.tasks.data import TaskData
-from autopeft.tasks.text_classification import TextClassification
 
-TASKS: Mapping[str, Callable[[SearchSettings, TaskData], Task]] = {
-    TextClassification.name: lambda settings, data: TextClassification(
-        data.labels, data.pad_id, settings.metric
-    ),
-    CausalLM.name: lambda settings, _data: CausalLM(settings.metric),
+if TYPE_CHECKING:
+    from autopeft.settings import SearchSettings
+    from autopeft.tasks.base import Task
+    from autopeft.tasks.data import TaskData
+
+TASKS: Mapping[str, str] = {
+    "text-classification": "autopeft.tasks.text_classification:TextClassification",
+    "causal-lm": "autopeft.tasks.causal_lm:CausalLM",
 }
-"""Task name -> what builds it."""
+"""Task name -> its class as `module:name`. The first one is the default."""
+
+
+def check_task(name: str | None) -> str:
+    """Return the name of a task; None stands for the default.
+
+    Raises:
+        SettingsError: if there is no such task.
+    """
+    if name is None:
+        return next(iter(TASKS))
+    if name not in TASKS:
+        raise SettingsError("task", name, "no such task", f"use one of {', '.join(TASKS)}")
+    return name
+
+
+def task_class(name: str | None) -> type[Task]:
+    """Return the class of a task; None stands for the default.
+
+    Raises:
+        SettingsError: if there is no such task.
+    """
+    module, _, attribute = TASKS[check_task(name)].partition(":")
+    found: type[Task] = getattr(import_module(module), attribute)
+    return found
 
 
 def make_task(settings: SearchSettings, data: TaskData) -> Task:
-    """The task of a search.
+    """Return the task of a search.
 
     Raises:
         SettingsError: if there is no such task, or it does not measure the metric asked for.
     """
-    if settings.task not in TASKS:
-        raise SettingsError("task", settings.task, "no such task", f"use one of {', '.join(TASKS)}")
-    return TASKS[settings.task](settings, data)
+    return task_class(settings.task).from_data(data, settings.metric)

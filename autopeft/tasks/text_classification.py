@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Hashable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch.nn import functional
 
 from autopeft.costs.objectives import objective
+from autopeft.errors import DataError
+from autopeft.settings import SearchSettings
 from autopeft.tasks.base import BatchScores, Evaluation, SplitScores, choose_quality
 from autopeft.tasks.batch import Batch, Window
+from autopeft.tasks.data import SPLITS, SplitName, TaskData
+from autopeft.tasks.encoding import Encoded, encode_texts
+from autopeft.tasks.rows import Rows, as_texts
+
+if TYPE_CHECKING:
+    from autopeft.tasks.reading import Table
 
 
 class TextClassification:
@@ -30,6 +39,78 @@ class TextClassification:
         self.labels = labels
         self.pad_id = pad_id
         self.quality = choose_quality(self.name, metric, self.metrics)
+
+    @staticmethod
+    def target_column(settings: SearchSettings) -> tuple[str, str]:
+        """Return the setting and the column with the labels."""
+        return "label", settings.label
+
+    @staticmethod
+    def clean(settings: SearchSettings, table: Table) -> Rows:
+        """Return the rows that have a text, a label and, for pairs, a second text."""
+        target = [label.strip() for label in as_texts(table.column("label", settings.label))]
+        first = as_texts(table.column("text", settings.text))
+        keep = [bool(t.strip() and label) for t, label in zip(first, target, strict=True)]
+        second = None
+        if settings.text_pair is not None:
+            second = as_texts(table.column("text_pair", settings.text_pair))
+            keep = [ok and bool(t.strip()) for ok, t in zip(keep, second, strict=True)]
+        return Rows.kept(first, second, target, keep, table.source)
+
+    @staticmethod
+    def strata(rows: Rows) -> Sequence[Hashable]:
+        """Return the labels."""
+        return rows.target
+
+    @staticmethod
+    def check_rows(settings: SearchSettings, rows: Rows) -> None:
+        """Raise a DataError if the labels of the training source cannot be classes."""
+        labels = set(rows.target)
+        if len(labels) == 1:
+            raise DataError(
+                "label",
+                settings.label,
+                f"the column has one class only ({labels.pop()!r})",
+                "give rows of at least two classes",
+            )
+        if labels and len(labels) > len(rows) / 2:
+            raise DataError(
+                "label",
+                settings.label,
+                f"the column has {len(labels)} different values in {len(rows)} rows",
+                "name a column with classes, not with numbers or free text",
+            )
+
+    @staticmethod
+    def labels_of(splits: Mapping[SplitName, Rows]) -> tuple[str, ...]:
+        """Return the labels of the training rows.
+
+        Raises:
+            DataError: if another split has a label that they lack.
+        """
+        labels = set(splits["train"].target)
+        for name in SPLITS:
+            unknown = sorted(set(splits[name].target) - labels)
+            if unknown:
+                raise DataError(
+                    "label",
+                    unknown[0],
+                    f"occurs in {name} but in no training row",
+                    "add training rows with it, or drop it",
+                )
+        return tuple(sorted(labels, key=_label_order))
+
+    @staticmethod
+    def encode(tokenizer: Any, rows: Rows, labels: tuple[str, ...], max_length: int) -> Encoded:
+        """Tokenize texts or pairs; the target is the index of the label."""
+        index = {label: i for i, label in enumerate(labels)}
+        targets = np.asarray([index[label] for label in rows.target], dtype=np.int64)
+        return encode_texts(tokenizer, rows.first, rows.second, targets, max_length)
+
+    @classmethod
+    def from_data(cls, data: TaskData, metric: str | None) -> TextClassification:
+        """Return the task for encoded data."""
+        return cls(data.labels, data.pad_id, metric)
 
     def model_kwargs(self) -> dict[str, Any]:
         """Size of the head, label names, and the padding token.
@@ -103,3 +184,11 @@ def _logits(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     """Shape (b, n_labels), float32 whatever the model computes in."""
     logits: torch.Tensor = model(**batch.model_inputs()).logits
     return logits.float()
+
+
+def _label_order(label: str) -> tuple[int, float, str]:
+    """Sort numbers by value and before words, so that "10" follows "9"."""
+    try:
+        return 0, float(label), label
+    except ValueError:
+        return 1, 0.0, label
