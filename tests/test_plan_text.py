@@ -1,13 +1,16 @@
-import math
+"""Plans as text: the summary that people read and the line that is read back."""
+
+from __future__ import annotations
+
 import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autopeft.errors import SpaceError
 from autopeft.plan import AdapterPlan, LayerSpec
-from autopeft.plan_text import layer_ranges, plan_summary, role_word
-from autopeft.utils.formatting import human_bytes, human_count, human_seconds, human_value
+from autopeft.plan_text import layer_ranges, plan_summary, read_plan, role_word, write_plan
 
 ROLES = ("attn.q", "attn.k", "attn.v", "cross.q", "mlp.up", "norm", "block")
 SPECS = st.builds(
@@ -48,7 +51,7 @@ def test_the_short_summary_is_short(plan: AdapterPlan) -> None:
     assert plan_summary(plan).count(";") <= 2
 
 
-def test_examples() -> None:
+def test_summaries() -> None:
     mixed = [
         LayerSpec(layer, role, "lora", 4) for layer in (3, 4, 5) for role in ("attn.q", "attn.v")
     ]
@@ -61,30 +64,17 @@ def test_examples() -> None:
     assert layer_ranges([5, 1, 2, 0, 5]) == "0-2,5"
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (0, "0"),
-        (999, "999"),
-        (999.9, "1k"),
-        (17282, "17.3k"),
-        (22_700_000, "22.7M"),
-        (4.2e14, "420T"),
-    ],
-)
-def test_counts(value: float, text: str) -> None:
-    assert human_count(value) == text
+@given(PLANS)
+def test_writing_then_reading_gives_the_plan_back(plan: AdapterPlan) -> None:
+    assert read_plan(write_plan(plan)) == plan
 
 
-def test_units() -> None:
-    assert human_bytes(1536) == "1.5 KiB"
-    assert human_bytes(12) == "12 B"
-    assert human_seconds(9.94) == "9.9s"
-    assert human_seconds(9.97) == "10s"
-    assert human_seconds(75.2) == "1m 15s"
-    assert human_seconds(3599.7) == "1h 00m"
-    assert human_value(0.82349, "") == "0.823"
-    assert human_value(12.345, "ms") == "12.3 ms"
-    assert human_value(19976, "bytes") == "19.5 KiB"
-    for unit in ("", "ms", "bytes", "seconds", "parameters"):
-        assert human_value(math.nan, unit) == "-"
+def test_a_uniform_plan_is_one_short_line_however_deep_the_model() -> None:
+    rows = [LayerSpec(n, role, "lora", 8) for n in range(80) for role in ("attn.q", "attn.v")]
+    assert write_plan(AdapterPlan(rows)) == "lora:8@attn.q,attn.v[0-79]"
+    assert write_plan(AdapterPlan()) == "none"
+
+
+def test_damaged_text_is_refused() -> None:
+    with pytest.raises(SpaceError, match="cannot be read"):
+        read_plan("lora:8@attn.q")
