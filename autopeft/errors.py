@@ -66,5 +66,5 @@ class TrainingFailure(AutoPeftError):
     """A trial could not be trained (diverged, out of memory); the search continues."""
 
 
-class PackingError(AutoPeftError):
+class MultiAdapterError(AutoPeftError):
     """These candidates cannot be trained together on one base model; train them one by one."""

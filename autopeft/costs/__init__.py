@@ -6,11 +6,12 @@ shapes alone (`autopeft.costs.analytic`), to drive a search where there is no mo
 
 from autopeft.costs.plan_rules import check_plan, count_trainable, is_legal
 from autopeft.costs.price import Price
-from autopeft.costs.shapes import Shape, Topology
-from autopeft.costs.table import BlockPrice, PriceTable, Usage
+from autopeft.costs.table import PriceTable
+from autopeft.costs.topology import Shape, Topology
+from autopeft.costs.usage import BlockCosts, Usage
 
 __all__ = [
-    "BlockPrice",
+    "BlockCosts",
     "Price",
     "PriceTable",
     "Shape",

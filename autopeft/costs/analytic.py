@@ -1,23 +1,15 @@
-"""A price table from shapes alone: no model, no torch, a transformer of the usual build assumed.
+"""Block costs from shapes alone, for a transformer of the usual build: no model, no torch.
 
-Blocks are taken as: norm, attention, residual, norm, feed-forward, residual, in sequence. Good for
-driving a search with an outside evaluator; `autopeft.profiling.measure` measures the real thing.
+A block is assumed to be norm, attention, residual, norm, feed-forward, residual, in sequence. Good
+enough for a search without a model at hand; `autopeft.profiling.measure` measures a real one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-from autopeft.costs.shapes import Shape, Topology
-from autopeft.costs.table import (
-    ENCODER,
-    HIDDEN,
-    BlockPrice,
-    PriceTable,
-    Sources,
-    Usage,
-    independent_sets,
-)
+from autopeft.costs.topology import Shape, Topology
+from autopeft.costs.usage import ENCODER, HIDDEN, BlockCosts, Sources, Usage, independent_sets
 from autopeft.plan import MODEL
 
 _STAGE: Mapping[str, int] = {
@@ -39,10 +31,10 @@ _STAGE: Mapping[str, int] = {
     "mlp.down": 8,
     "block": 9,
 }
-"""The order in which a block computes its roles."""
+"""Role -> its position in the order in which a block computes them."""
 
 _NOT_LINEAR = ("norm", "attn", "block")
-"""Roles that are no linear module."""
+"""Roles that are not one linear module."""
 
 _SIDEWAYS = ("cross.k", "cross.v")
 """Roles that read the encoder's output."""
@@ -97,100 +89,62 @@ def _usage(
     )
 
 
-def table_from_shapes(
+def block_costs(
     topology: Topology,
     *,
-    tokens_per_step: float,
-    batch_size: int,
-    longest_tokens_per_step: float | None,
-    base_params: int | None,
+    tokens: float,
+    memory_tokens: float,
+    rows: int,
     float_bytes: int,
-    prompt_sizes: Sequence[int] = (),
-) -> PriceTable:
-    """The table of a transformer of the usual build.
+) -> tuple[tuple[BlockCosts, ...], tuple[int, ...]]:
+    """Return the kinds of block of a transformer of the usual build, and the kind of each layer.
 
     Args:
         topology: Its shapes.
-        tokens_per_step: Tokens in a mean step, padding included.
-        batch_size: Rows in a step.
-        longest_tokens_per_step: Tokens in the step that needs most memory; default: the mean's.
-        base_params: Parameters of the whole model; default: those of the linear modules.
-        float_bytes: Bytes of a weight and of an activation.
-        prompt_sizes: Virtual tokens of the prompts that can be priced.
+        tokens: Tokens in a mean step, padding included.
+        memory_tokens: Tokens in the step that needs most memory.
+        rows: Rows in a step.
+        float_bytes: Bytes of an activation.
     """
-    longest = longest_tokens_per_step or tokens_per_step
-    longer = {
-        size: table_from_shapes(
-            topology,
-            tokens_per_step=tokens_per_step + size * batch_size,
-            batch_size=batch_size,
-            longest_tokens_per_step=longest + size * batch_size,
-            base_params=base_params,
-            float_bytes=float_bytes,
-        )
-        for size in prompt_sizes
-    }
-    memory_tokens = longest
     kinds: list[int] = []
-    blocks: list[BlockPrice] = []
-    seen: dict[tuple[tuple[str, Shape], ...], int] = {}
-    n_linear, forward = 0, 0.0
+    blocks: list[BlockCosts] = []
+    known: dict[tuple[tuple[str, Shape], ...], int] = {}
     for layer in range(topology.n_layers):
-        shapes: dict[str, Shape] = {}
-        for role in topology.roles(layer):
-            if role == MODEL:
-                continue
-            shape = topology.shape(layer, role)
-            if shape is not None:
-                shapes[role] = shape
-        linear = sum(o * i for role, (o, i) in shapes.items() if role not in _NOT_LINEAR)
-        attention = sum(shapes[role][1] for role in ("attn.o", "cross.o") if role in shapes)
-        n_linear += linear
-        block_forward = tokens_per_step * (
-            2.0 * linear + 4.0 * attention * tokens_per_step / batch_size
-        )
-        forward += block_forward
+        shapes = block_shapes(topology, layer)
         key = tuple(sorted(shapes.items()))
-        if key not in seen:
-            seen[key] = len(blocks)
+        if key not in known:
+            known[key] = len(blocks)
             reach = _reach(tuple(shapes))
+            attention = sum(shapes[role][1] for role in ("attn.o", "cross.o") if role in shapes)
+            usages = {
+                sources: _usage(sources, reach, shapes, tokens, memory_tokens, rows, float_bytes)
+                for sources in independent_sets(reach)
+            }
             blocks.append(
-                BlockPrice(
-                    usages={
-                        sources: _usage(
-                            sources,
-                            reach,
-                            shapes,
-                            tokens_per_step,
-                            memory_tokens,
-                            batch_size,
-                            float_bytes,
-                        )
-                        for sources in independent_sets(reach)
-                    },
+                BlockCosts(
+                    usages=usages,
                     reach=reach,
                     input_of={
                         role: ENCODER if role in _SIDEWAYS else f"in{_STAGE[role]}"
                         for role in shapes
                     },
-                    forward_flops=block_forward,
+                    forward_flops=tokens
+                    * (2.0 * linear_weights(shapes) + 4.0 * attention * tokens / rows),
                 )
             )
-        kinds.append(seen[key])
-    head_flops = 2.0 * topology.head_params * batch_size
-    n_params = base_params if base_params is not None else n_linear + topology.head_params
-    return PriceTable(
-        topology=topology,
-        batch_size=batch_size,
-        tokens=tokens_per_step,
-        memory_tokens=memory_tokens,
-        base_params=n_params,
-        weight_bytes=n_params * float_bytes,
-        forward_flops=forward + head_flops,
-        blocks=tuple(blocks),
-        kinds=tuple(kinds),
-        tail=Usage(backward_flops=2.0 * head_flops),
-        head_only=Usage(backward_flops=head_flops),
-        longer=longer,
-        float_bytes=float_bytes,
-    )
+        kinds.append(known[key])
+    return tuple(blocks), tuple(kinds)
+
+
+def block_shapes(topology: Topology, layer: int) -> dict[str, Shape]:
+    """Return role -> shape of one block; the model as a whole is not one of its roles."""
+    return {
+        role: shape
+        for role in topology.roles(layer)
+        if role != MODEL and (shape := topology.shape(layer, role)) is not None
+    }
+
+
+def linear_weights(shapes: Mapping[str, Shape]) -> int:
+    """Return the number of weights of a block's linear modules."""
+    return sum(out * in_ for role, (out, in_) in shapes.items() if role not in _NOT_LINEAR)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from autopeft import methods
-from autopeft.costs.shapes import Topology
+from autopeft.costs.topology import Topology
 from autopeft.errors import SpaceError
 from autopeft.plan import MODEL, AdapterPlan, LayerSpec
 

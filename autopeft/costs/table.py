@@ -1,108 +1,34 @@
 """The price table: plain numbers, measured once per model, from which any candidate is priced.
 
-A training step costs the frozen forward pass (always the same), the backward pass to the lowest
-adapter, and what the adapters add. Which part of a block takes part in the backward pass depends on
-where in it gradients start, its *sources*: its adapted roles, and the block's inputs once something
-below is adapted. Sources that lie downstream of another change nothing, so few sets of sources
-differ; the table holds one `Usage` for each.
+A training step costs the frozen forward pass (always the same), the backward pass down to the
+lowest adapter, and what the adapters add.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from autopeft import methods
+from autopeft.costs.analytic import block_costs, block_shapes, linear_weights
 from autopeft.costs.plan_rules import check_plan, count_shared
 from autopeft.costs.price import Price
-from autopeft.costs.shapes import Topology
+from autopeft.costs.topology import Topology
+from autopeft.costs.usage import (
+    ENCODER,
+    HIDDEN,
+    NARROW_ROLES,
+    NO_USAGE,
+    BlockCosts,
+    Sources,
+    Usage,
+)
 from autopeft.errors import SpaceError
 from autopeft.plan import MODEL, AdapterPlan, Candidate, LayerSpec
 
-HIDDEN = "@hidden"
-"""The source that stands for the block's own input needing a gradient."""
-
-ENCODER = "@encoder"
-"""The source that stands for the encoder's output needing a gradient, in a decoder's block."""
-
-NARROW_ROLES = ("attn.q", "attn.o", "mlp.up", "mlp.gate", "mlp.gate_up", "mlp.down")
-"""What a block computes for one position without looking at others: in the last block, only where
-its output is read."""
-
 ADAM_BYTES_PER_PARAM = 16
 """A trained parameter, its gradient and AdamW's two moments, in single precision."""
-
-Sources = frozenset[str]
-
-
-@dataclass(frozen=True)
-class Usage:
-    """What the frozen part of a block (or of the model around the blocks) costs in one step.
-
-    Attributes:
-        backward_flops: FLOPs of its backward pass.
-        saved_bytes: What its forward pass keeps for the backward pass.
-        live_inputs: Roles whose input needs a gradient.
-        input_bytes: Role -> bytes it takes to keep that role's input too (0 where it is kept
-            anyway). At "norm": what training the normalizations keeps in addition.
-        context_bytes: What it keeps of tensors that all blocks share: masks, rotary angles.
-    """
-
-    backward_flops: float = 0.0
-    saved_bytes: float = 0.0
-    live_inputs: frozenset[str] = frozenset()
-    input_bytes: Mapping[str, float] = field(default_factory=dict)
-    context_bytes: float = 0.0
-
-
-@dataclass(frozen=True)
-class BlockPrice:
-    """All about one kind of block; blocks that differ in nothing share it.
-
-    Attributes:
-        usages: Set of independent sources -> usage.
-        reach: Source -> the sources downstream of it.
-        input_of: Role -> a name for the tensor it reads; roles that read one tensor share it. What
-            is named `ENCODER` is shared by all blocks.
-        repeats: How often a step runs the block (ALBERT runs one block many times).
-        tokens: Role -> tokens it sees in a step of mean length; else `PriceTable.tokens`.
-        memory_tokens: Role -> tokens it sees in a step of the longest rows.
-        forward_flops: FLOPs of its frozen forward pass in one step.
-    """
-
-    usages: Mapping[Sources, Usage]
-    reach: Mapping[str, frozenset[str]]
-    input_of: Mapping[str, str]
-    repeats: int = 1
-    tokens: Mapping[str, float] = field(default_factory=dict)
-    memory_tokens: Mapping[str, float] = field(default_factory=dict)
-    forward_flops: float = 0.0
-
-    def usage(self, sources: Sources) -> Usage:
-        """The usage when gradients start at those sources."""
-        found = self.usages.get(sources)
-        return self.usages[independent(sources, self.reach)] if found is None else found
-
-
-def independent(sources: Iterable[str], reach: Mapping[str, frozenset[str]]) -> Sources:
-    """The sources that lie downstream of no other."""
-    all_ = frozenset(sources)
-    return frozenset(s for s in all_ if not any(s in reach[other] and other != s for other in all_))
-
-
-def independent_sets(reach: Mapping[str, frozenset[str]]) -> Iterator[Sources]:
-    """Every set of sources none of which lies downstream of another, the empty one included."""
-    names = sorted(reach)
-
-    def extend(chosen: tuple[str, ...], start: int) -> Iterator[Sources]:
-        yield frozenset(chosen)
-        for i in range(start, len(names)):
-            new = names[i]
-            if all(new not in reach[old] and old not in reach[new] for old in chosen):
-                yield from extend((*chosen, new), i + 1)
-
-    return extend((), 0)
 
 
 class _Total(NamedTuple):
@@ -157,7 +83,7 @@ class PriceTable:
             row; prompts of other sizes have no price.
         workspace_bytes: The largest passing tensors of a step.
         float_bytes: Bytes of one activation.
-        has_activation_cache: True if the frozen blocks below a plan's lowest adapter are computed
+        has_activation_cache: Whether the frozen blocks below a plan's lowest adapter are computed
             once for all trials, so that no step pays for them.
         read_share: Share of a step's tokens whose last hidden state is read; a training step
             computes the last block's `NARROW_ROLES` for these only. Rows with a prompt are computed
@@ -174,12 +100,12 @@ class PriceTable:
     base_params: int
     weight_bytes: int
     forward_flops: float
-    blocks: tuple[BlockPrice, ...]
+    blocks: tuple[BlockCosts, ...]
     kinds: tuple[int, ...]
-    tail: Usage = Usage()
-    head_only: Usage = Usage()
-    bridge: Usage = Usage()
-    front: Usage = Usage()
+    tail: Usage = NO_USAGE
+    head_only: Usage = NO_USAGE
+    bridge: Usage = NO_USAGE
+    front: Usage = NO_USAGE
     longer: Mapping[int, PriceTable] = field(default_factory=dict)
     workspace_bytes: float = 0.0
     float_bytes: int = 4
@@ -203,17 +129,54 @@ class PriceTable:
         float_bytes: int = 4,
         prompt_sizes: Sequence[int] = (),
     ) -> PriceTable:
-        """A table from shapes alone, for a transformer of the usual build; see `pricing.shapes`."""
-        from autopeft.costs.analytic import table_from_shapes
+        """Return a table computed from shapes alone, for a transformer of the usual build.
 
-        return table_from_shapes(
+        Args:
+            topology: The model's shapes.
+            tokens_per_step: Tokens in a mean step, padding included.
+            batch_size: Rows in a step.
+            longest_tokens_per_step: Tokens in the step that needs most memory; default: the mean's.
+            base_params: Parameters of the whole model; default: those of the linear modules.
+            float_bytes: Bytes of a weight and of an activation.
+            prompt_sizes: Virtual tokens of the prompts to price.
+        """
+        longest = longest_tokens_per_step or tokens_per_step
+        blocks, kinds = block_costs(
             topology,
-            tokens_per_step=tokens_per_step,
-            batch_size=batch_size,
-            longest_tokens_per_step=longest_tokens_per_step,
-            base_params=base_params,
+            tokens=tokens_per_step,
+            memory_tokens=longest,
+            rows=batch_size,
             float_bytes=float_bytes,
-            prompt_sizes=prompt_sizes,
+        )
+        n_linear = sum(
+            linear_weights(block_shapes(topology, layer)) for layer in range(topology.n_layers)
+        )
+        head_flops = 2.0 * topology.head_params * batch_size
+        n_params = base_params if base_params is not None else n_linear + topology.head_params
+        return cls(
+            topology=topology,
+            batch_size=batch_size,
+            tokens=tokens_per_step,
+            memory_tokens=longest,
+            base_params=n_params,
+            weight_bytes=n_params * float_bytes,
+            forward_flops=sum(blocks[kind].forward_flops for kind in kinds) + head_flops,
+            blocks=blocks,
+            kinds=kinds,
+            tail=Usage(backward_flops=2.0 * head_flops),
+            head_only=Usage(backward_flops=head_flops),
+            longer={
+                size: cls.from_topology(
+                    topology,
+                    tokens_per_step=tokens_per_step + size * batch_size,
+                    batch_size=batch_size,
+                    longest_tokens_per_step=longest + size * batch_size,
+                    base_params=base_params,
+                    float_bytes=float_bytes,
+                )
+                for size in prompt_sizes
+            },
+            float_bytes=float_bytes,
         )
 
     def as_trained(

@@ -19,9 +19,9 @@ from autopeft.engine.messages import (
     RungMessage,
 )
 from autopeft.errors import TrainingFailure
-from autopeft.models.attach import Attached
+from autopeft.models.attach import Attached, attach
 from autopeft.models.backbone import Backbone, load_backbone
-from autopeft.models.lora_compression import Trained
+from autopeft.models.lora_conversion import TrainedLora
 from autopeft.models.saving import save_adapter
 from autopeft.plan import Candidate
 from autopeft.profiling.output_positions import narrow_modules
@@ -180,7 +180,7 @@ class JobRun:
         if self._attached is None or self._training is None:
             bench, job = self._bench, self.job
             started = time.perf_counter()
-            self._attached = bench.backbone.attach(job.candidate, seed=job.seed)
+            self._attached = attach(bench.backbone, job.candidate, seed=job.seed)
             self._training = self._training_of(self._attached, job.candidate)
             self._attach_seconds += time.perf_counter() - started
         return self._attached, self._training
@@ -295,13 +295,13 @@ class JobRun:
 
     def _compress(self, attached: Attached, paid: Price) -> Iterator[Compressed]:
         """The trained LoRA at lower ranks; afterwards nothing is attached any more."""
-        trained = Trained(attached)
+        trained = TrainedLora(attached)
         train_seconds = self._training.train_seconds if self._training else 0.0
         for candidate in self.job.lower_ranks:
             started = time.perf_counter()
             if self._attached is not None:
                 self._attached.detach()
-            cut = self._attached = self._bench.backbone.attach(candidate, seed=self.job.seed)
+            cut = self._attached = attach(self._bench.backbone, candidate, seed=self.job.seed)
             trained.cut_into(cut)
             self._attach_seconds += time.perf_counter() - started
             scoring = self._training_of(cut, candidate)

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from autopeft.engine.executor import JOB_ERRORS, JobRun, Workbench, failure
 from autopeft.engine.messages import ConfirmMessage, FailureMessage, Job, Message, RungMessage
-from autopeft.errors import PackingError
-from autopeft.models.multi_adapter import Pack, can_be_packed, fits_a_pack
+from autopeft.errors import MultiAdapterError
+from autopeft.models.multi_adapter import MultiAdapter, can_share_batch, can_share_batch_in
 from autopeft.training.acceleration import NO_ACCELERATION
 from autopeft.training.multi_trainer import MultiTrainer
 
@@ -35,8 +35,8 @@ def _go_together(first: Job, other: Job) -> bool:
     return (
         first.kind == other.kind
         and (one.steps, one.batch_size) == (two.steps, two.batch_size)
-        and can_be_packed(first.candidate)
-        and can_be_packed(other.candidate)
+        and can_share_batch(first.candidate)
+        and can_share_batch(other.candidate)
     )
 
 
@@ -76,7 +76,9 @@ class PackRun:
                 continue
             run.park()
             self._runs[index] = run
-        fits = all(fits_a_pack(job.candidate, self._bench.backbone.layout) for job in self._jobs)
+        fits = all(
+            can_share_batch_in(job.candidate, self._bench.backbone.layout) for job in self._jobs
+        )
         if fits and len(self._runs) > 1 and self._bench.packs:
             self._packed = self._pack()
 
@@ -87,7 +89,7 @@ class PackRun:
         cut = min(layer for layer in lowest if layer is not None)
         return MultiTrainer(
             {index: training for index, (_, training) in started.items()},
-            Pack({index: attached for index, (attached, _) in started.items()}),
+            MultiAdapter({index: attached for index, (attached, _) in started.items()}),
             bench.task,
             bench.context.data,
             device=bench.context.device,
@@ -126,7 +128,7 @@ class PackRun:
         end = job.candidate.train.steps
         try:
             packed.train_to(end if confirms else self._bench.context.rungs[self._rung])
-        except PackingError as error:
+        except MultiAdapterError as error:
             self._go_apart(f"{error}; they train one after another")
         except RuntimeError as error:
             # Most likely out of memory, which each alone may not be.

@@ -1,9 +1,9 @@
-"""Plan -> modules attached: peft's layers, put where the plan says, and taken out again.
+"""Attach a candidate to its base model, and detach it again.
 
-peft is made to inject into a small holder that has only one group's modules as children, never into
-the model itself. That keeps one injection from freezing or deactivating what another has put in,
-needs no walk over the whole model, and makes detaching a matter of putting the original modules
-back, which are never touched.
+peft injects into a small holder module whose children are the modules of one group, never into the
+model itself. So one injection cannot freeze or deactivate what another one has put in, no walk over
+the whole model is needed, and detaching means putting the original modules back, which are never
+changed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from peft import PeftConfig
@@ -24,15 +24,14 @@ from transformers.pytorch_utils import Conv1D
 from autopeft import methods
 from autopeft.costs import check_plan, count_trainable
 from autopeft.methods import HEAD, Method
-from autopeft.models import tuners as tuners  # Makes peft know autopeft's own methods.
+from autopeft.models import tuners as tuners  # Registers autopeft's own methods with peft.
+from autopeft.models.backbone import Backbone
+from autopeft.models.layout import Layout
 from autopeft.models.method_hooks import ADAPTER_NAME, TrainingHook, hooks_for
+from autopeft.models.modules import LinearView, replace_module
 from autopeft.models.quantization import pass_marks
 from autopeft.plan import AdapterPlan, Candidate, TrainSettings
 from autopeft.utils.quiet import quiet_peft
-
-if TYPE_CHECKING:
-    from autopeft.models.backbone import Backbone
-    from autopeft.models.topology import Layout
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class ParameterGroup:
     Attributes:
         method: A method's name, or "head".
         learning_rate: Peak rate.
-        parameters: All of that method's trainable parameters, in the plan's order.
+        parameters: All trainable parameters of that method, in the plan's order.
     """
 
     method: str
@@ -57,9 +56,9 @@ class Group:
     Attributes:
         method: Their method.
         ranks: Module path -> rank.
-        input_side: Those whose input is changed instead of their output.
-        transposed: True if their weights are stored as (in, out), as GPT-2's Conv1D does.
-        pool: What they have in common, where the method's sites cannot all share state.
+        input_side: The modules whose input is changed instead of their output.
+        transposed: Whether their weights are stored as (in, out), as in GPT-2's Conv1D.
+        pool: See `Method.pool`.
     """
 
     method: Method
@@ -69,12 +68,12 @@ class Group:
     pool: int = 0
 
     def config(self, train: TrainSettings, rename: Mapping[str, str] | None = None) -> PeftConfig:
-        """The configuration that peft takes.
+        """Return peft's configuration of the group.
 
         Args:
             train: Gives dropout and alpha.
-            rename: Module path -> name in the holder. Without, the configuration is one for the
-                model itself, as peft's own files hold it.
+            rename: Module path -> name in the holder. Default: a configuration for the model
+                itself, as in peft's own files.
         """
         names = rename or {path: path for path in self.ranks}
         ranks = {names[path]: rank for path, rank in self.ranks.items()}
@@ -84,7 +83,7 @@ class Group:
             arguments[self.method.input_side_argument] = [names[path] for path in self.input_side]
         build = PEFT_TYPE_TO_CONFIG_MAPPING[kind]
         if self.transposed and self.method.transposed_base and rename is None:
-            # What never looks into the weight has no such argument.
+            # Configurations of methods that never read the weight lack this argument.
             if hasattr(build, "fan_in_fan_out"):
                 arguments["fan_in_fan_out"] = True
         with quiet_peft():
@@ -92,7 +91,7 @@ class Group:
 
 
 def groups_of(plan: AdapterPlan, layout: Layout) -> tuple[Group, ...]:
-    """The plan as peft sees it: one group for each configuration, in a fixed order."""
+    """Split a plan into groups, one for each peft configuration, in a fixed order."""
     ranks: dict[tuple[str, int, bool, int], dict[str, int]] = {}
     input_side: dict[tuple[str, int, bool, int], list[str]] = {}
     for spec in plan.specs:
@@ -120,11 +119,11 @@ class Part:
     """One injected group.
 
     Attributes:
-        group: What was asked for.
+        group: What was injected.
         tuner: peft's tuner around the holder.
         holder_names: Module path -> its name in the holder.
         layers: Module path -> the layer now in its place.
-        hook: What acts while the group is trained, where its method needs that.
+        hook: What acts while the group is trained, if its method needs that.
     """
 
     group: Group
@@ -134,10 +133,10 @@ class Part:
     hook: TrainingHook | None = None
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """The trainable parameters; those that sites share come once."""
+        """Yield the trainable parameters, each once, even where sites share them."""
         own: dict[int, nn.Parameter] = {}
         for layer in self.layers.values():
-            # An adapted attention or model holds modules that other groups adapt, and the head.
+            # An adapted attention or model contains modules that other groups adapt, and the head.
             if isinstance(layer, tuners.OwnLayer):
                 found = layer.own_parameters()
             else:
@@ -147,19 +146,19 @@ class Part:
 
 
 class Attached:
-    """A candidate in place. Use it as a context manager, or call `detach` when done.
+    """An attached candidate. Use it as a context manager, or call `detach` when done.
 
     Attributes:
         model: The base model with the adapters in it, in evaluation mode.
         candidate: What is attached.
         backbone: Where it is attached.
-        seed: What its initial values came from.
+        seed: Seed of its initial values.
         parts: The injected groups.
     """
 
     def __init__(self, backbone: Backbone, candidate: Candidate, *, seed: int) -> None:
         if backbone.attached is not None:
-            raise RuntimeError("a candidate is attached already; detach it first")
+            raise RuntimeError("another candidate is attached; detach it first")
         check_plan(backbone.topology, candidate.plan)
         self.backbone = backbone
         self.model = backbone.model
@@ -183,16 +182,16 @@ class Attached:
             raise
 
     def original(self, path: str) -> nn.Module:
-        """The base model's own module at the path of an adapted one."""
+        """Return the base model's own module at the path of an adapted one."""
         return self._originals[path]
 
     @property
     def placed(self) -> Mapping[str, nn.Module]:
-        """Module path -> what stands there instead of the base model's own module."""
+        """Module path -> the module that replaces the base model's own."""
         return self._placed
 
     def head_parameters(self) -> list[nn.Parameter]:
-        """Parameters of the new head, [] where the model has none."""
+        """Return the parameters of the new head, [] if the model has none."""
         return [
             parameter
             for path in self.backbone.head
@@ -210,7 +209,7 @@ class Attached:
             self._place(path, module)
             module.__dict__.pop("_is_hf_initialized", None)
             for parameter in module.parameters(recurse=False):
-                # transformers refuses to initialize again what carries this mark.
+                # transformers does not initialize a parameter with this mark again.
                 parameter.__dict__.pop("_is_hf_initialized", None)
                 parameter.requires_grad_(True)
             self.model._init_weights(module)  # type: ignore[operator]
@@ -219,13 +218,13 @@ class Attached:
         holder = nn.Module()
         paths = list(group.ranks)
         if group.method.shared_state:
-            # As peft would come across them in the model: what a site gets depends on it.
+            # In the order in which peft would meet them in the model: each site's share of the
+            # common state depends on it.
             paths.sort(key=self.backbone.module_order.__getitem__)
         names = {path: f"m{i}" for i, path in enumerate(paths)}
         for path, name in names.items():
             original = self.model.get_submodule(path)
             self._originals[path] = original
-            # What rewrites the weight gets one of its own.
             module = copy.deepcopy(original) if group.method.changes_base else original
             holder.add_module(name, LinearView(module) if isinstance(module, Conv1D) else module)
         pass_marks(self.model, holder)
@@ -237,7 +236,7 @@ class Attached:
             tuner = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type](
                 holder, {ADAPTER_NAME: config}, ADAPTER_NAME
             )
-        # Inside an adapted attention or model, peft takes charge of what is not its own as well.
+        # Inside an adapted attention or model, peft also freezes the modules of other groups.
         for parameter, was_trained in before:
             parameter.requires_grad_(was_trained)
         # In half precision the small steps of a low rate would be rounded away.
@@ -248,7 +247,7 @@ class Attached:
                 raise RuntimeError(f"{group.method.name} was not attached to {path}")
             self._place(path, layer.train(self._was_training))
             if isinstance(layer.get_base_layer(), nn.Linear):
-                layer.register_forward_hook(_as_a_linear_layer)
+                layer.register_forward_hook(_match_autocast)
         hooks.after_injection(layers, self.backbone.svds)
         return Part(group, tuner, names, layers, hooks.training_hook(tuner))
 
@@ -261,7 +260,7 @@ class Attached:
             )
 
     def parameter_groups(self) -> tuple[ParameterGroup, ...]:
-        """All trainable parameters, by method, the head last."""
+        """Return all trainable parameters by method, the head last."""
         by_method: dict[str, list[nn.Parameter]] = {}
         for part in self.parts:
             by_method.setdefault(part.group.method.name, []).extend(part.parameters())
@@ -274,12 +273,12 @@ class Attached:
         )
 
     def penalty(self) -> torch.Tensor | None:
-        """What its methods add to a training loss; None: nothing."""
+        """Return what the methods add to the training loss; None if nothing."""
         terms = [part.hook.penalty() for part in self.parts if part.hook]
         return torch.stack(terms).sum() if terms else None
 
     def after_update(self, step: int) -> None:
-        """Lets its methods act after an optimizer step, while the gradients are still there.
+        """Let the methods act after an optimizer step, while the gradients still exist.
 
         Args:
             step: Steps done, from 1 to `candidate.train.steps`.
@@ -289,7 +288,7 @@ class Attached:
                 part.hook.after_update(step)
 
     def park(self) -> None:
-        """Takes everything out of the model, and keeps it as it is for `unpark`."""
+        """Take everything out of the model and keep it as it is for `unpark`."""
         if self.backbone.attached is not self:
             return
         for path, original in self._originals.items():
@@ -298,19 +297,19 @@ class Attached:
         self.backbone.attached = None
 
     def unpark(self) -> None:
-        """Puts back what `park` took out.
+        """Put back what `park` took out.
 
         Raises:
             RuntimeError: if another candidate is attached.
         """
         if self.backbone.attached is not None:
-            raise RuntimeError("a candidate is attached already; detach it first")
+            raise RuntimeError("another candidate is attached; detach it first")
         self.backbone.attached = self
         for path, module in self._placed.items():
             replace_module(self.model, path, module)
 
     def detach(self) -> None:
-        """Gives the base model back as it was, bit for bit; harmless if done already."""
+        """Restore the base model bit for bit. Does nothing the second time."""
         self.park()
         self.parts = ()
         self._originals = {}
@@ -328,52 +327,31 @@ class Attached:
         self.detach()
 
 
-def _as_a_linear_layer(_layer: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
-    """Under autocast, gives what the bare layer would: several methods end in fp32.
+def attach(backbone: Backbone, candidate: Candidate, *, seed: int) -> Attached:
+    """Attach a candidate's adapters and initialize them and the head.
 
-    Models rely on it (DeBERTa fills its scores with the least number of its queries' type), and
-    what follows would be computed in fp32 as well.
+    Args:
+        backbone: The base model; it holds one candidate at a time.
+        candidate: What to attach.
+        seed: Decides every random initial value; the global generator is not touched.
+
+    Returns:
+        The attached candidate, a context manager that detaches at its end.
+
+    Raises:
+        SpaceError: if the plan does not fit the model.
+        RuntimeError: if another candidate is attached.
+    """
+    return Attached(backbone, candidate, seed=seed)
+
+
+def _match_autocast(_layer: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
+    """Cast the output to what the bare layer would return under autocast.
+
+    Several methods end in fp32. Some models rely on the lower precision (DeBERTa fills its scores
+    with the lowest number of its queries' type), and all that follows would run in fp32.
     """
     device = output.device.type
     if output.dtype == torch.float32 and torch.is_autocast_enabled(device):
         return output.to(torch.get_autocast_dtype(device))
     return output
-
-
-class LinearView(nn.Linear):
-    """A Conv1D seen as the linear layer that it is: same storage, same arithmetic to the last bit.
-
-    peft's methods know Conv1D partly (LoRA, at the price of copying the weight for DoRA) or not at
-    all (OFT, MiSS); a linear layer they all know.
-
-    Args:
-        conv: Its weight has shape (in, out).
-    """
-
-    def __init__(self, conv: Conv1D) -> None:
-        nn.Module.__init__(self)
-        self.in_features, self.out_features = conv.weight.shape
-        self.look_at(conv)
-
-    def look_at(self, conv: nn.Module) -> None:
-        """Takes its weight and bias from a Conv1D."""
-        weight, bias = conv.weight, conv.bias
-        assert isinstance(weight, nn.Parameter)
-        assert isinstance(bias, nn.Parameter)
-        self.weight = nn.Parameter(weight.detach().t(), requires_grad=False)
-        self.bias = bias
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """(..., in) -> (..., out)."""
-        flat = torch.addmm(self.bias, input.view(-1, self.in_features), self.weight.t())
-        return flat.view(*input.shape[:-1], self.out_features)
-
-
-def replace_module(model: nn.Module, path: str, module: nn.Module) -> None:
-    """Puts a module in the place that a path names."""
-    parent_path, _, name = path.rpartition(".")
-    parent: Any = model.get_submodule(parent_path)
-    while name not in parent._modules:
-        # An adapted attention shows the modules of the one that it wraps.
-        parent = parent.base_layer
-    parent._modules[name] = module

@@ -1,11 +1,11 @@
-"""Loads the frozen base model once, and gives it back pristine after every candidate."""
+"""Load the frozen base model, or build it without weights; load its tokenizer."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import transformers
@@ -14,6 +14,7 @@ from torch import nn
 from autopeft.costs import Topology
 from autopeft.errors import ModelError
 from autopeft.models import checkpoint
+from autopeft.models.layout import Layout, RoleMap, find_layout
 from autopeft.models.loading import (
     ConfigBefore,
     auto_loader,
@@ -22,34 +23,30 @@ from autopeft.models.loading import (
     not_loadable,
 )
 from autopeft.models.method_hooks import SvdCache
+from autopeft.models.modules import own_parameters
 from autopeft.models.quantization import NONE, check_backend, load_arguments, steady
-from autopeft.models.topology import Layout, RoleMap, find_layout
-from autopeft.plan import Candidate
 from autopeft.utils.quiet import QUANTIZERS, quiet_loggers, quiet_transformers
-
-if TYPE_CHECKING:
-    from autopeft.models.attach import Attached
 
 
 class Backbone:
-    """A frozen model: its layout, its new head if it has one, and `attach`.
+    """A frozen base model, its layout and its new head, if it has one.
 
-    Dropout of the base is switched off: the frozen part then computes the same for the same rows,
-    so that it can be cached, and a candidate's own `dropout` is the only one.
+    The base model's dropout is off: the frozen part then computes the same for the same rows and
+    can be cached, and a candidate's own `dropout` is the only one.
 
     Attributes:
-        model: The model itself; nothing in it requires a gradient unless a candidate is attached.
+        model: The model; nothing in it requires a gradient unless a candidate is attached.
+        attached: The candidate attached now, if any; see `autopeft.models.attach`.
         layout: Where adapters can go.
         head: Paths of the modules that the checkpoint lacks (a new classification head); they are
             trained with every candidate.
         base_model: Folder or hub id it came from, "" if built in memory.
         revision: Revision of a hub model.
         auto_class: Name of the class of transformers that loads it.
-        model_kwargs: What that class was given besides.
+        model_kwargs: Further arguments of that class.
         config_before: What `prepare_config` changed in the model's configuration.
-        quantization: How its weights are stored: a scheme of `autopeft.models.quantization`, or
-            "none".
-        module_order: Path -> place among all modules, before anything is attached.
+        quantization: A scheme of `autopeft.models.quantization`, or "none".
+        module_order: Path -> position among all modules of the bare model.
         svds: Decompositions of its weights, for methods that start from them.
     """
 
@@ -75,7 +72,7 @@ class Backbone:
         self.auto_class = auto_class or type(model).__name__
         self.model_kwargs = dict(model_kwargs or {})
         self.config_before = dict(config_before or {})
-        self.attached: Attached | None = None
+        self.attached: object | None = None
         self.svds = SvdCache()
         self.module_order = {path: i for i, (path, _) in enumerate(model.named_modules())}
         self.quantization = quantization
@@ -92,31 +89,8 @@ class Backbone:
 
     @property
     def topology(self) -> Topology:
-        """The model's shapes, as plain data."""
+        """The model's shapes as plain data."""
         return self.layout.topology
-
-    def attach(self, candidate: Candidate, *, seed: int) -> Attached:
-        """Attaches a candidate's adapters and initializes them and the head.
-
-        Args:
-            candidate: What to attach.
-            seed: Decides every random initial value; the global generator is left alone.
-
-        Returns:
-            The attached candidate, a context manager that detaches at its end.
-
-        Raises:
-            SpaceError: if the plan does not fit the model.
-            RuntimeError: if a candidate is attached already.
-        """
-        from autopeft.models.attach import Attached
-
-        return Attached(self, candidate, seed=seed)
-
-
-def own_parameters(module: nn.Module) -> list[nn.Parameter]:
-    """The parameters of one module without those of its children."""
-    return list(module.parameters(recurse=False))
 
 
 def load_backbone(
@@ -130,7 +104,7 @@ def load_backbone(
     role_map: RoleMap | None = None,
     quantization: str = NONE,
 ) -> Backbone:
-    """Loads a pretrained model, frozen.
+    """Load a pretrained model and freeze it.
 
     Args:
         model: Folder or hub id.
@@ -138,14 +112,14 @@ def load_backbone(
         model_kwargs: Further arguments of its `from_pretrained`, e.g. `{"num_labels": 2}`.
         revision: Revision of a hub model.
         device: "cpu", "cuda", "cuda:1".
-        dtype: Of the weights, e.g. "float32" or "bfloat16".
-        role_map: See `autopeft.models.topology`.
+        dtype: Type of the weights, e.g. "float32" or "bfloat16".
+        role_map: See `autopeft.models.layout`.
         quantization: How to store the weights inside the blocks: a scheme of
             `autopeft.models.quantization`, or "none".
 
     Raises:
-        ModelError: if there is no such model, or it is no transformer.
-        SettingsError: if the weights cannot be stored like that.
+        ModelError: if there is no such model, or it is not a transformer.
+        SettingsError: if the weights cannot be quantized so.
     """
     config, before = load_config(model, model_kwargs=model_kwargs, revision=revision)
     loader = auto_loader(auto_class)
@@ -163,9 +137,7 @@ def load_backbone(
         layout = whole.layout
         how = load_arguments(whole.model, layout.blocks, quantization, device)
     with quiet_transformers(), quiet_loggers(*QUANTIZERS), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(
-            0
-        )  # Should anything be initialized that no head covers, then always alike.
+        torch.manual_seed(0)  # Weights that are missing without being a head's are reproducible.
         try:
             loaded, info = loader.from_pretrained(
                 model,
@@ -217,10 +189,10 @@ def build_meta(
     role_map: RoleMap | None = None,
     quantization: str = NONE,
 ) -> Backbone:
-    """The same model without its weights, on the `meta` device: for shapes and prices.
+    """Build the model without its weights, on the `meta` device, for shapes and costs.
 
     Raises:
-        ModelError: if there is no such model, or it is no transformer.
+        ModelError: if there is no such model, or it is not a transformer.
     """
     config, before = load_config(model, model_kwargs=model_kwargs, revision=revision)
     loader = auto_loader(auto_class)
@@ -243,10 +215,10 @@ def build_meta(
 
 
 def load_tokenizer(model: str, *, revision: str | None = None) -> Any:
-    """The model's tokenizer.
+    """Load the model's tokenizer.
 
     Raises:
-        ModelError: if there is no such model, or it brings no tokenizer.
+        ModelError: if there is no such model, or it has no tokenizer.
     """
     checkpoint.check_exists(model)
     with quiet_transformers():
@@ -256,7 +228,7 @@ def load_tokenizer(model: str, *, revision: str | None = None) -> Any:
                 revision=revision or "main",
                 local_files_only=checkpoint.is_local_only(model),
             )
-        except Exception as error:  # Tokenizers raise whatever their Rust half raises.
+        except Exception as error:  # Tokenizers raise whatever their Rust code raises.
             raise ModelError(
                 "model",
                 model,
@@ -265,7 +237,7 @@ def load_tokenizer(model: str, *, revision: str | None = None) -> Any:
             ) from error
     files = [name for name in getattr(tokenizer, "vocab_files_names", {}).values() if name]
     if Path(model).is_dir() and files and not any((Path(model) / name).is_file() for name in files):
-        # transformers would go on with an empty vocabulary.
+        # transformers would continue with an empty vocabulary.
         raise ModelError(
             "model", model, f"the folder has no tokenizer ({', '.join(files)})", "save one there"
         )

@@ -21,8 +21,8 @@ from transformers.pytorch_utils import Conv1D
 from autopeft.errors import AdapterError
 from autopeft.models.adapter_files import TENSOR_FILE, write_tensors
 from autopeft.models.attach import Attached
-from autopeft.models.lora_compression import lora_factors
 from autopeft.models.merging import merged
+from autopeft.models.method_hooks import ADAPTER_NAME
 from autopeft.models.saving import PEFT_PREFIX, TASK_TYPES, head_tensors, whole_modules
 
 MAX_RANK = 128
@@ -201,3 +201,45 @@ def export_lora(
         tensors[f"{PEFT_PREFIX}model.{path}.lora_B.weight"] = found.b
     write_tensors(folder / TENSOR_FILE, tensors)
     return conversion
+
+
+class TrainedLora:
+    """What was trained, copied, so that it can be cut to any rank after it was detached.
+
+    Args:
+        attached: A plan of ordinary LoRA layers only.
+    """
+
+    def __init__(self, attached: Attached) -> None:
+        self._factors: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        for part in attached.parts:
+            for path, layer in part.layers.items():
+                self._factors[path] = lora_factors(layer)
+        self._head = [p.detach().clone() for p in attached.head_parameters()]
+
+    @torch.no_grad()
+    def cut_into(self, attached: Attached) -> None:
+        """Fills an attached candidate of the same sites and lower ranks with the nearest LoRA."""
+        for part in attached.parts:
+            for path, layer in part.layers.items():
+                _fill(layer, *self._factors[path])
+        for parameter, trained in zip(attached.head_parameters(), self._head, strict=True):
+            parameter.copy_(trained)
+
+
+def lora_factors(layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Copies of a LoRA layer's B, (out, rank), with the scaling in it, and A, (rank, in)."""
+    b = layer.lora_B[ADAPTER_NAME].weight.detach() * layer.scaling[ADAPTER_NAME]
+    return b.clone(), layer.lora_A[ADAPTER_NAME].weight.detach().clone()
+
+
+def _fill(layer: Any, b: torch.Tensor, a: torch.Tensor) -> None:
+    own_a, own_b = layer.lora_A[ADAPTER_NAME].weight, layer.lora_B[ADAPTER_NAME].weight
+    rank = own_a.shape[0]
+    # B A = Q_b (R_b R_a^T) Q_a^T: the decomposition of a (rank, rank) matrix is all it takes.
+    q_b, r_b = torch.linalg.qr(b.double())
+    q_a, r_a = torch.linalg.qr(a.double().T)
+    left, values, right = torch.linalg.svd(r_b @ r_a.T)
+    root = values[:rank].sqrt()
+    own_b.copy_((q_b @ left[:, :rank]) * root / layer.scaling[ADAPTER_NAME])
+    own_a.copy_((root[:, None] * right[:rank]) @ q_a.T)

@@ -10,8 +10,8 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from autopeft.models.attach import Attached, LinearView, replace_module
-from autopeft.models.backbone import own_parameters
+from autopeft.models.attach import Attached
+from autopeft.models.modules import LinearView, own_parameters, replace_module
 
 
 @contextmanager

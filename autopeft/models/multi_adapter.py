@@ -1,11 +1,11 @@
-"""Several candidates on one base model, trained in one batched forward.
+"""Several candidates attached to one base model and trained in one batched forward pass.
 
-A pack stands its candidates side by side along the batch: rows 0..b-1 belong to the first one, rows
-b..2b-1 to the second, and so on. All that is frozen runs once over the whole batch. Where adapters
-sit, a site takes the batch apart again. LoRAs are one batched product of padded ranks beside the
-base's own (as in PLoRA, arXiv 2508.02932, and Punica, arXiv 2310.18547); any other method runs its
-own module on its own rows. Rows meet nowhere else in a transformer, so each candidate learns what
-it would learn alone, up to rounding.
+The candidates' rows are stacked along the batch: rows 0..b-1 belong to the first one, rows b..2b-1
+to the second, and so on. All that is frozen runs once over the whole batch. At an adapted site the
+batch is split again: LoRAs are one batched product, padded to the highest rank, beside the base
+module's own (as in PLoRA, arXiv 2508.02932, and Punica, arXiv 2310.18547); any other method runs
+its own module on its own rows. Rows do not interact anywhere else in a transformer, so each
+candidate learns what it would learn alone, up to rounding.
 """
 
 from __future__ import annotations
@@ -19,19 +19,20 @@ from peft.tuners import lora
 from torch import nn
 
 from autopeft import methods
-from autopeft.errors import PackingError
+from autopeft.errors import MultiAdapterError
 from autopeft.methods import LINEAR_ROLES
-from autopeft.models.attach import Attached, replace_module
+from autopeft.models.attach import Attached
+from autopeft.models.layout import Layout
 from autopeft.models.method_hooks import ADAPTER_NAME
-from autopeft.models.topology import Layout
+from autopeft.models.modules import replace_module
 from autopeft.plan import Candidate
 
 
-def can_be_packed(candidate: Candidate) -> bool:
-    """Whether a candidate learns in a pack what it learns alone.
+def can_share_batch(candidate: Candidate) -> bool:
+    """Return whether a candidate learns beside others what it learns alone.
 
-    Not where random numbers are drawn at each step (dropout, PVeRA), since a pack would draw
-    others, and not where an adapter changes more than one module's output row by row.
+    It does not where random numbers are drawn at each step (dropout, PVeRA), since other numbers
+    would be drawn, nor where an adapter changes more than one module's output row by row.
     """
     specs = candidate.plan.specs
     return (
@@ -42,19 +43,19 @@ def can_be_packed(candidate: Candidate) -> bool:
     )
 
 
-def fits_a_pack(candidate: Candidate, layout: Layout) -> bool:
-    """Whether its sites see whole batches: those of routed experts see some tokens of any row."""
+def can_share_batch_in(candidate: Candidate, layout: Layout) -> bool:
+    """Return whether its sites see whole batches; routed experts see some tokens of any row."""
     return all(
         spec.role == "norm" or len(layout.modules[spec.layer, spec.role]) == 1
         for spec in candidate.plan.specs
     )
 
 
-class Pack:
-    """Parked candidates, in place together within `placed`.
+class MultiAdapter:
+    """Parked candidates that are in the model together within `placed`.
 
     Args:
-        lanes: Index -> a candidate; all of one base model, none attached now (`Attached.park`).
+        lanes: Index -> candidate; all of one base model, none attached now (`Attached.park`).
     """
 
     def __init__(self, lanes: Mapping[int, Attached]) -> None:
@@ -67,13 +68,13 @@ class Pack:
             for path in paths
         }
 
-    def keeping(self, indices: Sequence[int]) -> Pack:
-        """A pack of some of them, which keep their indices."""
-        return Pack({index: self.lanes[index] for index in indices})
+    def keeping(self, indices: Sequence[int]) -> MultiAdapter:
+        """Return one of some of the candidates, under the same indices."""
+        return MultiAdapter({index: self.lanes[index] for index in indices})
 
     @contextmanager
     def alone(self, index: int) -> Iterator[nn.Module]:
-        """The model with one candidate in it; afterwards the base model as it was."""
+        """Yield the model with one candidate in it; restore the base model afterwards."""
         lane = self.lanes[index]
         lane.unpark()
         try:
@@ -83,7 +84,7 @@ class Pack:
 
     @contextmanager
     def placed(self) -> Iterator[nn.Module]:
-        """The model with all lanes in it; afterwards the base model as it was."""
+        """Yield the model with all candidates in it; restore the base model afterwards."""
         originals = {path: self.model.get_submodule(path) for path in self._sites}
         try:
             for path, site in self._sites.items():
@@ -101,7 +102,7 @@ def _site(base: nn.Module, lanes: Sequence[nn.Module | None]) -> nn.Module:
 
 
 def _is_plain_lora(layer: Any, base: Any) -> bool:
-    """Whether a layer is x -> W x + scaling B A x over the base model's own W, and nothing else."""
+    """Return whether a layer is x -> W x + scaling B A x over the base model's own W."""
     return (
         type(layer) is lora.Linear
         # PiSSA and OLoRA have a changed copy. Over a Conv1D it is the same storage, transposed.
@@ -113,11 +114,11 @@ def _is_plain_lora(layer: Any, base: Any) -> bool:
 
 
 class _Site(nn.Module):
-    """What the lanes have at one path.
+    """All candidates' modules at one path.
 
     Args:
         base: The base model's own module.
-        lanes: Each lane's module there, None where it has none.
+        lanes: Each candidate's module there, None where it has none.
     """
 
     base: nn.Module
@@ -132,7 +133,7 @@ class _Site(nn.Module):
         )
 
     def __getattr__(self, name: str) -> Any:
-        """Some models look at a module's weight before they call it (T5 at its dtype)."""
+        """Some models read a module's attributes before they call it (T5 its weight's dtype)."""
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -140,11 +141,13 @@ class _Site(nn.Module):
 
     def _check(self, x: torch.Tensor) -> None:
         if x.shape[0] % self.n_lanes:
-            raise PackingError(f"a module is given {x.shape[0]} rows for {self.n_lanes} candidates")
+            raise MultiAdapterError(
+                f"a module is given {x.shape[0]} rows for {self.n_lanes} candidates"
+            )
 
 
 class _SplitSite(_Site):
-    """Each lane's own module on its own rows."""
+    """Each candidate's own module on its own rows."""
 
     def forward(self, x: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
         """(lanes * b, ..., in) -> (lanes * b, ..., out)."""
@@ -157,7 +160,7 @@ class _SplitSite(_Site):
 
 
 class _LowRankSite(_Site):
-    """The base's product once for all lanes, and their LoRAs in one batched product."""
+    """The base module's product once for all, and the LoRAs in one batched product."""
 
     def __init__(self, base: nn.Module, lanes: Sequence[nn.Module | None]) -> None:
         super().__init__(base, lanes)
@@ -166,7 +169,7 @@ class _LowRankSite(_Site):
         self._up = [layer.lora_B[ADAPTER_NAME].weight for layer in layers]
         self._scalings = [float(layer.scaling[ADAPTER_NAME]) for layer in layers]
         self._rank = max(weight.shape[0] for weight in self._down)
-        self._whose = [int(index) for index in self.own]
+        self._owners = [int(index) for index in self.own]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(lanes * b, ..., in) -> (lanes * b, ..., out)."""
@@ -180,21 +183,21 @@ class _LowRankSite(_Site):
             ]
         )
         rows = x.reshape(self.n_lanes, -1, x.shape[-1]).to(down.dtype)
-        is_all = len(self._whose) == self.n_lanes
+        is_all = len(self._owners) == self.n_lanes
         if not is_all:
-            rows = rows[self._whose]
+            rows = rows[self._owners]
         update = torch.bmm(torch.bmm(rows, down.mT), up.mT)  # (own, tokens, out)
         flat = y.reshape(self.n_lanes, -1, y.shape[-1])
         if is_all:
             flat = flat + update
         else:
-            where = torch.tensor(self._whose, device=y.device)
+            where = torch.tensor(self._owners, device=y.device)
             flat = flat.index_add(0, where, update.to(flat.dtype))
         return flat.reshape(y.shape).to(y.dtype)
 
 
 def _padded(weight: torch.Tensor, axis: int, size: int) -> torch.Tensor:
-    """Zeros beyond its own rank: they add nothing, and no gradient reaches past them."""
+    """Pad with zeros to a size along an axis: they add nothing and get no gradient."""
     missing = size - weight.shape[axis]
     if not missing:
         return weight

@@ -18,8 +18,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.quantizers_utils import should_convert_module
 
-from autopeft.costs import BlockPrice, PriceTable, Shape
-from autopeft.costs.table import ENCODER
+from autopeft.costs import BlockCosts, PriceTable, Shape
+from autopeft.costs.usage import ENCODER
 from autopeft.errors import SettingsError
 from autopeft.methods import LINEAR_ROLES
 from autopeft.models.loading import first_line
@@ -273,7 +273,7 @@ def shrunk(table: PriceTable, modules: Mapping[str, Shape], name: str) -> PriceT
     return replace(table, weight_bytes=table.weight_bytes - before + after + room, blocks=blocks)
 
 
-def _keeping_inputs(block: BlockPrice) -> BlockPrice:
+def _keeping_inputs(block: BlockCosts) -> BlockCosts:
     """A block whose linear modules keep their inputs wherever these need a gradient."""
 
     def named(role: str) -> str:

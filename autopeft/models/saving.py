@@ -25,7 +25,7 @@ from autopeft.models.adapter_files import (
     read_tensors,
     write_tensors,
 )
-from autopeft.models.attach import Attached, Part
+from autopeft.models.attach import Attached, Part, attach
 from autopeft.models.backbone import Backbone, load_backbone
 from autopeft.models.method_hooks import ADAPTER_NAME, hooks_for, no_boft_extension
 from autopeft.models.quantization import NONE, is_quantized
@@ -211,7 +211,7 @@ def load_attached(
     backbone, undo = _backbone_for(base, saved)
     try:
         check_plan(backbone.topology, saved.candidate.plan)
-        attached = backbone.attach(saved.candidate, seed=0)
+        attached = attach(backbone, saved.candidate, seed=0)
     except (SpaceError, AttributeError) as error:
         _restore_grad(backbone.model, undo)
         raise damaged(folder / PLAN_FILE, f"does not fit the model: {error}") from error

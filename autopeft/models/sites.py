@@ -1,4 +1,4 @@
-"""Which models can have a prompt, and how many virtual tokens they have room for."""
+"""Which self-attentions can have a prefix, and which models a prompt of how many virtual tokens."""
 
 from __future__ import annotations
 
@@ -10,18 +10,38 @@ from torch import nn
 
 from autopeft.costs import Shape
 
-ROOM = 1024
-"""Virtual tokens at most where positions have no end: nobody has found use for more."""
+MAX_VIRTUAL_TOKENS = 1024
+"""Limit where the model itself has none; longer prompts have no known use."""
 
-_TAKEN = frozenset({"input_ids", "inputs_embeds", "attention_mask"})
+_PROMPT_ARGUMENTS = frozenset({"input_ids", "inputs_embeds", "attention_mask"})
+_HEAD_SIZES = ("head_dim", "attention_head_size", "key_value_proj_dim", "head_size")
+_HEADS = ("num_heads", "num_attention_heads", "n_heads", "num_attn_heads", "n_head")
+
+
+def attention_shape(attention: nn.Module) -> tuple[int, int] | None:
+    """Return (heads, total width of the heads) of a self-attention of transformers.
+
+    Return None where a prefix cannot work: the module does not look its attention function up in
+    transformers' table, or does not say how many heads it has.
+    """
+    forward = inspect.unwrap(type(attention).forward)
+    names = getattr(getattr(forward, "__code__", None), "co_names", ())
+    if not {"ALL_ATTENTION_FUNCTIONS", "get_interface"} <= set(names):
+        return None
+    places = (attention, getattr(attention, "config", None))
+    heads, size = (
+        next((n for p in places for k in keys if isinstance(n := getattr(p, k, None), int)), 0)
+        for keys in (_HEADS, _HEAD_SIZES)
+    )
+    return (heads, heads * size) if heads and size else None
 
 
 def prompt_site(model: nn.Module, blocks: Sequence[str]) -> tuple[str, Shape] | None:
-    """Path of the model without its head, and the shape at the role "model"; None without one.
+    """Return the path of the model without its head and its shape at the role "model", or None.
 
-    It is the innermost module that holds all blocks and computes from embeddings: some heads
-    (OPT's) call that themselves, past what is around it. An encoder-decoder has none: its decoder
-    would need to be told of the longer rows.
+    This is the innermost module that holds all blocks and can start from embeddings: some heads
+    (OPT's) call that one directly. Encoder-decoders have none, because their decoder would have to
+    be told about the longer rows.
 
     Args:
         model: Any transformer.
@@ -33,15 +53,16 @@ def prompt_site(model: nn.Module, blocks: Sequence[str]) -> tuple[str, Shape] | 
     path = blocks[0]
     while path := path.rpartition(".")[0]:
         base = model.get_submodule(path)
-        if all(each.startswith(f"{path}.") for each in blocks) and needs_embeddings(base):
-            room = position_room(base)
+        if all(each.startswith(f"{path}.") for each in blocks) and can_start_from_embeddings(base):
+            positions = max_positions(base)
+            limit = MAX_VIRTUAL_TOKENS if positions is None else min(positions, MAX_VIRTUAL_TOKENS)
             table: Any = base.get_input_embeddings()  # type: ignore[operator]
-            return path, (ROOM if room is None else min(room, ROOM), int(table.embedding_dim))
+            return path, (limit, int(table.embedding_dim))
     return None
 
 
-def needs_embeddings(base: nn.Module) -> bool:
-    """True if all that a model makes of its tokens' ids is a look into its input embeddings."""
+def can_start_from_embeddings(base: nn.Module) -> bool:
+    """Return whether a model uses token ids only to look up its input embeddings."""
     find = getattr(base, "get_input_embeddings", None)
     try:
         table = find() if callable(find) else None
@@ -49,28 +70,28 @@ def needs_embeddings(base: nn.Module) -> bool:
         table = None
     if not isinstance(table, nn.Embedding):
         return False
-    # A further table of that length is one that ids look into, too (Gemma 3n's of each layer).
+    # Another table of that length is indexed by ids as well (Gemma 3n has one for each layer).
     others = [
         module
-        for _, module in _tables(base)
+        for _, module in _embeddings(base)
         if module is not table and module.num_embeddings == table.num_embeddings
     ]
-    return not others and set(inspect.signature(base.forward).parameters) >= _TAKEN
+    return not others and set(inspect.signature(base.forward).parameters) >= _PROMPT_ARGUMENTS
 
 
-def position_room(base: nn.Module) -> int | None:
-    """Tokens a row can have, where that is what a table of positions holds; None: any number."""
-    rooms = []
-    for path, module in _tables(base):
+def max_positions(base: nn.Module) -> int | None:
+    """Return the longest row that fits the model's table of positions; None without a table."""
+    limits = []
+    for path, module in _embeddings(base):
         name = path.rpartition(".")[2].lower()
         if name == "wpe" or ("position" in name and "relative" not in name):
-            # RoBERTa counts from behind its padding token, OPT from its offset.
+            # RoBERTa counts from after its padding token, OPT from its offset.
             unused = 0 if module.padding_idx is None else module.padding_idx + 1
-            rooms.append(module.num_embeddings - int(getattr(module, "offset", unused)))
-    return min(rooms) if rooms else None
+            limits.append(module.num_embeddings - int(getattr(module, "offset", unused)))
+    return min(limits) if limits else None
 
 
-def _tables(base: nn.Module) -> Iterator[tuple[str, nn.Embedding]]:
+def _embeddings(base: nn.Module) -> Iterator[tuple[str, nn.Embedding]]:
     for path, module in base.named_modules():
         if isinstance(module, nn.Embedding):
             yield path, module

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from autopeft.costs import BlockPrice, Usage
-from autopeft.costs.table import ENCODER, HIDDEN, Sources, independent_sets
+from autopeft.costs import BlockCosts, Usage
+from autopeft.costs.usage import ENCODER, HIDDEN, Sources, independent_sets
 from autopeft.profiling.counters import (
     Run,
     first_tensor,
@@ -92,7 +92,7 @@ class BlockProbe:
             and self.encoder != self.hidden
         )
 
-    def price(self) -> BlockPrice:
+    def price(self) -> BlockCosts:
         """Runs the block for every set of sources."""
         names = [*self.modules, HIDDEN, *([ENCODER] if self.has_encoder else [])]
         reach = {}
@@ -104,7 +104,7 @@ class BlockProbe:
         tokens = {
             role: seen.inputs[role].numel() / seen.inputs[role].shape[-1] for role in seen.inputs
         }
-        return BlockPrice(
+        return BlockCosts(
             usages=usages,
             reach=reach,
             input_of={role: self._input_name(seen, role) for role in seen.inputs},

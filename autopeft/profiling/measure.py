@@ -22,17 +22,16 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 
-from autopeft.costs import BlockPrice, PriceTable, Topology, Usage
+from autopeft.costs import BlockCosts, PriceTable, Topology, Usage
 from autopeft.errors import ModelError
 from autopeft.models.backbone import Backbone, build_meta
+from autopeft.models.layout import RoleMap
 from autopeft.models.loading import first_line
 from autopeft.models.quantization import NONE, quantized_modules, shrunk
-from autopeft.models.topology import RoleMap
 from autopeft.plan import MODEL
 from autopeft.profiling.block import BlockCall, BlockProbe
 from autopeft.profiling.fake_tensors import DenseExperts, make_fake, sample_batch, without
-from autopeft.profiling.model import WholeModel
-from autopeft.profiling.prompt import prompted, topology_beside
+from autopeft.profiling.model import WholeModel, prompted, topology_beside
 
 _FLOAT_BYTES = 4
 
@@ -61,7 +60,7 @@ def measure_prices(
         batch_size: Rows in a step.
         mean_length: Mean tokens of a padded row: what FLOPs are counted for.
         longest_length: Tokens of the longest row: what memory is counted for.
-        role_map: See `autopeft.models.topology`.
+        role_map: See `autopeft.models.layout`.
         device: Kind of device that will train: "cpu" or "cuda".
         quantization: How the weights will be stored; see `autopeft.models.quantization`.
         prompt_sizes: Virtual tokens of the prompts to price; those the model has no room for are
@@ -164,7 +163,7 @@ def _combine_usage(flops: Usage, memory: Usage) -> Usage:
     return replace(memory, backward_flops=flops.backward_flops)
 
 
-def _combine(flops: BlockPrice, memory: BlockPrice) -> BlockPrice:
+def _combine(flops: BlockCosts, memory: BlockCosts) -> BlockCosts:
     """FLOPs of a step of mean length, memory of a step of the longest rows."""
     return replace(
         memory,
@@ -182,7 +181,7 @@ class _Measured:
     """Everything measured at one length of rows."""
 
     forward_flops: float
-    blocks: list[BlockPrice]
+    blocks: list[BlockCosts]
     kinds: tuple[int, ...]
     tail: Usage
     head_only: Usage

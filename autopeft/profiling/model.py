@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from autopeft.costs import BlockPrice, Usage
-from autopeft.costs.table import ENCODER, HIDDEN
+from autopeft.costs import BlockCosts, Topology, Usage
+from autopeft.costs.usage import ENCODER, HIDDEN
 from autopeft.models.backbone import Backbone
+from autopeft.models.layout import Layout
+from autopeft.models.method_hooks import ADAPTER_NAME
+from autopeft.models.modules import replace_module
+from autopeft.models.sites import max_positions
+from autopeft.models.tuners import PromptConfig, PromptLayer
+from autopeft.plan import MODEL
 from autopeft.profiling.block import BlockCall
 from autopeft.profiling.counters import Run, first_tensor, new_source, run_and_count, tensors_in
 
@@ -108,7 +115,7 @@ class WholeModel:
 
     def front(
         self,
-        blocks: list[BlockPrice],
+        blocks: list[BlockCosts],
         kinds: Sequence[int],
         tail: Usage,
         prompt: Sequence[nn.Parameter],
@@ -129,7 +136,7 @@ class WholeModel:
         return Usage(max(flops, 0.0), max(saved, 0.0))
 
     def bridge(
-        self, calls: list[BlockCall], blocks: list[BlockPrice], kinds: list[int], tail: Usage
+        self, calls: list[BlockCall], blocks: list[BlockCosts], kinds: list[int], tail: Usage
     ) -> Usage:
         """What lies between encoder and decoder: a run from the encoder's end, less all known."""
         if not self.n_encoder:
@@ -146,3 +153,46 @@ class WholeModel:
             flops -= usage.backward_flops
             saved -= usage.saved_bytes
         return Usage(max(flops, 0.0), max(saved, 0.0))
+
+
+def topology_beside(model: nn.Module, layout: Layout, n_tokens: int) -> Topology:
+    """Return the topology with prompts limited to the positions that the longest row leaves.
+
+    Args:
+        model: The model.
+        layout: Its layout.
+        n_tokens: Tokens of the longest row.
+    """
+    topology, site = layout.topology, layout.topology.shape(0, MODEL)
+    if site is None:
+        return topology
+    (path,) = layout.modules[0, MODEL]
+    positions = max_positions(model.get_submodule(path))
+    if positions is None:
+        return topology
+    limit = (min(site[0], max(positions - n_tokens, 0)), site[1])
+    return replace(topology, shapes={**topology.shapes, MODEL: limit})
+
+
+@contextmanager
+def prompted(model: nn.Module, layout: Layout, size: int) -> Iterator[tuple[nn.Parameter, ...]]:
+    """Wrap the model with a frozen prompt of `size` tokens; 0 leaves it as it is.
+
+    Yields:
+        The prompt's parameters.
+    """
+    if not size:
+        yield ()
+        return
+    (path,) = layout.modules[0, MODEL]
+    base = model.get_submodule(path)
+    layer = PromptLayer(base, ADAPTER_NAME)
+    layer.start(ADAPTER_NAME, size, PromptConfig(r=size))
+    prompt = tuple(layer.own_parameters())
+    for parameter in prompt:
+        parameter.requires_grad_(False)
+    replace_module(model, path, layer.train(model.training))
+    try:
+        yield prompt
+    finally:
+        replace_module(model, path, base)

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from autopeft.costs.table import NARROW_ROLES
+from autopeft.costs.usage import NARROW_ROLES
 from autopeft.models.backbone import Backbone
-from autopeft.models.topology import Layout, is_chain
+from autopeft.models.layout import Layout, is_chain
 
 
 def n_logit_weights(backbone: Backbone) -> int:

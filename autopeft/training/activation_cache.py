@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from autopeft.models.topology import is_chain
+from autopeft.models.layout import is_chain
 from autopeft.tasks.batch import Batch, collate
 from autopeft.tasks.data import EncodedSplit, SplitName, TaskData
 from autopeft.training.acceleration import (

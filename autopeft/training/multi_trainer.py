@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from autopeft.errors import PackingError, TrainingFailure
+from autopeft.errors import MultiAdapterError, TrainingFailure
 from autopeft.tasks.base import Task
 from autopeft.tasks.batch import collate
 from autopeft.tasks.data import TaskData
@@ -25,7 +25,7 @@ MUST_SAVE = 0.9
 
 
 class LanePack(Protocol):
-    """Candidates that are attached to one model together (`autopeft.models.multi_adapter.Pack`)."""
+    """Candidates attached to one model together: `autopeft.models.multi_adapter.MultiAdapter`."""
 
     def placed(self) -> AbstractContextManager[torch.nn.Module]:
         """The model with all of them in it, side by side along the batch."""
@@ -97,8 +97,8 @@ class MultiTrainer:
         """Trains every lane up to a step; those that diverge are dropped, see `failed`.
 
         Raises:
-            PackingError: if this model treats a pack otherwise than its candidates alone, or if a
-                pack does not pay. None of them has made a step then.
+            MultiAdapterError: if this model treats a pack otherwise than its candidates alone, or
+                if a pack does not pay. None of them has made a step then.
         """
         trained = tuple(self._lanes.values())
         began, filled = time.perf_counter(), self._cache.setup_seconds
@@ -156,10 +156,10 @@ class MultiTrainer:
                 packed, seconds = self._trial_step(model, rows)
         gap = float(((packed - alone).abs() / alone.abs().clamp(min=1e-3)).max())
         if not gap <= TOLERANCE[self._precision]:
-            raise PackingError(f"losses of candidates together differ by {gap:.2g} from alone")
+            raise MultiAdapterError(f"losses of candidates together differ by {gap:.2g} from alone")
         if self._must_pay and seconds > MUST_SAVE * alone_seconds:
             ratio = alone_seconds / seconds
-            raise PackingError(f"candidates together train {ratio:.2f} times as fast as alone")
+            raise MultiAdapterError(f"candidates together train {ratio:.2f} times as fast as alone")
 
     def _trial_steps_alone(self, rows: Sequence[IntArray]) -> tuple[torch.Tensor, float]:
         """Loss of each lane alone, shape (lanes,), and the seconds of all."""

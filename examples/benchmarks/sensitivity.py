@@ -26,6 +26,7 @@ from scipy.stats import spearmanr
 from autopeft import methods
 from autopeft.engine.executor import Workbench
 from autopeft.engine.messages import Job, RungMessage
+from autopeft.models.attach import attach
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
 from autopeft.prepare import PreparedSearch, prepare
 from autopeft.settings import SearchSettings
@@ -125,7 +126,7 @@ def _sensitivities(
     bench = Workbench(ready.context())
     backbone, task = bench.backbone, bench.task
     empty = Candidate(AdapterPlan(), TrainSettings(1e-3, steps=1))
-    with backbone.attach(empty, seed=0) as attached:
+    with attach(backbone, empty, seed=0) as attached:
         weights = {
             (layer, place): [
                 attached.model.get_submodule(path).weight

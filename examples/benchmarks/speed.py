@@ -45,9 +45,9 @@ from autopeft.costs import PriceTable, Topology
 from autopeft.engine.executor import JobRun, Workbench, WorkerContext
 from autopeft.engine.messages import Job
 from autopeft.engine.worker_environment import worker_environment
-from autopeft.models.attach import Attached
+from autopeft.models.attach import Attached, attach
 from autopeft.models.backbone import Backbone
-from autopeft.models.multi_adapter import Pack
+from autopeft.models.multi_adapter import MultiAdapter
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
 from autopeft.prepare import PreparedSearch, prepare
 from autopeft.searcher.controller import SearchController
@@ -476,7 +476,7 @@ def _pack_gain(ready: PreparedSearch, options: argparse.Namespace) -> list[dict[
         together = _lanes(ready, backbone, ranks, n_rows)
         packed = MultiTrainer(
             {index: training for index, (_, training) in enumerate(together)},
-            Pack({index: attached for index, (attached, _) in enumerate(together)}),
+            MultiAdapter({index: attached for index, (attached, _) in enumerate(together)}),
             ready.task,
             ready.data,
             device=ready.device,
@@ -513,7 +513,7 @@ def _lanes(
     lanes = []
     train = TrainSettings(1e-3, steps=ready.settings.steps, batch_size=n_rows)
     for rank in ranks:
-        attached = backbone.attach(Candidate(_plan(ready.prices.topology, 0, rank), train), seed=0)
+        attached = attach(backbone, Candidate(_plan(ready.prices.topology, 0, rank), train), seed=0)
         training = Trainer(attached, ready.task, ready.data, train, seed=0, device=ready.device)
         attached.park()
         lanes.append((attached, training))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from autopeft import methods
 from autopeft.costs import PriceTable, Topology, check_plan, count_trainable, is_legal
-from autopeft.costs.table import HIDDEN, independent, independent_sets
+from autopeft.costs.usage import HIDDEN, independent, independent_sets
 from autopeft.errors import SpaceError
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
 

@@ -11,7 +11,7 @@ import pytest
 from autopeft.engine.executor import Workbench
 from autopeft.engine.job_groups import PackRun, groups_to_pack
 from autopeft.engine.messages import ConfirmMessage, FailureMessage, Job, Message, RungMessage
-from autopeft.errors import PackingError
+from autopeft.errors import MultiAdapterError
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
 from autopeft.prepare import PreparedSearch, prepare
 from autopeft.settings import SearchSettings
@@ -114,7 +114,7 @@ def test_one_fails_and_the_others_go_on(bench: Workbench, ready: PreparedSearch)
     assert [len(seen[i]) for i in (0, 2)] == [len(ready.rungs)] * 2
 
 
-@pytest.mark.parametrize("error", [PackingError("no"), RuntimeError("out of memory")])
+@pytest.mark.parametrize("error", [MultiAdapterError("no"), RuntimeError("out of memory")])
 def test_what_cannot_be_packed_trains_one_after_another(
     bench: Workbench, ready: PreparedSearch, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:

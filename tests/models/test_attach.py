@@ -23,6 +23,7 @@ from tiny_models import (
 from autopeft import methods
 from autopeft.costs import Topology, count_trainable, is_legal
 from autopeft.errors import SpaceError
+from autopeft.models.attach import attach
 from autopeft.models.backbone import Backbone
 from autopeft.plan import MODEL, AdapterPlan, Candidate, LayerSpec, TrainSettings
 
@@ -46,7 +47,7 @@ def test_any_plan_trains_what_was_priced_and_leaves_no_trace(
     batch = batch_for(backbone)
     plan = random_plan(backbone.topology, seed)
     before = state_of(backbone)
-    with backbone.attach(candidate_of(plan, dropout=dropout), seed=seed) as attached:
+    with attach(backbone, candidate_of(plan, dropout=dropout), seed=seed) as attached:
         live = {n: p for n, p in attached.model.named_parameters() if p.requires_grad}
         assert sum(p.numel() for p in live.values()) == count_trainable(backbone.topology, plan)
         grouped = [p for group in attached.parameter_groups() for p in group.parameters]
@@ -82,9 +83,9 @@ def test_a_method_starts_as_the_base_model_and_then_changes_it(method: str, name
     ]
     if not specs:
         pytest.skip(f"{name} has no site for {method}")
-    with backbone.attach(candidate_of(AdapterPlan()), seed=3) as attached:
+    with attach(backbone, candidate_of(AdapterPlan()), seed=3) as attached:
         base = logits_of(attached.model, batch)
-    with backbone.attach(candidate_of(AdapterPlan(specs)), seed=3) as attached:
+    with attach(backbone, candidate_of(AdapterPlan(specs)), seed=3) as attached:
         first = logits_of(attached.model, batch)
         disturb(attached)
         later = logits_of(attached.model, batch)
@@ -108,7 +109,7 @@ def test_over_half_precision_adapters_are_trained_in_single(method: str) -> None
     plan = AdapterPlan(
         spec for role in topology.roles(layer) for spec in _site(topology, layer, role, method)
     )
-    with backbone.attach(candidate_of(plan), seed=0) as attached:
+    with attach(backbone, candidate_of(plan), seed=0) as attached:
         adapters = attached.parameter_groups()[0].parameters
         assert {p.dtype for p in adapters} == {torch.float32}
         attached.model.train()
@@ -127,7 +128,7 @@ def test_under_autocast_a_method_gives_what_a_linear_layer_gives(method: str) ->
     if not is_legal(backbone.topology, spec):
         pytest.skip("nothing for queries")
     path = backbone.layout.modules[1, "attn.q"][0]
-    with backbone.attach(candidate_of(AdapterPlan([spec])), seed=0) as attached:
+    with attach(backbone, candidate_of(AdapterPlan([spec])), seed=0) as attached:
         seen: list[torch.dtype] = []
         attached.model.get_submodule(path).register_forward_hook(
             lambda _module, _inputs, output: seen.append(output.dtype)
@@ -155,7 +156,7 @@ def test_every_planned_site_is_adapted_once_and_no_other() -> None:
     wanted = {
         path for spec in plan.specs for path in backbone.layout.modules[spec.layer, spec.role]
     }
-    with backbone.attach(candidate_of(plan), seed=0) as attached:
+    with attach(backbone, candidate_of(plan), seed=0) as attached:
         found = {path for part in attached.parts for path in part.layers}
         assert found == wanted
         wrapped = {
@@ -173,7 +174,7 @@ def test_a_linear_module_by_another_class_name_is_one_to_every_method() -> None:
     backbone = _backbone("falcon")  # Its linear modules are of a class of their own.
     plan = AdapterPlan([LayerSpec(0, "attn.o", "glora", 2), LayerSpec(1, "mlp.up", "lora", 2)])
     before = state_of(backbone)
-    with backbone.attach(candidate_of(plan), seed=0) as attached:
+    with attach(backbone, candidate_of(plan), seed=0) as attached:
         layers = [layer for part in attached.parts for layer in part.layers.values()]
         kinds = {type(layer.get_base_layer()).__name__ for layer in layers}
     assert kinds == {"FalconLinear"}
@@ -183,7 +184,7 @@ def test_a_linear_module_by_another_class_name_is_one_to_every_method() -> None:
 def test_each_method_has_its_own_rate_and_so_has_the_head() -> None:
     plan = AdapterPlan([LayerSpec(0, "attn.q", "lora", 2), LayerSpec(1, "mlp.down", "ia3")])
     train = TrainSettings(3e-3, method_rates=(("lora", 1e-3), ("ia3", 9e-3), ("head", 2e-3)))
-    with _backbone("bert").attach(Candidate(plan, train), seed=0) as attached:
+    with attach(_backbone("bert"), Candidate(plan, train), seed=0) as attached:
         groups = attached.parameter_groups()
     assert [(group.method, group.learning_rate) for group in groups] == [
         ("ia3", 9e-3),
@@ -197,7 +198,7 @@ def test_the_seed_decides_every_initial_value_and_no_other_random_number() -> No
     candidate = candidate_of(random_plan(backbone.topology, 4, share=0.8))
 
     def initial(seed: int) -> list[torch.Tensor]:
-        with backbone.attach(candidate, seed=seed) as attached:
+        with attach(backbone, candidate, seed=seed) as attached:
             groups = attached.parameter_groups()
             return [p.detach().clone() for group in groups for p in group.parameters]
 
@@ -217,7 +218,7 @@ def test_a_plan_that_does_not_fit_leaves_the_base_alone() -> None:
     backbone = _backbone("bert")
     before = state_of(backbone)
     with pytest.raises(SpaceError, match="`1 <= rank <= 32`"):
-        backbone.attach(candidate_of(AdapterPlan([LayerSpec(0, "attn.q", "lora", 33)])), seed=0)
+        attach(backbone, candidate_of(AdapterPlan([LayerSpec(0, "attn.q", "lora", 33)])), seed=0)
     assert_same_state(before, state_of(backbone))
     assert backbone.attached is None
 
@@ -225,12 +226,12 @@ def test_a_plan_that_does_not_fit_leaves_the_base_alone() -> None:
 def test_one_candidate_at_a_time() -> None:
     backbone = _backbone("llama")
     candidate = candidate_of(random_plan(backbone.topology, 1))
-    with backbone.attach(candidate, seed=0) as attached:
+    with attach(backbone, candidate, seed=0) as attached:
         with pytest.raises(RuntimeError, match="attached already"):
-            backbone.attach(candidate, seed=0)
+            attach(backbone, candidate, seed=0)
         attached.detach()
         attached.detach()
-    with backbone.attach(candidate, seed=0):
+    with attach(backbone, candidate, seed=0):
         pass
 
 
@@ -240,7 +241,7 @@ def test_an_error_inside_detaches() -> None:
     candidate = candidate_of(random_plan(backbone.topology, 2))
 
     def fail() -> None:
-        with backbone.attach(candidate, seed=0) as attached:
+        with attach(backbone, candidate, seed=0) as attached:
             attached.model.train()
             raise ZeroDivisionError
 
@@ -255,7 +256,7 @@ def test_many_candidates_leave_no_memory_behind() -> None:
 
     def rounds(n: int) -> None:
         for i in range(n):
-            backbone.attach(candidates[i % len(candidates)], seed=i).detach()
+            attach(backbone, candidates[i % len(candidates)], seed=i).detach()
         gc.collect()
 
     rounds(20)

@@ -12,6 +12,7 @@ from tiny_models import KINDS, build, candidate_of, logits_of, random_plan, save
 
 from autopeft.errors import ModelError
 from autopeft.models import checkpoint
+from autopeft.models.attach import attach
 from autopeft.models.backbone import Backbone, build_meta, load_backbone, load_tokenizer
 from autopeft.models.loading import prepare_config, restore_config
 from autopeft.plan import AdapterPlan
@@ -66,7 +67,7 @@ def test_loading_twice_gives_the_same_model_and_leaves_the_generator_alone(tmp_p
 def test_training_mode_repeats_itself(tmp_path: Path) -> None:
     backbone = load_backbone(save("bert", tmp_path), auto_class=_CLS)
     batch = {"input_ids": torch.arange(3, 13).reshape(2, 5)}
-    with backbone.attach(candidate_of(AdapterPlan()), seed=0) as attached:
+    with attach(backbone, candidate_of(AdapterPlan()), seed=0) as attached:
         attached.model.train()
         assert torch.equal(logits_of(attached.model, batch), logits_of(attached.model, batch))
     assert backbone.config_before["", "hidden_dropout_prob"] == 0.1
@@ -175,7 +176,7 @@ def test_an_unknown_class_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_adapters_are_trained_in_single_precision(dtype: str, tmp_path: Path) -> None:
     backbone = load_backbone(save("bert", tmp_path), auto_class=_CLS, dtype=dtype)
-    with backbone.attach(candidate_of(random_plan(backbone.topology, 0, 0.5)), seed=0) as attached:
+    with attach(backbone, candidate_of(random_plan(backbone.topology, 0, 0.5)), seed=0) as attached:
         kinds = {
             p.dtype
             for part in attached.parts

@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from autopeft import methods
 from autopeft.costs import PriceTable
+from autopeft.models.attach import attach
 from autopeft.models.backbone import Backbone
 from autopeft.models.saving import load_attached, save_adapter
 from autopeft.plan import AdapterPlan
@@ -64,9 +65,9 @@ def test_a_method_keeps_its_word(method: str, name: str, tmp_path: Path) -> None
     table = _table(name, prompt_sizes_of(plan))
     batch = batch_for(backbone, rows=_ROWS, length=_LENGTH)
     before = state_of(backbone)
-    with backbone.attach(candidate_of(AdapterPlan()), seed=3) as attached:
+    with attach(backbone, candidate_of(AdapterPlan()), seed=3) as attached:
         base = logits_of(attached.model, batch)
-    with backbone.attach(candidate, seed=3) as attached:
+    with attach(backbone, candidate, seed=3) as attached:
         first = logits_of(attached.model, batch)
         if described.starts_at_identity and described.exact_start:
             assert torch.equal(first, base)

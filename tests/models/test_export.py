@@ -23,6 +23,7 @@ from tiny_models import (
 
 from autopeft import methods
 from autopeft.errors import AdapterError, SettingsError
+from autopeft.models.attach import attach
 from autopeft.models.backbone import load_backbone
 from autopeft.models.export import export_adapter, export_merged
 from autopeft.models.saving import load_adapter, save_adapter
@@ -51,7 +52,7 @@ def test_merged_logits_are_the_adapted_ones(name: str, seed: int, tmp_path: Path
     base = state_of(backbone)
     drawn = random_plan(backbone.topology, seed, 0.7)
     plan = AdapterPlan(spec for spec in drawn.specs if methods.get(spec.method).mergeable)
-    attached = backbone.attach(candidate_of(plan), seed=0)
+    attached = attach(backbone, candidate_of(plan), seed=0)
     disturb(attached)
     logits = logits_of(attached.model, batch)
     export_merged(attached, tmp_path)
@@ -73,7 +74,7 @@ def test_every_mergeable_method_merges(method: str, tmp_path: Path) -> None:
     }
     plan = AdapterPlan(specs.values())
     batch = batch_for(backbone)
-    with backbone.attach(candidate_of(plan), seed=0) as attached:
+    with attach(backbone, candidate_of(plan), seed=0) as attached:
         disturb(attached)
         logits = logits_of(attached.model, batch)
         export_merged(attached, tmp_path)
@@ -87,7 +88,7 @@ def test_the_merged_model_has_the_base_models_dropout(tmp_path: Path) -> None:
     folder = save("bert", tmp_path / "base")
     backbone = load_backbone(folder, auto_class=_CLS)
     assert backbone.model.config.hidden_dropout_prob == 0.0
-    with backbone.attach(candidate_of(AdapterPlan()), seed=0) as attached:
+    with attach(backbone, candidate_of(AdapterPlan()), seed=0) as attached:
         export_merged(attached, tmp_path / "merged")
     assert backbone.model.config.hidden_dropout_prob == 0.0
     assert _plain("bert", tmp_path / "merged").config.hidden_dropout_prob == 0.1
@@ -100,7 +101,7 @@ def test_what_cannot_be_merged_is_named(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(methods, "_TABLE", {**methods._TABLE, "lora": stuck})
     plan = AdapterPlan([LayerSpec(1, "attn.q", "lora", 2)])
     with (
-        backbone.attach(candidate_of(plan), seed=0) as attached,
+        attach(backbone, candidate_of(plan), seed=0) as attached,
         pytest.raises(AdapterError, match=r"model\.layers\.1\.self_attn\.q_proj"),
     ):
         export_merged(attached, tmp_path / "merged")
@@ -113,7 +114,7 @@ def _search_result(tmp_path: Path) -> tuple[str, Path, torch.Tensor]:
     (tmp_path / "base" / "vocab.txt").write_text("\n".join(words))
     backbone = load_backbone(base, auto_class=_CLS, model_kwargs={"num_labels": 3})
     plan = AdapterPlan([LayerSpec(0, "attn.q", "lora", 2), LayerSpec(1, "mlp.down", "ia3")])
-    with backbone.attach(candidate_of(plan), seed=0) as attached:
+    with attach(backbone, candidate_of(plan), seed=0) as attached:
         disturb(attached)
         logits = logits_of(attached.model, _text())
         save_adapter(attached, tmp_path / "adapter")

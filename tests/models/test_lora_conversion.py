@@ -24,9 +24,10 @@ from tiny_models import (
 from autopeft import methods
 from autopeft.costs import Topology, is_legal
 from autopeft.errors import AdapterError
+from autopeft.models.attach import attach
 from autopeft.models.backbone import load_backbone
 from autopeft.models.export import export_adapter
-from autopeft.models.lora_conversion import convert, export_lora, factorize
+from autopeft.models.lora_conversion import TrainedLora, convert, export_lora, factorize
 from autopeft.models.saving import save_adapter
 from autopeft.plan import AdapterPlan, LayerSpec
 
@@ -53,7 +54,7 @@ def test_a_mixed_plan_becomes_one_lora_that_peft_alone_loads(name: str, tmp_path
     backbone = build(name)
     plan = _mixed_plan(backbone.topology, ["lora", "miss", "rslora", "pissa", "lora_fa", "olora"])
     before, batch = state_of(backbone), batch_for(backbone)
-    with backbone.attach(candidate_of(plan), seed=0) as attached:
+    with attach(backbone, candidate_of(plan), seed=0) as attached:
         disturb(attached)
         logits = logits_of(attached.model, batch)
         conversion = export_lora(attached, tmp_path)
@@ -81,7 +82,7 @@ def test_the_files_are_what_servers_of_lora_expect(tmp_path: Path) -> None:
             LayerSpec(1, "mlp.down", "miss", 4),
         ]
     )
-    with backbone.attach(candidate_of(plan), seed=0) as attached:
+    with attach(backbone, candidate_of(plan), seed=0) as attached:
         disturb(attached)
         export_lora(attached, tmp_path)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
@@ -123,7 +124,7 @@ def test_what_has_no_equal_lora_is_refused_by_name(
     backbone = build("bert")
     rank = 8 if methods.get(method).takes_rank else 0
     plan = AdapterPlan([LayerSpec(0, role, method, rank), LayerSpec(1, "attn.v", "lora", 2)])
-    with backbone.attach(candidate_of(plan), seed=0) as attached:
+    with attach(backbone, candidate_of(plan), seed=0) as attached:
         disturb(attached)
         with pytest.raises(AdapterError, match=why) as caught:
             export_lora(attached, tmp_path / "strict", max_rank=3)
@@ -140,7 +141,7 @@ def test_what_has_no_equal_lora_is_refused_by_name(
 def test_a_rank_above_the_limit_is_refused_or_cut_to_the_nearest(tmp_path: Path) -> None:
     backbone = build("llama")
     plan = AdapterPlan([LayerSpec(0, "attn.q", "lora", 8)])
-    with backbone.attach(candidate_of(plan), seed=0) as attached:
+    with attach(backbone, candidate_of(plan), seed=0) as attached:
         disturb(attached)
         with pytest.raises(AdapterError, match="rank 4"):
             export_lora(attached, tmp_path, max_rank=4)
@@ -187,7 +188,7 @@ def test_a_saved_mixed_adapter_is_exported_and_its_logits_compared(tmp_path: Pat
     plan = AdapterPlan([LayerSpec(0, "attn.q", "lora", 2), LayerSpec(1, "attn.v", "miss", 4)])
     batch = batch_for(backbone)
     rows = {name: t for name, t in batch.items() if name != "labels"}
-    with backbone.attach(candidate_of(plan), seed=0) as attached:
+    with attach(backbone, candidate_of(plan), seed=0) as attached:
         disturb(attached)
         save_adapter(attached, tmp_path / "adapter")
     for format_ in ("lora", "merged"):
@@ -199,3 +200,57 @@ def test_a_saved_mixed_adapter_is_exported_and_its_logits_compared(tmp_path: Pat
         assert written.largest_difference < 1e-5
         assert written.n_rows == len(batch["labels"])
         assert written.lost == {}
+
+
+_SITES = ((0, "attn.q", "lora"), (1, "attn.v", "rslora"), (1, "mlp.down", "lora"))
+
+
+def _plan(ranks: tuple[int, ...]) -> AdapterPlan:
+    return AdapterPlan(LayerSpec(*site, rank) for site, rank in zip(_SITES, ranks, strict=True))
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2"])
+def test_the_cut_is_the_nearest_lora_of_its_rank(name: str) -> None:
+    backbone = build(name)
+    sites = [s for s in _SITES if backbone.topology.shape(s[0], s[1])]
+    before = state_of(backbone)
+
+    def plan(rank: int) -> AdapterPlan:
+        return AdapterPlan(LayerSpec(*site, rank) for site in sites)
+
+    with attach(backbone, candidate_of(plan(8)), seed=0) as attached:
+        disturb(attached)
+        trained = TrainedLora(attached)
+        whole = {p: _change(layer) for part in attached.parts for p, layer in part.layers.items()}
+        head = [p.detach().clone() for p in attached.head_parameters()]
+    with attach(backbone, candidate_of(plan(3)), seed=1) as cut:
+        trained.cut_into(cut)
+        for part in cut.parts:
+            for path, layer in part.layers.items():
+                left_out = (whole[path] - _change(layer)).norm()
+                best = torch.linalg.svdvals(whole[path])[3:].norm()
+                torch.testing.assert_close(left_out, best, rtol=1e-3, atol=1e-6)
+        assert all(map(torch.equal, head, cut.head_parameters()))
+    assert_same_state(before, state_of(backbone))
+
+
+def test_a_cut_that_loses_nothing_gives_the_same_logits() -> None:
+    backbone = build("bert")
+    batch = batch_for(backbone)
+    with attach(backbone, candidate_of(_plan((8, 8, 8))), seed=0) as attached:
+        disturb(attached)
+        with torch.no_grad():
+            for part in attached.parts:
+                for layer in part.layers.values():
+                    layer.lora_A["default"].weight[2:] = 0.0
+        logits = logits_of(attached.model, batch)
+        trained = TrainedLora(attached)
+    with attach(backbone, candidate_of(_plan((2, 2, 4))), seed=5) as cut:
+        assert not torch.allclose(logits_of(cut.model, batch), logits, atol=1e-3)
+        trained.cut_into(cut)
+        torch.testing.assert_close(logits_of(cut.model, batch), logits, rtol=1e-4, atol=1e-5)
+
+
+def _change(layer: torch.nn.Module) -> torch.Tensor:
+    change: torch.Tensor = layer.get_delta_weight("default").detach()
+    return change

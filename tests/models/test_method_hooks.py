@@ -8,7 +8,7 @@ import torch
 from tiny_models import batch_for, build, candidate_of, disturb, logits_of
 from transformers import BertConfig, BertForSequenceClassification
 
-from autopeft.models.attach import Attached
+from autopeft.models.attach import Attached, attach
 from autopeft.models.backbone import Backbone
 from autopeft.models.saving import load_attached, save_adapter
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
@@ -34,7 +34,7 @@ def test_a_rotation_is_loaded_where_singular_vectors_point_the_other_way(
 ) -> None:
     backbone = build("bert")
     batch = batch_for(backbone)
-    with backbone.attach(candidate_of(_PSOFT), seed=0) as attached:
+    with attach(backbone, candidate_of(_PSOFT), seed=0) as attached:
         base = logits_of(attached.model, batch)
         disturb(attached)
         logits = logits_of(attached.model, batch)
@@ -93,7 +93,7 @@ def test_adalora_gives_its_ranks_to_the_sites_that_need_them(
     classification_data: TaskData, tmp_path: Path
 ) -> None:
     backbone = _backbone()
-    with backbone.attach(_candidate(4, steps=60), seed=0) as attached:
+    with attach(backbone, _candidate(4, steps=60), seed=0) as attached:
         training = _training(attached, classification_data)
         at_first = _penalty(attached)
         training.train_to(6)
@@ -119,16 +119,16 @@ def test_adalora_gives_its_ranks_to_the_sites_that_need_them(
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 7])
 def test_a_training_may_be_short(steps: int, classification_data: TaskData) -> None:
-    with _backbone().attach(_candidate(1, steps), seed=0) as attached:
+    with attach(_backbone(), _candidate(1, steps), seed=0) as attached:
         _training(attached, classification_data).train_to(steps)
         assert sum(_kept(attached)) == 6
 
 
 def test_only_adalora_has_a_penalty() -> None:
     backbone = _backbone()
-    with backbone.attach(_candidate(4, 10, "lora"), seed=0) as attached:
+    with attach(backbone, _candidate(4, 10, "lora"), seed=0) as attached:
         assert attached.penalty() is None
-    with backbone.attach(_candidate(4, 10), seed=0) as attached:
+    with attach(backbone, _candidate(4, 10), seed=0) as attached:
         # peft's own term, for a whole model: 0.5 times the mean distance from orthogonality.
         (part,) = attached.parts
         layers: list[Any] = list(part.layers.values())

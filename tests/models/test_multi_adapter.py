@@ -6,9 +6,9 @@ from tiny_models import assert_same_state, batch_for, build, candidate_of, distu
 
 from autopeft import methods
 from autopeft.costs import Topology, is_legal
-from autopeft.models.attach import Attached
+from autopeft.models.attach import Attached, attach
 from autopeft.models.backbone import Backbone
-from autopeft.models.multi_adapter import Pack, can_be_packed, fits_a_pack
+from autopeft.models.multi_adapter import MultiAdapter, can_share_batch, can_share_batch_in
 from autopeft.plan import MODEL, AdapterPlan, Candidate, LayerSpec
 
 _LORAS = ("lora", "rslora", "lora_fa")
@@ -41,7 +41,7 @@ def _plan(topology: Topology, names: tuple[str, ...], seed: int) -> AdapterPlan:
 def _lanes(backbone: Backbone, candidates: list[Candidate]) -> dict[int, Attached]:
     lanes = {}
     for index, candidate in enumerate(candidates):
-        lanes[index] = backbone.attach(candidate, seed=index)
+        lanes[index] = attach(backbone, candidate, seed=index)
         disturb(lanes[index], seed=index)
         lanes[index].park()
     return lanes
@@ -67,9 +67,9 @@ def test_packed_outputs_and_gradients_are_those_alone(kind: str, names: tuple[st
     before = state_of(backbone)
     plans = [_plan(backbone.topology, names, seed) for seed in range(3)]
     candidates = [candidate_of(plan) for plan in plans]
-    assert all(can_be_packed(c) and fits_a_pack(c, backbone.layout) for c in candidates)
+    assert all(can_share_batch(c) and can_share_batch_in(c, backbone.layout) for c in candidates)
     lanes = _lanes(backbone, candidates)
-    pack = Pack(lanes)
+    pack = MultiAdapter(lanes)
     batch = batch_for(backbone)
     alone: list[tuple[torch.Tensor, list[torch.Tensor]]] = []
     for index in lanes:

@@ -23,11 +23,11 @@ from tiny_models import (
 from autopeft import methods
 from autopeft.costs import check_plan
 from autopeft.errors import AdapterError, SpaceError
-from autopeft.models.attach import Attached
+from autopeft.models.attach import Attached, attach
 from autopeft.models.backbone import Backbone
 from autopeft.models.export import export_merged
 from autopeft.models.saving import load_adapter, save_adapter
-from autopeft.models.sites import position_room
+from autopeft.models.sites import max_positions
 from autopeft.models.tuners import PromptConfig, PromptLayer
 from autopeft.plan import MODEL, AdapterPlan, LayerSpec
 from autopeft.profiling.measure import price_table
@@ -41,7 +41,7 @@ _DECODERS = ("llama", "gpt2", "opt", "gemma3", "falcon")
 def _attach(name: str, *specs: LayerSpec, seed: int = 0) -> tuple[Attached, Any]:
     backbone = build(name)
     plan = AdapterPlan([_PROMPT, *specs])
-    return backbone.attach(candidate_of(plan), seed=seed), batch_for(backbone)
+    return attach(backbone, candidate_of(plan), seed=seed), batch_for(backbone)
 
 
 def _layer(attached: Attached) -> PromptLayer:
@@ -174,7 +174,7 @@ def test_a_prompt_goes_with_any_other_adapter_and_leaves_no_trace(
     others = [s for s in random_plan(backbone.topology, 3, share=1.0).specs if s.role != MODEL]
     others = [s for s in others if (s.layer, s.role) != (0, "attn.o")]
     specs = [_PROMPT, LayerSpec(0, "attn.o", "lora_fa", 2), *others]
-    with backbone.attach(candidate_of(AdapterPlan(specs)), seed=0) as attached:
+    with attach(backbone, candidate_of(AdapterPlan(specs)), seed=0) as attached:
         assert len(attached.parts) > 2
         rates = [id(p) for group in attached.parameter_groups() for p in group.parameters]
         assert len(rates) == len(set(rates))
@@ -197,7 +197,7 @@ def test_a_head_inside_the_prompted_model_is_trained_and_restored() -> None:
     head = ("bert.pooler.dense", "classifier")
     backbone = Backbone(usual.model, head=head, auto_class=usual.auto_class)
     before = state_of(backbone)
-    with backbone.attach(candidate_of(AdapterPlan([_PROMPT])), seed=0) as attached:
+    with attach(backbone, candidate_of(AdapterPlan([_PROMPT])), seed=0) as attached:
         assert [len(g.parameters) for g in attached.parameter_groups()] == [1, 4]
         attached.model(**batch_for(backbone)).loss.backward()
         assert all(p.grad is not None for p in attached.head_parameters())
@@ -251,14 +251,14 @@ def test_a_prompt_is_layer_0s() -> None:
 def test_positions_are_those_a_model_has(name: str, room: int | None) -> None:
     backbone = build(name, device="meta")
     (path,) = backbone.layout.modules[0, MODEL]
-    assert position_room(backbone.model.get_submodule(path)) == room
+    assert max_positions(backbone.model.get_submodule(path)) == room
     assert backbone.topology.shape(0, MODEL) == (min(room or 1024, 1024), 32)
 
 
 @pytest.mark.parametrize("name", ["bert", "roberta", "opt", "gpt2"])
 def test_rows_as_long_as_there_is_room_for_work_and_longer_ones_are_refused(name: str) -> None:
     attached, _ = _attach(name)
-    room = _layer(attached)._room
+    room = _layer(attached)._max_positions
     assert room is not None
     ids = torch.full((1, room - _SIZE), 5)
     logits_of(attached.model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})

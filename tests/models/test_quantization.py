@@ -27,6 +27,7 @@ from autopeft import methods
 from autopeft.costs import check_plan, is_legal
 from autopeft.errors import AdapterError, SettingsError, SpaceError
 from autopeft.models import quantization
+from autopeft.models.attach import attach
 from autopeft.models.backbone import Backbone, load_backbone
 from autopeft.models.export import export_adapter, export_merged
 from autopeft.models.quantization import SCHEMES, check_backend, quantized_modules
@@ -175,7 +176,7 @@ def test_what_bears_a_quantized_base_trains_and_comes_back(
         pytest.skip(f"the model has no site for {method}")
     batch = batch_for(backbone)
     base = logits_of(backbone.model, batch)
-    with backbone.attach(candidate_of(plan), seed=1) as attached:
+    with attach(backbone, candidate_of(plan), seed=1) as attached:
         first = logits_of(attached.model, batch)
         if described.starts_at_identity and described.exact_start:
             assert torch.equal(first, base)
@@ -217,7 +218,7 @@ def test_a_saved_adapter_brings_its_quantized_base_along(
         ]
     )
     batch = batch_for(backbone)
-    with backbone.attach(candidate_of(plan), seed=1) as attached:
+    with attach(backbone, candidate_of(plan), seed=1) as attached:
         disturb(attached)
         logits = logits_of(attached.model, batch)
         save_adapter(attached, tmp_path)
@@ -237,7 +238,7 @@ def test_exports_go_by_whole_weights(folders: dict[str, str], scheme: str, tmp_p
     backbone = _load(folders, "bert", scheme)
     plan = AdapterPlan([LayerSpec(0, "attn.q", "lora", 4), LayerSpec(1, "attn.v", "vera", 8)])
     batch = {name: t for name, t in batch_for(backbone).items() if name != "labels"}
-    with backbone.attach(candidate_of(plan), seed=1) as attached:
+    with attach(backbone, candidate_of(plan), seed=1) as attached:
         disturb(attached)
         own = logits_of(attached.model, batch)
         save_adapter(attached, tmp_path / "adapter")
@@ -277,7 +278,7 @@ def test_detaching_leaves_the_quantized_model_as_it_was(
 
     before = state()
     plan = AdapterPlan([LayerSpec(0, "attn.q", "dora", 4), LayerSpec(1, "mlp.up", "lora", 2)])
-    with backbone.attach(candidate_of(plan), seed=0) as attached:
+    with attach(backbone, candidate_of(plan), seed=0) as attached:
         disturb(attached)
     assert_same_state(before, state())
 
@@ -328,7 +329,7 @@ def test_a_plan_that_asks_for_an_unknown_scheme_is_refused(
 ) -> None:
     backbone = _load(folders, "llama", scheme)
     plan = AdapterPlan([LayerSpec(0, "attn.q", "lora", 4)])
-    with backbone.attach(candidate_of(plan), seed=0) as attached:
+    with attach(backbone, candidate_of(plan), seed=0) as attached:
         save_adapter(attached, tmp_path)
     row = json.loads((tmp_path / "plan.json").read_text())
     (tmp_path / "plan.json").write_text(json.dumps({**row, "quantization": "1-bit"}))

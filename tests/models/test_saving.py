@@ -28,6 +28,7 @@ from tiny_models import (
 
 from autopeft import methods
 from autopeft.errors import AdapterError
+from autopeft.models.attach import attach
 from autopeft.models.backbone import Backbone, load_backbone
 from autopeft.models.method_hooks import no_boft_extension
 from autopeft.models.saving import load_adapter, load_attached, save_adapter
@@ -64,7 +65,7 @@ def _plan_of(backbone: Backbone, method: str, ranks: tuple[int, ...] = (2, 4)) -
 
 def _saved(backbone: Backbone, plan: AdapterPlan, folder: Path, **extra: Any) -> torch.Tensor:
     """Saves a disturbed candidate; gives its logits."""
-    with backbone.attach(candidate_of(plan), seed=1) as attached:
+    with attach(backbone, candidate_of(plan), seed=1) as attached:
         disturb(attached, seed=7)
         logits = logits_of(attached.model, batch_for(backbone))
         save_adapter(attached, folder, base_model="tiny", extra=extra)
@@ -176,7 +177,7 @@ def test_a_pretrained_model_gets_its_new_head_with_the_adapter(name: str, tmp_pa
     backbone = load_backbone(folder, auto_class=_CLS, model_kwargs={"num_labels": 4})
     assert set(backbone.head) >= set(KINDS[name].head)
     plan = AdapterPlan([LayerSpec(1, "attn.v", "lora", 2)])
-    with backbone.attach(candidate_of(plan), seed=1) as attached:
+    with attach(backbone, candidate_of(plan), seed=1) as attached:
         disturb(attached)
         logits = logits_of(attached.model, _text())
         save_adapter(attached, tmp_path / "adapter", extra={"labels": ["a", "b", "c", "d"]})
@@ -203,7 +204,7 @@ def test_the_names_of_labels_come_back(tmp_path: Path) -> None:
     names = {0: "no", 1: "maybe", 2: "yes"}
     kwargs = {"num_labels": 3, "id2label": names, "label2id": {n: i for i, n in names.items()}}
     backbone = load_backbone(folder, auto_class=_CLS, model_kwargs=kwargs)
-    with backbone.attach(candidate_of(AdapterPlan()), seed=1) as attached:
+    with attach(backbone, candidate_of(AdapterPlan()), seed=1) as attached:
         save_adapter(attached, tmp_path / "adapter")
     config = load_adapter(folder, tmp_path / "adapter").config
     assert config.id2label == names

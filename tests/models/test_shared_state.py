@@ -17,7 +17,7 @@ from tiny_models import batch_for, build, candidate_of, disturb, logits_of
 
 from autopeft import methods
 from autopeft.costs import PriceTable, count_trainable
-from autopeft.models.attach import groups_of
+from autopeft.models.attach import attach, groups_of
 from autopeft.models.backbone import Backbone
 from autopeft.models.saving import save_adapter
 from autopeft.plan import AdapterPlan, LayerSpec
@@ -97,7 +97,7 @@ def test_what_is_shared_is_trained_and_counted_once_for_each_size(method: str) -
         + 2 * found.n_params(3, shape)
         + found.shared_params(3, pool)
     )
-    with backbone.attach(candidate_of(plan), seed=0) as attached:
+    with attach(backbone, candidate_of(plan), seed=0) as attached:
         (group,) = attached.parameter_groups()
         assert len({id(p) for p in group.parameters}) == len(group.parameters)
         before = logits_of(attached.model, batch_for(backbone))
@@ -119,7 +119,7 @@ def test_all_sites_at_once_come_back_in_plain_peft(name: str, method: str, tmp_p
     batch = batch_for(backbone)
     plan = _everywhere(backbone, method)
     table = PriceTable.from_topology(backbone.topology)
-    with backbone.attach(candidate_of(plan), seed=1) as attached:
+    with attach(backbone, candidate_of(plan), seed=1) as attached:
         disturb(attached)
         logits = logits_of(attached.model, batch)
         save_adapter(attached, tmp_path, base_model="tiny")
@@ -147,7 +147,7 @@ def test_another_process_finds_the_same_logits(tmp_path: Path) -> None:
         plan = AdapterPlan(
             [*specs, LayerSpec(0, "mlp.up", "lora", 2), LayerSpec(1, "norm", "ln_tuning")]
         )
-        with backbone.attach(candidate_of(plan), seed=1) as attached:
+        with attach(backbone, candidate_of(plan), seed=1) as attached:
             disturb(attached)
             logits[method] = logits_of(attached.model, batch_for(backbone))
             save_adapter(attached, tmp_path / method, base_model="tiny")
@@ -167,7 +167,7 @@ def test_unlike_sites_of_randlora_are_configurations_of_their_own() -> None:
 def test_vectors_are_as_long_as_the_modules_allow(tmp_path: Path) -> None:
     backbone = _wide()
     plan = _everywhere(backbone, "vblora")
-    with backbone.attach(candidate_of(plan), seed=1) as attached:
+    with attach(backbone, candidate_of(plan), seed=1) as attached:
         save_adapter(attached, tmp_path)
     configs = [json.loads(path.read_text()) for path in tmp_path.rglob("adapter_config.json")]
     assert {(c["vector_length"], c["num_vectors"]) for c in configs} == {(64, 64), (128, 90)}

@@ -27,10 +27,11 @@ from torch import nn
 from autopeft import methods
 from autopeft.costs import check_plan
 from autopeft.errors import AdapterError, ModelError, SpaceError
-from autopeft.models.attention_heads import attention_shape
+from autopeft.models.attach import attach
 from autopeft.models.export import export_merged
+from autopeft.models.layout import find_layout
 from autopeft.models.saving import load_adapter, save_adapter
-from autopeft.models.topology import find_layout
+from autopeft.models.sites import attention_shape
 from autopeft.models.tuners import BottleneckConfig, GatedPrefixConfig, GatedPrefixLayer
 from autopeft.plan import AdapterPlan, LayerSpec
 from autopeft.training.trainer import train_adapters_only
@@ -268,7 +269,7 @@ def test_a_prefix_shares_its_attention_with_any_other_method(name: str, tmp_path
     batch = batch_for(backbone)
     kept = [s for s in random_plan(backbone.topology, 3, share=1.0).specs if s.role != "attn"]
     specs = [*kept, *(LayerSpec(i, "attn", "prefix", 2 + i) for i in range(2))]
-    with backbone.attach(candidate_of(AdapterPlan(specs)), seed=0) as attached:
+    with attach(backbone, candidate_of(AdapterPlan(specs)), seed=0) as attached:
         assert {part.group.method.name for part in attached.parts} >= {"prefix"}
         assert len(attached.parts) > 2
         disturb(attached)
@@ -290,7 +291,7 @@ def test_a_prefix_shares_its_attention_with_any_other_method(name: str, tmp_path
 def test_adapters_train_and_the_base_does_not(method: str) -> None:
     backbone = build("bert")
     role = methods.get(method).roles[-1]
-    with backbone.attach(candidate_of(AdapterPlan([LayerSpec(1, role, method, 2)])), seed=0) as a:
+    with attach(backbone, candidate_of(AdapterPlan([LayerSpec(1, role, method, 2)])), seed=0) as a:
         train_adapters_only(a.model)
         layer = next(iter(a.parts[0].layers.values()))
         assert layer.training
@@ -306,7 +307,7 @@ def test_half_precision_works_in_training_and_without_autocast(method: str) -> N
     role = methods.get(method).roles[-1]
     plan = AdapterPlan([LayerSpec(i, role, method, 2) for i in range(2)])
     batch = batch_for(backbone)
-    with backbone.attach(candidate_of(plan), seed=0) as attached:
+    with attach(backbone, candidate_of(plan), seed=0) as attached:
         disturb(attached)
         trained = [p for group in attached.parameter_groups() for p in group.parameters]
         assert {p.dtype for p in trained} == {torch.float32}
@@ -326,7 +327,7 @@ def test_no_module_of_an_adapter_is_taken_for_a_role() -> None:
         ]
     )
     usual = dict(backbone.layout.topology.shapes)
-    with backbone.attach(candidate_of(plan), seed=0) as attached:
+    with attach(backbone, candidate_of(plan), seed=0) as attached:
         found = find_layout(attached.model).topology
         for layer in range(2):
             for role in found.roles(layer):
@@ -337,7 +338,7 @@ def test_no_module_of_an_adapter_is_taken_for_a_role() -> None:
 def test_peft_alone_loads_what_was_saved_once_the_tuners_are_imported(tmp_path: Path) -> None:
     backbone = build("llama")
     plan = AdapterPlan([LayerSpec(i, "attn", "prefix", 2 + i) for i in range(2)])
-    with backbone.attach(candidate_of(plan), seed=0) as attached:
+    with attach(backbone, candidate_of(plan), seed=0) as attached:
         disturb(attached)
         logits = logits_of(attached.model, batch_for(backbone))
         save_adapter(attached, tmp_path / "adapter", base_model="tiny")

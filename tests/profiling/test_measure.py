@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from autopeft import methods
 from autopeft.costs import PriceTable, Topology
 from autopeft.errors import ModelError
+from autopeft.models.attach import attach
 from autopeft.models.backbone import Backbone
 from autopeft.plan import MODEL, AdapterPlan, Candidate, LayerSpec
 from autopeft.profiling.counters import run_and_count, storage_id
@@ -53,7 +54,7 @@ def _check(name: str, candidate: Candidate) -> None:
     backbone, table = _known(name)
     batch = batch_for(backbone, rows=_ROWS, length=_LENGTH)
     price = table.price(candidate)
-    with backbone.attach(candidate, seed=0) as attached:
+    with attach(backbone, candidate, seed=0) as attached:
         attached.model.train()
         live = sum(p.numel() for p in attached.model.parameters() if p.requires_grad)
         assert price.trainable_params == live
@@ -204,7 +205,7 @@ def test_experts_are_priced_by_the_tokens_they_see() -> None:
     plan = AdapterPlan([LayerSpec(0, "attn.q", "lora", 2)])
     candidate = candidate_of(plan, batch_size=_ROWS)
     batch = batch_for(backbone, rows=_ROWS, length=_LENGTH)
-    with backbone.attach(candidate, seed=0) as attached:
+    with attach(backbone, candidate, seed=0) as attached:
         attached.model.train()
         with FlopCounterMode(display=False) as counter:
             attached.model(**batch).loss.backward()
@@ -261,7 +262,7 @@ def test_what_a_site_holds_besides_is_counted(method: str, role: str) -> None:
     described = methods.get(method)
     spec = LayerSpec(0, role, method, described.legal_ranks(shape)[-1])
     base = {storage_id(t) for t in (*backbone.model.parameters(), *backbone.model.buffers())}
-    with backbone.attach(candidate_of(AdapterPlan([spec])), seed=0) as attached:
+    with attach(backbone, candidate_of(AdapterPlan([spec])), seed=0) as attached:
         (layer,) = attached.parts[0].layers.values()
         others = getattr(layer, "shira_indices", {}).values()
         held = {

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_models import KINDS, build
 
-from autopeft.models.topology import is_chain
+from autopeft.models.layout import is_chain
 from autopeft.profiling.output_positions import n_logit_weights, narrow_modules, read_positions
 
 _TOKENS = torch.tensor([[5, 6, 7, 8, 9], [5, 6, 7, 2, 2], [5, 6, 2, 2, 2]])

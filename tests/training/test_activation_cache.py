@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from autopeft.models.attach import attach
 from autopeft.models.backbone import Backbone
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
 from autopeft.tasks.batch import collate
@@ -243,7 +244,7 @@ def test_adapters_of_our_own_learn_the_same(
         backbone = Backbone(plain_bert().eval(), head=["classifier"])
         cache = bert_cache(backbone.model, classification_data, precision=precision)
         below = cache.below(2) if is_cached else NO_ACCELERATION
-        with backbone.attach(Candidate(plan, TrainSettings(1e-2)), seed=0) as attached:
+        with attach(backbone, Candidate(plan, TrainSettings(1e-2)), seed=0) as attached:
             _, reports = train(attached, task, classification_data, below, precision)
         losses.append(reports[-1].loss)
         assert not cache.is_off

@@ -12,8 +12,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from training_samples import split_of, tiny_bert, tiny_llama
 
+from autopeft.models.attach import attach
 from autopeft.models.backbone import Backbone
-from autopeft.models.multi_adapter import Pack
+from autopeft.models.multi_adapter import MultiAdapter
 from autopeft.models.sites import prompt_site
 from autopeft.plan import MODEL, AdapterPlan, Candidate, LayerSpec, TrainSettings
 from autopeft.profiling.measure import price_table
@@ -82,7 +83,7 @@ def test_loss_and_gradients_are_what_they_are_of_a_whole_block(name: str, equal:
     batch = batch_of(backbone, equal=equal)
     for seed in range(4):
         plan = random_plan(backbone.topology, seed, share=0.5)
-        with backbone.attach(candidate_of(plan), seed=0) as attached:
+        with attach(backbone, candidate_of(plan), seed=0) as attached:
             attached.model.eval()
             with torch.no_grad():
                 for group in attached.parameter_groups():
@@ -162,7 +163,7 @@ def test_rows_with_a_prompt_are_computed_whole() -> None:
     plan = AdapterPlan([LayerSpec(0, MODEL, "prompt_tuning", 4), LayerSpec(1, "mlp.up", "lora", 2)])
     task, window = task_of(backbone)
     last_block, batch = last_block_of(backbone, task, window), batch_of(backbone)
-    with backbone.attach(candidate_of(plan), seed=0) as attached:
+    with attach(backbone, candidate_of(plan), seed=0) as attached:
         attached.model.eval()
         whole = gradients(attached, task, batch, NO_ACCELERATION)
         narrow = gradients(attached, task, batch, last_block)
@@ -176,7 +177,7 @@ def test_what_passed_with_a_prompt_is_checked_again_without() -> None:
     task, window = task_of(backbone)
     last_block, batch = last_block_of(backbone, task, window), batch_of(backbone)
     for spec in (LayerSpec(0, MODEL, "prompt_tuning", 4), LayerSpec(0, "attn.v", "lora", 2)):
-        with backbone.attach(candidate_of(AdapterPlan([spec])), seed=0) as attached:
+        with attach(backbone, candidate_of(AdapterPlan([spec])), seed=0) as attached:
             calls = tokens_seen(attached.model.get_submodule("lm_head"))
             gradients(attached, task, batch, last_block)
         assert len(calls) == 3  # The loss, and twice for the check.
@@ -193,7 +194,7 @@ def _trainings(
     ]
     for plan in plans:
         train = TrainSettings(1e-2, steps=25, batch_size=8)
-        attached = backbone.attach(Candidate(plan, train), seed=0)
+        attached = attach(backbone, Candidate(plan, train), seed=0)
         yield (
             attached,
             Trainer(
@@ -233,7 +234,7 @@ def test_whole_trainings_learn_the_same_alone_and_packed(
     lanes = list(_trainings(backbone, data, task, window))
     packed = MultiTrainer(
         {index: training for index, (_, training) in enumerate(lanes)},
-        Pack({index: attached for index, (attached, _) in enumerate(lanes)}),
+        MultiAdapter({index: attached for index, (attached, _) in enumerate(lanes)}),
         task,
         data,
         last_block=last_block_of(backbone, task, window),
@@ -270,7 +271,7 @@ def test_it_costs_what_it_is_priced_at(name: str) -> None:
         plan = random_plan(backbone.topology, seed, share=0.3)
         specs = [s for s in plan.specs if s.role != MODEL and s.method != "prefix"]
         candidate = candidate_of(AdapterPlan(specs), batch_size=rows)
-        with backbone.attach(candidate, seed=0) as attached:
+        with attach(backbone, candidate, seed=0) as attached:
             attached.model.eval()
             if not attached.parameter_groups():
                 continue

@@ -7,9 +7,10 @@ import pytest
 import torch
 from training_samples import tiny_bert, tiny_llama
 
-from autopeft.errors import PackingError, TrainingFailure
+from autopeft.errors import MultiAdapterError, TrainingFailure
+from autopeft.models.attach import attach
 from autopeft.models.backbone import Backbone
-from autopeft.models.multi_adapter import Pack
+from autopeft.models.multi_adapter import MultiAdapter
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
 from autopeft.tasks.causal_lm import CausalLM
 from autopeft.tasks.data import TaskData
@@ -61,7 +62,7 @@ class _Lanes:
         if cached:
             cache = ActivationCache(backbone.model, backbone.layout.blocks, data).below(1)
         for index, candidate in enumerate(candidates or _candidates()):
-            attached = self.attached[index] = backbone.attach(candidate, seed=seeds[index])
+            attached = self.attached[index] = attach(backbone, candidate, seed=seeds[index])
             self.trainings[index] = Trainer(
                 attached,
                 task,
@@ -72,7 +73,7 @@ class _Lanes:
                 cache=cache,
             )
             attached.park()
-        self.pack = Pack(self.attached)
+        self.pack = MultiAdapter(self.attached)
         self.packed = MultiTrainer(self.trainings, self.pack, task, data, cache=cache)
 
     def values(self, index: int) -> list[torch.Tensor]:
@@ -159,7 +160,7 @@ def test_a_model_whose_rows_meet_is_found_out(classification_data: TaskData) -> 
     backbone.model.bert.embeddings.register_forward_hook(mix)
     lanes = _Lanes(backbone, task, data, seeds=(1, 2, 3))
     before = [lanes.values(index) for index in range(3)]
-    with pytest.raises(PackingError, match="differ"):
+    with pytest.raises(MultiAdapterError, match="differ"):
         lanes.packed.train_to(_STEPS)
     for index in range(3):
         assert lanes.trainings[index].step == 0

@@ -9,6 +9,7 @@ import torch
 from tiny_models import KINDS, all_specs, batch_for, build, candidate_of, disturb, random_plan
 
 from autopeft.errors import SettingsError
+from autopeft.models.attach import attach
 from autopeft.plan import AdapterPlan
 from autopeft.tasks.batch import collate
 from autopeft.tasks.data import TaskData
@@ -84,7 +85,7 @@ def test_nothing_changes_but_the_time(name: str) -> None:
     backbone = build(name)
     batch = batch_for(backbone)
     for seed in range(3):
-        attached = backbone.attach(candidate_of(random_plan(backbone.topology, seed, 0.7)), seed=0)
+        attached = attach(backbone, candidate_of(random_plan(backbone.topology, seed, 0.7)), seed=0)
         disturb(attached)
         usual = gradients(attached.model, batch)
         with rounded_once(attached.model, "bf16", "cpu"):
@@ -104,7 +105,7 @@ def test_every_method_is_served() -> None:
         if spec.method in seen:
             continue
         seen.add(spec.method)
-        attached = backbone.attach(candidate_of(AdapterPlan([spec])), seed=0)
+        attached = attach(backbone, candidate_of(AdapterPlan([spec])), seed=0)
         disturb(attached)
         usual = gradients(attached.model, batch)
         with rounded_once(attached.model, "bf16", "cpu"):

@@ -10,6 +10,7 @@ import torch
 from training_samples import VOCABULARY, tiny_bert
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from autopeft.models.attach import attach
 from autopeft.models.backbone import Backbone
 from autopeft.plan import MODEL, AdapterPlan, Candidate, LayerSpec, TrainSettings
 from autopeft.tasks.batch import collate
@@ -49,7 +50,7 @@ def test_a_task_learns_with_a_prompt_as_with_any_adapter(
     task: Any = CausalLM() if is_causal else TextClassification(data.labels, 0)
     train = TrainSettings(3e-2, steps=25)
     backbone = _llama() if is_causal else _bert()
-    with backbone.attach(Candidate(AdapterPlan([_PROMPT]), train), seed=0) as attached:
+    with attach(backbone, Candidate(AdapterPlan([_PROMPT]), train), seed=0) as attached:
         training = Trainer(attached, task, data, train, seed=0, precision=precision)
         before = training.evaluate("validation").loss
         (prompt,) = attached.parameter_groups()[0].parameters
@@ -61,7 +62,7 @@ def test_a_task_learns_with_a_prompt_as_with_any_adapter(
 
 def test_the_completion_is_scored_at_its_own_tokens(causal_data: TaskData) -> None:
     candidate = Candidate(AdapterPlan([_PROMPT]), TrainSettings(1e-2))
-    with _llama().attach(candidate, seed=0) as attached:
+    with attach(_llama(), candidate, seed=0) as attached:
         batch = collate(causal_data, "validation", np.arange(5))
         loss = CausalLM().loss(attached.model, batch)
         with torch.no_grad():
@@ -93,7 +94,7 @@ def test_states_cached_for_others_are_not_served_to_a_prompt(
     cache = ActivationCache(backbone.model, backbone.layout.blocks, classification_data)
 
     def loss(plan: AdapterPlan) -> float:
-        with backbone.attach(Candidate(plan, train), seed=0) as attached:
+        with attach(backbone, Candidate(plan, train), seed=0) as attached:
             below = cache.below(plan.lowest_layer)
             training = Trainer(attached, task, classification_data, train, seed=0, cache=below)
             return [training.advance(step) for step in (4,)][-1].loss

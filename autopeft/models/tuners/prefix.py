@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from transformers.modeling_utils import AttentionInterface
 
-from autopeft.models.attention_heads import attention_shape
+from autopeft.models.sites import attention_shape
 from autopeft.models.tuners.common import StandInLayer, StandInModel, TargetedConfig, register
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from autopeft.models.sites import needs_embeddings, position_room
+from autopeft.models.sites import can_start_from_embeddings, max_positions
 from autopeft.models.tuners.common import StandInLayer, StandInModel, TargetedConfig, register
 
 
@@ -46,14 +46,14 @@ class PromptLayer(StandInLayer):
 
     def __init__(self, base_layer: nn.Module, adapter_name: str) -> None:
         super().__init__(base_layer, adapter_name)
-        if not needs_embeddings(base_layer):
+        if not can_start_from_embeddings(base_layer):
             raise TypeError(
                 f"{type(base_layer).__name__} cannot have a prompt: it does not compute from "
                 "embeddings of text alone"
             )
         self.prompt_tuning_tokens = nn.ParameterDict()
         self._names = tuple(inspect.signature(base_layer.forward).parameters)
-        self._room = position_room(base_layer)
+        self._max_positions = max_positions(base_layer)
         is_causal = any(getattr(m, "is_causal", False) is True for m in base_layer.modules())
         self._n_before = 0 if is_causal else 1
 
@@ -90,10 +90,11 @@ class PromptLayer(StandInLayer):
             # The prompt is among the keys that are kept from an earlier pass.
             return self.base_layer(**_after_prompt(call, n_new))
         embedded, n_given = self._embedded(call)
-        if self._room is not None and n_given + n_new > self._room:
+        if self._max_positions is not None and n_given + n_new > self._max_positions:
             raise ValueError(
                 f"rows of {n_given} tokens and {n_new} virtual ones exceed the model's "
-                f"{self._room} positions; use shorter rows (max_length) or fewer virtual tokens"
+                f"{self._max_positions} positions; use shorter rows (max_length) or fewer virtual "
+                "tokens"
             )
         prompt = torch.cat(tokens).to(embedded.dtype)
         output = self.base_layer(**_with_prompt(call, embedded, prompt, self._n_before))

@@ -17,8 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from autopeft.costs import Shape, Topology
 from autopeft.errors import ModelError
-from autopeft.models.attention_heads import attention_shape
-from autopeft.models.sites import prompt_site
+from autopeft.models.sites import attention_shape, prompt_site
 from autopeft.plan import MODEL, ROLES
 
 RoleMap = Mapping[str, str | Sequence[str]]

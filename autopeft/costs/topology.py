@@ -1,13 +1,12 @@
-"""The values pricing speaks in: the shapes of a model, and what a candidate costs."""
+"""The shapes of a model: where adapters can go, as plain data."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from autopeft.methods.base import Shape as Shape
 from autopeft.plan import MODEL
-
-Shape = tuple[int, int]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from tiny_models import KINDS, build
 from torch import nn
 
 from autopeft.errors import ModelError
-from autopeft.models.topology import find_layout, role_by_name
+from autopeft.models.layout import find_layout, role_by_name
 
 _ALL = {"attn", "attn.o", "mlp.down", "norm", "block"}
 _SPLIT = _ALL | {"attn.q", "attn.k", "attn.v", "mlp.up"}
