@@ -62,7 +62,8 @@ def resume(
         folder: The search's output folder.
         callbacks: Receive messages and progress.
         **overrides: budget, confirm_share, confirm_seeds, max_finalists, workers,
-            gpus_per_worker, pack, ray_address or pick; what was searched cannot change.
+            gpus_per_worker, backend, trials_per_worker, ray_address or pick; what was searched
+            cannot change.
 
     Raises:
         UserError: if the folder holds no search, or a setting may not change.

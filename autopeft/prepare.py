@@ -18,7 +18,7 @@ from autopeft.costs import PriceTable
 from autopeft.costs.constraints import Constraint, parse_constraints
 from autopeft.costs.objectives import COSTS, Objective
 from autopeft.engine.budget import Budget
-from autopeft.engine.executor import WorkerContext
+from autopeft.engine.messages import WorkerContext
 from autopeft.errors import SettingsError, UserError
 from autopeft.models.backbone import Backbone, build_meta, load_tokenizer
 from autopeft.models.quantization import check_backend
@@ -45,7 +45,7 @@ from autopeft.utils.hardware import (
 WORKER_BYTES = 700 * 2**20
 """A worker's memory without its model: Python, torch, transformers and Ray."""
 
-AUTO_PACK = {"cpu": 1, "cuda": 4}
+AUTO_TRIALS_PER_WORKER = {"cpu": 1, "cuda": 4}
 """Candidates trained together by default. A CPU gains a tenth at 16 rows a step, too little to
 propose several at once; on a GPU each worker first measures whether it pays."""
 
@@ -85,9 +85,9 @@ class PreparedSearch:
     window: str | None = None
 
     @property
-    def pack(self) -> int:
+    def trials_per_worker(self) -> int:
         """Candidates a worker trains together, at most."""
-        return self.settings.pack or AUTO_PACK[self.device]
+        return self.settings.trials_per_worker or AUTO_TRIALS_PER_WORKER[self.device]
 
     @property
     def data_bytes(self) -> int:
@@ -115,7 +115,6 @@ class PreparedSearch:
         return WorkerContext(
             settings=replace(self.settings, model=model),
             data=self.data,
-            prices=self.prices,
             rungs=self.rungs,
             objectives=tuple(o.name for o in self.objectives),
             device=self.device,
@@ -206,7 +205,8 @@ def prepare(
     constraints = parse_constraints(settings.constraints, base_params=prices.base_params)
     note(f"space {space.name}: {space.describe()}")
     with phase("startup"):
-        n_workers = settings.workers or _workers(device, gpus, prices, space, note)
+        default = 1 if settings.backend == "local" else 0
+        n_workers = settings.workers or default or _workers(device, gpus, prices, space, note)
     settings = replace(
         settings,
         task=task.name,

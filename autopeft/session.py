@@ -17,6 +17,7 @@ from autopeft.callbacks import Callback, CallbackList
 from autopeft.confirm.finalists import confirmed_finalists, tuned_lora
 from autopeft.confirm.store import ConfirmationStore
 from autopeft.confirm.verdict import judge
+from autopeft.engine.backend import make_backend
 from autopeft.engine.budget import BudgetTracker
 from autopeft.engine.dispatcher import Dispatcher, Progress
 from autopeft.errors import UserError
@@ -29,7 +30,6 @@ from autopeft.searcher.controller import INTERRUPTED, SearchController
 from autopeft.searcher.earlier import read_warm_start
 from autopeft.searcher.samplers.warm_start import WarmStartTrial
 from autopeft.settings import SearchSettings
-from autopeft.utils.gc import paused_gc
 from autopeft.workspace import Workspace
 
 
@@ -160,7 +160,7 @@ class Session:
             confirm_seeds=settings.confirm_seeds,
             max_finalists=settings.max_finalists,
             n_workers=ready.n_workers,
-            pack=ready.pack,
+            trials_per_worker=ready.trials_per_worker,
             # On a CPU the test split is scored in fp32, which takes twice as long as bf16.
             test_share=2.0 * len(ready.data.test) / len(ready.data.validation),
             compress=settings.compress,
@@ -203,25 +203,15 @@ class Session:
         return observe
 
     def _train(self, ready: PreparedSearch, dispatcher: Dispatcher) -> None:
-        with self._clock.phase("startup"):
-            # Imported late: users learn of mistakes in their settings without waiting for ray.
-            with paused_gc():
-                from autopeft.engine import ray_backend
-
-            session = ray_backend.RaySession(
-                ready.settings.ray_address,
-                n_workers=ready.n_workers,
-                object_bytes=ready.data_bytes,
-            )
-        with session, _terminable():
-            dispatcher.start()
-            ray_backend.run(
-                dispatcher,
-                ready.context(),
-                n_workers=ready.n_workers,
-                gpus_per_worker=ready.gpus_per_worker,
-                pack=ready.pack,
-            )
+        dispatcher.start()
+        backend = make_backend(
+            ready.settings,
+            trials_per_worker=ready.trials_per_worker,
+            object_bytes=ready.data_bytes,
+        )
+        # Entered first: Ray sets its own handler of SIGTERM when it starts.
+        with backend, _terminable():
+            backend.run(dispatcher, ready.context())
 
     def _record(
         self,

@@ -191,6 +191,12 @@ class SearchSettings:
     )
 
     # Machine
+    backend: str = _setting(
+        "ray",
+        "What runs the trials: ray, or local, which runs one at a time in this process.",
+        choices=("ray", "local"),
+        resumable=True,
+    )
     workers: int | None = _setting(
         None,
         "Number of trials in parallel. By default, one per CPU core or GPU.",
@@ -203,7 +209,7 @@ class SearchSettings:
         minimum=0,
         resumable=True,
     )
-    pack: int | None = _setting(
+    trials_per_worker: int | None = _setting(
         None,
         "Number of adapters that a worker trains at once on one base model. By default, 1 on a "
         "CPU and up to 4 on a GPU, if a measurement shows that it is faster.",
@@ -251,6 +257,14 @@ class SearchSettings:
     def __post_init__(self) -> None:
         for each in fields(self):
             _check(each.name, getattr(self, each.name), **each.metadata)
+        for name, allowed in _LOCAL.items() if self.backend == "local" else ():
+            if getattr(self, name) not in allowed:
+                raise SettingsError(
+                    name,
+                    getattr(self, name),
+                    "backend=local runs one worker in this process",
+                    f"leave {name} out, or use backend=ray",
+                )
         for name in self.objectives:
             if name not in COSTS:
                 raise SettingsError(
@@ -288,6 +302,13 @@ def _check(
             name, value, f"`{name} >= {minimum}` must hold", f"use {minimum} or more"
         )
 
+
+_LOCAL: Mapping[str, tuple[object, ...]] = {
+    "workers": (None, 1),
+    "gpus_per_worker": (None, 0, 1),
+    "ray_address": (None,),
+}
+"""Setting -> the values that it may have with the local backend."""
 
 RENAMED = {
     "pack": "trials_per_worker",

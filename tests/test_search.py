@@ -352,17 +352,19 @@ def test_random_labels_give_no_winner(tiny_model: Path, tiny_data: Path, tmp_pat
     assert not result.verdict.beats_lora
 
 
-def test_packs_find_a_front_too(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> None:
+def test_trials_trained_together_find_a_front_too(
+    tiny_model: Path, tiny_data: Path, tmp_path: Path
+) -> None:
     """Three candidates a worker share a forward pass; stops reach them one by one."""
     found = autopeft.search(
         SETTINGS,
         model=str(tiny_model),
         data=str(tiny_data),
-        output=str(tmp_path / "packs"),
+        output=str(tmp_path / "together"),
         budget="12trials",
         steps=80,
         workers=1,
-        pack=3,
+        trials_per_worker=3,
         objectives=["trainable_params"],
     )
     front = front_of(found)
@@ -372,5 +374,5 @@ def test_packs_find_a_front_too(tiny_model: Path, tiny_data: Path, tmp_path: Pat
     assert told["complete"] >= 3
     assert front["front"]
     assert not front["warnings"]
-    told = front_of(autopeft.resume(found.folder, budget="15trials", pack=1))["trials"]
+    told = front_of(autopeft.resume(found.folder, budget="15trials", trials_per_worker=1))["trials"]
     assert told["complete"] + told["pruned"] == 15

@@ -15,6 +15,7 @@ from autopeft.confirm.finalists import (
     lower_ranks,
 )
 from autopeft.confirm.store import ConfirmationStore
+from autopeft.costs import Price
 from autopeft.costs.objectives import Objective
 from autopeft.engine.budget import Budget, BudgetTracker
 from autopeft.engine.messages import (
@@ -73,8 +74,8 @@ class Dispatcher:
         seed: Search trainings use it; confirmations use the seeds after it.
         confirm_seeds: Seeds a finalist.
         max_finalists: Front members to confirm at most.
-        n_workers: Workers; each has one job or one pack of jobs at once.
-        pack: Jobs a worker trains together at most.
+        n_workers: Workers; each runs one job or one group of jobs at once.
+        trials_per_worker: Jobs a worker trains together at most.
         test_share: Time to score the test split over time to score the validation split.
         compress: Whether to score confirmed LoRAs at lower ranks too, where time is left for it.
         on_progress: Called after every change.
@@ -91,7 +92,7 @@ class Dispatcher:
         confirm_seeds: int,
         max_finalists: int,
         n_workers: int,
-        pack: int = 1,
+        trials_per_worker: int = 1,
         test_share: float = 1.0,
         compress: bool = False,
         on_progress: Callable[[Progress], None] = lambda _: None,
@@ -104,7 +105,7 @@ class Dispatcher:
         self._confirm_seeds = confirm_seeds
         self._max_finalists = max_finalists
         self._n_workers = n_workers
-        self._pack = pack
+        self._trials_per_worker = trials_per_worker
         self._test_share = test_share
         self._compress = compress
         self._expected: dict[str, float] = {}
@@ -112,6 +113,9 @@ class Dispatcher:
         self._running: dict[tuple[str, str, int], Trial | None] = {}
         self._flops_at: dict[int, float] = {}
         self._queue: deque[Job] = deque()
+        self._early: deque[Job] = deque()
+        self._confirmed = {("confirm", digest, seed) for digest, seed in store.done()}
+        self._plan_early_confirmations()
         self._n_confirmed = 0
         self._n_to_confirm = 0
         self._longest_job = 0.0
@@ -150,35 +154,29 @@ class Dispatcher:
         if trial is None:
             return None
         self._budget.spend(trials=1)
-        job = Job("search", trial.candidate, self._seed, trial.number)
+        job = Job("search", trial.candidate, trial.costs, self._seed, trial.number)
         self._note_start(job, trial)
         return job
 
     def _early_confirmation(self) -> Job | None:
-        """Work for a worker that is free while the last trials end.
+        """Return a job for a worker that is free while the last trials end.
 
-        The reference is confirmed whatever they bring. An idle worker would also be taken down, and
-        load the model again for the confirmation.
+        The reference is confirmed in any case. Ray would stop an idle worker and load the model
+        again for the confirmations.
         """
-        taken = self._taken()
-        for job in self._reference_jobs():
-            if (job.candidate.digest, job.seed) not in taken:
+        while self._early:
+            job = self._early.popleft()
+            if self._key(job) not in {*self._confirmed, *self._running}:
                 self._note_start(job, None)
                 return job
         return None
 
-    def _reference_jobs(self) -> tuple[Job, ...]:
-        return tuple(
-            Job("confirm", trial.candidate, self._seed + 1 + index)
-            for trial in self._controller.trials()
-            if trial.origin == "reference" and trial.state == "complete"
-            for index in range(self._confirm_seeds)
-        )
-
-    def _taken(self) -> frozenset[tuple[str, int]]:
-        """(digest, seed) of every confirmation that is done or under way."""
-        running = {(digest, seed) for kind, digest, seed in self._running if kind == "confirm"}
-        return self._store.done() | running
+    def _plan_early_confirmations(self) -> None:
+        """Queue the confirmations of the reference, if its trial is complete."""
+        for trial in self._controller.trials():
+            if trial.origin == "reference" and trial.state == "complete":
+                seeds = range(self._seed + 1, self._seed + 1 + self._confirm_seeds)
+                self._early.extend(Job("confirm", trial.candidate, trial.costs, s) for s in seeds)
 
     def _begin_confirmation(self) -> None:
         self._enter("confirmation")
@@ -194,7 +192,11 @@ class Dispatcher:
             affordable,
             first_seed=self._seed + 1,
             n_seeds=self._confirm_seeds,
-            done=self._taken(),
+            done=frozenset(
+                (digest, seed)
+                for kind, digest, seed in (*self._confirmed, *self._running)
+                if kind == "confirm"
+            ),
             lower_ranks=self._lower_ranks(nominees, affordable),
         )
         self._queue = deque(jobs)
@@ -229,21 +231,22 @@ class Dispatcher:
 
     def _lower_ranks(
         self, nominees: Sequence[Nominee], affordable: Sequence[Nominee]
-    ) -> dict[str, tuple[Candidate, ...]]:
+    ) -> dict[str, tuple[tuple[Candidate, Price], ...]]:
         """Digest -> the lower ranks to score with it, as long as the time left pays for them."""
         if not self._compress or len(affordable) < len(nominees):
             return {}
         trained = {trial.candidate.digest for trial in self._controller.trials()}
         seconds = sum(n.seconds for n in affordable) * self._confirm_seeds
         left = self.seconds_left * self._n_workers * _COMPRESSION_MARGIN - seconds
-        chosen: dict[str, tuple[Candidate, ...]] = {}
+        price = self._controller.prices.price
+        chosen: dict[str, tuple[tuple[Candidate, Price], ...]] = {}
         for nominee in affordable:
             lower = [c for c in lower_ranks(nominee.trial.candidate) if c.digest not in trained]
             left -= nominee.scoring_seconds * len(lower) * self._confirm_seeds
             if left < 0:
                 break
             trained.update(candidate.digest for candidate in lower)
-            chosen[nominee.trial.candidate.digest] = tuple(lower)
+            chosen[nominee.trial.candidate.digest] = tuple((c, price(c)) for c in lower)
         return chosen
 
     def _next_confirmation(self) -> Job | None:
@@ -286,6 +289,7 @@ class Dispatcher:
             self._store.save(job.candidate, message.score, message.files)
             for made in message.compressed:
                 self._store.save_compressed(made, job.candidate)
+            self._confirmed.add(self._key(job))
             self._budget.spend(flops=message.flops)
             self._n_confirmed += 1
             self._end(job)
@@ -303,6 +307,8 @@ class Dispatcher:
         if message.is_last:
             quality = report.metrics[self._objectives[0].name]
             self._controller.tell(trial, score=quality, measured=message.measured)
+            if trial.origin == "reference":
+                self._plan_early_confirmations()
             self._end(job)
             return False
         if decision is Decision.STOP:
@@ -402,7 +408,7 @@ class Dispatcher:
             controller.counts(),
             controller.last_ended,
             controller.front(),
-            min(len(self._running), self._n_workers * self._pack),
+            min(len(self._running), self._n_workers * self._trials_per_worker),
             self._n_confirmed,
             self._n_to_confirm,
             self.seconds_left,
@@ -418,7 +424,7 @@ def confirmation_jobs(
     first_seed: int,
     n_seeds: int,
     done: frozenset[tuple[str, int]],
-    lower_ranks: Mapping[str, tuple[Candidate, ...]] = MappingProxyType({}),
+    lower_ranks: Mapping[str, tuple[tuple[Candidate, Price], ...]] = MappingProxyType({}),
 ) -> tuple[Job, ...]:
     """One job a nominee and seed, seed by seed, so that a cut leaves equal numbers of seeds.
 
@@ -428,6 +434,7 @@ def confirmation_jobs(
         Job(
             "confirm",
             nominee.trial.candidate,
+            nominee.trial.costs,
             seed,
             lower_ranks=lower_ranks.get(nominee.trial.candidate.digest, ()),
         )

@@ -1,14 +1,44 @@
-"""What goes to a worker and what comes back: jobs and messages."""
+"""Messages between the driver and its workers. Imports no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from autopeft.confirm.finalists import Compressed, SeedScore
+from autopeft.costs import Price
 from autopeft.plan import Candidate
 from autopeft.trial import RungReport
+
+if TYPE_CHECKING:
+    from autopeft.settings import SearchSettings
+    from autopeft.tasks.data import TaskData
+
+
+@dataclass(frozen=True)
+class WorkerContext:
+    """What a worker needs to know, sent to it once.
+
+    Attributes:
+        settings: The resolved settings.
+        data: Encoded splits; flat arrays, shared between the workers of a machine.
+        rungs: Steps at which a search job reports; the last one is its end.
+        objectives: Names of the objectives, the quality first.
+        device: "cpu" or "cuda".
+        window: Name of the task's window that holds every hidden state the model's head reads; None
+            if the head reads all positions, or if that is unknown.
+        cache_folder: Folder of the activation cache that the workers of one machine share; the
+            driver removes it. None: each worker keeps its cache in memory.
+    """
+
+    settings: SearchSettings
+    data: TaskData
+    rungs: tuple[int, ...]
+    objectives: tuple[str, ...]
+    device: str
+    window: str | None = None
+    cache_folder: str | None = None
 
 
 @dataclass(frozen=True)
@@ -17,41 +47,26 @@ class Job:
 
     Attributes:
         kind: "search" reports at rungs and may be stopped; "confirm" trains to the end, scores the
-            test split and hands its adapter back.
+            test split and returns the adapter.
         candidate: What to train.
-        seed: Seeds initialization and data order.
+        costs: What the candidate costs, so that workers need no cost table.
+        seed: Seeds the initialization and the data order.
         number: The trial's number in the study; -1 for a confirmation.
-        lower_ranks: The same candidate at lower ranks: a confirmation scores them too, cut from
-            what it trained.
+        lower_ranks: The same candidate at lower ranks, and what each costs. A confirmation cuts
+            them from the trained adapter and scores them.
     """
 
     kind: Literal["search", "confirm"]
     candidate: Candidate
+    costs: Price
     seed: int
     number: int = -1
-    lower_ranks: tuple[Candidate, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """A plain dict."""
-        return {
-            "kind": self.kind,
-            "candidate": self.candidate.to_json(),
-            "seed": self.seed,
-            "number": self.number,
-            "lower_ranks": [candidate.to_json() for candidate in self.lower_ranks],
-        }
-
-    @classmethod
-    def from_json(cls, row: Mapping[str, Any]) -> Job:
-        """The job that `to_json` wrote."""
-        candidate = Candidate.from_json(row["candidate"])
-        lower = tuple(Candidate.from_json(each) for each in row["lower_ranks"])
-        return cls(row["kind"], candidate, row["seed"], row["number"], lower)
+    lower_ranks: tuple[tuple[Candidate, Price], ...] = ()
 
 
 @dataclass(frozen=True)
 class Activity:
-    """Worker seconds by what they were spent on.
+    """Worker seconds by activity.
 
     Attributes:
         train: Training steps.
@@ -67,7 +82,7 @@ class Activity:
 
     @property
     def total(self) -> float:
-        """All of it."""
+        """All seconds."""
         return self.train + self.evaluate + self.attach + self.cache
 
     def __add__(self, other: Activity) -> Activity:
@@ -78,15 +93,23 @@ class Activity:
             self.cache + other.cache,
         )
 
+    def __sub__(self, other: Activity) -> Activity:
+        return Activity(
+            self.train - other.train,
+            self.evaluate - other.evaluate,
+            self.attach - other.attach,
+            self.cache - other.cache,
+        )
+
 
 @dataclass(frozen=True)
 class RungMessage:
     """A search job reached a rung.
 
     Attributes:
-        report: What it measured.
-        is_last: True at the end of its training.
-        measured: Costs only known by measuring; filled in at the end.
+        report: The rung's scores.
+        is_last: Whether the training has ended.
+        measured: Costs that are only known by measuring; filled in at the end.
         activity: Seconds since the job's previous message.
     """
 
@@ -104,8 +127,8 @@ class ConfirmMessage:
         score: Scores on both splits.
         files: The trained adapter: relative path -> content.
         activity: Seconds the job took.
-        flops: Training FLOPs, as priced.
-        compressed: The same at lower ranks.
+        flops: Training FLOPs, from the job's costs.
+        compressed: The adapter at lower ranks.
     """
 
     score: SeedScore
@@ -117,10 +140,15 @@ class ConfirmMessage:
 
 @dataclass(frozen=True)
 class FailureMessage:
-    """A job could not be finished; the worker lives on."""
+    """A job failed; the worker can run others."""
 
     reason: str
     activity: Activity = field(default_factory=Activity)
 
 
 Message = RungMessage | ConfirmMessage | FailureMessage
+
+
+def is_final(message: Message) -> bool:
+    """Return whether the job sends nothing after this message."""
+    return not isinstance(message, RungMessage) or message.is_last

@@ -1,25 +1,24 @@
-"""Ray Tune at work: a searcher and a scheduler that share one dispatcher."""
+"""The Ray backend: a Tune searcher and a Tune scheduler that share one dispatcher."""
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from autopeft.engine.dispatcher import Dispatcher
-from autopeft.engine.executor import WorkerContext
-from autopeft.engine.job_groups import groups_to_pack
-from autopeft.engine.messages import Job
+from autopeft.engine.job_queue import JobQueue
+from autopeft.engine.messages import Job, WorkerContext
 from autopeft.engine.worker_environment import thread_environment, worker_environment
 from autopeft.errors import SettingsError, TrainingFailure
 from autopeft.utils.quiet import silence
 from autopeft.utils.scratch import scratch_folder
 
-# Read by ray when it is imported, so they must be set before. No telemetry, no result files of
-# Tune's own (the study is the record), no handler that would swallow Ctrl-C.
+# Ray reads these when it is imported. No telemetry, no result files of Tune's own (the study is the
+# record), no handler that would swallow Ctrl-C.
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -29,14 +28,13 @@ _ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    # The searcher hands out one job more than there are workers; by default Tune would wait for
-    # each worker to be up before it asks for the next.
+    # By default Tune waits until one worker is up before it asks for the next trial.
     "TUNE_MAX_PENDING_TRIALS_PG": "64",
     "RAY_DEDUP_LOGS": "1",
-    # Workers that Ray starts before it is told what they are to be started with are of no use.
+    # Workers that Ray starts in advance lack our environment variables and would never be used.
     "RAY_prestart_worker_first_driver": "0",
-    # By default Ray's workers give way to everything else on the machine, and a search beside
-    # another job would never start.
+    # By default Ray's workers have the lowest priority, and a search beside another job would never
+    # start.
     "RAY_worker_niceness": "0",
 }
 for _name, _value in _ENVIRONMENT.items():
@@ -47,8 +45,14 @@ from ray import tune  # noqa: E402
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler  # noqa: E402
 from ray.tune.search import Searcher  # noqa: E402
 
-from autopeft.engine.ray_stops import call_stops, hold_stops  # noqa: E402
-from autopeft.engine.ray_worker import JOBS, MESSAGES, PACK, AdapterTrainable  # noqa: E402
+from autopeft.engine.ray_worker import (  # noqa: E402
+    GROUP,
+    MESSAGES,
+    AdapterTrainable,
+    JobGroup,
+    start_stops,
+    stop_jobs,
+)
 
 _DIED = "the worker died, perhaps for lack of memory"
 
@@ -61,65 +65,55 @@ class _OnDriver:
 
 
 class _JobSearcher(_OnDriver, Searcher):  # type: ignore[misc]
-    """Asks the dispatcher for jobs, and puts those that can be trained together into packs."""
+    """Tune's searcher: each suggestion is a group of jobs from the dispatcher."""
 
-    def __init__(self, dispatcher: Dispatcher, n_workers: int, pack: int) -> None:
+    def __init__(self, dispatcher: Dispatcher, n_workers: int, trials_per_worker: int) -> None:
         super().__init__(metric=None, mode=None)
         self._dispatcher = dispatcher
+        self._queue = JobQueue(dispatcher, trials_per_worker)
         self._n_workers = n_workers
-        self._pack = pack
-        self._waiting: list[Job] = []
         self.jobs: dict[str, dict[int, Job]] = {}
         self.errors: dict[str, str] = {}
-        self.given_up: str | None = None
+        self.fatal: str | None = None
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """A job as Tune's config; None: ask again later; FINISHED: never again."""
-        if self._dispatcher.phase == "done" or self.given_up is not None:
+        """Return jobs as Tune's config; None: ask again later; FINISHED: there will be no more."""
+        if self._dispatcher.phase == "done" or self.fatal is not None:
             return str(Searcher.FINISHED)
-        # One job more than workers: it waits fully proposed while they train.
+        # One group more than workers: it is proposed already when a worker becomes free.
         if len(self.jobs) > self._n_workers:
             return None
-        while len(self._waiting) < self._pack:
-            job = self._dispatcher.next_job()
-            if job is None:
-                break
-            self._waiting.append(job)
-        if not self._waiting:
+        group = self._queue.next_group()
+        if not group:
             return None
-        group = groups_to_pack(self._waiting, self._pack)[0]
-        del self._waiting[: len(group)]
         self.jobs[trial_id] = dict(enumerate(group))
-        return {JOBS: json.dumps([job.to_json() for job in group]), PACK: trial_id}
-
-    def give_up(self, reason: str) -> None:
-        """Hands out nothing more."""
-        self.given_up = reason
+        return {GROUP: JobGroup(trial_id, group)}
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Tells the dispatcher about a worker that died; all else came through the scheduler."""
+        """Fail the jobs of a worker that died; all others have ended through the scheduler."""
         reason = self.errors.pop(trial_id, _DIED)
         for job in self.jobs.pop(trial_id, {}).values():
             if self._dispatcher.is_running(job):
                 self._dispatcher.fail(job, reason)
 
     def set_max_concurrency(self, max_concurrent: int) -> bool:
-        """Concurrency is limited here."""
+        """Tell Tune that `suggest` limits the concurrency."""
         return True
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing to save: the study is the record."""
+        """Save nothing: the study is the record."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing to restore: the study is the record."""
+        """Restore nothing: the study is the record."""
 
 
 class _RungScheduler(_OnDriver, FIFOScheduler):  # type: ignore[misc]
-    """Passes each message to the dispatcher, which may stop the trial.
+    """Tune's scheduler: gives each message to the dispatcher, which may stop the job.
 
-    Ray does not forward the report that triggers a stop to the searcher, so all is told here.
+    Tune does not forward the result that triggers a stop to the searcher, so all messages go
+    through the scheduler.
     """
 
     def __init__(self, dispatcher: Dispatcher, searcher: _JobSearcher) -> None:
@@ -129,41 +123,42 @@ class _RungScheduler(_OnDriver, FIFOScheduler):  # type: ignore[misc]
         self._has_heard = False
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Take a worker's messages; stop Tune's trial once all of its jobs have ended."""
         jobs = self._searcher.jobs.get(trial.trial_id)
         if jobs is None or MESSAGES not in result:
             return str(TrialScheduler.STOP)
         self._has_heard = True
-        was_pack, stopped = len(jobs) > 1, []
+        ended = []
         for index, message in result[MESSAGES]:
             if isinstance(message, ray.ObjectRef):
                 message = ray.get(message)
             job = jobs.get(index)
             if job is not None and not self._dispatcher.take(job, message):
-                stopped.append(index)
+                ended.append(index)
                 del jobs[index]
         if not jobs:
             return str(TrialScheduler.STOP)
-        if was_pack and stopped:
-            call_stops(trial.trial_id, stopped)
+        if ended:
+            stop_jobs(trial.trial_id, ended)
         return str(TrialScheduler.CONTINUE)
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        """Keeps what a worker raised; one that died without a word raises Ray's own error."""
+        """Keep what a worker raised; a worker that was killed raises only Ray's own error."""
         raised = _raised(trial.pickled_error_file)
         if raised is not None:
             self._searcher.errors[trial.trial_id] = f"the worker failed: {raised}"
             if not self._has_heard:
-                # What happens to the first one before any message will happen to all.
-                self._searcher.give_up(raised)
+                # What happens to a worker before any message will happen to all.
+                self._searcher.fatal = raised
         super().on_trial_error(tune_controller, trial)
 
 
 def _raised(file: str | None) -> str | None:
-    """What the worker's code raised, as a traceback's last line has it; None if it just died.
+    """Return the last line of the traceback of what a worker raised; None if it was killed.
 
     Args:
-        file: Where Tune has just written the exception; `Trial.get_pickled_error` looks where it
-            will be once the trial's folder has been synced.
+        file: Where Tune has just written the exception. `Trial.get_pickled_error` looks where the
+            file will be once the trial's folder has been synced.
     """
     if file is None or not Path(file).exists():
         return None
@@ -175,93 +170,110 @@ def _raised(file: str | None) -> str | None:
     return next((line.strip()[:400] for line in reversed(lines) if line.strip()), None)
 
 
-class RaySession:
-    """A local Ray, small and quiet, or a cluster joined; stopped or left on exit.
+class RayBackend:
+    """Runs jobs on a Ray cluster, or on a small local Ray that lives as long as the search.
 
-    A Ray that the caller has started already is used as it is and left running.
+    A Ray that the caller has initialized already is used and left running.
 
     Args:
         address: Address of a cluster; None for a local Ray.
-        n_workers: Workers a local Ray has room for.
-        object_bytes: Bytes of data to be shared with the workers.
-
-    Raises:
-        SettingsError: if no cluster answers at the address.
+        n_workers: Workers to use.
+        gpus_per_worker: GPU share of each.
+        trials_per_worker: Trials that a worker trains together at most.
+        object_bytes: Bytes of data that the workers share.
     """
 
-    def __init__(self, address: str | None, *, n_workers: int, object_bytes: int) -> None:
+    def __init__(
+        self,
+        address: str | None = None,
+        *,
+        n_workers: int = 1,
+        gpus_per_worker: float = 0.0,
+        trials_per_worker: int = 1,
+        object_bytes: int = 0,
+    ) -> None:
+        self._address = address
+        self._n_workers = n_workers
+        self._gpus_per_worker = gpus_per_worker
+        self._trials_per_worker = trials_per_worker
+        self._object_bytes = object_bytes
+        self._is_ours = False
+
+    def __enter__(self) -> RayBackend:
+        """Start or join Ray.
+
+        Raises:
+            SettingsError: if no cluster answers at the address.
+        """
         self._is_ours = not ray.is_initialized()
         if not self._is_ours:
-            return
-        variables = worker_environment() if address is None else thread_environment()
-        environment = {"env_vars": variables}
-        if address is None:
+            return self
+        if self._address is None:
             ray.init(
-                num_cpus=n_workers,
+                num_cpus=self._n_workers,
                 include_dashboard=False,
-                object_store_memory=max(100 * 2**20, 3 * object_bytes),
-                runtime_env=environment,
+                object_store_memory=max(100 * 2**20, 3 * self._object_bytes),
+                runtime_env={"env_vars": worker_environment()},
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
-            return
+            return self
+        environment = {"env_vars": thread_environment()}
         try:
-            ray.init(address=address, runtime_env=environment, log_to_driver=False)
+            ray.init(address=self._address, runtime_env=environment, log_to_driver=False)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise SettingsError(
                 "ray_address",
-                address,
+                self._address,
                 f"no Ray cluster answers ({type(error).__name__})",
                 "start one with `ray start --head`, or leave it out",
             ) from None
-
-    def __enter__(self) -> RaySession:
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stop or leave a Ray that was started or joined on entering."""
         if self._is_ours:
             ray.shutdown()
 
+    def run(self, dispatcher: Dispatcher, context: WorkerContext) -> None:
+        """Run jobs until the dispatcher is done.
 
-def run(
-    dispatcher: Dispatcher,
-    context: WorkerContext,
-    *,
-    n_workers: int,
-    gpus_per_worker: float,
-    pack: int = 1,
-) -> None:
-    """Works until the dispatcher is done. Ray must have been started.
-
-    Raises:
-        TrainingFailure: if the first workers fail before they have told anything.
-    """
-    # A worker's failure is told by its trial's reason; Tune would print tracebacks.
-    silence("ray.tune", logging.CRITICAL)
-    searcher = _JobSearcher(dispatcher, n_workers, pack)
-    # Held here: the actor lives as long as something refers to it.
-    _stops = hold_stops() if pack > 1 else None
-    resources = {"cpu": 1.0, "gpu": gpus_per_worker}
-    with scratch_folder() as folder:
-        held = (ray.put(replace(context, cache_folder=str(folder))),)
-        tuner = tune.Tuner(
-            tune.with_resources(tune.with_parameters(AdapterTrainable, held=held), resources),
-            tune_config=tune.TuneConfig(
-                search_alg=searcher,
-                scheduler=_RungScheduler(dispatcher, searcher),
-                num_samples=-1,
-                reuse_actors=True,
-                trial_dirname_creator=lambda trial: str(trial.trial_id),
-            ),
-            run_config=tune.RunConfig(
-                storage_path=str(folder),
-                name="search",
-                verbose=0,
-                checkpoint_config=tune.CheckpointConfig(
-                    checkpoint_frequency=0, checkpoint_at_end=False
+        Raises:
+            TrainingFailure: if the first workers fail before they have sent a message.
+        """
+        # A worker's failure is the reason of its trial; Tune would print tracebacks.
+        silence("ray.tune", logging.CRITICAL)
+        searcher = _JobSearcher(dispatcher, self._n_workers, self._trials_per_worker)
+        # A variable keeps the actor alive.
+        _stops = start_stops() if self._trials_per_worker > 1 else None
+        resources = {"cpu": 1.0, "gpu": self._gpus_per_worker}
+        with scratch_folder() as folder:
+            context = replace(context, cache_folder=str(folder))
+            # In a tuple: the worker fetches the context itself, not Ray before `setup`.
+            worker = tune.with_parameters(AdapterTrainable, context=(ray.put(context),))
+            tuner = tune.Tuner(
+                tune.with_resources(worker, resources),
+                tune_config=tune.TuneConfig(
+                    search_alg=searcher,
+                    scheduler=_RungScheduler(dispatcher, searcher),
+                    num_samples=-1,
+                    reuse_actors=True,
+                    trial_dirname_creator=lambda trial: str(trial.trial_id),
                 ),
-            ),
-        )
-        tuner.fit()
-    if searcher.given_up is not None:
-        raise TrainingFailure(f"the workers cannot start: {searcher.given_up}")
+                run_config=tune.RunConfig(
+                    storage_path=str(folder),
+                    name="search",
+                    verbose=0,
+                    checkpoint_config=tune.CheckpointConfig(
+                        checkpoint_frequency=0, checkpoint_at_end=False
+                    ),
+                ),
+            )
+            tuner.fit()
+        if searcher.fatal is not None:
+            raise TrainingFailure(f"the workers cannot start: {searcher.fatal}")

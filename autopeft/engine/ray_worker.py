@@ -1,103 +1,135 @@
-"""The worker actor: jobs and packs come in, messages go out.
+"""The worker actor: lists of jobs come in, messages go out.
 
-Every worker imports this before its first step, so it knows nothing of the search.
+Every worker imports this module before its first step, so it imports nothing of the search.
 """
 
 from __future__ import annotations
 
 import gc
-import json
-from collections.abc import Mapping
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import tune
 
-from autopeft.engine.messages import ConfirmMessage, Job, Message
-from autopeft.engine.ray_stops import stops_of
+from autopeft.engine.messages import ConfirmMessage, Job
 from autopeft.utils.gc import paused_gc
 from autopeft.utils.quiet import silence
 
 if TYPE_CHECKING:
-    from autopeft.engine.executor import WorkerContext
-    from autopeft.engine.job_groups import PackRun
+    from autopeft.engine.messages import WorkerContext
+
+GROUP = "group"
+"""Key of a Tune config: the `JobGroup` to run."""
 
 MESSAGES = "messages"
-"""Key of a result: pairs of a job's place in its pack and its message."""
+"""Key of a Tune result: pairs of a job's index in its group and its message."""
 
-JOBS = "jobs"
-"""Key of a config: the jobs as JSON; more than one are a pack."""
+_STOPS = "autopeft-stops"
 
-PACK = "pack"
-"""Key of a config: the pack's name."""
+
+@dataclass(frozen=True, repr=False)
+class JobGroup:
+    """Jobs that one worker runs together: one trial to Tune.
+
+    Tune searches dicts and lists of a config for values to resolve and prints the others into a
+    tag; it copies the config five times a trial and sends it back with every result. An object of
+    its own passes through untouched, is not copied, and prints as its name.
+
+    Attributes:
+        name: Tune's id of the trial.
+        jobs: The jobs.
+    """
+
+    name: str
+    jobs: tuple[Job, ...]
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> JobGroup:
+        return self
 
 
 class AdapterTrainable(tune.Trainable):  # type: ignore[misc]
-    """The worker: one Workbench for the actor's life, one job or pack after another on it."""
+    """The worker: one `Executor` for the actor's life, one group of jobs after another on it."""
 
-    def setup(self, config: dict[str, Any], held: tuple[ray.ObjectRef]) -> None:
-        """Loads the base model, once a worker.
+    def setup(self, config: dict[str, Any], context: tuple[ray.ObjectRef]) -> None:
+        """Load the base model, once a worker.
 
         Args:
             config: The first jobs.
-            held: Where the context is. It is fetched here, not by Ray before: that is when torch,
-                transformers and peft are imported.
+            context: Where the `WorkerContext` is. It is fetched here, because fetching it imports
+                torch, transformers and peft.
         """
         with paused_gc():
             import torch
 
-            from autopeft.engine.executor import Workbench
+            from autopeft.engine.executor import Executor
 
-            context: WorkerContext = ray.get(held[0])
-            # All of it stays as long as this process, which is ours.
+            fetched: WorkerContext = ray.get(context[0])
+            # All of this lives as long as this process.
             gc.freeze()
-        if context.device == "cpu":
-            # Two threads in a process that shares its cores with another worker are over 20x
-            # slower than one each.
+        if fetched.device == "cpu":
+            # Two workers with two threads each on two cores are over 20 times slower than with one.
             torch.set_num_threads(1)
         silence("transformers")
-        self._bench = Workbench(context)
-        self._pack: PackRun | None = None
+        self._executor = Executor(fetched)
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Lays the next job on the bench: the actor, and its model, live on."""
+        """Begin the next jobs on the model that is loaded already."""
         self._begin(new_config)
         return True
 
-    def _begin(self, config: Mapping[str, Any]) -> None:
-        jobs = [Job.from_json(row) for row in json.loads(config[JOBS])]
-        self._clear()
-        if len(jobs) == 1:
-            self._bench.begin(jobs[0])
-            return
-        from autopeft.engine.job_groups import PackRun
-
-        self._name = config[PACK]
-        must_pay = self._bench.context.settings.pack is None
-        self._pack = PackRun(self._bench, jobs, must_pay=must_pay)
+    def _begin(self, config: dict[str, Any]) -> None:
+        self._group: JobGroup = config[GROUP]
+        self._executor.begin(self._group.jobs)
 
     def step(self) -> dict[str, Any]:
-        """Trains to the next message of each job."""
-        if self._pack is None:
-            messages: Mapping[int, Message] = {0: self._bench.advance()}
-        else:
-            self._pack.drop(stops_of(self._name))
-            messages = self._pack.advance()
+        """Train to the next message of each job."""
+        if len(self._group.jobs) > 1:
+            self._executor.drop(stopped_jobs(self._group.name))
+        # Files are too large for Tune's own results, and Tune would flatten a dict.
         return {
-            # Files are too large for Tune's own results. Tune would take a dict apart.
             MESSAGES: [
                 (index, ray.put(message) if isinstance(message, ConfirmMessage) else message)
-                for index, message in messages.items()
+                for index, message in self._executor.advance().items()
             ]
         }
 
-    def _clear(self) -> None:
-        if self._pack is not None:
-            self._pack.close()
-            self._pack = None
-        self._bench.clear()
-
     def cleanup(self) -> None:
-        """Detaches what is attached."""
-        self._clear()
+        """Detach what is attached."""
+        self._executor.clear()
+
+
+# Tune can only stop a group as a whole, so a named actor tells workers which of its jobs to stop.
+
+
+@ray.remote(num_cpus=0)
+class _Stops:
+    def __init__(self) -> None:
+        self._stopped: dict[str, set[int]] = {}
+
+    def add(self, group: str, indices: list[int]) -> None:
+        self._stopped.setdefault(group, set()).update(indices)
+
+    def get(self, group: str) -> set[int]:
+        return self._stopped.get(group, set())
+
+
+def start_stops() -> Any:
+    """Start the actor; it lives as long as something refers to it."""
+    return _Stops.options(name=_STOPS, get_if_exists=True).remote()  # type: ignore[attr-defined]
+
+
+def stop_jobs(group: str, indices: Iterable[int]) -> None:
+    """Stop these jobs of a group before the worker's next step."""
+    ray.get(ray.get_actor(_STOPS).add.remote(group, list(indices)))
+
+
+def stopped_jobs(group: str) -> set[int]:
+    """Return the indices of the jobs that must stop."""
+    stopped: set[int] = ray.get(ray.get_actor(_STOPS).get.remote(group))
+    return stopped

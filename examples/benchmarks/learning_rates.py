@@ -24,7 +24,7 @@ from rich.table import Table
 
 from autopeft import methods
 from autopeft.costs import Topology, is_legal
-from autopeft.engine.executor import Workbench
+from autopeft.engine.executor import Executor
 from autopeft.engine.messages import FailureMessage, Job, RungMessage
 from autopeft.plan import MODEL, AdapterPlan, Candidate, LayerSpec, TrainSettings
 from autopeft.prepare import PreparedSearch, prepare
@@ -43,7 +43,8 @@ _SETTINGS = {
     "space": {"methods": ["lora", "prompt_tuning"]},
 }
 
-_BENCH: Workbench | None = None
+_EXECUTOR: Executor | None = None
+_READY: PreparedSearch | None = None
 
 
 @dataclass(frozen=True)
@@ -130,27 +131,29 @@ def _roles(method: methods.Method) -> tuple[str, ...]:
 def _load(ready: PreparedSearch) -> None:
     import torch
 
-    global _BENCH
+    global _EXECUTOR, _READY
     torch.set_num_threads(1)
-    _BENCH = Workbench(ready.context())
+    _EXECUTOR, _READY = Executor(ready.context()), ready
 
 
 def _run(trial: Trial) -> tuple[float | None, float | None]:
-    assert _BENCH is not None
-    context = _BENCH.context
+    assert _EXECUTOR is not None
+    assert _READY is not None
+    topology = _READY.prices.topology
     method = methods.get(trial.method)
-    n_layers = context.prices.topology.n_layers
+    n_layers = topology.n_layers
     specs = (
         LayerSpec(layer, role, trial.method, trial.rank)
         for role in _roles(method)
         for layer in ((0,) if role == MODEL else range(n_layers // 2, n_layers))
     )
-    plan = AdapterPlan(s for s in specs if is_legal(context.prices.topology, s))
+    plan = AdapterPlan(s for s in specs if is_legal(topology, s))
     rates = ((trial.method, trial.rate), (methods.HEAD, trial.head_rate))
-    train = TrainSettings(trial.rate, method_rates=rates, steps=context.settings.steps)
-    _BENCH.begin(Job("search", Candidate(plan, train), trial.seed, 0))
+    train = TrainSettings(trial.rate, method_rates=rates, steps=_READY.settings.steps)
+    candidate = Candidate(plan, train)
+    _EXECUTOR.begin([Job("search", candidate, _READY.prices.price(candidate), trial.seed)])
     while True:
-        message = _BENCH.advance()
+        message = _EXECUTOR.advance()[0]
         if isinstance(message, FailureMessage):
             return None, None
         assert isinstance(message, RungMessage)

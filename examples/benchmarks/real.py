@@ -34,7 +34,8 @@ from rich.table import Table
 
 from autopeft import SearchController
 from autopeft.costs import Price
-from autopeft.engine.executor import Workbench
+from autopeft.engine.executor import Executor
+from autopeft.engine.job_execution import JOB_ERRORS, JobExecution
 from autopeft.engine.messages import FailureMessage, Job, RungMessage
 from autopeft.plan import Candidate
 from autopeft.prepare import PreparedSearch, prepare
@@ -58,7 +59,8 @@ _SHARES = (0.25, 0.5, 1.0)
 _FLOOR = 0.5
 """Accuracy of a guess: what is worse adds nothing."""
 
-_BENCH: Workbench | None = None
+_EXECUTOR: Executor | None = None
+_EXECUTION: JobExecution | None = None
 _READY: PreparedSearch | None = None
 _FULL = 0
 
@@ -140,9 +142,9 @@ def _options() -> argparse.Namespace:
 def load(ready: PreparedSearch, full_trials: int) -> None:
     import torch
 
-    global _BENCH, _READY, _FULL
+    global _EXECUTOR, _READY, _FULL
     torch.set_num_threads(1)
-    _BENCH, _READY, _FULL = Workbench(ready.context()), ready, full_trials
+    _EXECUTOR, _READY, _FULL = Executor(ready.context()), ready, full_trials
 
 
 def _space(search: Search) -> SearchSpace:
@@ -231,25 +233,31 @@ def _stock(search: Search) -> Iterator[Spent]:
 
 def _train(candidate: Candidate, seed: int) -> Iterator[RungMessage | FailureMessage]:
     """Its messages, as a worker of a search would send them."""
-    assert _BENCH is not None
-    _BENCH.begin(Job("search", candidate, seed, 0))
+    global _EXECUTION
+    assert _EXECUTOR is not None
+    assert _READY is not None
+    if _EXECUTION is not None:
+        _EXECUTION.close()
+    costs = _READY.prices.price(candidate)
+    execution = _EXECUTION = JobExecution(_EXECUTOR, Job("search", candidate, costs, seed))
     while True:
-        message = _BENCH.advance()
-        assert isinstance(message, RungMessage | FailureMessage)
+        try:
+            message = execution.advance()
+        except JOB_ERRORS as error:
+            yield execution.failure(error)
+            return
+        assert isinstance(message, RungMessage)
         yield message
-        if isinstance(message, FailureMessage) or message.is_last:
+        if message.is_last:
             return
 
 
 def _spent(flops: float, seconds: float, price: Price, validation: float | None) -> Spent:
     """The trial that has just ended; the test split is scored only if it was trained to the end."""
-    assert _BENCH is not None
-    assert _BENCH._run is not None or validation is None
     test = None
-    if validation is not None and _BENCH._run is not None:
-        training = _BENCH._run._training
-        assert training is not None
-        test = training.evaluate("test").metrics["accuracy"]
+    if validation is not None:
+        assert _EXECUTION is not None
+        test = _EXECUTION.start()[1].evaluate("test").metrics["accuracy"]
     return Spent(flops, seconds, price.trainable_params, validation, test)
 
 

@@ -24,7 +24,7 @@ from rich.table import Table
 from scipy.stats import spearmanr
 
 from autopeft import methods
-from autopeft.engine.executor import Workbench
+from autopeft.engine.executor import Executor
 from autopeft.engine.messages import Job, RungMessage
 from autopeft.models.attach import attach
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
@@ -46,7 +46,8 @@ _PLACES = {"attention": ("attn.q", "attn.v"), "feed-forward": ("mlp.up", "mlp.do
 _RATE_POSITION = 0.75
 """In LoRA's range: what the sweep of `learning_rates.py` found best here."""
 
-_BENCH: Workbench | None = None
+_EXECUTOR: Executor | None = None
+_READY: PreparedSearch | None = None
 
 
 @dataclass(frozen=True)
@@ -123,8 +124,8 @@ def _sensitivities(
     ready: PreparedSearch, n_rows: int = 128
 ) -> dict[tuple[int, str], dict[str, float]]:
     """Norms over the weights of each place, from one backward pass in fp32."""
-    bench = Workbench(ready.context())
-    backbone, task = bench.backbone, bench.task
+    executor = Executor(ready.context())
+    backbone, task = executor.backbone, executor.task
     empty = Candidate(AdapterPlan(), TrainSettings(1e-3, steps=1))
     with attach(backbone, empty, seed=0) as attached:
         weights = {
@@ -154,21 +155,21 @@ def _norms(weights: list[Any]) -> dict[str, float]:
 
 
 def _load(ready: PreparedSearch) -> None:
-    global _BENCH
+    global _EXECUTOR, _READY
     torch.set_num_threads(1)
-    _BENCH = Workbench(ready.context())
+    _EXECUTOR, _READY = Executor(ready.context()), ready
 
 
 def _run(trial: Trial) -> float:
-    assert _BENCH is not None
+    assert _EXECUTOR is not None
+    assert _READY is not None
     low, high = methods.learning_rate_range("lora")
     rate = float(f"{low * (high / low) ** _RATE_POSITION:.3g}")
     specs = (LayerSpec(trial.layer, role, "lora", trial.rank) for role in _PLACES[trial.place])
-    train = TrainSettings(
-        rate, method_rates=((methods.HEAD, 1e-2),), steps=_BENCH.context.settings.steps
-    )
-    _BENCH.begin(Job("search", Candidate(AdapterPlan(specs), train), trial.seed, 0))
-    message = _BENCH.advance()
+    train = TrainSettings(rate, method_rates=((methods.HEAD, 1e-2),), steps=_READY.settings.steps)
+    candidate = Candidate(AdapterPlan(specs), train)
+    _EXECUTOR.begin([Job("search", candidate, _READY.prices.price(candidate), trial.seed)])
+    message = _EXECUTOR.advance()[0]
     assert isinstance(message, RungMessage), message
     return message.report.loss
 

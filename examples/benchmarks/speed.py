@@ -41,9 +41,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from autopeft.costs import PriceTable, Topology
-from autopeft.engine.executor import JobRun, Workbench, WorkerContext
-from autopeft.engine.messages import Job
+from autopeft.costs import Price, PriceTable, Topology
+from autopeft.engine.executor import Executor
+from autopeft.engine.job_execution import JobExecution
+from autopeft.engine.messages import Job, WorkerContext
 from autopeft.engine.worker_environment import worker_environment
 from autopeft.models.attach import Attached, attach
 from autopeft.models.backbone import Backbone
@@ -60,6 +61,7 @@ from autopeft.training.trainer import Trainer
 from autopeft.utils.hardware import matmul_flops_per_second, n_cores
 
 _RANK = 8
+_FREE = Price(0, 0, 0.0, 0)  # The benchmark measures costs itself.
 _CACHE = "~/.cache/autopeft"
 _TABLES = ("steps", "growth", "packs", "search")
 _SETTINGS: dict[str, dict[str, Any]] = {
@@ -329,16 +331,16 @@ class _StepWatch:
 
 def _ours(context: WorkerContext, lowest: int, rank: int = _RANK) -> Callable[[int], list[float]]:
     """autopeft's loop as a worker of a search runs it, in this process."""
-    training = _training(Workbench(context), lowest, rank)
+    training = _training(Executor(context), lowest, rank)
     training.evaluate("train")  # The activation cache is filled before the clock starts.
     return lambda steps: _timed(training, steps)
 
 
-def _training(bench: Workbench, lowest: int, rank: int) -> Trainer:
-    settings, topology = bench.context.settings, bench.context.prices.topology
+def _training(executor: Executor, lowest: int, rank: int) -> Trainer:
+    settings, topology = executor.context.settings, executor.backbone.topology
     train = TrainSettings(1e-3, steps=settings.steps, batch_size=settings.batch_size)
     candidate = Candidate(_plan(topology, lowest, rank), train)
-    return JobRun(bench, Job("search", candidate, seed=0)).start()[1]
+    return JobExecution(executor, Job("search", candidate, _FREE, seed=0)).start()[1]
 
 
 def _timed(training: Trainer, steps: int) -> list[float]:
@@ -377,7 +379,7 @@ def _peak(ready: PreparedSearch, steps: dict[str, dict[str, float]]) -> dict[str
     `ceiling` is how many times as fast as the default Trainer a step would be that does nothing but
     its matrix products, at that speed.
     """
-    precision = Workbench(ready.context()).precision
+    precision = Executor(ready.context()).precision
     dtype = "bfloat16" if precision == "bf16" else "float32"
     peak = max(
         matmul_flops_per_second(ready.device, size=size, seconds=0.5, dtype=dtype)
@@ -418,7 +420,7 @@ def _growth(ready: PreparedSearch, options: argparse.Namespace) -> list[dict[str
     _take_turns(list(runners.values()), max(2, options.rounds // 2), options.steps)
     for (what, value), runner in runners.items():
         rows.append({"over": what, "value": value, "seconds": runner.median})
-    training = _training(Workbench(ready.context()), 0, _RANK)
+    training = _training(Executor(ready.context()), 0, _RANK)
     lengths = ready.data.train.lengths
     order = np.argsort(lengths, kind="stable")
     for share in (0.1, 0.5, 0.9):
@@ -471,7 +473,7 @@ def _pack_gain(ready: PreparedSearch, options: argparse.Namespace) -> list[dict[
     """Median seconds of a step of each of some candidates, alone and together."""
     rows = []
     for n_rows in (1, 4, ready.settings.batch_size):
-        backbone, ranks = Workbench(ready.context()).backbone, (2, 4, 8, 16)
+        backbone, ranks = Executor(ready.context()).backbone, (2, 4, 8, 16)
         alone = _lanes(ready, backbone, ranks, n_rows)
         together = _lanes(ready, backbone, ranks, n_rows)
         packed = MultiTrainer(

@@ -78,8 +78,8 @@ class Bench:
                 {"accuracy": self.score(job), "trainable_params": 1.0},
             )
             cut = tuple(
-                Compressed(c, self.prices.price(c), score, {"adapter.txt": b"cut"})
-                for c in job.lower_ranks
+                Compressed(candidate, costs, score, {"adapter.txt": b"cut"})
+                for candidate, costs in job.lower_ranks
             )
             files = {"adapter.txt": b"x"}
             assert not self.dispatcher.take(
@@ -281,7 +281,7 @@ def test_confirmed_loras_are_scored_at_lower_ranks_that_no_trial_had(tmp_path: P
     bench = Bench(tmp_path, "15trials", compress=True)
     jobs = bench.run()
     trained = {job.candidate.digest for job in jobs if job.kind == "search"}
-    cut = {c.digest: job.candidate for job in jobs for c in job.lower_ranks}
+    cut = {c.digest: job.candidate for job in jobs for c, _ in job.lower_ranks}
     assert cut
     assert not trained & set(cut)
     scores = bench.store.scores()
@@ -301,7 +301,7 @@ def test_what_was_cut_first_and_trained_later_is_confirmed_by_its_own_training(
     tmp_path: Path,
 ) -> None:
     bench = Bench(tmp_path, "15trials", compress=True)
-    source, cut = next((job.candidate, c) for job in bench.run() for c in job.lower_ranks)
+    source, cut = next((job.candidate, c) for job in bench.run() for c, _ in job.lower_ranks)
     assert cut.digest not in {digest for digest, _ in bench.store.done()}
     # A later sitting trains it as a trial of its own.
     bench.controller.enqueue(cut)
@@ -317,7 +317,7 @@ def test_what_was_cut_first_and_trained_later_is_confirmed_by_its_own_training(
 
     (before,) = of_cut()
     assert (before.origin, before.compressed_from) == ("compressed", source.digest)
-    bench.work(Job("confirm", cut, seed=1))
+    bench.work(Job("confirm", cut, trial.costs, seed=1))
     (after,) = of_cut()
     assert (after.origin, after.compressed_from) == ("baseline", "")  # It is an ordinary LoRA.
     assert [score.seed for score in after.seeds] == [1]

@@ -1,24 +1,168 @@
-"""A worker lives as long as its search: what hundreds of trials leave behind adds up."""
+"""Several jobs on one worker: the messages are those of each job alone; nothing leaks."""
 
 from __future__ import annotations
 
 import gc
-import itertools
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from tiny_models import assert_same_state, prompt_sizes_of, random_plan, state_of
+from tiny_models import assert_same_state, random_plan, state_of
 
-from autopeft.engine.executor import Workbench
-from autopeft.engine.messages import Job, RungMessage
-from autopeft.plan import Candidate, TrainSettings
-from autopeft.prepare import prepare
+from autopeft.costs import Price
+from autopeft.engine.executor import Executor
+from autopeft.engine.messages import ConfirmMessage, FailureMessage, Job, Message, RungMessage
+from autopeft.errors import MultiAdapterError
+from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
+from autopeft.prepare import PreparedSearch, prepare
 from autopeft.settings import SearchSettings
 from autopeft.training import precision
+from autopeft.training.multi_trainer import MultiTrainer
 
+_STEPS = 80
+_COSTS = Price(1, 4, 8e6, 1000)
 _TRIALS = 160
 _PLANS = 20
+
+
+@pytest.fixture(scope="module")
+def ready(tiny_model: Path, tiny_data: Path) -> PreparedSearch:
+    settings = {
+        "model": str(tiny_model),
+        "data": str(tiny_data),
+        "steps": _STEPS,
+        "batch_size": 8,
+        "max_length": 16,
+        "precision": "fp32",
+        "budget": "9trials",
+        "trials_per_worker": 3,
+    }
+    return prepare(SearchSettings.from_mapping(settings))
+
+
+@pytest.fixture
+def executor(ready: PreparedSearch) -> Executor:
+    return Executor(ready.context())
+
+
+def _candidate(rank: int, rate: float = 1e-2, **train: Any) -> Candidate:
+    specs = [LayerSpec(1, "attn.q", "lora", rank), LayerSpec(1, "attn.v", "ia3")]
+    settings = {"steps": _STEPS, "batch_size": 8, **train}
+    return Candidate(AdapterPlan(specs[: 1 + rank % 2]), TrainSettings(rate, **settings))
+
+
+def _jobs(kind: Any = "search", rates: tuple[float, ...] = (1e-2, 2e-2, 5e-3)) -> list[Job]:
+    return [Job(kind, _candidate(i + 1, rate), _COSTS, 3, i) for i, rate in enumerate(rates)]
+
+
+def _alone(executor: Executor, job: Job, n: int) -> list[Message]:
+    executor.begin([job])
+    messages = [executor.advance()[0] for _ in range(n)]
+    executor.clear()
+    return messages
+
+
+def _same(one: Message, other: Message) -> bool:
+    if isinstance(one, RungMessage) and isinstance(other, RungMessage):
+        return (one.report.step, one.is_last) == (other.report.step, other.is_last) and (
+            one.report.loss == pytest.approx(other.report.loss, rel=1e-3)
+        )
+    return type(one) is type(other)
+
+
+def test_rungs_are_those_of_each_alone(executor: Executor, ready: PreparedSearch) -> None:
+    jobs = _jobs()
+    expected = [_alone(executor, job, len(ready.rungs)) for job in jobs]
+    executor.begin(jobs)
+    for rung in range(len(ready.rungs)):
+        messages = executor.advance()
+        assert sorted(messages) == [0, 1, 2]
+        assert all(_same(messages[i], expected[i][rung]) for i in range(3))
+        assert all(m.activity.train > 0 for m in messages.values())
+    assert executor.trains_together
+    assert executor.advance() == {}
+    assert executor.backbone.attached is None
+
+
+def test_a_stopped_job_sends_nothing_more(executor: Executor, ready: PreparedSearch) -> None:
+    jobs = _jobs()
+    expected = [_alone(executor, job, len(ready.rungs)) for job in jobs]
+    executor.begin(jobs)
+    executor.advance()
+    executor.drop([1])
+    messages = executor.advance()
+    assert sorted(messages) == [0, 2]
+    assert all(_same(messages[i], expected[i][1]) for i in messages)
+    executor.clear()
+
+
+def test_confirmations_hand_their_adapters_back(executor: Executor) -> None:
+    jobs = [Job("confirm", _candidate(2), _COSTS, seed) for seed in (1, 2, 3)]
+    expected = [_alone(executor, job, 1)[0] for job in jobs]
+    executor.begin(jobs)
+    messages = executor.advance()
+    for index, alone in enumerate(expected):
+        got = messages[index]
+        assert isinstance(got, ConfirmMessage)
+        assert isinstance(alone, ConfirmMessage)
+        assert got.score.seed == alone.score.seed == index + 1
+        assert got.score.test["loss"] == pytest.approx(alone.score.test["loss"], rel=1e-3)
+        assert set(got.files) == set(alone.files)
+    assert executor.backbone.attached is None
+
+
+def test_one_fails_and_the_others_go_on(executor: Executor, ready: PreparedSearch) -> None:
+    executor.begin(_jobs(rates=(1e-2, 1e30, 5e-3)))
+    seen: dict[int, list[Message]] = {0: [], 1: [], 2: []}
+    for _ in ready.rungs:
+        for index, message in executor.advance().items():
+            seen[index].append(message)
+    assert [type(m) for m in seen[1]] == [FailureMessage]
+    assert [len(seen[i]) for i in (0, 2)] == [len(ready.rungs)] * 2
+
+
+@pytest.mark.parametrize("error", [MultiAdapterError("no"), RuntimeError("out of memory")])
+def test_jobs_that_cannot_be_trained_together_train_one_after_another(
+    executor: Executor, ready: PreparedSearch, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def refuse(_self: MultiTrainer, _to_step: int) -> None:
+        raise error
+
+    jobs = _jobs()
+    expected = [_alone(executor, job, len(ready.rungs)) for job in jobs]
+    monkeypatch.setattr(MultiTrainer, "train_to", refuse)
+    executor.begin(jobs)
+    for rung in range(len(ready.rungs)):
+        if rung:
+            messages: Mapping[int, Message] = executor.advance()
+        else:
+            with pytest.warns(UserWarning, match="no;|out of memory"):
+                messages = executor.advance()
+        assert all(_same(messages[i], expected[i][rung]) for i in range(3))
+    assert not executor.trains_together
+
+
+def test_training_together_must_be_faster_unless_it_was_asked_for(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autopeft.training.multi_trainer.MUST_SAVE", 0.0)
+    executor.context = replace(
+        executor.context, settings=replace(executor.context.settings, trials_per_worker=None)
+    )
+    executor.begin(_jobs())
+    with pytest.warns(UserWarning, match="times as fast as alone"):
+        messages = executor.advance()
+    assert sorted(messages) == [0, 1, 2]
+    assert not executor.trains_together
+    monkeypatch.setattr("autopeft.training.multi_trainer.MUST_SAVE", 1e9)
+    executor.trains_together, executor.has_compared = True, False
+    executor.begin(_jobs())
+    executor.advance()
+    assert executor.trains_together
+    assert executor.has_compared
 
 
 def _held() -> int:
@@ -35,27 +179,25 @@ def _held() -> int:
 def test_hundreds_of_trials_leave_nothing_behind(tiny_model: Path, tiny_data: Path) -> None:
     settings = {"steps": 2, "batch_size": 4, "max_length": 16, "precision": "bf16"}
     settings |= {"max_validation_rows": 8, "budget": "9trials"}
-    bench = Workbench(
+    executor = Executor(
         prepare(
             SearchSettings.from_mapping(
                 {"model": str(tiny_model), "data": str(tiny_data), **settings}
             )
         ).context()
     )
-    before = state_of(bench.backbone)
+    before = state_of(executor.backbone)
     train = TrainSettings(1e-3, steps=2, batch_size=4)
-    drawn = (random_plan(bench.backbone.topology, seed, 0.3) for seed in itertools.count())
-    # Prompts of any size are not priced here.
-    plans = list(itertools.islice((p for p in drawn if not prompt_sizes_of(p)), _PLANS))
+    plans = [random_plan(executor.backbone.topology, seed, 0.3) for seed in range(_PLANS)]
     held = {}
     for trial in range(_TRIALS):
-        bench.begin(Job("search", Candidate(plans[trial % _PLANS], train), seed=0))
-        message = bench.advance()
+        executor.begin([Job("search", Candidate(plans[trial % _PLANS], train), _COSTS, seed=0)])
+        message = executor.advance()[0]
         assert isinstance(message, RungMessage), message
-        bench.clear()
+        executor.clear()
         if (trial + 1) % _PLANS == 0:
             held[trial + 1] = _held()
     # All plans have been seen once by then, and all caches are full.
     assert held[_TRIALS] == held[2 * _PLANS], held
     assert len(precision._COPIES) < 100
-    assert_same_state(before, state_of(bench.backbone))
+    assert_same_state(before, state_of(executor.backbone))

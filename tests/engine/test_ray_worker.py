@@ -11,7 +11,6 @@ import pytest
     ("module", "names", "expected"),
     [
         ("ray_worker", ("ray.tune", "torch", "transformers", "peft", "optuna"), "ray.tune"),
-        ("ray_stops", ("ray", "ray.tune", "torch"), "ray"),
         (
             "executor",
             ("torch", "autopeft.searcher", "optuna", "sqlalchemy", "sklearn", "scipy.stats", "ray"),

@@ -1,0 +1,109 @@
+"""A backend without Ray: one executor in this process, one job or group of jobs at a time."""
+
+from __future__ import annotations
+
+import warnings
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+
+import torch
+
+from autopeft.engine.dispatcher import Dispatcher
+from autopeft.engine.executor import Executor
+from autopeft.engine.job_queue import JobQueue
+from autopeft.engine.messages import Job, WorkerContext
+from autopeft.errors import AutoPeftError, TrainingFailure
+
+
+class LocalBackend:
+    """Runs all jobs in this process, with the results of one Ray worker.
+
+    Python's warnings are hidden meanwhile, as Ray hides its workers'.
+
+    Args:
+        trials_per_worker: Trials that are trained together at most.
+    """
+
+    def __init__(self, trials_per_worker: int = 1) -> None:
+        self._trials_per_worker = trials_per_worker
+
+    def __enter__(self) -> LocalBackend:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stop nothing: there are no workers."""
+
+    def run(self, dispatcher: Dispatcher, context: WorkerContext) -> None:
+        """Run jobs until the dispatcher is done.
+
+        Raises:
+            TrainingFailure: if the model cannot be loaded, or the first job ends in an error that
+                no single candidate can cause.
+        """
+        queue = JobQueue(dispatcher, self._trials_per_worker)
+        groups: deque[tuple[Job, ...]] = deque()
+        executor: Executor | None = None
+        has_heard = False
+        with warnings.catch_warnings(), _one_thread(context.device):
+            warnings.simplefilter("ignore")
+            try:
+                while True:
+                    # One group waits while another one trains, as with Ray: so the search proposes
+                    # the same candidates.
+                    while len(groups) < 2 and (group := queue.next_group()):
+                        groups.append(group)
+                    if not groups:
+                        return
+                    group = groups.popleft()
+                    try:
+                        if executor is None:
+                            executor = Executor(context)
+                        for _ in _run_group(executor, dispatcher, group):
+                            has_heard = True
+                    except AutoPeftError:
+                        raise
+                    except Exception as error:
+                        reason = " ".join(f"{type(error).__name__}: {error}".split())[:400]
+                        if not has_heard:
+                            # What happens before any message will happen to every job.
+                            raise TrainingFailure(f"the worker cannot start: {reason}") from error
+                        executor = None  # The model may be left in any state: load it anew.
+                        for job in group:
+                            if dispatcher.is_running(job):
+                                dispatcher.fail(job, f"the worker failed: {reason}")
+            finally:
+                if executor is not None:
+                    executor.clear()
+
+
+def _run_group(
+    executor: Executor, dispatcher: Dispatcher, group: tuple[Job, ...]
+) -> Iterator[None]:
+    """Run jobs to their ends; yield after each round of messages."""
+    executor.begin(group)
+    running = set(range(len(group)))
+    while running:
+        for index, message in executor.advance().items():
+            if index in running and not dispatcher.take(group[index], message):
+                running.discard(index)
+                executor.drop([index])
+        yield
+
+
+@contextmanager
+def _one_thread(device: str) -> Iterator[None]:
+    """Let torch compute with one thread on a CPU, as Ray's workers do; restore it on exit."""
+    before = torch.get_num_threads()
+    if device == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
