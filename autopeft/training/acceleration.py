@@ -1,4 +1,8 @@
-"""What all accelerations share: how they are applied, and the check that they change nothing."""
+"""What accelerations share: how they are applied, and the check that they change nothing.
+
+Each acceleration (the activation cache, the last block, rounded weights, attention, multi-adapter
+training) is compared once with the plain computation and is not used where they differ.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from typing import Protocol
 
 import torch
 
+from autopeft.errors import AutoPeftError
 from autopeft.tasks.batch import Batch
 
 TOLERANCE: Mapping[str, float] = {"fp32": 1e-3, "bf16": 5e-2}
@@ -17,7 +22,7 @@ plain value. Both round the same numbers in a different order."""
 
 
 class Acceleration(Protocol):
-    """Skips work in a forward pass without changing what it returns."""
+    """Skips work in forward passes without changing what is learned."""
 
     @property
     def setup_seconds(self) -> float:
@@ -42,20 +47,31 @@ class _NoAcceleration:
 NO_ACCELERATION: Acceleration = _NoAcceleration()
 
 
-def verified(fast: torch.Tensor, plain: torch.Tensor, tolerance: float, *, what: str) -> bool:
+def verified(
+    fast: torch.Tensor,
+    plain: torch.Tensor,
+    tolerance: float,
+    *,
+    what: str,
+    error: type[AutoPeftError] | None = None,
+) -> bool:
     """Return whether an accelerated result equals the plain one; warn if it does not.
 
     Args:
-        fast: The accelerated result, of any shape.
-        plain: The plain result, of the same shape. NaN in either counts as a difference.
+        fast: The accelerated result, of any shape. NaN counts as a difference.
+        plain: The plain result, of the same shape.
         tolerance: Largest difference, relative to the largest value of `plain`; 0: bit for bit.
-        what: The acceleration, for the warning.
+        what: Name of the acceleration.
+        error: Raised instead of a warning.
     """
     gap = float((fast - plain).abs().max())
     scale = float(plain.abs().max())
     if gap <= tolerance * scale:
         return True
-    warn_off(what, f"results differ by {gap:.2g} of {scale:.2g}")
+    reason = f"results differ by {gap:.2g} of {scale:.2g}"
+    if error is not None:
+        raise error(f"{what} is off: {reason}")
+    warn_off(what, reason)
     return False
 
 

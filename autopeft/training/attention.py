@@ -1,8 +1,8 @@
-"""Computes attention in training by whatever is fastest here: measured, not assumed.
+"""Computes attention in training with the kernel that a measurement finds fastest.
 
 On CPUs without bf16 matrix units the backward pass of torch's fused bf16 attention takes several
 times as long as the fp32 one: more than all matrix products of a small encoder together. For short
-rows the plain formula, products in bf16 and the softmax in fp32, is faster than either.
+rows the plain formula, with products in bf16 and the softmax in fp32, is faster than either.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch.nn import functional
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from autopeft.training.acceleration import TOLERANCE, verified
 from autopeft.training.precision import Precision, synchronize
 
 AttentionFunction = Callable[..., tuple[torch.Tensor, Any]]
@@ -31,18 +32,21 @@ Kernel = Literal["fused", "fused fp32", "plain"]
 PLAIN_LENGTH = 256
 """Longest rows for the plain formula, which keeps every pair of tokens for the backward pass."""
 
+_IS_VERIFIED: dict[tuple[Kernel, type[torch.nn.Module]], bool] = {}
+"""Kernel and class of an attention -> whether its first result was the usual one."""
+
 
 def training_attention(precision: Precision, device: str) -> AbstractContextManager[None]:
-    """A context in which transformers' SDPA attention uses what is fastest for training.
+    """Return a context in which transformers' SDPA attention uses the fastest training kernel.
 
-    Only models that attend by SDPA are affected (nearly all do); the result differs by rounding.
+    Affects models with SDPA attention (nearly all); results differ by rounding only.
 
     Args:
-        precision: What the training computes in.
-        device: Where.
+        precision: Precision of the training.
+        device: Device of the model.
     """
     if precision != "bf16" or torch.device(device).type == "cuda":
-        return nullcontext()  # GPUs' fused kernels are what the hardware is built for.
+        return nullcontext()  # On GPUs the fused kernels are the fastest.
     return attention_through(partial(_by_measurement, device))
 
 
@@ -50,9 +54,9 @@ def training_attention(precision: Precision, device: str) -> AbstractContextMana
 def attention_through(
     around: Callable[[AttentionFunction], AttentionFunction],
 ) -> Iterator[None]:
-    """A context in which SDPA attention is computed by a function around the one so far.
+    """Replace SDPA attention by a function around the current one within this context.
 
-    Uses transformers' own table of attention functions, and restores it. May be nested.
+    Changes transformers' table of attention functions and restores it. Contexts can be nested.
     """
     table = ALL_ATTENTION_FUNCTIONS
     before = table["sdpa"]
@@ -62,7 +66,7 @@ def attention_through(
         yield
     finally:
         if own is None:
-            # Local to the table; without it the library's own shows again.
+            # Without this local entry the table finds the library's own function again.
             del table["sdpa"]
         else:
             table["sdpa"] = own
@@ -79,24 +83,67 @@ def _by_measurement(device: str, usual: AttentionFunction) -> AttentionFunction:
     ) -> tuple[torch.Tensor, Any]:
         length = 1 << (key.shape[2] - 1).bit_length()
         kernel = fastest_kernel(device, min(length, 2 * PLAIN_LENGTH), query.shape[-1])
-        if kernel == "plain" and not _needs_fused(options):
-            return plain_attention(module, query, key, value, attention_mask, **options)
-        if kernel == "fused":
-            return usual(module, query, key, value, attention_mask, **options)
-        if attention_mask is not None and attention_mask.is_floating_point():
-            attention_mask = attention_mask.float()
-        with torch.autocast(query.device.type, enabled=False):
-            out, rest = usual(
-                module, query.float(), key.float(), value.float(), attention_mask, **options
+        if kernel == "plain" and _needs_fused(options):
+            kernel = "fused fp32"
+        arguments = (module, query, key, value, attention_mask)
+        case = (kernel, type(module))
+        if kernel == "fused" or not _IS_VERIFIED.get(case, True):
+            return usual(*arguments, **options)
+        function = plain_attention if kernel == "plain" else partial(_fp32_attention, usual)
+        output, rest = function(*arguments, **options)
+        if case not in _IS_VERIFIED and not options.get("dropout"):
+            with torch.no_grad():
+                expected = usual(*arguments, **options)[0]
+            attends = _attends(attention_mask, query)
+            _IS_VERIFIED[case] = verified(
+                output.detach()[attends],
+                expected[attends],
+                TOLERANCE["bf16"],
+                what=f"{kernel} attention in {type(module).__name__}",
             )
-        return out.to(query.dtype), rest
+        return output, rest
 
     return attend
 
 
 def _needs_fused(options: dict[str, Any]) -> bool:
-    """Whether transformers' function is asked for something the plain formula here lacks."""
+    """Return whether the options ask for something that the plain formula lacks."""
     return bool(options.get("dropout")) or options.get("position_bias") is not None
+
+
+def _attends(mask: torch.Tensor | None, query: torch.Tensor) -> torch.Tensor:
+    """Return which queries attend to any key, shape (b, t, heads); others have no defined result.
+
+    Args:
+        mask: Boolean or additive, broadcastable to (b, heads, t, keys).
+        query: Shape (b, heads, t, width of a head).
+    """
+    if mask is None:
+        attends = query.new_ones((), dtype=torch.bool)
+    elif mask.dtype == torch.bool:
+        attends = mask.any(dim=-1)
+    else:
+        attends = (mask > torch.finfo(mask.dtype).min / 2).any(dim=-1)
+    return attends.expand(query.shape[:3]).transpose(1, 2)
+
+
+def _fp32_attention(
+    usual: AttentionFunction,
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **options: Any,
+) -> tuple[torch.Tensor, Any]:
+    """Compute the usual attention in fp32."""
+    if attention_mask is not None and attention_mask.is_floating_point():
+        attention_mask = attention_mask.float()
+    with torch.autocast(query.device.type, enabled=False):
+        output, rest = usual(
+            module, query.float(), key.float(), value.float(), attention_mask, **options
+        )
+    return output.to(query.dtype), rest
 
 
 def plain_attention(
@@ -110,16 +157,16 @@ def plain_attention(
     is_causal: bool | None = None,
     **_options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """softmax(q k' * scaling + mask) v, the softmax in fp32, with transformers' conventions.
+    """Return softmax(q k' * scaling + mask) v, the softmax in fp32, as transformers defines it.
 
     Args:
-        module: The attention; says whether it is causal where nothing else does.
+        module: The attention; its `is_causal` is the default of the argument.
         query: Shape (b, heads, t, width of a head).
         key: Shape (b, key heads, keys, width of a head).
         value: Like `key`.
         attention_mask: Boolean (True: attend) or additive, broadcastable to (b, heads, t, keys).
-        scaling: Of the scores; default 1 / sqrt(width of a head).
-        is_causal: Whether to attend backwards only where there is no mask.
+        scaling: Factor of the scores; by default 1 / sqrt(width of a head).
+        is_causal: Whether tokens attend backwards only; ignored if there is a mask.
 
     Returns:
         Shape (b, t, heads, width of a head), and None.
@@ -145,9 +192,9 @@ def plain_attention(
 
 
 def _additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """A mask to add to scores, shape (b or 1, heads or 1, t or 1, keys).
+    """Return a mask to add to scores, shape (b or 1, heads or 1, t or 1, keys).
 
-    Its least value is finite: a row that attends to nothing must not become NaN.
+    Its lowest value is finite, so that a row that attends to nothing does not become NaN.
     """
     least = torch.finfo(dtype).min
     if mask.dtype == torch.bool:
@@ -158,23 +205,23 @@ def _additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 @lru_cache(maxsize=64)
 def fastest_kernel(device: str, length: int, width: int) -> Kernel:
-    """What computes bf16 attention fastest, forward and back, on this device; measured once.
+    """Return the kernel that computes bf16 attention fastest, forward and back; measured once.
 
     Args:
-        device: Where.
+        device: Device of the model.
         length: Tokens of a row.
-        width: Of a head.
+        width: Width of a head.
     """
     kernels: tuple[Kernel, ...] = ("fused", "fused fp32", "plain")
     if length > PLAIN_LENGTH:
         kernels = ("fused", "fused fp32")
-    # A first batch may be looked at without gradients; what is measured is a training's.
+    # The caller may have gradients off; a training's passes are measured in any case.
     with torch.inference_mode(False), torch.enable_grad():
         return min(kernels, key=lambda kernel: _attention_ms(kernel, device, length, width))
 
 
 def _attention_ms(kernel: Kernel, device: str, length: int, width: int) -> float:
-    """Fastest of some passes, casts to and from bf16 included for fp32."""
+    """Return the shortest of some passes; for fp32, casts from and to bf16 are included."""
     generator = torch.Generator().manual_seed(0)
     rows = max(1, 512 // length)
     shape = (rows, 8, length, width)  # (b, heads, t, width of a head)

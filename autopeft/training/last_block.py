@@ -1,10 +1,10 @@
-"""Computes the last block only where somebody reads what it gives.
+"""Computes the last block only at the positions whose output is read.
 
-A classifier's head reads one token of each text, and a causal LM's loss the completion's. Keys and
-values of the last block are needed of all tokens; its queries, its feed-forward part and what
-surrounds them only where the result is read. So these modules are given those positions alone, and
-zeros take the others' places. What is learned stays the same: nothing flows back from a position
-that nobody reads.
+A classifier's head reads one token of each text, and a causal LM's loss reads the completion. The
+keys and values of the last block are needed at all positions, but its queries, its feed-forward
+part and the modules around them only where the output is read. So these modules get those positions
+only, and the others are filled with zeros. What is learned stays the same, because no gradient
+comes from a position that is not read.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from autopeft.training.precision import Precision
 
 
 class LastBlock:
-    """Narrows the last block of one frozen model, for any adapters.
+    """Narrows the last block of one model to the positions that are read, for any adapters.
 
-    Belongs to a worker and lives as long as its model. When a first check finds that outputs
-    differ, it warns once and leaves nothing out any more.
+    Belongs to a worker and lives as long as its model. If a check finds that outputs differ, it
+    warns once and turns itself off.
 
     Args:
-        model: The model; adapters may come and go.
+        model: The model; adapters may be attached and detached.
         block: Path of its last block.
-        modules: Paths, inside that block, of what treats every position alone; see
+        modules: Paths of the modules in that block that compute each position on its own; see
             `autopeft.profiling.output_positions.narrow_modules`.
-        task: Tells where hidden states may be read.
-        window: Which of the task's windows this model reads.
-        precision: What trainings compute in.
+        task: Defines the windows.
+        window: Name of the window that this model reads.
+        precision: Precision of the trainings.
 
     Attributes:
         is_off: True if a check has failed.
@@ -66,9 +66,9 @@ class LastBlock:
 
     @contextmanager
     def serving(self, batch: Batch) -> Iterator[None]:
-        """Narrows the last block to what is read of this batch."""
+        """Narrow the last block to the positions of this batch that are read."""
         length = batch.input_ids.shape[1]
-        # A window's size may have to be read back from an accelerator.
+        # Getting a window's size may wait for an accelerator.
         window = None if self.is_off else self._task.windows(batch)[self._window]
         if window is None or window.size >= length or not self._is_good(batch, window):
             yield
@@ -77,14 +77,14 @@ class LastBlock:
             yield
 
     def _is_good(self, batch: Batch, window: Window) -> bool:
-        """Compares the block's output with and without narrowing, once for each kind of adapter."""
+        """Compare the block's output with and without narrowing, once per kind of adapter."""
         kinds = self._kinds()
         if kinds in self._checked:
             return True
         self._checked.add(kinds)
         length = batch.input_ids.shape[1]
         modes = [(module, module.training) for module in self._model.modules()]
-        self._model.eval()  # Adapters that drop out would draw fewer numbers.
+        self._model.eval()  # With dropout the narrow pass would draw fewer random numbers.
         try:
             with torch.inference_mode(False), torch.no_grad():
                 whole = self._output(batch)
@@ -94,7 +94,7 @@ class LastBlock:
             for module, mode in modes:
                 module.training = mode
         if whole.shape[1] != length:
-            return True  # A prompt stands before the tokens, and nothing is narrowed.
+            return True  # A prompt precedes the tokens, and nothing is narrowed.
         is_read = window.mask(length)
         what = f"skipping unread positions of {type(self._model).__name__}'s last block"
         self.is_off = not verified(
@@ -103,14 +103,14 @@ class LastBlock:
         return not self.is_off
 
     def _kinds(self) -> frozenset[str]:
-        """What the block is made of, and what it is in: a prompt takes the place of a parent."""
+        """Return the classes of the block's modules and parents; a prompt replaces a parent."""
         names = self._block.split(".")
         parents = [_at(self._model, ".".join(names[:n])) for n in range(1, len(names))]
         inner = _at(self._model, self._block).modules()
         return frozenset(type(module).__name__ for module in (*parents, *inner))
 
     def _output(self, batch: Batch) -> torch.Tensor:
-        """What the last block gives, shape (b, t, width)."""
+        """Return the last block's output, shape (b, t, width)."""
         found: list[torch.Tensor] = []
 
         def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
@@ -139,7 +139,7 @@ class LastBlock:
 
 
 def _at(model: nn.Module, path: str) -> nn.Module:
-    """The module at a path of the bare model, also where an adapter has taken a parent's place."""
+    """Return the module at a path of the bare model, even if an adapter has replaced a parent."""
     module = model
     for name in path.split("."):
         while not hasattr(module, name) and hasattr(module, "base_layer"):
@@ -150,14 +150,14 @@ def _at(model: nn.Module, path: str) -> nn.Module:
 
 @dataclass(frozen=True)
 class _Positions:
-    """The positions of a window in batches of a length.
+    """The positions of a window in one batch.
 
     Attributes:
-        rows: Texts.
-        length: Tokens of each.
-        size: Positions of each.
-        columns: Shape (rows, size).
-        flat: Index into all tokens one after the other, shape (rows * size,).
+        rows: Number of texts.
+        length: Tokens per text.
+        size: Positions per text.
+        columns: Positions in each text, shape (rows, size).
+        flat: The same as indices into all tokens concatenated, shape (rows * size,).
     """
 
     rows: int
@@ -187,13 +187,13 @@ class _Positions:
         n_tokens = self.rows * self.length
         full = _Spread.apply(x.flatten(0, 1), self.flat, n_tokens)  # type: ignore[no-untyped-call]
         full = full.view(self.rows, self.length, *x.shape[2:])
-        # The next module of the block picks the same positions: it need not look for them, and
-        # neither gradients nor zeros go by way of all tokens.
+        # The next module of the block picks the same positions. Keeping them here saves the search
+        # and avoids gradients of the full size.
         setattr(full, _SPREAD_FROM, (self, x))
         return cast("torch.Tensor", full)
 
     def fits(self, x: Any) -> bool:
-        """Whether something holds one vector a token."""
+        """Return whether an argument holds one vector per token."""
         return isinstance(x, torch.Tensor) and x.shape[:-1] == (self.rows, self.length)
 
 
@@ -201,12 +201,12 @@ _SPREAD_FROM = "_autopeft_spread_from"
 
 
 def _scattered(x: torch.Tensor, index: torch.Tensor, n_tokens: int) -> torch.Tensor:
-    """(n, ...) -> (n_tokens, ...), zeros where `index` names nobody; written once, not copied."""
+    """(n, ...) -> (n_tokens, ...), zeros at all positions that are not in `index`."""
     return x.new_zeros(n_tokens, *x.shape[1:]).index_copy_(0, index, x)
 
 
 class _Spread(torch.autograd.Function):
-    """`_scattered`, whose gradient is picked."""
+    """`_scattered`; its gradient is picked."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, index: torch.Tensor, n_tokens: int) -> torch.Tensor:
@@ -220,7 +220,7 @@ class _Spread(torch.autograd.Function):
 
 
 class _Pick(torch.autograd.Function):
-    """(n_tokens, ...) -> (n, ...); its gradient is scattered: no position is named twice."""
+    """(n_tokens, ...) -> (n, ...); its gradient is scattered, since positions are unique."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
@@ -235,12 +235,12 @@ class _Pick(torch.autograd.Function):
 
 
 def _narrow(module: nn.Module, positions: _Positions) -> Iterator[Any]:
-    """Hooks that let a module see these positions only, in its first call."""
+    """Register hooks that pass only these positions to a module, in its first call."""
     calls = [0]
 
     def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         calls[0] += 1
-        # A later call is not about the tokens (DeBERTa's queries of relative positions).
+        # Later calls are not on the tokens (DeBERTa projects relative positions).
         if calls[0] > 1 or not any(map(positions.fits, (*args, *kwargs.values()))):
             calls[0] += 1
             return None
@@ -259,7 +259,7 @@ def _narrow(module: nn.Module, positions: _Positions) -> Iterator[Any]:
 def _narrow_queries(
     usual: AttentionFunction, inside: frozenset[int], positions: _Positions
 ) -> AttentionFunction:
-    """Attention that asks for these positions only, in the modules inside the last block."""
+    """Return attention with queries at these positions only, in modules of the last block."""
 
     def attend(
         module: nn.Module,

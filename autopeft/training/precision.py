@@ -21,20 +21,21 @@ from torch.utils.weak import WeakIdKeyDictionary
 from transformers.pytorch_utils import Conv1D
 
 from autopeft.errors import SettingsError
+from autopeft.training.acceleration import verified
 
 Precision = Literal["fp32", "bf16"]
 
 MIN_GAIN = 1.2
-"""bf16 must be so much faster to be chosen: below that its rounding buys nothing."""
+"""bf16 is chosen only if it is this many times as fast as fp32, to be worth its rounding."""
 
 
 @dataclass(frozen=True)
 class PrecisionChoice:
-    """What trainings compute in, and why.
+    """The precision of trainings, and why.
 
     Attributes:
         precision: "fp32", or "bf16" for bf16 autocast (weights and adapters stay fp32).
-        measured_ms: Milliseconds of the probe by precision; empty if the user chose.
+        measured_ms: Milliseconds of the benchmark by precision; empty if the user chose.
     """
 
     precision: Precision
@@ -42,12 +43,12 @@ class PrecisionChoice:
 
 
 def choose_precision(wanted: str, device: str, model: torch.nn.Module) -> PrecisionChoice:
-    """The precision to train in.
+    """Return the precision to train in.
 
     Args:
         wanted: "auto", "fp32" or "bf16".
         device: "cpu", "cuda", "cuda:1"...
-        model: What is trained: wide matrices gain more than narrow ones.
+        model: The model; wide matrices gain more than narrow ones.
 
     Raises:
         SettingsError: if there is no such precision.
@@ -64,7 +65,7 @@ def choose_precision(wanted: str, device: str, model: torch.nn.Module) -> Precis
 
 
 def autocast(precision: Precision, device: str) -> AbstractContextManager[Any]:
-    """The context a forward pass runs in."""
+    """Return the context of a forward pass."""
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(torch.device(device).type, dtype=torch.bfloat16)
@@ -72,7 +73,7 @@ def autocast(precision: Precision, device: str) -> AbstractContextManager[Any]:
 
 @lru_cache(maxsize=16)
 def _measured(device: str, width: int) -> PrecisionChoice:
-    """Times a feed-forward block of the model's width in both, once a process."""
+    """Time a feed-forward block of the model's width in both, once per process."""
     if torch.device(device).type == "cuda" and not torch.cuda.is_bf16_supported():
         return PrecisionChoice("fp32")
     up = torch.nn.Linear(width, 4 * width, device=device).requires_grad_(False)
@@ -91,7 +92,7 @@ def _measured(device: str, width: int) -> PrecisionChoice:
 def _probe_ms(
     up: torch.nn.Module, down: torch.nn.Module, hidden: torch.Tensor, name: str, device: str
 ) -> float:
-    """Fastest of some passes forward and back: the one least disturbed by other processes."""
+    """Return the shortest of some passes forward and back, the least disturbed one."""
     precision: Precision = "bf16" if name == "bf16" else "fp32"
     seconds = []
     for _ in range(6):
@@ -106,26 +107,29 @@ def _probe_ms(
 
 
 def synchronize(device: str) -> None:
-    """Waits until an accelerator has done its work, so that a clock tells the truth."""
+    """Wait for an accelerator's queued work, so that a clock measures it."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
 
 
 _COPIES: MutableMapping[torch.Tensor, tuple[int, torch.Tensor]] = WeakIdKeyDictionary()
-"""Weight -> its version when it was rounded, and the copy; both go when the weight goes."""
+"""Weight -> its version when it was rounded, and the copy. Entries disappear with their weights."""
+
+_IS_EXACT: dict[type[nn.Module], bool] = {}
+"""Class of a module -> whether copies gave its own result, in the first call."""
 
 
 @contextmanager
 def rounded_once(model: nn.Module, precision: Precision, device: str) -> Iterator[None]:
-    """A context in which linear modules under bf16 autocast use kept copies of frozen weights.
+    """Make linear modules use kept bf16 copies of their frozen weights within this context.
 
-    The result is bit for bit the same. `module.weight` stays what it was, for methods that read it.
+    The result is bit for bit the same. `module.weight` is unchanged, for methods that read it.
     Does nothing on an accelerator: memory is scarce there, and rounding is cheap.
 
     Args:
-        model: With its adapters.
-        precision: What is computed in.
-        device: Where.
+        model: Model with its adapters.
+        precision: Precision of the computation.
+        device: Device of the model.
     """
     if precision != "bf16" or torch.device(device).type != "cpu":
         yield
@@ -142,7 +146,7 @@ def rounded_once(model: nn.Module, precision: Precision, device: str) -> Iterato
 def _is_frozen_linear(module: nn.Module) -> bool:
     if type(module) not in (nn.Linear, Conv1D) or "forward" in vars(module):
         return False
-    # A quantized weight is a tensor of a class of its own.
+    # A quantized weight has a tensor class of its own.
     return all(
         type(p) is nn.Parameter and p.dtype == torch.float32 and not p.requires_grad
         for p in module.parameters()
@@ -153,8 +157,19 @@ def _forward(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
     is_rounding = torch.is_autocast_enabled("cpu") and (
         torch.get_autocast_dtype("cpu") == torch.bfloat16
     )
-    if not is_rounding:  # A model may compute a part of itself in fp32.
-        return type(module).forward(module, x)  # type: ignore[no-any-return]
+    kind = type(module)
+    if not (is_rounding and _IS_EXACT.get(kind, True)):  # Parts of a model may compute in fp32.
+        return kind.forward(module, x)  # type: ignore[no-any-return]
+    result = _with_copies(module, x)
+    if kind not in _IS_EXACT:
+        with torch.no_grad():
+            plain = kind.forward(module, x)
+        what = f"rounding weights of {kind.__name__} once"
+        _IS_EXACT[kind] = verified(result.detach(), plain, 0.0, what=what)
+    return result
+
+
+def _with_copies(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
     weight = _rounded(module.weight)  # type: ignore[arg-type]
     bias = None if module.bias is None else _rounded(module.bias)  # type: ignore[arg-type]
     if isinstance(module, Conv1D):
@@ -166,7 +181,7 @@ def _forward(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
 def _rounded(weight: torch.Tensor) -> torch.Tensor:
     version, copy = _COPIES.get(weight, (-1, weight))
     if version != weight._version:
-        # An evaluation may come first, and what is made in inference mode cannot be trained with.
+        # The first call may be an evaluation's, and a training cannot use inference tensors.
         with torch.inference_mode(False), torch.no_grad():
             copy = weight.to(torch.bfloat16)
         _COPIES[weight] = (weight._version, copy)

@@ -83,6 +83,46 @@ def test_a_row_that_attends_to_nothing_stays_finite() -> None:
         assert torch.isfinite(found).all()
 
 
+def test_a_kernel_that_differs_from_the_usual_one_is_not_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(attention, "_IS_VERIFIED", {})
+    monkeypatch.setattr(attention, "fastest_kernel", lambda *_: "plain")
+    plain = attention.plain_attention
+    monkeypatch.setattr(
+        attention,
+        "plain_attention",
+        lambda *args, **options: (plain(*args, **options)[0] + 1, None),
+    )
+    query = torch.randn(2, 3, 5, 8, dtype=torch.bfloat16)
+    module = torch.nn.Module()
+    usual = ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, query, query, None)[0]
+    with attention.training_attention("bf16", "cpu"):
+        attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
+        with pytest.warns(UserWarning, match="plain attention in Module is off: results differ"):
+            attend(module, query, query, query, None)
+        assert torch.equal(attend(module, query, query, query, None)[0], usual)  # Told once.
+
+
+@pytest.mark.parametrize("kind", ["boolean", "additive"])
+def test_queries_that_attend_to_nothing_are_not_compared(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "_IS_VERIFIED", {})
+    monkeypatch.setattr(attention, "fastest_kernel", lambda *_: "plain")
+    query = torch.randn(2, 3, 5, 8, dtype=torch.bfloat16)
+    mask = torch.ones(2, 1, 5, 5, dtype=torch.bool).tril()
+    mask[1, :, 2] = False
+    if kind == "additive":
+        mask = torch.zeros(mask.shape, dtype=torch.bfloat16).masked_fill(
+            ~mask, torch.finfo(torch.bfloat16).min
+        )
+    module = torch.nn.Module()
+    with attention.training_attention("bf16", "cpu"):
+        ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, query, query, mask)
+    assert attention._IS_VERIFIED == {("plain", torch.nn.Module): True}
+
+
 def test_the_measurement_is_kept() -> None:
     first = attention.fastest_kernel("cpu", 16, 8)
     assert attention.fastest_kernel("cpu", 16, 8) is first

@@ -143,6 +143,18 @@ def test_what_is_trained_is_rounded_anew() -> None:
         assert torch.allclose(model(torch.ones(1, 4)), 2 * before)
 
 
+def test_copies_that_change_the_result_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision_module, "_IS_EXACT", {})
+    monkeypatch.setattr(precision_module, "_with_copies", lambda module, x: x + 1)
+    model, x = torch.nn.Linear(4, 4).requires_grad_(False), torch.ones(1, 4)
+    with autocast("bf16", "cpu"):
+        expected = model(x)
+        with rounded_once(model, "bf16", "cpu"):
+            with pytest.warns(UserWarning, match="rounding weights of Linear once is off"):
+                model(x)
+            assert torch.equal(model(x), expected)  # Told once.
+
+
 def test_copies_go_with_their_weights() -> None:
     gc.collect()
     before = len(precision_module._COPIES)
