@@ -1,4 +1,4 @@
-"""What a search hands back: the front's members, the pick, the verdict."""
+"""The result of a search: members of the front, the pick, the verdict."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autopeft.confirm.verdict import Verdict
-from autopeft.errors import SettingsError
+from autopeft.errors import AdapterError, SettingsError
 from autopeft.plan import Candidate
 from autopeft.reporting.front_json import read_front
 from autopeft.reporting.front_view import FrontEntry, FrontView
@@ -24,8 +24,8 @@ class Member:
 
     Attributes:
         entry: Its numbers, as in `front.json`.
-        folder: Where its adapter is, or None if none was saved.
-        base_model: Folder or hub id of the model it belongs to.
+        folder: Folder of its adapter; None if none was saved.
+        base_model: Folder or hub id of the base model.
     """
 
     entry: FrontEntry
@@ -34,7 +34,7 @@ class Member:
 
     @property
     def digest(self) -> str:
-        """Its identity."""
+        """The candidate's digest."""
         return self.entry.digest
 
     @property
@@ -44,16 +44,15 @@ class Member:
 
     @property
     def objectives(self) -> Mapping[str, float]:
-        """Value by objective name; quality on the test split."""
+        """Value by objective name; quality is on the test split if the member was confirmed."""
         return self.entry.objectives
 
     def load(self) -> PreTrainedModel:
-        """The base model with this adapter attached, ready for use.
+        """Return the base model with this adapter attached.
 
         Raises:
             AdapterError: if no adapter was saved.
         """
-        from autopeft.errors import AdapterError
         from autopeft.models.saving import load_adapter
 
         if self.folder is None:
@@ -65,12 +64,12 @@ class Member:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The trial of one search; everything in it is also in the output folder.
+    """The result of one search; the output folder holds all of it too.
 
     Attributes:
         folder: The output folder.
         view: All numbers, as in `front.json`.
-        base_model: Folder or hub id.
+        base_model: Folder or hub id of the base model.
     """
 
     folder: Path
@@ -79,7 +78,7 @@ class SearchResult:
 
     @classmethod
     def read(cls, folder: str | Path) -> SearchResult:
-        """The result of a search that has ended, or was interrupted.
+        """Read the result of a finished or interrupted search.
 
         Raises:
             StorageError: if the folder holds no search.
@@ -105,7 +104,7 @@ class SearchResult:
 
     @property
     def best(self) -> Member | None:
-        """The pick; None where nothing completed."""
+        """The pick; None if no finalist was confirmed or none keeps the rule."""
         entry = self.view.find(self.view.best) if self.view.best else None
         return self._member(entry) if entry else None
 
@@ -126,14 +125,15 @@ class SearchResult:
         return self.view.verdict
 
     def pick(self, which: str) -> Member:
-        """A member by name, or by what it may cost.
+        """Return one member.
 
         Args:
             which: "best", "knee", "baseline", the start of a digest, or a limit such as
-                "trainable_params<=50k": the member best on validation that keeps it.
+                "trainable_params<=50k", which picks the member within it that is best on
+                validation.
 
         Raises:
-            SettingsError: if nothing, or more than one member, goes by that name.
+            SettingsError: if no member, or more than one, matches.
         """
         from autopeft.costs.constraints import Constraint
         from autopeft.utils.pareto import knee, orient
@@ -143,11 +143,10 @@ class SearchResult:
             kept = [entry for entry in self.view.front if limit.allows(entry.price)]
             if not kept:
                 raise SettingsError(
-                    "pick", which, "no member of the front keeps it", "raise the limit"
+                    "pick", which, "no member of the front is within it", "raise the limit"
                 )
             top = max(kept, key=lambda e: quality.sign() * e.validation.get(quality.name, 0.0))
             return self._member(top)
-
         if which == "best" and self.best is not None:
             return self.best
         if which == "baseline" and self.baseline is not None:

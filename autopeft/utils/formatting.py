@@ -1,4 +1,4 @@
-"""Numbers in few words, the same in every table, page and plot."""
+"""Format numbers for people; every table, page and plot uses these functions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 
 def human_count(value: float) -> str:
-    """1234 -> "1.23k", 22_700_000 -> "22.7M"; three significant digits."""
+    """Return a count with three significant digits: 1234 -> "1.23k", 22_700_000 -> "22.7M"."""
     if not math.isfinite(value):
         return "-"
     for limit, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
@@ -16,7 +16,7 @@ def human_count(value: float) -> str:
 
 
 def human_bytes(value: float) -> str:
-    """Bytes with a binary unit: 1536 -> "1.5 KiB"."""
+    """Return bytes with a binary unit: 1536 -> "1.5 KiB"."""
     if not math.isfinite(value):
         return "-"
     for power, unit in ((3, "GiB"), (2, "MiB"), (1, "KiB")):
@@ -26,7 +26,7 @@ def human_bytes(value: float) -> str:
 
 
 def human_seconds(seconds: float) -> str:
-    """75.2 -> "1m 15s"; below ten seconds one decimal."""
+    """Return a duration: 75.2 -> "1m 15s", 7.6 -> "7.6s"."""
     if not math.isfinite(seconds):
         return "-"
     if seconds < 9.95:
@@ -39,7 +39,7 @@ def human_seconds(seconds: float) -> str:
 
 
 def human_value(value: float, unit: str) -> str:
-    """An objective's value for people, by its unit; a pure number gets three decimals."""
+    """Return an objective's value, formatted by its unit; a number without unit has 3 decimals."""
     if unit == "bytes":
         return human_bytes(value)
     if unit == "seconds":

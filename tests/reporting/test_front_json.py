@@ -9,6 +9,7 @@ from autopeft.errors import StorageError
 from autopeft.plan import Candidate
 from autopeft.reporting.front_json import front_from_json, front_to_json, read_front, write_front
 from autopeft.reporting.front_view import view
+from autopeft.reporting.record import SearchRecord
 from autopeft.utils.serialize import strict_json
 
 
@@ -18,7 +19,7 @@ def refuse(constant: str) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(records())
-def test_what_is_written_is_strict_json_and_reads_back(record):
+def test_what_is_written_is_strict_json_and_reads_back(record: SearchRecord) -> None:
     text = strict_json(front_to_json(view(record)))
     content = json.loads(text, parse_constant=refuse)
     again = front_from_json(content)
@@ -27,12 +28,12 @@ def test_what_is_written_is_strict_json_and_reads_back(record):
 
 
 @pytest.mark.parametrize("record", [make_record(), interrupted(make_record())])
-def test_file_round_trip(record, tmp_path: Path):
+def test_file_round_trip(record: SearchRecord, tmp_path: Path) -> None:
     write_front(view(record), tmp_path / "front.json")
     assert read_front(tmp_path / "front.json") == view(record)
 
 
-def test_contract(tmp_path: Path):
+def test_contract(tmp_path: Path) -> None:
     record = make_record()
     write_front(view(record), tmp_path / "front.json")
     content = json.loads((tmp_path / "front.json").read_text())
@@ -54,19 +55,19 @@ def test_contract(tmp_path: Path):
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 2}', "\u0000"])
-def test_a_damaged_file_is_one_clear_line(text: str, tmp_path: Path):
+def test_a_damaged_file_is_one_clear_line(text: str, tmp_path: Path) -> None:
     path = tmp_path / "front.json"
     path.write_text(text)
     with pytest.raises(StorageError, match=r"front\.json"):
         read_front(path)
 
 
-def test_a_missing_file_is_one_clear_line(tmp_path: Path):
+def test_a_missing_file_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="cannot be read"):
         read_front(tmp_path / "front.json")
 
 
-def test_hostile_texts_survive(tmp_path: Path):
+def test_hostile_texts_survive(tmp_path: Path) -> None:
     write_front(view(hostile()), tmp_path / "front.json")
     shown = read_front(tmp_path / "front.json")
     assert shown.model.startswith("<script>")

@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from report_samples import candidate, finalist, interrupted, lora, make_record, records, trial
 
 from autopeft.reporting.front_view import FrontEntry, view
+from autopeft.reporting.record import SearchRecord
 
 
 def dominates(a: FrontEntry, b: FrontEntry) -> bool:
@@ -17,7 +18,7 @@ def dominates(a: FrontEntry, b: FrontEntry) -> bool:
 
 @settings(max_examples=60, deadline=None)
 @given(records())
-def test_front_holds_what_nobody_dominates_and_nothing_is_hidden(record):
+def test_front_holds_what_nobody_dominates_and_nothing_is_hidden(record: SearchRecord) -> None:
     shown = view(record)
     rivals = [*shown.front, *shown.dominated_finalists]
     for member in shown.front:
@@ -33,7 +34,7 @@ def test_front_holds_what_nobody_dominates_and_nothing_is_hidden(record):
     assert adapters <= {entry.digest for entry in rivals}
 
 
-def test_front_is_sorted_by_cost_and_numbers_are_of_the_test_split():
+def test_front_is_sorted_by_cost_and_numbers_are_of_the_test_split() -> None:
     record = make_record()
     shown = view(record)
     costs = [entry.objectives["trainable_params"] for entry in shown.front]
@@ -49,7 +50,7 @@ def test_front_is_sorted_by_cost_and_numbers_are_of_the_test_split():
         )
 
 
-def test_a_dominated_finalist_is_named_with_its_winner():
+def test_a_dominated_finalist_is_named_with_its_winner() -> None:
     cheap, dear = (trial(i, candidate(lora(range(6), rank))) for i, rank in enumerate((1, 8)))
     record = replace(
         make_record(8),
@@ -62,7 +63,7 @@ def test_a_dominated_finalist_is_named_with_its_winner():
     assert shown.best == cheap.candidate.digest
 
 
-def test_the_pick_is_a_member_that_keeps_the_rule():
+def test_the_pick_is_a_member_that_keeps_the_rule() -> None:
     record = make_record()
     front = view(record).front
     limit = front[2].objectives["trainable_params"]
@@ -74,7 +75,7 @@ def test_the_pick_is_a_member_that_keeps_the_rule():
     assert "no member of the front keeps pick=trainable_params<=1" in none.warnings[-1]
 
 
-def test_reference_is_shown_but_competes_with_no_member():
+def test_reference_is_shown_but_competes_with_no_member() -> None:
     record = make_record()
     nothing = record.trials[0]
     unbeatable = finalist(nothing, shift=0.39)  # as good as can be, for the price of a head
@@ -84,7 +85,7 @@ def test_reference_is_shown_but_competes_with_no_member():
     assert shown.reference.is_confirmed
 
 
-def test_interrupted_run_shows_validation_numbers_and_says_so():
+def test_interrupted_run_shows_validation_numbers_and_says_so() -> None:
     record = make_record()
     shown = view(interrupted(record))
     assert not shown.is_confirmed
@@ -99,7 +100,7 @@ def test_interrupted_run_shows_validation_numbers_and_says_so():
     assert shown.unconfirmed == ()
 
 
-def test_front_members_that_were_not_retrained_are_kept_apart():
+def test_front_members_that_were_not_retrained_are_kept_apart() -> None:
     record = make_record()
     shown = view(record)
     confirmed = {f.candidate.digest for f in record.finalists}
@@ -108,7 +109,7 @@ def test_front_members_that_were_not_retrained_are_kept_apart():
     assert not any(entry.is_confirmed for entry in shown.unconfirmed)
 
 
-def test_measured_costs_are_means_over_seeds():
+def test_measured_costs_are_means_over_seeds() -> None:
     from autopeft.costs.objectives import objective
 
     one = trial(0, candidate(lora(range(2), 2)))

@@ -17,12 +17,12 @@ def text_of(thing: object, width: int = 80) -> str:
 
 
 @pytest.mark.parametrize("width", [80, 100, 160])
-def test_fits_the_terminal(width: int):
+def test_fits_the_terminal(width: int) -> None:
     for record in (make_record(), interrupted(make_record())):
         assert max(map(len, text_of(summary(view(record)), width).splitlines())) <= width
 
 
-def test_tells_the_pick_the_lora_and_the_verdict():
+def test_tells_the_pick_the_lora_and_the_verdict() -> None:
     record = make_record()
     shown = view(record)
     lines = text_of(summary(view(record)), 160).splitlines()
@@ -41,7 +41,7 @@ def test_tells_the_pick_the_lora_and_the_verdict():
     assert "(val)" in reference
 
 
-def test_several_costs_fit_too():
+def test_several_costs_fit_too() -> None:
     record = make_record()
     objectives = (*record.objectives, objective("train_flops"), objective("adapter_bytes"))
     lines = text_of(summary(view(replace(record, objectives=objectives)))).splitlines()
@@ -52,18 +52,18 @@ def test_several_costs_fit_too():
     assert "3.01 KiB" in reference  # 770 parameters, priced though never confirmed
 
 
-def test_an_empty_run_prints():
+def test_an_empty_run_prints() -> None:
     empty = replace(interrupted(make_record(8)), trials=(), front=(), baseline=None, reference=None)
     assert "Not decided" in text_of(summary(view(empty)))
 
 
-def test_budget_shares():
+def test_budget_shares() -> None:
     text = text_of(budget_table(make_record().budget))
     assert "63%" in text  # 372.1 of 587.3 seconds
     assert "6m 12s" in text
 
 
-def test_markup_in_texts_is_not_obeyed():
+def test_markup_in_texts_is_not_obeyed() -> None:
     record = replace(make_record(20), warnings=("[bold]loud[/bold] [/oops]",))
     assert "[bold]loud[/bold] [/oops]" in text_of(summary(view(record)))
     assert "alert(1)" in text_of(summary(view(hostile())))

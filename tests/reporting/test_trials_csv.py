@@ -14,7 +14,7 @@ from autopeft.reporting.record import SearchRecord
 from autopeft.reporting.trials_csv import read_trials, trials_csv, write_trials
 
 
-def test_one_row_a_trial_with_its_numbers():
+def test_one_row_a_trial_with_its_numbers() -> None:
     record = make_record()
     rows = list(csv.DictReader(io.StringIO(trials_csv(record.trials, record.objectives))))
     assert len(rows) == len(record.trials)
@@ -52,16 +52,16 @@ def test_settings_and_methods_of_every_kind_read_back(tmp_path: Path) -> None:
     assert read_trials(tmp_path / "trials.csv") == (made,)
 
 
-def test_hostile_reasons_stay_in_their_row():
+def test_hostile_reasons_stay_in_their_row() -> None:
     assert trials_csv(hostile().trials, ()).count("\n") == 1 + len(hostile().trials)
 
 
-def test_no_trials_is_a_header_alone(tmp_path: Path):
+def test_no_trials_is_a_header_alone(tmp_path: Path) -> None:
     write_trials((), make_record(8).objectives, tmp_path / "trials.csv")
     assert read_trials(tmp_path / "trials.csv") == ()
 
 
-def test_a_damaged_file_is_one_clear_line(tmp_path: Path):
+def test_a_damaged_file_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="cannot be read"):
         read_trials(tmp_path / "trials.csv")
     (tmp_path / "trials.csv").write_text("a,b\n1,2\n")

@@ -5,11 +5,14 @@ from report_samples import hostile, interrupted, make_record
 
 from autopeft.reporting.front_json import read_front
 from autopeft.reporting.front_view import view
+from autopeft.reporting.record import SearchRecord
 from autopeft.reporting.write import write_pages, write_report
 
 
 @pytest.mark.parametrize("record", [make_record(20), interrupted(make_record(20)), hostile()])
-def test_every_file_is_written_and_the_pages_can_be_written_anew(record, tmp_path: Path):
+def test_every_file_is_written_and_the_pages_can_be_written_anew(
+    record: SearchRecord, tmp_path: Path
+) -> None:
     shown = view(record)
     write_report(shown, record.trials, tmp_path / "out")
     names = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.*")}
