@@ -66,7 +66,7 @@ class Executor:
             quantization=settings.quantization,
         )
         model, layout = self.backbone.model, self.backbone.layout
-        self.precision = choose_precision(settings.precision, context.device, model).precision
+        self.precision = choose_precision(settings.precision, context.device, model)
         self.activation_cache: ActivationCache | None = None
         if settings.activation_cache:
             self.activation_cache = ActivationCache(

@@ -52,13 +52,11 @@ class LengthStatistics:
     """How long the training rows are: what pricing needs to know of the data.
 
     Attributes:
-        mean: Mean tokens a row.
         mean_padded: Mean padded length of a length-bucketed batch, in tokens.
         longest: Tokens of the longest row.
         mean_targets: Mean number of positions a row that need logits: 1 for classification.
     """
 
-    mean: float
     mean_padded: float
     longest: int
     mean_targets: float
@@ -124,7 +122,6 @@ class TaskData:
         if not self.labels:
             targets = self.train.lengths - np.maximum(self.train.targets, 1)
         return LengthStatistics(
-            mean=float(lengths.mean()),
             mean_padded=float(lengths[ends].mean()),
             longest=int(lengths[-1]),
             mean_targets=float(targets.mean()),

@@ -8,9 +8,8 @@ of a training step. `rounded_once` keeps the copies; they need no more memory th
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, MutableMapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any, Literal
 
@@ -24,25 +23,15 @@ from autopeft.errors import SettingsError
 from autopeft.training.acceleration import verified
 
 Precision = Literal["fp32", "bf16"]
+"""bf16 is bf16 autocast: weights and adapters stay fp32."""
+
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 
 MIN_GAIN = 1.2
 """bf16 is chosen only if it is this many times as fast as fp32, to be worth its rounding."""
 
 
-@dataclass(frozen=True)
-class PrecisionChoice:
-    """The precision of trainings, and why.
-
-    Attributes:
-        precision: "fp32", or "bf16" for bf16 autocast (weights and adapters stay fp32).
-        measured_ms: Milliseconds of the benchmark by precision; empty if the user chose.
-    """
-
-    precision: Precision
-    measured_ms: Mapping[str, float] = field(default_factory=dict)
-
-
-def choose_precision(wanted: str, device: str, model: torch.nn.Module) -> PrecisionChoice:
+def choose_precision(wanted: str, device: str, model: nn.Module) -> Precision:
     """Return the precision to train in.
 
     Args:
@@ -53,10 +42,9 @@ def choose_precision(wanted: str, device: str, model: torch.nn.Module) -> Precis
     Raises:
         SettingsError: if there is no such precision.
     """
-    if wanted == "fp32":
-        return PrecisionChoice("fp32")
-    if wanted == "bf16":
-        return PrecisionChoice("bf16")
+    for precision in PRECISIONS:
+        if precision == wanted:
+            return precision
     if wanted != "auto":
         raise SettingsError("precision", wanted, "no such precision", "use auto, fp32 or bf16")
     config: Any = getattr(model, "config", None)
@@ -72,38 +60,36 @@ def autocast(precision: Precision, device: str) -> AbstractContextManager[Any]:
 
 
 @lru_cache(maxsize=16)
-def _measured(device: str, width: int) -> PrecisionChoice:
+def _measured(device: str, width: int) -> Precision:
     """Time a feed-forward block of the model's width in both, once per process."""
     if torch.device(device).type == "cuda" and not torch.cuda.is_bf16_supported():
-        return PrecisionChoice("fp32")
-    up = torch.nn.Linear(width, 4 * width, device=device).requires_grad_(False)
-    down = torch.nn.Linear(4 * width, width, device=device).requires_grad_(False)
+        return "fp32"
+    up = nn.Linear(width, 4 * width, device=device).requires_grad_(False)
+    down = nn.Linear(4 * width, width, device=device).requires_grad_(False)
     hidden = torch.randn(
         512, width, generator=torch.Generator().manual_seed(0), requires_grad=False
     ).to(device)
-    milliseconds = {
-        name: _probe_ms(up, down, hidden.clone().requires_grad_(), name, device)
-        for name in ("fp32", "bf16")
-    }
-    is_faster = milliseconds["bf16"] * MIN_GAIN < milliseconds["fp32"]
-    return PrecisionChoice("bf16" if is_faster else "fp32", milliseconds)
+    fp32, bf16 = (
+        _seconds(up, down, hidden.clone().requires_grad_(), precision, device)
+        for precision in PRECISIONS
+    )
+    return "bf16" if bf16 * MIN_GAIN < fp32 else "fp32"
 
 
-def _probe_ms(
-    up: torch.nn.Module, down: torch.nn.Module, hidden: torch.Tensor, name: str, device: str
+def _seconds(
+    up: nn.Module, down: nn.Module, hidden: torch.Tensor, precision: Precision, device: str
 ) -> float:
-    """Return the shortest of some passes forward and back, the least disturbed one."""
-    precision: Precision = "bf16" if name == "bf16" else "fp32"
+    """Return the seconds of the fastest of some passes forward and back."""
     seconds = []
     for _ in range(6):
         synchronize(device)
         started = time.perf_counter()
         with autocast(precision, device):
-            out = down(torch.nn.functional.gelu(up(hidden)))  # (512, width)
+            out = down(functional.gelu(up(hidden)))  # (512, width)
         out.float().sum().backward()
         synchronize(device)
         seconds.append(time.perf_counter() - started)
-    return 1000 * min(seconds)
+    return min(seconds)
 
 
 def synchronize(device: str) -> None:

@@ -96,7 +96,7 @@ class Trainer:
         evaluation_seconds: Seconds spent on evaluations.
         cache_seconds: Seconds spent on filling the activation cache. Not part of the other two,
             because later trainings reuse what is cached.
-        precision: The precision in use, with the measurement behind it.
+        precision: The precision in use.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class Trainer:
         self._cache = cache
         self._last_block = last_block
         self._rung_rows = rung_sample(len(data.validation), rung_rows)
-        self.precision = choose_precision(precision, device, attached.model)
+        self.precision: Precision = choose_precision(precision, device, attached.model)
         self.step = 0
         self.train_seconds = 0.0
         self.evaluation_seconds = 0.0
@@ -168,13 +168,13 @@ class Trainer:
             TrainingFailure: if the loss is no longer finite.
         """
         to_step = min(to_step, self._train.steps)
-        watch = _Stopwatch(self._cache)
+        watch = Stopwatch(self._cache)
         train_adapters_only(self._model)
         try:
             with (
                 self._random.resumed(),
-                training_attention(self.precision.precision, self._device),
-                rounded_once(self._model, self.precision.precision, self._device),
+                training_attention(self.precision, self._device),
+                rounded_once(self._model, self.precision, self._device),
             ):
                 while self.step < to_step:
                     self._one_step()
@@ -199,8 +199,8 @@ class Trainer:
                 because it holds what the training's precision computes.
             rows: Positions in the split to score; None: all.
         """
-        watch = _Stopwatch(self._cache)
-        is_own = precision is None or precision == self.precision.precision
+        watch = Stopwatch(self._cache)
+        is_own = precision is None or precision == self.precision
         evaluation = evaluate(
             self._model,
             self._task,
@@ -208,7 +208,7 @@ class Trainer:
             split,
             rows=rows,
             device=self._device,
-            precision=precision or self.precision.precision,
+            precision=precision or self.precision,
             cache=self._cache if is_own else NO_ACCELERATION,
             last_block=self._last_block,
         )
@@ -222,7 +222,7 @@ class Trainer:
             self.step += 1
             return
         with (
-            autocast(self.precision.precision, self._device),
+            autocast(self.precision, self._device),
             self._cache.serving(batch),
             self._last_block.serving(batch),
         ):
@@ -349,7 +349,7 @@ def _optimizer(groups: Sequence[ParameterGroup], weight_decay: float) -> torch.o
     return torch.optim.AdamW(options, weight_decay=weight_decay, fused=True)
 
 
-class _Stopwatch:
+class Stopwatch:
     """Measures seconds since its creation, apart from those spent on filling the cache."""
 
     def __init__(self, cache: Acceleration) -> None:

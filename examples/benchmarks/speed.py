@@ -452,7 +452,7 @@ def _one_batch(training: Trainer, batch: Any) -> float:
     from autopeft.training.precision import autocast
 
     started = time.perf_counter()
-    precision = training.precision.precision
+    precision = training.precision
     with training_attention(precision, "cpu"), autocast(precision, "cpu"):
         loss = training._task.loss(training._model, batch)
     loss.backward()  # type: ignore[no-untyped-call]
@@ -482,7 +482,7 @@ def _pack_gain(ready: PreparedSearch, options: argparse.Namespace) -> list[dict[
             ready.task,
             ready.data,
             device=ready.device,
-            precision=together[0][1].precision.precision,
+            precision=together[0][1].precision,
         )
 
         def step_each(steps: int, lanes: list[tuple[Attached, Trainer]] = alone) -> list[float]:

@@ -148,7 +148,7 @@ def test_jobs_that_cannot_be_trained_together_train_one_after_another(
 def test_training_together_must_be_faster_unless_it_was_asked_for(
     executor: Executor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("autopeft.training.multi_trainer.MUST_SAVE", 0.0)
+    monkeypatch.setattr("autopeft.training.multi_trainer.MAX_TIME_SHARE", 0.0)
     executor.context = replace(
         executor.context, settings=replace(executor.context.settings, trials_per_worker=None)
     )
@@ -157,7 +157,7 @@ def test_training_together_must_be_faster_unless_it_was_asked_for(
         messages = executor.advance()
     assert sorted(messages) == [0, 1, 2]
     assert not executor.trains_together
-    monkeypatch.setattr("autopeft.training.multi_trainer.MUST_SAVE", 1e9)
+    monkeypatch.setattr("autopeft.training.multi_trainer.MAX_TIME_SHARE", 1e9)
     executor.trains_together, executor.has_compared = True, False
     executor.begin(_jobs())
     executor.advance()

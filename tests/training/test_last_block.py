@@ -212,7 +212,7 @@ def _trainings(
 
 
 @pytest.mark.parametrize("kind", ["bert", "llama"])
-def test_whole_trainings_learn_the_same_alone_and_packed(
+def test_whole_trainings_learn_the_same_alone_and_together(
     kind: str, classification_data: TaskData, causal_data: TaskData
 ) -> None:
     is_lm = kind == "llama"
@@ -231,16 +231,16 @@ def test_whole_trainings_learn_the_same_alone_and_packed(
     for _, training in _trainings(fresh(), data, task, window):
         alone.append([training.advance(step) for step in (5, 25)])
     backbone = fresh()
-    lanes = list(_trainings(backbone, data, task, window))
-    packed = MultiTrainer(
-        {index: training for index, (_, training) in enumerate(lanes)},
-        MultiAdapter({index: attached for index, (attached, _) in enumerate(lanes)}),
+    candidates = list(_trainings(backbone, data, task, window))
+    together = MultiTrainer(
+        {index: training for index, (_, training) in enumerate(candidates)},
+        MultiAdapter({index: attached for index, (attached, _) in enumerate(candidates)}),
         task,
         data,
         last_block=last_block_of(backbone, task, window),
     )
-    packed.train_to(25)
-    for index, (attached, training) in enumerate(lanes):
+    together.train_to(25)
+    for index, (attached, training) in enumerate(candidates):
         attached.unpark()
         loss = training.evaluate("validation").loss
         attached.park()

@@ -44,7 +44,7 @@ def _candidates(rates: Sequence[float] = (1e-2, 3e-3, 2e-2)) -> list[Candidate]:
     ]
 
 
-class _Lanes:
+class _Candidates:
     """Candidates of one model with their trainings."""
 
     def __init__(
@@ -73,15 +73,15 @@ class _Lanes:
                 cache=cache,
             )
             attached.park()
-        self.pack = MultiAdapter(self.attached)
-        self.packed = MultiTrainer(self.trainings, self.pack, task, data, cache=cache)
+        self.together = MultiAdapter(self.attached)
+        self.trainer = MultiTrainer(self.trainings, self.together, task, data, cache=cache)
 
     def values(self, index: int) -> list[torch.Tensor]:
         groups = self.attached[index].parameter_groups()
         return [p.detach().clone() for group in groups for p in group.parameters]
 
     def train_alone(self, index: int) -> list[torch.Tensor]:
-        with self.pack.alone(index):
+        with self.together.alone(index):
             self.trainings[index].train_to(_STEPS)
         return self.values(index)
 
@@ -98,11 +98,11 @@ def test_each_learns_what_it_learns_alone(
 ) -> None:
     data = classification_data
     task = TextClassification(data.labels, data.pad_id)
-    alone = _Lanes(_bert(), task, data, seeds=seeds, cached=cached)
-    together = _Lanes(_bert(), task, data, seeds=seeds, cached=cached)
+    alone = _Candidates(_bert(), task, data, seeds=seeds, cached=cached)
+    together = _Candidates(_bert(), task, data, seeds=seeds, cached=cached)
     start = [together.values(index) for index in range(3)]
-    together.packed.train_to(5)
-    together.packed.train_to(_STEPS)
+    together.trainer.train_to(5)
+    together.trainer.train_to(_STEPS)
     for index in range(3):
         expected = alone.train_alone(index)
         _assert_equal(together.values(index), expected)
@@ -115,36 +115,36 @@ def test_each_learns_what_it_learns_alone(
 @pytest.mark.parametrize("seeds", [(0, 0, 0), (1, 2, 3)])
 def test_a_decoder_too(causal_data: TaskData, seeds: tuple[int, ...]) -> None:
     """With seeds of their own, rows of other lengths and numbers of tokens meet in a batch."""
-    alone = _Lanes(_llama(), CausalLM(), causal_data, seeds=seeds)
-    together = _Lanes(_llama(), CausalLM(), causal_data, seeds=seeds)
-    together.packed.train_to(_STEPS)
+    alone = _Candidates(_llama(), CausalLM(), causal_data, seeds=seeds)
+    together = _Candidates(_llama(), CausalLM(), causal_data, seeds=seeds)
+    together.trainer.train_to(_STEPS)
     for index in range(3):
         _assert_equal(together.values(index), alone.train_alone(index))
 
 
-def test_a_dropped_lane_leaves_the_others_undisturbed(classification_data: TaskData) -> None:
+def test_a_dropped_candidate_leaves_the_others_undisturbed(classification_data: TaskData) -> None:
     data = classification_data
     task = TextClassification(data.labels, data.pad_id)
-    alone = _Lanes(_bert(), task, data)
-    together = _Lanes(_bert(), task, data)
-    together.packed.train_to(4)
-    together.packed.drop(1)
+    alone = _Candidates(_bert(), task, data)
+    together = _Candidates(_bert(), task, data)
+    together.trainer.train_to(4)
+    together.trainer.drop(1)
     stopped = together.values(1)
-    together.packed.train_to(_STEPS)
+    together.trainer.train_to(_STEPS)
     assert together.trainings[1].step == 4
     _assert_equal(together.values(1), stopped)
     for index in (0, 2):
         _assert_equal(together.values(index), alone.train_alone(index))
 
 
-def test_a_lane_that_diverges_fails_alone(classification_data: TaskData) -> None:
+def test_a_candidate_that_diverges_fails_alone(classification_data: TaskData) -> None:
     data = classification_data
     task = TextClassification(data.labels, data.pad_id)
-    alone = _Lanes(_bert(), task, data)
-    together = _Lanes(_bert(), task, data, candidates=_candidates((1e-2, 1e30, 2e-2)))
-    together.packed.train_to(_STEPS)
-    assert list(together.packed.failed) == [1]
-    assert isinstance(together.packed.failed[1], TrainingFailure)
+    alone = _Candidates(_bert(), task, data)
+    together = _Candidates(_bert(), task, data, candidates=_candidates((1e-2, 1e30, 2e-2)))
+    together.trainer.train_to(_STEPS)
+    assert list(together.trainer.failed) == [1]
+    assert isinstance(together.trainer.failed[1], TrainingFailure)
     for index in (0, 2):
         _assert_equal(together.values(index), alone.train_alone(index))
 
@@ -158,11 +158,11 @@ def test_a_model_whose_rows_meet_is_found_out(classification_data: TaskData) -> 
         return output + 10 * output.mean(dim=0, keepdim=True)
 
     backbone.model.bert.embeddings.register_forward_hook(mix)
-    lanes = _Lanes(backbone, task, data, seeds=(1, 2, 3))
-    before = [lanes.values(index) for index in range(3)]
+    them = _Candidates(backbone, task, data, seeds=(1, 2, 3))
+    before = [them.values(index) for index in range(3)]
     with pytest.raises(MultiAdapterError, match="differ"):
-        lanes.packed.train_to(_STEPS)
+        them.trainer.train_to(_STEPS)
     for index in range(3):
-        assert lanes.trainings[index].step == 0
-        for one, other in zip(lanes.values(index), before[index], strict=True):
+        assert them.trainings[index].step == 0
+        for one, other in zip(them.values(index), before[index], strict=True):
             assert torch.equal(one, other)
