@@ -8,9 +8,8 @@ would have been pruned but were finished on purpose (`audit_share`), an unbiased
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from autopeft.costs.objectives import Objective
 from autopeft.trial import Trial, front_of
@@ -54,15 +53,6 @@ class Fidelity:
     n_audited: int
     n_audited_on_front: int
     regret: float | None
-
-    def to_json(self) -> dict[str, Any]:
-        """A plain dict."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, row: Mapping[str, Any]) -> Fidelity:
-        """What `to_json` wrote."""
-        return cls(**{**row, "rungs": tuple(RungFidelity(**rung) for rung in row["rungs"])})
 
     def text(self) -> str:
         """Return one line of text."""

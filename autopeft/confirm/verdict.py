@@ -10,8 +10,8 @@ so picking a winner from many members does not make one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,10 +66,6 @@ class Verdict:
     beats_lora: bool
     text: str
     levels: tuple[LevelVerdict, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """`{"beats_lora", "text", "levels"}`."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)

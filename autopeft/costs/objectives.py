@@ -27,10 +27,6 @@ class Objective:
     unit: str = ""
     is_known: bool = False
 
-    def to_json(self) -> dict[str, str]:
-        """`{"name", "direction", "unit"}`."""
-        return {"name": self.name, "direction": self.direction, "unit": self.unit}
-
     def sign(self) -> float:
         """+1 where larger is better, -1 where smaller is."""
         return 1.0 if self.direction == "maximize" else -1.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from autopeft.plan import Candidate
 
@@ -25,10 +25,6 @@ class Price:
     train_flops: float
     peak_memory_bytes: int
     inference_flops: float = 0.0
-
-    def to_json(self) -> dict[str, float]:
-        """A plain dict."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)

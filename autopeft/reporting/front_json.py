@@ -1,76 +1,73 @@
-"""front.json: the contract other programs rely on. Written and read here, schema 1."""
+"""front.json: the search's result for other programs, schema 1."""
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from autopeft.confirm.intervals import METHOD
-from autopeft.confirm.pruning_audit import Fidelity
-from autopeft.confirm.verdict import LevelVerdict, Verdict
-from autopeft.costs import Price
-from autopeft.costs.objectives import COSTS, Objective
-from autopeft.errors import StorageError
+from autopeft.costs.objectives import COSTS
+from autopeft.errors import StorageError, UserError
 from autopeft.plan import Candidate
-from autopeft.reporting.front_view import FrontEntry, FrontView, SeedLine
-from autopeft.reporting.record import AdapterScore, BudgetReport, DataSummary
+from autopeft.reporting.front_view import FrontEntry, FrontView
 from autopeft.utils.files import write_text
-from autopeft.utils.serialize import finite, strict_json
+from autopeft.utils.serialize import finite, from_plain, read_json, strict_json, to_plain
 
 SCHEMA = 1
 
+_REMEDY = "point at the output folder of a finished search"
+
 
 def _entry_json(entry: FrontEntry) -> dict[str, Any]:
+    row = _renamed(to_plain(entry), "is_confirmed", "confirmed")
+    if entry.adapter_score:
+        score = row["adapter_score"]
+        metrics = score.pop("metrics")
+        row["adapter_score"] = {"split": score.pop("split"), **score, **metrics}
+    del row["candidate"]
+    costs = row.pop("price")
     return {
         "digest": entry.digest,
         **entry.candidate.to_json(),
         "summary": entry.summary,
-        "objectives": dict(entry.objectives),
-        "objectives_ci": {k: v and list(v) for k, v in entry.objectives_ci.items()},
-        "validation": dict(entry.validation),
-        "seeds": [
-            {"seed": s.seed, "validation": dict(s.validation), "test": dict(s.test)}
-            for s in entry.seeds
-        ],
-        "adapter": entry.adapter,
-        "adapter_score": entry.adapter_score and entry.adapter_score.to_json(),
-        "origin": entry.origin,
-        "trial": entry.trial,
-        "confirmed": entry.is_confirmed,
-        "compressed_from": entry.compressed_from,
-        "dominated_by": entry.dominated_by,
-        "price": entry.price.to_json(),
+        **row,
+        "price": costs,
     }
 
 
+def _renamed(row: Mapping[str, Any], old: str, new: str) -> dict[str, Any]:
+    return {new if key == old else key: value for key, value in row.items()}
+
+
 def front_to_json(shown: FrontView) -> dict[str, Any]:
-    """The content of front.json; NaN and infinity become null."""
+    """Return the content of front.json; NaN and infinity become null."""
     content = {
         "schema": SCHEMA,
-        "objectives": [o.to_json() for o in shown.objectives],
+        "objectives": [
+            {"name": o.name, "direction": o.direction, "unit": o.unit} for o in shown.objectives
+        ],
         "confirmed": shown.is_confirmed,
         "complete": shown.is_complete,
         "front": [_entry_json(entry) for entry in shown.front],
         "best": shown.best,
         "baseline": shown.baseline and _entry_json(shown.baseline),
         "reference": shown.reference and _entry_json(shown.reference),
-        "verdict": shown.verdict.to_json(),
-        "budget": shown.budget.to_json(),
-        "trials": dict(shown.trials),
+        "verdict": to_plain(shown.verdict),
+        "budget": to_plain(shown.budget),
+        "trials": shown.trials,
         "dominated_finalists": [_entry_json(entry) for entry in shown.dominated_finalists],
         "unconfirmed": [_entry_json(entry) for entry in shown.unconfirmed],
-        "fidelity": shown.fidelity and shown.fidelity.to_json(),
+        "fidelity": to_plain(shown.fidelity),
         "intervals": METHOD,
         "model": shown.model,
         "task": shown.task,
-        "settings": dict(shown.settings),
+        "settings": shown.settings,
         "n_layers": shown.n_layers,
-        "data": shown.data.to_json(),
-        "versions": dict(shown.versions),
-        "warnings": list(shown.warnings),
+        "data": to_plain(shown.data),
+        "versions": shown.versions,
+        "warnings": shown.warnings,
         "started": shown.started,
         "ended": shown.ended,
     }
@@ -79,7 +76,7 @@ def front_to_json(shown: FrontView) -> dict[str, Any]:
 
 
 def write_front(shown: FrontView, path: Path) -> None:
-    """Writes front.json in one step.
+    """Write front.json atomically.
 
     Raises:
         OSError: if the folder cannot be written.
@@ -87,91 +84,47 @@ def write_front(shown: FrontView, path: Path) -> None:
     write_text(path, strict_json(front_to_json(shown)))
 
 
-def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
-    """Values by name; null, which stands for a number that is not finite, becomes NaN."""
-    return {name: math.nan if value is None else value for name, value in row.items()}
-
-
-def _read_entry(row: Mapping[str, Any]) -> FrontEntry:
-    score = row["adapter_score"]
-    return FrontEntry(
-        candidate=Candidate.from_json(row),
-        price=Price(**row["price"]),
-        objectives=_numbers(row["objectives"]),
-        objectives_ci={
-            name: None if pair is None else (pair[0], pair[1])
-            for name, pair in row["objectives_ci"].items()
-        },
-        validation=_numbers(row["validation"]),
-        seeds=tuple(
-            SeedLine(s["seed"], _numbers(s["validation"]), _numbers(s["test"]))
-            for s in row["seeds"]
-        ),
-        adapter=row["adapter"],
-        adapter_score=None if score is None else AdapterScore.from_json(score),
-        origin=row["origin"],
-        trial=row["trial"],
-        is_confirmed=row["confirmed"],
-        compressed_from=row.get("compressed_from"),
-        dominated_by=row["dominated_by"],
-    )
-
-
-def _read_verdict(row: Mapping[str, Any]) -> Verdict:
-    levels = tuple(
-        LevelVerdict(**{**level, "gain_ci": tuple(level["gain_ci"])}) for level in row["levels"]
-    )
-    return Verdict(row["beats_lora"], row["text"], levels)
-
-
-def _read_objective(row: Mapping[str, Any]) -> Objective:
-    known = COSTS.get(row["name"])
-    return known or Objective(row["name"], row["direction"], row["unit"])
+def _entries(value: Any) -> Any:
+    """Return rows of front.json with the fields of FrontEntry; leave other values to the check."""
+    if isinstance(value, list):
+        return [_entries(row) for row in value]
+    if not isinstance(value, Mapping):
+        return value
+    row = {**_renamed(value, "confirmed", "is_confirmed"), "candidate": Candidate.from_json(value)}
+    score = row.get("adapter_score")
+    if isinstance(score, Mapping):
+        names = ("split", "seed", "n_rows")
+        metrics = {name: metric for name, metric in score.items() if name not in names}
+        row["adapter_score"] = {**score, "metrics": metrics}
+    return row
 
 
 def front_from_json(content: Mapping[str, Any]) -> FrontView:
-    """The view that `front_to_json` wrote.
+    """Return the view that `front_to_json` wrote.
 
     Raises:
-        KeyError, TypeError, ValueError: if the content is not of schema 1.
+        UserError: if the content is not of schema 1.
     """
-    if content["schema"] != SCHEMA:
-        raise ValueError(f"schema {content['schema']!r} is not {SCHEMA}")
-    return FrontView(
-        objectives=tuple(_read_objective(row) for row in content["objectives"]),
-        front=tuple(_read_entry(row) for row in content["front"]),
-        best=content["best"],
-        baseline=content["baseline"] and _read_entry(content["baseline"]),
-        reference=content["reference"] and _read_entry(content["reference"]),
-        verdict=_read_verdict(content["verdict"]),
-        budget=BudgetReport(**content["budget"]),
-        trials=content["trials"],
-        dominated_finalists=tuple(_read_entry(row) for row in content["dominated_finalists"]),
-        unconfirmed=tuple(_read_entry(row) for row in content["unconfirmed"]),
-        data=DataSummary.from_json(content["data"]),
-        versions=content["versions"],
-        warnings=tuple(content["warnings"]),
-        settings=content["settings"],
-        n_layers=content["n_layers"],
-        started=content["started"],
-        ended=content["ended"],
-        is_confirmed=content["confirmed"],
-        is_complete=content["complete"],
-        fidelity=Fidelity.from_json(content["fidelity"]) if content.get("fidelity") else None,
+    schema = content.get("schema")
+    if schema != SCHEMA:
+        raise StorageError("schema", schema, f"must be {SCHEMA}", _REMEDY)
+    row = _renamed(_renamed(content, "confirmed", "is_confirmed"), "complete", "is_complete")
+    for key in ("front", "baseline", "reference", "dominated_finalists", "unconfirmed"):
+        row[key] = _entries(row.get(key))
+    shown = from_plain(
+        FrontView, row, error=StorageError, remedy=_REMEDY, allow_unknown=True, null_is_nan=True
     )
+    return replace(shown, objectives=tuple(COSTS.get(o.name, o) for o in shown.objectives))
 
 
 def read_front(path: Path) -> FrontView:
-    """Reads a front.json back.
+    """Read front.json.
 
     Raises:
-        StorageError: if the file is missing, no JSON, or not of schema 1.
+        StorageError: if the file is missing, is not JSON, or is not of schema 1.
     """
-    remedy = "point at the output folder of a finished search"
+    content = read_json(path, dict[str, Any], remedy=_REMEDY)
     try:
-        return front_from_json(json.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise StorageError("front.json", str(path), f"cannot be read ({error})", remedy) from error
-    except (KeyError, TypeError, ValueError) as error:
-        problem = f"is not a front of schema {SCHEMA} ({type(error).__name__}: {error})"
-        raise StorageError("front.json", str(path), problem, remedy) from error
+        return front_from_json(content)
+    except UserError as error:
+        raise StorageError("front.json", str(path), error.mistake, _REMEDY) from None

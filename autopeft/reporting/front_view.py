@@ -20,6 +20,9 @@ from autopeft.trial import Trial
 from autopeft.utils.pareto import non_dominated, orient
 from autopeft.utils.serialize import finite
 
+Number = int | float
+"""Read from front.json as it was written: counts stay whole numbers."""
+
 
 @dataclass(frozen=True)
 class SeedLine:
@@ -54,8 +57,8 @@ class FrontEntry:
 
     candidate: Candidate
     price: Price
-    objectives: Mapping[str, float]
-    objectives_ci: Mapping[str, Interval | None]
+    objectives: Mapping[str, Number]
+    objectives_ci: Mapping[str, tuple[Number, Number] | None]
     validation: Mapping[str, float]
     seeds: tuple[SeedLine, ...] = ()
     adapter: str | None = None

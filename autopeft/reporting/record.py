@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from autopeft.confirm.finalists import Finalist
@@ -29,16 +29,6 @@ class AdapterScore:
     metrics: Mapping[str, float]
     n_rows: int
 
-    def to_json(self) -> dict[str, Any]:
-        """`{"split", "seed", "n_rows", <metric>: <value>, ...}`."""
-        return {"split": self.split, "seed": self.seed, "n_rows": self.n_rows, **self.metrics}
-
-    @classmethod
-    def from_json(cls, row: Mapping[str, Any]) -> AdapterScore:
-        """Read what `to_json` wrote."""
-        metrics = {k: v for k, v in row.items() if k not in ("split", "seed", "n_rows")}
-        return cls(row["seed"], row["split"], metrics, row["n_rows"])
-
 
 @dataclass(frozen=True)
 class DataSummary:
@@ -55,20 +45,6 @@ class DataSummary:
     dropped_rows: int = 0
     labels: tuple[str, ...] = ()
     fingerprint: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        """A plain dict."""
-        return {
-            "rows": dict(self.rows),
-            "dropped_rows": self.dropped_rows,
-            "labels": list(self.labels),
-            "fingerprint": self.fingerprint,
-        }
-
-    @classmethod
-    def from_json(cls, row: Mapping[str, Any]) -> DataSummary:
-        """Read what `to_json` wrote."""
-        return cls(row["rows"], row["dropped_rows"], tuple(row["labels"]), row["fingerprint"])
 
 
 @dataclass(frozen=True)
@@ -152,7 +128,3 @@ class BudgetReport:
     n_trials: int
     phases: Mapping[str, float]
     worker_seconds: Mapping[str, float]
-
-    def to_json(self) -> dict[str, Any]:
-        """A plain dict."""
-        return asdict(self)

@@ -17,6 +17,7 @@ from autopeft.plan import Candidate, TrainSettings
 from autopeft.plan_text import plan_summary, read_plan
 from autopeft.trial import State, Trial
 from autopeft.utils.files import write_text
+from autopeft.utils.serialize import to_plain
 
 _TRAIN = ("learning_rate", *(f.name for f in fields(TrainSettings) if f.name != "learning_rate"))
 
@@ -43,7 +44,7 @@ def _row(trial: Trial) -> dict[str, object]:
         "total_rank": sum(spec.rank for spec in plan.specs),
         **settings,
         **{f"objective.{name}": value for name, value in trial.values.items()},
-        **{f"price.{name}": value for name, value in trial.costs.to_json().items()},
+        **{f"price.{name}": value for name, value in to_plain(trial.costs).items()},
         **{f"measured.{name}": value for name, value in trial.measured.items()},
         **{f"rung.{step}": score for step, score in trial.rungs},
         "plan": plan_summary(plan, max_parts=10**9),

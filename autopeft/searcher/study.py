@@ -38,6 +38,7 @@ from autopeft.searcher.pruner import PRICE_KEY, TRAIN_KEY, GapPruner
 from autopeft.searcher.space.encoding import Point
 from autopeft.trial import State, Trial
 from autopeft.utils.quiet import ignored, silence
+from autopeft.utils.serialize import from_plain, to_plain
 
 if TYPE_CHECKING:
     from autopeft.searcher.dashboard import DashboardWriter
@@ -239,7 +240,7 @@ class StudyStore:
                 TRAIN_KEY: candidate.train.to_json(),
                 ORIGIN_KEY: origin,
                 "digest": candidate.digest,
-                PRICE_KEY: costs.to_json(),
+                PRICE_KEY: to_plain(costs),
             },
         )
         trial_id = self._storage.create_new_trial(self.study._study_id, template_trial=template)
@@ -341,7 +342,7 @@ def _read_trial(frozen: FrozenTrial, objectives: Sequence[Objective]) -> Trial:
     return Trial(
         frozen.number,
         Candidate(read_plan(attributes[PLAN_KEY]), TrainSettings.from_json(attributes[TRAIN_KEY])),
-        Price(**attributes[PRICE_KEY]),
+        from_plain(Price, attributes[PRICE_KEY], field=PRICE_KEY, error=StorageError),
         str(attributes.get(ORIGIN_KEY, "search")),
         STATES[frozen.state],
         {o.name: v for o, v in zip(objectives, values, strict=False)},

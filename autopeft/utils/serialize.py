@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
+from msgspec import inspect
 
 from autopeft.errors import SettingsError, StorageError, UserError
 
@@ -76,6 +77,7 @@ def from_plain(
     remedy: str = "correct it",
     error: type[UserError] = SettingsError,
     allow_unknown: bool = False,
+    null_is_nan: bool = False,
 ) -> T:
     """Build a `kind` from plain values; types are checked and never coerced, except int to float.
 
@@ -86,10 +88,13 @@ def from_plain(
         remedy: What the user can do about a wrong value.
         error: The error to raise.
         allow_unknown: Ignore unknown keys, such as those a later version writes.
+        null_is_nan: Read None as NaN where a number is required: the inverse of `finite`.
 
     Raises:
         UserError: of class `error`, if a value has the wrong type or a key is missing or unknown.
     """
+    if null_is_nan:
+        data = _with_nan(inspect.type_info(kind), data)
     try:
         value: T = msgspec.convert(data, kind)
     except msgspec.ValidationError as wrong:
@@ -140,6 +145,27 @@ def nearest(word: str, known: Iterable[str]) -> str:
     known = list(known)
     close = difflib.get_close_matches(word.lower().replace("-", "_"), known, n=1)
     return f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(known)}"
+
+
+def _with_nan(kind: inspect.Type, data: Any) -> Any:
+    """Return the data with NaN in place of None where only a number is allowed."""
+    kinds = kind.types if isinstance(kind, inspect.UnionType) else (kind,)
+    if data is None:
+        is_number = any(isinstance(k, inspect.FloatType) for k in kinds)
+        is_optional = any(isinstance(k, inspect.NoneType) for k in kinds)
+        return math.nan if is_number and not is_optional else None
+    for k in kinds:
+        if isinstance(k, inspect.DataclassType) and isinstance(data, Mapping):
+            types = {each.name: each.type for each in k.fields}
+            return {n: _with_nan(types[n], v) if n in types else v for n, v in data.items()}
+        if isinstance(k, inspect.DictType) and isinstance(data, Mapping):
+            return {name: _with_nan(k.value_type, value) for name, value in data.items()}
+        if isinstance(k, inspect.VarTupleType) and isinstance(data, list | tuple):
+            return [_with_nan(k.item_type, value) for value in data]
+        if isinstance(k, inspect.TupleType) and isinstance(data, list | tuple):
+            if len(data) == len(k.item_types):
+                return [_with_nan(*pair) for pair in zip(k.item_types, data, strict=True)]
+    return data
 
 
 def _explain(message: str) -> str:

@@ -10,7 +10,7 @@ from autopeft.costs import Price
 from autopeft.costs.objectives import objective
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
 from autopeft.trial import Trial
-from autopeft.utils.serialize import finite
+from autopeft.utils.serialize import from_plain, strict_json
 
 OBJECTIVES = (objective("accuracy"), objective("trainable_params"))
 
@@ -90,5 +90,5 @@ def test_nothing_is_claimed_of_few_trials() -> None:
 
 def test_it_survives_json() -> None:
     found = fidelity([trial(i, 0.6 + 0.01 * i, 10 + i, early=-i) for i in range(5)], OBJECTIVES)
-    again = Fidelity.from_json(json.loads(json.dumps(finite(found.to_json()))))
+    again = from_plain(Fidelity, json.loads(strict_json(found)))
     assert again == found

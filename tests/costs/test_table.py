@@ -13,6 +13,7 @@ from autopeft.costs import PriceTable, Topology, check_plan, count_trainable, is
 from autopeft.costs.usage import HIDDEN, independent, independent_sets
 from autopeft.errors import SpaceError
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
+from autopeft.utils.serialize import to_plain
 
 _SHAPES = {
     "attn.q": (64, 64),
@@ -226,7 +227,7 @@ def test_a_table_is_a_value() -> None:
     assert again == _TABLE
     candidate = _candidate(LayerSpec(1, "norm", "ln_tuning"))
     assert again.price(candidate) == _TABLE.price(candidate)
-    assert set(_TABLE.price(candidate).to_json()) == {
+    assert set(to_plain(_TABLE.price(candidate))) == {
         "trainable_params",
         "adapter_bytes",
         "train_flops",

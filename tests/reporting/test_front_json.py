@@ -1,5 +1,8 @@
 import json
+import math
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -52,6 +55,67 @@ def test_contract(tmp_path: Path) -> None:
         assert entry["adapter_score"]["split"] == "test"
         seed = next(s for s in entry["seeds"] if s["seed"] == entry["adapter_score"]["seed"])
         assert seed["test"]["accuracy"] == entry["adapter_score"]["accuracy"]
+
+
+WRONG = [
+    (("schema",), "1", "schema='1': must be 1"),
+    (("front",), "none", "front='none': must be a list"),
+    (("front",), [3], "front[0]=3: must be a mapping"),
+    (("front", 0, "plan"), None, "plan=None: must be a list"),
+    (("front", 0, "train", "steps"), "many", "train.steps='many': must be a whole number"),
+    (("front", 0, "price", "adapter_bytes"), 1.5, "must be a whole number"),
+    (("front", 0, "objectives"), [], "front[0].objectives=[]: must be a mapping"),
+    (("front", 0, "objectives", "accuracy"), "high", "front[0].objectives.accuracy='high'"),
+    (("front", 0, "seeds"), None, "front[0].seeds=None: must be a list"),
+    (("front", 0, "adapter_score"), "good", "front[0].adapter_score='good': must be a mapping"),
+    (("verdict", "levels"), {}, "verdict.levels={}: must be a list"),
+    (("budget",), None, "budget=None: must be a mapping"),
+    (("confirmed",), 1, "is_confirmed=1: must be true or false"),
+    (("objectives",), "accuracy", "objectives='accuracy': must be a list"),
+    (("settings",), [], "settings=[]: must be a mapping"),
+]
+
+
+@pytest.mark.parametrize(("place", "value", "problem"), WRONG)
+def test_a_wrong_type_is_one_clear_line(
+    place: tuple[Any, ...], value: object, problem: str, tmp_path: Path
+):
+    content = front_to_json(view(make_record()))
+    inner: Any = content
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    path = tmp_path / "front.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(StorageError, match=re.escape(problem)) as caught:
+        read_front(path)
+    assert "front.json" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("key", ["front", "verdict", "budget", "settings", "baseline", "data"])
+def test_a_missing_or_unknown_key(key: str, tmp_path: Path):
+    content = front_to_json(view(make_record()))
+    del content[key]
+    path = tmp_path / "front.json"
+    path.write_text(json.dumps({**content, "added later": 1}))
+    if key in ("front", "verdict", "budget"):
+        with pytest.raises(StorageError, match=r"front\.json"):
+            read_front(path)
+    else:
+        read_front(path)
+
+
+def test_null_is_not_a_number(tmp_path: Path):
+    content = front_to_json(view(make_record()))
+    content["front"][0]["objectives"]["accuracy"] = None
+    content["verdict"]["levels"][0]["cost_ratio"] = None
+    path = tmp_path / "front.json"
+    path.write_text(json.dumps(content))
+    shown = read_front(path)
+    assert math.isnan(shown.front[0].objectives["accuracy"])
+    assert math.isnan(shown.verdict.levels[0].cost_ratio)
+    assert front_to_json(shown) == content
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 2}', "\u0000"])

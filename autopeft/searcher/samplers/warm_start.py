@@ -16,11 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autopeft.costs.objectives import Objective
-from autopeft.errors import SpaceError
+from autopeft.errors import SpaceError, StorageError
 from autopeft.plan import Candidate
 from autopeft.searcher.space.encoding import Point
 from autopeft.searcher.space.space import SearchSpace
 from autopeft.trial import Trial, front_of
+from autopeft.utils.serialize import from_plain, to_plain
 
 Array = NDArray[np.float64]
 
@@ -49,17 +50,18 @@ class WarmStartTrial:
     is_on_front: bool
 
     def to_json(self) -> dict[str, Any]:
-        """A plain dict."""
-        return {
-            "candidate": self.candidate.to_json(),
-            "quality": self.quality,
-            "is_on_front": self.is_on_front,
-        }
+        """Return plain values, for the state of the search."""
+        return {**to_plain(self), "candidate": self.candidate.to_json()}
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> WarmStartTrial:
-        """The trial that `to_json` wrote."""
-        return cls(Candidate.from_json(row["candidate"]), row["quality"], row["is_on_front"])
+        """Return the trial that `to_json` wrote.
+
+        Raises:
+            UserError: if a value is damaged.
+        """
+        candidate = Candidate.from_json(row.get("candidate"))
+        return from_plain(cls, {**row, "candidate": candidate}, field="trial", error=StorageError)
 
 
 def warm_start_trials(

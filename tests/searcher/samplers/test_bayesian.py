@@ -21,6 +21,7 @@ from autopeft.searcher.samplers.observations import gather
 from autopeft.searcher.samplers.optuna_adapters import AutoPeftSampler
 from autopeft.searcher.space.encoding import Point
 from autopeft.searcher.space.space import SearchSpace
+from autopeft.utils.serialize import to_plain
 
 SHAPES = {"attn.q": (64, 64), "attn.v": (64, 64), "mlp.up": (128, 64), "mlp.down": (64, 128)}
 TOPOLOGY = Topology(6, SHAPES)
@@ -40,7 +41,7 @@ def quality(space, point):
 
 
 def tried(space, point, state="complete", rungs=None, prices=PRICES):
-    price = prices.price(space.encoder.to_candidate(point)).to_json()
+    price = to_plain(prices.price(space.encoder.to_candidate(point)))
     values = (quality(space, point), price["trainable_params"])
     values = values if state == "complete" else (math.nan, math.nan)
     return Seen(point, state, values, price, rungs or {})
@@ -257,7 +258,7 @@ def test_the_sampler_works_in_an_ordinary_optuna_study():
         trial = study.ask(distributions)
         candidate = SPACE.decode(trial.params)
         price = PRICES.price(candidate)
-        trial.set_user_attr("price", price.to_json())
+        trial.set_user_attr("price", to_plain(price))
         score = quality(SPACE, SPACE.encoder.from_candidate(candidate))
         study.tell(trial, [score, price.trainable_params])
     assert len({str(t.params) for t in study.trials}) == 18
