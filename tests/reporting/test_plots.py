@@ -19,6 +19,7 @@ from autopeft.reporting.plots import (
 )
 from autopeft.reporting.record import SearchRecord
 from autopeft.reporting.site_plot import method_letters, site_plot
+from autopeft.reporting.style import STYLE, svg
 from autopeft.trial import Trial
 
 
@@ -31,14 +32,21 @@ def drawn(record: SearchRecord) -> dict[str, Plot]:
     return {plot.name: plot for plot in draw_plots(view(record), record.trials)}
 
 
-def entry_ids(plot: Plot) -> list[str]:
-    return re.findall(rf'id="{plot.name}-entry-(\w+)"', plot.svg)
+def front_svg(record: SearchRecord, number: int = 0) -> str:
+    """The front over the cost of that number, with ids that start with "front"."""
+    shown = view(record)
+    with mpl.rc_context(STYLE):
+        return svg(front_plot(record.trials, shown, shown.costs[number]), "front")
 
 
-def n_markers(svg: str, gid: str) -> int:
+def entry_ids(text: str) -> list[str]:
+    return re.findall(r'id="front-entry-(\w+)"', text)
+
+
+def n_markers(text: str, gid: str) -> int:
     """Number of markers in the group of that id."""
-    start = svg.index(f'<g id="{gid}">')
-    return svg[start : svg.index("</g>\n   <g id=", start)].count("<use ")
+    start = text.index(f'<g id="{gid}">')
+    return text[start : text.index("</g>\n   <g id=", start)].count("<use ")
 
 
 def competitors(shown: FrontView) -> set[str]:
@@ -62,26 +70,25 @@ def test_every_plot_is_drawn_and_settings_are_left_alone() -> None:
 
 
 def test_the_figure_of_the_front_is_the_same_on_every_run() -> None:
-    record = make_record(12)
-    assert drawn(record)["front"] == drawn(record)["front"]
+    assert front_svg(make_record(12)) == front_svg(make_record(12))
 
 
 @pytest.mark.parametrize("record", [make_record(), interrupted(make_record(20)), hostile()])
 def test_the_svg_has_a_marker_for_each_entry_and_trial(record: SearchRecord) -> None:
     shown = view(record)
-    plot = drawn(record)["front"]
+    text = front_svg(record)
     wanted = competitors(shown) | ({shown.baseline.digest} if shown.baseline else set())
-    assert sorted(entry_ids(plot)) == sorted(wanted)
+    assert sorted(entry_ids(text)) == sorted(wanted)
     trials = with_adapters(record.trials)
     baselines = [trial for trial in trials if trial.origin == "baseline"]
-    assert n_markers(plot.svg, "front-baselines") == len(baselines)
-    assert n_markers(plot.svg, "front-trials") == len(trials) - len(baselines)
-    assert ('id="front-pick"' in plot.svg) == (shown.best is not None)
-    assert ">trainable parameters</text>" in plot.svg
-    assert ">accuracy</text>" in plot.svg
+    assert n_markers(text, "front-baselines") == len(baselines)
+    assert n_markers(text, "front-trials") == len(trials) - len(baselines)
+    assert ('id="front-pick"' in text) == (shown.best is not None)
+    assert ">trainable parameters</text>" in text
+    assert ">accuracy</text>" in text
     for number in range(1, len(shown.front) + 1):
-        assert f">{number}</text>" in plot.svg
-    assert "#0072b2" not in plot.svg  # colors are the page's
+        assert f">{number}</text>" in text
+    assert "#0072b2" not in text  # colors are the page's
 
 
 def test_each_further_cost_has_its_own_front_with_its_own_ids() -> None:
@@ -89,10 +96,11 @@ def test_each_further_cost_has_its_own_front_with_its_own_ids() -> None:
     record = replace(record, objectives=(*record.objectives, objective("adapter_bytes")))
     plots = drawn(record)
     assert list(plots)[:2] == ["front", "front_adapter_bytes"]
-    second = plots["front_adapter_bytes"]
-    assert ">adapter size</text>" in second.svg
-    assert set(entry_ids(second)) == set(entry_ids(plots["front"]))
-    ids = [re.findall(r'\bid="([^"]+)"', plot.svg) for plot in (plots["front"], second)]
+    first, second = plots["front"].svg, plots["front_adapter_bytes"].svg
+    assert ">adapter size</text>" in second
+    for digest in entry_ids(first):
+        assert f'id="front_adapter_bytes-entry-{digest}"' in second
+    ids = [re.findall(r'\bid="([^"]+)"', text) for text in (first, second)]
     assert not set(ids[0]) & set(ids[1])
 
 
@@ -100,7 +108,7 @@ def test_an_empty_search_is_drawn_without_a_map() -> None:
     empty = replace(interrupted(make_record(8)), trials=(), front=(), baseline=None, reference=None)
     plots = drawn(empty)
     assert list(plots) == ["front", "curves", "budget"]
-    assert entry_ids(plots["front"]) == []
+    assert entry_ids(plots["front"].svg) == []
 
 
 def test_values_that_are_not_finite_are_left_out() -> None:
@@ -112,9 +120,9 @@ def test_values_that_are_not_finite_are_left_out() -> None:
         for trial in record.trials
     )
     record = replace(record, trials=trials)
-    svg = drawn(record)["front"].svg
+    text = front_svg(record)
     n_finite = sum(not t.number % 2 for t in with_adapters(record.trials))
-    assert n_markers(svg, "front-baselines") + n_markers(svg, "front-trials") == n_finite
+    assert n_markers(text, "front-baselines") + n_markers(text, "front-trials") == n_finite
 
 
 def test_front_plot_shows_the_front() -> None:
