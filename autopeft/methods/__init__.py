@@ -6,45 +6,10 @@ A new family is a file with a tuple `METHODS`, named in `_FAMILIES`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 from types import MappingProxyType
 
 from autopeft.errors import SpaceError
-from autopeft.methods import (
-    adalora,
-    beft,
-    boft,
-    bottleneck,
-    c3a,
-    deft,
-    delora,
-    fourierft,
-    glora,
-    gralora,
-    hira,
-    hra,
-    ia3,
-    ln_tuning,
-    loha,
-    lokr,
-    lora,
-    miss,
-    oft,
-    osf,
-    peanut,
-    prefix,
-    prompt,
-    psoft,
-    pvera,
-    randlora,
-    road,
-    shira,
-    supertuning,
-    tinylora,
-    unilora,
-    vblora,
-    vera,
-    waveft,
-)
 from autopeft.methods.base import LINEAR_ROLES, AdapterFlops, AdapterMemory, Method
 from autopeft.utils.serialize import nearest
 
@@ -67,45 +32,19 @@ HEAD = "head"
 HEAD_RATES = (1e-3, 3e-2)
 """(low, high) of the learning rates worth searching for a new head."""
 
-_FAMILIES = (
-    lora,
-    ia3,
-    oft,
-    ln_tuning,
-    miss,
-    loha,
-    lokr,
-    hira,
-    delora,
-    c3a,
-    fourierft,
-    waveft,
-    gralora,
-    boft,
-    hra,
-    psoft,
-    road,
-    beft,
-    shira,
-    peanut,
-    deft,
-    osf,
-    supertuning,
-    bottleneck,
-    prefix,
-    prompt,
-    glora,
-    vera,
-    pvera,
-    vblora,
-    unilora,
-    tinylora,
-    randlora,
-    adalora,
-)
+_FAMILIES = """
+lora ia3 oft ln_tuning miss loha lokr hira delora c3a fourierft waveft gralora boft hra
+psoft road beft shira peanut deft osf supertuning bottleneck prefix prompt glora vera
+pvera vblora unilora tinylora randlora adalora
+""".split()
+"""Files of this package, in the order of the table of methods."""
 
 _TABLE: Mapping[str, Method] = MappingProxyType(
-    {method.name: method for family in _FAMILIES for method in family.METHODS}
+    {
+        method.name: method
+        for family in _FAMILIES
+        for method in import_module(f"{__name__}.{family}").METHODS
+    }
 )
 
 

@@ -6,14 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from autopeft.methods.base import (
-    LINEAR_ROLES,
-    AdapterFlops,
-    AdapterMemory,
-    Method,
-    Shape,
-    low_rank_flops,
-)
+from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape, low_rank_flops
 from autopeft.plan import TrainSettings
 
 _WARMUP, _SETTLING = 0.1, 0.3
@@ -85,8 +78,6 @@ class AdaLora(Method):
 METHODS: tuple[Method, ...] = (
     AdaLora(
         name="adalora",
-        family="adalora",
-        roles=LINEAR_ROLES,
         default_ranks=(1, 2, 4, 8, 16),
         # All strength is in E, of which one entry moves a whole triplet of length 1 by the rate.
         learning_rate=(8e-3, 2e-1),

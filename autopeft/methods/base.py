@@ -88,12 +88,10 @@ class Method(ABC):
 
     Attributes:
         name: As written in plans, spaces and files.
-        family: The file it lives in; related methods share it.
         roles: Roles it can sit at.
         default_ranks: Sizes a space draws from unless told otherwise; () if it has no size.
         learning_rate: (low, high) of the range worth searching, for AdamW, log-uniform; set around
             the best of a sweep on a small encoder (75 steps), with room below for larger models.
-        takes_rank: True if `LayerSpec.rank` is its size (at least 1), False if rank must be 0.
         mergeable: True if it can be folded into the base weights.
         converts_to_lora: True if it can be written exactly as a LoRA.
         shared_state: True if its sites share parameters, or frozen random matrices.
@@ -116,11 +114,9 @@ class Method(ABC):
     """
 
     name: str
-    family: str
-    roles: tuple[str, ...]
-    default_ranks: tuple[int, ...]
     learning_rate: tuple[float, float]
-    takes_rank: bool = True
+    roles: tuple[str, ...] = LINEAR_ROLES
+    default_ranks: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     mergeable: bool = True
     converts_to_lora: bool = False
     shared_state: bool = False
@@ -136,6 +132,11 @@ class Method(ABC):
     can_cut_rank: bool = False
     rank_patterns: tuple[tuple[str, str], ...] = ()
     version: int = 1
+
+    @property
+    def takes_rank(self) -> bool:
+        """True if `LayerSpec.rank` is its size (at least 1), False if rank must be 0."""
+        return bool(self.default_ranks)
 
     @property
     def rank_pattern(self) -> bool:
@@ -182,15 +183,6 @@ class Method(ABC):
         """Further arguments, for sites of one pool."""
         return {}
 
-    def forward_flops_per_token(self, rank: int, shape: Shape, role: str = "") -> float:
-        """FLOPs one site adds to the forward pass of a token."""
-        return self.flops(rank, shape, role).forward_per_token
-
-    def saved_floats_per_token(self, rank: int, shape: Shape, role: str = "") -> float:
-        """Floats one site keeps for each token, its input included where it keeps that."""
-        memory = self.memory(rank, shape, role)
-        return memory.per_token + (shape[1] if memory.keeps_input else 0)
-
     def is_legal_rank(self, rank: int, shape: Shape) -> bool:
         """True if a site of that shape can hold that size."""
         return 1 <= rank <= min(shape) if self.takes_rank else rank == 0
@@ -200,12 +192,6 @@ class Method(ABC):
         return (
             f"`1 <= rank <= {min(shape)}` must hold" if self.takes_rank else "`rank == 0` must hold"
         )
-
-    def legal_ranks(self, shape: Shape) -> tuple[int, ...]:
-        """Those of the default sizes that a site of that shape can hold; (0,) without a size."""
-        if not self.takes_rank:
-            return (0,)
-        return tuple(rank for rank in self.default_ranks if self.is_legal_rank(rank, shape))
 
     def peft_config_for(self, ranks: Mapping[str, int], train: TrainSettings) -> dict[str, Any]:
         """Like `peft_config`, for modules of several ranks at once: the commonest is the default.

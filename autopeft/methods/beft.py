@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from autopeft.methods.base import LINEAR_ROLES, AdapterFlops, AdapterMemory, Method, Shape
+from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape
 from autopeft.plan import TrainSettings
 
 
@@ -33,11 +33,8 @@ class Beft(Method):
 METHODS: tuple[Method, ...] = (
     Beft(
         name="beft",
-        family="beft",
-        roles=LINEAR_ROLES,
         default_ranks=(),
         learning_rate=(1.5e-3, 5e-2),
-        takes_rank=False,
         # A module without a bias of its own, as in most decoders, has no place for it.
         mergeable=False,
         transposed_base=False,

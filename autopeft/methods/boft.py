@@ -69,8 +69,6 @@ class Boft(Method):
 METHODS: tuple[Method, ...] = (
     Boft(
         name="boft",
-        family="boft",
-        roles=LINEAR_ROLES,
         default_ranks=(2, 4, 8, 16, 32),
         learning_rate=(1.5e-3, 6e-2),
         exact_start=False,  # The bias is taken off and put on again.

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from autopeft.methods.base import LINEAR_ROLES, AdapterFlops, AdapterMemory, Method, Shape
+from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape
 from autopeft.plan import TrainSettings
 
 _RANKS = (1, 2, 4, 8, 16, 32, 64)
@@ -72,17 +72,14 @@ class Bottleneck(Method):
 METHODS: tuple[Method, ...] = (
     Bottleneck(
         name="bottleneck",
-        family="bottleneck",
-        roles=("attn.o", "cross.o", "mlp.down"),
         default_ranks=_RANKS,
+        roles=("attn.o", "cross.o", "mlp.down"),
         learning_rate=(7e-4, 2.5e-2),
         mergeable=False,
         rank_patterns=(("r", "rank_pattern"),),
     ),
     Bottleneck(
         name="parallel_bottleneck",
-        family="bottleneck",
-        roles=LINEAR_ROLES,
         default_ranks=_RANKS,
         learning_rate=(4e-4, 1.5e-2),
         mergeable=False,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from autopeft.methods.base import LINEAR_ROLES, AdapterFlops, AdapterMemory, Method, Shape
+from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape
 from autopeft.plan import TrainSettings
 
 
@@ -46,8 +46,6 @@ class C3A(Method):
 METHODS: tuple[Method, ...] = (
     C3A(
         name="c3a",
-        family="c3a",
-        roles=LINEAR_ROLES,
         default_ranks=(32, 64, 128, 256, 384, 768),
         # Divided by the input width, entries have to grow large.
         learning_rate=(4e-2, 2.0),

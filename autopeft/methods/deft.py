@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from autopeft.methods.base import LINEAR_ROLES, AdapterFlops, AdapterMemory, Method, Shape
+from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape
 from autopeft.plan import TrainSettings
 
 
@@ -53,9 +53,6 @@ class Deft(Method):
 METHODS: tuple[Method, ...] = (
     Deft(
         name="deft",
-        family="deft",
-        roles=LINEAR_ROLES,
-        default_ranks=(1, 2, 4, 8, 16, 32),
         learning_rate=(4e-4, 1.2e-2),
         converts_to_lora=True,
         exact_start=False,  # What is taken out and what is put in agree up to rounding.

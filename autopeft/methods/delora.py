@@ -5,14 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from autopeft.methods.base import (
-    LINEAR_ROLES,
-    AdapterFlops,
-    AdapterMemory,
-    Method,
-    Shape,
-    low_rank_flops,
-)
+from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape, low_rank_flops
 from autopeft.plan import TrainSettings
 
 
@@ -59,9 +52,6 @@ class DeLora(Method):
 METHODS: tuple[Method, ...] = (
     DeLora(
         name="delora",
-        family="delora",
-        roles=LINEAR_ROLES,
-        default_ranks=(1, 2, 4, 8, 16, 32),
         learning_rate=(7e-4, 3e-2),
         converts_to_lora=True,
         quantized_base=False,  # It measures the columns of the base weight.

@@ -5,14 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from autopeft.methods.base import (
-    LINEAR_ROLES,
-    AdapterFlops,
-    AdapterMemory,
-    Method,
-    Shape,
-    dense_update_flops,
-)
+from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape, dense_update_flops
 from autopeft.plan import TrainSettings
 
 _SCALING = 75.0
@@ -63,8 +56,6 @@ class FourierFt(Method):
 METHODS: tuple[Method, ...] = (
     FourierFt(
         name="fourierft",
-        family="fourierft",
-        roles=LINEAR_ROLES,
         default_ranks=(50, 100, 200, 500, 1000, 2000),
         learning_rate=(3e-2, 1.5),
         converts_to_lora=True,

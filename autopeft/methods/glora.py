@@ -9,14 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from autopeft.methods.base import (
-    LINEAR_ROLES,
-    AdapterFlops,
-    AdapterMemory,
-    Method,
-    Shape,
-    dense_update_flops,
-)
+from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape, dense_update_flops
 from autopeft.plan import TrainSettings
 
 
@@ -54,8 +47,6 @@ class GLora(Method):
 METHODS: tuple[Method, ...] = (
     GLora(
         name="glora",
-        family="glora",
-        roles=LINEAR_ROLES,
         default_ranks=(1, 2, 4, 8, 16),
         learning_rate=(1.5e-3, 6e-2),
         # The weight is summed anew, and over Conv1D in another memory order.

@@ -5,14 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from autopeft.methods.base import (
-    LINEAR_ROLES,
-    AdapterFlops,
-    AdapterMemory,
-    Method,
-    Shape,
-    low_rank_flops,
-)
+from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape, low_rank_flops
 from autopeft.plan import TrainSettings
 
 _BLOCKS = 2
@@ -57,8 +50,6 @@ class GraLora(Method):
 METHODS: tuple[Method, ...] = (
     GraLora(
         name="gralora",
-        family="gralora",
-        roles=LINEAR_ROLES,
         default_ranks=(2, 4, 8, 16, 32),
         learning_rate=(5e-4, 2e-2),
         converts_to_lora=True,

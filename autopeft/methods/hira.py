@@ -5,14 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from autopeft.methods.base import (
-    LINEAR_ROLES,
-    AdapterFlops,
-    AdapterMemory,
-    Method,
-    Shape,
-    dense_update_flops,
-)
+from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape, dense_update_flops
 from autopeft.plan import TrainSettings
 
 
@@ -47,9 +40,6 @@ class Hira(Method):
 METHODS: tuple[Method, ...] = (
     Hira(
         name="hira",
-        family="hira",
-        roles=LINEAR_ROLES,
-        default_ranks=(1, 2, 4, 8, 16, 32),
         # The factor multiplies entries far below 1: it takes larger steps than LoRA's update.
         learning_rate=(4e-3, 1.2e-1),
         quantized_base=False,  # It multiplies the weight, which torchao's 8-bit ones refuse.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from autopeft.methods.base import LINEAR_ROLES, AdapterFlops, AdapterMemory, Method, Shape
+from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape
 from autopeft.plan import TrainSettings
 
 
@@ -54,8 +54,6 @@ class Hra(Method):
 METHODS: tuple[Method, ...] = (
     Hra(
         name="hra",
-        family="hra",
-        roles=LINEAR_ROLES,
         default_ranks=(2, 4, 8, 16, 32),
         learning_rate=(8e-3, 3e-1),
         # W H - W = W (H - 1), and H differs from 1 by `rank` directions.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from autopeft.methods.base import LINEAR_ROLES, AdapterFlops, AdapterMemory, Method, Shape
+from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape
 from autopeft.plan import TrainSettings
 
 
@@ -35,11 +35,8 @@ class Ia3(Method):
 METHODS: tuple[Method, ...] = (
     Ia3(
         name="ia3",
-        family="ia3",
-        roles=LINEAR_ROLES,
         default_ranks=(),
         learning_rate=(4e-3, 1e-1),
-        takes_rank=False,
         input_side_roles=("mlp.down",),
         input_side_argument="feedforward_modules",
     ),

@@ -25,10 +25,6 @@ class LnTuning(Method):
         """The normalized activations, where the model's normalization keeps them apart."""
         return AdapterMemory(keeps_input=True)
 
-    def saved_floats_per_token(self, rank: int, shape: Shape, role: str = "") -> float:
-        """One width for each normalized tensor, an upper bound: most kernels keep it anyway."""
-        return float(shape[0])
-
     def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
         """Arguments of `LNTuningConfig`."""
         return {"peft_type": "LN_TUNING"}
@@ -37,10 +33,8 @@ class LnTuning(Method):
 METHODS: tuple[Method, ...] = (
     LnTuning(
         name="ln_tuning",
-        family="ln_tuning",
         roles=("norm",),
         default_ranks=(),
         learning_rate=(1.5e-3, 4e-2),
-        takes_rank=False,
     ),
 )

@@ -5,14 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from autopeft.methods.base import (
-    LINEAR_ROLES,
-    AdapterFlops,
-    AdapterMemory,
-    Method,
-    Shape,
-    dense_update_flops,
-)
+from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape, dense_update_flops
 from autopeft.plan import TrainSettings
 
 
@@ -53,8 +46,6 @@ class LoHa(Method):
 METHODS: tuple[Method, ...] = (
     LoHa(
         name="loha",
-        family="loha",
-        roles=LINEAR_ROLES,
         default_ranks=(1, 2, 4, 8, 16),
         learning_rate=(1.5e-3, 5e-2),
         converts_to_lora=True,

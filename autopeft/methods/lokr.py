@@ -6,14 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from autopeft.methods.base import (
-    LINEAR_ROLES,
-    AdapterFlops,
-    AdapterMemory,
-    Method,
-    Shape,
-    dense_update_flops,
-)
+from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape, dense_update_flops
 from autopeft.plan import TrainSettings
 
 
@@ -74,8 +67,6 @@ class LoKr(Method):
 METHODS: tuple[Method, ...] = (
     LoKr(
         name="lokr",
-        family="lokr",
-        roles=LINEAR_ROLES,
         default_ranks=(1, 2, 4, 8, 16),
         learning_rate=(2e-3, 7e-2),
         converts_to_lora=True,

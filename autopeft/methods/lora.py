@@ -9,14 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from autopeft.methods.base import (
-    LINEAR_ROLES,
-    AdapterFlops,
-    AdapterMemory,
-    Method,
-    Shape,
-    low_rank_flops,
-)
+from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape, low_rank_flops
 from autopeft.plan import TrainSettings
 
 
@@ -127,14 +120,10 @@ class StartedLora(Lora):
 
 
 _RANK_PATTERNS = (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern"))
-_RANKS = (1, 2, 4, 8, 16, 32)
 
 METHODS: tuple[Method, ...] = (
     Lora(
         name="lora",
-        family="lora",
-        roles=LINEAR_ROLES,
-        default_ranks=_RANKS,
         learning_rate=(2e-4, 1e-2),
         converts_to_lora=True,
         rank_patterns=_RANK_PATTERNS,
@@ -143,18 +132,12 @@ METHODS: tuple[Method, ...] = (
     ),
     Dora(
         name="dora",
-        family="lora",
-        roles=LINEAR_ROLES,
-        default_ranks=_RANKS,
         learning_rate=(2e-4, 1e-2),
         exact_start=False,  # The magnitude is divided by a norm computed anew.
         rank_patterns=_RANK_PATTERNS,
     ),
     Lora(
         name="rslora",
-        family="lora",
-        roles=LINEAR_ROLES,
-        default_ranks=_RANKS,
         learning_rate=(1e-4, 5e-3),
         converts_to_lora=True,
         rank_patterns=_RANK_PATTERNS,
@@ -164,9 +147,6 @@ METHODS: tuple[Method, ...] = (
     ),
     LoraFa(
         name="lora_fa",
-        family="lora",
-        roles=LINEAR_ROLES,
-        default_ranks=_RANKS,
         learning_rate=(2e-3, 6e-2),
         converts_to_lora=True,
         rank_patterns=_RANK_PATTERNS,
@@ -174,9 +154,6 @@ METHODS: tuple[Method, ...] = (
     ),
     StartedLora(
         name="pissa",
-        family="lora",
-        roles=LINEAR_ROLES,
-        default_ranks=_RANKS,
         learning_rate=(2e-4, 8e-3),
         converts_to_lora=True,
         rank_patterns=_RANK_PATTERNS,
@@ -187,9 +164,6 @@ METHODS: tuple[Method, ...] = (
     ),
     StartedLora(
         name="olora",
-        family="lora",
-        roles=LINEAR_ROLES,
-        default_ranks=_RANKS,
         learning_rate=(2e-4, 8e-3),
         converts_to_lora=True,
         rank_patterns=_RANK_PATTERNS,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from autopeft.methods.base import LINEAR_ROLES, AdapterFlops, AdapterMemory, Method, Shape
+from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape
 from autopeft.plan import TrainSettings
 
 
@@ -34,9 +34,6 @@ class Miss(Method):
 METHODS: tuple[Method, ...] = (
     Miss(
         name="miss",
-        family="miss",
-        roles=LINEAR_ROLES,
-        default_ranks=(1, 2, 4, 8, 16, 32),
         # Each entry of D is driven by the sum of in / rank inputs: small rates move it far.
         learning_rate=(5e-5, 2e-3),
         converts_to_lora=True,

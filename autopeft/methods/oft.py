@@ -58,8 +58,6 @@ class Oft(Method):
 METHODS: tuple[Method, ...] = (
     Oft(
         name="oft",
-        family="oft",
-        roles=LINEAR_ROLES,
         default_ranks=(2, 4, 8, 16, 32),
         learning_rate=(7e-4, 2e-2),
         transposed_base=False,

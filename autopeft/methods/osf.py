@@ -5,14 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from autopeft.methods.base import (
-    LINEAR_ROLES,
-    AdapterFlops,
-    AdapterMemory,
-    Method,
-    Shape,
-    low_rank_flops,
-)
+from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape, low_rank_flops
 from autopeft.plan import TrainSettings
 
 _STEPS = 64
@@ -84,8 +77,6 @@ class Osf(Method):
 METHODS: tuple[Method, ...] = (
     Osf(
         name="osf",
-        family="osf",
-        roles=LINEAR_ROLES,
         default_ranks=(1, 2, 4, 8, 16),
         learning_rate=(1e-4, 5e-3),
         exact_start=False,  # Two equal parts cancel up to rounding.

@@ -5,14 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from autopeft.methods.base import (
-    LINEAR_ROLES,
-    AdapterFlops,
-    AdapterMemory,
-    Method,
-    Shape,
-    dense_update_flops,
-)
+from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape, dense_update_flops
 from autopeft.plan import TrainSettings
 
 
@@ -46,9 +39,6 @@ class Peanut(Method):
 METHODS: tuple[Method, ...] = (
     Peanut(
         name="peanut",
-        family="peanut",
-        roles=LINEAR_ROLES,
-        default_ranks=(1, 2, 4, 8, 16, 32),
         learning_rate=(5e-4, 1.5e-2),
         converts_to_lora=True,
         quantized_base=False,

@@ -56,7 +56,6 @@ class Prefix(Method):
 METHODS: tuple[Method, ...] = (
     Prefix(
         name="prefix",
-        family="prefix",
         roles=("attn",),
         default_ranks=(1, 2, 4, 8, 16, 32, 64),
         # LLaMA-Adapter trains at 9e-3.

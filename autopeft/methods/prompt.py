@@ -53,7 +53,6 @@ class Prompt(Method):
 METHODS: tuple[Method, ...] = (
     Prompt(
         name="prompt_tuning",
-        family="prompt",
         roles=(MODEL,),
         default_ranks=(4, 8, 16, 32),
         # The paper trains at 0.3, with Adafactor.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from autopeft.methods.base import LINEAR_ROLES, AdapterFlops, AdapterMemory, Method, Shape
+from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape
 from autopeft.plan import TrainSettings
 
 
@@ -72,8 +72,6 @@ class Psoft(Method):
 METHODS: tuple[Method, ...] = (
     Psoft(
         name="psoft",
-        family="psoft",
-        roles=LINEAR_ROLES,
         default_ranks=(8, 16, 32, 64, 128),
         learning_rate=(4e-3, 1.5e-1),
         converts_to_lora=True,

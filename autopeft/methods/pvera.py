@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from autopeft.methods.base import LINEAR_ROLES, AdapterFlops, AdapterMemory, Method, Shape
+from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape
 from autopeft.plan import TrainSettings
 
 
@@ -54,8 +54,6 @@ class Pvera(Method):
 METHODS: tuple[Method, ...] = (
     Pvera(
         name="pvera",
-        family="pvera",
-        roles=LINEAR_ROLES,
         default_ranks=(16, 64, 128, 256, 512),
         learning_rate=(2e-3, 8e-2),
         converts_to_lora=True,

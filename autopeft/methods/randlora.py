@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from autopeft.methods.base import LINEAR_ROLES, AdapterFlops, AdapterMemory, Method, Shape
+from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape
 from autopeft.plan import TrainSettings
 
 _SCALING = 10
@@ -72,8 +72,6 @@ def _n_bases(rank: int, shape: Shape) -> int:
 METHODS: tuple[Method, ...] = (
     RandLora(
         name="randlora",
-        family="randlora",
-        roles=LINEAR_ROLES,
         default_ranks=(8, 16, 32, 64, 128),
         learning_rate=(1.5e-4, 8e-3),
         shared_state=True,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from autopeft.methods.base import LINEAR_ROLES, AdapterFlops, AdapterMemory, Method, Shape
+from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape
 from autopeft.plan import TrainSettings
 
 _VARIANTS = (1, 2, 4)
@@ -52,8 +52,6 @@ class Road(Method):
 METHODS: tuple[Method, ...] = (
     Road(
         name="road",
-        family="road",
-        roles=LINEAR_ROLES,
         default_ranks=_VARIANTS,
         learning_rate=(4e-3, 1.5e-1),
         transposed_base=False,

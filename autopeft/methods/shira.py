@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from autopeft.methods.base import LINEAR_ROLES, AdapterFlops, AdapterMemory, Method, Shape
+from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape
 from autopeft.plan import TrainSettings
 
 
@@ -49,9 +49,6 @@ class Shira(Method):
 METHODS: tuple[Method, ...] = (
     Shira(
         name="shira",
-        family="shira",
-        roles=LINEAR_ROLES,
-        default_ranks=(1, 2, 4, 8, 16, 32),
         learning_rate=(1.5e-3, 6e-2),
         quantized_base=False,
         transposed_base=False,

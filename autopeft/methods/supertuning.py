@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from autopeft.methods.base import LINEAR_ROLES, AdapterFlops, AdapterMemory, Method, Shape
+from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape
 from autopeft.plan import TrainSettings
 
 _STEPS = 1024
@@ -52,9 +52,6 @@ class Supertuning(Method):
 METHODS: tuple[Method, ...] = (
     Supertuning(
         name="supertuning",
-        family="supertuning",
-        roles=LINEAR_ROLES,
-        default_ranks=(1, 2, 4, 8, 16, 32),
         learning_rate=(2e-3, 8e-2),
         quantized_base=False,
         transposed_base=False,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from autopeft.methods.base import LINEAR_ROLES, AdapterFlops, AdapterMemory, Method, Shape
+from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape
 from autopeft.plan import TrainSettings
 
 _DIRECTIONS = 2
@@ -85,8 +85,6 @@ class TinyLora(Method):
 METHODS: tuple[Method, ...] = (
     TinyLora(
         name="tinylora",
-        family="tinylora",
-        roles=LINEAR_ROLES,
         default_ranks=(1, 2, 4),
         learning_rate=(1e-2, 4e-1),
         converts_to_lora=True,
@@ -95,8 +93,6 @@ METHODS: tuple[Method, ...] = (
     ),
     TinyLora(
         name="tinylora_tied",
-        family="tinylora",
-        roles=LINEAR_ROLES,
         default_ranks=(4, 13, 32, 64, 128),
         learning_rate=(1e-2, 4e-1),
         converts_to_lora=True,

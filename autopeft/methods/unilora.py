@@ -5,14 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from autopeft.methods.base import (
-    LINEAR_ROLES,
-    AdapterFlops,
-    AdapterMemory,
-    Method,
-    Shape,
-    low_rank_flops,
-)
+from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape, low_rank_flops
 from autopeft.plan import TrainSettings
 
 _RANK = 4
@@ -70,8 +63,6 @@ class UniLora(Method):
 METHODS: tuple[Method, ...] = (
     UniLora(
         name="unilora",
-        family="unilora",
-        roles=LINEAR_ROLES,
         default_ranks=(64, 256, 1024, 2048, 4096),
         learning_rate=(8e-3, 3e-1),
         converts_to_lora=True,

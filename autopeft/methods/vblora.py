@@ -6,14 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from autopeft.methods.base import (
-    LINEAR_ROLES,
-    AdapterFlops,
-    AdapterMemory,
-    Method,
-    Shape,
-    low_rank_flops,
-)
+from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape, low_rank_flops
 from autopeft.plan import TrainSettings
 
 _TOP = 2
@@ -98,8 +91,6 @@ def _n_vectors(length: int) -> int:
 METHODS: tuple[Method, ...] = (
     VbLora(
         name="vblora",
-        family="vblora",
-        roles=LINEAR_ROLES,
         default_ranks=(1, 2, 4, 8),
         learning_rate=(1e-3, 3e-2),
         converts_to_lora=True,

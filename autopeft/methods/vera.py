@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from autopeft.methods.base import LINEAR_ROLES, AdapterFlops, AdapterMemory, Method, Shape
+from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape
 from autopeft.plan import TrainSettings
 
 
@@ -55,8 +55,6 @@ class Vera(Method):
 METHODS: tuple[Method, ...] = (
     Vera(
         name="vera",
-        family="vera",
-        roles=LINEAR_ROLES,
         default_ranks=(16, 64, 128, 256, 512),
         learning_rate=(8e-3, 3e-1),
         converts_to_lora=True,

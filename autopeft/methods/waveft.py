@@ -5,14 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from autopeft.methods.base import (
-    LINEAR_ROLES,
-    AdapterFlops,
-    AdapterMemory,
-    Method,
-    Shape,
-    dense_update_flops,
-)
+from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape, dense_update_flops
 from autopeft.plan import TrainSettings
 
 _SCALING = 12.5
@@ -74,8 +67,6 @@ def _even(size: int) -> int:
 METHODS: tuple[Method, ...] = (
     WaveFt(
         name="waveft",
-        family="waveft",
-        roles=LINEAR_ROLES,
         default_ranks=(50, 100, 200, 500, 1000, 2000),
         learning_rate=(1e-3, 4e-2),
         converts_to_lora=True,

@@ -260,7 +260,8 @@ def test_what_a_site_holds_besides_is_counted(method: str, role: str) -> None:
     shape = backbone.topology.shape(0, role)
     assert shape is not None
     described = methods.get(method)
-    spec = LayerSpec(0, role, method, described.legal_ranks(shape)[-1])
+    ranks = [rank for rank in described.default_ranks if described.is_legal_rank(rank, shape)]
+    spec = LayerSpec(0, role, method, ranks[-1])
     base = {storage_id(t) for t in (*backbone.model.parameters(), *backbone.model.buffers())}
     with attach(backbone, candidate_of(AdapterPlan([spec])), seed=0) as attached:
         (layer,) = attached.parts[0].layers.values()
