@@ -96,7 +96,7 @@ class FrontView:
         trials: Number of trials by state.
         dominated_finalists: Finalists that others dominate on the reported numbers.
         unconfirmed: Members of the search's front that were not retrained; validation numbers.
-        data: A summary of the data set.
+        data: A summary of the dataset.
         versions: Version by package.
         warnings: One line each.
         settings: As resolved, JSON-like values.

@@ -32,7 +32,7 @@ class AdapterScore:
 
 @dataclass(frozen=True)
 class DataSummary:
-    """A summary of the data set.
+    """A summary of the dataset.
 
     Attributes:
         rows: Number of rows by split: train, validation, test.
@@ -63,7 +63,7 @@ class SearchRecord:
         pick: Rule that picks the best member of the front, as in the settings.
         budget: Where the budget went.
         adapter_scores: Score of the adapter in `adapters/<digest>`, by digest.
-        data: A summary of the data set.
+        data: A summary of the dataset.
         versions: Version by package: autopeft, torch, transformers, peft, optuna, ray, python.
         warnings: One line each, for the user.
         started: ISO 8601 time.

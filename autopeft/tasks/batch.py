@@ -17,8 +17,8 @@ class Batch:
     """Some rows of one split, padded on the right to the longest of them.
 
     Attributes:
-        split: Where the rows are from.
-        rows: Their positions in the split, shape (b,); what a cache is looked up by.
+        split: Name of the split.
+        rows: Positions of the rows in the split, shape (b,).
         input_ids: Shape (b, t), int64.
         attention_mask: Shape (b, t), int64: 1 for tokens, 0 for padding.
         targets: Shape (b,), int64: label index, or length of the prompt.
@@ -33,7 +33,7 @@ class Batch:
     type_ids: torch.Tensor | None = None
 
     def model_inputs(self) -> dict[str, Any]:
-        """Keyword arguments of the model's forward."""
+        """Return the keyword arguments of the model's forward."""
         inputs = {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
         if self.type_ids is not None:
             inputs["token_type_ids"] = self.type_ids
@@ -42,22 +42,22 @@ class Batch:
 
 @dataclass(frozen=True)
 class Window:
-    """The same number of positions in a row of each text, one after the other.
+    """Consecutive positions in each row of a batch, the same number in all rows.
 
     Attributes:
-        starts: The first of them, shape (b,), int64.
-        size: How many, the same for all rows.
+        starts: First position in each row, shape (b,), int64.
+        size: Number of positions per row.
     """
 
     starts: torch.Tensor
     size: int
 
     def columns(self) -> torch.Tensor:
-        """Shape (b, size)."""
+        """Return the positions, shape (b, size), int64."""
         return self.starts[:, None] + torch.arange(self.size, device=self.starts.device)
 
     def mask(self, length: int) -> torch.Tensor:
-        """True inside, shape (b, length)."""
+        """Return a mask that is True inside the window, shape (b, length)."""
         columns = torch.arange(length, device=self.starts.device)
         begin = self.starts[:, None]
         return (columns >= begin) & (columns < begin + self.size)
@@ -66,12 +66,12 @@ class Window:
 def padded(
     flat: NDArray[Any], split: EncodedSplit, rows: NDArray[np.int64], fill: int
 ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Rows of a flat array, side by side.
+    """Return rows of a flat array, padded to the longest.
 
     Args:
-        flat: One entry a token, laid out like `split.tokens`; further axes are kept.
-        split: Whose offsets to use.
-        rows: Positions, shape (b,).
+        flat: One entry per token, laid out like `split.tokens`; further axes are kept.
+        split: Its offsets are used.
+        rows: Positions in the split, shape (b,).
         fill: Value beyond a row's end.
 
     Returns:
@@ -89,13 +89,13 @@ def padded(
 def collate(
     data: TaskData, split: SplitName, rows: NDArray[np.int64], device: str | torch.device = "cpu"
 ) -> Batch:
-    """The batch of these rows.
+    """Return the batch of these rows.
 
     Args:
         data: Encoded data.
-        split: Which of its splits.
+        split: Name of the split.
         rows: Positions in the split, shape (b,), at least one.
-        device: Where the tensors go.
+        device: Device of the tensors.
     """
     source = data.splits[split]
     tokens, is_token = padded(source.tokens, source, rows, data.pad_id)

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning of a decoder: learn the completion, given the prompt."""
+"""Supervised fine-tuning of a decoder: learns completions of prompts."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ MAX_STRATA = 20
 
 
 class CausalLM:
-    """Next-token prediction over completions; the prompt takes no part in the loss.
+    """Next-token prediction on completions; prompts add no loss.
 
     Args:
-        metric: Quality to search for: loss (default), perplexity or token_accuracy.
+        metric: Quality to optimize: loss (default), perplexity or token_accuracy.
     """
 
     name = "causal-lm"
@@ -78,11 +78,11 @@ class CausalLM:
         return cls(metric)
 
     def model_kwargs(self) -> dict[str, Any]:
-        """A decoder loads as it is."""
+        """Return nothing: a decoder needs no arguments."""
         return {}
 
     def windows(self, batch: Batch) -> dict[str, Window]:
-        """Where a token of the completion is predicted; as wide as the longest completion."""
+        """Return the positions that predict completion tokens; size: the longest completion."""
         length = batch.input_ids.shape[1]
         begin = batch.targets.clamp(min=1) - 1  # (b,)
         n_tokens = batch.attention_mask.sum(dim=1)
@@ -90,12 +90,12 @@ class CausalLM:
         return {"completion": Window(begin.clamp(max=length - size), size)}
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        """Mean cross-entropy over the completion tokens of the batch."""
+        """Return the mean cross-entropy over the completion tokens of the batch."""
         logits, targets, _ = _completion_logits(model, batch)
         return functional.cross_entropy(logits, targets)
 
     def losses(self, model: torch.nn.Module, batch: Batch, n_parts: int) -> torch.Tensor:
-        """Mean cross-entropy over the completion tokens of each part."""
+        """Return the mean cross-entropy over the completion tokens of each part."""
         logits, targets, owner = _completion_logits(model, batch)
         part = owner // (len(batch.rows) // n_parts)
         return torch.stack(
@@ -106,7 +106,7 @@ class CausalLM:
         )
 
     def score(self, model: torch.nn.Module, batch: Batch) -> BatchScores:
-        """Summed loss and right tokens of each row."""
+        """Return the summed loss and the number of correct tokens of each row."""
         logits, targets, owner = _completion_logits(model, batch)
         losses = functional.cross_entropy(logits, targets, reduction="none")
         right = logits.argmax(dim=-1) == targets
@@ -120,16 +120,16 @@ class CausalLM:
         )
 
     def summarize(self, scores: SplitScores) -> Evaluation:
-        """Loss, perplexity and accuracy over all completion tokens of the split.
+        """Return loss, perplexity and accuracy over all completion tokens of the split.
 
-        A row's quality is its share of right tokens where the quality is token_accuracy, else
+        The quality of a row is its share of correct tokens if the metric is token_accuracy, else
         minus its mean loss.
         """
         n_tokens = float(scores.weights.sum())
         loss = float(scores.losses.sum()) / n_tokens
         metrics = {
             "loss": loss,
-            # Beyond e^700 a float overflows; such a model is useless in any case.
+            # A float overflows beyond e^700; such a model is useless in any case.
             "perplexity": math.exp(min(loss, 700.0)),
             "token_accuracy": float(scores.correct.sum()) / n_tokens,
         }
@@ -141,15 +141,15 @@ class CausalLM:
 def _completion_logits(
     model: torch.nn.Module, batch: Batch
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Logits where a completion token is to be predicted, and nowhere else.
+    """Compute logits only at positions that predict a completion token.
 
     Returns:
         Logits, shape (n, vocabulary), float32; the tokens to predict, shape (n,); and the batch
-        row each belongs to, shape (n,).
+        row of each, shape (n,).
     """
     length = batch.input_ids.shape[1]
     columns = torch.arange(length, device=batch.input_ids.device)
-    # Column j predicts token j + 1; a text's first token is predicted by nothing.
+    # Column j predicts token j + 1; nothing predicts a text's first token.
     starts = batch.targets.clamp(min=1)[:, None]  # (b, 1)
     is_target = (columns >= starts) & batch.attention_mask.bool()  # (b, t)
     owner, column = is_target.nonzero(as_tuple=True)  # (n,), (n,)
@@ -158,18 +158,17 @@ def _completion_logits(
     if logits.shape[0] != 1 or logits.shape[1] != len(owner):
         raise TrainingFailure(
             f"{type(model).__name__} does not compute its logits with its output embedding; "
-            "autopeft cannot leave out the logits of the prompt"
+            "autopeft cannot skip the logits of the prompt"
         )
     return logits[0].float(), batch.input_ids[owner, column], owner
 
 
 @contextmanager
 def _only_at(model: torch.nn.Module, rows: torch.Tensor, columns: torch.Tensor) -> Iterator[None]:
-    """Lets the output embedding see these positions only, as one row of shape (1, n, width).
+    """Pass only these positions to the output embedding, as one row of shape (1, n, width).
 
-    A vocabulary's worth of logits for every prompt position costs more than the rest of a small
-    decoder. What the model does after the embedding (scaling, soft-capping) is elementwise, so it
-    still applies.
+    Logits of all prompt positions would cost more than the rest of a small decoder. What a model
+    does after the embedding (scaling, soft-capping) is elementwise, so it still works.
     """
     head = model.get_output_embeddings()  # type: ignore[operator]
 

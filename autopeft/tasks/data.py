@@ -1,4 +1,4 @@
-"""The data of a search as flat arrays: tokenized once, cheap to share between workers."""
+"""The encoded data of a search: flat arrays that workers share."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class EncodedSplit:
-    """Tokenized rows, laid end to end.
+    """Tokenized rows, concatenated.
 
     Attributes:
         tokens: Token ids of all rows, shape (n_tokens,), int32.
         offsets: Row i is `tokens[offsets[i]:offsets[i + 1]]`, shape (n_rows + 1,), int64.
         targets: Shape (n_rows,), int64. Classification: index of the label. Causal LM: length of
-            the prompt, on which no loss is taken.
-        source_rows: Index of each row in its source, from 0, shape (n_rows,), int64; with it,
-            anyone can score the same rows again.
+            the prompt, which adds no loss.
+        source_rows: Index of each row in its source, from 0, shape (n_rows,), int64. It identifies
+            the rows for anyone who scores them again.
         source: File name, or hub id and split.
-        type_ids: Which text of a pair a token belongs to, like `tokens` but int8; None for single
+        type_ids: Index in the pair of each token's text, like `tokens` but int8; None for single
             texts.
     """
 
@@ -49,12 +49,12 @@ class EncodedSplit:
 
 @dataclass(frozen=True)
 class LengthStatistics:
-    """How long the training rows are: what pricing needs to know of the data.
+    """Lengths of the training rows, which the price of a candidate depends on.
 
     Attributes:
         mean_padded: Mean padded length of a length-bucketed batch, in tokens.
         longest: Tokens of the longest row.
-        mean_targets: Mean number of positions a row that need logits: 1 for classification.
+        mean_targets: Mean number of positions per row that need logits: 1 for classification.
     """
 
     mean_padded: float
@@ -64,17 +64,17 @@ class LengthStatistics:
 
 @dataclass(frozen=True)
 class TaskData:
-    """All that training and scoring need to know of the data.
+    """The encoded data of a search.
 
     Attributes:
         task: Name of the task it was encoded for.
         splits: Split name -> rows.
         labels: Label names, index = target; empty for causal LM.
-        pad_id: Token id that fills up a batch; the attention mask hides it.
+        pad_id: Token id that pads batches; the attention mask hides it.
         n_dropped: Rows dropped because a text or label was empty.
-        n_duplicates: Rows dropped from train (or validation) because a later split has their text.
+        n_duplicates: Rows dropped from train or validation because a later split has their text.
         n_truncated: Rows cut to the longest allowed length.
-        dropped_from: Split or source -> rows dropped there, for the report.
+        dropped_from: Source -> number of rows dropped from it.
     """
 
     task: str
@@ -93,17 +93,17 @@ class TaskData:
 
     @property
     def validation(self) -> EncodedSplit:
-        """Rows the search looks at."""
+        """Rows that the search scores."""
         return self.splits["validation"]
 
     @property
     def test(self) -> EncodedSplit:
-        """Rows only the confirmation looks at."""
+        """Rows that only the confirmation scores."""
         return self.splits["test"]
 
     @cached_property
     def fingerprint(self) -> str:
-        """Identity of the encoded data: hex digits of a SHA-256 over every array and label."""
+        """First 16 hex digits of a SHA-256 over all arrays and labels."""
         digest = hashlib.sha256(repr((self.task, self.labels, self.pad_id)).encode())
         for name in SPLITS:
             split = self.splits[name]
@@ -113,10 +113,10 @@ class TaskData:
         return digest.hexdigest()[:16]
 
     def length_statistics(self, batch_size: int) -> LengthStatistics:
-        """Lengths of the training rows in batches of `batch_size` rows of similar length."""
+        """Return the lengths of training rows in batches of `batch_size` rows of similar length."""
         lengths = np.sort(self.train.lengths)
         n_full = max(1, len(lengths) // batch_size)
-        # The longest row of each batch of the sorted rows; bucketed batches come close to it.
+        # The longest row of each batch of sorted rows; training batches come close to it.
         ends = np.minimum(np.arange(1, n_full + 1) * batch_size, len(lengths)) - 1
         targets = np.ones_like(lengths)
         if not self.labels:

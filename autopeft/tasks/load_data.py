@@ -83,7 +83,7 @@ def load_data(settings: SearchSettings, tokenizer: Any) -> TaskData:
 def _read(settings: SearchSettings, task: type[Task]) -> dict[SplitName, Table]:
     """Return the tables that the settings name; "train" is always among them."""
     if not settings.data:
-        raise DataError("data", settings.data, "no data given", "name a file or a hub data set")
+        raise DataError("data", settings.data, "no data given", "name a file or a hub dataset")
     named: dict[SplitName, str | None] = {
         "validation": settings.validation,
         "test": settings.test,

@@ -1,4 +1,4 @@
-"""Reads rows from a CSV, TSV, JSONL, JSON or Parquet file, or from a data set of the hub."""
+"""Reads rows from a CSV, TSV, JSONL, JSON or Parquet file, or from a hub dataset."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ Columns = Mapping[str, Sequence[Any]]
 
 @dataclass(frozen=True)
 class Table:
-    """Rows as they stand in their source, nothing dropped yet.
+    """All rows of a source.
 
     Attributes:
         source: File name, or hub id and split.
-        columns: Column name -> one value a row; None where there is none.
+        columns: Column name -> one value per row; None if a row has no value.
     """
 
     source: str
@@ -30,11 +30,11 @@ class Table:
 
     @property
     def n_rows(self) -> int:
-        """Rows, empty ones included."""
+        """Number of rows, empty ones included."""
         return len(next(iter(self.columns.values()), ()))
 
     def column(self, field: str, name: str) -> Sequence[Any]:
-        """One column.
+        """Return one column.
 
         Args:
             field: The setting that names the column, for the error.
@@ -52,7 +52,7 @@ class Table:
 
 
 def _read_csv(path: Path) -> Columns:
-    # Everything as text, and "NA", "None" or "null" kept: they are words, and may be labels.
+    # Everything is read as text. "NA", "None" and "null" are words and may be labels.
     separator = "\t" if ".tsv" in path.suffixes else ","
     frame = pd.read_csv(path, dtype=str, keep_default_na=False, sep=separator)
     return {str(name): frame[name].tolist() for name in frame.columns}
@@ -107,20 +107,20 @@ def _reader(path: Path) -> Callable[[Path], Columns] | None:
 
 
 def is_file_name(source: str) -> bool:
-    """True if the source is written like a file, there or not; else it names a hub data set."""
+    """Return whether a source is named like a file (which may be missing), not a hub dataset."""
     path = Path(source).expanduser()
     return path.is_file() or _reader(path) is not None
 
 
 def read_file(field: str, source: str) -> Table:
-    """All rows of a file.
+    """Return all rows of a file.
 
     Args:
         field: The setting that names the file, for errors.
         source: The file's path; "~" is the home folder.
 
     Raises:
-        DataError: if it is missing, of an unknown kind, unreadable or without rows.
+        DataError: if the file is missing, of an unknown kind, unreadable or without rows.
     """
     path = Path(source).expanduser()
     if not path.is_file():
@@ -141,9 +141,9 @@ def read_file(field: str, source: str) -> Table:
 
 
 def read_hub(source: str, name: str | None, revision: str | None) -> dict[str, Table]:
-    """Every split of a hub data set, or of a folder that `datasets.load_dataset` reads.
+    """Return every split of a hub dataset, or of a folder that `datasets.load_dataset` reads.
 
-    A class label is replaced by its name; an unknown one (-1, as in hidden test sets) by None.
+    Class labels become names, and unknown ones (-1, as in hidden test sets) None.
 
     Raises:
         DataError: if it cannot be loaded.
@@ -154,12 +154,12 @@ def read_hub(source: str, name: str | None, revision: str | None) -> dict[str, T
         with quiet_datasets():
             loaded = datasets.load_dataset(source, name, revision=revision)
     except Exception as error:
-        # load_dataset raises whatever its readers, the network or the hub client raise.
+        # load_dataset raises any exception of its readers, the network and the hub client.
         reason = " ".join(str(error).split())[:300]
         raise DataError(
             "data",
             source,
-            f"neither a file here nor a data set that can be loaded ({reason})",
+            f"neither a file here nor a dataset that can be loaded ({reason})",
             "check the name, the subset (data_name) and the network",
         ) from error
     return {str(split): _hub_table(f"{source}:{split}", rows) for split, rows in loaded.items()}

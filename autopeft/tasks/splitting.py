@@ -1,4 +1,4 @@
-"""Makes train, validation and test out of one table: stratified, seeded, no text in two of them."""
+"""Splits one table into train, validation and test: stratified, seeded, each text in one split."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from numpy.typing import NDArray
 IntArray = NDArray[np.int64]
 
 SHARES: Mapping[str, float] = {"train": 0.65, "validation": 0.15, "test": 0.20}
-"""Parts of the data. The test part is large because the verdict rests on it: on 2,000 rows the
+"""Share of each split. The test split is large because the verdict depends on it: on 2,000 rows the
 standard error of an accuracy near 0.8 is still 0.9 points."""
 
 
 def stratified_parts(
     keys: Sequence[Hashable], strata: Sequence[Hashable], shares: Sequence[float], seed: int
 ) -> list[IntArray]:
-    """Splits row indices into parts, so that rows of one key all land in the same part.
+    """Split row indices into parts, with all rows of a key in the same part.
 
-    Within each stratum whole keys are dealt, in random order, to the part that lacks most rows of
-    what its share promises; so every part has each stratum in about its share.
+    In each stratum, keys are assigned in random order to the part that is farthest below its share,
+    so every part has about the same mix of strata.
 
     Args:
-        keys: What identifies a row's text; rows with equal keys stay together. Length n.
-        strata: What to balance, e.g. the label; a key belongs to the stratum of its first row.
+        keys: Identity of each row's text; rows with equal keys stay together. Length n.
+        strata: The value to balance, e.g. the label; a key has the stratum of its first row.
         shares: Sizes of the parts, relative to their sum.
-        seed: Seeds the deal.
+        seed: Seeds the order.
 
     Returns:
-        One sorted int64 array of row indices a part; together they are 0..n-1, each once.
+        One sorted int64 array of row indices per part; together they are 0..n-1, each once.
     """
     groups: dict[Hashable, list[int]] = {}
     for row, key in enumerate(keys):
@@ -51,12 +51,12 @@ def stratified_parts(
 
 
 def stratified_sample(strata: Sequence[Hashable], limit: int | None, seed: int) -> IntArray:
-    """At most `limit` row indices, each stratum in its share; all of them where limit is None.
+    """Return at most `limit` row indices with the same mix of strata.
 
     Args:
-        strata: What to balance. Length n.
-        limit: Rows to keep.
-        seed: Seeds the draw.
+        strata: The value to balance. Length n.
+        limit: Number of rows to keep; None: all.
+        seed: Seeds the choice.
 
     Returns:
         Sorted int64 indices. A smaller limit gives a subset of what a larger one gives.
@@ -68,8 +68,8 @@ def stratified_sample(strata: Sequence[Hashable], limit: int | None, seed: int) 
     for row, stratum in enumerate(strata):
         by_stratum.setdefault(stratum, []).append(row)
     generator = np.random.default_rng(seed)
-    # A row's place is its rank within its stratum, spread evenly over [0, 1): taking the smallest
-    # places takes every stratum in proportion.
+    # A row's place is its rank in its stratum, scaled to [0, 1). The smallest places hold every
+    # stratum in proportion.
     places = np.empty(n_rows, dtype=np.float64)
     for rows in by_stratum.values():
         order = generator.permutation(len(rows))

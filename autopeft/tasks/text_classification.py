@@ -1,4 +1,4 @@
-"""Text classification: single texts or pairs, one label each."""
+"""Classification of texts or pairs of texts, one label each."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 
 class TextClassification:
-    """One label a text.
+    """Predicts one label per text.
 
     Args:
         labels: Label names in the order of their index.
-        pad_id: The padding token.
-        metric: Quality to search for: accuracy (default), f1, matthews or loss.
+        pad_id: Id of the padding token.
+        metric: Quality to optimize: accuracy (default), f1, matthews or loss.
     """
 
     name = "text-classification"
@@ -113,10 +113,10 @@ class TextClassification:
         return cls(data.labels, data.pad_id, metric)
 
     def model_kwargs(self) -> dict[str, Any]:
-        """Size of the head, label names, and the padding token.
+        """Return size of the head, label names and padding token.
 
-        A decoder's classifier reads the last token that is not padding, so it must be told which
-        token that is; many decoders come without one.
+        A decoder's classifier reads the last token that is not padding, so it must know the padding
+        token; many decoders define none.
         """
         return {
             "num_labels": len(self.labels),
@@ -126,23 +126,23 @@ class TextClassification:
         }
 
     def windows(self, batch: Batch) -> dict[str, Window]:
-        """The first token, as most encoders do, or the last that is not padding, as decoders do."""
+        """Return the first token (most encoders) and the last that is not padding (decoders)."""
         is_token = batch.input_ids != self.pad_id
         columns = torch.arange(batch.input_ids.shape[1], device=is_token.device)
         last = (columns * is_token).argmax(dim=1)  # (b,)
         return {"first": Window(torch.zeros_like(last), 1), "last": Window(last, 1)}
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        """Mean cross-entropy of the batch's rows."""
+        """Return the mean cross-entropy of the batch's rows."""
         return functional.cross_entropy(_logits(model, batch), batch.targets)
 
     def losses(self, model: torch.nn.Module, batch: Batch, n_parts: int) -> torch.Tensor:
-        """Mean cross-entropy of the rows of each part."""
+        """Return the mean cross-entropy of the rows of each part."""
         parts = zip(_logits(model, batch).chunk(n_parts), batch.targets.chunk(n_parts), strict=True)
         return torch.stack([functional.cross_entropy(*part) for part in parts])
 
     def score(self, model: torch.nn.Module, batch: Batch) -> BatchScores:
-        """Loss and predicted label of each row."""
+        """Return the loss and the predicted label of each row."""
         logits = _logits(model, batch)
         predictions = logits.argmax(dim=-1)  # (b,)
         return BatchScores(
@@ -153,11 +153,12 @@ class TextClassification:
         )
 
     def summarize(self, scores: SplitScores) -> Evaluation:
-        """Accuracy, macro F1 and Matthews correlation; a row is 1 if right, else 0.
+        """Return accuracy, macro F1, Matthews correlation and loss.
 
-        Where the quality is the loss, a row's quality is minus its loss.
+        The quality of a row is minus its loss if the metric is the loss, else 1 if correct and 0 if
+        not.
         """
-        # Slow to import, and no step of a training needs it.
+        # Slow to import, and training steps do not need it.
         from sklearn.metrics import f1_score, matthews_corrcoef
 
         loss = float(scores.losses.mean())
@@ -181,7 +182,7 @@ class TextClassification:
 
 
 def _logits(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-    """Shape (b, n_labels), float32 whatever the model computes in."""
+    """Return the logits, shape (b, n_labels), float32 in any precision."""
     logits: torch.Tensor = model(**batch.model_inputs()).logits
     return logits.float()
 

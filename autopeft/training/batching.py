@@ -1,4 +1,4 @@
-"""Which rows go into a batch together: rows of similar length, so that little is padding."""
+"""Batches of rows of similar length, to keep padding small."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from numpy.typing import NDArray
 IntArray = NDArray[np.int64]
 
 POOL_BATCHES = 32
-"""Rows of so many batches are sorted by length together: enough for tight batches, while which
-rows meet in a batch still changes from epoch to epoch."""
+"""Number of batches whose rows are sorted by length together: enough to keep padding small, while
+batches still hold other rows in every epoch."""
 
 
 def training_batches(lengths: IntArray, batch_size: int, seed: int) -> Iterator[IntArray]:
-    """Endless batches of rows of similar length, in an order that depends on the seed alone.
+    """Yield endless batches of rows of similar length, in an order that only the seed decides.
 
-    Every batch has the same number of rows, so that a step means the same at any length; the few
-    rows left over at the end of an epoch (other ones each time) sit it out.
+    Every batch has the same number of rows. The few rows left over at the end of an epoch are
+    skipped; they are other ones each time.
 
     Args:
         lengths: Tokens of each row, shape (n_rows,).
-        batch_size: Rows a batch; all rows where there are fewer.
+        batch_size: Rows per batch; all rows if there are fewer.
         seed: Seeds the order.
 
     Yields:
@@ -41,16 +41,16 @@ def training_batches(lengths: IntArray, batch_size: int, seed: int) -> Iterator[
 
 
 def evaluation_batches(lengths: IntArray, token_budget: int) -> Iterator[IntArray]:
-    """Every row once, longest first, in batches of at most `token_budget` padded tokens.
+    """Yield every row once, in batches of at most `token_budget` padded tokens.
 
-    Longest first, so that a batch too large for the memory fails at once and not at the end.
+    The longest rows come first, so that a batch that does not fit into memory fails at once.
 
     Args:
         lengths: Tokens of each row, shape (n_rows,).
-        token_budget: Rows times longest row of a batch, at most; a single longer row still comes.
+        token_budget: Limit on rows times longest row. A longer row gets a batch of its own.
 
     Yields:
-        Row positions, shape (b,) with b varying.
+        Row positions, shape (b,); b varies.
     """
     order = np.argsort(-lengths, kind="stable")
     start = 0
@@ -61,11 +61,11 @@ def evaluation_batches(lengths: IntArray, token_budget: int) -> Iterator[IntArra
 
 
 def rung_sample(n_rows: int, limit: int | None) -> IntArray | None:
-    """The rows looked at at a rung: always the same ones, so that trials compare fairly.
+    """Return the rows to score at a rung, the same ones in every trial for a fair comparison.
 
     Args:
         n_rows: Rows of the split.
-        limit: How many to look at.
+        limit: Number of rows to score; None: all.
 
     Returns:
         Sorted row positions, or None for all.

@@ -1,4 +1,4 @@
-"""Scores a split, in large batches and without a gradient."""
+"""Scores a split in large batches, without gradients."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from autopeft.training.batching import IntArray, evaluation_batches
 from autopeft.training.precision import Precision, autocast, rounded_once
 
 TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536}
-"""Padded tokens of an evaluation batch: enough to keep the device busy, small beside the model."""
+"""Padded tokens of an evaluation batch: enough to keep the device busy, but small in memory."""
 
 
 def evaluate(
@@ -28,23 +28,21 @@ def evaluate(
     cache: Acceleration = NO_ACCELERATION,
     last_block: Acceleration = NO_ACCELERATION,
 ) -> Evaluation:
-    """Scores the rows of a split.
-
-    Puts the model into evaluation mode and leaves it there.
+    """Score the rows of a split. The model is in evaluation mode afterwards.
 
     Args:
         model: Model with its adapters.
-        task: Scores batches and sums up.
-        data: Where the split is.
-        split: Which one.
-        device: Where the model is.
+        task: Scores batches and summarizes the scores.
+        data: The encoded data.
+        split: Name of the split.
+        device: Device of the model.
         rows: Positions in the split, each once; None: all of them, in order.
-        precision: What to compute in.
+        precision: Precision of the computation.
         cache: Skips the frozen blocks below the lowest adapter.
         last_block: Skips positions of the last block that are not read.
 
     Returns:
-        Scores; its `rows` are in the order of `rows`.
+        The evaluation; its `rows` are in the order of `rows`.
     """
     model.eval()
     source = data.splits[split]
@@ -62,7 +60,7 @@ def evaluate(
 
 
 def _joined(order: IntArray, scored: list[BatchScores], targets: IntArray) -> SplitScores:
-    """Puts the scores back from evaluation order into the order asked for."""
+    """Concatenate the scores and restore the order of the rows."""
 
     def back(parts: list[torch.Tensor], kind: type[np.generic]) -> np.ndarray:
         out = np.empty(len(order), dtype=kind)

@@ -280,7 +280,7 @@ def test_unreadable_files(
 def test_missing_things(tmp_path: Path, encoder_tokenizer: Any) -> None:
     with pytest.raises(DataError, match="no such file"):
         load_data(SearchSettings(data=str(tmp_path / "none.csv")), encoder_tokenizer)
-    with pytest.raises(DataError, match="neither a file here nor a data set"):
+    with pytest.raises(DataError, match="neither a file here nor a dataset"):
         load_data(SearchSettings(data=str(tmp_path / "none")), encoder_tokenizer)
     with pytest.raises(DataError, match="no data given"):
         load_data(SearchSettings(), encoder_tokenizer)
