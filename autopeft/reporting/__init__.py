@@ -1,1 +1,1 @@
-"""Turns a finished or interrupted search into files and terminal tables."""
+"""Files, tables and plots that report a search."""

@@ -1,6 +1,6 @@
-"""What is shown of a front: the columns of its table and the facts of one entry.
+"""The columns of a front's table, and the facts of one entry.
 
-The terminal, the page and the model card all read from here.
+The terminal, the page and the model card all use them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Column:
         heading: The column's name.
         text: What a cell shows of an entry.
         value: What a cell is sorted by.
-        kind: How a cell is set: right-aligned, one line, a paragraph, or code.
+        kind: Layout of a cell: right-aligned, one line, a paragraph, or code.
     """
 
     heading: str
