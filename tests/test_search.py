@@ -40,10 +40,11 @@ SETTINGS: dict[str, Any] = {
     "max_length": 16,
     "confirm_seeds": 2,
     "max_finalists": 3,
-    "workers": 2,
+    "backend": "local",
     "objectives": ["trainable_params", "latency_ms"],
     "precision": "fp32",
 }
+RAY: dict[str, Any] = {**SETTINGS, "backend": "ray", "workers": 2}
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +238,7 @@ def test_a_model_may_be_named_by_a_relative_path(
 ) -> None:
     monkeypatch.chdir(tiny_model.parent)
     result = autopeft.search(
-        {**SETTINGS, "budget": "3trials", "confirm_seeds": 1, "workers": 1},
+        {**RAY, "budget": "3trials", "confirm_seeds": 1, "workers": 1},
         model=tiny_model.name,
         data=os.path.relpath(tiny_data),
         output=str(tmp_path / "run"),
@@ -295,7 +296,7 @@ def test_a_killed_search_is_resumed_without_loss(
     tiny_model: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "killed"
-    options = {**SETTINGS, "steps": 60, "budget": "12trials", "objectives": ["trainable_params"]}
+    options = {**RAY, "steps": 60, "budget": "12trials", "objectives": ["trainable_params"]}
     code = (
         "import sys, json, autopeft;"
         "autopeft.search(json.loads(sys.argv[1]), model=sys.argv[2], data=sys.argv[3],"
@@ -357,7 +358,7 @@ def test_trials_trained_together_find_a_front_too(
 ) -> None:
     """Three candidates a worker share a forward pass; stops reach them one by one."""
     found = autopeft.search(
-        SETTINGS,
+        RAY,
         model=str(tiny_model),
         data=str(tiny_data),
         output=str(tmp_path / "together"),

@@ -1,0 +1,164 @@
+"""The local backend: the numbers of one Ray worker, and what it does when something goes wrong."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+
+import autopeft
+from autopeft.costs import Price
+from autopeft.engine import local_backend
+from autopeft.engine.dispatcher import Dispatcher
+from autopeft.engine.local_backend import LocalBackend
+from autopeft.engine.messages import FailureMessage, Job, Message, WorkerContext
+from autopeft.errors import SettingsError, TrainingFailure
+from autopeft.plan import AdapterPlan, Candidate, TrainSettings
+from autopeft.settings import SearchSettings
+
+
+class FakeDispatcher:
+    """Hands out jobs numbered from 0 and notes what comes back."""
+
+    def __init__(self, n_jobs: int) -> None:
+        plan = Candidate(AdapterPlan(), TrainSettings(1e-3))
+        self.jobs = [Job("search", plan, Price(0, 0, 0.0, 0), 0, i) for i in range(n_jobs)]
+        self.handed_out = 0
+        self.seen: list[tuple[str, int, int]] = []
+
+    def next_job(self) -> Job | None:
+        if self.handed_out == len(self.jobs):
+            return None
+        self.handed_out += 1
+        return self.jobs[self.handed_out - 1]
+
+    def take(self, job: Job, message: Message) -> bool:
+        self.seen.append(("took", job.number, self.handed_out))
+        return False
+
+    def fail(self, job: Job, reason: str) -> None:
+        assert reason == "the worker failed: TypeError: odd"
+        self.seen.append(("failed", job.number, self.handed_out))
+
+    def is_running(self, job: Job) -> bool:
+        return True
+
+
+class FakeExecutor:
+    """Raises `errors[number]` for the job of that number."""
+
+    errors: dict[int, BaseException] = {}  # noqa: RUF012
+    made: list[FakeExecutor] = []  # noqa: RUF012
+
+    def __init__(self, context: object) -> None:
+        self.made.append(self)
+        self.jobs: Sequence[Job] = ()
+
+    def begin(self, jobs: Sequence[Job]) -> None:
+        self.jobs = jobs
+
+    def advance(self) -> dict[int, Message]:
+        assert torch.get_num_threads() == 1
+        if (error := self.errors.get(self.jobs[0].number)) is not None:
+            raise error
+        return {0: FailureMessage("none")}
+
+    def drop(self, indices: Sequence[int]) -> None:
+        assert list(indices) == [0]
+
+    def clear(self) -> None:
+        self.jobs = ()
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs the local backend over fakes."""
+    monkeypatch.setattr(local_backend, "Executor", FakeExecutor)
+    FakeExecutor.made = []
+
+    def run(n_jobs: int, errors: dict[int, BaseException]) -> FakeDispatcher:
+        FakeExecutor.errors = errors
+        dispatcher = FakeDispatcher(n_jobs)
+        context = WorkerContext(SearchSettings(), cast(Any, None), (), (), "cpu")
+        before = torch.get_num_threads()
+        torch.set_num_threads(2)
+        try:
+            with LocalBackend() as backend:
+                backend.run(cast(Dispatcher, dispatcher), context)
+        finally:
+            assert torch.get_num_threads() == 2
+            torch.set_num_threads(before)
+        return dispatcher
+
+    return run
+
+
+def test_one_job_waits_while_another_trains(run: Any) -> None:
+    assert run(3, {}).seen == [("took", 0, 2), ("took", 1, 3), ("took", 2, 3)]
+    assert len(FakeExecutor.made) == 1
+
+
+def test_a_job_that_breaks_the_worker_fails_alone(run: Any) -> None:
+    seen = run(3, {1: TypeError("odd")}).seen
+    assert [(what, number) for what, number, _ in seen] == [
+        ("took", 0),
+        ("failed", 1),
+        ("took", 2),
+    ]
+    assert len(FakeExecutor.made) == 2
+
+
+def test_a_worker_that_breaks_before_any_message_ends_the_search(run: Any) -> None:
+    with pytest.raises(TrainingFailure, match="cannot start: TypeError: odd"):
+        run(3, {0: TypeError("odd")})
+
+
+def test_an_interrupt_detaches_and_gets_through(run: Any) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(3, {1: KeyboardInterrupt()})
+    assert FakeExecutor.made[0].jobs == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("workers", 2), ("gpus_per_worker", 0.5), ("ray_address", "auto")]
+)
+def test_settings_of_many_workers_are_refused(name: str, value: object) -> None:
+    SearchSettings.from_mapping({name: value})
+    with pytest.raises(SettingsError, match=f"^{name}=.*backend=local"):
+        SearchSettings.from_mapping({"backend": "local", name: value})
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.filterwarnings("default")  # Ray's own sockets and deprecations.
+def test_the_numbers_are_those_of_one_ray_worker(
+    tiny_model: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    found = []
+    for backend in ("local", "ray"):
+        result = autopeft.search(
+            model=str(tiny_model),
+            data=str(tiny_data),
+            output=str(tmp_path / backend),
+            backend=backend,
+            workers=1,
+            budget="14trials",
+            steps=100,
+            batch_size=8,
+            max_length=16,
+            confirm_seeds=1,
+            max_finalists=2,
+        )
+        with (result.folder / "trials.csv").open(newline="") as file:
+            trials = [
+                {key: value for key, value in row.items() if not key.endswith("_seconds")}
+                for row in csv.DictReader(file)
+            ]
+        found.append((trials, [(entry.digest, entry.objectives) for entry in result.front]))
+    assert found[0] == found[1]
+    assert len(found[0][0]) == 14
+    assert {row["state"] for row in found[0][0]} == {"complete", "pruned"}
