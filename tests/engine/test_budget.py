@@ -25,7 +25,9 @@ from autopeft.errors import SettingsError
         ("1h 30m", 5400, None, None),
     ],
 )
-def test_budgets_are_read(text, seconds, trials, flops):
+def test_budgets_are_read(
+    text: str, seconds: float | None, trials: int | None, flops: float | None
+) -> None:
     budget = Budget.parse(text)
     assert (budget.seconds, budget.trials, budget.flops) == (seconds, trials, flops)
     assert budget.text == text
@@ -35,13 +37,13 @@ def test_budgets_are_read(text, seconds, trials, flops):
     "text",
     ["", "soon", "30", "30x", "-5m", "0m", "0trials", "1.5trials", "5trials,6trials", "nan h"],
 )
-def test_nonsense_is_refused_in_one_line_naming_the_field(text):
+def test_nonsense_is_refused_in_one_line_naming_the_field(text: str) -> None:
     with pytest.raises(SettingsError, match=r"^budget=.*;") as caught:
         Budget.parse(text)
     assert "\n" not in str(caught.value)
 
 
-def test_the_search_leaves_the_reserve_alone():
+def test_the_search_leaves_the_reserve_alone() -> None:
     tracker = BudgetTracker(Budget.parse("100s"), confirm_share=0.3)
     tracker.spend(seconds=60)
     left = tracker.left()
@@ -56,18 +58,18 @@ def test_the_search_leaves_the_reserve_alone():
     assert tracker.left(confirming=True) is None
 
 
-def test_any_limit_ends_the_search_and_trials_do_not_end_confirmation():
+def test_any_limit_ends_the_search_and_trials_do_not_end_confirmation() -> None:
     tracker = BudgetTracker(Budget.parse("100s 2trials"))
     tracker.spend(trials=2)
     assert tracker.left() is None
     assert tracker.left(confirming=True) is not None
 
 
-def test_spending_is_never_negative():
+def test_spending_is_never_negative() -> None:
     with pytest.raises(ValueError, match=">= 0"):
         BudgetTracker(Budget.parse("1h")).spend(seconds=-1)
 
 
-def test_confirm_share_is_checked():
+def test_confirm_share_is_checked() -> None:
     with pytest.raises(SettingsError, match="confirm_share"):
         BudgetTracker(Budget.parse("1h"), confirm_share=1.0)

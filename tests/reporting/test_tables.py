@@ -11,9 +11,10 @@ from autopeft.reporting.tables import budget_table, summary
 
 
 def text_of(thing: object, width: int = 80) -> str:
-    console = Console(width=width, color_system=None, file=io.StringIO())
+    file = io.StringIO()
+    console = Console(width=width, color_system=None, file=file)
     console.print(thing)
-    return console.file.getvalue()
+    return file.getvalue()
 
 
 @pytest.mark.parametrize("width", [80, 100, 160])

@@ -6,16 +6,19 @@ import dataclasses
 import math
 import subprocess
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from autopeft.costs import Topology
+from autopeft.costs import Price, Topology
 from autopeft.costs.objectives import objective
 from autopeft.errors import SettingsError
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
 from autopeft.searcher.controller import Decision, SearchController
 from autopeft.searcher.space.space import SearchSpace
+from autopeft.trial import Trial
 
 SHAPES = {"attn.q": (64, 64), "attn.v": (64, 64), "mlp.up": (128, 64), "mlp.down": (64, 128)}
 TOPOLOGY = Topology(4, SHAPES, head_params=66)
@@ -23,14 +26,14 @@ SPACE = SearchSpace.from_source({"methods": ["lora", "ia3", "miss"]}, TOPOLOGY, 
 TWO = ("accuracy", "trainable_params")
 
 
-def quality(trial):
+def quality(trial: Trial) -> float:
     """More adapters are better, with less and less to gain; the middle of the rates is best."""
     n = sum(spec.rank or 1 for spec in trial.candidate.plan.specs)
     rate = math.log10(trial.candidate.train.learning_rate)
     return 0.5 + 0.4 * (1 - math.exp(-n / 30)) - 0.05 * (rate + 2.7) ** 2
 
 
-def drive(controller, n, steps=(1, 3, 9)):
+def drive(controller: SearchController, n: int, steps: Sequence[int] = (1, 3, 9)) -> None:
     for _ in range(n):
         trial = controller.ask()
         if trial is None:
@@ -43,7 +46,7 @@ def drive(controller, n, steps=(1, 3, 9)):
 
 
 @pytest.mark.parametrize("sampler", ["autopeft", "random", "tpe", "nsga2"])
-def test_a_loop_finds_a_front_of_complete_trials_only(sampler):
+def test_a_loop_finds_a_front_of_complete_trials_only(sampler: str) -> None:
     controller = SearchController(SPACE, TWO, sampler=sampler, seed=1)
     drive(controller, 32)
     trials = controller.trials()
@@ -60,8 +63,8 @@ def test_a_loop_finds_a_front_of_complete_trials_only(sampler):
     assert states.count("COMPLETE") == sum(o.state == "complete" for o in trials)
 
 
-def test_some_stops_are_not_carried_out_so_that_pruning_can_be_judged():
-    shares = {0.0: [], 0.25: [], 1.0: []}
+def test_some_stops_are_not_carried_out_so_that_pruning_can_be_judged() -> None:
+    shares: dict[float, list[tuple[int, int]]] = {0.0: [], 0.25: [], 1.0: []}
     for share, found in shares.items():
         for seed in range(3):
             controller = SearchController(SPACE, TWO, "random", seed=seed, audit_share=share)
@@ -79,7 +82,7 @@ def test_some_stops_are_not_carried_out_so_that_pruning_can_be_judged():
     assert 0.15 < n_audited / (n_audited + n_pruned) < 0.35
 
 
-def test_the_first_trials_are_the_lora_baselines_and_the_reference():
+def test_the_first_trials_are_the_lora_baselines_and_the_reference() -> None:
     controller = SearchController(SPACE, TWO, n_baselines=4)
     drive(controller, 8)
     trials = controller.trials()
@@ -95,7 +98,7 @@ def test_the_first_trials_are_the_lora_baselines_and_the_reference():
     assert not reference.candidate.plan.specs
 
 
-def test_stop_tells_pruned_at_once_and_a_later_tell_changes_nothing():
+def test_stop_tells_pruned_at_once_and_a_later_tell_changes_nothing() -> None:
     controller = SearchController(SPACE, TWO, n_baselines=0)
     good, bad = controller.ask(), controller.ask()
     if good.costs.trainable_params > bad.costs.trainable_params:
@@ -110,7 +113,7 @@ def test_stop_tells_pruned_at_once_and_a_later_tell_changes_nothing():
     assert controller.report(bad, 3, 0.5) is Decision.STOP
 
 
-def test_the_last_rung_never_stops_a_trial():
+def test_the_last_rung_never_stops_a_trial() -> None:
     controller = SearchController(SPACE, TWO, n_baselines=0)
     first, second = controller.ask(), controller.ask()
     assert controller.report(first, 9, 0.9) is Decision.CONTINUE
@@ -118,7 +121,7 @@ def test_the_last_rung_never_stops_a_trial():
 
 
 @pytest.mark.parametrize("score", [float("nan"), float("inf")])
-def test_a_score_that_is_no_number_is_a_failure(score):
+def test_a_score_that_is_no_number_is_a_failure(score: float) -> None:
     controller = SearchController(SPACE, TWO)
     controller.tell(controller.ask(), score=score)
     (trial,) = controller.trials()
@@ -127,7 +130,7 @@ def test_a_score_that_is_no_number_is_a_failure(score):
     assert controller.front() == ()
 
 
-def test_failed_and_stopped_trials_keep_their_reason():
+def test_failed_and_stopped_trials_keep_their_reason() -> None:
     controller = SearchController(SPACE, TWO)
     controller.tell(controller.ask(), failed="out of memory")
     controller.tell(controller.ask(), stopped="the budget ended")
@@ -137,7 +140,7 @@ def test_failed_and_stopped_trials_keep_their_reason():
     ]
 
 
-def test_tell_wants_exactly_one_ending_and_a_trial_of_its_own():
+def test_tell_wants_exactly_one_ending_and_a_trial_of_its_own() -> None:
     controller = SearchController(SPACE, TWO)
     trial = controller.ask()
     with pytest.raises(ValueError, match="exactly one"):
@@ -149,7 +152,7 @@ def test_tell_wants_exactly_one_ending_and_a_trial_of_its_own():
         controller.tell(stranger, score=1.0)
 
 
-def test_costs_not_known_before_training_come_in_measured():
+def test_costs_not_known_before_training_come_in_measured() -> None:
     controller = SearchController(SPACE, ["accuracy", "trainable_params", "train_seconds"])
     trial = controller.ask()
     with pytest.raises(ValueError, match="train_seconds"):
@@ -160,7 +163,7 @@ def test_costs_not_known_before_training_come_in_measured():
     assert trial.measured["other"] == 1.0
 
 
-def test_nothing_that_breaks_a_constraint_is_handed_out():
+def test_nothing_that_breaks_a_constraint_is_handed_out() -> None:
     for sampler in ("autopeft", "random", "tpe", "nsga2"):
         controller = SearchController(
             SPACE, TWO, sampler=sampler, constraints=["trainable_params<=1500"], pruner="none"
@@ -171,12 +174,12 @@ def test_nothing_that_breaks_a_constraint_is_handed_out():
         assert max(prices) <= 1500
 
 
-def test_a_constraint_nothing_can_keep_is_refused_at_once():
+def test_a_constraint_nothing_can_keep_is_refused_at_once() -> None:
     with pytest.raises(SettingsError, match="nothing in the space"):
         SearchController(SPACE, TWO, constraints=["trainable_params<=3"])
 
 
-def test_an_exhausted_space_ends_with_none():
+def test_an_exhausted_space_ends_with_none() -> None:
     methods = {"lora": {"ranks": [1, 2], "learning_rate": [1e-3, 1e-3]}}
     topology = Topology(1, {"attn.q": (8, 8), "attn.v": (8, 8)})
     row = {"methods": methods, "granularity": "model", "placements": {"qv": ["attn.q", "attn.v"]}}
@@ -189,7 +192,7 @@ def test_an_exhausted_space_ends_with_none():
     assert len(seen) == len(set(seen)) == 3  # two ranks and the reference
 
 
-def test_the_same_seed_gives_the_same_search():
+def test_the_same_seed_gives_the_same_search() -> None:
     runs = []
     for _ in range(2):
         controller = SearchController(SPACE, TWO, seed=5)
@@ -199,7 +202,7 @@ def test_the_same_seed_gives_the_same_search():
 
 
 @pytest.mark.parametrize("suffix", [".db", ".log"])
-def test_resume_loses_no_trial_and_runs_none_twice(tmp_path, suffix):
+def test_resume_loses_no_trial_and_runs_none_twice(tmp_path: Path, suffix: str) -> None:
     place = tmp_path / f"study{suffix}"
     first = SearchController(SPACE, TWO, storage=place, study_name="s", seed=2)
     drive(first, 14)
@@ -222,7 +225,7 @@ def test_resume_loses_no_trial_and_runs_none_twice(tmp_path, suffix):
     assert all(old[o.number] == o for o in second.trials() if o.number in old)
 
 
-def test_a_candidate_from_outside_the_space_can_be_enqueued():
+def test_a_candidate_from_outside_the_space_can_be_enqueued() -> None:
     controller = SearchController(SPACE, TWO, n_baselines=0)
     plan = AdapterPlan([LayerSpec(0, "attn.q", "oft", 8)])
     candidate = Candidate(plan, TrainSettings(1e-3, steps=9))
@@ -235,7 +238,7 @@ def test_a_candidate_from_outside_the_space_can_be_enqueued():
     assert origins[candidate.digest] == "user"
 
 
-def test_objectives_are_checked():
+def test_objectives_are_checked() -> None:
     with pytest.raises(SettingsError, match="objectives"):
         SearchController(SPACE, [])
     with pytest.raises(SettingsError, match="twice"):
@@ -244,7 +247,7 @@ def test_objectives_are_checked():
         SearchController(SPACE, TWO, sampler="autopef")
 
 
-def test_one_objective_and_a_minimized_quality_work():
+def test_one_objective_and_a_minimized_quality_work() -> None:
     controller = SearchController(SPACE, ["loss"], seed=0)
     for _ in range(25):
         trial = controller.ask()
@@ -255,11 +258,9 @@ def test_one_objective_and_a_minimized_quality_work():
     assert best.values["loss"] == min(losses)
 
 
-def test_an_own_objective_and_own_prices_can_be_given():
+def test_an_own_objective_and_own_prices_can_be_given() -> None:
     class Flat:
-        def price(self, candidate):
-            from autopeft.costs import Price
-
+        def price(self, candidate: Candidate) -> Price:
             return Price(len(candidate.plan.specs) + 1, 4, 1.0, 1)
 
     controller = SearchController(SPACE, [objective("f1"), "trainable_params"], prices=Flat())
@@ -267,7 +268,7 @@ def test_an_own_objective_and_own_prices_can_be_given():
     assert trial.costs.trainable_params == len(trial.plan.specs) + 1
 
 
-def test_search_imports_neither_torch_nor_ray():
+def test_search_imports_neither_torch_nor_ray() -> None:
     code = (
         "import sys, autopeft.searcher.controller, autopeft.confirm.verdict;"
         "bad = {'torch', 'ray', 'transformers', 'peft', 'datasets'} & set(sys.modules);"
@@ -276,10 +277,12 @@ def test_search_imports_neither_torch_nor_ray():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_with_trials_in_flight_only_what_a_cheaper_or_equal_peer_beats_is_stopped():
+def test_with_trials_in_flight_only_what_a_cheaper_or_equal_peer_beats_is_stopped() -> None:
     rng = np.random.default_rng(0)
     controller = SearchController(SPACE, TWO, n_baselines=0, seed=3)
-    running, curves, n_stopped = [], {}, 0
+    running: list[Trial] = []
+    curves: dict[int, tuple[float, list[float]]] = {}
+    n_stopped = 0
     for _ in range(150):
         while len(running) < 6:
             running.append(controller.ask())

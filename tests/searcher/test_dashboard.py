@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import plotly.graph_objects as go
+import pytest
 from optuna_dashboard import get_note
 
 from autopeft.costs import Topology
@@ -18,7 +20,7 @@ SPACE = SearchSpace.from_source({"methods": ["lora", "ia3"]}, TOPOLOGY, steps=9)
 OBJECTIVES = (objective("accuracy"), objective("trainable_params"))
 
 
-def searched(storage=None, n=8):
+def searched(storage: Path | None = None, n: int = 8) -> SearchController:
     controller = SearchController(SPACE, OBJECTIVES, storage=storage, pruner="none")
     for number in range(n):
         trial = controller.ask()
@@ -30,7 +32,7 @@ def searched(storage=None, n=8):
     return controller
 
 
-def test_note_and_graphs_are_on_the_study(tmp_path):
+def test_note_and_graphs_are_on_the_study(tmp_path: Path) -> None:
     controller = searched(tmp_path / "study.db")
     controller.post()
     text = get_note(controller.study)
@@ -41,15 +43,15 @@ def test_note_and_graphs_are_on_the_study(tmp_path):
     assert any(key.startswith("dashboard:plot_data:learning-curves") for key in keys)
 
 
-def test_learning_curves_are_a_plotly_figure():
+def test_learning_curves_are_a_plotly_figure() -> None:
     trials = searched().trials()
     drawn = go.Figure(json.loads(learning_curves(trials, OBJECTIVES[0]).to_json()))
     assert drawn.layout.title.text
     assert [list(line.x) for line in drawn.data] == [[3]] * 8
 
 
-def test_a_long_search_writes_seldom(tmp_path, monkeypatch):
-    written = []
+def test_a_long_search_writes_seldom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
     monkeypatch.setattr(
         "autopeft.searcher.dashboard.save_note", lambda study, body: written.append(body)
     )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import optuna
 import pytest
@@ -18,8 +21,12 @@ from autopeft.searcher.pruner import (
     make_pruner,
 )
 
+Row = tuple[Sequence[float], Sequence[float]]
 
-def study_of(rows, directions=("maximize", "minimize")):
+
+def study_of(
+    rows: Sequence[Row], directions: Sequence[Any] = ("maximize", "minimize")
+) -> optuna.Study:
     """A study of running trials; rows are (costs, {step: score})."""
     study = optuna.create_study(directions=list(directions))
     for costs, scores in rows:
@@ -34,7 +41,7 @@ def study_of(rows, directions=("maximize", "minimize")):
     return study
 
 
-def stopped(pruner, rows, **kw):
+def stopped(pruner: optuna.pruners.BasePruner, rows: Sequence[Row], **kw: Any) -> list[bool]:
     study = study_of(rows, **kw)
     return [pruner.prune(study, trial) for trial in study.get_trials(deepcopy=False)]
 
@@ -51,7 +58,9 @@ curves = st.lists(
 
 @settings(deadline=None, max_examples=200)
 @given(curves, st.sampled_from([1.5, 3.0, 10.0]), st.booleans())
-def test_a_trial_no_cheaper_or_equal_peer_beats_is_never_stopped(rows, eta, is_minimized):
+def test_a_trial_no_cheaper_or_equal_peer_beats_is_never_stopped(
+    rows: list[Row], eta: float, is_minimized: bool
+) -> None:
     sign = -1.0 if is_minimized else 1.0
     pruner = GapPruner(eta, costs=("cost0", "cost1"))
     directions = ("minimize" if is_minimized else "maximize", "minimize")
@@ -65,30 +74,30 @@ def test_a_trial_no_cheaper_or_equal_peer_beats_is_never_stopped(rows, eta, is_m
         assert beaten or not is_stopped
 
 
-def test_a_dear_trial_beaten_by_a_cheap_one_stops_and_the_cheap_poor_one_goes_on():
+def test_a_dear_trial_beaten_by_a_cheap_one_stops_and_the_cheap_poor_one_goes_on() -> None:
     rows = [((1,), [0.7]), ((9,), [0.2]), ((0.1,), [0.1])]
     assert stopped(GapPruner(3, costs=("cost0",)), rows) == [False, True, False]
 
 
-def test_without_peers_at_a_rung_nothing_stops():
+def test_without_peers_at_a_rung_nothing_stops() -> None:
     assert stopped(GapPruner(3, costs=("cost0",)), [((5,), [0.0])]) == [False]
     assert stopped(GapPruner(3, costs=("cost0",)), [((5,), []), ((1,), [0.9])]) == [False, False]
 
 
-def test_of_many_equally_dear_trials_about_one_in_eta_goes_on():
+def test_of_many_equally_dear_trials_about_one_in_eta_goes_on() -> None:
     rng = np.random.default_rng(0)
     rows = [((1,), [float(score)]) for score in rng.permutation(30)]
     assert sum(stopped(GapPruner(3, costs=("cost0",)), rows)) == 20
     assert sum(stopped(GapPruner(2, costs=("cost0",)), rows)) == 15
 
 
-def test_a_peer_that_arrives_later_at_an_earlier_rung_counts():
+def test_a_peer_that_arrives_later_at_an_earlier_rung_counts() -> None:
     early = ((5,), [0.1, 0.2, 0.3])
     late = [((1,), [0.9]), ((1,), [0.8]), ((1,), [0.7])]
     assert stopped(GapPruner(3, costs=("cost0",)), [early, *late])[0]
 
 
-def test_reporting_more_often_stops_no_more_of_them():
+def test_reporting_more_often_stops_no_more_of_them() -> None:
     rng = np.random.default_rng(0)
     scores = rng.permutation(36)
     often = [((1,), [float(score)] * 6) for score in scores]
@@ -98,7 +107,7 @@ def test_reporting_more_often_stops_no_more_of_them():
     assert sum(stopped(pruner, often)) == 36 - 5  # 36 / 3**2 and one
 
 
-def test_the_best_qualities_pass_the_first_rung_whatever_their_gaps():
+def test_the_best_qualities_pass_the_first_rung_whatever_their_gaps() -> None:
     # Twelve cheap trials of no use, six dear ones all beaten by one that costs less than they do.
     rows = [((1,), [0.1])] * 12 + [((2,), [0.9])] + [((3,), [0.3 + k / 100]) for k in range(6)]
     decisions = stopped(GapPruner(3, costs=("cost0",)), rows)
@@ -106,7 +115,7 @@ def test_the_best_qualities_pass_the_first_rung_whatever_their_gaps():
     assert not any(decisions[:13])
 
 
-def test_a_late_rung_stops_nothing():
+def test_a_late_rung_stops_nothing() -> None:
     for step, is_stopped in ((3, True), (4, False)):
         study = study_of([((1,), []), ((5,), [])])
         for trial, score in zip(study.get_trials(deepcopy=False), (0.9, 0.1), strict=True):
@@ -116,12 +125,12 @@ def test_a_late_rung_stops_nothing():
         assert GapPruner(3, costs=("cost0",)).prune(study, last) is is_stopped
 
 
-def test_nan_is_the_worst_score():
+def test_nan_is_the_worst_score() -> None:
     rows = [((1,), [0.5]), ((1,), [float("nan")]), ((1,), [0.4])]
     assert stopped(GapPruner(3, costs=("cost0",)), rows)[1]
 
 
-def test_costs_known_only_after_training_are_replaced_by_priced_ones():
+def test_costs_known_only_after_training_are_replaced_by_priced_ones() -> None:
     study = optuna.create_study(directions=["maximize", "minimize"])
     with pytest.warns(optuna.exceptions.ExperimentalWarning):
         study.set_metric_names(["accuracy", "train_seconds"])
@@ -137,14 +146,14 @@ def test_costs_known_only_after_training_are_replaced_by_priced_ones():
     assert [pruner.prune(study, t) for t in study.get_trials()] == [False, True]
 
 
-def test_gaps():
+def test_gaps() -> None:
     gaps = gaps_among(np.array([0.5, 0.7, 0.6]), np.array([[1.0], [2.0], [2.0]]))
     assert gaps.tolist() == [-np.inf, pytest.approx(-0.1), pytest.approx(0.1)]
     assert gaps_among(np.array([1.0, 2.0]), np.zeros((2, 0))).tolist() == [1.0, -1.0]
 
 
 @pytest.mark.parametrize("name", [name for name in PRUNERS if name not in ("gap", "none")])
-def test_optunas_own_pruners_work_on_several_directions(name):
+def test_optunas_own_pruners_work_on_several_directions(name: str) -> None:
     study = optuna.create_study(directions=["maximize", "minimize"])
     pruner = make_pruner(name, first_rung=1, last_rung=9)
     assert isinstance(pruner, SingleObjectivePruner)
@@ -167,7 +176,7 @@ def test_optunas_own_pruners_work_on_several_directions(name):
     assert 0.0 in decisions
 
 
-def test_names_are_checked():
+def test_names_are_checked() -> None:
     assert not make_pruner("none").prune(study_of([]), create_trial(state=TrialState.RUNNING))
     with pytest.raises(SettingsError, match="did you mean 'median'"):
         make_pruner("medain")

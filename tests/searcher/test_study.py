@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
 import optuna
 import pytest
 from optuna.storages import RDBStorage
 from sqlalchemy.exc import IntegrityError
 
-from autopeft.costs.objectives import objective
+from autopeft.costs.objectives import Objective, objective
 from autopeft.costs.price import Price
 from autopeft.errors import StorageError
 from autopeft.plan import AdapterPlan, Candidate, TrainSettings
@@ -21,23 +25,30 @@ CANDIDATE = Candidate(AdapterPlan(), TrainSettings(1e-3))
 X = {"x": distribution({"kind": "float", "low": 0.0, "high": 1.0})}
 
 
-def start(made, x):
+def start(made: StudyStore, x: float) -> int:
     return made.start(CANDIDATE, COSTS, "search", {"x": x}, X).number
 
 
-def store(storage=None, name="s", sampler=None, resume=False, objectives=OBJECTIVES):
+def store(
+    storage: str | Path | None = None,
+    name: str = "s",
+    sampler: optuna.samplers.BaseSampler | None = None,
+    resume: bool = False,
+    objectives: Sequence[Objective] = OBJECTIVES,
+) -> StudyStore:
     sampler = sampler or optuna.samplers.RandomSampler(seed=0)
     return StudyStore(storage, name, objectives, sampler, GapPruner(3), resume=resume)
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "db", "log", "memory"])
-def test_every_storage_keeps_trials_values_attributes_and_rungs(kind, tmp_path):
-    place = {
+def test_every_storage_keeps_trials_values_attributes_and_rungs(kind: str, tmp_path: Path) -> None:
+    places: dict[str, str | Path | None] = {
         "sqlite": f"sqlite:///{tmp_path}/a.db",
         "db": tmp_path / "b.db",
         "log": tmp_path / "c.log",
         "memory": None,
-    }[kind]
+    }
+    place = places[kind]
     made = store(place)
     number = start(made, 0.25)
     made.report(number, 5, 0.5)
@@ -61,12 +72,12 @@ def test_every_storage_keeps_trials_values_attributes_and_rungs(kind, tmp_path):
 
 
 def test_a_database_that_another_makes_at_the_same_moment_is_opened_at_the_next_try(
-    tmp_path, monkeypatch
-):
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Regression: a search died on `UNIQUE constraint failed: alembic_version` (issue 5)."""
-    made = []
+    made: list[RDBStorage] = []
 
-    def beaten_once(url, **options):
+    def beaten_once(url: str, **options: Any) -> RDBStorage:
         made.append(RDBStorage(url, **options))
         if len(made) == 1:
             raise IntegrityError("INSERT INTO alembic_version", None, Exception("UNIQUE"))
@@ -78,7 +89,7 @@ def test_a_database_that_another_makes_at_the_same_moment_is_opened_at_the_next_
     assert len(made) == 2
 
 
-def test_only_complete_trials_are_on_optunas_front():
+def test_only_complete_trials_are_on_optunas_front() -> None:
     made = store()
     first, second, third = (start(made, x) for x in (0.1, 0.2, 0.3))
     made.report(second, 1, 0.99)
@@ -90,7 +101,7 @@ def test_only_complete_trials_are_on_optunas_front():
     assert made.trials()[2].reason == "out of memory"
 
 
-def test_tpe_goes_on_after_a_pruned_trial_with_rungs_in_a_study_of_two_directions():
+def test_tpe_goes_on_after_a_pruned_trial_with_rungs_in_a_study_of_two_directions() -> None:
     """Regression: without a constraint optuna 5.0 looks for a single direction and raises."""
     sampler = optuna.samplers.TPESampler(seed=0, n_startup_trials=3)
     made = store(sampler=sampler)
@@ -104,7 +115,7 @@ def test_tpe_goes_on_after_a_pruned_trial_with_rungs_in_a_study_of_two_direction
     assert 0 <= made.study.ask(X).params["x"] <= 1
 
 
-def test_a_taken_name_asks_to_resume_and_resuming_needs_the_study(tmp_path):
+def test_a_taken_name_asks_to_resume_and_resuming_needs_the_study(tmp_path: Path) -> None:
     place = f"sqlite:///{tmp_path}/a.db"
     store(place)
     with pytest.raises(StorageError, match="resume"):
@@ -119,13 +130,13 @@ def test_a_taken_name_asks_to_resume_and_resuming_needs_the_study(tmp_path):
     "place",
     ["sqlite:////no/such/folder/a.db", "/no/such/folder/a.log", "nonsense://x", "study.txt"],
 )
-def test_a_storage_that_cannot_be_opened_is_one_line(place):
+def test_a_storage_that_cannot_be_opened_is_one_line(place: str) -> None:
     with pytest.raises(StorageError, match=r"^storage=") as caught:
         open_storage(place)
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_that_is_no_database_is_refused(tmp_path):
+def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.db"
     path.write_text("not a database, but long enough to be read as one" * 40)
     with pytest.raises(StorageError, match="storage"):

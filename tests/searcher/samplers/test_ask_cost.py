@@ -29,7 +29,7 @@ DEEP = Topology(
 
 @pytest.mark.benchmark
 @pytest.mark.timeout(300)
-def test_an_ask_takes_less_than_a_third_of_a_second_at_a_thousand_trials_and_64_layers():
+def test_an_ask_takes_less_than_a_third_of_a_second_at_a_thousand_trials_and_64_layers() -> None:
     space = SearchSpace.from_source("default", DEEP)
     controller = SearchController(
         space, ["accuracy", "trainable_params"], seed=0, n_baselines=0, n_portfolio=0

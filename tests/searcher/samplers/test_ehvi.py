@@ -13,7 +13,7 @@ from autopeft.utils.pareto import hypervolume
 
 @settings(deadline=None, max_examples=60)
 @given(st.integers(0, 10_000), st.integers(1, 3), st.integers(0, 8))
-def test_with_a_sure_quality_the_gain_is_the_growth_of_the_hypervolume(seed, n_costs, n):
+def test_with_a_sure_quality_the_gain_is_the_growth_of_the_hypervolume(seed, n_costs, n) -> None:
     rng = np.random.default_rng(seed)
     costs, quality = rng.random((n, n_costs)), rng.random(n)
     worst = np.full(n_costs, 1.0)
@@ -28,7 +28,7 @@ def test_with_a_sure_quality_the_gain_is_the_growth_of_the_hypervolume(seed, n_c
         assert gains[k] == pytest.approx(growth, abs=1e-7)
 
 
-def test_the_gain_agrees_with_sampling():
+def test_the_gain_agrees_with_sampling() -> None:
     rng = np.random.default_rng(0)
     costs, quality = np.array([[0.2], [0.6]]), np.array([0.3, 0.8])
     boxes = decompose(costs, quality, np.array([1.0]), 0.0)
@@ -45,7 +45,7 @@ def test_the_gain_agrees_with_sampling():
     assert gain == pytest.approx(np.mean(draws), abs=0.01)
 
 
-def test_without_costs_it_is_expected_improvement():
+def test_without_costs_it_is_expected_improvement() -> None:
     boxes = decompose(np.zeros((2, 0)), np.array([0.1, 0.5]), np.zeros(0), 0.0)
     gains = expected_hypervolume_improvement(
         boxes, np.zeros((2, 0)), np.array([0.4, 0.9]), np.full(2, 1e-9)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import re
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,7 +39,7 @@ BERT = Topology(
 FUSED = Topology(
     4, {"attn.qkv": (96, 32), "attn.o": (32, 32), "mlp.gate_up": (64, 32), "mlp.down": (32, 64)}
 )
-SOURCES = {
+SOURCES: dict[str, Any] = {
     "layer": {"methods": ["lora", "ia3", "ln_tuning"], "alpha_ratio": [1, 2], "dropout": [0, 0.1]},
     "site": {"methods": ["lora", "miss", "oft"], "granularity": "site"},
     "group": {"methods": ["dora", "ia3"], "granularity": "group:4", "layers": "last:5"},
@@ -56,19 +58,23 @@ names = st.sampled_from(sorted(SPACES))
 seeds = st.integers(0, 10_000)
 
 
-def mutated(space, candidate, rng):
+def mutated(space: SearchSpace, candidate: Candidate, rng: np.random.Generator) -> Candidate:
     point = space.neighborhood.mutate(space.encoder.from_candidate(candidate), rng)
     return space.encoder.to_candidate(point)
 
 
-def crossed(space, first, second, rng):
-    parents = (space.encoder.from_candidate(candidate) for candidate in (first, second))
-    return space.encoder.to_candidate(space.neighborhood.crossover(*parents, rng))
+def crossed(
+    space: SearchSpace, first: Candidate, second: Candidate, rng: np.random.Generator
+) -> Candidate:
+    one, other = map(space.encoder.from_candidate, (first, second))
+    return space.encoder.to_candidate(space.neighborhood.crossover(one, other, rng))
 
 
 @settings(deadline=None, max_examples=150)
 @given(names, seeds)
-def test_whatever_is_drawn_is_legal_priced_and_survives_its_parameters(name, seed):
+def test_whatever_is_drawn_is_legal_priced_and_survives_its_parameters(
+    name: str, seed: int
+) -> None:
     space, rng = SPACES[name], np.random.default_rng(seed)
     first, second = space.sample(rng), space.sample_stratified(rng)
     for candidate in (
@@ -88,7 +94,7 @@ def test_whatever_is_drawn_is_legal_priced_and_survives_its_parameters(name, see
 
 @settings(deadline=None, max_examples=50)
 @given(seeds)
-def test_limits_on_adapted_layers_hold_for_draws_and_mutants(seed):
+def test_limits_on_adapted_layers_hold_for_draws_and_mutants(seed: int) -> None:
     space, rng = SPACES["narrow"], np.random.default_rng(seed)
     candidate = space.sample(rng)
     for _ in range(5):
@@ -96,7 +102,7 @@ def test_limits_on_adapted_layers_hold_for_draws_and_mutants(seed):
         candidate = mutated(space, candidate, rng)
 
 
-def test_a_rate_is_the_methods_own_at_one_shared_position():
+def test_a_rate_is_the_methods_own_at_one_shared_position() -> None:
     space = SPACES["layer"]
     plan = AdapterPlan(
         [
@@ -129,12 +135,12 @@ def test_a_rate_is_the_methods_own_at_one_shared_position():
     )
 
 
-def test_stratified_draws_fill_the_log_cost_axis_evenly_where_uniform_ones_crowd():
+def test_stratified_draws_fill_the_log_cost_axis_evenly_where_uniform_ones_crowd() -> None:
     space = SearchSpace.from_source("default", BERT)
     rng = np.random.default_rng(0)
     low, high = (math.log(c) for c in space.cost_range())
 
-    def quarters(draw):
+    def quarters(draw: Callable[[np.random.Generator], Candidate]) -> np.ndarray:
         logs = [
             math.log(space.n_params(space.encoder.from_candidate(draw(rng)).options))
             for _ in range(200)
@@ -145,7 +151,7 @@ def test_stratified_draws_fill_the_log_cost_axis_evenly_where_uniform_ones_crowd
     assert quarters(space.sample).min() < 5
 
 
-def test_a_draw_comes_close_to_the_wanted_cost():
+def test_a_draw_comes_close_to_the_wanted_cost() -> None:
     space = SearchSpace.from_source("default", BERT)
     rng = np.random.default_rng(1)
     for wanted in (2_000, 10_000):
@@ -154,7 +160,7 @@ def test_a_draw_comes_close_to_the_wanted_cost():
         assert np.median(np.abs(np.log(np.array(costs) / wanted))) < 0.1
 
 
-def test_baselines_are_lora_and_the_first_four_cover_placement_and_rate():
+def test_baselines_are_lora_and_the_first_four_cover_placement_and_rate() -> None:
     rows = SPACES["layer"].baselines()
     assert {m for c in rows for m in c.plan.methods} == {"lora"}
     first = rows[:4]
@@ -168,26 +174,26 @@ def test_baselines_are_lora_and_the_first_four_cover_placement_and_rate():
     assert SPACES["group"].baselines() == ()
 
 
-def test_known_recipes_are_points_of_the_space():
+def test_known_recipes_are_points_of_the_space() -> None:
     for space in SPACES.values():
         for candidate in (*space.baselines(), *space.portfolio(), space.reference()):
             assert space.decode(space.encode(candidate)) == candidate
     assert SPACES["layer"].reference().plan.specs == ()
 
 
-def test_fused_modules_stand_in_for_their_parts():
+def test_fused_modules_stand_in_for_their_parts() -> None:
     space = SearchSpace.from_source({"methods": ["lora"]}, FUSED)
     roles = {s.role for c in space.baselines() for s in c.plan.specs}
     assert roles == {"attn.qkv", "attn.o", "mlp.gate_up", "mlp.down"}
 
 
-def test_methods_with_a_role_of_their_own_go_there_whatever_the_placement():
+def test_methods_with_a_role_of_their_own_go_there_whatever_the_placement() -> None:
     space = SPACES["layer"]
     params = {"lr_position": 0.5, "layer.00.method": "ln_tuning", "layer.00.placement": "qv"}
     assert [s.role for s in space.decode(params).plan.specs] == ["norm"]
 
 
-def test_a_candidate_from_elsewhere_is_no_point_of_the_space():
+def test_a_candidate_from_elsewhere_is_no_point_of_the_space() -> None:
     plan = AdapterPlan([LayerSpec(0, "attn.q", "lora", 5)])
     with pytest.raises(SpaceError):
         SPACES["layer"].encode(Candidate(plan, TrainSettings(1e-3)))
@@ -236,7 +242,7 @@ def test_a_candidate_from_elsewhere_is_no_point_of_the_space():
         ("no_such_space", "space"),
     ],
 )
-def test_every_mistake_names_its_field_in_one_line(row, field):
+def test_every_mistake_names_its_field_in_one_line(row: Any, field: str) -> None:
     if not field:
         SearchSpace.from_source(row, BERT)  # norm is its own role: no mistake
         return
@@ -245,14 +251,14 @@ def test_every_mistake_names_its_field_in_one_line(row, field):
     assert "\n" not in str(caught.value)
 
 
-def test_a_near_miss_is_guessed():
+def test_a_near_miss_is_guessed() -> None:
     with pytest.raises(SpaceError, match="did you mean 'lora'"):
         SearchSpace.from_source({"methods": ["lorra"]}, BERT)
     with pytest.raises(SpaceError, match="did you mean 'default'"):
         SearchSpace.from_source("defualt", BERT)
 
 
-def test_a_method_that_fits_nowhere_is_a_mistake_only_if_the_user_wrote_it():
+def test_a_method_that_fits_nowhere_is_a_mistake_only_if_the_user_wrote_it() -> None:
     bare = Topology(3, {"attn.q": (16, 16), "attn.v": (16, 16)})
     with pytest.raises(SpaceError, match="ln_tuning"):
         SearchSpace.from_source({"methods": ["lora", "ln_tuning"]}, bare)
@@ -261,14 +267,14 @@ def test_a_method_that_fits_nowhere_is_a_mistake_only_if_the_user_wrote_it():
 
 @pytest.mark.parametrize("name", sorted(available_spaces()))
 @pytest.mark.parametrize("topology", [BERT, FUSED])
-def test_every_shipped_space_loads_and_draws_on_any_model(name, topology):
+def test_every_shipped_space_loads_and_draws_on_any_model(name: str, topology: Topology) -> None:
     space = SearchSpace.from_source(name, topology)
     check_plan(topology, space.sample_stratified(np.random.default_rng(0)).plan)
     assert available_spaces()[name]
     assert name in (space.name, "default") or space.describe()
 
 
-def test_the_widest_space_holds_and_draws_every_method_that_sits_in_a_block():
+def test_the_widest_space_holds_and_draws_every_method_that_sits_in_a_block() -> None:
     widest = yaml.safe_load((ROOT / "search_spaces" / "everything.yaml").read_text())["methods"]
     known = {m.name for m in methods.all_methods() if set(m.roles) != {"model"}}
     assert set(widest) == known
@@ -281,7 +287,7 @@ def test_the_widest_space_holds_and_draws_every_method_that_sits_in_a_block():
     assert drawn == known
 
 
-def test_a_file_is_read_and_a_broken_one_refused(tmp_path):
+def test_a_file_is_read_and_a_broken_one_refused(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("methods: {lora: {learning_rate: [1e-4, 1e-2]}}\nlayers: last:2\n")
     space = SearchSpace.from_source(path, BERT)
@@ -291,7 +297,7 @@ def test_a_file_is_read_and_a_broken_one_refused(tmp_path):
         SearchSpace.from_source(path, BERT)
 
 
-def test_every_package_folder_is_named_for_the_wheel():
+def test_every_package_folder_is_named_for_the_wheel() -> None:
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     found = {
         ".".join(path.parent.relative_to(ROOT).parts)
@@ -305,7 +311,7 @@ WITH_PROMPT = {"methods": ["lora", "ia3", "prompt_tuning"], "layers": "last:3"}
 
 
 @pytest.mark.parametrize("granularity", ["model", "group:2", "layer", "site"])
-def test_a_prompt_is_one_choice_of_the_whole_plan(granularity):
+def test_a_prompt_is_one_choice_of_the_whole_plan(granularity: str) -> None:
     space = SearchSpace.from_source({**WITH_PROMPT, "granularity": granularity}, PROMPTED)
     first, *others = space.grid.units
     assert (first.name, first.layers, first.roles) == ("plan", (0,), ("model",))
@@ -325,7 +331,7 @@ def test_a_prompt_is_one_choice_of_the_whole_plan(granularity):
     assert all("prompt_tuning" not in c.plan.methods for c in space.baselines())
 
 
-def test_a_space_without_prompts_has_no_such_choice():
+def test_a_space_without_prompts_has_no_such_choice() -> None:
     for source in ("default", {"methods": ["lora", "ln_tuning"]}):
         plain, other = (SearchSpace.from_source(source, t) for t in (BERT, PROMPTED))
         assert plain.grid.units == other.grid.units
@@ -335,7 +341,7 @@ def test_a_space_without_prompts_has_no_such_choice():
         assert other.prompt_sizes == () == prompt_sizes(source)
 
 
-def test_a_space_of_prompts_alone_is_one_choice():
+def test_a_space_of_prompts_alone_is_one_choice() -> None:
     space = SearchSpace.from_source({"methods": {"prompt_tuning": {"ranks": [3, 9]}}}, PROMPTED)
     assert [unit.name for unit in space.grid.units] == ["plan"]
     assert (
@@ -346,7 +352,7 @@ def test_a_space_of_prompts_alone_is_one_choice():
     assert space.cost_range() == (130 + 3 * 64, 130 + 9 * 64)
 
 
-def test_prompts_need_a_model_with_room_for_them():
+def test_prompts_need_a_model_with_room_for_them() -> None:
     with pytest.raises(SpaceError, match="it needs one of model"):
         SearchSpace.from_source(WITH_PROMPT, BERT)
     full = Topology(6, {**BERT.shapes, "model": (2, 64)})
