@@ -94,7 +94,7 @@ def test_a_wrong_type_is_one_clear_line(
 
 
 @pytest.mark.parametrize("key", ["front", "verdict", "budget", "settings", "baseline", "data"])
-def test_a_missing_or_unknown_key(key: str, tmp_path: Path):
+def test_a_missing_or_unknown_key(key: str, tmp_path: Path) -> None:
     content = front_to_json(view(make_record()))
     del content[key]
     path = tmp_path / "front.json"
@@ -106,7 +106,7 @@ def test_a_missing_or_unknown_key(key: str, tmp_path: Path):
         read_front(path)
 
 
-def test_null_is_not_a_number(tmp_path: Path):
+def test_null_is_not_a_number(tmp_path: Path) -> None:
     content = front_to_json(view(make_record()))
     content["front"][0]["objectives"]["accuracy"] = None
     content["verdict"]["levels"][0]["cost_ratio"] = None
