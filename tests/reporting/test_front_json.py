@@ -79,7 +79,7 @@ WRONG = [
 @pytest.mark.parametrize(("place", "value", "problem"), WRONG)
 def test_a_wrong_type_is_one_clear_line(
     place: tuple[Any, ...], value: object, problem: str, tmp_path: Path
-):
+) -> None:
     content = front_to_json(view(make_record()))
     inner: Any = content
     for key in place[:-1]:
