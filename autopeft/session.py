@@ -18,7 +18,7 @@ from autopeft.confirm.finalists import confirmed_finalists, tuned_lora
 from autopeft.confirm.store import ConfirmationStore
 from autopeft.confirm.verdict import judge
 from autopeft.engine.backend import make_backend
-from autopeft.engine.budget import BudgetTracker
+from autopeft.engine.budget import BudgetTracker, Spent
 from autopeft.engine.dispatcher import Dispatcher, Progress
 from autopeft.errors import UserError
 from autopeft.prepare import PreparedSearch, check_budget, prepare, versions
@@ -86,7 +86,8 @@ class Session:
         """
         ready = prepare(settings, note=self._callbacks.on_message, phase=self._clock.phase)
         with self._clock.phase("startup"):
-            before = self._workspace.recall("spent") if self._is_resumed else {}
+            kept = self._workspace.recall("spent", Spent) if self._is_resumed else None
+            before = kept or Spent()
             if not self._is_resumed:
                 check_budget(ready, spent_seconds=time.monotonic() - self._clock.began)
             with _removed_on_error(self._workspace.folder, is_new=not self._is_resumed):
@@ -103,10 +104,10 @@ class Session:
         budget = BudgetTracker(
             ready.budget,
             ready.settings.confirm_share,
-            spent_seconds=before.get("seconds", 0.0) + time.monotonic() - self._clock.began,
+            spent_seconds=before.seconds + time.monotonic() - self._clock.began,
             # An interrupted trial is run again, so it is not spent.
             spent_trials=sum(o.reason != INTERRUPTED for o in controller.trials()),
-            spent_flops=before.get("flops", 0.0),
+            spent_flops=before.flops,
         )
         return self._work(ready, controller, budget, before)
 
@@ -133,8 +134,8 @@ class Session:
     def _prior(self, settings: SearchSettings) -> tuple[WarmStartTrial, ...]:
         """Return the earlier search's trials; a copy is kept, so resuming needs no other folder."""
         if self._is_resumed or not settings.warm_start:
-            rows = self._workspace.recall("prior").get("trials", [])
-            return tuple(WarmStartTrial.from_json(row) for row in rows)
+            kept = self._workspace.recall("prior", dict[str, list[dict[str, Any]]]) or {}
+            return tuple(WarmStartTrial.from_json(row) for row in kept.get("trials", []))
         earlier = Workspace(settings.warm_start)
         before = earlier.settings()
         trials = read_warm_start(earlier.storage(before), earlier.study_name(before))
@@ -147,7 +148,7 @@ class Session:
         ready: PreparedSearch,
         controller: SearchController,
         budget: BudgetTracker,
-        before: Mapping[str, Any],
+        before: Spent,
     ) -> SearchResult:
         settings = ready.settings
         store = ConfirmationStore(self._workspace.folder)
@@ -164,7 +165,7 @@ class Session:
             # On a CPU the test split is scored in fp32, which takes twice as long as bf16.
             test_share=2.0 * len(ready.data.test) / len(ready.data.validation),
             compress=settings.compress,
-            on_progress=self._observe(budget),
+            on_progress=self._observe(budget, before),
         )
         is_complete = False
         try:
@@ -177,18 +178,15 @@ class Session:
                 )
                 shown = view(record)
                 write_report(shown, record.trials, self._workspace.folder)
-            self._workspace.remember("spent", self._spent(budget, record))
+            spent = replace(
+                budget.spent(before),
+                phases=record.budget.phases,
+                workers=record.budget.worker_seconds,
+            )
+            self._workspace.remember("spent", spent)
         return SearchResult(self._workspace.folder, shown, settings.model)
 
-    def _spent(self, budget: BudgetTracker, record: SearchRecord) -> dict[str, Any]:
-        spent = record.budget
-        return {
-            **budget.to_json(),
-            "phases": dict(spent.phases),
-            "workers": dict(spent.worker_seconds),
-        }
-
-    def _observe(self, budget: BudgetTracker) -> Callable[[Progress], None]:
+    def _observe(self, budget: BudgetTracker, before: Spent) -> Callable[[Progress], None]:
         last = 0.0
 
         def observe(progress: Progress) -> None:
@@ -196,8 +194,7 @@ class Session:
             # The budget spent so far must survive a kill, to the second.
             if time.monotonic() - last > 1.0:
                 last = time.monotonic()
-                kept = self._workspace.recall("spent")
-                self._workspace.remember("spent", {**kept, **budget.to_json()})
+                self._workspace.remember("spent", budget.spent(before))
             self._callbacks.on_progress(progress)
 
         return observe
@@ -221,7 +218,7 @@ class Session:
         dispatcher: Dispatcher,
         store: ConfirmationStore,
         is_complete: bool,
-        before: Mapping[str, Any],
+        before: Spent,
     ) -> SearchRecord:
         trials = controller.trials()
         confirmed = confirmed_finalists(trials, store.scores(), store.compressed())
@@ -266,7 +263,7 @@ class Session:
         ready: PreparedSearch,
         budget: BudgetTracker,
         dispatcher: Dispatcher,
-        before: Mapping[str, Any],
+        before: Spent,
     ) -> BudgetReport:
         phases = dict(self._clock.phases)
         worker = dispatcher.activity
@@ -285,8 +282,8 @@ class Session:
             spent_seconds=budget.spent_seconds,
             spent_flops=budget.spent_flops,
             n_trials=budget.spent_trials,
-            phases=_sum(before.get("phases", {}), phases),
-            worker_seconds=_sum(before.get("workers", {}), workers),
+            phases=_sum(before.phases, phases),
+            worker_seconds=_sum(before.workers, workers),
         )
 
 

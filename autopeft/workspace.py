@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -14,6 +13,8 @@ from autopeft.settings import SearchSettings
 from autopeft.utils.files import write_text
 from autopeft.utils.serialize import read_json, strict_json
 from autopeft.utils.yaml_files import read_yaml
+
+T = TypeVar("T")
 
 SETTINGS = "settings.yaml"
 STUDY = "study.db"
@@ -88,18 +89,18 @@ class Workspace:
             )
         return SearchSettings.from_mapping(read_settings(self.folder / SETTINGS))
 
-    def remember(self, name: str, value: Mapping[str, Any]) -> None:
-        """Keep a small value in `state/`."""
+    def remember(self, name: str, value: Any) -> None:
+        """Keep a small value, a dataclass or plain values, in `state/`."""
         write_text(self._state(name), strict_json(value, indent=None))
 
-    def recall(self, name: str) -> dict[str, Any]:
-        """Return what `remember` kept, or an empty dict.
+    def recall(self, name: str, kind: type[T]) -> T | None:
+        """Return what `remember` kept as a `kind`, or None.
 
         Raises:
             StorageError: if the file is damaged.
         """
         path = self._state(name)
-        return read_json(path, dict[str, Any], remedy="delete it") if path.exists() else {}
+        return read_json(path, kind, remedy="delete it") if path.exists() else None
 
     def _state(self, name: str) -> Path:
         return self.folder / "state" / f"{name}.json"

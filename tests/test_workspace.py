@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from autopeft.engine.budget import Spent
 from autopeft.errors import SettingsError, StorageError
 from autopeft.settings import SearchSettings
 from autopeft.workspace import Workspace, read_settings
@@ -44,19 +45,22 @@ def test_no_search_no_settings(tmp_path: Path) -> None:
 
 def test_what_is_remembered_is_recalled(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
-    assert workspace.recall("spent") == {}
-    workspace.remember("spent", {"seconds": 1.5})
-    assert workspace.recall("spent") == {"seconds": 1.5}
+    assert workspace.recall("spent", Spent) is None
+    spent = Spent(1.5, 3, 1e9, {"search": 1.0}, {"train": 0.5})
+    workspace.remember("spent", spent)
+    assert workspace.recall("spent", Spent) == spent
     assert [path.name for path in (tmp_path / "state").iterdir()] == ["spent.json"]
 
 
-@pytest.mark.parametrize("text", ["", "[]", "3", "{", "null"])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "3", "{", "null", '{"seconds": "many"}', '{"phases": []}']
+)
 def test_a_damaged_state_file_is_named(tmp_path: Path, text: str) -> None:
     workspace = Workspace(tmp_path)
     workspace.remember("spent", {"seconds": 1.5})
     (tmp_path / "state" / "spent.json").write_text(text)
     with pytest.raises(StorageError, match=r"spent\.json.*delete it"):
-        workspace.recall("spent")
+        workspace.recall("spent", Spent)
 
 
 def test_a_space_of_tuples_can_be_kept(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from autopeft.errors import SettingsError
 
@@ -85,6 +86,25 @@ def _parts(text: str) -> list[str]:
     return parts
 
 
+@dataclass(frozen=True)
+class Spent:
+    """What a search has spent over all of its sessions; kept so that a resume can continue.
+
+    Attributes:
+        seconds: Wall-clock seconds.
+        trials: Trials started.
+        flops: Training FLOPs, as priced.
+        phases: Wall-clock seconds by phase.
+        workers: Worker seconds by activity.
+    """
+
+    seconds: float = 0.0
+    trials: int = 0
+    flops: float = 0.0
+    phases: Mapping[str, float] = field(default_factory=dict)
+    workers: Mapping[str, float] = field(default_factory=dict)
+
+
 @dataclass
 class BudgetTracker:
     """Tracks what was spent of a budget, and reserves a share for confirmation.
@@ -144,10 +164,11 @@ class BudgetTracker:
             return limits
         return Budget(seconds, None if confirming else trials, flops, limits.text)
 
-    def to_json(self) -> dict[str, float]:
-        """Return what was spent, to be kept with the run."""
-        return {
-            "seconds": self.spent_seconds,
-            "trials": self.spent_trials,
-            "flops": self.spent_flops,
-        }
+    def spent(self, before: Spent) -> Spent:
+        """Return what was spent, with the phases and workers of earlier sessions."""
+        return replace(
+            before,
+            seconds=self.spent_seconds,
+            trials=self.spent_trials,
+            flops=self.spent_flops,
+        )
