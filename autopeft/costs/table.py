@@ -297,7 +297,8 @@ class PriceTable:
             by_layer.setdefault(spec.layer, []).append(spec)
         n_encoder = self.topology.n_encoder_layers
         params, frozen, held = count_shared(self.topology, plan), 0, 0
-        forward, backward, saved, context = 0.0, 0.0, 0.0, 0.0
+        forward, backward, saved = 0.0, 0.0, 0.0
+        context: dict[int, float] = {}
         is_live = is_encoder_live = False
         shared_inputs: set[str] = set()
         for layer in range(plan.specs[0].layer, self.topology.n_layers):
@@ -327,7 +328,7 @@ class PriceTable:
                 usage, costs = self._known(kind, frozenset(sources), has_dropout)
                 backward += usage.backward_flops
                 saved += usage.saved_bytes
-                context = max(context, usage.context_bytes)
+                context |= usage.context
                 inputs = set(shared_inputs)
                 for spec in specs:
                     key = (spec.role, spec.method, spec.rank)
@@ -355,7 +356,7 @@ class PriceTable:
             held,
             forward,
             backward + self.tail.backward_flops,
-            saved + context + self.tail.saved_bytes,
+            saved + sum(context.values()) + self.tail.saved_bytes,
         )
 
     def _known(

@@ -33,14 +33,15 @@ class Usage:
         live_inputs: Roles whose input needs a gradient.
         input_bytes: Role -> bytes it takes to keep that role's input too (0 where it is kept
             anyway). At "norm": what training the normalizations keeps in addition.
-        context_bytes: What it keeps of tensors that all blocks share: masks, rotary angles.
+        context: Number of a tensor that blocks share (a mask, a rotary table) -> its bytes, for
+            those it keeps. Blocks of one table number alike, so that each is counted once.
     """
 
     backward_flops: float = 0.0
     saved_bytes: float = 0.0
     live_inputs: frozenset[str] = frozenset()
     input_bytes: Mapping[str, float] = field(default_factory=dict)
-    context_bytes: float = 0.0
+    context: Mapping[int, float] = field(default_factory=dict)
 
 
 NO_USAGE = Usage()

@@ -66,6 +66,7 @@ class BlockProbe:
         roles: Mapping[str, tuple[str, ...]],
         call: BlockCall,
         encoder_output: torch.Tensor | None,
+        context_numbers: dict[int, int],
     ) -> None:
         self.block = block
         self.call = call
@@ -82,10 +83,11 @@ class BlockProbe:
         self.encoder = None if encoder_output is None else storage_id(encoder_output)
         self.hidden = storage_id(call.hidden)
         self.context = {
-            storage_id(t): float(t.numel() * t.element_size())
+            storage_id(t): float(t.untyped_storage().nbytes())
             for t in tensors_in((call.args, call.kwargs))
             if storage_id(t) not in (self.hidden, self.encoder)
         }
+        self.context_numbers = context_numbers
         self.has_encoder = (
             self.encoder is not None
             and any(storage_id(t) == self.encoder for t in tensors_in((call.args, call.kwargs)))
@@ -142,7 +144,14 @@ class BlockProbe:
             plain, _ = self._run(frozenset({HIDDEN}))
             trained, _ = self._run(frozenset({HIDDEN, "norm"}))
             input_bytes["norm"] = max(trained.saved_bytes - plain.saved_bytes, 0.0)
-        return Usage(run.backward_flops, run.saved_bytes, frozenset(seen.live_inputs), input_bytes)
+        context = {
+            self.context_numbers.setdefault(storage, len(self.context_numbers)): size
+            for storage, size in self.context.items()
+            if storage in run.kept_shared
+        }
+        return Usage(
+            run.backward_flops, run.saved_bytes, frozenset(seen.live_inputs), input_bytes, context
+        )
 
     def _run(self, sources: Sources) -> tuple[Run, _Seen]:
         if sources not in self.runs:

@@ -210,6 +210,7 @@ class _Measured:
         ]
         distinct = list(dict.fromkeys(names))
         blocks = []
+        context_numbers: dict[int, int] = {}
         for name in distinct:
             # The last of a kind: a first block may compute what later ones are given (T5's biases).
             layer = len(names) - 1 - names[::-1].index(name)
@@ -219,7 +220,8 @@ class _Measured:
                 if at == layer and role not in ("block", MODEL)
             }
             block = model.get_submodule(paths[layer])
-            blocks.append(BlockProbe(model, block, roles, calls[layer], encoder_output).price())
+            probe = BlockProbe(model, block, roles, calls[layer], encoder_output, context_numbers)
+            blocks.append(probe.price())
         kinds = [distinct.index(name) for name in names]
         forward_flops, tail, head_only = whole.tails(calls)
         bridge = whole.bridge(calls, blocks, kinds, tail)

@@ -1,4 +1,4 @@
-"""Measures a whole model: how it calls its blocks, and what surrounds them."""
+"""Measure a whole model: how it calls its blocks, what surrounds them, and room for a prompt."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from autopeft.costs import BlockCosts, Topology, Usage
-from autopeft.costs.usage import ENCODER, HIDDEN
+from autopeft.costs.usage import ENCODER, HIDDEN, NO_USAGE
 from autopeft.models.backbone import Backbone
 from autopeft.models.layout import Layout
 from autopeft.models.method_hooks import ADAPTER_NAME
@@ -24,7 +24,7 @@ from autopeft.profiling.counters import Run, first_tensor, new_source, run_and_c
 
 
 class WholeModel:
-    """The whole model on one batch."""
+    """A whole fake model and one batch."""
 
     def __init__(
         self, model: nn.Module, backbone: Backbone, batch: Mapping[str, torch.Tensor]
@@ -38,13 +38,13 @@ class WholeModel:
         ]
 
     def forward(self) -> torch.Tensor:
-        """The loss, or the first output of a model that has none."""
+        """Return the loss, or the first output of a model that has none."""
         output = self.model(**self.batch)
         loss = getattr(output, "loss", None)
         return loss if loss is not None else first_tensor(tuple(output.values()))
 
     def capture(self) -> tuple[list[BlockCall], torch.Tensor | None, float]:
-        """How each block is called; the encoder's output; the largest tensor's bytes."""
+        """Return how each block is called, the encoder's output and the largest tensor's bytes."""
         calls: dict[int, BlockCall] = {}
         encoder_output: list[torch.Tensor] = []
         largest = [0.0]
@@ -80,7 +80,7 @@ class WholeModel:
         return ordered, (encoder_output[0] if encoder_output else None), largest[0]
 
     def _run_from(self, layer: int, times: int) -> Run:
-        """A run in which gradients start at the output of a block's last call."""
+        """Run with gradients that start at the output of a block's last call."""
         left = [times]
 
         def hook(_: nn.Module, __: Any, output: Any) -> Any:
@@ -97,16 +97,15 @@ class WholeModel:
             handle.remove()
 
     def tails(self, calls: list[BlockCall]) -> tuple[float, Usage, Usage]:
-        """FLOPs of the forward pass; what surrounds the blocks, with gradients and without."""
-        for parameter in self.head:
-            parameter.requires_grad_(True)
-        try:
+        """Return the forward pass's FLOPs and what follows the blocks.
+
+        The latter is measured with a gradient for the last block's output, and without one, where
+        only a new head is trained.
+        """
+        with _trained(self.head):
             last = len(calls) - 1
             live = self._run_from(last, calls[last].times)
             dead = run_and_count(self.forward, not_kept=self.model) if self.head else Run()
-        finally:
-            for parameter in self.head:
-                parameter.requires_grad_(False)
         return (
             live.forward_flops,
             Usage(live.backward_flops, live.saved_bytes),
@@ -115,44 +114,60 @@ class WholeModel:
 
     def front(
         self,
-        blocks: list[BlockCosts],
+        blocks: Sequence[BlockCosts],
         kinds: Sequence[int],
         tail: Usage,
         prompt: Sequence[nn.Parameter],
     ) -> Usage:
-        """What lies between a prompt and the first block: a run from there, less all known."""
-        for parameter in (*prompt, *self.head):
-            parameter.requires_grad_(True)
-        try:
+        """Return what lies between a prompt and the first block."""
+        with _trained((*prompt, *self.head)):
             run = run_and_count(self.forward, not_kept=self.model)
-        finally:
-            for parameter in (*prompt, *self.head):
-                parameter.requires_grad_(False)
-        flops, saved = run.backward_flops - tail.backward_flops, run.saved_bytes - tail.saved_bytes
-        for kind in kinds:
-            usage = blocks[kind].usage(frozenset({HIDDEN}))
-            flops -= usage.backward_flops * blocks[kind].repeats
-            saved -= usage.saved_bytes * blocks[kind].repeats
-        return Usage(max(flops, 0.0), max(saved, 0.0))
+        hidden = frozenset({HIDDEN})
+        return _rest(
+            run,
+            tail,
+            [blocks[kind].usage(hidden) for kind in kinds for _ in range(blocks[kind].repeats)],
+        )
 
     def bridge(
-        self, calls: list[BlockCall], blocks: list[BlockCosts], kinds: list[int], tail: Usage
+        self,
+        calls: Sequence[BlockCall],
+        blocks: Sequence[BlockCosts],
+        kinds: Sequence[int],
+        tail: Usage,
     ) -> Usage:
-        """What lies between encoder and decoder: a run from the encoder's end, less all known."""
+        """Return what lies between encoder and decoder."""
         if not self.n_encoder:
-            return Usage()
-        for parameter in self.head:
-            parameter.requires_grad_(True)
-        run = self._run_from(self.n_encoder - 1, calls[self.n_encoder - 1].times)
-        for parameter in self.head:
+            return NO_USAGE
+        with _trained(self.head):
+            run = self._run_from(self.n_encoder - 1, calls[self.n_encoder - 1].times)
+        first, *others = kinds[self.n_encoder :]
+        usages = [blocks[first].usage(frozenset({ENCODER}))]
+        usages += [blocks[kind].usage(frozenset({ENCODER, HIDDEN})) for kind in others]
+        return _rest(run, tail, usages)
+
+
+def _rest(run: Run, tail: Usage, blocks: Sequence[Usage]) -> Usage:
+    """Return what a run costs beyond the blocks and what follows them."""
+    context: dict[int, float] = {}
+    flops, saved = run.backward_flops - tail.backward_flops, run.saved_bytes - tail.saved_bytes
+    for usage in blocks:
+        flops -= usage.backward_flops
+        saved -= usage.saved_bytes
+        context |= usage.context
+    return Usage(max(flops, 0.0), max(saved - sum(context.values()), 0.0))
+
+
+@contextmanager
+def _trained(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Let parameters require gradients while the context is open."""
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
             parameter.requires_grad_(False)
-        flops, saved = run.backward_flops - tail.backward_flops, run.saved_bytes - tail.saved_bytes
-        for layer in range(self.n_encoder, len(calls)):
-            sources = {ENCODER} if layer == self.n_encoder else {ENCODER, HIDDEN}
-            usage = blocks[kinds[layer]].usage(frozenset(sources))
-            flops -= usage.backward_flops
-            saved -= usage.saved_bytes
-        return Usage(max(flops, 0.0), max(saved, 0.0))
 
 
 def topology_beside(model: nn.Module, layout: Layout, n_tokens: int) -> Topology:

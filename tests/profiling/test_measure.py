@@ -97,6 +97,38 @@ def test_price_is_right_for_further_families(name: str) -> None:
         _check(name, candidate_of(_plan(topology, seed), batch_size=_ROWS))
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma3", "modernbert"])
+@pytest.mark.parametrize("layer", [0, 1])
+def test_masks_and_rotary_tables_count_once_for_all_blocks(name: str, layer: int) -> None:
+    backbone, table = _known(name)
+    role = "attn.qkv" if name == "modernbert" else "attn.q"
+    candidate = candidate_of(AdapterPlan([LayerSpec(layer, role, "lora", 2)]), batch_size=_ROWS)
+    batch = batch_for(backbone, rows=_ROWS, length=_LENGTH)
+    with attach(backbone, candidate, seed=0) as attached:
+        attached.model.train()
+        run = run_and_count(lambda: attached.model(**batch).loss, not_kept=attached.model)
+    assert table.saved_bytes(candidate) == run.saved_bytes
+    shared = {
+        number: size
+        for block in table.blocks
+        for usage in block.usages.values()
+        for number, size in usage.context.items()
+    }
+    assert sum(shared.values()) > 0
+    without = dataclasses.replace(
+        table,
+        blocks=tuple(
+            dataclasses.replace(
+                block,
+                usages={s: dataclasses.replace(u, context={}) for s, u in block.usages.items()},
+            )
+            for block in table.blocks
+        ),
+    )
+    missing = table.price(candidate).peak_memory_bytes - without.price(candidate).peak_memory_bytes
+    assert 0 < missing <= sum(shared.values())
+
+
 def test_only_the_part_above_the_lowest_adapter_has_a_backward_pass() -> None:
     table = _known("bert")[1]
 
