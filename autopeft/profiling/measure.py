@@ -10,9 +10,8 @@ of CPUs.)
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import nn
@@ -24,8 +23,7 @@ from torch._subclasses.fake_tensor import (
 
 from autopeft.costs import BlockCosts, PriceTable, Topology, Usage
 from autopeft.errors import ModelError
-from autopeft.models.backbone import Backbone, build_meta
-from autopeft.models.layout import RoleMap
+from autopeft.models.backbone import Backbone
 from autopeft.models.loading import first_line
 from autopeft.models.quantization import NONE, quantized_modules, shrunk
 from autopeft.plan import MODEL
@@ -34,57 +32,6 @@ from autopeft.profiling.fake_tensors import DenseExperts, make_fake, sample_batc
 from autopeft.profiling.model import WholeModel, prompted, topology_beside
 
 _FLOAT_BYTES = 4
-
-
-def measure_prices(
-    model: str,
-    *,
-    auto_class: str,
-    model_kwargs: Mapping[str, Any] | None = None,
-    revision: str | None = None,
-    batch_size: int,
-    mean_length: float,
-    longest_length: int,
-    role_map: RoleMap | None = None,
-    device: str = "cpu",
-    quantization: str = NONE,
-    prompt_sizes: Sequence[int] = (),
-) -> PriceTable:
-    """The price table of a model that need not be loaded.
-
-    Args:
-        model: Folder or hub id.
-        auto_class: Class of transformers, e.g. "AutoModelForSequenceClassification".
-        model_kwargs: Further arguments of its loader, e.g. `{"num_labels": 2}`.
-        revision: Revision of a hub model.
-        batch_size: Rows in a step.
-        mean_length: Mean tokens of a padded row: what FLOPs are counted for.
-        longest_length: Tokens of the longest row: what memory is counted for.
-        role_map: See `autopeft.models.layout`.
-        device: Kind of device that will train: "cpu" or "cuda".
-        quantization: How the weights will be stored; see `autopeft.models.quantization`.
-        prompt_sizes: Virtual tokens of the prompts to price; those the model has no room for are
-            left out.
-
-    Raises:
-        ModelError: if there is no such model, or it is no transformer.
-    """
-    backbone = build_meta(
-        model,
-        auto_class=auto_class,
-        model_kwargs=model_kwargs,
-        revision=revision,
-        role_map=role_map,
-        quantization=quantization,
-    )
-    return price_table(
-        backbone,
-        batch_size=batch_size,
-        mean_length=mean_length,
-        longest_length=longest_length,
-        device=device,
-        prompt_sizes=prompt_sizes,
-    )
 
 
 def price_table(

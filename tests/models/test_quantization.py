@@ -28,12 +28,12 @@ from autopeft.costs import check_plan, is_legal
 from autopeft.errors import AdapterError, SettingsError, SpaceError
 from autopeft.models import quantization
 from autopeft.models.attach import attach
-from autopeft.models.backbone import Backbone, load_backbone
+from autopeft.models.backbone import Backbone, build_meta, load_backbone
 from autopeft.models.export import export_adapter, export_merged
 from autopeft.models.quantization import SCHEMES, check_backend, quantized_modules
 from autopeft.models.saving import load_adapter, load_attached, save_adapter
 from autopeft.plan import AdapterPlan, LayerSpec
-from autopeft.profiling.measure import measure_prices
+from autopeft.profiling.measure import price_table
 from autopeft.searcher.space.space import SearchSpace
 from autopeft.settings import SearchSettings
 from autopeft.utils.quiet import quiet_transformers
@@ -148,13 +148,11 @@ def test_a_quantized_model_differs_in_little_but_its_size(
 
     logits_of(backbone.model, batch)
     prices = {
-        how: measure_prices(
-            folders[name],
-            auto_class=KINDS[name].auto_class,
+        how: price_table(
+            build_meta(folders[name], auto_class=KINDS[name].auto_class, quantization=how),
             batch_size=3,
             mean_length=9,
             longest_length=9,
-            quantization=how,
         )
         for how in ("none", scheme)
     }

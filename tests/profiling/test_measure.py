@@ -18,10 +18,10 @@ from autopeft import methods
 from autopeft.costs import PriceTable, Topology
 from autopeft.errors import ModelError
 from autopeft.models.attach import attach
-from autopeft.models.backbone import Backbone
+from autopeft.models.backbone import Backbone, build_meta
 from autopeft.plan import MODEL, AdapterPlan, Candidate, LayerSpec
 from autopeft.profiling.counters import run_and_count, storage_id
-from autopeft.profiling.measure import measure_prices, price_table
+from autopeft.profiling.measure import price_table
 
 _ROWS, _LENGTH = 3, 14
 _SIZE = 4
@@ -191,10 +191,11 @@ def test_weights_are_counted_once_and_never_made() -> None:
 
 def test_a_saved_model_is_priced_as_it_will_be_loaded(tmp_path: object) -> None:
     folder = save("bert", tmp_path)
-    table = measure_prices(
-        folder,
-        auto_class="AutoModelForSequenceClassification",
-        model_kwargs={"num_labels": 3},
+    backbone = build_meta(
+        folder, auto_class="AutoModelForSequenceClassification", model_kwargs={"num_labels": 3}
+    )
+    table = price_table(
+        backbone,
         batch_size=_ROWS,
         mean_length=_LENGTH,
         longest_length=_LENGTH,
