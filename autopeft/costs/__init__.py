@@ -1,7 +1,7 @@
-"""What a candidate costs before training: plain numbers, no torch.
+"""What a candidate costs, known before training: plain numbers, no torch.
 
-`autopeft.profiling.measure` measures a `PriceTable` once per model. A table can also be made from
-shapes alone (`autopeft.costs.analytic`), to drive a search where there is no model at all.
+`autopeft.profiling.measure` measures a `PriceTable` once per model. `PriceTable.from_topology`
+computes one from shapes alone, for a search without a model at hand.
 """
 
 from autopeft.costs.plan_rules import check_plan, count_trainable, is_legal

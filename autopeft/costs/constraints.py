@@ -1,4 +1,4 @@
-"""Limits on what a candidate may cost, checked on its price before any training."""
+"""Upper limits on known costs, checked before any training."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ class Constraint:
     text: str
 
     def allows(self, price: Price) -> bool:
-        """Whether the price keeps the limit."""
+        """Return whether a price is within the limit."""
         return float(getattr(price, self.name)) <= self.limit
 
     @classmethod
     def parse(cls, text: str, *, base_params: int | None = None) -> Constraint:
-        """The constraint written as "trainable_params<=200k".
+        """Parse a constraint such as "trainable_params<=200k".
 
         Args:
             text: A cost, `<=`, a number and a unit: k, M, G, T; for bytes kB, MB, GiB, ...; for
@@ -53,7 +53,7 @@ class Constraint:
             base_params: Parameters of the base model; needed for %.
 
         Raises:
-            SettingsError: if it cannot be read, or names a cost not known before training.
+            SettingsError: if it cannot be parsed, or its cost is not known before training.
         """
         match = _PATTERN.match(text)
         if match is None:
@@ -78,7 +78,7 @@ class Constraint:
                 raise SettingsError(
                     "constraint",
                     text,
-                    "a percentage is of the base model's parameters, for trainable_params only",
+                    "a percentage of the base model's parameters works for trainable_params only",
                     "give an absolute number",
                 )
             limit = number / 100.0 * base_params
@@ -87,14 +87,14 @@ class Constraint:
         else:
             raise SettingsError("constraint", text, f"no such unit {unit!r}", _REMEDY)
         if limit <= 0:
-            raise SettingsError("constraint", text, "a limit is above 0", _REMEDY)
+            raise SettingsError("constraint", text, "a limit must be above 0", _REMEDY)
         return cls(name, limit, text)
 
 
 def parse_constraints(
     texts: Iterable[str | Constraint], *, base_params: int | None = None
 ) -> tuple[Constraint, ...]:
-    """All constraints; ones already parsed pass through."""
+    """Parse constraints; leave parsed ones as they are."""
     return tuple(
         text if isinstance(text, Constraint) else Constraint.parse(text, base_params=base_params)
         for text in texts

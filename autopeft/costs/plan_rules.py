@@ -1,4 +1,4 @@
-"""Whether a plan fits a model, and how many parameters it trains: exact, from shapes alone."""
+"""Whether a plan fits a model, and how many parameters it trains, from shapes alone."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from autopeft.plan import MODEL, AdapterPlan, LayerSpec
 
 _WHY_NOT: Mapping[str, str] = {
     "attn": " (its attention is not computed by a function from transformers' table)",
-    MODEL: " (it is no single stack of blocks over embeddings of text)",
+    MODEL: " (it is not a single stack of blocks over text embeddings)",
 }
 """Role -> why a model whose block has attention may lack it."""
 
 
 def is_legal(topology: Topology, spec: LayerSpec) -> bool:
-    """True if the model has that site and the method can sit there at that rank.
+    """Return whether the model has that site and the method can be placed there at that rank.
 
     Raises:
         SpaceError: if there is no such method.
@@ -33,10 +33,10 @@ def is_legal(topology: Topology, spec: LayerSpec) -> bool:
 
 
 def check_plan(topology: Topology, plan: AdapterPlan) -> None:
-    """Raise what is wrong with a plan, if anything.
+    """Raise an error if a plan does not fit a model.
 
     Raises:
-        SpaceError: names the first site that cannot be, and why.
+        SpaceError: about the first site that does not fit.
     """
     for spec in plan.specs:
         _check_spec(topology, spec)
@@ -53,7 +53,9 @@ def _check_spec(topology: Topology, spec: LayerSpec) -> None:
             f"use 0 to {topology.n_layers - 1}",
         )
     if spec.role == MODEL and spec.layer:
-        raise SpaceError("layer", spec.layer, "the model as a whole is layer 0's", "use layer 0")
+        raise SpaceError(
+            "layer", spec.layer, "the model as a whole counts as layer 0", "use layer 0"
+        )
     shape = topology.shape(spec.layer, spec.role)
     if shape is None:
         raise SpaceError(
@@ -66,14 +68,14 @@ def _check_spec(topology: Topology, spec: LayerSpec) -> None:
         raise SpaceError(
             "role",
             spec.role,
-            f"method {spec.method!r} cannot sit at {where}",
+            f"method {spec.method!r} cannot be placed at {where}",
             f"use one of {', '.join(method.roles)}",
         )
     if topology.is_quantized and not method.quantized_base:
         raise SpaceError(
             "method",
             spec.method,
-            f"cannot sit at {where}: it needs weights that are not quantized",
+            f"cannot be placed at {where}: it needs weights that are not quantized",
             "use a method that works over quantized weights, or no quantization",
         )
     if not method.is_legal_rank(spec.rank, shape):
@@ -87,7 +89,7 @@ def _check_spec(topology: Topology, spec: LayerSpec) -> None:
 
 
 def count_trainable(topology: Topology, plan: AdapterPlan) -> int:
-    """Parameters that receive a gradient: the adapters' and the head's.
+    """Return the number of trained parameters: the adapters' and the head's.
 
     Raises:
         SpaceError: if the plan does not fit the model.
@@ -103,7 +105,7 @@ def count_trainable(topology: Topology, plan: AdapterPlan) -> int:
 
 
 def count_shared(topology: Topology, plan: AdapterPlan) -> int:
-    """Parameters that belong to no single site: once for each method, size and pool in the plan."""
+    """Return the parameters that sites share: once for each method, rank and pool in the plan."""
     groups = {
         (spec.method, spec.rank, methods.get(spec.method).pool(shape))
         for spec in plan.specs

@@ -13,11 +13,11 @@ class Price:
 
     Attributes:
         trainable_params: Parameters that receive a gradient, a new head included.
-        adapter_bytes: Size of the tensors that are saved, in bytes.
-        train_flops: FLOPs of the whole proxy training, evaluation not counted.
-        peak_memory_bytes: Estimated peak while training: weights, saved activations, gradients and
-            optimizer state.
-        inference_flops: FLOPs the unmerged adapters add to the forward pass of one batch.
+        adapter_bytes: Size of the saved tensors, in bytes.
+        train_flops: FLOPs of the whole proxy training without evaluation.
+        peak_memory_bytes: Estimated peak in training: weights, saved activations with the masks and
+            rotary tables that blocks share, gradients and optimizer state.
+        inference_flops: FLOPs that the unmerged adapters add to the forward pass of one batch.
     """
 
     trainable_params: int
@@ -29,7 +29,7 @@ class Price:
 
 @dataclass(frozen=True)
 class PricedRow:
-    """A candidate and its price; `kind` says why it is shown."""
+    """A candidate, its price and why it is shown (`kind`)."""
 
     kind: str
     candidate: Candidate
@@ -38,10 +38,10 @@ class PricedRow:
 
 @dataclass(frozen=True)
 class PriceList:
-    """What a space holds and costs.
+    """A sample of a space with prices.
 
     Attributes:
-        lines: The space and the model in words.
+        lines: Describe the space and the model.
         rows: A sample of candidates, cheapest first.
     """
 

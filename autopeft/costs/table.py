@@ -32,7 +32,7 @@ ADAM_BYTES_PER_PARAM = 16
 
 
 class _Total(NamedTuple):
-    """What a plan adds, and the backward pass it needs, in one step of the table's batch."""
+    """What a plan adds to the frozen forward pass in one step of the table's batch."""
 
     params: int = 0
     frozen_floats: int = 0
@@ -46,7 +46,7 @@ class _SiteCost(NamedTuple):
     """What one adapter adds, in one step of the table's batch.
 
     Attributes:
-        token_flops: Of the FLOPs, forward and backward, those that grow with the tokens.
+        token_flops: The FLOPs, forward and backward, that are proportional to the tokens.
     """
 
     params: int
@@ -62,33 +62,32 @@ class _SiteCost(NamedTuple):
 
 @dataclass(frozen=True)
 class PriceTable:
-    """Prices any candidate for one model, batch size and length of rows.
+    """Prices any candidate for one model, batch size and row length.
 
     Attributes:
         topology: The model's shapes.
-        batch_size: Rows per step that everything below was measured for; others scale linearly.
-        tokens: Tokens in a step of mean length, padding included: what FLOPs are for.
-        memory_tokens: Tokens in a step of the longest rows: what memory is for.
+        batch_size: Rows per step that everything was measured for; others scale linearly.
+        tokens: Tokens in a step of mean length, padding included; for FLOPs.
+        memory_tokens: Tokens in a step of the longest rows; for memory.
         base_params: Parameters of the whole model.
-        weight_bytes: What its weights and buffers take.
+        weight_bytes: Bytes of its weights and buffers.
         forward_flops: FLOPs of the frozen model's forward pass in one step.
         blocks: The kinds of block.
         kinds: Layer -> index into `blocks`; blocks of one kind have equal shapes.
-        tail: What surrounds the blocks, when the last block's output needs a gradient.
-        head_only: The same when it does not, and only a new head is trained.
+        tail: What follows the blocks, if the last block's output needs a gradient.
+        head_only: The same if it does not and only a new head is trained.
         bridge: What lies between encoder and decoder.
-        front: What lies between the input embeddings and the first block, where these need a
-            gradient.
+        front: What lies between the input embeddings and the first block, if they need a gradient.
         longer: Virtual tokens of a prompt -> the table of the same model with that prompt in every
-            row; prompts of other sizes have no price.
-        workspace_bytes: The largest passing tensors of a step.
+            row; prompts of other sizes cannot be priced.
+        workspace_bytes: The largest temporary tensors of a step.
         float_bytes: Bytes of one activation.
         has_activation_cache: Whether the frozen blocks below a plan's lowest adapter are computed
             once for all trials, so that no step pays for them.
         read_share: Share of a step's tokens whose last hidden state is read; a training step
-            computes the last block's `NARROW_ROLES` for these only. Rows with a prompt are computed
-            whole, and so is inference. Memory is priced as if all were computed.
-        logit_weights: Of the output embedding, where a training step computes logits at
+            computes the last block's `NARROW_ROLES` for these only. Rows with a prompt and
+            inference compute all tokens. Memory is priced as if all were computed.
+        logit_weights: Weights of the output embedding if a training step computes logits at
             `logit_tokens` only; else 0.
         logit_tokens: Positions of a step whose logits are computed.
     """
@@ -187,7 +186,7 @@ class PriceTable:
         logit_weights: int = 0,
         logit_tokens: float = 0.0,
     ) -> PriceTable:
-        """The table of a training loop that leaves out what nobody needs; see the attributes."""
+        """Return the table for a training loop that skips unneeded work; see the attributes."""
 
         def own_logits(table: PriceTable) -> PriceTable:
             return replace(table, logit_weights=logit_weights, logit_tokens=logit_tokens)
@@ -200,10 +199,10 @@ class PriceTable:
         )
 
     def _for(self, plan: AdapterPlan) -> PriceTable:
-        """The table of the rows that a plan's blocks see.
+        """Return the table for rows with a plan's prompt, if it has one.
 
         Raises:
-            SpaceError: if the plan has a prompt of a size that was not measured.
+            SpaceError: if no prompt of that size was measured.
         """
         for spec in plan.specs:
             if spec.layer:
@@ -215,14 +214,14 @@ class PriceTable:
                     raise SpaceError(
                         "rank",
                         spec.rank,
-                        f"prompts of that size were not priced (those that were: {known})",
+                        f"prompts of that size were not priced (priced: {known})",
                         "use one of these, or name the size in prompt_sizes",
                     )
                 return self.longer[spec.rank]
         return self
 
     def price(self, candidate: Candidate) -> Price:
-        """What a candidate costs.
+        """Return what a candidate costs.
 
         Raises:
             SpaceError: if the plan does not fit the model.
@@ -235,7 +234,7 @@ class PriceTable:
         step_flops = table.forward_flops + total.forward_flops + total.backward_flops
         step_flops -= table._cached_flops(candidate.plan)
         step_flops -= table._unread_flops(candidate.plan, train.dropout > 0.0)
-        # Forward, and back to the hidden states.
+        # Forward, and backward to the hidden states.
         step_flops -= 4.0 * table.logit_weights * max(0.0, table.tokens - table.logit_tokens)
         memory = table.weight_bytes + table.workspace_bytes * scale
         if params:
@@ -251,7 +250,7 @@ class PriceTable:
         )
 
     def _cached_flops(self, plan: AdapterPlan) -> float:
-        """FLOPs a step of what is computed once and then served from the cache."""
+        """Return the FLOPs per step that the activation cache saves."""
         is_chain = not self.topology.n_encoder_layers and all(b.repeats == 1 for b in self.blocks)
         if not (self.has_activation_cache and is_chain):
             return 0.0
@@ -259,7 +258,7 @@ class PriceTable:
         return sum(self.blocks[kind].forward_flops for kind in self.kinds[:cut])
 
     def _unread_flops(self, plan: AdapterPlan, has_dropout: bool) -> float:
-        """FLOPs a step of what is left out in the last block."""
+        """Return the FLOPs per step that are skipped in the last block."""
         last = self.topology.n_layers - 1
         if self.read_share >= 1.0 or (not plan.specs and self.has_activation_cache):
             return 0.0
@@ -283,7 +282,7 @@ class PriceTable:
         return flops * (1.0 - self.read_share)
 
     def saved_bytes(self, candidate: Candidate) -> float:
-        """What one forward pass of the longest rows keeps for the backward pass, in bytes."""
+        """Return the bytes that a forward pass of the longest rows keeps for the backward pass."""
         table = self._for(candidate.plan)
         total = table._total(candidate.plan, candidate.train.dropout > 0.0)
         return total.saved_bytes * candidate.train.batch_size / self.batch_size
@@ -303,7 +302,7 @@ class PriceTable:
         shared_inputs: set[str] = set()
         for layer in range(plan.specs[0].layer, self.topology.n_layers):
             if layer == n_encoder and is_live:
-                # The decoder starts afresh; the encoder's output reaches it sideways.
+                # No gradient yet in the decoder's hidden states; the encoder's output has one.
                 backward += self.bridge.backward_flops
                 saved += self.bridge.saved_bytes
                 is_live, is_encoder_live = False, True
@@ -362,7 +361,7 @@ class PriceTable:
     def _known(
         self, kind: int, sources: Sources, has_dropout: bool
     ) -> tuple[Usage, dict[tuple[str, str, int], _SiteCost]]:
-        """The usage of a kind of block, and the site costs computed for it so far."""
+        """Return the usage of a kind of block and its site costs computed so far."""
         known = self._costs.get((kind, sources, has_dropout))
         if known is None:
             known = self._costs[kind, sources, has_dropout] = (

@@ -11,24 +11,23 @@ from autopeft.plan import MODEL
 
 @dataclass(frozen=True)
 class Topology:
-    """Where adapters can go in one model: plain shapes, from a model or written by hand.
+    """Where adapters can go in one model: plain shapes, read from a model or written by hand.
 
     Attributes:
-        n_layers: Number of blocks; an encoder-decoder counts its encoder's blocks first.
-        shapes: Role -> (out, in) of the linear module with that role. For "norm": (width, number of
+        n_layers: Number of blocks; in an encoder-decoder the encoder's come first.
+        shapes: Role -> (out, in) of the linear module with that role. "norm": (width, number of
             vectors in the block's normalizations), so that the product counts their parameters.
-            For "block": (width, width). For "attn": (heads, their width together), where the
-            self-attention can have a prefix. For "model": (virtual tokens there is room for, width
-            of the input embeddings), where the whole model can have a prompt; no block's, it counts
-            as layer 0's.
-        overrides: (layer, role) -> shape where a block differs from `shapes`; None where that block
+            "block": (width, width). "attn": (heads, total width of the heads), if self-attentions
+            can have a prefix. "model": (most virtual tokens, width of the input embeddings), if the
+            model can have a prompt; it counts as a site of layer 0.
+        overrides: (layer, role) -> shape, where a block differs from `shapes`; None where the block
             lacks the role.
         n_heads: Attention heads; 0 where unknown.
         head_params: Parameters trained besides the adapters (a new classification head).
-        n_encoder_layers: How many of the blocks are the encoder of an encoder-decoder; else 0.
+        n_encoder_layers: Number of the encoder's blocks in an encoder-decoder; else 0.
         transposed_roles: Roles whose modules store their weight as (in, out), as GPT-2's Conv1D
             does.
-        is_quantized: True if the weights are stored in 4 or 8 bits, which not all methods bear.
+        is_quantized: Whether weights are stored in 4 or 8 bits, which not all methods support.
     """
 
     n_layers: int
@@ -41,7 +40,7 @@ class Topology:
     is_quantized: bool = False
 
     def shape(self, layer: int, role: str) -> Shape | None:
-        """(out, in) at a site, or None where the model has no such site."""
+        """Return (out, in) at a site, or None if the model has no such site."""
         if not 0 <= layer < self.n_layers or (role == MODEL and layer):
             return None
         if (layer, role) in self.overrides:
@@ -49,6 +48,6 @@ class Topology:
         return self.shapes.get(role)
 
     def roles(self, layer: int) -> tuple[str, ...]:
-        """The roles one block has, in no promised order."""
+        """Return the roles of one block, in no particular order."""
         extra = [role for at, role in self.overrides if at == layer and role not in self.shapes]
         return tuple(r for r in (*self.shapes, *extra) if self.shape(layer, r) is not None)

@@ -11,14 +11,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 HIDDEN = "@hidden"
-"""The source that stands for the block's own input needing a gradient."""
+"""The source that means that the block's own input needs a gradient."""
 
 ENCODER = "@encoder"
-"""The source that stands for the encoder's output needing a gradient, in a decoder's block."""
+"""The source that means that the encoder's output needs a gradient, in a decoder's block."""
 
 NARROW_ROLES = ("attn.q", "attn.o", "mlp.up", "mlp.gate", "mlp.gate_up", "mlp.down")
-"""What a block computes for one position without looking at others: in the last block, only where
-its output is read."""
+"""Roles computed for each position alone. The last block skips them at positions that are not
+read."""
 
 Sources = frozenset[str]
 
@@ -31,8 +31,8 @@ class Usage:
         backward_flops: FLOPs of its backward pass.
         saved_bytes: What its forward pass keeps for the backward pass.
         live_inputs: Roles whose input needs a gradient.
-        input_bytes: Role -> bytes it takes to keep that role's input too (0 where it is kept
-            anyway). At "norm": what training the normalizations keeps in addition.
+        input_bytes: Role -> extra bytes to keep that role's input (0 if it is kept anyway). At
+            "norm": what training the normalizations keeps in addition.
         context: Number of a tensor that blocks share (a mask, a rotary table) -> its bytes, for
             those it keeps. Blocks of one table number alike, so that each is counted once.
     """
@@ -49,15 +49,15 @@ NO_USAGE = Usage()
 
 @dataclass(frozen=True)
 class BlockCosts:
-    """All about one kind of block; blocks that differ in nothing share it.
+    """The costs of one kind of block; equal blocks share them.
 
     Attributes:
         usages: Set of independent sources -> usage.
         reach: Source -> the sources downstream of it.
-        input_of: Role -> a name for the tensor it reads; roles that read one tensor share it. What
-            is named `ENCODER` is shared by all blocks.
-        repeats: How often a step runs the block (ALBERT runs one block many times).
-        tokens: Role -> tokens it sees in a step of mean length; else `PriceTable.tokens`.
+        input_of: Role -> a name of the tensor it reads, equal for roles that read the same one;
+            `ENCODER` for the encoder's output, which all decoder blocks read.
+        repeats: How often one forward pass runs the block (ALBERT runs one many times).
+        tokens: Role -> tokens it sees in a step of mean length; default `PriceTable.tokens`.
         memory_tokens: Role -> tokens it sees in a step of the longest rows.
         forward_flops: FLOPs of its frozen forward pass in one step.
     """
@@ -71,19 +71,19 @@ class BlockCosts:
     forward_flops: float = 0.0
 
     def usage(self, sources: Sources) -> Usage:
-        """The usage when gradients start at those sources."""
+        """Return the usage when gradients start at those sources."""
         found = self.usages.get(sources)
         return self.usages[independent(sources, self.reach)] if found is None else found
 
 
 def independent(sources: Iterable[str], reach: Mapping[str, frozenset[str]]) -> Sources:
-    """The sources that lie downstream of no other."""
+    """Return the sources that are not downstream of another one."""
     all_ = frozenset(sources)
     return frozenset(s for s in all_ if not any(s in reach[other] and other != s for other in all_))
 
 
 def independent_sets(reach: Mapping[str, frozenset[str]]) -> Iterator[Sources]:
-    """Every set of sources none of which lies downstream of another, the empty one included."""
+    """Yield every set of independent sources, the empty one included."""
     names = sorted(reach)
 
     def extend(chosen: tuple[str, ...], start: int) -> Iterator[Sources]:

@@ -1,6 +1,6 @@
-"""The adapter methods: one file a family, torch-free; what each can do and what it costs.
+"""The adapter methods, torch-free, one file for each family: capabilities, ranges, costs.
 
-A new family is a file with a tuple `METHODS`, named in `_FAMILIES`.
+A new family is a file with a tuple `METHODS`, listed in `_FAMILIES`.
 """
 
 from __future__ import annotations
@@ -50,16 +50,16 @@ _TABLE: Mapping[str, Method] = MappingProxyType(
 
 LEFT_OUT: Mapping[str, str] = MappingProxyType(
     {
-        "lily": "it mixes its experts by their mean over a batch, so that a row's prediction "
-        "depends on the rows and the padding beside it",
+        "lily": "it mixes its experts by their mean over a batch, so a row's prediction "
+        "depends on the other rows and their padding",
         "adamss": "its subspaces come from a random clustering that its files do not hold",
         "frod": "its bases come from a decomposition that its files do not hold and that differs "
         "between machines",
-        "poly": "it chooses skills by a task number that rows do not have",
+        "poly": "it selects skills by a task number that rows do not have",
         "xlora": "it mixes adapters that must have been trained before",
     }
 )
-"""Methods of peft that are not offered, and why: a space that names one is told so."""
+"""Methods of peft that are not offered -> why, for error messages."""
 
 
 def all_methods() -> tuple[Method, ...]:

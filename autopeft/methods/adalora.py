@@ -1,4 +1,4 @@
-"""AdaLoRA: ranks move to the sites that need them while training (arXiv 2303.10512)."""
+"""AdaLoRA: ranks move to the sites that need them during training (arXiv 2303.10512)."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _WARMUP, _SETTLING = 0.1, 0.3
 class AdaLora(Method):
     """x -> W x + scaling B E A x: B and A nearly orthogonal, E diagonal and zero at the start.
 
-    Sites start with half again as many triplets (a column of B, an entry of E, a row of A) as
-    `rank`; of all sites of one rank together, those that matter least are dropped, until `rank`
-    are left on average. A dropped one has an entry 0 in E; it is still there, and priced.
+    Each site starts with 1.5 times `rank` triplets (a column of B, an entry of E, a row of A). The
+    least important ones among all sites of one rank are dropped until `rank` are left on average.
+    A dropped triplet has a 0 in E; it stays in memory and in the costs.
 
-    The price leaves out what keeping B and A orthogonal costs: two products of rank^2 for each
-    module and step, below a thousandth of the step at usual batches.
+    The costs leave out the orthogonality penalty: two products of rank^2 for each module and step,
+    less than a thousandth of a step at usual batch sizes.
     """
 
     @staticmethod
@@ -31,15 +31,15 @@ class AdaLora(Method):
         return math.ceil(1.5 * rank)
 
     def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
-        """All triplets that are there at the start."""
+        """All triplets at the start."""
         return self.first_rank(rank) * (shape[0] + shape[1] + 1)
 
     def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
-        """As LoRA's, of the rank at the start."""
+        """LoRA's, at the starting rank."""
         return low_rank_flops(self.first_rank(rank), shape)
 
     def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
-        """The input, for E A's gradient, and E A x, for B's; E A, where the input needs one."""
+        """The input for E A's gradient, E A x for B's; E A where the input needs a gradient."""
         first = self.first_rank(rank)
         return AdapterMemory(
             per_token=first,
@@ -50,11 +50,11 @@ class AdaLora(Method):
         )
 
     def is_legal_rank(self, rank: int, shape: Shape) -> bool:
-        """No more triplets at the start than the module's smaller width."""
+        """At most as many triplets at the start as the module's smaller side."""
         return rank >= 1 and self.first_rank(rank) <= min(shape)
 
     def rank_rule(self, shape: Shape) -> str:
-        """The rule in words."""
+        """Return the rule in words."""
         return f"`1 <= rank` and `1.5 * rank <= {min(shape)}` must hold"
 
     def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
@@ -67,7 +67,7 @@ class AdaLora(Method):
             # peft divides by the rank at the start.
             "lora_alpha": train.alpha_ratio * first,
             "lora_dropout": train.dropout,
-            # Triplets are weighed one step before the last are dropped.
+            # Triplets are scored one step before the last ones are dropped.
             "total_step": max(2, train.steps),
             "tinit": int(_WARMUP * train.steps),
             "tfinal": int(_SETTLING * train.steps),
@@ -79,7 +79,7 @@ METHODS: tuple[Method, ...] = (
     AdaLora(
         name="adalora",
         default_ranks=(1, 2, 4, 8, 16),
-        # All strength is in E, of which one entry moves a whole triplet of length 1 by the rate.
+        # One entry of E moves a whole triplet of length 1 by the learning rate.
         learning_rate=(8e-3, 2e-1),
         converts_to_lora=True,
     ),

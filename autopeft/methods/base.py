@@ -1,9 +1,8 @@
-"""What every adapter method tells about itself: where it can sit, how big it may be, what it costs.
+"""The base class of all adapter methods: where one can be placed, at which ranks, and its costs.
 
-Formulas count per site. `shape` is always (out, in) of the adapted linear module; at the role
-"norm" it is (width, number of vectors), so that the product counts the normalizations' parameters;
-at the role "attn" it is (heads, their width together); at the role "model" it is (tokens there is
-room for, width of the embeddings).
+Formulas are for one site. `shape` is (out, in) of the adapted linear module. At the role "norm" it
+is (width, number of vectors), so that the product counts the normalizations' parameters; at "attn"
+(heads, total width of the heads); at "model" (most virtual tokens, width of the embeddings).
 A FLOP is one multiplication or one addition of a matrix product; elementwise work is not counted
 (as in `torch.utils.flop_counter`).
 """
@@ -34,7 +33,7 @@ LINEAR_ROLES: tuple[str, ...] = (
     "mlp.gate_up",
     "mlp.down",
 )
-"""The roles that are one linear module each."""
+"""Roles that are one linear module each."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +43,11 @@ class AdapterFlops:
     Attributes:
         forward_per_token: In the forward pass, for each token.
         backward_per_token: In the backward pass, for each token, without `input_grad_per_token`.
-        input_grad_per_token: In the backward pass, only where the site's input needs a gradient.
-        forward_per_step: In the forward pass, whatever the number of tokens.
-        backward_per_step: In the backward pass, whatever the number of tokens.
-        dropout_forward_per_token: In the forward pass, for each token, only where there is dropout.
-        dropout_input_grad_per_token: As `input_grad_per_token`, only where there is dropout.
+        input_grad_per_token: In the backward pass, where the site's input needs a gradient.
+        forward_per_step: In the forward pass, independent of the number of tokens.
+        backward_per_step: In the backward pass, independent of the number of tokens.
+        dropout_forward_per_token: Added to `forward_per_token` with dropout.
+        dropout_input_grad_per_token: Added to `input_grad_per_token` with dropout.
     """
 
     forward_per_token: float = 0.0
@@ -62,16 +61,16 @@ class AdapterFlops:
 
 @dataclass(frozen=True)
 class AdapterMemory:
-    """Numbers one adapter keeps at one site from the forward pass for the backward pass.
+    """Floats that one adapter keeps at one site from the forward pass for the backward pass.
 
     Attributes:
-        per_token: Floats for each token, the site's input not counted.
-        dropout_per_token: Floats for each token, only where there is dropout.
-        per_step: Floats whatever the number of tokens.
-        input_grad_per_step: The same, only where the site's input needs a gradient.
-        keeps_input: True if the site's input is kept; sites that read one tensor keep it once.
-        drops_input: True if dropout makes a copy of the input (kept in its stead, by each site) and
-            a mask (kept where the input needs a gradient).
+        per_token: For each token, without the site's input.
+        dropout_per_token: For each token, added with dropout.
+        per_step: Independent of the number of tokens.
+        input_grad_per_step: The same, where the site's input needs a gradient.
+        keeps_input: Whether the site's input is kept; sites that read one tensor keep it once.
+        drops_input: Whether dropout makes a copy of the input, which each site keeps instead of the
+            input, and a mask, which is kept where the input needs a gradient.
     """
 
     per_token: float = 0.0
@@ -84,33 +83,35 @@ class AdapterMemory:
 
 @dataclass(frozen=True)
 class Method(ABC):
-    """One adapter method: its capabilities, its formulas and its peft configuration.
+    """One adapter method: its capabilities, its cost formulas and its peft configuration.
 
     Attributes:
-        name: As written in plans, spaces and files.
-        roles: Roles it can sit at.
-        default_ranks: Sizes a space draws from unless told otherwise; () if it has no size.
+        name: Its name in plans, spaces and files.
+        roles: Roles where it can be placed.
+        default_ranks: Ranks that a space searches by default; () if the method has no rank.
         learning_rate: (low, high) of the range worth searching, for AdamW, log-uniform; set around
-            the best of a sweep on a small encoder (75 steps), with room below for larger models.
-        mergeable: True if it can be folded into the base weights.
-        converts_to_lora: True if it can be written exactly as a LoRA.
-        shared_state: True if its sites share parameters, or frozen random matrices.
-        starts_at_identity: True if attaching it leaves the model's outputs as they are.
-        exact_start: True if it leaves them bit for bit, False if up to rounding.
-        changes_base: True if peft rewrites the adapted module's own weight; it then gets a copy, so
-            that the base model stays as it is.
-        quantized_base: True if it works over a 4-bit or 8-bit base.
-        transposed_base: True if peft itself can load it over modules that store their weight as
-            (in, out), GPT-2's Conv1D; autopeft can load any.
-        draws_noise: True if its output is random in training, dropout apart.
-        input_side_roles: Roles where it changes the module's input rather than its output.
+            the best of a sweep on a small encoder (75 steps) and extended downwards for larger
+            models.
+        mergeable: Whether it can be merged into the base weights.
+        converts_to_lora: Whether it can be written exactly as a LoRA.
+        shared_state: Whether its sites share parameters or frozen random matrices.
+        starts_at_identity: Whether attaching it keeps the model's outputs.
+        exact_start: True if it keeps them bit for bit, False if up to rounding.
+        changes_base: Whether peft rewrites the adapted module's own weight; the module is then
+            copied, so that the base model stays as it is.
+        quantized_base: Whether it works over a 4-bit or 8-bit base model.
+        transposed_base: Whether peft itself can load it over modules that store their weight as
+            (in, out), GPT-2's Conv1D; autopeft can load any method there.
+        draws_noise: Whether its output is random in training, apart from dropout.
+        input_side_roles: Roles where it changes the module's input instead of its output.
         input_side_argument: Argument of peft's configuration that lists the modules at these roles;
             "" if peft does not ask.
-        holds_lora_factors: True if its layers are plain LoRA layers over the unchanged base weight.
-        can_cut_rank: True if a trained adapter can be cut to a lower rank without training.
-        rank_patterns: Arguments of peft's configuration that depend on the rank, each with peft's
-            name for its values module by module; () if one configuration holds one rank only.
-        version: Raised when saved files change meaning.
+        holds_lora_factors: Whether its layers are plain LoRA layers over the unchanged base weight.
+        can_cut_rank: Whether a trained adapter can be cut to a lower rank without training.
+        rank_patterns: (argument, pattern) pairs: arguments of peft's configuration that depend on
+            the rank, and peft's name for their values by module; () if one configuration holds one
+            rank only.
+        version: Raised when the meaning of saved files changes.
     """
 
     name: str
@@ -135,66 +136,66 @@ class Method(ABC):
 
     @property
     def takes_rank(self) -> bool:
-        """True if `LayerSpec.rank` is its size (at least 1), False if rank must be 0."""
+        """Whether `LayerSpec.rank` is its size (at least 1); if not, rank must be 0."""
         return bool(self.default_ranks)
 
     @property
     def rank_pattern(self) -> bool:
-        """True if one peft configuration can hold several ranks."""
+        """Whether one peft configuration can hold several ranks."""
         return bool(self.rank_patterns)
 
     @abstractmethod
     def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
-        """Trainable parameters at one site that no other shares: exact."""
+        """Return the exact number of trainable parameters that belong to one site alone."""
 
     def pool(self, shape: Shape) -> int:
-        """Sites of one size share state only where this is equal: what peft can adapt together.
+        """Return a number that is equal for sites of one rank that share state.
 
-        A method whose sites share whatever their shapes has one pool, 0.
+        Methods whose sites share state at any shape have one pool, 0.
         """
         return 0
 
     def shared_params(self, rank: int, pool: int = 0) -> int:
-        """Trainable parameters that all sites of one size and pool share, counted once for all."""
+        """Return the trainable parameters that all sites of one rank and pool share."""
         return 0
 
     def frozen_floats(self, rank: int, shape: Shape, role: str = "") -> int:
-        """Numbers that are saved for one site besides the trained ones."""
+        """Return how many numbers are saved for one site besides the trained ones."""
         return 0
 
     def held_floats(self, rank: int, shape: Shape, role: str = "") -> int:
-        """Numbers one site holds in memory besides the trained ones, as long as it is attached."""
+        """Return how many numbers an attached site holds in memory besides the trained ones."""
         copied = shape[0] * shape[1] if self.changes_base else 0
         return copied + self.frozen_floats(rank, shape, role)
 
     @abstractmethod
     def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
-        """FLOPs at one site."""
+        """Return the FLOPs at one site."""
 
     @abstractmethod
     def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
-        """What one site keeps for the backward pass."""
+        """Return what one site keeps for the backward pass."""
 
     @abstractmethod
     def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
-        """Plain keyword arguments of peft's configuration, without `target_modules`."""
+        """Return keyword arguments of peft's configuration, without `target_modules`."""
 
     def pool_config(self, pool: int) -> dict[str, Any]:
-        """Further arguments, for sites of one pool."""
+        """Return further arguments for sites of one pool."""
         return {}
 
     def is_legal_rank(self, rank: int, shape: Shape) -> bool:
-        """True if a site of that shape can hold that size."""
+        """Return whether a site of that shape can have that rank."""
         return 1 <= rank <= min(shape) if self.takes_rank else rank == 0
 
     def rank_rule(self, shape: Shape) -> str:
-        """What `is_legal_rank` asks for, in words, for error messages."""
+        """Return the condition of `is_legal_rank` in words, for error messages."""
         return (
             f"`1 <= rank <= {min(shape)}` must hold" if self.takes_rank else "`rank == 0` must hold"
         )
 
     def peft_config_for(self, ranks: Mapping[str, int], train: TrainSettings) -> dict[str, Any]:
-        """Like `peft_config`, for modules of several ranks at once: the commonest is the default.
+        """Return `peft_config` for modules of several ranks; the most common one is the default.
 
         Args:
             ranks: Module name -> rank; all equal unless the method has `rank_patterns`.
@@ -215,7 +216,7 @@ class Method(ABC):
 
 
 def low_rank_flops(rank: int, shape: Shape) -> AdapterFlops:
-    """B A x, both trained: two thin products forward; a gradient each for B, A x, A, x backward."""
+    """Return the FLOPs of B A x with both trained: 2 products forward, 4 gradients backward."""
     out, in_ = shape
     return AdapterFlops(
         forward_per_token=2.0 * rank * (in_ + out),
@@ -227,12 +228,12 @@ def low_rank_flops(rank: int, shape: Shape) -> AdapterFlops:
 def dense_update_flops(
     shape: Shape, forward_per_step: float = 0.0, backward_per_step: float = 0.0
 ) -> AdapterFlops:
-    """(dW) x beside W x: a second full product for each token, forward and for each gradient.
+    """Return the FLOPs of (dW) x beside W x: a full product forward and for each gradient.
 
     Args:
         shape: The module's.
         forward_per_step: FLOPs of building dW.
-        backward_per_step: FLOPs of the gradients of what it is built from.
+        backward_per_step: FLOPs of the gradients of its factors.
     """
     product = 2.0 * shape[0] * shape[1]
     return AdapterFlops(product, product, product, forward_per_step, backward_per_step)

@@ -1,4 +1,4 @@
-"""BEFT: a bias beside a module, trained alone (arXiv 2509.15974)."""
+"""BEFT: only a bias beside a module is trained (arXiv 2509.15974)."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Beft(Method):
         return shape[0]
 
     def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
-        """A sum: nothing."""
+        """None: a sum is no matrix product."""
         return AdapterFlops()
 
     def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
-        """A sum needs nothing to be kept."""
+        """Nothing is kept for a sum."""
         return AdapterMemory()
 
     def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
@@ -35,7 +35,7 @@ METHODS: tuple[Method, ...] = (
         name="beft",
         default_ranks=(),
         learning_rate=(1.5e-3, 5e-2),
-        # A module without a bias of its own, as in most decoders, has no place for it.
+        # It cannot be merged into a module without a bias, as in most decoders.
         mergeable=False,
         transposed_base=False,
     ),

@@ -18,15 +18,15 @@ class Boft(Method):
     """x -> s * (W R x): R has orthogonal blocks; `rank` is their size; s starts at one."""
 
     def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
-        """Each block in full, of which only the skew part counts, and s."""
+        """Each block in full, although only its skew part matters, and s."""
         return shape[1] * rank + shape[0]
 
     def held_floats(self, rank: int, shape: Shape, role: str = "") -> int:
-        """A permutation matrix, which is one."""
+        """A permutation matrix, here the identity."""
         return int(shape[1] ** 2)
 
     def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
-        """A full rotation for each token; each step multiplies it with two permutations and one."""
+        """A full rotation for each token; each step multiplies it with two permutations and s."""
         _, in_ = shape
         rotation = 2.0 * in_**2
         return AdapterFlops(
@@ -34,12 +34,12 @@ class Boft(Method):
             backward_per_token=rotation,
             input_grad_per_token=rotation,
             forward_per_step=3 * rotation * in_,
-            # Besides the same three: the solver's own gradient.
+            # The same three products, and the solver's own gradient.
             backward_per_step=3 * rotation * in_ + 2.0 * in_ * rank**2,
         )
 
     def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
-        """The input, the unscaled output, and each step an identity and the solver's factors."""
+        """The input and the unscaled output; for each step an identity and the solver's factors."""
         out, in_ = shape
         return AdapterMemory(
             per_token=out,
@@ -53,7 +53,7 @@ class Boft(Method):
         return 2 <= rank <= shape[1] and shape[1] % rank == 0
 
     def rank_rule(self, shape: Shape) -> str:
-        """The rule in words."""
+        """Return the rule in words."""
         return f"the block size (rank) is at least 2 and divides the input width {shape[1]}"
 
     def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
@@ -71,7 +71,7 @@ METHODS: tuple[Method, ...] = (
         name="boft",
         default_ranks=(2, 4, 8, 16, 32),
         learning_rate=(1.5e-3, 6e-2),
-        exact_start=False,  # The bias is taken off and put on again.
+        exact_start=False,  # The bias is subtracted and added again.
         transposed_base=False,
         input_side_roles=LINEAR_ROLES,
     ),

@@ -1,8 +1,8 @@
-"""Bottleneck adapters: a small two-layer network after a module, or beside it.
+"""Bottleneck adapters: a small two-layer network after a module or beside it.
 
 Sources: after attention and feed-forward, Houlsby et al. (arXiv 1902.00751); after the feed-forward
 only, Pfeiffer et al. (arXiv 2005.00247); in parallel, He et al. (arXiv 2110.04366), who find it
-better than in series. peft lacks them; `autopeft.models.tuners` has them.
+better than in series. peft has no bottleneck adapters; `autopeft.models.tuners` implements them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Bottleneck(Method):
         )
 
     def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
-        """What D reads, for D's gradient, and the inner values; dropped ones and their mask too."""
+        """What D reads, for D's gradient, and the inner values; with dropout, a copy and a mask."""
         return AdapterMemory(
             per_token=rank + (0 if self.parallel else shape[0]),
             dropout_per_token=2.0 * rank,
@@ -51,11 +51,11 @@ class Bottleneck(Method):
         )
 
     def is_legal_rank(self, rank: int, shape: Shape) -> bool:
-        """From 1 to the narrower of what D reads and U writes."""
+        """From 1 to the smaller of D's input and U's output."""
         return 1 <= rank <= min(self._source(shape), shape[0])
 
     def rank_rule(self, shape: Shape) -> str:
-        """The rule in words."""
+        """Return the rule in words."""
         return f"`1 <= rank <= {min(self._source(shape), shape[0])}` must hold"
 
     def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""DEFT: a subspace of a module's output is taken out and replaced.
+"""DEFT: a subspace of a module's output is removed and replaced.
 
 Source: Decompositional Efficient Fine-Tuning for Text-to-Image Models, NeurIPS 2025.
 """
@@ -30,7 +30,7 @@ class Deft(Method):
         )
 
     def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
-        """The input, the module's output, and what comes out of the subspace and of R."""
+        """The input, the module's output, and the outputs of the subspace and of R."""
         out, in_ = shape
         return AdapterMemory(
             per_token=out + 2.0 * rank,
@@ -55,7 +55,7 @@ METHODS: tuple[Method, ...] = (
         name="deft",
         learning_rate=(4e-4, 1.2e-2),
         converts_to_lora=True,
-        exact_start=False,  # What is taken out and what is put in agree up to rounding.
+        exact_start=False,  # What is removed and what is added are equal up to rounding.
         quantized_base=False,
     ),
 )

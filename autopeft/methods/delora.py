@@ -1,4 +1,4 @@
-"""DeLoRA: LoRA whose strength is learned apart from its directions (arXiv 2503.18225)."""
+"""DeLoRA: LoRA with its strength learned separately from its directions (arXiv 2503.18225)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from autopeft.plan import TrainSettings
 class DeLora(Method):
     """x -> W x + (strength / rank) B A (w * x), rows of A and columns of B at length 1.
 
-    w holds the norms of W's columns. B is zero at the start; with the first step its columns have
-    length 1 whatever the rate, so that the strength bounds how far that step leads.
+    w holds the norms of W's columns. B is zero at the start; after the first step its columns have
+    length 1 at any learning rate, so the strength bounds that step.
     """
 
     def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
@@ -31,13 +31,13 @@ class DeLora(Method):
 
     def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
         """W x for A's gradient, A w x before and after scaling for the strength's and B's."""
-        # Six numbers for each direction's lengths, and the strength.
+        # Six numbers for the lengths of each direction, and the strength.
         return AdapterMemory(
             per_token=shape[1] + 2.0 * rank, per_step=6.0 * rank + 1, drops_input=True
         )
 
     def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
-        """Arguments of `DeloraConfig`; its "module dropout" is one of the input.
+        """Arguments of `DeloraConfig`; its "module dropout" acts on the input.
 
         With alpha ratio 2, the strength is peft's default (15) at peft's default rank (8).
         """
@@ -54,7 +54,7 @@ METHODS: tuple[Method, ...] = (
         name="delora",
         learning_rate=(7e-4, 3e-2),
         converts_to_lora=True,
-        quantized_base=False,  # It measures the columns of the base weight.
+        quantized_base=False,  # It reads the columns of the base weight.
         transposed_base=False,
         rank_patterns=(("r", "rank_pattern"), ("delora_lambda", "lambda_pattern")),
     ),

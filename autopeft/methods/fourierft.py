@@ -9,7 +9,7 @@ from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape, de
 from autopeft.plan import TrainSettings
 
 _SCALING = 75.0
-"""The paper's 150 at alpha ratio 2."""
+"""The paper's value, 150, at alpha ratio 2."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,12 @@ class FourierFt(Method):
         return rank
 
     def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
-        """A second full product for each token; the transform is no matrix product."""
+        """A second full product for each token; the transform is not a matrix product."""
         return dense_update_flops(shape)
 
     def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
-        """The input and the frequencies' places; where the input needs a gradient, the update."""
-        # An integer of 8 bytes for each place.
+        """The input and the frequencies' indices; the update where the input needs a gradient."""
+        # An 8-byte integer for each index.
         return AdapterMemory(
             per_step=2.0 * rank, input_grad_per_step=shape[0] * shape[1], keeps_input=True
         )
@@ -40,7 +40,7 @@ class FourierFt(Method):
         return 1 <= rank <= shape[0] * shape[1]
 
     def rank_rule(self, shape: Shape) -> str:
-        """The rule in words."""
+        """Return the rule in words."""
         return f"the number of frequencies (rank) is 1 to {shape[0] * shape[1]}"
 
     def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:

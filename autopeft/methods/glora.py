@@ -1,7 +1,7 @@
-"""GLoRA: two low-rank matrices, one added to the weight, one multiplied with it (arXiv 2306.07967).
+"""GLoRA: two low-rank matrices, one added to the weight, one multiplied by it (arXiv 2306.07967).
 
-The paper's terms for the bias are left out: many models have none, and what a site trains must not
-depend on that.
+The paper's bias terms are left out: many models have no bias, and the parameters of a site must not
+depend on it.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ class GLora(Method):
         product = 2.0 * shape[0] * shape[1]
         return dense_update_flops(
             shape,
-            # One more product for the bias term that is not there, where there is a bias.
+            # Where there is a bias, peft computes one more product for the absent bias term.
             forward_per_step=2 * rank * product + product,
             backward_per_step=4 * rank * product,
         )
 
     def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
-        """The input; the whole weight, where the input needs a gradient."""
+        """The input; the whole weight where the input needs a gradient."""
         return AdapterMemory(input_grad_per_step=shape[0] * shape[1], keeps_input=True)
 
     def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
@@ -49,7 +49,7 @@ METHODS: tuple[Method, ...] = (
         name="glora",
         default_ranks=(1, 2, 4, 8, 16),
         learning_rate=(1.5e-3, 6e-2),
-        # The weight is summed anew, and over Conv1D in another memory order.
+        # The weight is recomputed as a sum, over Conv1D in another memory order.
         exact_start=False,
         quantized_base=False,
         transposed_base=False,

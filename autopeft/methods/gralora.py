@@ -9,7 +9,7 @@ from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape, lo
 from autopeft.plan import TrainSettings
 
 _BLOCKS = 2
-"""Blocks in each direction: what the paper advises for ranks up to 32."""
+"""Blocks in each direction: the paper's advice for ranks up to 32."""
 
 
 @dataclass(frozen=True)
@@ -17,15 +17,15 @@ class GraLora(Method):
     """A LoRA of rank `rank / 2` in each of 2 x 2 blocks: LoRA's cost, twice its rank."""
 
     def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
-        """As many as LoRA's."""
+        """As many as LoRA has."""
         return rank * (shape[0] + shape[1])
 
     def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
-        """As LoRA's."""
+        """LoRA's."""
         return low_rank_flops(rank, shape)
 
     def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
-        """The input, and what the blocks in one column made of it."""
+        """The input, and the inner values of the blocks of one column."""
         return AdapterMemory(per_token=_BLOCKS * rank, keeps_input=True, drops_input=True)
 
     def is_legal_rank(self, rank: int, shape: Shape) -> bool:
@@ -33,7 +33,7 @@ class GraLora(Method):
         return super().is_legal_rank(rank, shape) and not any(n % _BLOCKS for n in (rank, *shape))
 
     def rank_rule(self, shape: Shape) -> str:
-        """The rule in words."""
+        """Return the rule in words."""
         return f"`2 <= rank <= {min(shape)}` must hold, rank and both widths being even,"
 
     def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:

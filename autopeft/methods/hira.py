@@ -27,7 +27,7 @@ class Hira(Method):
         )
 
     def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
-        """The input; the update itself, where the input needs a gradient."""
+        """The input; the update where the input needs a gradient."""
         return AdapterMemory(
             input_grad_per_step=shape[0] * shape[1], keeps_input=True, drops_input=True
         )
@@ -40,9 +40,10 @@ class Hira(Method):
 METHODS: tuple[Method, ...] = (
     Hira(
         name="hira",
-        # The factor multiplies entries far below 1: it takes larger steps than LoRA's update.
+        # The factor multiplies entries far below 1, so it takes larger steps than LoRA's update.
         learning_rate=(4e-3, 1.2e-1),
-        quantized_base=False,  # It multiplies the weight, which torchao's 8-bit ones refuse.
-        # No `rank_patterns`: peft 0.21.2 has one for it, and ignores it.
+        # It multiplies the weight, which torchao's 8-bit weights do not support.
+        quantized_base=False,
+        # No `rank_patterns`: peft 0.21.2 ignores its `rank_pattern` (no upstream issue known).
     ),
 )

@@ -18,14 +18,14 @@ class Hra(Method):
         return rank * shape[1]
 
     def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
-        """Nothing for each token but the weight's gradient; each step makes the weight anew."""
+        """Only the weight's gradient for each token; each step recomputes the weight."""
         out, in_ = shape
         chain = 4.0 * rank * in_**2
         weight = 2.0 * in_**3 + 2.0 * out * in_**2
         return AdapterFlops(
             backward_per_token=2.0 * out * in_,
             forward_per_step=chain + weight,
-            # The first reflection is of a constant.
+            # The first reflection acts on a constant.
             backward_per_step=2 * chain - 2.0 * in_**2 + weight,
         )
 
@@ -39,11 +39,11 @@ class Hra(Method):
         )
 
     def is_legal_rank(self, rank: int, shape: Shape) -> bool:
-        """Reflections come in pairs, which start as no change."""
+        """Reflections come in pairs, which start as the identity."""
         return 2 <= rank <= min(shape) and rank % 2 == 0
 
     def rank_rule(self, shape: Shape) -> str:
-        """The rule in words."""
+        """Return the rule in words."""
         return f"the number of reflections (rank) is even and from 2 to {min(shape)}"
 
     def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:

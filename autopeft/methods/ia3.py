@@ -11,7 +11,7 @@ from autopeft.plan import TrainSettings
 
 @dataclass(frozen=True)
 class Ia3(Method):
-    """Scales a module's output; at the feed-forward's second module, its input."""
+    """x -> s * W x; at the feed-forward's second module x -> W (s * x); s starts at one."""
 
     def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
         """One factor for each scaled activation."""
@@ -22,7 +22,7 @@ class Ia3(Method):
         return AdapterFlops()
 
     def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
-        """Whatever is scaled, for the factors' gradient."""
+        """What is scaled, for the factors' gradient."""
         if role in self.input_side_roles:
             return AdapterMemory(input_grad_per_step=shape[1], keeps_input=True)
         return AdapterMemory(per_token=shape[0], input_grad_per_step=shape[0])

@@ -1,4 +1,4 @@
-"""LN tuning: the block's own normalizations are trained (arXiv 2312.11420)."""
+"""LN tuning: a block's own normalizations are trained (arXiv 2312.11420)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class LnTuning(Method):
         return AdapterFlops()
 
     def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
-        """The normalized activations, where the model's normalization keeps them apart."""
+        """The normalized activations, where the normalization does not keep them anyway."""
         return AdapterMemory(keeps_input=True)
 
     def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:

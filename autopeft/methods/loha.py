@@ -1,4 +1,4 @@
-"""LoHa: the product, entry by entry, of two low-rank updates (FedPara, arXiv 2108.06098)."""
+"""LoHa: the entrywise product of two low-rank updates (FedPara, arXiv 2108.06098)."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ class LoHa(Method):
         return dense_update_flops(
             shape,
             forward_per_step=2 * rank * product,
-            # Both factors are built anew, then each gives a gradient to its two halves.
+            # Both factors are recomputed, then each gives a gradient to its two halves.
             backward_per_step=6 * rank * product,
         )
 
     def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
-        """The input and the scaling; the update, where the input needs a gradient."""
+        """The input and the scaling; the update where the input needs a gradient."""
         return AdapterMemory(
             per_step=1.0, input_grad_per_step=shape[0] * shape[1], keeps_input=True
         )
 
     def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
-        """Arguments of `LoHaConfig`; its dropout is one of the update's rows."""
+        """Arguments of `LoHaConfig`; its dropout acts on the update's rows."""
         return {
             "peft_type": "LOHA",
             "r": rank,
@@ -49,7 +49,7 @@ METHODS: tuple[Method, ...] = (
         default_ranks=(1, 2, 4, 8, 16),
         learning_rate=(1.5e-3, 5e-2),
         converts_to_lora=True,
-        quantized_base=False,  # The update takes its shape from the base weight's.
+        quantized_base=False,  # The update gets its shape from the base weight's.
         transposed_base=False,
         rank_patterns=(("r", "rank_pattern"), ("alpha", "alpha_pattern")),
     ),

@@ -11,14 +11,14 @@ from autopeft.plan import TrainSettings
 
 
 def factors_of(size: int) -> tuple[int, int]:
-    """The two factors of a size that are nearest to each other, the smaller first."""
+    """Return the two factors of a size that are closest to each other, the smaller first."""
     small = next(n for n in range(math.isqrt(size), 0, -1) if size % n == 0)
     return small, size // small
 
 
 @dataclass(frozen=True)
 class LoKr(Method):
-    """x -> W x + scaling (C kron A B) x: C is full and zero at the start, A B has the rank."""
+    """x -> W x + scaling (C kron A B) x: C is full and zero at the start, A B has rank `rank`."""
 
     def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
         """C, A and B."""
@@ -35,7 +35,7 @@ class LoKr(Method):
         )
 
     def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
-        """The input and A B; the update itself, where the input needs a gradient."""
+        """The input and A B; the update where the input needs a gradient."""
         return AdapterMemory(
             per_step=factors_of(shape[0])[1] * factors_of(shape[1])[1],
             input_grad_per_step=shape[0] * shape[1],
@@ -43,18 +43,18 @@ class LoKr(Method):
         )
 
     def is_legal_rank(self, rank: int, shape: Shape) -> bool:
-        """From half the larger factor on, peft would silently use a full matrix for A B."""
+        """At half the larger factor and above, peft would silently use a full matrix for A B."""
         return 1 <= rank and 2 * rank < self._larger(shape)
 
     def rank_rule(self, shape: Shape) -> str:
-        """The rule in words."""
+        """Return the rule in words."""
         return f"`1 <= rank < {self._larger(shape)} / 2` must hold"
 
     def _larger(self, shape: Shape) -> int:
         return max(factors_of(shape[0])[1], factors_of(shape[1])[1])
 
     def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
-        """Arguments of `LoKrConfig`; its dropout is one of the update's rows."""
+        """Arguments of `LoKrConfig`; its dropout acts on the update's rows."""
         return {
             "peft_type": "LOKR",
             "r": rank,
@@ -70,7 +70,7 @@ METHODS: tuple[Method, ...] = (
         default_ranks=(1, 2, 4, 8, 16),
         learning_rate=(2e-3, 7e-2),
         converts_to_lora=True,
-        quantized_base=False,  # The update takes its shape from the base weight's.
+        quantized_base=False,  # The update gets its shape from the base weight's.
         transposed_base=False,
         rank_patterns=(("r", "rank_pattern"), ("alpha", "alpha_pattern")),
     ),

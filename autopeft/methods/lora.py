@@ -14,7 +14,7 @@ from autopeft.plan import TrainSettings
 
 
 def _plain_number(value: float) -> float | int:
-    """An int where nothing is lost: other tools expect a whole `lora_alpha`."""
+    """Return an int where it is equal: other tools expect a whole `lora_alpha`."""
     return int(value) if float(value).is_integer() else value
 
 
@@ -49,7 +49,7 @@ class Lora(Method):
 
 @dataclass(frozen=True)
 class Dora(Lora):
-    """LoRA whose updated weight is rescaled row by row to a learned magnitude."""
+    """LoRA with the updated weight rescaled row by row to a learned magnitude."""
 
     def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
         """LoRA's, and one magnitude for each output."""
@@ -62,13 +62,13 @@ class Dora(Lora):
             super().flops(rank, shape, role),
             # peft multiplies A, then B, with an identity matrix of size `in`.
             forward_per_step=2.0 * rank * in_ * (in_ + out),
-            # Over a dropped input the module's output cannot be used again.
+            # With dropout the module's output cannot be reused.
             dropout_forward_per_token=2.0 * in_ * out,
             dropout_input_grad_per_token=2.0 * in_ * out,
         )
 
     def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
-        """Besides LoRA's: the module's output and the update, for the magnitude's gradient."""
+        """LoRA's, and the module's output and the update for the magnitude's gradient."""
         return AdapterMemory(
             per_token=rank + 2.0 * shape[0],
             per_step=2.0 * shape[0],
@@ -83,7 +83,7 @@ class Dora(Lora):
 
 @dataclass(frozen=True)
 class LoraFa(Lora):
-    """LoRA whose A stays as it was drawn: only B is trained, and the input need not be kept."""
+    """LoRA with a frozen random A: only B is trained, and the input need not be kept."""
 
     def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
         """B."""
@@ -94,7 +94,7 @@ class LoraFa(Lora):
         return rank * shape[1]
 
     def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
-        """Two thin products forward; backward B's gradient, and its projection once a step."""
+        """Two thin products forward; B's gradient backward, and its projection once a step."""
         out, in_ = shape
         return AdapterFlops(
             forward_per_token=2.0 * rank * (in_ + out),
@@ -110,7 +110,7 @@ class LoraFa(Lora):
 
 @dataclass(frozen=True)
 class StartedLora(Lora):
-    """LoRA whose A and B start from a factor of the weight, which is taken out of the weight."""
+    """LoRA with A and B taken from a factorization of the weight and subtracted from it."""
 
     init: str = ""
 
@@ -133,7 +133,7 @@ METHODS: tuple[Method, ...] = (
     Dora(
         name="dora",
         learning_rate=(2e-4, 1e-2),
-        exact_start=False,  # The magnitude is divided by a norm computed anew.
+        exact_start=False,  # The magnitude is divided by a norm that is recomputed.
         rank_patterns=_RANK_PATTERNS,
     ),
     Lora(

@@ -23,7 +23,7 @@ class Miss(Method):
         return AdapterFlops(product, product, product)
 
     def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
-        """Only the summed shards: the input itself is not kept."""
+        """Only the summed shards; the input is not kept."""
         return AdapterMemory(per_token=rank, drops_input=True)
 
     def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
@@ -34,7 +34,7 @@ class Miss(Method):
 METHODS: tuple[Method, ...] = (
     Miss(
         name="miss",
-        # Each entry of D is driven by the sum of in / rank inputs: small rates move it far.
+        # Each entry of D sees the sum of in / rank inputs, so small rates move it far.
         learning_rate=(5e-5, 2e-3),
         converts_to_lora=True,
         transposed_base=False,

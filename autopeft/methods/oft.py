@@ -37,11 +37,11 @@ class Oft(Method):
         )
 
     def is_legal_rank(self, rank: int, shape: Shape) -> bool:
-        """Blocks of at least 2 must divide the input width; peft would silently change others."""
+        """Blocks of at least 2 must divide the input width; peft would change other sizes."""
         return 2 <= rank <= shape[1] and shape[1] % rank == 0
 
     def rank_rule(self, shape: Shape) -> str:
-        """The rule in words."""
+        """Return the rule in words."""
         return f"the block size (rank) is at least 2 and divides the input width {shape[1]}"
 
     def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:

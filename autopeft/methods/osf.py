@@ -1,4 +1,4 @@
-"""OSF: a weight's smallest singular directions are trained, the others kept (arXiv 2504.07097)."""
+"""OSF: only a weight's smallest singular directions are trained (arXiv 2504.07097)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape, lo
 from autopeft.plan import TrainSettings
 
 _STEPS = 64
-"""`rank` counts this fraction of all singular directions, so that it means the same everywhere."""
+"""`rank` counts in this fraction of all singular directions, so it means the same everywhere."""
 
 
 def _directions(rank: int, shape: Shape) -> int:
-    """How many are trained; peft rounds down the number of those that are kept."""
+    """Return how many are trained; peft rounds the number of frozen ones down."""
     width = min(shape)
     return width - width * (_STEPS - rank) // _STEPS
 
@@ -22,7 +22,7 @@ def _directions(rank: int, shape: Shape) -> int:
 class Osf(Method):
     """x -> W x + (U S V - U0 S0 V0) x: the `rank` 64ths of W's smallest singular directions.
 
-    peft's files hold U, S and V: what they started from is computed again from the base model.
+    peft's files hold U, S and V; U0, S0 and V0 are computed again from the base model.
     """
 
     def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
@@ -30,13 +30,13 @@ class Osf(Method):
         return _directions(rank, shape) * (shape[0] + shape[1] + 1)
 
     def held_floats(self, rank: int, shape: Shape, role: str = "") -> int:
-        """What U, S and V started from; the longer side's kept directions, to project them off."""
+        """U0, S0 and V0, and the longer side's frozen directions, which are projected off."""
         trained = _directions(rank, shape)
         longer = max(shape) if shape[0] != shape[1] else 0
         return self.n_params(rank, shape, role) + (min(shape) - trained) * longer
 
     def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
-        """LoRA's of twice the size; gradients are projected off the directions that are kept."""
+        """LoRA's at twice the size; gradients are projected off the frozen directions."""
         out, in_ = shape
         trained = _directions(rank, shape)
         kept = min(shape) - trained
@@ -51,7 +51,7 @@ class Osf(Method):
         )
 
     def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
-        """As LoRA's of twice the size, and the two factors."""
+        """LoRA's at twice the size, and the two factors."""
         out, in_ = shape
         trained = _directions(rank, shape)
         return AdapterMemory(
@@ -62,11 +62,11 @@ class Osf(Method):
         )
 
     def is_legal_rank(self, rank: int, shape: Shape) -> bool:
-        """Something must be trained and something kept."""
+        """At least one direction is trained and one frozen."""
         return 1 <= rank < _STEPS and 0 < _directions(rank, shape) < min(shape)
 
     def rank_rule(self, shape: Shape) -> str:
-        """The rule in words."""
+        """Return the rule in words."""
         return f"rank counts {_STEPS}ths of {min(shape)} directions; not all can be trained"
 
     def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
@@ -79,7 +79,7 @@ METHODS: tuple[Method, ...] = (
         name="osf",
         default_ranks=(1, 2, 4, 8, 16),
         learning_rate=(1e-4, 5e-3),
-        exact_start=False,  # Two equal parts cancel up to rounding.
+        exact_start=False,  # Two equal terms cancel up to rounding.
         quantized_base=False,
         transposed_base=False,
     ),

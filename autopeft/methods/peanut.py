@@ -27,12 +27,12 @@ class Peanut(Method):
         )
 
     def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
-        """The input and relu(A W); the update itself, where the input needs a gradient."""
+        """The input and relu(A W); the update where the input needs a gradient."""
         out, in_ = shape
         return AdapterMemory(per_step=rank * in_, input_grad_per_step=out * in_, keeps_input=True)
 
     def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
-        """Arguments of `PeanutConfig`; it has no dropout, and scales like alpha over rank."""
+        """Arguments of `PeanutConfig`; it has no dropout and scales by alpha / rank."""
         return {"peft_type": "PEANUT", "r": rank, "scaling": train.alpha_ratio}
 
 

@@ -1,7 +1,7 @@
 """Gated prefixes: trained keys and values in front of one self-attention.
 
 Sources: prefix tuning (arXiv 2101.00190), gated from zero as in LLaMA-Adapter (arXiv 2303.16199).
-peft has both for a whole model only; `autopeft.models.tuners` has one for a single attention.
+peft has both for whole models only; `autopeft.models.tuners` has one for a single attention.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from autopeft.plan import TrainSettings
 class Prefix(Method):
     """Each head adds tanh(g) softmax(q K^T) V: K and V hold rank tokens, g is 0 at the start.
 
-    The shape at the role "attn" is (heads, their width together).
+    The shape at the role "attn" is (heads, total width of the heads).
     """
 
     def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
@@ -25,7 +25,7 @@ class Prefix(Method):
         return 2 * rank * shape[1] + shape[0]
 
     def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
-        """Scores and mixtures forward; backward a gradient each for K, V and the shares."""
+        """Scores and mixtures forward; a gradient each for K, V and the weights backward."""
         product = 2.0 * rank * shape[1]
         return AdapterFlops(
             forward_per_token=2.0 * product,
@@ -34,18 +34,18 @@ class Prefix(Method):
         )
 
     def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
-        """The queries, each head's shares, and the gated values."""
+        """The queries, each head's attention weights, and the gated values."""
         heads, width = shape
         return AdapterMemory(
             per_token=heads * rank, per_step=rank * width + heads, keeps_input=True
         )
 
     def is_legal_rank(self, rank: int, shape: Shape) -> bool:
-        """From 1 to the heads' width together: nobody has ever needed a longer prefix."""
+        """From 1 to the total width of the heads; longer prefixes have no known use."""
         return 1 <= rank <= shape[1]
 
     def rank_rule(self, shape: Shape) -> str:
-        """The rule in words."""
+        """Return the rule in words."""
         return f"`1 <= rank (prefix tokens) <= {shape[1]}` must hold"
 
     def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Prompt tuning: trained virtual tokens among the input embeddings of the whole model.
 
-Source: Lester et al. (arXiv 2104.08691). peft's own acts on a whole `PeftModel` and leaves mask,
-labels and logits of other lengths to the caller; `autopeft.models.tuners` has one that does not.
+Source: Lester et al. (arXiv 2104.08691). peft's own needs a whole `PeftModel` and leaves mask,
+labels and logits of other lengths to the caller; `autopeft.models.tuners` handles them.
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ from autopeft.plan import MODEL, TrainSettings
 class Prompt(Method):
     """E of shape (rank, width) joins the embeddings of every row.
 
-    The shape at the role "model" is (tokens there is room for, width of the embeddings). The tokens
-    themselves cost nothing; that every block has more of them to compute does, and is priced by
-    `PriceTable.longer`.
+    The shape at the role "model" is (most virtual tokens, width of the embeddings). The tokens
+    themselves cost nothing; the longer rows that every block computes do, see `PriceTable.longer`.
     """
 
     def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
-        """One embedding a token."""
+        """One embedding for each token."""
         return rank * shape[1]
 
     def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
@@ -35,11 +34,11 @@ class Prompt(Method):
         return AdapterMemory()
 
     def is_legal_rank(self, rank: int, shape: Shape) -> bool:
-        """From 1 to what there is room for."""
+        """From 1 to the most virtual tokens that fit."""
         return 1 <= rank <= shape[0]
 
     def rank_rule(self, shape: Shape) -> str:
-        """The rule in words."""
+        """Return the rule in words."""
         return (
             f"`1 <= rank (virtual tokens) <= {shape[0]}` must hold (positions left beside the "
             "longest row: a smaller max_length leaves more)"
@@ -58,7 +57,7 @@ METHODS: tuple[Method, ...] = (
         # The paper trains at 0.3, with Adafactor.
         learning_rate=(5e-3, 3e-1),
         mergeable=False,
-        # Whatever the tokens are, the model attends to them: there is no prompt without effect.
+        # The model attends to any tokens: no prompt is without effect.
         starts_at_identity=False,
         exact_start=False,
     ),

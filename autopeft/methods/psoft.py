@@ -11,21 +11,21 @@ from autopeft.plan import TrainSettings
 
 @dataclass(frozen=True)
 class Psoft(Method):
-    """x -> W x + B (R - 1) A x: B A is W's leading part, frozen; R, scaled both ways, starts at 1.
+    """x -> W x + B (R - 1) A x: frozen B A is W's leading part, R a scaled rotation, 1 at first.
 
-    peft computes A and B again from the base model's weight when it loads R.
+    When it loads R, peft computes A and B again from the base model's weight.
     """
 
     def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
-        """The upper triangle that R is made of, and two vectors that scale it."""
+        """The upper triangle that defines R, and two vectors that scale it."""
         return rank * (rank - 1) // 2 + 2 * rank
 
     def frozen_floats(self, rank: int, shape: Shape, role: str = "") -> int:
-        """The signs of A's rows: decompositions elsewhere may choose others."""
+        """The signs of A's rows, which may differ in a decomposition elsewhere."""
         return rank
 
     def held_floats(self, rank: int, shape: Shape, role: str = "") -> int:
-        """A and B, and where in R each number goes, in double width."""
+        """A and B, and each number's index in R as an 8-byte integer."""
         places = 2 * rank * (rank - 1)
         return rank * (shape[0] + shape[1]) + places + self.frozen_floats(rank, shape, role)
 
@@ -37,7 +37,7 @@ class Psoft(Method):
             forward_per_token=2.0 * rank * (in_ + out) + rotation,
             backward_per_token=2.0 * rank * out + rotation,
             input_grad_per_token=2.0 * rank * in_ + rotation,
-            backward_per_step=2.0 * rank**3,  # Of the solver in the Cayley transform.
+            backward_per_step=2.0 * rank**3,  # The solver in the Cayley transform.
         )
 
     def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
@@ -55,7 +55,7 @@ class Psoft(Method):
         return 2 <= rank <= min(shape)
 
     def rank_rule(self, shape: Shape) -> str:
-        """The rule in words."""
+        """Return the rule in words."""
         return f"`2 <= rank <= {min(shape)}` must hold"
 
     def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
@@ -63,7 +63,7 @@ class Psoft(Method):
         return {
             "peft_type": "PSOFT",
             "r": rank,
-            # Its scaling is taken out of B again: any alpha gives the same adapter.
+            # B is divided by the scaling, so any alpha gives the same adapter.
             "psoft_alpha": rank,
             "psoft_dropout": train.dropout,
         }

@@ -21,7 +21,7 @@ class Pvera(Method):
         return shape[0] + 2 * rank
 
     def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
-        """VeRA's, with an A twice as wide."""
+        """VeRA's, with A twice as wide."""
         out, in_ = shape
         return AdapterFlops(
             forward_per_token=2.0 * rank * (2 * in_ + out),
@@ -34,15 +34,15 @@ class Pvera(Method):
         return AdapterMemory(per_token=4 * rank + shape[0], drops_input=True)
 
     def is_legal_rank(self, rank: int, shape: Shape) -> bool:
-        """As VeRA's, ranks are large: they may exceed a module's smaller side."""
+        """Like VeRA's, ranks may exceed a module's smaller side."""
         return 1 <= rank <= max(shape)
 
     def rank_rule(self, shape: Shape) -> str:
-        """The rule in words."""
+        """Return the rule in words."""
         return f"`1 <= rank <= {max(shape)}` must hold"
 
     def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
-        """Arguments of `PveraConfig`; alpha plays no part."""
+        """Arguments of `PveraConfig`; it has no alpha."""
         return {
             "peft_type": "PVERA",
             "r": rank,

@@ -1,4 +1,4 @@
-"""RandLoRA: an update of full rank, of random bases with learned scales (arXiv 2502.00987)."""
+"""RandLoRA: a full-rank update from random bases with learned scales (arXiv 2502.00987)."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape
 from autopeft.plan import TrainSettings
 
 _SCALING = 10
-"""peft's 20 at alpha ratio 2."""
+"""peft's default, 20, at alpha ratio 2."""
 
 
 @dataclass(frozen=True)
 class RandLora(Method):
-    """x -> W x + scaling sum of B_i L_i A G_i x: `rank` is that of one basis, so small cost most.
+    """x -> W x + scaling sum of B_i L_i A G_i x: `rank` is one basis's; small ones cost most.
 
     A and the B_i are random; the diagonal L_i start as zero. The bases come from a seed and are not
-    saved. A sits at the module's narrow side, which all sites of a pool have in common.
+    saved. A is at the module's narrow side, which is equal for all sites of a pool.
     """
 
     def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
@@ -25,9 +25,9 @@ class RandLora(Method):
         return _n_bases(rank, shape) * (rank + min(shape))
 
     def pool(self, shape: Shape) -> int:
-        """The narrow side's width; below zero where that is the input.
+        """Return the width of the narrow side, negative where that is the input.
 
-        peft cuts the bases to size, and over unlike narrow sides it would copy them at each step.
+        peft cuts the bases to size; over different narrow sides it would copy them at each step.
         """
         out, in_ = shape
         return out if out <= in_ else -in_
@@ -65,7 +65,7 @@ class RandLora(Method):
 
 
 def _n_bases(rank: int, shape: Shape) -> int:
-    """As many as make the update one of full rank."""
+    """Return how many bases give the update full rank."""
     return -(-min(shape) // rank)
 
 

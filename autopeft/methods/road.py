@@ -1,4 +1,4 @@
-"""RoAd: pairs of a module's outputs are rotated and scaled in their plane (arXiv 2409.00119)."""
+"""RoAd: pairs of a module's outputs are rotated and scaled (arXiv 2409.00119)."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape
 from autopeft.plan import TrainSettings
 
 _VARIANTS = (1, 2, 4)
-"""Numbers trained for each output: one angle and scale a pair, one an output, or two an output."""
+"""Variants: one angle and scale for each pair of outputs, one for each output, or two."""
 
 _GROUP = 2
-"""Outputs that are paired within themselves: any grouping is as good, and every width is even."""
+"""Size of the groups within which outputs are paired; this one divides every even width."""
 
 
 @dataclass(frozen=True)
 class Road(Method):
-    """y -> R y: R turns and stretches pairs of outputs; `rank` is the variant, 1, 2 or 4."""
+    """y -> R y: R rotates and scales pairs of outputs; `rank` is the variant, 1, 2 or 4."""
 
     def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
         """Angles and scales."""
@@ -28,10 +28,10 @@ class Road(Method):
         return AdapterFlops()
 
     def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
-        """The output and the same with each pair turned by a right angle; sines and cosines."""
+        """The output, and a copy with each pair rotated by 90 degrees; sines and cosines."""
         return AdapterMemory(
             per_token=2.0 * shape[0],
-            # Variant 1 repeats its numbers for both of a pair, variant 4 takes its apart.
+            # Variant 1 repeats its numbers for both of a pair, variant 4 splits them.
             per_step=(2.0 if rank == 2 else 4.0) * shape[0],
             input_grad_per_step=2.0 * shape[0],
         )
@@ -41,7 +41,7 @@ class Road(Method):
         return rank in _VARIANTS and shape[0] % _GROUP == 0
 
     def rank_rule(self, shape: Shape) -> str:
-        """The rule in words."""
+        """Return the rule in words."""
         return f"the variant (rank) is 1, 2 or 4, and the output width {shape[0]} is even"
 
     def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:

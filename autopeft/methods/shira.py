@@ -1,4 +1,4 @@
-"""SHiRA: some entries of a weight, drawn at random, are trained (arXiv 2406.13175)."""
+"""SHiRA: random entries of a weight are trained (arXiv 2406.13175)."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from autopeft.plan import TrainSettings
 
 @dataclass(frozen=True)
 class Shira(Method):
-    """x -> (W + S) x: S is sparse and starts at zero; `rank` sets as many entries as LoRA's."""
+    """x -> (W + S) x: S is sparse, zero at the start, with as many entries as a LoRA's."""
 
     def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
-        """As many as LoRA's A and B hold."""
+        """As many as in LoRA's A and B."""
         return rank * (shape[0] + shape[1])
 
     def frozen_floats(self, rank: int, shape: Shape, role: str = "") -> int:
@@ -22,11 +22,11 @@ class Shira(Method):
         return 2 * self.n_params(rank, shape, role)
 
     def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
-        """The whole weight's gradient, of which a few entries are used."""
+        """The gradient of the whole weight, though only a few entries are used."""
         return AdapterFlops(backward_per_token=2.0 * shape[0] * shape[1])
 
     def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
-        """The input, the entries and their places; the weight, where the input needs a gradient."""
+        """The input, the entries and their indices; the weight where the input needs a gradient."""
         return AdapterMemory(
             per_step=5.0 * self.n_params(rank, shape, role),
             input_grad_per_step=shape[0] * shape[1],
@@ -34,11 +34,11 @@ class Shira(Method):
         )
 
     def is_legal_rank(self, rank: int, shape: Shape) -> bool:
-        """There must be that many entries."""
+        """The weight must have that many entries."""
         return rank >= 1 and self.n_params(rank, shape) <= shape[0] * shape[1]
 
     def rank_rule(self, shape: Shape) -> str:
-        """The rule in words."""
+        """Return the rule in words."""
         return f"`1 <= rank <= {shape[0] * shape[1] // sum(shape)}` must hold"
 
     def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:

@@ -9,27 +9,27 @@ from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape
 from autopeft.plan import TrainSettings
 
 _STEPS = 1024
-"""`rank` counts this fraction of a weight's entries."""
+"""`rank` counts in this fraction of a weight's entries."""
 
 
 @dataclass(frozen=True)
 class Supertuning(Method):
-    """x -> (W + S) x: S starts at zero, on the largest `rank` 1024ths of W alone."""
+    """x -> (W + S) x: S starts at zero and covers only the largest `rank` 1024ths of W."""
 
     def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
         """The entries."""
         return shape[0] * shape[1] * rank // _STEPS
 
     def frozen_floats(self, rank: int, shape: Shape, role: str = "") -> int:
-        """The place of each entry."""
+        """The index of each entry."""
         return self.n_params(rank, shape, role)
 
     def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
-        """The whole weight's gradient, of which a few entries are used."""
+        """The gradient of the whole weight, though only a few entries are used."""
         return AdapterFlops(backward_per_token=2.0 * shape[0] * shape[1])
 
     def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
-        """The input and the entries' places; the new weight, where the input needs a gradient."""
+        """The input and the entries' indices; the new weight where the input needs a gradient."""
         return AdapterMemory(
             per_step=2.0 * self.n_params(rank, shape, role),
             input_grad_per_step=shape[0] * shape[1],
@@ -41,7 +41,7 @@ class Supertuning(Method):
         return 1 <= rank <= _STEPS and self.n_params(rank, shape) >= 1
 
     def rank_rule(self, shape: Shape) -> str:
-        """The rule in words."""
+        """Return the rule in words."""
         return f"rank counts {_STEPS}ths of {shape[0] * shape[1]} entries, at least one entry"
 
     def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The table of methods, for the terminal and for README.md, which a test compares with it."""
+"""The table of methods for the terminal and for README.md, which a test keeps equal to it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ HEADER = (
     "quantized base",
     "shares state",
 )
-"""Names of the columns."""
+"""Column names."""
 
 
 def rows() -> list[tuple[str, ...]]:
-    """One row of cells for each method."""
+    """Return one row of cells for each method."""
     return [_row(method) for method in all_methods()]
 
 
@@ -38,12 +38,12 @@ def _row(method: Method) -> tuple[str, ...]:
 
 
 def _rate(value: float) -> str:
-    """Two digits, such as 1.5e-3."""
+    """Format with two digits, such as 1.5e-3."""
     return f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-").replace("e+00", "")
 
 
 def where(method: Method) -> str:
-    """The roles a method can have, in a word where one says it."""
+    """Return the roles of a method; "linear" stands for all linear modules."""
     roles = set(method.roles)
     parts = []
     for word, members in _GROUPS.items():
@@ -67,7 +67,7 @@ def _word(flag: bool) -> str:
 
 
 def markdown() -> str:
-    """The table as Markdown, without a line break at its end."""
+    """Return the table as Markdown, without a final line break."""
     lines = ["| " + " | ".join(HEADER) + " |", "|" + " --- |" * len(HEADER)]
     lines += ["| " + " | ".join((f"`{row[0]}`", *row[1:])) + " |" for row in rows()]
     return "\n".join(lines)

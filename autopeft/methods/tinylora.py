@@ -1,4 +1,4 @@
-"""TinyLoRA: few numbers mix random matrices between singular vectors (arXiv 2602.04118)."""
+"""TinyLoRA: a few numbers mix random matrices between singular vectors (arXiv 2602.04118)."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape
 from autopeft.plan import TrainSettings
 
 _DIRECTIONS = 2
-"""Singular directions of the weight; the paper's best."""
+"""Singular directions of the weight; the best value in the paper."""
 
 _MOST_TIED = 1024
 
 
 @dataclass(frozen=True)
 class TinyLora(Method):
-    """x -> W x + U R V x with R = sum of v_i P_i: v has `rank` numbers and starts as zero.
+    """x -> W x + U R V x with R = sum of v_i P_i: v has `rank` numbers and starts at zero.
 
     U and V are W's first singular vectors, scaled; the matrices P come from a seed and are not
     saved.
@@ -28,11 +28,11 @@ class TinyLora(Method):
     is_tied: bool = False
 
     def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
-        """The numbers v, where each site has its own."""
+        """v, where each site has its own."""
         return 0 if self.is_tied else rank
 
     def shared_params(self, rank: int, pool: int = 0) -> int:
-        """The numbers v, where all share them."""
+        """v, where all sites share it."""
         return rank if self.is_tied else 0
 
     def frozen_floats(self, rank: int, shape: Shape, role: str = "") -> int:
@@ -40,9 +40,9 @@ class TinyLora(Method):
         return _DIRECTIONS * sum(shape)
 
     def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
-        """Three thin products forward; backward, U is passed for R's gradient, V for the input's.
+        """Three thin products forward; backward through U for R's gradient, V for the input's.
 
-        Each step mixes the matrices.
+        The matrices are mixed once a step.
         """
         out, in_ = shape
         squared = float(_DIRECTIONS**2)
@@ -61,17 +61,17 @@ class TinyLora(Method):
         )
 
     def is_legal_rank(self, rank: int, shape: Shape) -> bool:
-        """More numbers than R has entries are of use only where several sites share them."""
+        """More numbers than R has entries are useful only where several sites share them."""
         most = _MOST_TIED if self.is_tied else _DIRECTIONS**2
         return 1 <= rank <= most and min(shape) >= _DIRECTIONS
 
     def rank_rule(self, shape: Shape) -> str:
-        """The rule in words."""
+        """Return the rule in words."""
         most = _MOST_TIED if self.is_tied else _DIRECTIONS**2
         return f"`1 <= rank <= {most}` must hold and the module have {_DIRECTIONS} dimensions"
 
     def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
-        """Arguments of `TinyLoraConfig`; alpha plays no part."""
+        """Arguments of `TinyLoraConfig`; it has no alpha."""
         return {
             "peft_type": "TINYLORA",
             "r": _DIRECTIONS,
@@ -89,7 +89,7 @@ METHODS: tuple[Method, ...] = (
         learning_rate=(1e-2, 4e-1),
         converts_to_lora=True,
         shared_state=True,
-        quantized_base=False,  # It decomposes the weight.
+        quantized_base=False,  # It needs the weight's singular vectors.
     ),
     TinyLora(
         name="tinylora_tied",

@@ -9,18 +9,18 @@ from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape, lo
 from autopeft.plan import TrainSettings
 
 _RANK = 4
-"""Rank of the LoRAs, as in the paper."""
+"""Rank of the LoRAs; the paper's."""
 
 
 @dataclass(frozen=True)
 class UniLora(Method):
     """x -> W x + B A x: every entry of A and B is one of `rank` learned numbers, scaled.
 
-    Which one comes from a seed and is not saved.
+    The assignment comes from a seed and is not saved.
     """
 
     def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
-        """A site has nothing of its own."""
+        """None: a site has no parameters of its own."""
         return 0
 
     def shared_params(self, rank: int, pool: int = 0) -> int:
@@ -32,7 +32,7 @@ class UniLora(Method):
         return low_rank_flops(_RANK, shape)
 
     def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
-        """LoRA's, and B; A where the input needs a gradient: they are made anew at each step."""
+        """LoRA's, and B; A where the input needs a gradient: both are made at each step."""
         out, in_ = shape
         return AdapterMemory(
             per_token=_RANK,
@@ -43,15 +43,15 @@ class UniLora(Method):
         )
 
     def is_legal_rank(self, rank: int, shape: Shape) -> bool:
-        """More numbers than a single site has entries might leave some without any use."""
+        """With more numbers than one site has entries, some might be unused."""
         return 1 <= rank <= _RANK * sum(shape)
 
     def rank_rule(self, shape: Shape) -> str:
-        """The rule in words."""
+        """Return the rule in words."""
         return f"the vector's length (rank) is 1 to {_RANK * sum(shape)}"
 
     def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
-        """Arguments of `UniLoraConfig`; alpha plays no part."""
+        """Arguments of `UniLoraConfig`; it has no alpha."""
         return {
             "peft_type": "UNILORA",
             "r": _RANK,

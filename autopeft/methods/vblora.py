@@ -1,4 +1,4 @@
-"""VB-LoRA: LoRAs put together from pieces out of one bank of vectors (arXiv 2405.15179)."""
+"""VB-LoRA: LoRAs composed of pieces from one vector bank (arXiv 2405.15179)."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ _TOP = 2
 """Vectors mixed into one piece: the paper's K."""
 
 _SHORTEST, _LONGEST = 8, 256
-"""Lengths of a vector; the paper takes 256."""
+"""Shortest and longest vector; the paper uses 256."""
 
 _MOST_VECTORS = 90
-"""Vectors in a bank, as in the paper; fewer where they are short, or choosing would cost more than
-the pieces."""
+"""Vectors in a bank, as in the paper; fewer where vectors are short, or the logits would outnumber
+the entries."""
 
 
 @dataclass(frozen=True)
 class VbLora(Method):
     """x -> W x + B A x: each piece of A and B mixes the two vectors that its logits choose.
 
-    The bank belongs to all sites of one size whose sides can be cut into pieces of one length (the
-    largest power of two that divides both).
+    All sites of one rank whose sides can be cut into pieces of one length (the largest power of two
+    that divides both) share a bank.
     """
 
     def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
@@ -43,14 +43,11 @@ class VbLora(Method):
         return _n_vectors(pool) * pool
 
     def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
-        """LoRA's: choosing and mixing multiplies no matrices."""
+        """LoRA's: choosing and mixing vectors is no matrix product."""
         return low_rank_flops(rank, shape)
 
     def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
-        """The input and A x; for each piece the vectors chosen, their weights and places; B and A.
-
-        A place is a whole number of 8 bytes.
-        """
+        """The input and A x; for each piece its vectors, weights and 8-byte indices; B, A."""
         out, in_ = shape
         length = self.pool(shape)
         pieces = rank * (out + in_) / length
@@ -63,15 +60,15 @@ class VbLora(Method):
         )
 
     def is_legal_rank(self, rank: int, shape: Shape) -> bool:
-        """Both sides must fall into pieces of equal length."""
+        """Both sides must be multiples of a vector's length."""
         return super().is_legal_rank(rank, shape) and self.pool(shape) >= _SHORTEST
 
     def rank_rule(self, shape: Shape) -> str:
-        """The rule in words."""
+        """Return the rule in words."""
         return f"`1 <= rank <= {min(shape)}` must hold and both sides be multiples of {_SHORTEST}"
 
     def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
-        """Arguments of `VBLoRAConfig`; alpha plays no part."""
+        """Arguments of `VBLoRAConfig`; it has no alpha."""
         return {
             "peft_type": "VBLORA",
             "r": rank,
@@ -95,7 +92,7 @@ METHODS: tuple[Method, ...] = (
         learning_rate=(1e-3, 3e-2),
         converts_to_lora=True,
         shared_state=True,
-        # A bank of zeros would never get a gradient, so A and B both start as small numbers.
+        # A bank of zeros would never get a gradient, so A and B start with small values.
         starts_at_identity=False,
         exact_start=False,
     ),

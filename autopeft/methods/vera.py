@@ -1,4 +1,4 @@
-"""VeRA: random matrices that all sites share, two learned vectors for each (arXiv 2310.11454)."""
+"""VeRA: random matrices shared by all sites, two learned vectors each (arXiv 2310.11454)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from autopeft.plan import TrainSettings
 
 @dataclass(frozen=True)
 class Vera(Method):
-    """x -> W x + b * B (d * A x): A and B are random and shared, b starts as zero.
+    """x -> W x + b * B (d * A x): A and B are random and shared, b starts at zero.
 
-    A and B are as large as the largest site needs and cut for the others; they come from a seed and
+    A and B have the size of the largest site and are cut for the others; they come from a seed and
     are not saved.
     """
 
@@ -22,7 +22,7 @@ class Vera(Method):
         return shape[0] + rank
 
     def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
-        """Two thin products forward; backward, B is passed for d's gradient, A for the input's."""
+        """Two thin products forward; backward through B for d's gradient, A for the input's."""
         out, in_ = shape
         return AdapterFlops(
             forward_per_token=2.0 * rank * (in_ + out),
@@ -35,15 +35,15 @@ class Vera(Method):
         return AdapterMemory(per_token=rank + shape[0], drops_input=True)
 
     def is_legal_rank(self, rank: int, shape: Shape) -> bool:
-        """VeRA's ranks are large: they may exceed a module's smaller side."""
+        """VeRA's ranks may exceed a module's smaller side."""
         return 1 <= rank <= max(shape)
 
     def rank_rule(self, shape: Shape) -> str:
-        """The rule in words."""
+        """Return the rule in words."""
         return f"`1 <= rank <= {max(shape)}` must hold"
 
     def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
-        """Arguments of `VeraConfig`; alpha plays no part."""
+        """Arguments of `VeraConfig`; it has no alpha."""
         return {
             "peft_type": "VERA",
             "r": rank,

@@ -9,14 +9,14 @@ from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape, de
 from autopeft.plan import TrainSettings
 
 _SCALING = 12.5
-"""peft's 25 at alpha ratio 2."""
+"""peft's default, 25, at alpha ratio 2."""
 
 
 @dataclass(frozen=True)
 class WaveFt(Method):
-    """x -> W x + scaling V x: V has `rank` learned Haar coefficients at random places, zero first.
+    """x -> W x + scaling V x: V has `rank` learned Haar coefficients at random places.
 
-    The places come from a seed and are not saved.
+    The coefficients start at zero. Their places come from a seed and are not saved.
     """
 
     def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
@@ -33,10 +33,10 @@ class WaveFt(Method):
         )
 
     def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
-        """The input, the coefficients and their places; the update, for the input's gradient."""
+        """The input, the coefficients and their indices; the update for the input's gradient."""
         coefficients = 1.0 * _even(shape[0]) * _even(shape[1])
         return AdapterMemory(
-            # An integer of 8 bytes and a yes or no for each place; four filters of 2 x 2.
+            # An 8-byte integer and a flag for each index; four filters of 2 x 2.
             per_step=coefficients + 2.25 * rank + 16,
             input_grad_per_step=shape[0] * shape[1],
             keeps_input=True,
@@ -47,7 +47,7 @@ class WaveFt(Method):
         return 1 <= rank <= shape[0] * shape[1]
 
     def rank_rule(self, shape: Shape) -> str:
-        """The rule in words."""
+        """Return the rule in words."""
         return f"the number of coefficients (rank) is 1 to {shape[0] * shape[1]}"
 
     def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
@@ -60,7 +60,7 @@ class WaveFt(Method):
 
 
 def _even(size: int) -> int:
-    """Wavelets halve a size: odd ones are padded."""
+    """Return the size padded to an even one: wavelets halve it."""
     return size + size % 2
 
 

@@ -68,7 +68,7 @@ def test_a_topology_knows_its_sites() -> None:
         (LayerSpec(4, "attn.q", "lora", 2), "the model has 4 blocks"),
         (LayerSpec(0, "attn.qkv", "lora", 2), "no such role"),
         (LayerSpec(0, "norm", "ln_tuning"), "no such role"),
-        (LayerSpec(1, "norm", "lora", 2), "cannot sit at layer 1"),
+        (LayerSpec(1, "norm", "lora", 2), "cannot be placed at layer 1"),
         (
             LayerSpec(0, "attn.k", "lora", 33),
             r"`1 <= rank <= 32` must hold .* whose module is 32 x 64",

@@ -240,7 +240,7 @@ def test_a_prompt_is_layer_0s() -> None:
         check_plan(topology, AdapterPlan([LayerSpec(1, MODEL, "prompt_tuning", 4)]))
     with pytest.raises(SpaceError, match="a site holds at most one adapter"):
         AdapterPlan([_PROMPT, LayerSpec(0, MODEL, "prompt_tuning", 8)])
-    with pytest.raises(SpaceError, match="cannot sit at"):
+    with pytest.raises(SpaceError, match="cannot be placed at"):
         check_plan(topology, AdapterPlan([LayerSpec(0, MODEL, "lora", 4)]))
 
 
