@@ -1,7 +1,7 @@
-"""The torch side: knows one model, attaches plans to it, prices, saves and exports them."""
+"""One model: load it, find its sites, attach plans to it, save, merge and export them."""
 
 from autopeft.utils.quiet import QUANTIZERS, quiet_loggers
 
 with quiet_loggers(*QUANTIZERS):
-    # It imports the packages that quantize weights, where they are installed.
+    # peft imports the installed packages that quantize weights.
     import peft as peft

@@ -1,9 +1,8 @@
-"""Reads and writes the files of a saved adapter: JSON and safetensors, never a pickle.
+"""Read and write the files of a saved adapter: JSON and safetensors, never a pickle.
 
-A folder holds `plan.json` and the tensors. When one peft configuration says it all, the folder is
-itself a standard peft folder (`adapter_config.json`, `adapter_model.safetensors`, a new head among
-its tensors); else each part has a peft folder of its own below it, and a new head is in
-`head.safetensors`.
+A folder holds `plan.json` and the tensors. If one peft configuration covers the plan, the folder is
+a standard peft folder (`adapter_config.json`, `adapter_model.safetensors` with a new head among its
+tensors). Otherwise each part has a peft folder inside it, and a new head is in `head.safetensors`.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ TENSOR_FILE = "adapter_model.safetensors"
 HEAD_FILE = "head.safetensors"
 
 _SAFE_MODEL_KWARGS = frozenset({"num_labels", "id2label", "label2id", "problem_type"})
-"""What a file may ask the loader of the base model for; nothing that could run foreign code."""
+"""Loader arguments that a file may set; none of them can run foreign code."""
 
 _REMEDY = "save or download it again"
 
@@ -42,18 +41,18 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 @dataclass(frozen=True)
 class SavedPlan:
-    """What `plan.json` says.
+    """The content of `plan.json`.
 
     Attributes:
         candidate: What was trained.
         base_model: Folder or hub id of the base model.
         revision: Its revision on the hub.
         auto_class: Class of transformers that loads the base model.
-        model_kwargs: What else that class needs.
-        role_map: How roles were mapped, where names did not tell.
-        head: Paths of the modules trained besides the adapters.
-        extra: Whatever the saver wanted to remember.
-        quantization: How the base model's weights were stored, "none" or a scheme's name.
+        model_kwargs: Further arguments of that class.
+        role_map: See `autopeft.models.layout`.
+        head: Paths of the modules that were trained besides the adapters.
+        extra: Further JSON from the caller of `save_adapter`.
+        quantization: How the base model's weights were stored: a scheme's name or "none".
     """
 
     candidate: Candidate
@@ -67,7 +66,7 @@ class SavedPlan:
     quantization: str = NONE
 
     def write(self, folder: Path) -> None:
-        """Writes `plan.json`."""
+        """Write `plan.json`."""
         row = {
             "schema": SCHEMA,
             **self.candidate.to_json(),
@@ -87,10 +86,10 @@ class SavedPlan:
 
     @classmethod
     def read(cls, folder: Path) -> SavedPlan:
-        """Reads and checks `plan.json`.
+        """Read and check `plan.json`.
 
         Raises:
-            AdapterError: if it is damaged, from a newer autopeft, or asks for what no file may.
+            AdapterError: if it is damaged, unsafe, or from another version of autopeft.
         """
         path = folder / PLAN_FILE
         row = read_json(path, dict[str, Any], field="adapter", remedy=_REMEDY, error=AdapterError)
@@ -121,7 +120,7 @@ class SavedPlan:
 
 
 def _model_kwargs(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What was written, with the whole-number keys that JSON made text."""
+    """Return loader arguments with the integer keys that JSON turned into strings."""
     kwargs = dict(row)
     if "id2label" in kwargs:
         kwargs["id2label"] = {int(key): name for key, name in dict(kwargs["id2label"]).items()}
@@ -129,12 +128,12 @@ def _model_kwargs(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def damaged(path: Path, problem: str) -> AdapterError:
-    """The error about a file that is not as it was saved."""
+    """Return the error for a damaged file."""
     return AdapterError("adapter", str(path), problem, _REMEDY)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Writes a safetensors file, of copies on the CPU."""
+    """Write copies of tensors to a safetensors file."""
     save_file(
         {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()},
         path,
@@ -143,14 +142,14 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 
 
 def read_tensors(path: Path, expected: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Reads a safetensors file and compares it with what the model has room for.
+    """Read a safetensors file and check its names and shapes.
 
     Args:
         path: The file.
         expected: Name -> a tensor of the right shape.
 
     Raises:
-        AdapterError: if it is absent, a pickle, damaged, or names or shapes differ.
+        AdapterError: if the file is missing, a pickle or damaged, or if names or shapes differ.
     """
     if not path.is_file():
         pickles = [f.name for pattern in _PICKLES for f in path.parent.glob(pattern)]

@@ -24,7 +24,7 @@ from autopeft.models.loading import (
 )
 from autopeft.models.method_hooks import SvdCache
 from autopeft.models.modules import own_parameters
-from autopeft.models.quantization import NONE, check_backend, load_arguments, steady
+from autopeft.models.quantization import NONE, check_backend, keep_weights, load_arguments
 from autopeft.utils.quiet import QUANTIZERS, quiet_loggers, quiet_transformers
 
 
@@ -152,7 +152,7 @@ def load_backbone(
         except (OSError, ValueError, KeyError) as error:
             raise not_loadable(model, auto_class, error) from error
     if how:
-        steady(loaded)
+        keep_weights(loaded)
     else:
         loaded = loaded.to(device)
     fresh = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, without loading it, and whether the hub can be asked at all."""
+"""The tensors in a checkpoint, without loading it, and whether the hub can be reached."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _CONFIG = "config.json"
 
 
 def looks_like_path(model: str) -> bool:
-    """True if the name can only be meant as a folder, not as a hub id."""
+    """Return whether a name can only be a folder, not a hub id."""
     return model.startswith((".", "/", "~")) or model.count("/") > 1 or "\\" in model
 
 
 def check_exists(model: str) -> None:
-    """Raises early, and without a network, where that settles it.
+    """Check what can be checked without a network.
 
     Raises:
-        ModelError: if the name is empty, a folder that does not exist, or one without a model.
+        ModelError: if the name is empty, or a folder that does not exist or has no model.
     """
     if not model:
         raise ModelError("model", model, "no model is named", "give a folder or a hub id")
@@ -45,25 +45,25 @@ def check_exists(model: str) -> None:
 
 @lru_cache(maxsize=1)
 def _is_hub_reachable() -> bool:
-    """One quick question: the hub's own client would retry for half a minute."""
+    """Ask the hub once, briefly: its own client would retry for half a minute."""
     if huggingface_hub.constants.HF_HUB_OFFLINE:
         return False
     try:
         huggingface_hub.get_session().head(
             huggingface_hub.constants.ENDPOINT, timeout=_PROBE_SECONDS
         )
-    except Exception:  # Whatever the HTTP library of the day raises: no answer is no hub.
+    except Exception:  # Any error of the HTTP library means that the hub cannot be reached.
         return False
     return True
 
 
 def is_local_only(model: str) -> bool:
-    """True if only local files can serve: a folder, or a hub id while the hub is out of reach."""
+    """Return whether only local files can be used: a folder, or a hub that cannot be reached."""
     return Path(model).is_dir() or not _is_hub_reachable()
 
 
 def keys(model: str, revision: str | None = None) -> frozenset[str] | None:
-    """Names of the tensors in a checkpoint, or None where only loading it would tell."""
+    """Return the names of the tensors in a checkpoint, or None if only loading it would tell."""
     folder = Path(model)
     if not folder.is_dir():
         return _hub_keys(model, revision)
@@ -89,17 +89,17 @@ def _hub_keys(model: str, revision: str | None) -> frozenset[str] | None:
         return None
     try:
         metadata = huggingface_hub.get_safetensors_metadata(model, revision=revision)
-    except Exception:  # A model without safetensors, or a gated one: loading it will say more.
+    except Exception:  # No safetensors, or a gated model: loading it gives the error.
         return None
     return frozenset(metadata.weight_map)
 
 
 def new_modules(model: nn.Module, names: Collection[str] | None) -> tuple[str, ...]:
-    """Paths of the modules around the base model whose weights a checkpoint lacks.
+    """Return the paths of the modules around the base model whose weights a checkpoint lacks.
 
     Args:
         model: The model to be loaded, on any device.
-        names: Names of the checkpoint's tensors; None if unknown, then all such modules count.
+        names: Names of the checkpoint's tensors; None if unknown: then all such modules count.
     """
     prefix = getattr(model, "base_model_prefix", "")
     start = f"{prefix}."
@@ -109,7 +109,7 @@ def new_modules(model: nn.Module, names: Collection[str] | None) -> tuple[str, .
 
     held = None if names is None else {bare(name) for name in names}
     found = set()
-    # Tied weights appear once, under their first name, so that a tied head is not taken for new.
+    # Tied weights appear once, under their first name, so a tied head does not count as new.
     for name, _ in model.named_parameters():
         around = not name.startswith(start) or "pooler" in name.split(".")
         if around and prefix and (held is None or bare(name) not in held):

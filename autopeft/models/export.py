@@ -1,4 +1,4 @@
-"""Writes a saved adapter as what other programs load: a peft folder, one LoRA, a whole model."""
+"""Write a saved adapter in a format of other programs: peft folder, one LoRA, merged model."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from autopeft.utils.files import replaced_folder
 from autopeft.utils.quiet import quiet_transformers
 
 FORMATS = ("peft", "lora", "merged")
-"""What `export_adapter` can write."""
+"""The formats of `export_adapter`."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written.
+    """An exported adapter.
 
     Attributes:
-        folder: Where.
-        largest_difference: Largest difference of any logit from the adapter's own, over the rows
-            given; None where none were given, or the adapter was only copied.
-        largest_logit: The largest of the adapter's own logits, to compare with.
+        folder: Where it was written.
+        largest_difference: Largest difference of a logit from the adapter's own; None if no rows
+            were given or the adapter was only copied.
+        largest_logit: The largest of the adapter's own logits, for comparison.
         n_rows: Rows compared.
-        lost: Module path -> why what it held is not, or not wholly, in there.
+        lost: Module path -> why its adapter was not, or not fully, exported.
     """
 
     folder: Path
@@ -44,7 +44,7 @@ class Exported:
     lost: Mapping[str, str] = field(default_factory=dict)
 
     def notes(self) -> list[str]:
-        """What there is to know about it, a line each."""
+        """Return what was lost and how far the logits differ, one line each."""
         lines = [f"lost: {path}: {why}" for path, why in self.lost.items()]
         if self.largest_difference is not None:
             lines.append(
@@ -64,20 +64,20 @@ def export_adapter(
     max_rank: int = MAX_RANK,
     allow_lossy: bool = False,
 ) -> Exported:
-    """Writes a saved adapter in another format; the target appears only when it is complete.
+    """Write a saved adapter in another format; the target appears only when it is complete.
 
     Args:
         base_model: Folder or hub id of the base model.
-        folder: What `save_adapter` wrote.
-        target: Folder to write; must not exist or be empty.
+        folder: A folder written by `save_adapter`.
+        target: Folder to write; it must not exist, or be empty.
         format: One of `FORMATS`.
         rows: A batch to compare logits on.
-        max_rank: For "lora": the highest rank of a module.
-        allow_lossy: For "lora": take the nearest LoRA where there is no equal one.
+        max_rank: For "lora": the highest rank of any module.
+        allow_lossy: For "lora": write the closest LoRA where no LoRA is equal.
 
     Raises:
         SettingsError: if there is no such format.
-        AdapterError: if the adapter cannot be loaded, or not be merged or converted.
+        AdapterError: if the adapter cannot be loaded, merged or converted.
     """
     if format not in FORMATS:
         raise SettingsError("format", format, "no such format", f"use one of {', '.join(FORMATS)}")
@@ -87,7 +87,7 @@ def export_adapter(
         return Exported(_whole(place, lambda draft: export_peft(attached, draft)))
     own = None if rows is None else _logits(attached.model, rows)
     if attached.backbone.quantization != NONE:
-        # What is folded in would be lost in a weight of few bits; whole weights can hold it.
+        # Merging needs full precision: a quantized weight would lose the change.
         attached = load_attached(base_model, folder, quantization=NONE)
     if format == "merged":
         tokenizer = load_tokenizer(base_model, revision=attached.backbone.revision)
@@ -104,7 +104,7 @@ def export_adapter(
     written = Exported(place, lost=conversions[0].lost)
     if rows is None:
         return written
-    # What counts is what another program makes of the files.
+    # Compare what another program loads from the files.
     return _compared(written, load_adapter(given.backbone.model, place), rows, own)
 
 
@@ -141,23 +141,23 @@ def _whole(target: Path, write: Callable[[Path], object]) -> Path:
 
 
 def export_peft(attached: Attached, folder: str | Path) -> Path:
-    """Writes a standard peft folder, or a folder for each part and `plan.json` for a mixed plan."""
+    """Write a standard peft folder, or for a mixed plan `plan.json` and a folder for each part."""
     return save_adapter(attached, folder)
 
 
 def export_merged(attached: Attached, folder: str | Path, tokenizer: Any = None) -> Path:
-    """Writes the base model with the adapters folded in: plain transformers loads it.
+    """Write the base model with the adapters merged, for plain transformers.
 
-    The candidate stays attached and the base keeps its weights.
+    The candidate stays attached, and the base model keeps its weights.
 
     Args:
-        attached: What to write.
-        folder: Where to; made if need be.
-        tokenizer: Saved beside the model where given.
+        attached: The candidate.
+        folder: Folder to write; created if needed.
+        tokenizer: Saved with the model if given.
 
     Raises:
-        AdapterError: if a method in the plan cannot be merged; names the sites. Or if the base
-            model is quantized: `export_adapter` loads it with whole weights.
+        AdapterError: if a method in the plan cannot be merged, or the base model is quantized
+            (`export_adapter` loads it in full precision).
     """
     if attached.backbone.quantization != NONE:
         raise AdapterError(

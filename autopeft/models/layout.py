@@ -1,8 +1,8 @@
-"""Finds where adapters can go in a transformer: role -> module paths and shapes, from its modules.
+"""Find where adapters can go in a transformer: role -> module paths and shapes.
 
-Works on any device, `meta` included, and needs no list of architectures: blocks are the elements of
-the module list whose every element holds attention, and roles follow from the names that
-transformers gives its linear modules. What the names do not tell, a `role_map` does.
+It works on any device, `meta` included, without a list of architectures. Blocks are the elements of
+the module list whose elements all contain attention. Roles follow from the names of linear modules
+in transformers, or from a `role_map` where these names are unknown.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from autopeft.models.sites import attention_shape, prompt_site
 from autopeft.plan import MODEL, ROLES
 
 RoleMap = Mapping[str, str | Sequence[str]]
-"""What names do not tell: role -> path of its module inside a block, or the end of that path.
+"""Role -> path of its module inside a block, or the end of that path.
 
 The key "blocks" gives the path of the module list (or lists, an encoder's first).
 """
@@ -29,7 +29,7 @@ The key "blocks" gives the path of the module list (or lists, an encoder's first
 Site = tuple[int, str]
 
 _FOUND_FROM_OTHERS = (MODEL, "attn", "block")
-"""Roles whose modules are those that hold the modules of other roles."""
+"""Roles whose modules contain the modules of other roles."""
 
 _ATTENTION_LEAVES: Mapping[str, tuple[str, ...]] = {
     "q": ("q_proj", "query", "query_proj", "q", "q_lin", "wq", "to_q"),
@@ -58,10 +58,10 @@ class Layout:
     """A model's topology and the modules behind it.
 
     Attributes:
-        topology: Plain shapes.
+        topology: The shapes.
         blocks: Layer -> path of its block.
-        modules: (layer, role) -> paths of its modules: one, but for "norm" all of the block's. At
-            "attn", "block" and "model" the module holds those of other roles.
+        modules: (layer, role) -> paths of its modules: one, but all of the block's for "norm". At
+            "attn", "block" and "model" the module contains those of other roles.
     """
 
     topology: Topology
@@ -72,16 +72,16 @@ class Layout:
 def find_layout(
     model: nn.Module, *, role_map: RoleMap | None = None, head_params: int = 0, name: str = ""
 ) -> Layout:
-    """The layout of a transformer.
+    """Find the layout of a transformer.
 
     Args:
         model: Any encoder, decoder or encoder-decoder of transformers.
-        role_map: What the names do not tell; overrides what they do.
+        role_map: Overrides the roles found by name.
         head_params: Parameters trained besides the adapters.
-        name: What to call the model in errors.
+        name: Name of the model in errors.
 
     Raises:
-        ModelError: if no blocks with attention are found; says what to map where that can help.
+        ModelError: if no blocks with attention are found.
     """
     role_map = role_map or {}
     name = name or type(model).__name__
@@ -89,7 +89,10 @@ def find_layout(
     for role in role_map:
         if role not in known:
             raise ModelError(
-                "role_map", role, "no role that can be mapped", f"use one of {', '.join(known)}"
+                "role_map",
+                role,
+                "is not a role that can be mapped",
+                f"use one of {', '.join(known)}",
             )
     lists = _block_lists(model, role_map, name)
     blocks = [f"{path}.{i}" for path, size in lists for i in range(size)]
@@ -130,16 +133,16 @@ def find_layout(
 
 
 def is_chain(blocks: Sequence[str]) -> bool:
-    """Whether blocks are called one after the other and once each.
+    """Return whether blocks are called one after the other, once each.
 
-    Not those of an encoder and a decoder, nor one block that is run several times.
+    False for an encoder and a decoder, and for a block that runs several times.
     """
     parents = {path.rpartition(".")[0] for path in blocks}
     return len(parents) == 1 and len(set(blocks)) == len(blocks)
 
 
 def _self_attention(block: str, layer: int, modules: Mapping[Site, tuple[str, ...]]) -> str:
-    """Path of the module that computes a block's self-attention, "" if it has none of its own."""
+    """Return the path of the module that computes a block's self-attention, "" without one."""
     found = modules.get((layer, "attn.q")) or modules.get((layer, "attn.qkv"))
     if found is None or (layer, "attn.o") not in modules:
         return ""
@@ -175,7 +178,7 @@ def _topology(
 def _shape(role: str, found: Sequence[nn.Module]) -> Shape:
     if role == "norm":
         sizes = [p.numel() for module in found for p in module.parameters(recurse=False)]
-        # One width as a rule; where norms of several widths meet, only the count can be kept.
+        # Usually one width; with several widths, only the count of parameters can be kept.
         return (sizes[0], len(sizes)) if len(set(sizes)) == 1 else (sum(sizes), 1)
     module = found[0]
     if isinstance(module, Conv1D):
@@ -193,7 +196,7 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 def role_by_name(path: str) -> str | None:
-    """The role of the linear module at that path inside a block, by transformers' habits."""
+    """Return the role of the linear module at a path inside a block, by its usual name."""
     *parents, leaf = path.lower().split(".")
     parent = ".".join(parents)
     if "att" in parent or "self" in parents:
@@ -214,7 +217,7 @@ def role_by_name(path: str) -> str | None:
 
 
 def _roles_of(block: nn.Module, role_map: RoleMap) -> dict[str, tuple[str, ...]]:
-    """Role -> paths inside the block; a linear role that would name several modules is left out."""
+    """Return role -> paths inside the block; ambiguous linear roles are left out."""
     found: dict[str, list[str]] = {}
     norms = []
     for path, module in block.named_modules():
@@ -227,7 +230,7 @@ def _roles_of(block: nn.Module, role_map: RoleMap) -> dict[str, tuple[str, ...]]
     roles = {role: tuple(paths) for role, paths in found.items() if len(paths) == 1}
     if {"mlp.up", "mlp.down"} <= roles.keys() and "mlp.gate" not in roles:
         up, down = (block.get_submodule(roles[role][0]) for role in ("mlp.up", "mlp.down"))
-        # ModernBERT's `Wi` feeds both halves of a gated unit; only its shape tells.
+        # ModernBERT's `Wi` feeds both halves of a gated unit, which only its shape shows.
         if _shape("", [up])[0] == 2 * _shape("", [down])[1]:
             roles["mlp.gate_up"] = roles.pop("mlp.up")
     if norms:
@@ -244,7 +247,7 @@ def _mapped_role(path: str, role_map: RoleMap) -> str | None:
 
 
 def _block_lists(model: nn.Module, role_map: RoleMap, name: str) -> list[tuple[str, int]]:
-    """(path, length) of the lists of blocks, an encoder's before its decoder's."""
+    """Return (path, length) of the lists of blocks, the encoder's before the decoder's."""
     if "blocks" in role_map:
         given = role_map["blocks"]
         return [
@@ -256,7 +259,7 @@ def _block_lists(model: nn.Module, role_map: RoleMap, name: str) -> list[tuple[s
         for path, module in _module_lists(model)
         if all(_has_attention(element, role_map) for element in module)
     ]
-    # The innermost: ALBERT's groups of layers hold lists of layers.
+    # The innermost: ALBERT's groups of layers contain lists of layers.
     inner = [
         (path, module)
         for path, module in lists
@@ -291,7 +294,7 @@ def _module_list(model: nn.Module, path: str) -> nn.ModuleList:
         module = None
     if not isinstance(module, nn.ModuleList):
         lists = ", ".join(each for each, _ in _module_lists(model)) or "none"
-        raise ModelError("role_map", path, "is no module list", f"the model's lists: {lists}")
+        raise ModelError("role_map", path, "is not a module list", f"the model's lists: {lists}")
     return module
 
 

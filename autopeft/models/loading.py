@@ -1,4 +1,4 @@
-"""What every load from a folder or the hub needs: the configuration and clear errors."""
+"""Load a model's configuration, and turn loading errors into clear ones."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ ConfigBefore = dict[tuple[str, str], Any]
 def load_config(
     model: str, *, model_kwargs: Mapping[str, Any] | None, revision: str | None
 ) -> tuple[Any, ConfigBefore]:
-    """The model's configuration, readied for training, and what was changed for that.
+    """Load a model's configuration and prepare it for training; also return what was changed.
 
     Raises:
-        ModelError: if there is no such model, or it is of no known kind.
+        ModelError: if there is no such model, or its type is unknown.
     """
     checkpoint.check_exists(model)
     with quiet_transformers():
@@ -39,10 +39,10 @@ def load_config(
 
 
 def prepare_config(config: Any) -> ConfigBefore:
-    """Readies a configuration for training: every dropout 0, no cache of keys and values.
+    """Prepare a configuration for training: no dropout, no cache of keys and values.
 
     Returns:
-        (name of the sub-configuration or "", field) -> what it was.
+        (name of the sub-configuration or "", field) -> the value before.
     """
     before: ConfigBefore = {}
     for part in ("", *getattr(config, "sub_configs", {})):
@@ -58,13 +58,13 @@ def prepare_config(config: Any) -> ConfigBefore:
 
 
 def restore_config(config: Any, before: ConfigBefore) -> None:
-    """Undoes `prepare_config`."""
+    """Undo `prepare_config`."""
     for (part, name), value in before.items():
         setattr(getattr(config, part) if part else config, name, value)
 
 
 def auto_loader(auto_class: str) -> Any:
-    """The class of transformers of that name.
+    """Return the class of transformers of that name.
 
     Raises:
         ModelError: if there is none.
@@ -81,12 +81,12 @@ def auto_loader(auto_class: str) -> Any:
 
 
 def first_line(error: BaseException) -> str:
-    """The beginning of an error's text, on one line."""
+    """Return the beginning of an error's text on one line."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def not_loadable(model: str, what: str, error: BaseException) -> ModelError:
-    """What to tell when transformers could not load something."""
+    """Return the error for something that transformers could not load."""
     if not Path(model).is_dir() and checkpoint.is_local_only(model):
         return ModelError(
             "model",

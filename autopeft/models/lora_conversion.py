@@ -1,9 +1,10 @@
-"""Writes a mixed plan as ONE LoRA, which any tool that serves LoRA can load.
+"""Convert adapters to LoRA, and cut trained LoRAs to lower ranks.
 
-Whatever a method does to a linear module, once folded in it is a change of the weight; where that
-change has a low rank, a LoRA of that rank is the same adapter. Ranks differ from site to site, and
-alpha equals rank everywhere, so that every scaling is 1: tools that read one scaling from the
-configuration (vLLM) agree with peft, which reads one for each module.
+A mixed plan can be written as ONE LoRA, which any tool that serves LoRA can load: a merged adapter
+is a change of a weight, and where that change has a low rank, a LoRA of that rank is the same
+adapter. Ranks differ between sites, and alpha equals rank everywhere, so that every scaling is 1:
+tools that read one scaling from the configuration (vLLM) agree with peft, which reads one for each
+module.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ from autopeft.models.method_hooks import ADAPTER_NAME
 from autopeft.models.saving import PEFT_PREFIX, TASK_TYPES, head_tensors, whole_modules
 
 MAX_RANK = 128
-"""Ranks above this are not worth a LoRA, and few servers take them."""
+"""Default limit; few servers take higher ranks."""
 
 _TOLERANCE = 1e-5
-"""Share of a change's norm that may be left out and still be called rounding."""
+"""Share of a change's norm that counts as rounding."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,8 @@ class Factors:
     Attributes:
         a: Shape (rank, in).
         b: Shape (out, rank).
-        error: Norm of what was left out of the change, over the change's norm; 0 if no more than
-            rounding was.
+        error: Norm of what is missing from the change over the norm of the change; 0 if it is not
+            more than rounding.
     """
 
     a: torch.Tensor
@@ -49,7 +50,7 @@ class Factors:
 
     @property
     def rank(self) -> int:
-        """Its rank."""
+        """The rank."""
         return int(self.a.shape[0])
 
 
@@ -59,14 +60,14 @@ class Conversion:
 
     Attributes:
         factors: Module path -> factors.
-        lost: Module path -> why what it holds is not, or not wholly, in the LoRA.
+        lost: Module path -> why its adapter is not, or not fully, in the LoRA.
     """
 
     factors: Mapping[str, Factors]
     lost: Mapping[str, str] = field(default_factory=dict)
 
     def lost_by_reason(self) -> dict[str, list[str]]:
-        """Why -> module paths."""
+        """Return reason -> module paths."""
         reasons: dict[str, list[str]] = {}
         for path, why in self.lost.items():
             reasons.setdefault(why, []).append(path)
@@ -74,11 +75,11 @@ class Conversion:
 
 
 def convert(attached: Attached, *, max_rank: int = MAX_RANK) -> Conversion:
-    """The LoRA nearest to an attached candidate.
+    """Return the LoRA that is closest to an attached candidate.
 
     Args:
-        attached: What to convert; left as it is.
-        max_rank: No module gets a higher rank.
+        attached: The candidate; it is not changed.
+        max_rank: The highest rank of any module.
     """
     factors: dict[str, Factors] = {}
     lost: dict[str, str] = {}
@@ -90,9 +91,9 @@ def convert(attached: Attached, *, max_rank: int = MAX_RANK) -> Conversion:
                 b, a = lora_factors(layer)
                 factors[path] = Factors(a, b)
             elif not method.mergeable:
-                lost[path] = f"{method.name} cannot be folded into a weight"
+                lost[path] = f"{method.name} cannot be merged into a weight"
             elif not isinstance(attached.original(path), nn.Linear | Conv1D):
-                lost[path] = f"{method.name} changes no linear module"
+                lost[path] = f"{method.name} does not change a linear module"
             else:
                 rest.add(path)
     names = {path: part.group.method.name for part in attached.parts for path in part.layers}
@@ -102,7 +103,7 @@ def convert(attached: Attached, *, max_rank: int = MAX_RANK) -> Conversion:
             change = module.weight.detach().double() - before[path]["weight"].double()
             if isinstance(module, Conv1D):
                 change = change.T
-            # Folding in rounded every entry of the weight.
+            # Merging rounded every entry of the weight.
             rounding = torch.finfo(module.weight.dtype).eps * float(module.weight.detach().norm())
             found = factors[path] = factorize(change, max_rank=max_rank, rounding=rounding)
             bias = before[path].get("bias")
@@ -114,15 +115,15 @@ def convert(attached: Attached, *, max_rank: int = MAX_RANK) -> Conversion:
 
 
 def factorize(change: torch.Tensor, *, max_rank: int, rounding: float = 0.0) -> Factors:
-    """The smallest LoRA that is the change up to rounding, or the best one of `max_rank`.
+    """Return the smallest LoRA equal to a change up to rounding, or the best of `max_rank`.
 
     Args:
-        change: Of a weight, shape (out, in).
-        max_rank: The most it may be.
-        rounding: Norm of the change's own error.
+        change: Change of a weight, shape (out, in).
+        max_rank: The highest rank allowed.
+        rounding: Norm of the rounding error in the change.
     """
     left, values, right = torch.linalg.svd(change.double(), full_matrices=False)
-    # left_out[r]: squared norm of all beyond the first r directions.
+    # left_out[r]: norm of all beyond the first r directions.
     squares = values.square().flip(0).cumsum(0).flip(0)
     left_out = torch.cat([squares, squares.new_zeros(1)]).sqrt()
     norm = float(left_out[0])
@@ -144,19 +145,19 @@ def export_lora(
     max_rank: int = MAX_RANK,
     allow_lossy: bool = False,
 ) -> Conversion:
-    """Writes a candidate as one standard LoRA folder.
+    """Write a candidate as one standard LoRA folder.
 
     Args:
-        attached: What to write.
-        folder: Where to; made if need be.
-        max_rank: No module gets a higher rank.
-        allow_lossy: Write the nearest LoRA where there is no equal one.
+        attached: The candidate.
+        folder: Folder to write; created if needed.
+        max_rank: The highest rank of any module.
+        allow_lossy: Write the closest LoRA where no LoRA is equal.
 
     Returns:
-        What was written, and what was lost.
+        The LoRA, and what was lost.
 
     Raises:
-        AdapterError: if something would be lost and may not be; names the layers, nothing written.
+        AdapterError: if something would be lost and `allow_lossy` is False; nothing is written.
     """
     conversion = convert(attached, max_rank=max_rank)
     if conversion.lost and not allow_lossy:
@@ -167,7 +168,7 @@ def export_lora(
             "format",
             "lora",
             f"these layers have no equal LoRA: {where}",
-            "export as peft or merged, or take the nearest LoRA with --allow-lossy",
+            "export as peft or merged, or accept the closest LoRA with --allow-lossy",
         )
     if not conversion.factors:
         raise AdapterError("format", "lora", "no layer can be a LoRA", "export as peft or merged")
@@ -204,10 +205,13 @@ def export_lora(
 
 
 class TrainedLora:
-    """What was trained, copied, so that it can be cut to any rank after it was detached.
+    """A copy of a trained LoRA, which can be cut to lower ranks after it was detached.
+
+    A LoRA trained at a high rank and cut by a truncated SVD often scores better than one trained at
+    the lower rank, and costs no training.
 
     Args:
-        attached: A plan of ordinary LoRA layers only.
+        attached: A candidate whose methods have `can_cut_rank`.
     """
 
     def __init__(self, attached: Attached) -> None:
@@ -219,7 +223,7 @@ class TrainedLora:
 
     @torch.no_grad()
     def cut_into(self, attached: Attached) -> None:
-        """Fills an attached candidate of the same sites and lower ranks with the nearest LoRA."""
+        """Fill an attached candidate with the same sites and lower ranks with the closest LoRA."""
         for part in attached.parts:
             for path, layer in part.layers.items():
                 _fill(layer, *self._factors[path])
@@ -228,7 +232,7 @@ class TrainedLora:
 
 
 def lora_factors(layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Copies of a LoRA layer's B, (out, rank), with the scaling in it, and A, (rank, in)."""
+    """Return copies of a LoRA layer's scaled B (out, rank) and of A (rank, in)."""
     b = layer.lora_B[ADAPTER_NAME].weight.detach() * layer.scaling[ADAPTER_NAME]
     return b.clone(), layer.lora_A[ADAPTER_NAME].weight.detach().clone()
 
@@ -236,7 +240,7 @@ def lora_factors(layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
 def _fill(layer: Any, b: torch.Tensor, a: torch.Tensor) -> None:
     own_a, own_b = layer.lora_A[ADAPTER_NAME].weight, layer.lora_B[ADAPTER_NAME].weight
     rank = own_a.shape[0]
-    # B A = Q_b (R_b R_a^T) Q_a^T: the decomposition of a (rank, rank) matrix is all it takes.
+    # B A = Q_b (R_b R_a^T) Q_a^T, so only a (rank, rank) matrix needs a decomposition.
     q_b, r_b = torch.linalg.qr(b.double())
     q_a, r_a = torch.linalg.qr(a.double().T)
     left, values, right = torch.linalg.svd(r_b @ r_a.T)

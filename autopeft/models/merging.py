@@ -1,4 +1,4 @@
-"""Folds adapters into their base modules, for as long as a block of code runs."""
+"""Merge adapters into their base modules for the duration of a context."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from autopeft.models.modules import LinearView, own_parameters, replace_module
 
 @contextmanager
 def merged(attached: Attached, paths: frozenset[str] | None = None) -> Iterator[Mapping[str, Any]]:
-    """The attached model with adapters folded into plain modules; undone afterwards, bit for bit.
+    """Merge an attached candidate into plain modules; undo it afterwards, bit for bit.
 
     Args:
-        attached: Its methods at those paths must be mergeable.
-        paths: Which modules; default: all adapted ones.
+        attached: The candidate; its methods at those paths must be mergeable.
+        paths: The modules to merge; default: all adapted ones.
 
     Yields:
         Module path -> the values its parameters had before, by name.
@@ -37,7 +37,7 @@ def merged(attached: Attached, paths: frozenset[str] | None = None) -> Iterator[
     try:
         for path, layer in layers.items():
             original = attached.original(path)
-            # A method that rewrites the weight has a module of its own.
+            # Methods that rewrite the weight have their own copy of the module.
             both = (*own_parameters(original), *own_parameters(_base(layer)))
             undo[path] = [(p, p.data, p.data.clone()) for p in {id(p): p for p in both}.values()]
             values = {id(p): value for p, _, value in undo[path]}
@@ -61,20 +61,20 @@ def _base(layer: Any) -> nn.Module:
 
 
 def _merge(layer: Any, original: nn.Module) -> nn.Module:
-    """Folds a layer's adapter into its base module; gives the module to put in its place."""
+    """Merge a layer's adapter into its base module; return the module to put in its place."""
     assert isinstance(layer, BaseTunerLayer)
     layer.merge(safe_merge=True)
-    folded = _base(layer)
-    if isinstance(folded, LinearView):
+    merged_base = _base(layer)
+    if isinstance(merged_base, LinearView):
         for name, parameter in original.named_parameters(recurse=False):
-            data = getattr(folded, name).data
+            data = getattr(merged_base, name).data
             parameter.data = (data.t() if name == "weight" else data).contiguous()
         return original
-    return folded
+    return merged_base
 
 
 def _unmerge(layer: Any) -> None:
-    """Makes a layer take its adapter for not merged; its base module's values are not touched."""
+    """Mark a layer's adapter as not merged, without touching its base module's values."""
     if "ln_tuning_layers" in layer._modules:
-        layer.unmerge()  # A mere exchange of modules.
+        layer.unmerge()  # Only swaps two modules.
     layer.merged_adapters.clear()

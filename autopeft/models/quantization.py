@@ -1,7 +1,7 @@
-"""Frozen weights in 4 or 8 bits, through transformers' quantization configurations.
+"""Frozen weights in 4 or 8 bits, with transformers' quantization configurations.
 
-Only the linear modules inside the blocks are quantized: embeddings, heads and normalizations stay
-as they are. Sources: LLM.int8 arXiv 2208.07339, QLoRA arXiv 2305.14314.
+Only the linear modules inside the blocks are quantized, not embeddings, heads and normalizations.
+Sources: LLM.int8 arXiv 2208.07339, QLoRA arXiv 2305.14314.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from autopeft.models.loading import first_line
 from autopeft.utils.quiet import QUANTIZERS, quiet_loggers, silence
 
 NONE = "none"
-"""The weights stay as they are."""
+"""The scheme that leaves weights as they are."""
 
 _MARKS = ("is_loaded_in_4bit", "is_loaded_in_8bit", "hf_quantizer")
-"""What transformers leaves on a quantized model and peft looks for."""
+"""Attributes that transformers sets on a quantized model and peft reads."""
 
 _FLOAT_BYTES = 4
 
@@ -39,14 +39,14 @@ class Scheme:
     """One way to store weights.
 
     Attributes:
-        name: As in the settings.
-        package: What it needs.
-        bits: Of a weight.
-        block: Weights that share a scale; 0: those of one output.
-        module_bytes: What it keeps for each module besides: its code book.
-        keeps_input: True if a module keeps its input for the backward pass, where that is to have a
+        name: Its name in the settings.
+        package: The package that it needs.
+        bits: Bits of a weight.
+        block: Weights that share a scale; 0: all of one output.
+        module_bytes: Further bytes for each module: its code book.
+        keeps_input: Whether a module keeps its input for the backward pass, where the input needs a
             gradient.
-        takes_conv1d: True if it can store the weights of GPT-2's Conv1D.
+        takes_conv1d: Whether it can store the weights of GPT-2's Conv1D.
     """
 
     name: str
@@ -58,13 +58,13 @@ class Scheme:
     takes_conv1d: bool = True
 
     def weight_bytes(self, shape: Shape) -> int:
-        """What the weight of one module takes, its scales included."""
+        """Return the bytes of one module's weight, scales included."""
         weights = shape[0] * shape[1]
         scales = math.ceil(weights / self.block) if self.block else shape[0]
         return math.ceil(weights * self.bits / 8) + scales * _FLOAT_BYTES + self.module_bytes
 
     def config(self, kept: list[str]) -> Any:
-        """The configuration for transformers; modules at the patterns `kept` stay as they are."""
+        """Return transformers' configuration; modules that match `kept` are not quantized."""
         if self.package == "torchao":
             from torchao.quantization import Int8WeightOnlyConfig
             from transformers import TorchAoConfig
@@ -77,13 +77,13 @@ class Scheme:
         return BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
-            # What is computed in is up to autocast, as for any other module.
+            # Autocast decides the precision, as for any other module.
             bnb_4bit_compute_dtype=torch.float32,
             llm_int8_skip_modules=kept,
         )
 
     def quantized(self, module: nn.Linear) -> nn.Module:
-        """One module, quantized without transformers."""
+        """Return one module quantized without transformers."""
         if self.package == "torchao":
             from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
@@ -109,11 +109,11 @@ SCHEMES: Mapping[str, Scheme] = {
         Scheme("torchao-int8", "torchao", bits=8, takes_conv1d=False),
     )
 }
-"""By name. torchao's 4-bit weights are not among them: they have no backward pass."""
+"""Schemes by name. torchao's 4-bit weights have no backward pass and are left out."""
 
 
 def scheme_of(name: str) -> Scheme:
-    """The scheme of that name.
+    """Return the scheme of that name.
 
     Raises:
         SettingsError: if there is none.
@@ -126,11 +126,11 @@ def scheme_of(name: str) -> Scheme:
 
 
 def check_backend(name: str, device: str) -> None:
-    """Raises unless weights can be stored like that and trained over here.
+    """Check that a scheme works on a device of this machine, by one step of training.
 
     Args:
         name: A scheme's name, or "none".
-        device: "cpu", "cuda"...; a GPU that only other machines have is not tried.
+        device: "cpu", "cuda"...; a GPU that this machine lacks is not tried.
 
     Raises:
         SettingsError: if its package is missing, or does not run on the device.
@@ -152,7 +152,7 @@ def check_backend(name: str, device: str) -> None:
             module = scheme.quantized(nn.Linear(64, 64, device=device).requires_grad_(False))
             x = torch.ones(2, 64, device=device, requires_grad=True)
             module(x).sum().backward()
-    except Exception as error:  # Backends raise whatever their kernels raise.
+    except Exception as error:  # Kernels may raise anything.
         raise SettingsError(
             "quantization",
             name,
@@ -162,15 +162,15 @@ def check_backend(name: str, device: str) -> None:
 
 
 def quantized_modules(model: nn.Module, blocks: tuple[str, ...], name: str) -> dict[str, Shape]:
-    """Path -> (out, in) of the modules that are quantized.
+    """Return path -> (out, in) of the modules that a scheme quantizes.
 
     Args:
-        model: The model before that; may be on `meta`.
+        model: The unquantized model; may be on `meta`.
         blocks: Paths of its blocks.
         name: The scheme's name.
     """
     scheme = scheme_of(name)
-    # T5 computes wrongly unless some of its modules keep all their bits; transformers sees to it.
+    # T5 needs full precision in some modules; transformers keeps it there.
     exempt = list(getattr(model, "_keep_in_fp32_modules", None) or ())
     found: dict[str, Shape] = {}
     for path, module in model.named_modules():
@@ -184,7 +184,7 @@ def quantized_modules(model: nn.Module, blocks: tuple[str, ...], name: str) -> d
             found[path] = (int(module.weight.shape[1]), int(module.weight.shape[0]))
     if not found:
         raise SettingsError(
-            "quantization", name, "the model has no module it could store", "use none"
+            "quantization", name, "the model has no module that it can quantize", "use none"
         )
     return found
 
@@ -192,13 +192,13 @@ def quantized_modules(model: nn.Module, blocks: tuple[str, ...], name: str) -> d
 def load_arguments(
     model: nn.Module, blocks: tuple[str, ...], name: str, device: str
 ) -> dict[str, Any]:
-    """What `from_pretrained` takes to quantize a model on a device.
+    """Return the arguments of `from_pretrained` that quantize a model on a device.
 
     Args:
         model: The same model on `meta`.
         blocks: Paths of its blocks.
         name: The scheme's name.
-        device: Where it will be.
+        device: Device of the loaded model.
     """
     inside = quantized_modules(model, blocks, name)
     outside = [
@@ -211,7 +211,7 @@ def load_arguments(
 
 
 def pass_marks(model: nn.Module, holder: nn.Module) -> None:
-    """Tells peft about a holder's modules what transformers has noted on their model."""
+    """Copy transformers' marks of quantization from a model to a holder of its modules."""
     for mark in _MARKS:
         value = getattr(model, mark, None)
         if value is not None:
@@ -219,29 +219,29 @@ def pass_marks(model: nn.Module, holder: nn.Module) -> None:
 
 
 def is_quantized(model: nn.Module) -> bool:
-    """True if transformers has quantized the model."""
+    """Return whether transformers has quantized the model."""
     return bool(getattr(model, "is_quantized", False))
 
 
-def steady(model: nn.Module) -> None:
-    """Keeps a quantized model as it was loaded, and quiet.
-
-    On some CPUs bitsandbytes would repack 4-bit weights at the first evaluation: for good, with
-    scales rounded to 16 bits, and not for every shape. There peft puts an 8-bit weight anew on the
-    device where it is, and bitsandbytes then loses its scales. And it tells at every step that it
-    computes 8-bit products in 16 bits.
-    """
+def keep_weights(model: nn.Module) -> None:
+    """Keep bitsandbytes from changing a loaded model's weights and from logging at each step."""
     for module in model.modules():
+        # On CPUs with AVX512-BF16, bitsandbytes would repack 4-bit weights at the first evaluation
+        # (bitsandbytes-foundation/bitsandbytes#1804): permanently, with scales rounded to 16 bits,
+        # and not for every shape.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
         weight = module._parameters.get("weight")
+        # peft moves an 8-bit weight to the device where it already is, and bitsandbytes then loses
+        # its scales (no upstream issue known).
         if type(weight).__name__ == "Int8Params":
-            weight.to = _Staying(weight)  # type: ignore[union-attr, method-assign]
+            weight.to = _SameDevice(weight)  # type: ignore[union-attr, method-assign]
+    # It says at each step that 8-bit products are computed in 16 bits (huggingface/peft#2424).
     silence("bitsandbytes.autograd._functions")
 
 
-class _Staying:
-    """A weight's `to` that gives the weight itself where nothing is to change."""
+class _SameDevice:
+    """A weight's `to` that returns the weight itself if the device stays the same."""
 
     def __init__(self, weight: Any) -> None:
         self._weight, self._to = weight, weight.to
@@ -252,15 +252,15 @@ class _Staying:
         return self._to(*args, **kwargs)
 
 
-def shrunk(table: PriceTable, modules: Mapping[str, Shape], name: str) -> PriceTable:
-    """The price table of the same model with its weights quantized.
+def quantized_table(table: PriceTable, modules: Mapping[str, Shape], name: str) -> PriceTable:
+    """Return the price table of the same model with quantized weights.
 
-    FLOPs stay: weights are unpacked to be multiplied. Room to unpack the largest of them counts as
-    weights.
+    FLOPs stay the same: weights are unpacked before they are multiplied. Memory to unpack the
+    largest one counts as weights.
 
     Args:
-        table: Of the model as it is.
-        modules: Path -> (out, in) of what is quantized.
+        table: The table of the unquantized model.
+        modules: Path -> (out, in) of the quantized modules.
         name: The scheme's name.
     """
     scheme = scheme_of(name)
@@ -274,7 +274,7 @@ def shrunk(table: PriceTable, modules: Mapping[str, Shape], name: str) -> PriceT
 
 
 def _keeping_inputs(block: BlockCosts) -> BlockCosts:
-    """A block whose linear modules keep their inputs wherever these need a gradient."""
+    """Return a block whose linear modules keep their inputs where these need a gradient."""
 
     def named(role: str) -> str:
         return block.input_of.get(role, role)
@@ -283,7 +283,7 @@ def _keeping_inputs(block: BlockCosts) -> BlockCosts:
     for sources, usage in block.usages.items():
         kept: dict[str, float] = {}
         for role in usage.live_inputs.intersection(LINEAR_ROLES):
-            if named(role) != ENCODER:  # All blocks read that, and keep it once.
+            if named(role) != ENCODER:  # All decoder blocks read it, and it is kept once.
                 kept[named(role)] = max(
                     kept.get(named(role), 0.0), usage.input_bytes.get(role, 0.0)
                 )

@@ -1,1 +1,1 @@
-"""Measures what candidates cost on one model, before any training."""
+"""Measure what candidates cost on one model, before any training."""

@@ -1,4 +1,4 @@
-"""Measures one block of a model: what it costs for every set of sources of gradients."""
+"""Measure one block of a model: its costs for every set of sources of gradients."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from autopeft.profiling.counters import (
 )
 
 QUERIES = "@queries"
-"""A prefix's input."""
+"""The name of a prefix's input."""
 
 
 @dataclass
@@ -32,7 +32,7 @@ class BlockCall:
     Attributes:
         args: Positional arguments.
         kwargs: Keyword arguments.
-        times: How often it was called in one forward pass.
+        times: Calls in one forward pass.
     """
 
     args: tuple[Any, ...]
@@ -41,14 +41,14 @@ class BlockCall:
 
     @property
     def hidden(self) -> torch.Tensor:
-        """The block's own input."""
+        """The block's hidden states."""
         found: torch.Tensor = self.args[0] if self.args else self.kwargs["hidden_states"]
         return found
 
 
 @dataclass
 class _Seen:
-    """What hooks on a block's roles saw in one run."""
+    """What hooks saw in one run: inputs of roles, and roles with live inputs and outputs."""
 
     live_inputs: set[str] = field(default_factory=set)
     live_outputs: set[str] = field(default_factory=set)
@@ -76,8 +76,8 @@ class BlockProbe:
             role: [model.get_submodule(path) for path in paths] for role, paths in roles.items()
         }
         if "attn" in self.modules:
-            # What a prefix changes is what the heads hand to the output projection. Watched first:
-            # to that projection, too, its input is then live.
+            # A prefix changes what the heads pass to the output projection. It is watched first, so
+            # that this projection, too, sees a live input.
             self.modules = {**self.modules, "attn": self.modules["attn.o"]}
             self.modules = {"attn": self.modules.pop("attn"), **self.modules}
         self.encoder = None if encoder_output is None else storage_id(encoder_output)
@@ -95,7 +95,7 @@ class BlockProbe:
         )
 
     def price(self) -> BlockCosts:
-        """Runs the block for every set of sources."""
+        """Run the block for every set of sources."""
         names = [*self.modules, HIDDEN, *([ENCODER] if self.has_encoder else [])]
         reach = {}
         for name in names:
@@ -117,7 +117,7 @@ class BlockProbe:
         )
 
     def _input_name(self, seen: _Seen, role: str) -> str:
-        """Roles that read one tensor get one name; what every decoder block reads, one for all."""
+        """Return one name for each tensor that roles read; `ENCODER` for the encoder's output."""
         if role == "attn":
             return QUERIES
         mine = storage_id(seen.inputs[role])
@@ -138,9 +138,9 @@ class BlockProbe:
             for role, t in seen.inputs.items()
         }
         if seen.has_live_heads:
-            input_bytes["attn"] = 0.0  # The attention over the tokens keeps the queries, too.
+            input_bytes["attn"] = 0.0  # The attention over the tokens keeps the queries anyway.
         if any("norm" in reach[source] for source in sources):
-            # The same for all sources above which all of the block's normalizations lie.
+            # Equal for all sources with all of the block's normalizations downstream.
             plain, _ = self._run(frozenset({HIDDEN}))
             trained, _ = self._run(frozenset({HIDDEN, "norm"}))
             input_bytes["norm"] = max(trained.saved_bytes - plain.saved_bytes, 0.0)
@@ -168,7 +168,7 @@ class BlockProbe:
                     parameter.requires_grad_(True)
                     stack.callback(parameter.requires_grad_, False)
             for role, modules in self.modules.items():
-                # The block has a normalization downstream only if all of them are.
+                # The role "norm" is live only if all of the block's normalizations are.
                 for handle in self._watch(role, modules, role in sources, seen):
                     stack.callback(handle.remove)
             run = run_and_count(
@@ -221,7 +221,7 @@ class BlockProbe:
             yield module.register_forward_hook(after)
 
     def _at_heads(self, is_source: bool, seen: _Seen) -> Any:
-        """A hook on the output projection that sees its input as what a prefix changes."""
+        """Return a hook on the output projection that treats its input as a prefix's output."""
 
         def before(_: nn.Module, args: tuple[Any, ...]) -> Any:
             heads = args[0]

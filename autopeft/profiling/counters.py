@@ -1,4 +1,4 @@
-"""Runs something forward and backward and counts FLOPs and what is kept in between."""
+"""Count the FLOPs of a forward and backward pass, and the bytes kept in between."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from torch.utils.flop_counter import flop_registry
 
 @dataclass(frozen=True)
 class Run:
-    """What one forward and backward pass cost.
+    """The costs of one forward and backward pass.
 
     Attributes:
         forward_flops: FLOPs of the forward pass.
         backward_flops: FLOPs of the backward pass.
-        saved_bytes: What the forward pass kept for the backward pass, weights not counted.
-        kept: Storages that were kept, weights and shared ones not among them.
-        kept_shared: Storages that were kept and are shared with others.
+        saved_bytes: Bytes kept for the backward pass, without weights and shared storages.
+        kept: The storages that make up `saved_bytes`.
+        kept_shared: Shared storages that were kept.
     """
 
     forward_flops: float = 0.0
@@ -33,13 +33,13 @@ class Run:
 
 
 class FlopCount(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts what `FlopCounterMode` counts, with its formulas.
+    """Count what `FlopCounterMode` counts, with its formulas.
 
-    That one also watches modules, through hooks that keep graphs alive: what is kept in memory
-    could not be told while it counts.
+    That class also watches modules, with hooks that keep graphs alive, so memory could not be
+    measured while it counts.
 
     Attributes:
-        flops: So far.
+        flops: Count so far.
     """
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class FlopCount(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class _Kept:
-    """Holds a saved tensor for as long as autograd does."""
+    """Hold a saved tensor as long as autograd does."""
 
     __slots__ = ("__weakref__", "tensor")
 
@@ -67,19 +67,19 @@ class _Kept:
 
 
 def storage_id(tensor: torch.Tensor) -> int:
-    """Equal for tensors that share memory, as long as one of them lives."""
+    """Return a number that is equal for tensors that share memory, while one of them is alive."""
     return int(tensor.untyped_storage()._cdata)
 
 
 def storage_sizes(tensor: torch.Tensor) -> dict[int, float]:
-    """Storage -> bytes of it that a tensor uses; several storages if the tensor is sparse."""
+    """Return storage -> bytes that a tensor uses; sparse tensors have several storages."""
     is_sparse = tensor.layout is torch.sparse_coo
     parts = (tensor._indices(), tensor._values()) if is_sparse else (tensor,)
     return {storage_id(part): float(part.numel() * part.element_size()) for part in parts}
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:
-    """All tensors in nested tuples, lists and mappings."""
+    """Yield all tensors in nested tuples, lists and mappings."""
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, Mapping):
@@ -91,12 +91,12 @@ def tensors_in(value: Any) -> Iterator[torch.Tensor]:
 
 
 def first_tensor(value: Any) -> torch.Tensor:
-    """The first tensor in a module's output."""
+    """Return the first tensor in a module's output."""
     return next(tensors_in(value))
 
 
 def new_source(tensor: torch.Tensor) -> torch.Tensor:
-    """The same values, with gradients starting here; may be changed in place, as a leaf may not."""
+    """Return the same values with gradients starting here; unlike a leaf, it can be changed."""
     return tensor.detach().requires_grad_().clone()
 
 
@@ -106,12 +106,12 @@ def run_and_count(
     not_kept: nn.Module,
     shared: Mapping[int, float] | None = None,
 ) -> Run:
-    """Counts a forward pass, and a backward pass where its result requires a gradient.
+    """Count a forward pass, and a backward pass if the result requires a gradient.
 
     Args:
-        forward: Gives the tensor to go back from.
-        not_kept: Its parameters and buffers are there anyway and not counted as kept.
-        shared: Storages that are not counted as kept here either, but reported.
+        forward: Returns the tensor where the backward pass starts.
+        not_kept: A model whose parameters and buffers are not counted as kept.
+        shared: Storages that are not counted in `saved_bytes` but reported.
 
     Returns:
         The counts. A tensor counts as kept if autograd still holds it at the end of the forward
@@ -120,7 +120,7 @@ def run_and_count(
     held: list[weakref.ref[_Kept]] = []
 
     def pack(tensor: torch.Tensor) -> _Kept:
-        # Detached: an operation that saves its own result would otherwise keep itself alive.
+        # Detached, or an operation that saves its own result would keep itself alive.
         kept = _Kept(tensor.detach())
         held.append(weakref.ref(kept))
         return kept

@@ -1,4 +1,4 @@
-"""Fake tensors: a model without values, whose operations compute shapes and no numbers."""
+"""Fake tensors: a model whose operations compute shapes only."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from torch.overrides import TorchFunctionMode
 
 
 class DenseExperts(TorchFunctionMode):
-    """Lets products of experts run on fake tensors: each token meets one expert, whichever.
+    """Run products of experts on fake tensors, with one expert for all tokens.
 
-    The fused kernel has no fake counterpart for every type of number. One expert for all tokens
-    costs what several cost for a share of them each. (`FlopCounterMode` does not count the kernel.)
+    The fused kernel has no fake version for every dtype (no upstream issue known). One expert for
+    all tokens costs as much as several for a share each. `FlopCounterMode` does not count the
+    kernel.
     """
 
     def __torch_function__(
@@ -27,7 +28,7 @@ class DenseExperts(TorchFunctionMode):
 
 
 def make_fake(model: nn.Module, device: str) -> None:
-    """Swaps all tensors for fake ones on a device; must run inside a `FakeTensorMode`."""
+    """Replace all tensors by fake ones on a device; call it inside a `FakeTensorMode`."""
     made: dict[int, torch.Tensor] = {}
 
     def fake(tensor: torch.Tensor) -> torch.Tensor:
@@ -47,10 +48,10 @@ def make_fake(model: nn.Module, device: str) -> None:
 
 
 def sample_batch(model: nn.Module, rows: int, length: int, device: str) -> dict[str, torch.Tensor]:
-    """A batch of the model's kind, labels included; readies its configuration for it."""
+    """Return a batch for the model, labels included, and prepare its configuration."""
     config: Any = model.config
     for module in model.modules():
-        # A cache kept from one run would be read by the next; decoders have a copy of the setting.
+        # A cache kept by one run would be read by the next one. Decoders copy the setting.
         own: Any = getattr(module, "config", None)
         if own is not None:
             own.use_cache = False
@@ -72,7 +73,7 @@ def sample_batch(model: nn.Module, rows: int, length: int, device: str) -> dict[
         batch[name] = torch.zeros(rows, config.num_mel_bins, frames, device=device)
     else:
         batch[name] = whole_numbers(rows, length)
-        # Rows are padded as a rule, and then attention takes another path than without a mask.
+        # Rows are usually padded, and attention takes another path with a mask.
         batch["attention_mask"] = whole_numbers(rows, length)
     if "labels" not in inspect.signature(model.forward).parameters:
         return batch
@@ -92,7 +93,7 @@ def sample_batch(model: nn.Module, rows: int, length: int, device: str) -> dict[
 def without(
     batch: dict[str, torch.Tensor], *names: str, is_encoder_decoder: bool = False
 ) -> dict[str, torch.Tensor]:
-    """The batch without some of its tensors; a decoder that loses its labels gets its input so."""
+    """Return the batch without some tensors; a decoder without labels gets them as its input."""
     kept = {name: tensor for name, tensor in batch.items() if name not in names}
     labels = batch.get("labels")
     if "labels" in names and labels is not None and is_encoder_decoder:

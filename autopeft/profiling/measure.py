@@ -1,10 +1,9 @@
-"""Measures a model's price table: on fake tensors, without its weights, one block of each kind.
+"""Measure a model's price table on fake tensors, without its weights, one block of each kind.
 
-Each kind of block is run alone, forward and backward, once for every set of sources (see
-`autopeft.costs.table`), with `FlopCounterMode`'s formulas and `saved_tensors_hooks`. Fake tensors
-of the device that will train choose the attention kernel that device would choose; FLOPs are
-therefore exactly what `FlopCounterMode` counts there. (It does not count the fused attention kernel
-of CPUs.)
+Each kind of block runs alone, forward and backward, once for every set of sources (see
+`autopeft.costs.usage`), with `FlopCounterMode`'s formulas and `saved_tensors_hooks`. Fake tensors
+take the attention kernel of the device that will train, so FLOPs are exactly what `FlopCounterMode`
+counts there. (It does not count the fused attention kernel of CPUs.)
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from autopeft.costs import BlockCosts, PriceTable, Topology, Usage
 from autopeft.errors import ModelError
 from autopeft.models.backbone import Backbone
 from autopeft.models.loading import first_line
-from autopeft.models.quantization import NONE, quantized_modules, shrunk
+from autopeft.models.quantization import NONE, quantized_modules, quantized_table
 from autopeft.plan import MODEL
 from autopeft.profiling.block import BlockCall, BlockProbe
 from autopeft.profiling.fake_tensors import DenseExperts, make_fake, sample_batch, without
@@ -43,21 +42,31 @@ def price_table(
     device: str = "cpu",
     prompt_sizes: Sequence[int] = (),
 ) -> PriceTable:
-    """The price table of a backbone made by `build_meta`.
+    """Measure the price table of a backbone made by `build_meta`.
 
-    Its topology has room for the prompts that fit beside the longest row.
+    A machine without a GPU does not know a GPU's kernels and measures for the CPU.
 
-    A machine without a GPU cannot tell which kernels one would choose, and prices for the CPU.
+    Args:
+        backbone: The model.
+        batch_size: Rows in a step.
+        mean_length: Mean tokens of a padded row; for FLOPs.
+        longest_length: Tokens of the longest row; for memory.
+        device: Device that will train, "cpu" or "cuda".
+        prompt_sizes: Virtual tokens of the prompts to price; those that do not fit beside the
+            longest row are left out.
+
+    Raises:
+        ModelError: if the model computes different things for different data.
     """
     if device.startswith("cuda") and not torch.cuda.is_available():
         device = "cpu"
     mean, longest = max(1, round(mean_length)), max(1, longest_length)
     topology = topology_beside(backbone.model, backbone.layout, longest)
-    room = topology.shape(0, MODEL)
+    longest_prompt = (topology.shape(0, MODEL) or (0, 0))[0]
     model = copy.deepcopy(backbone.model)
     with FakeTensorMode(allow_non_fake_inputs=True), DenseExperts():
         make_fake(model, device)
-        sizes = (0, *(n for n in sorted(set(prompt_sizes)) if room and n <= room[0]))
+        sizes = (0, *(n for n in sorted(set(prompt_sizes)) if n <= longest_prompt))
         tables = {
             size: _table(model, backbone, topology, batch_size, mean, longest, device, size)
             for size in sizes
@@ -75,7 +84,7 @@ def _table(
     device: str,
     prompt_size: int,
 ) -> PriceTable:
-    """The table of a fake model with a prompt of some virtual tokens, or of none."""
+    """Measure a fake model with a prompt of `prompt_size` virtual tokens."""
     with prompted(model, backbone.layout, prompt_size) as prompt:
         flops = _Measured.of(model, backbone, batch_size, mean, device, prompt)
         memory = flops
@@ -103,7 +112,7 @@ def _table(
     if backbone.quantization == NONE:
         return table
     modules = quantized_modules(backbone.model, backbone.layout.blocks, backbone.quantization)
-    return shrunk(table, modules, backbone.quantization)
+    return quantized_table(table, modules, backbone.quantization)
 
 
 def _combine_usage(flops: Usage, memory: Usage) -> Usage:
@@ -111,7 +120,7 @@ def _combine_usage(flops: Usage, memory: Usage) -> Usage:
 
 
 def _combine(flops: BlockCosts, memory: BlockCosts) -> BlockCosts:
-    """FLOPs of a step of mean length, memory of a step of the longest rows."""
+    """Combine the FLOPs of a mean step with the memory of a step of the longest rows."""
     return replace(
         memory,
         usages={
@@ -146,7 +155,7 @@ class _Measured:
         device: str,
         prompt: Sequence[nn.Parameter] = (),
     ) -> _Measured:
-        """Measures a fake model on rows of one length; `prompt`: what it has of virtual tokens."""
+        """Measure a fake model on rows of one length, with the parameters of its prompt."""
         whole, (calls, encoder_output, largest) = _first_that_runs(
             model, backbone, rows, length, device
         )
@@ -159,7 +168,7 @@ class _Measured:
         blocks = []
         context_numbers: dict[int, int] = {}
         for name in distinct:
-            # The last of a kind: a first block may compute what later ones are given (T5's biases).
+            # The last of a kind: a first block may compute what later ones get (T5's biases).
             layer = len(names) - 1 - names[::-1].index(name)
             roles = {
                 role: where
@@ -186,7 +195,7 @@ class _Measured:
 
 
 def _kind(block: nn.Module, call: BlockCall, backbone: Backbone, layer: int) -> object:
-    """Equal for blocks that cost the same."""
+    """Return a key that is equal for blocks of equal costs."""
     shapes = tuple(
         (name, tuple(p.shape))
         for name, module in block.named_modules()
@@ -201,9 +210,9 @@ def _kind(block: nn.Module, call: BlockCall, backbone: Backbone, layer: int) -> 
 def _first_that_runs(
     model: nn.Module, backbone: Backbone, rows: int, length: int, device: str
 ) -> tuple[WholeModel, tuple[list[BlockCall], torch.Tensor | None, float]]:
-    """Tries a whole batch, then one without labels, then one without a mask.
+    """Try a whole batch, then one without labels, then one without a mask.
 
-    Some losses and masks look into their tensors, and fake tensors hold no values.
+    Some losses and masks read the values of their tensors, and fake tensors have none.
     """
     batch = sample_batch(model, rows, length, device)
     for left_out in ((), ("labels",), ("attention_mask",), ("labels", "attention_mask")):
@@ -215,7 +224,7 @@ def _first_that_runs(
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             failure = error
         except RuntimeError as error:
-            # Some kernels (grouped products of experts) have no fake counterpart on every device.
+            # Some kernels (grouped products of experts) have no fake version on every device.
             failure = error
             break
     raise ModelError(

@@ -1,7 +1,8 @@
-"""Finds out which of the last block's hidden states a model's head reads.
+"""Find out which of the last block's hidden states a model's head reads.
 
-Most classifiers read one token of each text: an encoder's first, a decoder's last. What the last
-block computes for the others, keys and values apart, is dead work (`autopeft.training.last_block`).
+Most classifiers read one token of each text: an encoder's first, a decoder's last. All else that
+the last block computes for other tokens, except keys and values, is unused; see
+`autopeft.training.last_block`.
 """
 
 from __future__ import annotations
@@ -19,17 +20,17 @@ from autopeft.models.layout import Layout, is_chain
 
 
 def n_logit_weights(backbone: Backbone) -> int:
-    """Weights of what turns a hidden state into a vocabulary's logits; 0 if there is none."""
+    """Return the number of weights of the output embedding, 0 without one."""
     embedding: Any = backbone.model.get_output_embeddings()  # type: ignore[operator]
     return 0 if embedding is None else int(embedding.weight.numel())
 
 
 def narrow_modules(model: nn.Module, layout: Layout) -> tuple[str, ...]:
-    """Paths, in the last block, of the largest modules that treat every position alone.
+    """Return the paths of the last block's largest modules that treat every position alone.
 
     Args:
         model: The model without adapters.
-        layout: Its own.
+        layout: Its layout.
     """
     last = layout.topology.n_layers - 1
     found_at = [layout.modules.get((last, role), ()) for role in NARROW_ROLES]
@@ -53,19 +54,19 @@ def narrow_modules(model: nn.Module, layout: Layout) -> tuple[str, ...]:
 def read_positions(
     backbone: Backbone, loss: Callable[[nn.Module], torch.Tensor], rows: int, length: int
 ) -> torch.Tensor | None:
-    """Which of the last block's hidden states a loss depends on.
+    """Return which of the last block's hidden states a loss depends on.
 
-    Found by the gradient that reaches them, with random weights around the blocks; neither blocks
-    nor embeddings are computed.
+    This is where gradients arrive, with random weights around the blocks; neither blocks nor
+    embeddings are computed.
 
     Args:
         backbone: Made by `build_meta`.
-        loss: Runs a model on a batch on the CPU.
-        rows: Of that batch.
-        length: Tokens of each.
+        loss: Computes the loss of a model on a batch on the CPU.
+        rows: Rows of that batch.
+        length: Tokens of each row.
 
     Returns:
-        True where one is read, shape (rows, length); None where that cannot be told.
+        True where a state is read, shape (rows, length); None if that cannot be determined.
     """
     if not is_chain(backbone.layout.blocks):
         return None
@@ -78,7 +79,7 @@ def read_positions(
         try:
             calls = _stand_in(model, backbone.layout.blocks, shape(hidden))
             loss(model).backward()  # type: ignore[no-untyped-call]
-        except Exception:  # Whatever a model's own code raises when a block returns another kind.
+        except Exception:  # A model's own code may raise anything if a block returns another type.
             continue
         if hidden.grad is not None and calls == [1] * len(calls):
             return hidden.grad.abs().sum(dim=-1) > 0
@@ -90,11 +91,11 @@ _OUTPUTS: tuple[Callable[[torch.Tensor], Any], ...] = (
     lambda hidden: (hidden, None),
     lambda hidden: hidden,
 )
-"""What blocks return. A model that expects a tuple might take a tensor apart, not the reverse."""
+"""What blocks return, in this order: a model that expects a tuple might unpack a tensor."""
 
 
 def _hollow(backbone: Backbone) -> nn.Module:
-    """A copy whose embeddings give zeros, with random weights around the blocks."""
+    """Return a copy with embeddings that return zeros and random weights around the blocks."""
     model = copy.deepcopy(backbone.model)
     inside = tuple(f"{path}." for path in backbone.layout.blocks)
     generator = torch.Generator().manual_seed(0)
@@ -120,18 +121,18 @@ def _hollow(backbone: Backbone) -> nn.Module:
 
 
 def _zeros(width: int) -> Callable[..., torch.Tensor]:
-    # Some kinds of embedding take more than their first argument (OPT's of positions).
+    # Some embeddings take more than one argument (OPT's of positions).
     return lambda ids, *_, **__: torch.zeros(*ids.shape, width)
 
 
 def _few_logits(width: int, size: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A vocabulary's logits that repeat a few: the real product would need all its weights."""
+    """Return a function for logits that repeats a few: the real product would need all weights."""
     weight = torch.randn(width, 16, generator=torch.Generator().manual_seed(0))
     return lambda x: (x @ weight).repeat(*[1] * (x.dim() - 1), -(-size // 16))[..., :size]
 
 
 def _stand_in(model: nn.Module, blocks: Sequence[str], output: Any) -> list[int]:
-    """Has every block return this; how often each was called is counted in the result."""
+    """Let every block return `output`; the result counts the calls of each."""
     calls = [0] * len(blocks)
 
     def returning(layer: int) -> Callable[..., Any]:

@@ -227,7 +227,7 @@ def test_one_candidate_at_a_time() -> None:
     backbone = _backbone("llama")
     candidate = candidate_of(random_plan(backbone.topology, 1))
     with attach(backbone, candidate, seed=0) as attached:
-        with pytest.raises(RuntimeError, match="attached already"):
+        with pytest.raises(RuntimeError, match="another candidate is attached"):
             attach(backbone, candidate, seed=0)
         attached.detach()
         attached.detach()

@@ -121,7 +121,7 @@ def test_a_quantized_model_differs_in_little_but_its_size(
     folders: dict[str, str], scheme: str, name: str
 ) -> None:
     if name == "gpt2" and not SCHEMES[scheme].takes_conv1d:
-        with pytest.raises(SettingsError, match="has no module it could store"):
+        with pytest.raises(SettingsError, match="has no module that it can quantize"):
             _load(folders, name, scheme)
         return
     plain = load_backbone(folders[name], auto_class=KINDS[name].auto_class)

@@ -255,7 +255,7 @@ def test_where_there_is_no_place_for_a_prefix_it_is_refused(name: str) -> None:
 
 
 def test_the_role_of_a_prefix_cannot_be_mapped() -> None:
-    with pytest.raises(ModelError, match="no role that can be mapped"):
+    with pytest.raises(ModelError, match="is not a role that can be mapped"):
         find_layout(build("bert", device="meta").model, role_map={"attn": "query"})
 
 
