@@ -1,4 +1,4 @@
-"""Decides what each free worker does next: search, then confirm, within the budget. No ray."""
+"""Decides what each free worker does next: search, then confirm, within the budget."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Literal
 
-from autopeft.confirm.finalists import (
-    Nominee,
-    choose_finalists,
-    lower_ranks,
-)
+from autopeft.confirm.finalists import choose_finalists
 from autopeft.confirm.store import ConfirmationStore
-from autopeft.costs import Price
 from autopeft.costs.objectives import Objective
 from autopeft.engine.budget import Budget, BudgetTracker
+from autopeft.engine.confirmation_plan import (
+    affordable,
+    affordable_lower_ranks,
+    confirmation_jobs,
+)
 from autopeft.engine.messages import (
     Activity,
     ConfirmMessage,
@@ -26,14 +25,13 @@ from autopeft.engine.messages import (
     Message,
     RungMessage,
 )
-from autopeft.plan import Candidate
 from autopeft.searcher.controller import SearchController
 from autopeft.trial import Decision, Trial
 
 Phase = Literal["search", "confirmation", "done"]
 
-_COMPRESSION_MARGIN = 0.9
-"""Share of the time left that confirmations and lower ranks together may be expected to take."""
+_Key = tuple[str, str, int]
+"""A job's kind, digest and seed: its identity."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +44,10 @@ class Progress:
         n_trials: Ended trials by state: complete, pruned, failed.
         ended: The trial that ended last in this run, if any.
         front: The front so far, cheapest first.
-        n_running: Jobs on workers now; one more may be waiting.
+        n_running: Jobs that workers are running.
         n_confirmed: Confirmations done.
         n_to_confirm: Confirmations planned; 0 during the search.
-        seconds_left: Of the budget; inf without a time limit.
+        seconds_left: Seconds left of the budget; inf without a time limit.
     """
 
     phase: Phase
@@ -64,21 +62,34 @@ class Progress:
 
 
 class Dispatcher:
-    """Hands out jobs and takes their messages; one object on the driver, called by one thread.
+    """Hands out jobs and takes their messages, on the driver. A single thread must call it.
 
     Args:
         controller: Proposes candidates and keeps the study.
         budget: What may be spent and what has been.
         store: Where confirmations are kept.
         objectives: Quality first.
-        seed: Search trainings use it; confirmations use the seeds after it.
-        confirm_seeds: Seeds a finalist.
-        max_finalists: Front members to confirm at most.
-        n_workers: Workers; each runs one job or one group of jobs at once.
-        trials_per_worker: Jobs a worker trains together at most.
+        seed: Seed of the search's trainings; confirmations use the seeds after it.
+        confirm_seeds: Number of seeds for each finalist.
+        max_finalists: Most front members to confirm.
+        n_workers: Workers; each runs one job or one group of jobs at a time.
+        trials_per_worker: Most jobs that a worker trains together.
         test_share: Time to score the test split over time to score the validation split.
-        compress: Whether to score confirmed LoRAs at lower ranks too, where time is left for it.
+        compress: Whether to score confirmed LoRAs at lower ranks too, if there is time left.
         on_progress: Called after every change.
+
+    Attributes:
+        phase: What the workers do; "done" once there are no more jobs.
+        activity: Worker seconds so far by activity.
+        warnings: Messages for the user's report.
+
+    Example:
+        ```python
+        dispatcher.start()
+        while (job := dispatcher.next_job()) is not None:
+            while dispatcher.take(job, train_to_next_message(job)):
+                pass
+        ```
     """
 
     def __init__(
@@ -102,7 +113,7 @@ class Dispatcher:
         self._store = store
         self._objectives = tuple(objectives)
         self._seed = seed
-        self._confirm_seeds = confirm_seeds
+        self._seeds = range(seed + 1, seed + 1 + confirm_seeds)
         self._max_finalists = max_finalists
         self._n_workers = n_workers
         self._trials_per_worker = trials_per_worker
@@ -110,16 +121,16 @@ class Dispatcher:
         self._compress = compress
         self._expected: dict[str, float] = {}
         self._on_progress = on_progress
-        self._running: dict[tuple[str, str, int], Trial | None] = {}
+        self._running: dict[_Key, Trial | None] = {}
         self._flops_at: dict[int, float] = {}
         self._queue: deque[Job] = deque()
         self._early: deque[Job] = deque()
-        self._confirmed = {("confirm", digest, seed) for digest, seed in store.done()}
+        self._confirmed = set(store.done())
         self._plan_early_confirmations()
         self._n_confirmed = 0
         self._n_to_confirm = 0
         self._longest_job = 0.0
-        self._started_at: dict[tuple[str, str, int], float] = {}
+        self._started_at: dict[_Key, float] = {}
         self.phase: Phase = "search"
         self._phase_seconds: dict[str, float] = {}
         self._phase_began = self._ticked = time.monotonic()
@@ -130,7 +141,7 @@ class Dispatcher:
     # --- handing out -----------------------------------------------------------------------------
 
     def next_job(self) -> Job | None:
-        """The next job, or None when there is none now; `phase` "done" says there will be none."""
+        """Return the next job; None if there is none now (or, if `phase` is "done", ever)."""
         if self.phase == "search":
             job = self._next_trial()
             if job is not None:
@@ -148,7 +159,7 @@ class Dispatcher:
     def _next_trial(self) -> Job | None:
         left = self._tick()
         if left is None or (left.seconds is not None and left.seconds < self._longest_job / 2):
-            # A trial that cannot get half-way before the deadline would only be cut.
+            # A trial that cannot get half-way before the deadline would be stopped there.
             return None
         trial = self._controller.ask()
         if trial is None:
@@ -166,7 +177,8 @@ class Dispatcher:
         """
         while self._early:
             job = self._early.popleft()
-            if self._key(job) not in {*self._confirmed, *self._running}:
+            key = self._key(job)
+            if key not in self._running and key[1:] not in self._confirmed:
                 self._note_start(job, None)
                 return job
         return None
@@ -175,79 +187,40 @@ class Dispatcher:
         """Queue the confirmations of the reference, if its trial is complete."""
         for trial in self._controller.trials():
             if trial.origin == "reference" and trial.state == "complete":
-                seeds = range(self._seed + 1, self._seed + 1 + self._confirm_seeds)
-                self._early.extend(Job("confirm", trial.candidate, trial.costs, s) for s in seeds)
+                self._early.extend(
+                    Job("confirm", trial.candidate, trial.costs, seed) for seed in self._seeds
+                )
 
     def _begin_confirmation(self) -> None:
         self._enter("confirmation")
+        trials = self._controller.trials()
         nominees = choose_finalists(
-            self._controller.trials(),
+            trials,
             self._objectives,
             max_finalists=self._max_finalists,
             test_share=self._test_share,
         )
-        self._expected = {n.trial.candidate.digest: n.seconds for n in nominees}
-        affordable = self._affordable(nominees)
-        jobs = confirmation_jobs(
-            affordable,
-            first_seed=self._seed + 1,
-            n_seeds=self._confirm_seeds,
-            done=frozenset(
-                (digest, seed)
-                for kind, digest, seed in (*self._confirmed, *self._running)
-                if kind == "confirm"
-            ),
-            lower_ranks=self._lower_ranks(nominees, affordable),
-        )
-        self._queue = deque(jobs)
-        n_under_way = len(self._running)
-        self._n_to_confirm = self._n_confirmed + n_under_way + len(jobs)
-
-    def _affordable(self, nominees: Sequence[Nominee]) -> tuple[Nominee, ...]:
-        """As many nominees as the rest of the budget pays for with all their seeds.
-
-        The tuned LoRAs and the reference lead the list and are never dropped here: without them
-        there is no verdict. Front members are dropped from the middle outwards, so that the
-        cheapest and the best stay.
-        """
-        kept = list(nominees)
-        left = self.seconds_left * self._n_workers
-
-        def seconds(rows: Sequence[Nominee]) -> float:
-            return sum(row.seconds for row in rows) * self._confirm_seeds
-
-        while seconds(kept) > left and len(kept) > 4:
-            front = [n for n in kept if n.trial.origin not in ("baseline", "reference")]
-            if len(front) <= 2:
-                break
-            dropped = front[len(front) // 2]
-            kept.remove(dropped)
+        self._expected = {nominee.trial.digest: nominee.seconds for nominee in nominees}
+        seconds, n_seeds = self.seconds_left * self._n_workers, len(self._seeds)
+        kept = affordable(nominees, worker_seconds=seconds, n_seeds=n_seeds)
         if len(kept) < len(nominees):
             self.warnings.append(
                 f"the budget left paid for confirming {len(kept)} of {len(nominees)} finalists; "
                 "raise --budget or --confirm-share to confirm all"
             )
-        return tuple(kept)
-
-    def _lower_ranks(
-        self, nominees: Sequence[Nominee], affordable: Sequence[Nominee]
-    ) -> dict[str, tuple[tuple[Candidate, Price], ...]]:
-        """Digest -> the lower ranks to score with it, as long as the time left pays for them."""
-        if not self._compress or len(affordable) < len(nominees):
-            return {}
-        trained = {trial.candidate.digest for trial in self._controller.trials()}
-        seconds = sum(n.seconds for n in affordable) * self._confirm_seeds
-        left = self.seconds_left * self._n_workers * _COMPRESSION_MARGIN - seconds
-        price = self._controller.prices.price
-        chosen: dict[str, tuple[tuple[Candidate, Price], ...]] = {}
-        for nominee in affordable:
-            lower = [c for c in lower_ranks(nominee.trial.candidate) if c.digest not in trained]
-            left -= nominee.scoring_seconds * len(lower) * self._confirm_seeds
-            if left < 0:
-                break
-            trained.update(candidate.digest for candidate in lower)
-            chosen[nominee.trial.candidate.digest] = tuple((c, price(c)) for c in lower)
-        return chosen
+        lower = {}
+        if self._compress and len(kept) == len(nominees):
+            lower = affordable_lower_ranks(
+                kept,
+                worker_seconds=seconds,
+                n_seeds=n_seeds,
+                trained={trial.digest for trial in trials},
+                price=self._controller.prices.price,
+            )
+        done = self._confirmed | {key[1:] for key in self._running if key[0] == "confirm"}
+        jobs = confirmation_jobs(kept, seeds=self._seeds, done=done, lower_ranks=lower)
+        self._queue = deque(jobs)
+        self._n_to_confirm = self._n_confirmed + len(self._running) + len(jobs)
 
     def _next_confirmation(self) -> Job | None:
         if not self._queue:
@@ -255,10 +228,10 @@ class Dispatcher:
         self._tick()
         is_over = self._budget.left(confirming=True) is None
         expected = self._expected.get(self._queue[0].candidate.digest, 0.0)
-        # More than half of the job would lie past the deadline.
+        # More than half of the job would be past the deadline.
         if (is_over or self.seconds_left < expected / 2) and self._n_confirmed:
             self.warnings.append(
-                f"the budget ended with {len(self._queue)} confirmations left out; "
+                f"the budget ended before {len(self._queue)} confirmations; "
                 "`autopeft resume` with a larger budget adds them"
             )
             self._queue.clear()
@@ -273,13 +246,13 @@ class Dispatcher:
         self._notify()
 
     @staticmethod
-    def _key(job: Job) -> tuple[str, str, int]:
+    def _key(job: Job) -> _Key:
         return (job.kind, job.candidate.digest, job.seed)
 
-    # --- taking back -----------------------------------------------------------------------------
+    # --- taking messages -------------------------------------------------------------------------
 
     def take(self, job: Job, message: Message) -> bool:
-        """Takes a worker's message. True: go on with the job; False: it has ended or must stop."""
+        """Take a worker's message; return whether the job goes on. If not, the worker stops it."""
         self.activity += message.activity
         self._note_heard(message.activity)
         if isinstance(message, FailureMessage):
@@ -289,7 +262,7 @@ class Dispatcher:
             self._store.save(job.candidate, message.score, message.files)
             for made in message.compressed:
                 self._store.save_compressed(made, job.candidate)
-            self._confirmed.add(self._key(job))
+            self._confirmed.add((job.candidate.digest, job.seed))
             self._budget.spend(flops=message.flops)
             self._n_confirmed += 1
             self._end(job)
@@ -315,7 +288,7 @@ class Dispatcher:
             self._end(job)
             return False
         if self._is_past_deadline():
-            # Past the deadline at a rung: what has not finished cannot be on the front.
+            # Only complete trials can be on the front, and this one would end too late.
             self._controller.tell(trial, stopped="the search's share of the budget ended")
             self._end(job)
             return False
@@ -323,7 +296,7 @@ class Dispatcher:
         return True
 
     def fail(self, job: Job, reason: str) -> None:
-        """The job will send nothing more."""
+        """Mark the job failed; it sends no more messages."""
         trial = self._running.get(self._key(job))
         if trial is not None:
             self._controller.tell(trial, failed=reason)
@@ -332,12 +305,13 @@ class Dispatcher:
         self._end(job)
 
     def is_running(self, job: Job) -> bool:
-        """Whether the job has neither ended nor failed."""
+        """Return whether the job has neither ended nor failed."""
         return self._key(job) in self._running
 
     def _end(self, job: Job) -> None:
         key = self._key(job)
         self._running.pop(key, None)
+        self._flops_at.pop(job.number, None)
         began = self._started_at.pop(key, None)
         if began is not None:
             seconds = time.monotonic() - began
@@ -349,14 +323,14 @@ class Dispatcher:
     # --- keeping time ----------------------------------------------------------------------------
 
     def _tick(self) -> Budget | None:
-        """Books the time since the last tick; what the search has left, None if nothing."""
+        """Spend the time since the last tick; return what the search has left, None if nothing."""
         now = time.monotonic()
         self._budget.spend(seconds=now - self._ticked)
         self._ticked = now
         return self._budget.left()
 
     def _is_past_deadline(self) -> bool:
-        """Whether the search's seconds or FLOPs are used up; a limit on trials cuts none short."""
+        """Return whether the search has used up its seconds or FLOPs."""
         self._tick()
         budget, limits = self._budget, self._budget.budget
         share = 1.0 - budget.confirm_share
@@ -366,37 +340,37 @@ class Dispatcher:
 
     @property
     def seconds_left(self) -> float:
-        """Wall-clock seconds left of the whole budget; inf without a time limit."""
+        """Seconds left of the whole budget; inf without a time limit."""
         limit = self._budget.budget.seconds
         return float("inf") if limit is None else max(0.0, limit - self._budget.spent_seconds)
 
     def _enter(self, phase: Phase) -> None:
         self._tick()
         now = time.monotonic()
-        self._book(now)
+        self._close_phase(now)
         self.phase, self._phase_began = phase, now
         self._notify()
 
     def start(self) -> None:
-        """Called when the workers are asked for; until one is heard, time is start-up's."""
+        """Start the clock; time until a worker's first message counts as start-up."""
         self._tick()
         self._phase_began = time.monotonic()
 
-    def _book(self, now: float) -> None:
+    def _close_phase(self, now: float) -> None:
         name: str = self.phase if self._has_heard else "startup"
         name = "report" if name == "done" else name
         self._phase_seconds[name] = self._phase_seconds.get(name, 0.0) + now - self._phase_began
         self._phase_began = now
 
     def _note_heard(self, activity: Activity) -> None:
-        """The first message tells when training began: all before it was loading."""
+        """Count the time before the first message's activity as start-up."""
         if not self._has_heard:
-            self._book(time.monotonic() - activity.total)
+            self._close_phase(time.monotonic() - activity.total)
             self._has_heard = True
 
     def phase_seconds(self) -> dict[str, float]:
-        """Wall-clock seconds by phase, up to now."""
-        self._book(time.monotonic())
+        """Return the wall-clock seconds so far by phase."""
+        self._close_phase(time.monotonic())
         return dict(self._phase_seconds)
 
     def progress(self) -> Progress:
@@ -416,29 +390,3 @@ class Dispatcher:
 
     def _notify(self) -> None:
         self._on_progress(self.progress())
-
-
-def confirmation_jobs(
-    nominees: Sequence[Nominee],
-    *,
-    first_seed: int,
-    n_seeds: int,
-    done: frozenset[tuple[str, int]],
-    lower_ranks: Mapping[str, tuple[tuple[Candidate, Price], ...]] = MappingProxyType({}),
-) -> tuple[Job, ...]:
-    """One job a nominee and seed, seed by seed, so that a cut leaves equal numbers of seeds.
-
-    The seeds differ from the search's own: a candidate that won by a lucky seed must win again.
-    """
-    return tuple(
-        Job(
-            "confirm",
-            nominee.trial.candidate,
-            nominee.trial.costs,
-            seed,
-            lower_ranks=lower_ranks.get(nominee.trial.candidate.digest, ()),
-        )
-        for seed in range(first_seed, first_seed + n_seeds)
-        for nominee in nominees
-        if (nominee.trial.candidate.digest, seed) not in done
-    )
