@@ -1,1 +1,1 @@
-"""Runs trials on workers; the only room that knows ray (in `tune.py` alone)."""
+"""Runs jobs on workers, within the budget."""

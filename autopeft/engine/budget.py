@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from autopeft.errors import SettingsError
 
 _SECONDS = {"s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
-_PREFIX = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "p": 1e15, "e": 1e18}
+_FACTOR = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "p": 1e15, "e": 1e18}
 _PART = re.compile(
     r"^(?P<number>\d+(?:\.\d*)?(?:e[+-]?\d+)?|\.\d+)\s*(?P<unit>[a-z]*)$", re.IGNORECASE
 )
@@ -23,8 +23,8 @@ class Budget:
     Attributes:
         seconds: Wall-clock seconds.
         trials: Trials of the search; confirmation trainings are not counted.
-        flops: Training FLOPs as priced.
-        text: As the user wrote it.
+        flops: Training FLOPs, from the candidates' costs.
+        text: The text that the user wrote.
     """
 
     seconds: float | None = None
@@ -47,7 +47,7 @@ class Budget:
         """Return the budget written as "30m", "2h 50trials", "3e15flops", ...
 
         Parts are joined by a comma, a plus sign or a space. Parts of time add up ("1h30m" too);
-        naming trials or FLOPs twice is a mistake.
+        trials and FLOPs may be named once.
 
         Raises:
             SettingsError: if a part is not a number with a unit, or a limit is not above 0.
@@ -62,12 +62,14 @@ class Budget:
                 seconds = (seconds or 0.0) + float(number) * _SECONDS[unit]
             elif unit in ("trial", "trials", "t"):
                 if trials is not None or float(number) != int(float(number)):
-                    raise SettingsError("budget", text, "one whole number of trials", _REMEDY)
+                    raise SettingsError("budget", text, "takes one whole number of trials", _REMEDY)
+                        "budget", text, "trials must be a whole number, named once", _REMEDY
+                    )
                 trials = int(float(number))
-            elif unit.endswith(("flop", "flops")) and unit[: unit.index("flop")] in _PREFIX:
+            elif unit.endswith(("flop", "flops")) and unit[: unit.index("flop")] in _FACTOR:
                 if flops is not None:
-                    raise SettingsError("budget", text, "FLOPs are named twice", _REMEDY)
-                flops = float(number) * _PREFIX[unit[: unit.index("flop")]]
+                    raise SettingsError("budget", text, "FLOPs may be named once", _REMEDY)
+                flops = float(number) * _FACTOR[unit[: unit.index("flop")]]
             else:
                 raise SettingsError("budget", text, f"cannot read {part!r}", _REMEDY)
         return cls(seconds, trials, flops, text)
@@ -76,7 +78,7 @@ class Budget:
 def _parts(text: str) -> list[str]:
     """Split "1h30m, 50 trials" into ["1h", "30m", "50trials"]."""
     if not isinstance(text, str):
-        raise SettingsError("budget", text, "a budget is a text with units", _REMEDY)
+        raise SettingsError("budget", text, "must be a text with units", _REMEDY)
     joined = re.sub(r"(?<=[\d.])\s+(?=[a-z])", "", text.strip(), flags=re.IGNORECASE)
     pieces = [piece for piece in re.split(r"[,;\s]+|(?<![eE])\+", joined) if piece]
     parts: list[str] = []
@@ -93,7 +95,7 @@ class Spent:
     Attributes:
         seconds: Wall-clock seconds.
         trials: Trials started.
-        flops: Training FLOPs, as priced.
+        flops: Training FLOPs, from the candidates' costs.
         phases: Wall-clock seconds by phase.
         workers: Worker seconds by activity.
     """
@@ -113,10 +115,10 @@ class BudgetTracker:
 
     Attributes:
         budget: The limits.
-        confirm_share: Share of seconds and FLOPs kept for confirmation, in [0, 1).
+        confirm_share: Share of seconds and FLOPs reserved for confirmation, in [0, 1).
         spent_seconds: Wall-clock seconds so far, earlier sessions included.
         spent_trials: Trials started.
-        spent_flops: FLOPs so far, as priced.
+        spent_flops: FLOPs so far.
 
     Raises:
         SettingsError: if `confirm_share` is outside [0, 1).

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from autopeft.confirm.finalists import Nominee, lower_ranks
 from autopeft.costs import Price
@@ -73,7 +73,7 @@ def confirmation_jobs(
     *,
     seeds: range,
     done: Collection[tuple[str, int]],
-    lower_ranks: dict[str, tuple[tuple[Candidate, Price], ...]],
+    lower_ranks: Mapping[str, tuple[tuple[Candidate, Price], ...]],
 ) -> tuple[Job, ...]:
     """Return one job for each nominee and seed.
 

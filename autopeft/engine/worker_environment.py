@@ -1,4 +1,4 @@
-"""What a worker's process is started with. Knows no ray."""
+"""The environment variables of worker processes. Imports no ray."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from pathlib import Path
 
 
 def thread_environment() -> dict[str, str]:
-    """Environment variables for workers anywhere: one thread each."""
+    """Return the environment variables of workers on any machine: one thread each."""
     return {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 def worker_environment() -> dict[str, str]:
-    """Environment variables for workers of this machine.
+    """Return the environment variables of workers on this machine.
 
-    One thread each; and, on Linux, the allocator that Ray brings for its own servers. The system's
-    gives the memory of a step's activations back once they are freed, and the next step has to be
-    given it anew, page by page. An allocator of the user's own (`LD_PRELOAD`) is left in place.
+    They have one thread each and, on Linux, use the jemalloc that Ray ships for its own servers:
+    the system's allocator returns the memory of freed activations, and the next step pays for
+    mapping it again, page by page. A `LD_PRELOAD` of the user's is left alone.
     """
     variables = thread_environment()
     library = _jemalloc()
     if library is None or os.environ.get("LD_PRELOAD"):
         return variables
-    # Large tensors are what a step is made of: treat them as all others, in huge pages.
+    # A step allocates large tensors: keep them in the common arenas, on huge pages.
     jemalloc = {"LD_PRELOAD": str(library), "MALLOC_CONF": "oversize_threshold:0,thp:always"}
     return variables | jemalloc if _starts_with(jemalloc) else variables
 
 
 def _jemalloc() -> Path | None:
-    """Ray's copy of the allocator; None where there is none."""
+    """Return the path of Ray's jemalloc; None if it has none."""
     ray = importlib.util.find_spec("ray")
     if sys.platform != "linux" or ray is None or ray.origin is None:
         return None
@@ -40,7 +40,7 @@ def _jemalloc() -> Path | None:
 
 
 def _starts_with(variables: dict[str, str]) -> bool:
-    """Whether a process can start so: one built for other pages than this system's dies at once."""
+    """Return whether a process can start: a jemalloc built for another page size kills it."""
     tried = subprocess.run(
         [sys.executable, "-S", "-c", ""], env=os.environ | variables, capture_output=True
     )

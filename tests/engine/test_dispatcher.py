@@ -324,9 +324,22 @@ def test_what_was_cut_first_and_trained_later_is_confirmed_by_its_own_training(
     assert (bench.store.publish(after, 1) / "adapter.txt").read_bytes() == b"x"
 
 
-def test_lower_ranks_are_left_out_where_time_is_short(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, "15trials,1s", compress=True)
-    bench.dispatcher._budget.spend(seconds=0.999)
-    bench.dispatcher._controller.ask()
-    assert all(not job.lower_ranks for job in bench.run())
-    assert all(not job.lower_ranks for job in Bench(tmp_path / "off", "15trials").run())
+@pytest.mark.parametrize(
+    ("compress", "share", "is_scored"),
+    [(True, 1.5, True), (True, 1.05, False), (False, 1.5, False)],
+)
+def test_lower_ranks_are_scored_only_if_asked_for_and_time_is_left(
+    tmp_path: Path, compress: bool, share: float, is_scored: bool
+) -> None:
+    """`share` is the time left over the time that the confirmations take."""
+    n_confirmed = sum(job.kind == "confirm" for job in Bench(tmp_path / "a", "15trials").run())
+    bench = Bench(tmp_path / "b", "15trials,100000s", compress=compress)
+    for _ in range(15):
+        job = bench.dispatcher.next_job()
+        assert job is not None
+        bench.work(job)
+    # Each confirmation is expected to take 1 s, as its trial did, on one of 2 workers.
+    bench.budget.spend(seconds=bench.dispatcher.seconds_left - share * n_confirmed / 2)
+    confirmations = bench.run()
+    assert len(confirmations) == n_confirmed
+    assert any(job.lower_ranks for job in confirmations) == is_scored
