@@ -62,7 +62,7 @@ class Budget:
                 seconds = (seconds or 0.0) + float(number) * _SECONDS[unit]
             elif unit in ("trial", "trials", "t"):
                 if trials is not None or float(number) != int(float(number)):
-                    raise SettingsError("budget", text, "takes one whole number of trials", _REMEDY)
+                    raise SettingsError(
                         "budget", text, "trials must be a whole number, named once", _REMEDY
                     )
                 trials = int(float(number))
