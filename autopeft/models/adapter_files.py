@@ -34,7 +34,7 @@ HEAD_FILE = "head.safetensors"
 _SAFE_MODEL_KWARGS = frozenset({"num_labels", "id2label", "label2id", "problem_type"})
 """Loader arguments that a file may set; none of them can run foreign code."""
 
-_REMEDY = "save or download it again"
+REMEDY = "save or download it again"
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
@@ -92,7 +92,7 @@ class SavedPlan:
             AdapterError: if it is damaged, unsafe, or from another version of autopeft.
         """
         path = folder / PLAN_FILE
-        row = read_json(path, dict[str, Any], field="adapter", remedy=_REMEDY, error=AdapterError)
+        row = read_json(path, dict[str, Any], field="adapter", remedy=REMEDY, error=AdapterError)
         try:
             given = {**row, "candidate": Candidate.from_json(row)}
             saved = from_plain(cls, given, field="content", allow_unknown=True)
@@ -129,7 +129,7 @@ def _model_kwargs(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def damaged(path: Path, problem: str) -> AdapterError:
     """Return the error for a damaged file."""
-    return AdapterError("adapter", str(path), problem, _REMEDY)
+    return AdapterError("adapter", str(path), problem, REMEDY)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from safetensors import safe_open
 from torch import nn
 
 from autopeft.errors import ModelError
+from autopeft.utils.serialize import read_json
 
 _PROBE_SECONDS = 4.0
 _CONFIG = "config.json"
@@ -57,6 +58,13 @@ def _is_hub_reachable() -> bool:
     return True
 
 
+@dataclass(frozen=True)
+class _Index:
+    """The index file of a checkpoint in several files: the file of each tensor."""
+
+    weight_map: Mapping[str, str]
+
+
 def is_local_only(model: str) -> bool:
     """Return whether only local files can be used: a folder, or a hub that cannot be reached."""
     return Path(model).is_dir() or not _is_hub_reachable()
@@ -68,7 +76,7 @@ def keys(model: str, revision: str | None = None) -> frozenset[str] | None:
     if not folder.is_dir():
         return _hub_keys(model, revision)
     for index in sorted(folder.glob("*.index.json")):
-        return frozenset(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+        return frozenset(read_json(index, _Index, field="model", error=ModelError).weight_map)
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         return None

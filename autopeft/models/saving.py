@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from autopeft.models.adapter_files import (
     CONFIG_FILE,
     HEAD_FILE,
     PLAN_FILE,
+    REMEDY,
     TENSOR_FILE,
     SavedPlan,
     damaged,
@@ -30,6 +30,7 @@ from autopeft.models.backbone import Backbone, load_backbone
 from autopeft.models.method_hooks import ADAPTER_NAME, hooks_for, no_boft_extension
 from autopeft.models.quantization import NONE, is_quantized
 from autopeft.utils.quiet import ignored, quiet_peft
+from autopeft.utils.serialize import read_json
 
 PEFT_PREFIX = "base_model."
 """What peft's own files put before every name: there the tuner is `PeftModel.base_model`."""
@@ -315,14 +316,13 @@ def _load_foreign(base: str | nn.Module, folder: Path) -> Any:
     """A peft folder that autopeft did not write."""
     if not (folder / TENSOR_FILE).is_file():
         read_tensors(folder / TENSOR_FILE, {})
-    try:
-        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        task = config.get("task_type")
-    except (OSError, ValueError, AttributeError) as error:
-        raise damaged(folder / CONFIG_FILE, f"cannot be read ({error})") from error
+    config = read_json(
+        folder / CONFIG_FILE, dict[str, Any], field="adapter", remedy=REMEDY, error=AdapterError
+    )
     if isinstance(base, str):
         names = {task_type: name for name, task_type in TASK_TYPES.items()}
-        base = load_backbone(base, auto_class=names.get(task, "AutoModel")).model
+        auto_class = names.get(str(config.get("task_type")), "AutoModel")
+        base = load_backbone(base, auto_class=auto_class).model
     try:
         # peft asks transformers for an attribute by its old name.
         with quiet_peft(), ignored(FutureWarning), no_boft_extension():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autopeft.errors import SettingsError
 from autopeft.searcher.samplers.base import COST_PROXIES
+from autopeft.utils.serialize import nearest
 
 _EARLY = 1.0 / 3.0
 """Share of a training in which rungs may stop it: a late stop saves little and risks as much."""
@@ -281,7 +281,5 @@ def make_pruner(
         return optuna.pruners.NopPruner()
     name = "asha" if name == "sha" else name
     if name not in _OPTUNA:
-        close = difflib.get_close_matches(str(name), PRUNERS, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(PRUNERS)}"
-        raise SettingsError("pruner", name, "no such pruner", hint)
+        raise SettingsError("pruner", name, "no such pruner", nearest(str(name), PRUNERS))
     return SingleObjectivePruner(_OPTUNA[name](eta, max(1, first_rung), max(1, last_rung)))

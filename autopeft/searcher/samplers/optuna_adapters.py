@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,6 +22,7 @@ from autopeft.searcher.samplers.warm_start import Prior
 from autopeft.searcher.space.encoding import Point
 from autopeft.searcher.space.space import SearchSpace
 from autopeft.searcher.study import STATES, distribution
+from autopeft.utils.serialize import nearest
 
 _N_REPEATS = 30
 """Proposals of known points a stock sampler is forgiven before the fallback draws."""
@@ -280,6 +280,4 @@ def make_sampler(
     if name == "gp":
         # Optuna's own needs torch, which is loaded here and only here.
         return WrappedSampler(space, plain, optuna.samplers.GPSampler(seed=seed), fallback)
-    close = difflib.get_close_matches(str(name), SAMPLERS, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(SAMPLERS)}"
-    raise SettingsError("sampler", name, "no such sampler", hint)
+    raise SettingsError("sampler", name, "no such sampler", nearest(str(name), SAMPLERS))
