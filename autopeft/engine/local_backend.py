@@ -15,12 +15,13 @@ from autopeft.engine.executor import Executor
 from autopeft.engine.job_queue import JobQueue
 from autopeft.engine.messages import Job, WorkerContext
 from autopeft.errors import AutoPeftError, TrainingFailure
+from autopeft.utils.quiet import quiet_transformers
 
 
 class LocalBackend:
     """Runs all jobs in this process, with the results of one Ray worker.
 
-    Python's warnings are hidden meanwhile, as Ray hides its workers'.
+    Warnings are hidden meanwhile, as Ray hides those of its workers.
 
     Args:
         trials_per_worker: Trials that are trained together at most.
@@ -51,7 +52,7 @@ class LocalBackend:
         groups: deque[tuple[Job, ...]] = deque()
         executor: Executor | None = None
         has_heard = False
-        with warnings.catch_warnings(), _one_thread(context.device):
+        with warnings.catch_warnings(), quiet_transformers(), _one_thread(context.device):
             warnings.simplefilter("ignore")
             try:
                 while True:

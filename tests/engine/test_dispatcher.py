@@ -38,7 +38,7 @@ OBJECTIVES = (objective("accuracy"), objective("trainable_params"))
 RUNGS = (11, 33, 100)
 
 
-class Bench:
+class FakeSearch:
     """A dispatcher with a controller on the default space, and a worker that answers at once."""
 
     def __init__(self, folder: Path, budget: str, **options: Any) -> None:
@@ -108,29 +108,29 @@ class Bench:
 
 
 def test_the_search_comes_first_then_the_finalists_with_new_seeds(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, "15trials")
-    jobs = bench.run()
+    search = FakeSearch(tmp_path, "15trials")
+    jobs = search.run()
     kinds = [job.kind for job in jobs]
     assert kinds[:15] == ["search"] * 15
     assert set(kinds[15:]) == {"confirm"}
     assert {job.seed for job in jobs if job.kind == "search"} == {0}
     assert {job.seed for job in jobs if job.kind == "confirm"} == {1, 2}
-    confirmed = confirmed_finalists(bench.controller.trials(), bench.store.scores())
+    confirmed = confirmed_finalists(search.controller.trials(), search.store.scores())
     assert all([s.seed for s in f.seeds] == [1, 2] for f in confirmed)
     assert {"baseline", "reference"} <= {f.origin for f in confirmed}
 
 
 def test_no_candidate_is_trained_twice(tmp_path: Path) -> None:
-    jobs = Bench(tmp_path, "40trials").run()
+    jobs = FakeSearch(tmp_path, "40trials").run()
     digests = [job.candidate.digest for job in jobs if job.kind == "search"]
     assert len(digests) == len(set(digests)) == 40
 
 
 def test_a_failure_is_told_as_one_and_never_confirmed(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, "12trials")
-    bench.fails_at = {0, 5}
-    jobs = bench.run()
-    failed = [o for o in bench.controller.trials() if o.state == "failed"]
+    search = FakeSearch(tmp_path, "12trials")
+    search.fails_at = {0, 5}
+    jobs = search.run()
+    failed = [o for o in search.controller.trials() if o.state == "failed"]
     assert [o.number for o in failed] == [0, 5]
     assert all(o.reason == "diverged" for o in failed)
     bad = {o.candidate.digest for o in failed}
@@ -138,73 +138,73 @@ def test_a_failure_is_told_as_one_and_never_confirmed(tmp_path: Path) -> None:
 
 
 def test_flops_are_booked_once_a_step(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, "5trials")
-    bench.run()
-    n_confirmed = sum(len(scores) for scores in bench.store.scores().values())
-    assert bench.budget.spent_flops == pytest.approx(5 * 100e6 + n_confirmed * 1e6)
+    search = FakeSearch(tmp_path, "5trials")
+    search.run()
+    n_confirmed = sum(len(scores) for scores in search.store.scores().values())
+    assert search.budget.spent_flops == pytest.approx(5 * 100e6 + n_confirmed * 1e6)
 
 
 def test_a_flops_budget_ends_the_search(tmp_path: Path) -> None:
-    jobs = Bench(tmp_path, "1e9flops").run()
+    jobs = FakeSearch(tmp_path, "1e9flops").run()
     # 100e6 a trial, 70 % of 1e9 for the search: the seventh trial uses it up.
     assert sum(job.kind == "search" for job in jobs) == 7
 
 
 def test_confirmations_on_disk_are_not_done_again(tmp_path: Path) -> None:
-    first = Bench(tmp_path, "10trials")
+    first = FakeSearch(tmp_path, "10trials")
     n_first = sum(job.kind == "confirm" for job in first.run())
-    second = Bench(tmp_path, "10trials")
+    second = FakeSearch(tmp_path, "10trials")
     assert n_first > 0
     assert sum(job.kind == "confirm" for job in second.run()) == 0
 
 
 def test_waiting_is_not_the_end(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, "1trials")
-    job = bench.dispatcher.next_job()
+    search = FakeSearch(tmp_path, "1trials")
+    job = search.dispatcher.next_job()
     assert job is not None
-    assert bench.dispatcher.next_job() is None
-    assert bench.dispatcher.phase == "search"
-    bench.work(job)
-    confirm = bench.dispatcher.next_job()
+    assert search.dispatcher.next_job() is None
+    assert search.dispatcher.phase == "search"
+    search.work(job)
+    confirm = search.dispatcher.next_job()
     assert confirm is not None
     assert confirm.kind == "confirm"
 
 
 def test_a_free_worker_confirms_the_reference_while_the_last_trial_ends(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, "10trials")
+    search = FakeSearch(tmp_path, "10trials")
     for _ in range(9):
-        job = bench.dispatcher.next_job()
+        job = search.dispatcher.next_job()
         assert job is not None
-        bench.work(job)
-    last = bench.dispatcher.next_job()
+        search.work(job)
+    last = search.dispatcher.next_job()
     assert last is not None
     assert last.kind == "search"
-    early = [bench.dispatcher.next_job() for _ in range(3)]
+    early = [search.dispatcher.next_job() for _ in range(3)]
     assert [job.kind for job in early if job] == ["confirm", "confirm"]
     assert early[2] is None
     assert all(job.candidate.plan.specs == () for job in early if job)
-    bench.work(last)
+    search.work(last)
     for job in early[:2]:
         assert job is not None
-        bench.work(job)
-    rest = bench.run()
+        search.work(job)
+    rest = search.run()
     assert all(job.candidate.plan.specs for job in rest)
 
 
 def test_a_message_of_a_job_that_ended_changes_nothing(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, "2trials")
-    job = bench.dispatcher.next_job()
+    search = FakeSearch(tmp_path, "2trials")
+    job = search.dispatcher.next_job()
     assert job is not None
-    bench.dispatcher.fail(job, "the worker died")
+    search.dispatcher.fail(job, "the worker died")
     report = RungReport(11, -0.5, 0.5, {"accuracy": 0.9}, 1, 1, 1e6)
-    assert not bench.dispatcher.take(job, RungMessage(report, False))
-    assert bench.controller.trials()[0].state == "failed"
+    assert not search.dispatcher.take(job, RungMessage(report, False))
+    assert search.controller.trials()[0].state == "failed"
 
 
 def test_the_front_is_thinned_from_the_middle(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, "60trials")
-    bench.run()
-    front = front_of(bench.controller.trials(), OBJECTIVES)
+    search = FakeSearch(tmp_path, "60trials")
+    search.run()
+    front = front_of(search.controller.trials(), OBJECTIVES)
     thin = _spread(front, OBJECTIVES, 3)
     assert len(thin) == min(3, len(front))
     assert thin[0] is front[0] or len(thin) < 2
@@ -214,21 +214,21 @@ def test_the_front_is_thinned_from_the_middle(tmp_path: Path) -> None:
 
 
 def test_the_tuned_lora_is_always_nominated(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, "60trials")
-    bench.run()
+    search = FakeSearch(tmp_path, "60trials")
+    search.run()
     chosen = choose_finalists(
-        bench.controller.trials(), OBJECTIVES, max_finalists=1, test_share=1.0
+        search.controller.trials(), OBJECTIVES, max_finalists=1, test_share=1.0
     )
     assert chosen[0].trial.origin == "baseline"
 
 
 def test_the_reference_takes_no_finalists_place(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, "60trials")
-    bench.run()
+    search = FakeSearch(tmp_path, "60trials")
+    search.run()
     # As good as can be for the price of a head: it would dominate every adapter.
     trials = tuple(
         replace(o, values={**o.values, "accuracy": 1.0}) if o.origin == "reference" else o
-        for o in bench.controller.trials()
+        for o in search.controller.trials()
     )
     chosen = choose_finalists(trials, OBJECTIVES, max_finalists=4, test_share=1.0)
     digests = {n.trial.candidate.digest for n in chosen}
@@ -240,9 +240,9 @@ def test_the_reference_takes_no_finalists_place(tmp_path: Path) -> None:
 
 
 def test_an_ordinary_lora_counts_as_lora_whoever_found_it(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, "20trials")
-    bench.run()
-    trials = bench.controller.trials()
+    search = FakeSearch(tmp_path, "20trials")
+    search.run()
+    trials = search.controller.trials()
     loras = [o for o in trials if o.origin == "baseline"]
     found = tuple(replace(o, origin="search") if o is loras[1] else o for o in trials)
     assert mark_lora_baselines(found) == trials
@@ -253,10 +253,10 @@ def test_an_ordinary_lora_counts_as_lora_whoever_found_it(tmp_path: Path) -> Non
 
 
 def test_the_store_publishes_the_adapter_of_one_seed(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, "10trials")
-    bench.run()
-    finalist = confirmed_finalists(bench.controller.trials(), bench.store.scores())[0]
-    folder = bench.store.publish(finalist, 2)
+    search = FakeSearch(tmp_path, "10trials")
+    search.run()
+    finalist = confirmed_finalists(search.controller.trials(), search.store.scores())[0]
+    folder = search.store.publish(finalist, 2)
     assert folder == tmp_path / "adapters" / finalist.candidate.digest
     assert (folder / "adapter.txt").read_bytes() == b"x"
     assert not [p for p in (tmp_path / "confirm").iterdir() if p.name.startswith(".")]
@@ -278,50 +278,50 @@ def test_only_a_plan_of_loras_has_lower_ranks() -> None:
 
 
 def test_confirmed_loras_are_scored_at_lower_ranks_that_no_trial_had(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, "15trials", compress=True)
-    jobs = bench.run()
+    search = FakeSearch(tmp_path, "15trials", compress=True)
+    jobs = search.run()
     trained = {job.candidate.digest for job in jobs if job.kind == "search"}
     cut = {c.digest: job.candidate for job in jobs for c, _ in job.lower_ranks}
     assert cut
     assert not trained & set(cut)
-    scores = bench.store.scores()
+    scores = search.store.scores()
     assert all(len(scores[digest]) == 2 for digest in cut)
-    found = confirmed_finalists(bench.controller.trials(), scores, bench.store.compressed())
+    found = confirmed_finalists(search.controller.trials(), scores, search.store.compressed())
     compressed = {f.candidate.digest: f for f in found if f.origin == "compressed"}
     assert set(compressed) == set(cut)
     for digest, finalist in compressed.items():
         assert finalist.compressed_from == cut[digest].digest
-        assert finalist.costs == bench.prices.price(finalist.candidate)
-        assert finalist.costs.trainable_params < bench.prices.price(cut[digest]).trainable_params
-        folder = bench.store.publish(finalist, 1)
+        assert finalist.costs == search.prices.price(finalist.candidate)
+        assert finalist.costs.trainable_params < search.prices.price(cut[digest]).trainable_params
+        folder = search.store.publish(finalist, 1)
         assert (folder / "adapter.txt").read_bytes() == b"cut"
 
 
 def test_what_was_cut_first_and_trained_later_is_confirmed_by_its_own_training(
     tmp_path: Path,
 ) -> None:
-    bench = Bench(tmp_path, "15trials", compress=True)
-    source, cut = next((job.candidate, c) for job in bench.run() for c, _ in job.lower_ranks)
-    assert cut.digest not in {digest for digest, _ in bench.store.done()}
+    search = FakeSearch(tmp_path, "15trials", compress=True)
+    source, cut = next((job.candidate, c) for job in search.run() for c, _ in job.lower_ranks)
+    assert cut.digest not in {digest for digest, _ in search.store.done()}
     # A later sitting trains it as a trial of its own.
-    bench.controller.enqueue(cut)
-    trial = bench.controller.ask()
+    search.controller.enqueue(cut)
+    trial = search.controller.ask()
     assert trial is not None
-    bench.controller.tell(trial, score=0.9)
+    search.controller.tell(trial, score=0.9)
 
     def of_cut() -> list[Finalist]:
         found = confirmed_finalists(
-            bench.controller.trials(), bench.store.scores(), bench.store.compressed()
+            search.controller.trials(), search.store.scores(), search.store.compressed()
         )
         return [f for f in found if f.candidate == cut]
 
     (before,) = of_cut()
     assert (before.origin, before.compressed_from) == ("compressed", source.digest)
-    bench.work(Job("confirm", cut, trial.costs, seed=1))
+    search.work(Job("confirm", cut, trial.costs, seed=1))
     (after,) = of_cut()
     assert (after.origin, after.compressed_from) == ("baseline", "")  # It is an ordinary LoRA.
     assert [score.seed for score in after.seeds] == [1]
-    assert (bench.store.publish(after, 1) / "adapter.txt").read_bytes() == b"x"
+    assert (search.store.publish(after, 1) / "adapter.txt").read_bytes() == b"x"
 
 
 @pytest.mark.parametrize(
@@ -332,14 +332,14 @@ def test_lower_ranks_are_scored_only_if_asked_for_and_time_is_left(
     tmp_path: Path, compress: bool, share: float, is_scored: bool
 ) -> None:
     """`share` is the time left over the time that the confirmations take."""
-    n_confirmed = sum(job.kind == "confirm" for job in Bench(tmp_path / "a", "15trials").run())
-    bench = Bench(tmp_path / "b", "15trials,100000s", compress=compress)
+    n_confirmed = sum(job.kind == "confirm" for job in FakeSearch(tmp_path / "a", "15trials").run())
+    search = FakeSearch(tmp_path / "b", "15trials,100000s", compress=compress)
     for _ in range(15):
-        job = bench.dispatcher.next_job()
+        job = search.dispatcher.next_job()
         assert job is not None
-        bench.work(job)
+        search.work(job)
     # Each confirmation is expected to take 1 s, as its trial did, on one of 2 workers.
-    bench.budget.spend(seconds=bench.dispatcher.seconds_left - share * n_confirmed / 2)
-    confirmations = bench.run()
+    search.budget.spend(seconds=search.dispatcher.seconds_left - share * n_confirmed / 2)
+    confirmations = search.run()
     assert len(confirmations) == n_confirmed
     assert any(job.lower_ranks for job in confirmations) == is_scored

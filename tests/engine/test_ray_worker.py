@@ -11,6 +11,7 @@ import pytest
     ("module", "names", "expected"),
     [
         ("ray_worker", ("ray.tune", "torch", "transformers", "peft", "optuna"), "ray.tune"),
+        ("local_backend", ("torch", "ray"), "torch"),
         (
             "executor",
             ("torch", "autopeft.searcher", "optuna", "sqlalchemy", "sklearn", "scipy.stats", "ray"),
