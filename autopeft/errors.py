@@ -8,6 +8,10 @@ class AutoPeftError(Exception):
 
     Attributes:
         exit_status: The command line's exit status after this error.
+
+    Example:
+        >>> TrainingFailure("loss is NaN at step 20").exit_status
+        1
     """
 
     exit_status = 1
@@ -21,6 +25,10 @@ class UserError(AutoPeftError):
         value: Its value.
         problem: What is wrong: the rule that must hold.
         remedy: What the user can do.
+
+    Example:
+        >>> print(UserError("steps", 0, "`steps >= 1` must hold", "use 1 or more"))
+        steps=0: `steps >= 1` must hold; use 1 or more
     """
 
     exit_status = 2

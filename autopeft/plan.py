@@ -59,6 +59,10 @@ class LayerSpec:
         role: One of `ROLES`.
         method: Name of a method, see `autopeft methods`.
         rank: The rank, or whatever size the method has (OFT: block size); 0 if it has none.
+
+    Example:
+        >>> LayerSpec(0, "attn.q", "lora", rank=8)
+        LayerSpec(layer=0, role='attn.q', method='lora', rank=8)
     """
 
     layer: int
@@ -84,6 +88,14 @@ class AdapterPlan:
 
     Specs are sorted and those with method "none" are dropped, so that equal architectures compare,
     hash and digest the same.
+
+    Example:
+        >>> specs = [LayerSpec(1, "attn.v", "ia3"), LayerSpec(0, "attn.q", "lora", rank=8)]
+        >>> plan = AdapterPlan(specs)
+        >>> plan.methods, plan.lowest_layer
+        (('ia3', 'lora'), 0)
+        >>> AdapterPlan.from_json(plan.to_json()) == plan
+        True
 
     Raises:
         SpaceError: if two specs name the same site.
@@ -148,6 +160,11 @@ class TrainSettings:
         batch_size: Rows per optimizer step.
         weight_decay: AdamW's decoupled weight decay.
         warmup_fraction: Share of the steps that warm up.
+
+    Example:
+        >>> train = TrainSettings(1e-3, method_rates=(("ia3", 1e-2), ("lora", 1e-4)))
+        >>> train.rate_for("ia3")
+        0.01
     """
 
     learning_rate: float
@@ -200,7 +217,14 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class Candidate:
-    """An architecture and how it is trained: what a trial evaluates."""
+    """An architecture and how it is trained: what a trial evaluates.
+
+    Example:
+        >>> plan = AdapterPlan([LayerSpec(0, "attn.q", "lora", rank=8)])
+        >>> candidate = Candidate(plan, TrainSettings(learning_rate=1e-3))
+        >>> Candidate.from_json(candidate.to_json()).digest == candidate.digest
+        True
+    """
 
     plan: AdapterPlan
     train: TrainSettings
