@@ -8,16 +8,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from autopeft.costs import Price
 from autopeft.costs.objectives import Objective
 from autopeft.errors import AutoPeftError, StorageError
 from autopeft.plan import Candidate, TrainSettings
 from autopeft.plan_text import plan_summary, read_plan
-from autopeft.trial import State, Trial
+from autopeft.trial import Trial
 from autopeft.utils.files import write_text
-from autopeft.utils.serialize import to_plain
+from autopeft.utils.serialize import from_plain, to_plain
 
 _TRAIN = ("learning_rate", *(f.name for f in fields(TrainSettings) if f.name != "learning_rate"))
 
@@ -93,30 +93,23 @@ def write_trials(trials: Sequence[Trial], objectives: Sequence[Objective], path:
 
 
 def _read_row(row: Mapping[str, str]) -> Trial:
-    def numbers(start: str) -> dict[str, float]:
-        cells = {name.removeprefix(start): c for name, c in row.items() if name.startswith(start)}
-        return {name: float(cell) for name, cell in cells.items() if cell}
+    def cells(start: str) -> dict[str, str]:
+        return {name.removeprefix(start): c for name, c in row.items() if name.startswith(start)}
 
-    pairs = (pair.split("=") for pair in row["method_rates"].split())
-    kinds = {f.name: int if f.type == "int" else float for f in fields(TrainSettings)}
-    settings: dict[str, Any] = {n: kinds[n](row[n]) for n in _TRAIN if n != "method_rates"}
-    settings["method_rates"] = tuple((method, float(rate)) for method, rate in pairs)
-    costs: dict[str, Any] = {
-        f.name: int(row[f"price.{f.name}"]) if f.type == "int" else float(row[f"price.{f.name}"])
-        for f in fields(Price)
+    settings: dict[str, Any] = {name: row[name] for name in _TRAIN}
+    settings["method_rates"] = [pair.split("=") for pair in row["method_rates"].split()]
+    train = from_plain(TrainSettings, settings, from_text=True)
+    rungs = ((int(step), score) for step, score in cells("rung.").items() if score)
+    trial = {
+        **{name: row[name] for name in ("number", "origin", "state", "reason")},
+        "candidate": Candidate(read_plan(row["plan"]), train),
+        "costs": cells("price."),
+        "values": {name: value for name, value in cells("objective.").items() if value},
+        "rungs": sorted(rungs),
+        "measured": {name: value for name, value in cells("measured.").items() if value},
+        "audited_at": row["audited_at"] or 0,
     }
-    return Trial(
-        int(row["number"]),
-        Candidate(read_plan(row["plan"]), TrainSettings(**settings)),
-        Price(**costs),
-        row["origin"],
-        cast(State, row["state"]),
-        numbers("objective."),
-        tuple(sorted((int(step), score) for step, score in numbers("rung.").items())),
-        row["reason"],
-        numbers("measured."),
-        int(row["audited_at"] or 0),
-    )
+    return from_plain(Trial, trial, from_text=True)
 
 
 def read_trials(path: Path) -> tuple[Trial, ...]:

@@ -78,6 +78,7 @@ def from_plain(
     error: type[UserError] = SettingsError,
     allow_unknown: bool = False,
     null_is_nan: bool = False,
+    from_text: bool = False,
 ) -> T:
     """Build a `kind` from plain values; types are checked and never coerced, except int to float.
 
@@ -89,6 +90,7 @@ def from_plain(
         error: The error to raise.
         allow_unknown: Ignore unknown keys, such as those a later version writes.
         null_is_nan: Read None as NaN where a number is required: the inverse of `finite`.
+        from_text: Read numbers from text, as a CSV file holds them.
 
     Raises:
         UserError: of class `error`, if a value has the wrong type or a key is missing or unknown.
@@ -96,9 +98,9 @@ def from_plain(
     if null_is_nan:
         data = _with_nan(inspect.type_info(kind), data)
     try:
-        value: T = msgspec.convert(data, kind)
+        value: T = msgspec.convert(data, kind, strict=not from_text)
     except msgspec.ValidationError as wrong:
-        place, found = _locate(kind, data, str(wrong))
+        place, found = _locate(kind, data, str(wrong), strict=not from_text)
         raise error(_name(field, *place), found, _explain(str(wrong)), remedy) from None
     if not allow_unknown:
         for where, found, known in _unknown(value, data):
@@ -180,7 +182,7 @@ def _explain(message: str) -> str:
     return message[:1].lower() + message[1:]
 
 
-def _locate(kind: Any, data: Any, message: str) -> tuple[list[str | int], Any]:
+def _locate(kind: Any, data: Any, message: str, *, strict: bool) -> tuple[list[str | int], Any]:
     """Return the keys that lead to the wrong value, and the value, shortened if it is long."""
     place: list[str | int] = []
     found = data = _copied(data)
@@ -190,7 +192,7 @@ def _locate(kind: Any, data: Any, message: str) -> tuple[list[str | int], Any]:
             for key, item in items.items():
                 found.clear()
                 found[key] = item
-                if _message(kind, data) == message:
+                if _message(kind, data, strict) == message:
                     place.append(key)
                     found = item
                     break
@@ -208,9 +210,9 @@ def _copied(data: Any) -> Any:
     return [_copied(item) for item in data] if isinstance(data, list | tuple) else data
 
 
-def _message(kind: Any, data: Any) -> str:
+def _message(kind: Any, data: Any, strict: bool) -> str:
     try:
-        msgspec.convert(data, kind)
+        msgspec.convert(data, kind, strict=strict)
     except msgspec.ValidationError as wrong:
         return str(wrong)
     return ""

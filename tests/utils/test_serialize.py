@@ -14,7 +14,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from autopeft.errors import AdapterError, DataError, SpaceError, StorageError
+from autopeft.errors import AdapterError, DataError, SettingsError, SpaceError, StorageError
 from autopeft.utils.serialize import finite, from_plain, read_json, strict_json, to_plain
 
 
@@ -117,6 +117,21 @@ def test_a_class_may_refuse_values_itself() -> None:
 def test_unknown_keys_are_ignored_on_request() -> None:
     row = {"name": "w", "added later": 1}
     assert from_plain(Whole, row, allow_unknown=True) == Whole("w")
+
+
+def test_numbers_can_be_read_from_text() -> None:
+    row = {"name": "1", "parts": [{"size": "3", "share": "1e-3"}], "scores": {"a": "0.1"}}
+    assert from_plain(Whole, row, from_text=True) == Whole("1", (Part(3, 1e-3),), {"a": 0.1})
+    with pytest.raises(SettingsError, match=r"^scores\.b='much': must be a number"):
+        from_plain(Whole, {"name": "w", "scores": {"a": "1", "b": "much"}}, from_text=True)
+
+
+def test_null_is_nan_where_a_number_is_required() -> None:
+    row = {"name": "w", "parts": [{"size": 1, "share": None}], "scores": {"a": None}, "limit": None}
+    whole = from_plain(Whole, row, null_is_nan=True)
+    assert math.isnan(whole.parts[0].share)
+    assert math.isnan(whole.scores["a"])
+    assert whole.limit is None
 
 
 def test_json_holds_no_nan() -> None:
