@@ -24,7 +24,7 @@ from autopeft.models.adapter_files import TENSOR_FILE, write_tensors
 from autopeft.models.attach import Attached
 from autopeft.models.merging import merged
 from autopeft.models.method_hooks import ADAPTER_NAME
-from autopeft.models.saving import PEFT_PREFIX, TASK_TYPES, head_tensors, whole_modules
+from autopeft.models.saving import PEFT_ROOT, TASK_TYPES, head_tensors, whole_modules
 
 MAX_RANK = 128
 """Default limit; few servers take higher ranks."""
@@ -196,10 +196,10 @@ def export_lora(
     if backbone.auto_class == "AutoModelForCausalLM":
         config.task_type = "CAUSAL_LM"
     config.save_pretrained(str(folder))
-    tensors = {f"{PEFT_PREFIX}model.{name}": tensor for name, tensor in head.items()}
+    tensors = {f"{PEFT_ROOT}model.{name}": tensor for name, tensor in head.items()}
     for path, found in conversion.factors.items():
-        tensors[f"{PEFT_PREFIX}model.{path}.lora_A.weight"] = found.a
-        tensors[f"{PEFT_PREFIX}model.{path}.lora_B.weight"] = found.b
+        tensors[f"{PEFT_ROOT}model.{path}.lora_A.weight"] = found.a
+        tensors[f"{PEFT_ROOT}model.{path}.lora_B.weight"] = found.b
     write_tensors(folder / TENSOR_FILE, tensors)
     return conversion
 

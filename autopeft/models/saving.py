@@ -1,4 +1,4 @@
-"""Saves an attached candidate, and loads it again with the same logits."""
+"""Save an attached candidate, and load it again with the same logits."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ from autopeft.models.quantization import NONE, is_quantized
 from autopeft.utils.quiet import ignored, quiet_peft
 from autopeft.utils.serialize import read_json
 
-PEFT_PREFIX = "base_model."
-"""What peft's own files put before every name: there the tuner is `PeftModel.base_model`."""
+PEFT_ROOT = "base_model."
+"""Start of every tensor's name in peft's files, where the tuner is `PeftModel.base_model`."""
 
 TASK_TYPES: Mapping[str, str] = {
     "AutoModelForSequenceClassification": "SEQ_CLS",
@@ -52,14 +52,14 @@ def save_adapter(
     revision: str | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Saves adapters and head; the base model is named, not copied.
+    """Save adapters and head, with the name of the base model.
 
     Args:
-        attached: What to save.
-        folder: Where to; made if need be.
-        base_model: Folder or hub id of the base model; default: where the backbone came from.
+        attached: The candidate.
+        folder: Folder to write; created if needed.
+        base_model: Folder or hub id of the base model; default: the backbone's.
         revision: Its revision on the hub; default: the backbone's.
-        extra: Whatever else `plan.json` should remember; must be JSON.
+        extra: Further JSON for `plan.json`.
 
     Returns:
         The folder.
@@ -88,11 +88,11 @@ def save_adapter(
         config.inference_mode = True
         tensors = part_tensors(part)
         if is_whole and head:
-            # peft adds a head of its own guessing to some task types: only where there is a new
-            # one may it know the task.
+            # For some task types peft guesses that there is a new head, so the type is set only
+            # where there is one.
             config.task_type = TASK_TYPES.get(backbone.auto_class)
             config.modules_to_save = whole_modules(attached.model, backbone.head)
-            tensors |= {f"{PEFT_PREFIX}model.{name}": t for name, t in head.items()}
+            tensors |= {f"{PEFT_ROOT}model.{name}": t for name, t in head.items()}
         elif backbone.auto_class == "AutoModelForCausalLM":
             config.task_type = "CAUSAL_LM"
         config.save_pretrained(str(folder / place))
@@ -104,10 +104,10 @@ def save_adapter(
 
 
 def whole_modules(model: nn.Module, paths: tuple[str, ...]) -> list[str]:
-    """The outermost modules that hold nothing but the modules at some paths.
+    """Return the outermost modules that contain nothing but the modules at some paths.
 
-    peft takes "classifier" for the head of a classifier by itself, and would not take RoBERTa's
-    "classifier.dense" inside it as well.
+    peft adds a classifier's "classifier" by itself, and then rejects RoBERTa's "classifier.dense"
+    inside it.
     """
     inside = {id(p) for path in paths for p in model.get_submodule(path).parameters(recurse=False)}
 
@@ -120,14 +120,14 @@ def whole_modules(model: nn.Module, paths: tuple[str, ...]) -> list[str]:
 
 
 def part_folders(parts: tuple[Part, ...]) -> tuple[str, ...]:
-    """Where each part goes: one alone has the whole folder."""
+    """Return the folder of each part; a single one has the whole folder."""
     if len(parts) == 1:
         return (".",)
     return tuple(f"part-{i}-{part.group.method.name}" for i, part in enumerate(parts))
 
 
 class _LikePeftModel(nn.Module):
-    """A part under its names in a `PeftModel`: methods with shared state ask for them.
+    """A part with the attributes of a `PeftModel` that methods with shared state read.
 
     Args:
         part: Its tuner becomes `base_model`.
@@ -140,12 +140,12 @@ class _LikePeftModel(nn.Module):
 
 
 def part_tensors(part: Part) -> dict[str, torch.Tensor]:
-    """A part's tensors under the names peft's files give them."""
+    """Return a part's tensors by their names in peft's files."""
     held = get_peft_model_state_dict(
         _LikePeftModel(part), adapter_name=ADAPTER_NAME, save_embedding_layers=False
     )
     paths = {name: path for path, name in part.holder_names.items()}
-    start = f"{PEFT_PREFIX}model."
+    start = f"{PEFT_ROOT}model."
 
     def standard(key: str) -> str:
         if not key.startswith(start):
@@ -157,7 +157,7 @@ def part_tensors(part: Part) -> dict[str, torch.Tensor]:
 
 
 def head_tensors(attached: Attached) -> dict[str, torch.Tensor]:
-    """The new head's tensors under their names in the model."""
+    """Return the new head's tensors by their names in the model."""
     return {
         f"{path}.{name}": parameter
         for path in attached.backbone.head
@@ -166,18 +166,17 @@ def head_tensors(attached: Attached) -> dict[str, torch.Tensor]:
 
 
 def load_adapter(base: str | nn.Module, folder: str | Path) -> Any:
-    """Loads a saved adapter onto its base model.
+    """Load a saved adapter onto its base model.
 
     Args:
         base: Folder or hub id of the base model, or the model itself.
-        folder: What `save_adapter` wrote, or a peft folder with safetensors from elsewhere.
+        folder: A folder written by `save_adapter`, or any peft folder with safetensors.
 
     Returns:
-        The model with the adapter in place, in evaluation mode (a `PeftModel` for a folder from
-        elsewhere).
+        The model with the adapter, in evaluation mode; a `PeftModel` for another peft folder.
 
     Raises:
-        AdapterError: if the folder is damaged, unsafe or does not fit; the base is then untouched.
+        AdapterError: if the folder is damaged, unsafe or does not fit; the base is then unchanged.
         ModelError: if the base model cannot be loaded.
     """
     folder = Path(folder)
@@ -189,16 +188,16 @@ def load_adapter(base: str | nn.Module, folder: str | Path) -> Any:
 def load_attached(
     base: str | nn.Module, folder: str | Path, *, quantization: str | None = None
 ) -> Attached:
-    """Like `load_adapter`, for what `save_adapter` wrote; gives the attached candidate.
+    """Load a folder written by `save_adapter`; return the attached candidate.
 
     Args:
         base: Folder or hub id of the base model, or the model itself.
-        folder: What `save_adapter` wrote.
-        quantization: How to store the weights of a base model that is loaded; default: as they
-            were when it was saved.
+        folder: A folder written by `save_adapter`.
+        quantization: How to store the weights of a base model loaded by name; default: as when it
+            was saved.
 
     Raises:
-        AdapterError: if the folder is damaged, unsafe or does not fit; the base is then untouched.
+        AdapterError: if the folder is damaged, unsafe or does not fit; the base is then unchanged.
         ModelError: if the base model cannot be loaded.
     """
     folder = Path(folder)
@@ -226,7 +225,7 @@ def load_attached(
 
 
 def _backbone_for(base: str | nn.Module, saved: SavedPlan) -> tuple[Backbone, list[bool]]:
-    """The backbone, and which parameters of a given model required a gradient before."""
+    """Return the backbone, and which parameters of a given model required a gradient before."""
     if isinstance(base, str):
         backbone = load_backbone(
             base,
@@ -271,19 +270,19 @@ def _restore_grad(model: nn.Module, undo: list[bool]) -> None:
 
 
 def _fill(attached: Attached, folder: Path) -> None:
-    """Reads and checks every file before the first tensor is copied."""
+    """Fill an attached candidate; all files are read and checked before a tensor is copied."""
     head = head_tensors(attached)
     is_whole = len(attached.parts) == 1
     loads = []
     for part, place in zip(attached.parts, part_folders(attached.parts), strict=True):
         expected = part_tensors(part)
         if is_whole:
-            expected |= {f"{PEFT_PREFIX}model.{name}": t for name, t in head.items()}
+            expected |= {f"{PEFT_ROOT}model.{name}": t for name, t in head.items()}
         loads.append((part, read_tensors(folder / place / TENSOR_FILE, expected)))
     found_head: dict[str, torch.Tensor] = {}
     if head and is_whole:
         found = loads[0][1]
-        found_head = {name: found.pop(f"{PEFT_PREFIX}model.{name}") for name in head}
+        found_head = {name: found.pop(f"{PEFT_ROOT}model.{name}") for name in head}
     elif head:
         found_head = read_tensors(folder / HEAD_FILE, head)
     for part, tensors in loads:
@@ -295,8 +294,8 @@ def _fill(attached: Attached, folder: Path) -> None:
 
 
 def _set_part(part: Part, tensors: Mapping[str, torch.Tensor]) -> None:
-    start = f"{PEFT_PREFIX}model."
-    # Longest first: a path may begin like another.
+    start = f"{PEFT_ROOT}model."
+    # Longest first: one path may be the beginning of another.
     paths = sorted(part.holder_names, key=len, reverse=True)
     renamed = {}
     for key, tensor in tensors.items():
@@ -313,7 +312,7 @@ def _set_part(part: Part, tensors: Mapping[str, torch.Tensor]) -> None:
 
 
 def _load_foreign(base: str | nn.Module, folder: Path) -> Any:
-    """A peft folder that autopeft did not write."""
+    """Load a peft folder that autopeft did not write."""
     if not (folder / TENSOR_FILE).is_file():
         read_tensors(folder / TENSOR_FILE, {})
     config = read_json(
@@ -324,7 +323,7 @@ def _load_foreign(base: str | nn.Module, folder: Path) -> Any:
         auto_class = names.get(str(config.get("task_type")), "AutoModel")
         base = load_backbone(base, auto_class=auto_class).model
     try:
-        # peft asks transformers for an attribute by its old name.
+        # peft reads an attribute of transformers by its old name (no upstream issue known).
         with quiet_peft(), ignored(FutureWarning), no_boft_extension():
             return PeftModel.from_pretrained(base, str(folder)).eval()
     except (ValueError, RuntimeError, KeyError, TypeError, OSError) as error:

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from typing import Any
 
 QUANTIZERS = ("bitsandbytes", "torchao", "torch.utils._pytree")
-"""Loggers that name the optional kernels this machine lacks, on import and on use (the last one
-because torchao registers some of its classes twice)."""
+"""Loggers that list the optional kernels this machine lacks, on import and on use; the last one
+warns of how torchao registers its enumerations."""
 
 _PEFT_WARNINGS = (
     # LN tuning: peft asks every layer for its widths, which a normalization does not have.

@@ -238,7 +238,7 @@ def test_an_attention_that_ignores_the_table_is_noticed() -> None:
     model, layers = _prefixed("llama")
     attention = layers[0].base_layer
     attention.forward = lambda hidden_states, **_: (hidden_states, None)
-    with pytest.raises(RuntimeError, match="its prefix was not attended to"):
+    with pytest.raises(RuntimeError, match="its prefix was ignored"):
         logits_of(model, batch_for(build("llama")))
 
 

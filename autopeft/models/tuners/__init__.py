@@ -1,6 +1,6 @@
-"""Adapters that peft lacks, as peft tuners of their own: importing this makes peft know them.
+"""Adapters that peft lacks, as peft tuners; importing this registers them with peft.
 
-`import autopeft.models.tuners`, and `peft.PeftModel.from_pretrained` loads what they saved.
+After `import autopeft.models.tuners`, `peft.PeftModel.from_pretrained` loads their folders.
 """
 
 from autopeft.models.tuners.bottleneck import BottleneckConfig, BottleneckLayer, BottleneckModel

@@ -1,4 +1,4 @@
-"""Bottleneck adapters: a small two-layer network after a module, or beside it.
+"""Bottleneck adapters: a small two-layer network after a module or beside it.
 
 Sources: serial, after attention and feed-forward, Houlsby et al. (arXiv 1902.00751); serial, after
 the feed-forward only, Pfeiffer et al. (arXiv 2005.00247); parallel, He et al. (arXiv 2110.04366).
@@ -23,7 +23,7 @@ NON_LINEARITIES: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "gelu": functional.gelu,
     "silu": functional.silu,
 }
-"""What can stand between the two projections."""
+"""Functions between the two projections."""
 
 
 @dataclass
@@ -31,8 +31,8 @@ class BottleneckConfig(TargetedConfig):
     """Configuration of a `BottleneckModel`.
 
     Attributes:
-        parallel: True: the module's input feeds the bottleneck; False: its output does.
-        scaling: Factor of what is added to the module's output.
+        parallel: True feeds the module's input to the bottleneck, False its output.
+        scaling: Factor of the bottleneck's output.
         bottleneck_dropout: Dropout of the bottleneck's inner values.
         non_linearity: One of `NON_LINEARITIES`.
     """
@@ -56,8 +56,8 @@ class BottleneckLayer(OwnLayer):
     """A linear module h = W x and h + s U f(D h) after it, or h + s U f(D x) beside it.
 
     Args:
-        base_layer: The module: anything that knows its `in_features` and `out_features`.
-        adapter_name: The adapter that is active at first.
+        base_layer: A module with `in_features` and `out_features`.
+        adapter_name: The first active adapter.
     """
 
     adapter_layer_names = ("bottleneck_down", "bottleneck_up")
@@ -73,13 +73,13 @@ class BottleneckLayer(OwnLayer):
         self._non_linearity: dict[str, str] = {}
 
     def add(self, adapter_name: str, size: int, config: BottleneckConfig) -> None:
-        """Makes one more adapter."""
+        """Add an adapter."""
         in_, out = _get_in_out_features(self.base_layer)
         if in_ is None or out is None:
             raise TypeError(f"a bottleneck needs a linear module, not {type(self.base_layer)}")
         down = nn.Linear(in_ if config.parallel else out, size)
         up = nn.Linear(size, out)
-        # He et al.'s start: D as torch starts it, its bias 0; U 0, so that nothing is added.
+        # As He et al.: torch's initialization for D, its bias 0; U 0, so that nothing is added.
         nn.init.kaiming_uniform_(down.weight, a=math.sqrt(5))
         nn.init.zeros_(down.bias)
         if config.init_weights:
@@ -118,7 +118,7 @@ class BottleneckLayer(OwnLayer):
 
 
 class BottleneckModel(OwnModel):
-    """Puts a `BottleneckLayer` in the place of each module that the configuration names."""
+    """Replaces each target module by a `BottleneckLayer`."""
 
     prefix = "bottleneck_"
     tuner_layer_cls = BottleneckLayer

@@ -1,4 +1,4 @@
-"""What autopeft's own tuners share: how peft gets to know them, and what they all do alike."""
+"""The base classes of autopeft's own tuners, and their registration with peft."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from torch import nn
 
 
 def register(kind: str, config: type[PeftConfig], tuner: type[BaseTuner]) -> None:
-    """Tells peft of a tuner.
+    """Register a tuner with peft.
 
-    peft's own way takes only members of its enumeration `PeftType`, which cannot be added to. Its
-    tables, though, are looked up by what equals such a member, and a plain string does.
+    peft's `register_peft_method` takes members of the enumeration `PeftType` only, which cannot be
+    extended. Its tables also accept plain strings as keys. No upstream issue known.
 
     Args:
-        kind: What `adapter_config.json` says as "peft_type".
+        kind: The "peft_type" in `adapter_config.json`.
         config: The configuration's class.
         tuner: The tuner's class.
     """
@@ -40,7 +40,7 @@ def register(kind: str, config: type[PeftConfig], tuner: type[BaseTuner]) -> Non
 
 @dataclass
 class TargetedConfig(PeftConfig):  # type: ignore[misc]
-    """What every configuration here has.
+    """The common part of all configurations here.
 
     Attributes:
         r: Size of the adapter.
@@ -48,7 +48,7 @@ class TargetedConfig(PeftConfig):  # type: ignore[misc]
         target_modules: Paths or ends of paths of the modules to adapt, or one regular expression.
         exclude_modules: The same, of modules to leave out.
         modules_to_save: Modules trained and saved besides the adapters.
-        init_weights: False starts from random values instead of from the base model's outputs.
+        init_weights: False starts from random values, True from the base model's outputs.
     """
 
     r: int = field(default=8)
@@ -66,16 +66,16 @@ class TargetedConfig(PeftConfig):  # type: ignore[misc]
             self.exclude_modules = set(self.exclude_modules)
 
     def size_at(self, path: str) -> int:
-        """The size of the adapter at a module's path."""
+        """Return the size of the adapter at a module's path."""
         return self.rank_pattern.get(get_pattern_key(self.rank_pattern, path), self.r)
 
 
 class OwnLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
-    """A module wrapped, with adapters beside it that cannot be folded into its weights.
+    """A wrapped module with adapters that cannot be merged into its weights.
 
     Args:
-        base_layer: What is wrapped.
-        adapter_name: The adapter that is active at first.
+        base_layer: The module.
+        adapter_name: The first active adapter.
     """
 
     def __init__(self, base_layer: nn.Module, adapter_name: str) -> None:
@@ -86,11 +86,11 @@ class OwnLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         self.merged_adapters: list[str] = []
 
     def add(self, adapter_name: str, size: int, config: Any) -> None:
-        """Makes one more adapter."""
+        """Add an adapter."""
         raise NotImplementedError
 
     def start(self, adapter_name: str, size: int, config: Any) -> None:
-        """Makes one more adapter, where the base module is, and sets which ones are trained."""
+        """Add an adapter on the base module's device, and set which ones are trained."""
         if size < 1:
             raise ValueError(f"`r >= 1` must hold, but got r={size}")
         self.add(adapter_name, size, config)
@@ -99,23 +99,23 @@ class OwnLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         layer.set_adapter(layer.active_adapters, inference_mode=config.inference_mode)
 
     def own_parameters(self) -> Iterator[nn.Parameter]:
-        """The adapters' parameters, and none of what is wrapped."""
+        """Yield the adapters' parameters, without those of the wrapped module."""
         layer: Any = self  # peft's half of it
         for name in layer.adapter_layer_names:
             yield from getattr(layer, name).parameters()
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Cannot be done.
+        """Raise an error: such an adapter cannot be merged.
 
         Raises:
             NotImplementedError: always.
         """
         raise NotImplementedError(
-            f"{type(self).__name__} is no change of a weight: it cannot be merged"
+            f"{type(self).__name__} does not change a weight: it cannot be merged"
         )
 
     def unmerge(self) -> None:
-        """There is never anything merged."""
+        """Do nothing: nothing is ever merged."""
 
 
 class OwnModel(BaseTuner):  # type: ignore[misc]
@@ -152,7 +152,7 @@ class OwnModel(BaseTuner):  # type: ignore[misc]
         state_dict: dict[str, torch.Tensor],
         unwanted_adapter_names: list[str],
     ) -> dict[str, torch.Tensor]:
-        """Only what is this tuner's own: what it wraps may hold layers of other tuners."""
+        """Return this tuner's own tensors; the wrapped module may contain other tuners' layers."""
         held: dict[str, torch.Tensor] = super()._get_adapter_state_dict(
             model, config, adapter_name, state_dict, unwanted_adapter_names
         )
@@ -160,11 +160,11 @@ class OwnModel(BaseTuner):  # type: ignore[misc]
 
 
 class StandInLayer(OwnLayer):
-    """A layer around a module that others look into: what it lacks itself it has from there.
+    """A layer around a module that other code reads: it passes attributes through.
 
     Args:
-        base_layer: What is wrapped.
-        adapter_name: The adapter that is active at first.
+        base_layer: The module.
+        adapter_name: The first active adapter.
     """
 
     def __getattr__(self, name: str) -> Any:
@@ -183,5 +183,5 @@ class StandInModel(OwnModel):
         if isinstance(new_module, StandInLayer):
             super()._replace_module(parent, child_name, new_module, child)
         else:
-            # Unloading: what was wrapped has no weight of its own, which peft would hand over.
+            # Unloading: peft would copy the weight, and the wrapped module has none of its own.
             setattr(parent, child_name, new_module)

@@ -1,12 +1,11 @@
-"""Gated prefixes: keys and values of its own in front of one self-attention.
+"""Gated prefixes: trained keys and values for one self-attention.
 
-Keys and values are trained themselves, as in prefix tuning (Li and Liang, arXiv 2101.00190, without
-its reparametrization). Queries attend to them apart from the tokens, in a softmax of its own, and a
-gate for each head, 0 at the start, weighs what comes back, as in LLaMA-Adapter (arXiv 2303.16199).
-So the model starts as it was, no mask, position or cache of keys changes, and it works with
-whatever computes the attention over the tokens.
+Keys and values are trained directly, as in prefix tuning (Li and Liang, arXiv 2101.00190, without
+its reparametrization). Queries attend to them in a separate softmax, and a gate for each head, 0 at
+the start, scales the result, as in LLaMA-Adapter (arXiv 2303.16199). So the model starts unchanged,
+no mask, position or key cache changes, and any attention kernel works.
 
-Each query head has a prefix of its own, also where several heads share keys of tokens.
+Each query head has its own prefix, even where several heads share the keys of tokens.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ class GatedPrefixLayer(StandInLayer):
 
     Args:
         base_layer: The attention.
-        adapter_name: The adapter that is active at first.
+        adapter_name: The first active adapter.
     """
 
     adapter_layer_names = ("gated_prefix_keys", "gated_prefix_values", "gated_prefix_gates")
@@ -53,7 +52,7 @@ class GatedPrefixLayer(StandInLayer):
         if shape is None:
             raise TypeError(
                 f"{type(base_layer).__name__} cannot have a prefix: it does not look its attention "
-                "function up in transformers' table, or does not tell its heads"
+                "function up in transformers' table, or does not say how many heads it has"
             )
         self._heads, self._head_size = shape[0], shape[1] // shape[0]
         self.gated_prefix_keys = nn.ParameterDict()
@@ -62,7 +61,7 @@ class GatedPrefixLayer(StandInLayer):
         _listen()
 
     def add(self, adapter_name: str, size: int, config: GatedPrefixConfig) -> None:
-        """Makes one more adapter."""
+        """Add an adapter."""
         shape = (self._heads, size, self._head_size)
         gates = torch.zeros(self._heads) if config.init_weights else torch.randn(self._heads)
         self.gated_prefix_keys[adapter_name] = nn.Parameter(torch.randn(shape))
@@ -70,7 +69,7 @@ class GatedPrefixLayer(StandInLayer):
         self.gated_prefix_gates[adapter_name] = nn.Parameter(gates)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Whatever the attention takes and gives."""
+        """Take and return what the attention does."""
         layer: Any = self  # peft's half of it
         if layer.disable_adapters:
             return self.base_layer(*args, **kwargs)
@@ -83,22 +82,22 @@ class GatedPrefixLayer(StandInLayer):
         if not call.is_answered:
             raise RuntimeError(
                 f"{type(self.base_layer).__name__} did not look its attention function up: "
-                "its prefix was not attended to"
+                "its prefix was ignored"
             )
         return result
 
     def attended(self, query: torch.Tensor, scaling: float) -> torch.Tensor:
-        """What the prefixes add to the heads' outputs.
+        """Return what the prefixes add to the heads' outputs.
 
         Args:
             query: Shape (b, heads, t, size of a head).
-            scaling: Of the scores.
+            scaling: Factor of the scores.
 
         Returns:
             Shape (b, t, heads, size of a head).
         """
         b, heads, t, size = query.shape
-        # Batches of heads rather than of rows: no row needs a copy of the prefix.
+        # Batched over heads, not rows: no row needs a copy of the prefix.
         flat = query.transpose(0, 1).reshape(heads, b * t, size)
         total: torch.Tensor | None = None
         layer: Any = self  # peft's half of it
@@ -107,7 +106,7 @@ class GatedPrefixLayer(StandInLayer):
                 keys, values = self.gated_prefix_keys[name], self.gated_prefix_values[name]
                 flat = flat.to(keys.dtype)
                 shares = torch.softmax(flat @ keys.transpose(1, 2) * scaling, dim=-1)
-                # Gating the values spares keeping the heads' outputs for the gates' gradient.
+                # Gating the values avoids keeping the heads' outputs for the gates' gradient.
                 gates = torch.tanh(self.gated_prefix_gates[name])[:, None, None]
                 part = shares @ (gates * values)  # (heads, b * t, size)
                 total = part if total is None else total + part
@@ -117,21 +116,21 @@ class GatedPrefixLayer(StandInLayer):
 
 
 class GatedPrefixModel(StandInModel):
-    """Puts a `GatedPrefixLayer` around each self-attention that the configuration names."""
+    """Puts a `GatedPrefixLayer` around each target self-attention."""
 
     prefix = "gated_prefix_"
     tuner_layer_cls = GatedPrefixLayer
 
 
 class _Call:
-    """One pass through a layer: told when the attention has asked for its function."""
+    """One pass through a layer; it records that the attention looked its function up."""
 
     def __init__(self, layer: GatedPrefixLayer) -> None:
         self.layer = layer
         self.is_answered = False
 
     def attend(self, usual: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        """Attends to the tokens as usual, and to the prefix."""
+        """Attend to the tokens as usual, and to the prefix."""
         output, *rest = usual(*args, **kwargs)
         query: torch.Tensor = kwargs["query"] if "query" in kwargs else args[1]
         scaling = kwargs.get("scaling")
@@ -141,16 +140,17 @@ class _Call:
 
 
 _CURRENT: ContextVar[_Call | None] = ContextVar("current prefix", default=None)
-"""The layer whose attention computes in this thread."""
+"""The layer whose attention runs in this thread."""
 
 
 @functools.cache
 def _listen() -> None:
-    """Has transformers' table of attention functions ask `_CURRENT`, from the first prefix on.
+    """Patch transformers' table of attention functions to consult `_CURRENT`, once.
 
-    An attention of transformers gets its function (eager, SDPA, flash, ...) there at every pass. A
-    function registered under a name of our own would need another configuration in each adapted
-    module; this leaves the base model untouched and changes nothing outside a prefixed attention.
+    Attentions of transformers look their function (eager, SDPA, flash, ...) up there at every pass.
+    Registering a function would need another configuration in each adapted module; this leaves the
+    base model unchanged and has no effect outside an attention with a prefix. No upstream issue
+    known.
     """
     usual = AttentionInterface.get_interface
 

@@ -1,11 +1,11 @@
 """Prompt tuning: virtual tokens among the embeddings of a whole encoder or decoder.
 
-Source: Lester et al. (arXiv 2104.08691). What is wrapped is the model without its head, such as
-`LlamaForCausalLM.model`: it gets longer rows, mask and token types included, and what it returns is
-cut to the tokens that were given. So heads, losses and poolings outside see what they always see.
+Source: Lester et al. (arXiv 2104.08691). The layer wraps the model without its head, such as
+`LlamaForCausalLM.model`. The model gets longer rows, mask and token types included, and its outputs
+are cut to the given tokens. So heads, losses and pooling outside see what they always see.
 
-Where attention is causal, the prompt comes first; else after the first token, so that a pooling
-inside finds its [CLS] where it looks for it. Positions are counted as the model does.
+With causal attention the prompt comes first; otherwise after the first token, so that pooling
+inside finds [CLS] in its place. Positions are counted as the model does.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class PromptLayer(StandInLayer):
 
     Args:
         base_layer: The model.
-        adapter_name: The adapter that is active at first.
+        adapter_name: The first active adapter.
     """
 
     adapter_layer_names = ("prompt_tuning_tokens",)
@@ -48,8 +48,8 @@ class PromptLayer(StandInLayer):
         super().__init__(base_layer, adapter_name)
         if not can_start_from_embeddings(base_layer):
             raise TypeError(
-                f"{type(base_layer).__name__} cannot have a prompt: it does not compute from "
-                "embeddings of text alone"
+                f"{type(base_layer).__name__} cannot have a prompt: it does not start from text "
+                "embeddings alone"
             )
         self.prompt_tuning_tokens = nn.ParameterDict()
         self._names = tuple(inspect.signature(base_layer.forward).parameters)
@@ -58,7 +58,7 @@ class PromptLayer(StandInLayer):
         self._n_before = 0 if is_causal else 1
 
     def add(self, adapter_name: str, size: int, config: PromptConfig) -> None:
-        """Makes one more adapter: it starts as tokens of the vocabulary, drawn at random."""
+        """Add an adapter, initialized with random tokens of the vocabulary."""
         table: Any = self._embeddings()
         with torch.no_grad():
             if config.init_weights:
@@ -74,7 +74,7 @@ class PromptLayer(StandInLayer):
         return found
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Whatever the model takes and gives."""
+        """Take and return what the model does."""
         layer: Any = self  # peft's half of it
         names = () if layer.disable_adapters else layer.active_adapters
         tokens = [
@@ -87,7 +87,7 @@ class PromptLayer(StandInLayer):
         past = call.get("past_key_values", call.get("cache"))
         n_new = sum(len(each) for each in tokens)
         if past is not None and past.get_seq_length():
-            # The prompt is among the keys that are kept from an earlier pass.
+            # The prompt is among the cached keys of an earlier pass.
             return self.base_layer(**_after_prompt(call, n_new))
         embedded, n_given = self._embedded(call)
         if self._max_positions is not None and n_given + n_new > self._max_positions:
@@ -101,7 +101,7 @@ class PromptLayer(StandInLayer):
         return _cut(output, n_given, n_new, self._n_before)
 
     def _embedded(self, call: dict[str, Any]) -> tuple[torch.Tensor, int]:
-        """Takes what was given out of a call: its embeddings, (b, t, width), and t."""
+        """Pop the tokens from a call; return their embeddings, (b, t, width), and t."""
         ids, embedded = call.pop("input_ids", None), call.pop("inputs_embeds", None)
         if (ids is None) == (embedded is None):
             raise ValueError("exactly one of input_ids and inputs_embeds must be given")
@@ -111,7 +111,7 @@ class PromptLayer(StandInLayer):
 
 
 class PromptModel(StandInModel):
-    """Puts a `PromptLayer` around the model that the configuration names."""
+    """Puts a `PromptLayer` around the target model."""
 
     prefix = "prompt_tuning_"
     tuner_layer_cls = PromptLayer
@@ -120,7 +120,7 @@ class PromptModel(StandInModel):
 def _with_prompt(
     call: Mapping[str, Any], embedded: torch.Tensor, prompt: torch.Tensor, at: int
 ) -> dict[str, Any]:
-    """The call with the prompt, shape (n, width), inserted before the token at a place."""
+    """Return the call with the prompt, shape (n, width), inserted before token `at`."""
     rows, n_new = len(embedded), len(prompt)
     longer = dict(call)
 
@@ -147,7 +147,7 @@ def _with_prompt(
 
 
 def _after_prompt(call: Mapping[str, Any], n_new: int) -> dict[str, Any]:
-    """A call that goes on after n tokens that its caller knows nothing of."""
+    """Return a call that continues after n tokens that its caller does not know of."""
     later = dict(call)
     mask, positions = call.get("attention_mask"), call.get("position_ids")
     if mask is not None:
@@ -170,7 +170,7 @@ def _check_positions(positions: torch.Tensor) -> None:
 
 
 def _cut(output: Any, n_given: int, n_new: int, at: int) -> Any:
-    """A model's output without the states of the prompt."""
+    """Return a model's output without the states of the prompt."""
 
     def cut(value: Any) -> Any:
         if isinstance(value, tuple):
