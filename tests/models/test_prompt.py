@@ -228,7 +228,7 @@ def test_peft_switches_it_off_and_takes_it_out() -> None:
 @pytest.mark.parametrize("name", ["t5", "bart", "whisper", "vit"])
 def test_what_is_no_single_stack_over_text_has_none(name: str) -> None:
     topology = build(name, device="meta").topology
-    with pytest.raises(SpaceError, match="no single stack of blocks over embeddings of text"):
+    with pytest.raises(SpaceError, match="not a single stack of blocks over text embeddings"):
         check_plan(topology, AdapterPlan([_PROMPT]))
 
 
