@@ -115,7 +115,7 @@ def test_the_files_are_what_servers_of_lora_expect(tmp_path: Path) -> None:
     [
         ("ia3", "attn.q", "ia3 changes the weight"),
         ("oft", "attn.q", "rank 3"),
-        ("ln_tuning", "norm", "no linear"),
+        ("ln_tuning", "norm", "not change a linear"),
     ],
 )
 def test_what_has_no_equal_lora_is_refused_by_name(
