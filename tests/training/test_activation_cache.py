@@ -225,6 +225,7 @@ def test_evaluation_may_fill_what_training_uses(
     )
     training.evaluate("train")  # under inference mode
     filled = training.cache_seconds
+    assert filled > 0
     training.train_to(10)
     assert training.cache_seconds == filled
 

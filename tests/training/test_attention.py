@@ -124,8 +124,10 @@ def test_queries_that_attend_to_nothing_are_not_compared(
 
 
 def test_the_measurement_is_kept() -> None:
+    attention.fastest_kernel.cache_clear()
     first = attention.fastest_kernel("cpu", 16, 8)
-    assert attention.fastest_kernel("cpu", 16, 8) is first
+    assert attention.fastest_kernel("cpu", 16, 8) == first
+    assert attention.fastest_kernel.cache_info().misses == 1
     with torch.inference_mode():
         assert attention.fastest_kernel("cpu", 8, 8) in ("fused", "fused fp32", "plain")
     assert attention.fastest_kernel("cpu", 2 * attention.PLAIN_LENGTH, 8) != "plain"

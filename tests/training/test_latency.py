@@ -22,7 +22,13 @@ def test_latency_grows_with_depth(classification_data: TaskData, bert_with_lora:
 
 
 def test_latency_takes_several_rows(classification_data: TaskData, bert_with_lora: Build) -> None:
-    value = measure_latency_ms(
-        bert_with_lora().model, classification_data, device="cpu", rows=8, repeats=3
+    model = bert_with_lora().model
+    shapes: list[tuple[int, ...]] = []
+    model.register_forward_pre_hook(
+        lambda _m, _a, inputs: shapes.append(tuple(inputs["input_ids"].shape)), with_kwargs=True
     )
+    value = measure_latency_ms(model, classification_data, device="cpu", rows=8, repeats=3)
+    assert len(shapes) == 6  # Three to warm up.
+    assert len(set(shapes)) == 1
+    assert shapes[0][0] == 8
     assert 0 < value < math.inf
