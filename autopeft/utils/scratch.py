@@ -20,16 +20,16 @@ _LOCK = ".lock"
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """A new folder where the system keeps temporary files, removed on exit.
+    """Make a temporary folder and remove it on exit, with those that dead processes left behind.
 
-    Those of processes that are no more are removed as well. Who is alive is told by a lock beside
-    each folder, not by process numbers, which mean something else in each container.
+    A lock beside each folder says that its process is alive; process numbers would not, because
+    each container has its own.
     """
     _remove_abandoned()
-    # The lock is held before the folder is there: nobody finds the one without the other.
+    # Lock first, so that another process never sees the folder without its lock.
     name = tempfile.mktemp(prefix=_PREFIX)
     lock = FileLock(name + _LOCK)
-    with suppress(NotImplementedError):  # On a file system without locks nobody cleans up.
+    with suppress(NotImplementedError):  # Without file locks, nothing is ever cleaned up.
         lock.acquire()
     folder = Path(name)
     try:
