@@ -8,7 +8,6 @@ import math
 import re
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -228,16 +227,15 @@ def _unknown(
     value: Any, data: Any, *place: str | int
 ) -> Iterator[tuple[tuple[str | int, ...], Any, list[str]]]:
     """Yield place and value of each key that no dataclass has, and the keys that it has."""
-    if is_dataclass(value) and isinstance(data, Mapping):
-        known = [each.name for each in fields(value)]
-        for key, item in data.items():
-            if key in known:
-                yield from _unknown(getattr(value, key), item, *place, key)
-            else:
-                yield (*place, key), item, known
-    elif isinstance(value, Mapping) and isinstance(data, Mapping):
-        for key, item in data.items():
-            yield from _unknown(value.get(key), item, *place, key)
-    elif isinstance(value, list | tuple) and isinstance(data, list | tuple):
-        for index, pair in enumerate(zip(value, data, strict=False)):
-            yield from _unknown(*pair, *place, index)
+    items: Iterable[tuple[Any, Any, Any]] = ()
+    known = getattr(value, "__dataclass_fields__", None)
+    if isinstance(data, list | tuple):
+        items = zip(range(len(data)), value, data, strict=False)
+    elif known is not None and isinstance(data, Mapping):
+        yield from (((*place, k), v, list(known)) for k, v in data.items() if k not in known)
+        items = ((key, getattr(value, key), item) for key, item in data.items() if key in known)
+    elif isinstance(data, Mapping):
+        items = ((key, value.get(key), item) for key, item in data.items())
+    for key, inner, item in items:
+        if isinstance(item, Mapping | list | tuple):
+            yield from _unknown(inner, item, *place, key)
