@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from peft.tuners.ln_tuning.layer import LNTuningLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
@@ -75,6 +76,6 @@ def _merge(layer: Any, original: nn.Module) -> nn.Module:
 
 def _unmerge(layer: Any) -> None:
     """Mark a layer's adapter as not merged, without touching its base module's values."""
-    if "ln_tuning_layers" in layer._modules:
+    if isinstance(layer, LNTuningLayer):
         layer.unmerge()  # Only swaps two modules.
     layer.merged_adapters.clear()
