@@ -5,11 +5,14 @@ from typing import Any
 
 import pytest
 import torch
+from peft.tuners.boft import layer as boft_layer
 from tiny_models import batch_for, build, candidate_of, disturb, logits_of
 from transformers import BertConfig, BertForSequenceClassification
 
+from autopeft import methods
 from autopeft.models.attach import Attached, attach
 from autopeft.models.backbone import Backbone
+from autopeft.models.method_hooks import _HOOKS, MethodHooks, hooks_for, no_boft_extension
 from autopeft.models.saving import load_attached, save_adapter
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
 from autopeft.tasks.data import TaskData
@@ -135,3 +138,28 @@ def test_only_adalora_has_a_penalty() -> None:
         matrices = [m for x in layers for m in (x.lora_A["default"], x.lora_B["default"].T)]
         distances = [torch.norm(m @ m.T - torch.eye(6)).item() for m in matrices]
         assert _penalty(attached) == pytest.approx(0.5 * sum(distances) / len(distances))
+
+
+def test_every_method_with_hooks_exists_and_others_have_none() -> None:
+    names = {method.name for method in methods.all_methods()}
+    assert set(_HOOKS) <= names
+    assert type(hooks_for("lora")) is MethodHooks
+    assert hooks_for("lora").training_hook(None) is None
+
+
+def test_peft_compiles_nothing_for_boft_and_is_as_before_afterwards() -> None:
+    before = boft_layer._FBD_CUDA
+    with no_boft_extension():
+        assert boft_layer.get_fbd_cuda() is False
+    assert boft_layer._FBD_CUDA is before
+
+
+def test_a_module_passes_for_a_plain_linear_one_only_while_glora_is_injected() -> None:
+    class Own(torch.nn.Linear):
+        pass
+
+    holder = torch.nn.Module()
+    holder.add_module("m", Own(2, 2))
+    with hooks_for("glora").around_injection(holder):
+        assert type(holder.m) is torch.nn.Linear
+    assert type(holder.m) is Own
