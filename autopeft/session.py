@@ -27,8 +27,8 @@ from autopeft.reporting.record import AdapterScore, BudgetReport, DataSummary, S
 from autopeft.reporting.write import write_report
 from autopeft.result import SearchResult
 from autopeft.searcher.controller import INTERRUPTED, SearchController
-from autopeft.searcher.earlier import read_warm_start
-from autopeft.searcher.samplers.warm_start import WarmStartTrial
+from autopeft.searcher.samplers.warm_start import WarmStartTrial, warm_start_trials
+from autopeft.searcher.study import read_study
 from autopeft.settings import SearchSettings
 from autopeft.workspace import Workspace
 
@@ -126,19 +126,20 @@ class Session:
             resume=self._is_resumed,
             eta=float(settings.eta),
             audit_share=settings.audit_share,
-            prior=self._prior(settings),
+            warm_start=self._warm_start(settings),
         )
         self._callbacks.on_message(f"watch it: autopeft dashboard {self._workspace.folder}")
         return controller
 
-    def _prior(self, settings: SearchSettings) -> tuple[WarmStartTrial, ...]:
+    def _warm_start(self, settings: SearchSettings) -> tuple[WarmStartTrial, ...]:
         """Return the earlier search's trials; a copy is kept, so resuming needs no other folder."""
         if self._is_resumed or not settings.warm_start:
             kept = self._workspace.recall("prior", dict[str, list[dict[str, Any]]]) or {}
             return tuple(WarmStartTrial.from_json(row) for row in kept.get("trials", []))
         earlier = Workspace(settings.warm_start)
         before = earlier.settings()
-        trials = read_warm_start(earlier.storage(before), earlier.study_name(before))
+        stored = read_study(earlier.storage(before), earlier.study_name(before))
+        trials = warm_start_trials(*stored)
         self._workspace.remember("prior", {"trials": [trial.to_json() for trial in trials]})
         self._callbacks.on_message(f"warm start: {len(trials)} trials of {earlier.folder}")
         return trials

@@ -24,12 +24,12 @@ import numpy as np
 from autopeft.costs import Price, PriceTable
 from autopeft.costs.constraints import Constraint, parse_constraints
 from autopeft.costs.objectives import Objective, objective
-from autopeft.errors import SettingsError, SpaceError
+from autopeft.errors import SettingsError
 from autopeft.plan import Candidate
 from autopeft.searcher.pruner import make_pruner
 from autopeft.searcher.samplers.base import Pricer
-from autopeft.searcher.samplers.optuna_adapters import make_sampler
-from autopeft.searcher.samplers.warm_start import Prior, WarmStartTrial
+from autopeft.searcher.samplers.optuna_adapters import OptunaAdapter, make_sampler
+from autopeft.searcher.samplers.warm_start import WarmStart, WarmStartTrial
 from autopeft.searcher.space import initial_design
 from autopeft.searcher.space.encoding import Point
 from autopeft.searcher.space.space import SearchSpace
@@ -68,8 +68,8 @@ class SearchController:
         n_portfolio: Known recipes of other methods tried after them; None for a few.
         resume: True to continue the study of that name.
         eta: Ratio between rungs, for the pruner.
-        prior: Trials of an earlier search on other data: its
-            front is tried first, its qualities guide the proposals as far as they prove right.
+        warm_start: Trials of an earlier search on other data. Its front is tried first, its
+            qualities guide the proposals as far as they agree with this search.
         audit_share: Share of the trials that the pruner would stop which go on all the same, so
             that what pruning costs can be estimated (see `autopeft.confirm.pruning_audit`).
 
@@ -94,7 +94,7 @@ class SearchController:
         resume: bool = False,
         eta: float = 3.0,
         audit_share: float = 0.0,
-        prior: Sequence[WarmStartTrial] = (),
+        warm_start: Sequence[WarmStartTrial] = (),
     ) -> None:
         self.space = space
         self.objectives = _objectives(objectives)
@@ -107,23 +107,24 @@ class SearchController:
         self._rng = np.random.default_rng(seed)
         self._distributions = {name: distribution(row) for name, row in space.parameters.items()}
         self._check_constraints()
-        known = Prior.of(prior, space)
-        if prior and not len(known):
+        known = WarmStart.of(warm_start, space)
+        if warm_start and not len(known):
             raise SettingsError(
                 "warm_start",
-                f"{len(prior)} trials",
-                "none of the earlier search's trials is a point of this space",
+                f"{len(warm_start)} trials",
+                "none of the earlier search's trials is in this space",
                 "warm-start from a search of the same model and space, or leave it out",
             )
-        self._starters = known.starters
+        self._earlier_front = known.front
         steps = space.base.steps
+        self._sampler = make_sampler(
+            sampler, space, self.objectives, self.prices, self.constraints, seed, known
+        )
         self._store = StudyStore(
             storage,
             study_name,
             self.objectives,
-            make_sampler(
-                sampler, space, self.objectives, self.prices, self.constraints, seed, known
-            ),
+            OptunaAdapter(space, self.objectives, self.prices, self._sampler),
             make_pruner(pruner, eta=eta, first_rung=round(steps / eta**2), last_rung=steps),
             resume=resume,
         )
@@ -159,10 +160,11 @@ class SearchController:
             if (baseline := self._baseline_due()) is not None:
                 return self._start(baseline, "baseline", self.prices.price(baseline))
             for _ in range(_N_TRIES):
-                candidate = self.space.decode(self._store.propose())
+                point = self._sampler.propose(tuple(self._trials.values()))
+                candidate = self.space.encoder.to_candidate(point)
                 price = self._acceptable(candidate)
                 if price is not None:
-                    return self._start(candidate, self._store.origin, price)
+                    return self._start(candidate, self._sampler.origin, price)
             return self._any_left()
 
     def _baseline_due(self) -> Candidate | None:
@@ -172,7 +174,7 @@ class SearchController:
         if not self._n_baselines or n_baselines > self._n_baselines + n_searched / _ONE_LORA_IN:
             return None
         while self._loras:
-            point = self._store.propose_baseline(self._loras)
+            point = self._sampler.propose_baseline(tuple(self._trials.values()), self._loras)
             self._loras = [other for other in self._loras if other is not point]
             candidate = self.space.encoder.to_candidate(point)
             if self._acceptable(candidate) is not None:
@@ -211,10 +213,8 @@ class SearchController:
         return None
 
     def _start(self, candidate: Candidate, origin: str, price: Price) -> Trial:
-        try:
-            params = self.space.encode(candidate)
-        except SpaceError:
-            params = {}
+        point = self.space.encoder.point_of(candidate)
+        params = {} if point is None else self.space.encoder.to_params(point)
         trial = self._store.start(candidate, price, origin, params, self._distributions)
         self._add(trial)
         self._digests.add(candidate.digest)
@@ -415,7 +415,7 @@ class SearchController:
         """
         start = [(c, "baseline") for c in self.space.baselines(self._n_baselines)]
         start.append((self.space.reference(), "reference"))
-        start += [(candidate, "portfolio") for candidate in _thinned(self._starters)]
+        start += [(candidate, "portfolio") for candidate in _thinned(self._earlier_front)]
         start += [(candidate, "portfolio") for candidate in self.space.portfolio(n_portfolio)]
         priced = [(c, origin, p) for c, origin in start if (p := self._acceptable(c)) is not None]
         most = max((price.train_flops for _, _, price in priced), default=0.0)

@@ -35,7 +35,6 @@ from autopeft.errors import StorageError
 from autopeft.plan import Candidate, TrainSettings
 from autopeft.plan_text import read_plan, write_plan
 from autopeft.searcher.pruner import PRICE_KEY, TRAIN_KEY, GapPruner
-from autopeft.searcher.space.encoding import Point
 from autopeft.trial import State, Trial
 from autopeft.utils.quiet import ignored, silence
 from autopeft.utils.serialize import from_plain, to_plain
@@ -188,26 +187,6 @@ class StudyStore:
         self._board: DashboardWriter | None = None
         self._ids = {t.number: t._trial_id for t in self.study.get_trials(deepcopy=False)}
 
-    # --- proposing -------------------------------------------------------------------------------
-
-    def propose(self) -> dict[str, Any]:
-        """Parameters of a point worth trying, from the study's sampler; no trial is created yet."""
-        stand_in = create_trial(state=TrialState.RUNNING)
-        sampler = self.study.sampler
-        search_space = sampler.infer_relative_search_space(self.study, stand_in)
-        return sampler.sample_relative(self.study, stand_in, search_space)
-
-    @property
-    def origin(self) -> str:
-        """Where the last proposal came from: "design" or "search"."""
-        return str(getattr(self.study.sampler, "origin", "search"))
-
-    def propose_baseline(self, choices: Sequence[Point]) -> Point:
-        """Which of some LoRA baselines the sampler would try next."""
-        propose = getattr(self.study.sampler, "propose_baseline", None)
-        found: Point = propose(self.study, choices) if propose is not None else choices[0]
-        return found
-
     # --- trials ----------------------------------------------------------------------------------
 
     def trials(self) -> tuple[Trial, ...]:
@@ -330,19 +309,35 @@ class StudyStore:
 def read_trials(study: optuna.study.Study, objectives: Sequence[Objective]) -> tuple[Trial, ...]:
     """Read the trials that a search wrote into a study, by number."""
     return tuple(
-        _read_trial(frozen, objectives)
+        read_trial(frozen, objectives)
         for frozen in study.get_trials(deepcopy=False)
         if frozen.state in STATES and PLAN_KEY in frozen.user_attrs
     )
 
 
-def _read_trial(frozen: FrozenTrial, objectives: Sequence[Objective]) -> Trial:
+def read_trial(
+    frozen: FrozenTrial,
+    objectives: Sequence[Objective],
+    candidate: Candidate | None = None,
+    costs: Price | None = None,
+) -> Trial:
+    """Convert one of Optuna's trials.
+
+    Args:
+        frozen: The trial.
+        objectives: Quality first.
+        candidate: Its candidate; None to read it from the user attributes.
+        costs: Its costs; None to read them from the user attributes.
+    """
     attributes = frozen.user_attrs
     values = (frozen.values or ()) if frozen.state == TrialState.COMPLETE else ()
     return Trial(
         frozen.number,
-        Candidate(read_plan(attributes[PLAN_KEY]), TrainSettings.from_json(attributes[TRAIN_KEY])),
-        from_plain(Price, attributes[PRICE_KEY], field=PRICE_KEY, error=StorageError),
+        candidate
+        or Candidate(
+            read_plan(attributes[PLAN_KEY]), TrainSettings.from_json(attributes[TRAIN_KEY])
+        ),
+        costs or from_plain(Price, attributes[PRICE_KEY], field=PRICE_KEY, error=StorageError),
         str(attributes.get(ORIGIN_KEY, "search")),
         STATES[frozen.state],
         {o.name: v for o, v in zip(objectives, values, strict=False)},

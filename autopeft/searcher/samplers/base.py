@@ -1,10 +1,9 @@
-"""Which point to try next: the brain of the sampler, in plain numbers, knowing no Optuna."""
+"""The Sampler protocol, and a sampler that is random and stratified by cost. Free of Optuna."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -12,66 +11,50 @@ from autopeft.costs import Price
 from autopeft.costs.constraints import Constraint
 from autopeft.costs.objectives import Objective
 from autopeft.plan import Candidate
+from autopeft.searcher.samplers.observations import History
 from autopeft.searcher.space.encoding import Point
 from autopeft.searcher.space.space import SearchSpace
+from autopeft.trial import Trial
 
 COST_PROXIES: Mapping[str, str] = {"train_seconds": "train_flops", "latency_ms": "inference_flops"}
-"""Costs not known before training, and the priced cost that moves with each."""
+"""Cost that is only measured -> known cost that is roughly proportional to it."""
 
 
 class Pricer(Protocol):
-    """Whatever prices a candidate; `PriceTable` does."""
+    """Prices candidates, as `PriceTable` does."""
 
     def price(self, candidate: Candidate) -> Price:
-        """What it costs."""
-
-
-@dataclass(frozen=True)
-class Seen:
-    """One earlier trial.
-
-    Attributes:
-        point: What was tried; None if it is no point of the space.
-        state: How it stands.
-        objectives: Values in the objectives' own directions; NaN where unknown.
-        price: Its price.
-        rungs: Step -> score, in the quality's direction.
-        origin: Where it came from; "baseline" for a LoRA.
-    """
-
-    point: Point | None
-    state: Literal["complete", "pruned", "failed", "running"]
-    objectives: tuple[float, ...]
-    price: Mapping[str, float]
-    rungs: Mapping[int, float] = field(default_factory=dict)
-    origin: str = "search"
+        """Return what a candidate costs."""
 
 
 class Sampler(Protocol):
-    """Whoever chooses the next point.
+    """Proposes the next point to try.
+
+    Both methods take all trials of the search in the order they were started. A trial keeps its
+    place in the sequence when its state changes.
 
     Attributes:
-        origin: "design" if the last point was drawn to spread trials out, else "search".
+        origin: "design" if the last point belongs to the initial design, else "search".
     """
 
     origin: str
 
-    def propose(self, history: Sequence[Seen]) -> Point:
-        """The next point."""
+    def propose(self, trials: Sequence[Trial]) -> Point:
+        """Return the next point."""
 
-    def propose_baseline(self, history: Sequence[Seen], choices: Sequence[Point]) -> Point:
-        """Which of some LoRA baselines to try next."""
+    def propose_baseline(self, trials: Sequence[Trial], choices: Sequence[Point]) -> Point:
+        """Return the LoRA baseline to try next."""
 
 
 class StratifiedSampler:
-    """Random draws, spread over cost on a log scale.
+    """Samples random points, uniform on a log scale of trainable parameters.
 
     Args:
-        space: Where to draw.
+        space: The search space.
         objectives: Quality first.
         pricer: Prices candidates.
-        constraints: Limits to keep.
-        seed: Of the random numbers.
+        constraints: Limits on prices.
+        seed: Random seed.
     """
 
     def __init__(
@@ -88,31 +71,32 @@ class StratifiedSampler:
         self.constraints = tuple(constraints)
         self.rng = np.random.default_rng(seed)
         self.origin = "search"
+        self._history = History(space, self.objectives[0])
 
-    def propose(self, history: Sequence[Seen]) -> Point:
-        """The next point; not one of the history's, as far as drawing finds another."""
-        known = {seen.point.key for seen in history if seen.point is not None}
+    def propose(self, trials: Sequence[Trial]) -> Point:
+        """Return a point that is not among the trials, unless the space seems exhausted."""
+        self._history.update(trials)
         low, high = self.log_cost_range()
         point = self.space.point_sampler.at_cost(self.rng, self.rng.uniform(low, high))
         for _ in range(50):
-            if point.key not in known and self.is_allowed(point):
+            if point.key not in self._history.latest and self.is_allowed(point):
                 break
             point = self.space.point_sampler.at_cost(self.rng, self.rng.uniform(low, high))
         return point
 
+    def propose_baseline(self, trials: Sequence[Trial], choices: Sequence[Point]) -> Point:
+        """Return the first choice: they are sorted, most informative first."""
+        return choices[0]
+
     def is_allowed(self, point: Point) -> bool:
-        """Whether its price keeps the constraints."""
+        """Return whether the price of a point meets the constraints."""
         if not self.constraints:
             return True
         price = self.pricer.price(self.space.encoder.to_candidate(point))
         return all(limit.allows(price) for limit in self.constraints)
 
-    def propose_baseline(self, history: Sequence[Seen], choices: Sequence[Point]) -> Point:
-        """The first of the choices: they come most telling first."""
-        return choices[0]
-
     def log_cost_range(self) -> tuple[float, float]:
-        """Of trainable parameters, as far as the constraints allow."""
+        """Return logarithms of the fewest and most trainable parameters that are allowed."""
         low, high = self.space.cost_range()
         for limit in self.constraints:
             if limit.name == "trainable_params":

@@ -1,17 +1,16 @@
-"""The default proposer: quality is modeled, costs are known, the front's expected gain decides."""
+"""The default sampler: models quality, knows costs, maximizes the expected hypervolume gain."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autopeft.costs.constraints import Constraint
 from autopeft.costs.objectives import Objective
-from autopeft.searcher.samplers.base import Pricer, Seen, StratifiedSampler
+from autopeft.searcher.samplers.base import Pricer, StratifiedSampler
 from autopeft.searcher.samplers.cost_model import CostModel
 from autopeft.searcher.samplers.ehvi import (
     BoxDecomposition,
@@ -19,10 +18,11 @@ from autopeft.searcher.samplers.ehvi import (
     expected_hypervolume_improvement,
 )
 from autopeft.searcher.samplers.gp import Embedding, Features, GaussianProcess
-from autopeft.searcher.samplers.observations import Observations, gather
-from autopeft.searcher.samplers.warm_start import Prior
+from autopeft.searcher.samplers.observations import Observations
+from autopeft.searcher.samplers.warm_start import WarmStart
 from autopeft.searcher.space.encoding import Point
 from autopeft.searcher.space.space import SearchSpace
+from autopeft.trial import Trial
 from autopeft.utils.pareto import non_dominated
 
 Array = NDArray[np.float64]
@@ -59,16 +59,16 @@ class BayesianOptions:
 
 
 class BayesianSampler(StratifiedSampler):
-    """Expected gain of hypervolume over mutations and crossovers of the front and fresh draws.
+    """Maximizes the expected hypervolume improvement over mutations, crossovers and random points.
 
     Args:
-        space: Where to draw.
+        space: The search space.
         objectives: Quality first.
         pricer: Prices candidates.
-        constraints: Limits to keep.
-        seed: Of the random numbers.
-        tuning: Sizes of pools.
-        prior: What an earlier search found on other data.
+        constraints: Limits on prices.
+        seed: Random seed.
+        options: Sizes and weights.
+        warm_start: Trials of an earlier search on other data.
     """
 
     def __init__(
@@ -78,219 +78,213 @@ class BayesianSampler(StratifiedSampler):
         pricer: Pricer,
         constraints: Sequence[Constraint] = (),
         seed: int = 0,
-        tuning: BayesianOptions | None = None,
-        prior: Prior | None = None,
+        options: BayesianOptions | None = None,
+        warm_start: WarmStart | None = None,
     ) -> None:
         super().__init__(space, objectives, pricer, constraints, seed)
-        self.tuning = tuning or BayesianOptions()
-        self.prior = prior or Prior()
+        self.options = options or BayesianOptions()
+        self.warm_start = warm_start or WarmStart()
         self.costs = CostModel(space, objectives, pricer)
         self._embedding = Embedding(space.grid, self.log_cost_range())
-        self.surrogate = GaussianProcess(self._embedding)
-        self._elsewhere = GaussianProcess(self._embedding)
-        if len(self.prior):
-            self._elsewhere.fit(self._features(self.prior.points), self.prior.qualities)
+        self.model = GaussianProcess(self._embedding)
+        self._earlier_model = GaussianProcess(self._embedding)
+        if len(self.warm_start):
+            features = self._features(self.warm_start.points)
+            self._earlier_model.fit(features, self.warm_start.qualities)
 
-    def propose(self, history: Sequence[Seen]) -> Point:
-        """The next point: a spread-out draw at first, then the one with the largest gain."""
-        observations = self._fit(history)
+    def propose(self, trials: Sequence[Trial]) -> Point:
+        """Return a point of the initial design, later the one with the largest improvement."""
+        observations = self._fit(trials)
         self.origin = "design" if observations is None else "search"
         if observations is None:
-            return self._design(history)
-        # The front as the surrogate sees it: a lucky score is no bar to beat.
-        mean, _ = self.surrogate.predict(self._features(observations.points))
-        costs = self._logs_of(observations)
-        boxes = self._cells(history, observations, mean, costs)
-        known = {s.point.key for s in history if s.point is not None}
+            return self._design(trials)
+        # Use the model's means: a trial that was only lucky should not set the bar.
+        mean, _ = self.model.predict(self._features(observations.points))
+        costs = self._observed_costs(observations)
+        boxes = self._boxes(observations, mean, costs)
         parents = self._parents(observations, mean, costs)
-        best = self._best(boxes, self._pool(parents), known)
-        return best if best is not None else super().propose(history)
+        best = self._maximize(boxes, self._candidates(parents))
+        return best if best is not None else super().propose(trials)
 
-    def propose_baseline(self, history: Sequence[Seen], choices: Sequence[Point]) -> Point:
-        """The baseline that adds most to the baselines' own front: LoRA is tuned at every cost."""
-        observations = self._fit(history)
+    def propose_baseline(self, trials: Sequence[Trial], choices: Sequence[Point]) -> Point:
+        """Return the baseline that improves the baselines' own front most."""
+        observations = self._fit(trials)
         if observations is None:
             return choices[0]
-        mean, _ = self.surrogate.predict(self._features(observations.points))
-        costs = self._logs_of(observations)
-        is_rival = [seen is not None and seen.origin == "baseline" for seen in observations.trials]
-        if not any(is_rival):
+        mean, _ = self.model.predict(self._features(observations.points))
+        costs = self._observed_costs(observations)
+        is_baseline = [t is not None and t.origin == "baseline" for t in observations.trials]
+        if not any(is_baseline):
             return choices[0]
-        rivals = np.flatnonzero(is_rival)
-        floor = float(mean.min())
-        boxes = decompose(costs[rivals], mean[rivals], self.costs.worst, floor)
-        expected, spread = self.surrogate.predict(self._features(choices))
+        rows = np.flatnonzero(is_baseline)
+        boxes = decompose(costs[rows], mean[rows], self.costs.worst, float(mean.min()))
+        expected, spread = self.model.predict(self._features(choices))
         gains = expected_hypervolume_improvement(
-            boxes, self.costs.fast(choices), expected, self.tuning.spread_weight * spread
+            boxes, self.costs.predict(choices), expected, self.options.spread_weight * spread
         )
         return choices[int(np.argmax(gains))]
 
-    # --- the surrogate and the front it sees -----------------------------------------------------
-
-    def _fit(self, history: Sequence[Seen]) -> Observations | None:
-        """Fit to what is known; None while that is too little."""
-        n_told = sum(s.state in ("complete", "pruned") for s in history)
-        n_complete = sum(s.state == "complete" and s.point is not None for s in history)
-        # A prior stands in for half of the spread-out draws.
-        n_initial = self.tuning.n_initial // (2 if len(self.prior) else 1)
+    def _fit(self, trials: Sequence[Trial]) -> Observations | None:
+        """Fit the models; return None while there are too few trials."""
+        history = self._history
+        history.update(trials)
+        n_complete = len(history.complete)
+        n_told = n_complete + len(history.outside) + history.n_pruned
+        # A warm start replaces half of the initial design.
+        n_initial = self.options.n_initial // (2 if len(self.warm_start) else 1)
         if n_complete < 4 or n_told < n_initial:
             return None
-        sign = self.objectives[0].sign()
-        observations = gather(history, sign, self.tuning.n_observations)
-        self.costs.learn(history)
-        observations = self._with_prior(observations)
-        self.surrogate.fit(
-            self._features(observations.points), observations.values, observations.noise
-        )
-        pending = [s.point for s in history if s.state == "running" and s.point is not None]
+        observations = Observations.of(history, self.options.n_observations)
+        self.costs.fit(history.trials)
+        observations = self._with_warm_start(observations)
+        self.model.fit(self._features(observations.points), observations.values, observations.noise)
+        pending = [p for i in history.running if (p := history.points[i]) is not None]
         if pending:
-            # What is being trained counts as if it came out as expected, so that its
-            # neighborhood loses its appeal until it does.
-            mean, spread = self.surrogate.predict(self._features(pending))
+            # Assume that running trials reach their expected quality, so that proposals keep away
+            # from them.
+            mean, spread = self.model.predict(self._features(pending))
             observations = observations.extended(pending, mean, spread)
-            self.surrogate.fit(
+            self.model.fit(
                 self._features(observations.points), observations.values, observations.noise
             )
         return observations
 
-    def _with_prior(self, observations: Observations) -> Observations:
-        """With the earlier search's trials, as far as they have foretold those of this one."""
-        if not len(self.prior):
+    def _with_warm_start(self, observations: Observations) -> Observations:
+        """Add the earlier search's trials, with noise that says how well they predict this one."""
+        if not len(self.warm_start):
             return observations
         final = np.flatnonzero(observations.is_final)
-        expected, _ = self._elsewhere.predict(
-            self._features([observations.points[int(i)] for i in final])
-        )
-        values, noise = self.prior.translated(observations.values[final], expected)
-        return observations.extended(self.prior.points, values, noise, is_final=False)
+        points = [observations.points[int(i)] for i in final]
+        expected, _ = self._earlier_model.predict(self._features(points))
+        values, noise = self.warm_start.translate(observations.values[final], expected)
+        return observations.extended(self.warm_start.points, values, noise, is_final=False)
 
-    def _cells(
-        self, history: Sequence[Seen], observations: Observations, mean: Array, costs: Array
-    ) -> BoxDecomposition:
-        """The cost axes cut at the front's members."""
-        counts = np.flatnonzero(observations.is_final)
-        sign = self.objectives[0].sign()
-        outside = [s for s in history if s.point is None and s.state == "complete"]
+    def _boxes(self, observations: Observations, mean: Array, costs: Array) -> BoxDecomposition:
+        """Divide the cost space at the members of the front."""
+        is_final = np.flatnonzero(observations.is_final)
+        mean, costs = mean[is_final], costs[is_final]
+        outside = self._history.outside
         if outside:
-            mean = np.append(mean[counts], [sign * s.objectives[0] for s in outside])
-            costs = np.vstack([costs[counts], [self.costs.of(s) for s in outside]])
-        else:
-            mean, costs = mean[counts], costs[counts]
-        floor = float(observations.values[counts].min())
+            mean = np.append(mean, [self._history.quality[i] for i in outside])
+            logs = [self.costs.observed(self._history.trials[i]) for i in outside]
+            costs = np.vstack([costs, logs])
+        floor = float(observations.values[is_final].min())
         for point, value in zip(observations.points, observations.values, strict=True):
             if not point.options.any():
-                # Nothing that is worse than no adapter is worth its cost.
+                # A candidate that is worse than no adapter is not worth its cost.
                 floor = max(floor, float(value))
         keep = non_dominated(np.column_stack([mean, -costs]))
         worst = np.maximum(self.costs.worst, costs.max(axis=0, initial=-np.inf))
         return decompose(costs[keep], mean[keep], worst, floor)
 
-    def _logs_of(self, observations: Observations) -> Array:
-        logs = self.costs.fast(observations.points)
-        for row, seen in enumerate(observations.trials):
-            if seen is not None:
-                logs[row] = self.costs.of(seen)
+    def _observed_costs(self, observations: Observations) -> Array:
+        """Return log costs, shape (n, n_costs)."""
+        logs = self.costs.predict(observations.points)
+        for row, trial in enumerate(observations.trials):
+            if trial is not None:
+                logs[row] = self.costs.observed(trial)
         return logs
 
     def _features(self, points: Sequence[Point]) -> Features:
-        options = np.array([g.options for g in points])
-        positions = np.array([g.position for g in points])
+        options = np.array([p.options for p in points])
+        positions = np.array([p.position for p in points])
         return self._embedding.features(options, positions, self._log_params(points))
 
     def _log_params(self, points: Sequence[Point]) -> Array:
         if not points:
             return np.zeros(0)
-        params = self.space.n_params(np.array([g.options for g in points]))
+        params = self.space.n_params(np.array([p.options for p in points]))
         logs: Array = np.log(np.maximum(params, 1.0))
         return logs
 
-    # --- candidates ------------------------------------------------------------------------------
-
     def _parents(self, observations: Observations, mean: Array, costs: Array) -> list[Point]:
-        """The front's members and those right behind it."""
-        points = np.column_stack([mean, -costs])
-        first = non_dominated(points)
+        """Return the points of the first two fronts."""
+        oriented = np.column_stack([mean, -costs])
+        first = non_dominated(oriented)
         rest = np.flatnonzero(~first)
-        second = rest[non_dominated(points[rest])] if len(rest) else rest
+        second = rest[non_dominated(oriented[rest])] if len(rest) else rest
         return [observations.points[int(i)] for i in (*np.flatnonzero(first), *second)]
 
-    def _pool(self, parents: Sequence[Point]) -> list[Point]:
-        neighborhood, rng, tuning = self.space.neighborhood, self.rng, self.tuning
-        # Plans of hundreds of sites take longer to judge: fewer of them.
+    def _candidates(self, parents: Sequence[Point]) -> list[Point]:
+        """Return mutations and crossovers of the parents, and random points."""
+        neighborhood, rng, options = self.space.neighborhood, self.rng, self.options
+        # Fewer candidates in spaces with hundreds of units, where each takes longer to score.
         share = min(1.0, max(0.3, 128 / len(self.space.grid.units)))
-        pool = []
-        for _ in range(round(share * tuning.n_mutations)):
+        candidates = []
+        for _ in range(round(share * options.n_mutations)):
             point = parents[int(rng.integers(len(parents)))]
             for _ in range(1 + int(rng.random() < 0.4) + int(rng.random() < 0.2)):
                 point = neighborhood.mutate(point, rng)
-            pool.append(point)
-        for _ in range(round(share * tuning.n_crossovers)):
+            candidates.append(point)
+        for _ in range(round(share * options.n_crossovers)):
             one, two = (int(i) for i in rng.integers(len(parents), size=2))
-            pool.append(neighborhood.crossover(parents[one], parents[two], rng))
+            candidates.append(neighborhood.crossover(parents[one], parents[two], rng))
         low, high = self.log_cost_range()
-        logs = rng.uniform(low, high, round(share * tuning.n_random))
-        return pool + [self.space.point_sampler.at_cost(rng, log, 1) for log in logs]
+        logs = rng.uniform(low, high, round(share * options.n_random))
+        return candidates + [self.space.point_sampler.at_cost(rng, log, 1) for log in logs]
 
-    def _best(self, boxes: BoxDecomposition, pool: list[Point], known: set[Any]) -> Point | None:
-        """The candidate of largest gain, after some rounds of improving the best ones."""
-        taken = set(known)
+    def _maximize(self, boxes: BoxDecomposition, candidates: list[Point]) -> Point | None:
+        """Return the new candidate of largest improvement after some rounds of local search."""
+        seen = set()
         scored: list[tuple[float, Point]] = []
-        for _ in range(self.tuning.n_rounds + 1):
+        for _ in range(self.options.n_rounds + 1):
             fresh = []
-            for point in pool:
-                if point.key not in taken:
-                    taken.add(point.key)
+            for point in candidates:
+                if point.key not in seen and point.key not in self._history.latest:
+                    seen.add(point.key)
                     fresh.append(point)
             if not fresh:
                 break
-            gains = self._gains(boxes, fresh, self.costs.fast(fresh))
+            gains = self._improvements(boxes, fresh, self.costs.predict(fresh))
             scored += zip(gains.tolist(), fresh, strict=True)
             scored = sorted(scored, key=lambda row: -row[0])[:12]
             leaders = [point for _, point in scored[:8]]
-            pool = [self.space.neighborhood.mutate(g, self.rng) for g in leaders for _ in range(10)]
+            mutate = self.space.neighborhood.mutate
+            candidates = [mutate(point, self.rng) for point in leaders for _ in range(10)]
             for point in leaders[:2]:
-                pool += self.space.neighborhood.other_rates(point)
+                candidates += self.space.neighborhood.other_rates(point)
         if not scored:
             return None
         leaders = [point for _, point in scored]
         if not self.costs.is_exact:
-            gains = self._gains(boxes, leaders, self.costs.exact(leaders))
+            gains = self._improvements(boxes, leaders, self.costs.exact(leaders))
             leaders = [leaders[int(i)] for i in np.argsort(-gains)]
         return next((point for point in leaders if self.is_allowed(point)), None)
 
-    def _gains(self, boxes: BoxDecomposition, points: Sequence[Point], logs: Array) -> Array:
-        mean, spread = self.surrogate.predict(self._features(points))
+    def _improvements(
+        self, boxes: BoxDecomposition, points: Sequence[Point], log_costs: Array
+    ) -> Array:
+        """Return the expected improvement per effort, shape (n,); -1 above a limit on size."""
+        mean, spread = self.model.predict(self._features(points))
         gains = expected_hypervolume_improvement(
-            boxes, logs, mean, self.tuning.spread_weight * spread
+            boxes, log_costs, mean, self.options.spread_weight * spread
         )
-        if self.tuning.effort_power:
-            effort = self.tuning.overhead + self.costs.effort(points)
-            gains = gains / effort**self.tuning.effort_power
-        params = self._log_params(points)
-        # Beyond a limit on size there is nothing to gain.
-        return np.where(params <= self.log_cost_range()[1] + 1e-9, gains, -1.0)
+        if self.options.effort_power:
+            effort = self.options.overhead + self.costs.effort(points)
+            gains = gains / effort**self.options.effort_power
+        return np.where(self._log_params(points) <= self.log_cost_range()[1] + 1e-9, gains, -1.0)
 
-    def _design(self, history: Sequence[Seen]) -> Point:
-        """A draw where the cost axis is emptiest, with methods seldom seen."""
-        points = [s.point for s in history if s.point is not None]
-        known = {point.key for point in points}
+    def _design(self, trials: Sequence[Trial]) -> Point:
+        """Return a random point whose cost is far from the others', with rarely used methods."""
+        points = [point for point in self._history.points if point is not None]
         low, high = self.log_cost_range()
         taken = np.append(np.clip(self._log_params(points), low, high), [low, high])
-        draws = [
+        samples = [
             self.space.point_sampler.at_cost(self.rng, self.rng.uniform(low, high))
             for _ in range(12)
         ]
-        draws = [d for d in draws if d.key not in known and self.is_allowed(d)]
-        if not draws:
-            return super().propose(history)
-        logs = self._log_params(draws)
+        known = self._history.latest
+        samples = [p for p in samples if p.key not in known and self.is_allowed(p)]
+        if not samples:
+            return super().propose(trials)
+        logs = self._log_params(samples)
         distance = np.abs(logs[:, None] - taken[None, :]).min(axis=1) / max(high - low, 1e-9)
-        grid = self.space.grid
-        used = np.zeros(len(grid.methods))
+        method_of = self.space.grid.method_of
+        n_uses = np.zeros(len(self.space.grid.methods))
         for point in points:
-            used[np.unique(grid.method_of[point.options[point.options > 0]])] += 1.0
+            n_uses[np.unique(method_of[point.options[point.options > 0]])] += 1.0
         novelty = [
-            np.mean(1.0 / (1.0 + used[np.unique(grid.method_of[d.options[d.options > 0]])]))
-            for d in draws
+            np.mean(1.0 / (1.0 + n_uses[np.unique(method_of[p.options[p.options > 0]])]))
+            for p in samples
         ]
-        return draws[int(np.argmax(distance + 0.1 * np.array(novelty)))]
+        return samples[int(np.argmax(distance + 0.1 * np.array(novelty)))]

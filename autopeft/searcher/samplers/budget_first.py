@@ -1,8 +1,8 @@
-"""A second set of parameters for one space: first the total cost, then how it is shared out.
+"""Encodings of a space for Optuna's samplers: plain parameters, or the total cost first.
 
-In the plain parameters the costs of plans crowd in the middle of the axis, since sums concentrate,
-and a sampler that models parameters one by one never leaves the crowd. Here the first parameter is
-the total, so that any sampler covers the whole axis.
+With plain parameters most plans have a cost near the middle of its range, because sums concentrate,
+and a sampler that models each parameter independently stays there. With the total cost as a
+parameter, any sampler covers the whole range.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ import numpy as np
 from autopeft.searcher.space.encoding import Encoder, Point, snap
 from autopeft.searcher.space.sampling import allocate
 
-_WIDEST = 2.0
-"""A unit may get exp(2) times the mean share, or exp(-2) times."""
+_MAX_LOG_SHARE = 2.0
+"""A unit gets between exp(-2) and exp(2) times the mean share."""
 
 
 class BudgetFirstEncoding:
-    """Parameters `log_cost`, `lr_position`, and for each unit method, placement and share.
+    """Parameters `log_cost` and `lr_position`, and method, placement and share of each unit.
 
     Args:
-        encoder: Of the space.
-        head_params: Parameters every candidate trains.
-        log_range: Natural logarithms of fewest and most trainable parameters.
+        encoder: Encoder of the space.
+        head_params: Parameters that every candidate trains.
+        log_range: Natural logarithms of the fewest and most trainable parameters.
     """
 
     def __init__(self, encoder: Encoder, head_params: int, log_range: tuple[float, float]) -> None:
@@ -35,7 +35,7 @@ class BudgetFirstEncoding:
         self._range = log_range
 
     def parameters(self) -> dict[str, dict[str, Any]]:
-        """As plain data; see `Encoder.parameters`."""
+        """Return the parameters as plain data, see `Encoder.parameters`."""
         plain = self._encoder.parameters()
         low, high = self._range
         result: dict[str, dict[str, Any]] = {
@@ -49,39 +49,42 @@ class BudgetFirstEncoding:
         return result
 
     def decode(self, values: Mapping[str, Any]) -> Point:
-        """The point of such parameters: ranks are found so that costs fit total and shares."""
+        """Return the point of such parameters, with ranks that match the total and the shares."""
         grid = self._encoder.grid
         plain = {k: v for k, v in values.items() if not k.endswith((".share", "log_cost"))}
-        rough = self._encoder.from_params({**plain, **{f"{u.name}.rank": 1 for u in grid.units}})
-        wanted = math.exp(float(values["log_cost"])) - self._head
-        shares = np.array([_WIDEST * float(values[f"{unit.name}.share"]) for unit in grid.units])
+        ranks = {f"{unit.name}.rank": 1 for unit in grid.units}
+        template = self._encoder.from_params({**plain, **ranks})
+        target = math.exp(float(values["log_cost"])) - self._head
+        shares = np.array(
+            [_MAX_LOG_SHARE * float(values[f"{unit.name}.share"]) for unit in grid.units]
+        )
         options = np.zeros(len(grid.units), dtype=np.int64)
-        ladders = {
-            unit: self._ladder(unit, int(option))
-            for unit, option in enumerate(rough.options)
+        options_by_cost = {
+            unit: self._same_kind(unit, int(option))
+            for unit, option in enumerate(template.options)
             if option
         }
-        # Dearest first of all to go: the units that asked for the least.
-        order = sorted(ladders, key=lambda unit: -shares[unit])
+        # If the total is too small for all units, leave out those with the smallest shares.
+        order = sorted(options_by_cost, key=lambda unit: -shares[unit])
         kept: list[int] = []
         floor = 0.0
         for unit in order:
-            floor += float(grid.params[unit, ladders[unit][0]])
-            if kept and floor > wanted * 1.05:
+            floor += float(grid.params[unit, options_by_cost[unit][0]])
+            if kept and floor > target * 1.05:
                 break
             kept.append(unit)
         if kept:
-            width = max(len(ladders[unit]) for unit in kept)
+            width = max(len(options_by_cost[unit]) for unit in kept)
             costs = np.full((len(kept), width), np.inf)
             for row, unit in enumerate(kept):
-                costs[row, : len(ladders[unit])] = grid.params[unit, ladders[unit]]
-            picks = allocate(costs, np.exp(shares[kept]), wanted)
+                costs[row, : len(options_by_cost[unit])] = grid.params[unit, options_by_cost[unit]]
+            picks = allocate(costs, np.exp(shares[kept]), target)
             for row, unit in enumerate(kept):
-                options[unit] = ladders[unit][int(picks[row])]
-        return Point(options, rough.position, rough.alpha, rough.dropout)
+                options[unit] = options_by_cost[unit][int(picks[row])]
+        return Point(options, template.position, template.alpha, template.dropout)
 
-    def _ladder(self, unit: int, option: int) -> list[int]:
-        """The options with the same method and placement, by cost."""
+    def _same_kind(self, unit: int, option: int) -> list[int]:
+        """Return the options with the same method and placement, sorted by cost."""
         grid = self._encoder.grid
         alike = (
             (grid.method_of == grid.method_of[option])
@@ -91,7 +94,7 @@ class BudgetFirstEncoding:
         return sorted((int(o) for o in np.flatnonzero(alike)), key=lambda o: grid.params[unit, o])
 
     def encode(self, point: Point) -> dict[str, Any]:
-        """Parameters whose decoding comes near the point."""
+        """Return parameters that decode to a point near this one."""
         grid = self._encoder.grid
         plain = self._encoder.to_params(point)
         costs = grid.params[np.arange(len(grid.units)), point.options]
@@ -107,31 +110,31 @@ class BudgetFirstEncoding:
             else:
                 values[name] = plain.get(name, _default(row))
         for unit, cost in zip(grid.units, costs, strict=True):
-            share = math.log(cost / mean) / _WIDEST if cost > 0 else -1.0
+            share = math.log(cost / mean) / _MAX_LOG_SHARE if cost > 0 else -1.0
             values[f"{unit.name}.share"] = min(max(share, -1.0), 1.0)
         return values
 
 
 class PlainEncoding:
-    """The plain parameters, all of them always there: what samplers without conditions need.
+    """The plain parameters without conditions: every parameter always has a value.
 
     Args:
-        encoder: Of the space.
+        encoder: Encoder of the space.
     """
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
 
     def parameters(self) -> dict[str, dict[str, Any]]:
-        """As plain data; see `Encoder.parameters`."""
+        """Return the parameters as plain data, see `Encoder.parameters`."""
         return self._encoder.parameters()
 
     def decode(self, values: Mapping[str, Any]) -> Point:
-        """The point of such parameters."""
+        """Return the point of such parameters."""
         return self._encoder.from_params(values)
 
     def encode(self, point: Point) -> dict[str, Any]:
-        """The parameters of a point; what it has no use for gets a middling value."""
+        """Return the parameters of a point, with defaults for those it does not have."""
         plain = self._encoder.to_params(point)
         return {name: plain.get(name, _default(row)) for name, row in self.parameters().items()}
 

@@ -1,4 +1,4 @@
-"""Costs of hundreds of points at once: exact where they are sums, near where depth counts too."""
+"""Log costs of many points at once: exact where costs are sums, else an approximation."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autopeft.costs.objectives import Objective
-from autopeft.searcher.samplers.base import COST_PROXIES, Pricer, Seen
+from autopeft.searcher.samplers.base import COST_PROXIES, Pricer
 from autopeft.searcher.space.encoding import Point
 from autopeft.searcher.space.space import SearchSpace
+from autopeft.trial import Trial
 
 Array = NDArray[np.float64]
 
@@ -19,11 +20,11 @@ _N_PROBES = 6
 
 
 class CostModel:
-    """Natural logarithms of every cost objective.
+    """Predicts the natural logarithms of all cost objectives.
 
-    A cost is taken as what its units add, plus what the depth of the lowest adapted unit adds; for
-    trainable parameters and bytes that is exact. A cost only measured is predicted from the priced
-    cost that moves with it.
+    A cost is modeled as a sum over units, plus a term for the depth of the lowest adapted unit.
+    That is exact for trainable parameters and bytes. A cost that is only measured is predicted from
+    a known cost, see `COST_PROXIES`.
 
     Args:
         space: The search space.
@@ -35,66 +36,68 @@ class CostModel:
         self._space = space
         self._pricer = pricer
         self._costs = tuple(objectives[1:])
-        self._priced = [COST_PROXIES.get(cost.name, cost.name) for cost in self._costs]
+        self._known = [COST_PROXIES.get(cost.name, cost.name) for cost in self._costs]
         self._lines = np.tile([0.0, 1.0], (len(self._costs), 1))
         self._tables: dict[str, tuple[Array, Array, float]] = {}
-        self._ratios = {name: self._ratio(name) for name in dict.fromkeys(self._priced)}
+        self._ratios = {name: self._ratio(name) for name in dict.fromkeys(self._known)}
 
     @property
     def is_exact(self) -> bool:
-        """Whether `fast` is exact for every cost."""
+        """Whether `predict` is exact for every cost."""
         known = all(cost.is_known for cost in self._costs)
         return known and all(ratio is not None for ratio in self._ratios.values())
 
-    def learn(self, history: Sequence[Seen]) -> None:
+    def fit(self, trials: Sequence[Trial]) -> None:
         """Fit the costs that are only measured to the complete trials."""
-        complete = [s for s in history if s.state == "complete"]
+        if all(cost.is_known for cost in self._costs):
+            return
+        complete = [trial for trial in trials if trial.state == "complete"]
         for k, cost in enumerate(self._costs):
             if cost.is_known or len(complete) < 3:
                 continue
-            priced = np.array([s.price.get(self._priced[k], 0.0) for s in complete])
-            x, y = _log(priced), _log(np.array([s.objectives[k + 1] for s in complete]))
+            x = _log(np.array([float(getattr(t.costs, self._known[k])) for t in complete]))
+            y = _log(np.array([t.values[cost.name] for t in complete]))
             spread = float(x.var())
             slope = float(np.mean((x - x.mean()) * (y - y.mean()))) / spread if spread > 0 else 0.0
             slope = min(max(slope, 0.0), 3.0)
             self._lines[k] = y.mean() - slope * x.mean(), slope
             self.__dict__.pop("worst", None)
 
-    def fast(self, points: Sequence[Point]) -> Array:
-        """Logarithms of the costs, shape (n, n_costs)."""
+    def predict(self, points: Sequence[Point]) -> Array:
+        """Return log costs, shape (n, n_costs)."""
         options = np.array([point.options for point in points])
-        return self._lined([self._values(name, options) for name in self._priced], len(points))
+        return self._calibrated([self._values(name, options) for name in self._known], len(points))
 
     def effort(self, points: Sequence[Point]) -> Array:
-        """FLOPs of training each, near enough, beside a small adapter at full depth; shape (n,)."""
+        """Return training FLOPs relative to a small adapter at full depth, shape (n,)."""
         options = np.array([point.options for point in points])
         full_depth = float(self._table("train_flops")[0][0])
         return self._summed("train_flops", options) / max(full_depth, 1e-9)
 
     def exact(self, points: Sequence[Point]) -> Array:
-        """The same from the pricer itself, one by one."""
-        prices = [self._pricer.price(self._space.encoder.to_candidate(g)) for g in points]
-        values = [np.array([float(getattr(p, name)) for p in prices]) for name in self._priced]
-        return self._lined(values, len(points))
+        """Return log costs from the pricer, which is slower; shape (n, n_costs)."""
+        prices = [self._pricer.price(self._space.encoder.to_candidate(p)) for p in points]
+        values = [np.array([float(getattr(p, name)) for p in prices]) for name in self._known]
+        return self._calibrated(values, len(points))
 
-    def of(self, seen: Seen) -> Array:
-        """The costs of an earlier trial: as measured, else as priced; shape (n_costs,)."""
-        values = [np.array([float(seen.price.get(name, 0.0))]) for name in self._priced]
-        logs: Array = self._lined(values, 1)[0]
-        if seen.state == "complete":
-            measured = _log(np.array(seen.objectives[1:]))
+    def observed(self, trial: Trial) -> Array:
+        """Return the log costs of a trial, measured ones if it is complete; shape (n_costs,)."""
+        values = [np.array([float(getattr(trial.costs, name))]) for name in self._known]
+        logs: Array = self._calibrated(values, 1)[0]
+        if trial.state == "complete":
+            measured = _log(np.array([trial.values[cost.name] for cost in self._costs]))
             logs = np.where(np.isfinite(measured), measured, logs)
         return logs
 
     @cached_property
     def worst(self) -> Array:
-        """Costs of the dearest plan, shape (n_costs,)."""
+        """Log costs of the plan with the most parameters, shape (n_costs,)."""
         grid = self._space.grid
-        dearest = np.where(grid.legal, grid.params, -1.0).argmax(axis=1)
-        values: Array = self.exact([Point(dearest)])[0]
+        largest = np.where(grid.legal, grid.params, -1.0).argmax(axis=1)
+        values: Array = self.exact([Point(largest)])[0]
         return values
 
-    def _lined(self, values: Sequence[Array], n: int) -> Array:
+    def _calibrated(self, values: Sequence[Array], n: int) -> Array:
         columns = [
             line[0] + line[1] * _log(column)
             for line, column in zip(self._lines, values, strict=True)
@@ -118,7 +121,7 @@ class CostModel:
         return values
 
     def _ratio(self, name: str) -> float | None:
-        """The constant that makes a cost of trainable parameters, if there is one."""
+        """Return the ratio of a cost to trainable parameters, or None if it is not constant."""
         rng = np.random.default_rng(0)
         probes = [self._space.point_sampler.stratified(rng) for _ in range(_N_PROBES)]
         params = self._space.n_params(np.array([g.options for g in probes]))
@@ -127,7 +130,7 @@ class CostModel:
         return float(ratios[0]) if np.ptp(ratios) <= 1e-9 * abs(ratios[0]) else None
 
     def _table(self, name: str) -> tuple[Array, Array, float]:
-        """(what the depth adds, what each unit's option adds, the cost of no adapter)."""
+        """Return (cost by lowest adapted unit, cost by unit and option, cost of no adapter)."""
         if name not in self._tables:
             self._tables[name] = self._measure(name)
         return self._tables[name]
@@ -147,10 +150,10 @@ class CostModel:
         extras = np.zeros((n_units, n_options))
         known: dict[bytes, Array] = {}
         for unit in range(n_units):
-            # Units alike in what their options cost are alike in all they cost.
+            # Units whose options have equal parameters have equal costs.
             key = grid.params[unit].tobytes()
             if key not in known:
-                # Above another adapted unit, so that depth does not count.
+                # Measured above another adapted unit, so that depth does not matter.
                 below = {0: int(cheapest[0])} if unit else {}
                 floor = cost(below) if below else 0.0
                 row = np.zeros(n_options)
@@ -162,8 +165,8 @@ class CostModel:
             else:
                 extras[unit] = known[key]
         if n_units > 1:
-            twin = known.get(grid.params[0].tobytes())
-            extras[0] = twin if twin is not None else extras[0] - extras[0][cheapest[0]]
+            same = known.get(grid.params[0].tobytes())
+            extras[0] = same if same is not None else extras[0] - extras[0][cheapest[0]]
         depths = np.array(
             [cost({u: int(cheapest[u])}) - extras[u, cheapest[u]] for u in range(n_units)]
         )

@@ -1,44 +1,169 @@
-"""What the trials so far say about quality, finished or not."""
+"""What a sampler knows: the history of trials, and the qualities observed or estimated from it."""
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autopeft.searcher.samplers.base import Seen
-from autopeft.searcher.space.encoding import Point
+from autopeft.costs.objectives import Objective
+from autopeft.searcher.space.encoding import Point, PointKey
+from autopeft.searcher.space.space import SearchSpace
+from autopeft.trial import Trial
 
 Array = NDArray[np.float64]
 
-_N_TO_RELATE = 5
-"""Complete trials needed to tell from a rung's score how a trial would have ended."""
+_MIN_TO_FIT = 5
+"""Complete trials needed to predict final qualities from the scores at a rung."""
+
+
+class History:
+    """The trials of a search and their points, updated incrementally.
+
+    An update looks only at trials that are new or were running at the last one.
+
+    Args:
+        space: The search space.
+        quality: The quality objective.
+
+    Attributes:
+        trials: All trials, in the order they were started.
+        points: The point of each; None for a candidate outside the space.
+        latest: Key of a point -> index of the latest trial of it.
+        ended: Indices of the trials that ended, in the order this was noticed.
+        running: Indices of the running trials.
+        complete: Indices of the complete trials in the space.
+        pruned: Indices of the pruned trials in the space.
+        n_pruned: Number of pruned trials, in the space or not.
+        outside: Indices of the complete trials outside the space.
+        quality: Final quality of each trial, larger is better; NaN unless complete.
+    """
+
+    def __init__(self, space: SearchSpace, quality: Objective) -> None:
+        self._space = space
+        self._quality = quality
+        self._clear()
+
+    def _clear(self) -> None:
+        self.trials: list[Trial] = []
+        self.points: list[Point | None] = []
+        self.latest: dict[PointKey, int] = {}
+        self.ended: list[int] = []
+        self.running: list[int] = []
+        self.complete: list[int] = []
+        self.pruned: list[int] = []
+        self.n_pruned = 0
+        self.outside: list[int] = []
+        self.quality: list[float] = []
+        self._scores: dict[int, list[float]] = {}
+
+    def update(self, trials: Sequence[Trial]) -> None:
+        """Read what changed.
+
+        Args:
+            trials: All trials in the order they were started; a trial keeps its place.
+        """
+        n = len(self.trials)
+        if len(trials) < n or (n and trials[n - 1].number != self.trials[-1].number):
+            self._clear()
+            n = 0
+        changed = [*self.running, *range(n, len(trials))]
+        self.running = []
+        for index in changed:
+            trial = trials[index]
+            if index < n:
+                self.trials[index] = trial
+            else:
+                self.trials.append(trial)
+                self.quality.append(np.nan)
+                self.points.append(self._space.encoder.point_of(trial.candidate))
+            self._read(index, trial, self.points[index])
+
+    def _read(self, index: int, trial: Trial, point: Point | None) -> None:
+        if point is not None:
+            self.latest[point.key] = max(index, self.latest.get(point.key, 0))
+        if trial.state == "running":
+            self.running.append(index)
+            return
+        self.ended.append(index)
+        if trial.state == "complete":
+            self.quality[index] = self._quality.sign() * trial.values[self._quality.name]
+            insort(self.outside if point is None else self.complete, index)
+        elif trial.state == "pruned":
+            self.n_pruned += 1
+            if point is not None:
+                insort(self.pruned, index)
+        for step, score in trial.rungs:
+            column = self._scores.setdefault(step, [])
+            column += [np.nan] * (index + 1 - len(column))
+            column[index] = self._quality.sign() * score
+
+    def scores_at(self, step: int) -> Array:
+        """Return the scores of ended trials at a rung.
+
+        Returns:
+            Shape (len(self.trials),), larger is better; NaN where there is none.
+        """
+        scores = np.full(len(self.trials), np.nan)
+        column = self._scores.get(step, [])
+        scores[: len(column)] = column
+        return scores
 
 
 @dataclass(frozen=True)
 class Observations:
-    """Points and their qualities, larger is better.
+    """Points and their qualities.
 
     Attributes:
         points: The points.
-        values: Quality of each, shape (n,).
-        noise: Standard deviation where the quality is only an estimate, else 0; shape (n,).
-        is_final: False for estimates from a rung, which are on no front; shape (n,).
-        trials: The trial behind each point, None for one that is not known yet.
+        values: Quality of each, larger is better, shape (n,).
+        noise: Standard deviation of an estimated quality, else 0; shape (n,).
+        is_final: False for qualities estimated from a rung, shape (n,).
+        trials: The trial of each point; None for a point without one.
     """
 
     points: tuple[Point, ...]
     values: Array
     noise: Array
     is_final: NDArray[np.bool_]
-    trials: tuple[Seen | None, ...]
+    trials: tuple[Trial | None, ...]
+
+    @classmethod
+    def of(cls, history: History, n_max: int) -> Observations:
+        """Return the complete trials, and pruned ones at the quality their last rung predicts.
+
+        Args:
+            history: All trials.
+            n_max: Maximum number of observations; good, late and final ones are preferred.
+        """
+        estimates = _predict_final(history)
+        rows = np.array([*history.complete, *estimates], dtype=np.int64)
+        is_final = np.arange(len(rows)) < len(history.complete)
+        values = np.array(history.quality)[rows] if len(rows) else np.zeros(0)
+        noise = np.zeros(len(rows))
+        if estimates:
+            values[~is_final], noise[~is_final] = np.array(list(estimates.values())).T
+        if len(rows) > n_max:
+            score = values.argsort().argsort() / len(rows) + 0.5 * np.arange(len(rows)) / len(rows)
+            score += 0.3 * is_final
+            kept = np.sort(np.argsort(-score)[:n_max])
+            rows, values, noise, is_final = rows[kept], values[kept], noise[kept], is_final[kept]
+        points = [history.points[i] for i in rows]
+        return cls(
+            tuple(point for point in points if point is not None),
+            values,
+            noise,
+            is_final,
+            tuple(history.trials[i] for i in rows),
+        )
 
     def extended(
         self, points: Sequence[Point], values: Array, noise: Array, *, is_final: bool = True
     ) -> Observations:
-        """With points that are being trained, at the quality expected of them."""
+        """Add points without a trial of their own, at an expected quality."""
         return Observations(
             (*self.points, *points),
             np.append(self.values, values),
@@ -48,54 +173,56 @@ class Observations:
         )
 
 
-def gather(history: Sequence[Seen], sign: float, n_most: int) -> Observations:
-    """Complete trials, and pruned ones at the quality their last rung predicts.
+def _predict_final(history: History) -> dict[int, tuple[float, float]]:
+    """Predict the final quality of each pruned trial from its score at its last rung.
 
-    Args:
-        history: All trials.
-        sign: +1 if quality is maximized, else -1.
-        n_most: Observations to keep; the best, the latest and the final come first.
+    The prediction is a linear regression of final qualities on scores, over the complete trials.
+
+    Returns:
+        Index of the trial -> (quality, standard deviation), sorted by index. Trials without a
+        usable prediction are left out.
     """
-    complete = [s for s in history if s.state == "complete" and s.point is not None]
-    rows = [(s, sign * s.objectives[0], 0.0, True) for s in complete]
-    for seen in history:
-        if seen.state == "pruned" and seen.point is not None and seen.rungs:
-            estimate = _foresee(seen, complete, sign)
-            if estimate is not None:
-                rows.append((seen, *estimate, False))
-    if len(rows) > n_most:
-        values = np.array([value for _, value, _, _ in rows])
-        score = values.argsort().argsort() / len(rows) + 0.5 * np.arange(len(rows)) / len(rows)
-        score += [0.3 * is_final for *_, is_final in rows]
-        rows = [rows[i] for i in np.sort(np.argsort(-score)[:n_most])]
-    return Observations(
-        tuple(s.point for s, *_ in rows if s.point is not None),
-        np.array([value for _, value, _, _ in rows]),
-        np.array([noise for _, _, noise, _ in rows]),
-        np.array([is_final for *_, is_final in rows], dtype=bool),
-        tuple(s for s, *_ in rows),
-    )
+    last = {i: max(history.trials[i].rungs)[0] for i in history.pruned if history.trials[i].rungs}
+    steps = sorted(set(last.values()))
+    lines = {step: _Line.fit(history, step) for step in steps}
+    scores = {step: history.scores_at(step) for step in steps}
+    found = {}
+    for index, step in last.items():
+        line, score = lines[step], float(scores[step][index])
+        if line is not None and np.isfinite(score):
+            found[index] = line.predict(score)
+    return found
 
 
-def _foresee(seen: Seen, complete: Sequence[Seen], sign: float) -> tuple[float, float] | None:
-    """(expected final quality, its standard deviation) from a trial's last rung.
+@dataclass(frozen=True)
+class _Line:
+    """A regression line through (score, final quality), clipped to a range."""
 
-    A straight line through the complete trials' scores at that rung and final qualities.
-    """
-    step = max(seen.rungs)
-    pairs = [(sign * s.rungs[step], sign * s.objectives[0]) for s in complete if step in s.rungs]
-    pairs = [pair for pair in pairs if np.isfinite(pair).all()]
-    score = sign * seen.rungs[step]
-    if len(pairs) < _N_TO_RELATE or not np.isfinite(score):
-        return None
-    x, y = np.array(pairs).T
-    if np.ptp(x) <= 0:
-        return None
-    slope = max(float(np.mean((x - x.mean()) * (y - y.mean())) / x.var()), 0.0)
-    fitted = y.mean() + slope * (x - x.mean())
-    error = float(np.sqrt(np.mean((y - fitted) ** 2)))
-    value = float(y.mean() + slope * (score - x.mean()))
-    # Pruned trials lie outside the scores of complete ones: no further than half their range.
-    reach = 0.5 * float(np.ptp(y))
-    value = min(max(value, float(y.min()) - reach), float(y.max()))
-    return value, max(error, 0.1 * float(y.std()))
+    x_mean: float
+    y_mean: float
+    slope: float
+    low: float
+    high: float
+    noise: float
+
+    @classmethod
+    def fit(cls, history: History, step: int) -> _Line | None:
+        """Fit to the complete trials with a score at a step; None if they are too few."""
+        rows = np.array(history.complete, dtype=np.int64)
+        x, y = history.scores_at(step)[rows], np.array(history.quality)[rows]
+        is_known = np.isfinite(x) & np.isfinite(y)
+        x, y = x[is_known], y[is_known]
+        if len(x) < _MIN_TO_FIT or np.ptp(x) <= 0:
+            return None
+        slope = max(float(np.mean((x - x.mean()) * (y - y.mean())) / x.var()), 0.0)
+        fitted = y.mean() + slope * (x - x.mean())
+        error = float(np.sqrt(np.mean((y - fitted) ** 2)))
+        # Pruned trials score below most complete ones, so allow predictions below the range.
+        low = float(y.min()) - 0.5 * float(np.ptp(y))
+        noise = max(error, 0.1 * float(y.std()))
+        return cls(float(x.mean()), float(y.mean()), slope, low, float(y.max()), noise)
+
+    def predict(self, score: float) -> tuple[float, float]:
+        """Return the expected quality and its standard deviation."""
+        value = self.y_mean + self.slope * (score - self.x_mean)
+        return min(max(value, self.low), self.high), self.noise

@@ -1,8 +1,9 @@
-"""The samplers of a search, as Optuna samplers: autopeft's own, and Optuna's by name."""
+"""Samplers across the border to Optuna: ours in any Optuna study, Optuna's in our search."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import optuna
@@ -10,44 +11,56 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from autopeft.costs import PriceTable
+from autopeft.costs import Price, PriceTable
 from autopeft.costs.constraints import Constraint
 from autopeft.costs.objectives import Objective
 from autopeft.errors import SettingsError, SpaceError
 from autopeft.searcher.pruner import PRICE_KEY
-from autopeft.searcher.samplers.base import Pricer, Sampler, Seen, StratifiedSampler
+from autopeft.searcher.samplers.base import Pricer, Sampler, StratifiedSampler
 from autopeft.searcher.samplers.bayesian import BayesianSampler
 from autopeft.searcher.samplers.budget_first import BudgetFirstEncoding, PlainEncoding
-from autopeft.searcher.samplers.warm_start import Prior
-from autopeft.searcher.space.encoding import Point
+from autopeft.searcher.samplers.observations import History
+from autopeft.searcher.samplers.warm_start import WarmStart
+from autopeft.searcher.space.encoding import Point, PointKey
 from autopeft.searcher.space.space import SearchSpace
-from autopeft.searcher.study import STATES, distribution
-from autopeft.utils.serialize import nearest
+from autopeft.searcher.study import PLAN_KEY, STATES, distribution, read_trial
+from autopeft.trial import Trial
+from autopeft.utils.serialize import nearest, to_plain
 
-_N_REPEATS = 30
-"""Proposals of known points a stock sampler is forgiven before the fallback draws."""
+_MAX_REPEATS = 30
+"""Known points that an Optuna sampler may propose in a row before the fallback is used."""
 
 
 class OptunaAdapter(BaseSampler):
-    """Lets a proposer choose all parameters of a trial at once.
+    """Runs a `Sampler` as the sampler of any Optuna study.
 
-    Works in any Optuna study whose trials carry their price in the user attribute "price".
+    Trials should have their price in the user attribute "price"; else they are priced.
 
     Args:
         space: The search space.
-        proposer: Chooses the next point from the trials so far.
+        objectives: Quality first.
+        pricer: Prices candidates.
+        sampler: Proposes the points.
     """
 
-    def __init__(self, space: SearchSpace, proposer: Sampler) -> None:
+    def __init__(
+        self,
+        space: SearchSpace,
+        objectives: Sequence[Objective],
+        pricer: Pricer,
+        sampler: Sampler,
+    ) -> None:
         self.space = space
-        self.proposer = proposer
+        self.objectives = tuple(objectives)
+        self.pricer = pricer
+        self.sampler = sampler
         self._distributions = {name: distribution(row) for name, row in space.parameters.items()}
-        self._seen: dict[int, Seen] = {}
+        self._trials: dict[int, Trial] = {}
 
     def infer_relative_search_space(
         self, study: optuna.study.Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        """All parameters of the space."""
+        """Return all parameters of the space."""
         return self._distributions
 
     def sample_relative(
@@ -56,18 +69,13 @@ class OptunaAdapter(BaseSampler):
         trial: FrozenTrial,
         search_space: dict[str, BaseDistribution],
     ) -> dict[str, Any]:
-        """The parameters of the proposed point: those it has."""
-        point = self.proposer.propose(self.history(study, trial.number))
-        return self.space.encoder.to_params(point)
-
-    @property
-    def origin(self) -> str:
-        """Where the last proposal came from: "design" or "search"."""
-        return self.proposer.origin
-
-    def propose_baseline(self, study: optuna.study.Study, choices: Sequence[Point]) -> Point:
-        """Which of some LoRA baselines to try next."""
-        return self.proposer.propose_baseline(self.history(study), choices)
+        """Return the parameters of the proposed point."""
+        for other in study.get_trials(deepcopy=False):
+            known = self._trials.get(other.number)
+            is_new = known is None or known.state == "running"
+            if is_new and other.number != trial.number and other.state in STATES:
+                self._read(other)
+        return self.space.encoder.to_params(self.sampler.propose(list(self._trials.values())))
 
     def sample_independent(
         self,
@@ -76,50 +84,34 @@ class OptunaAdapter(BaseSampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        """A value for a parameter the proposed point has no use for."""
+        """Return any value for a parameter that the proposed point does not have."""
         lowest = getattr(param_distribution, "low", None)
         return getattr(param_distribution, "choices", (lowest,))[0]
 
-    def history(self, study: optuna.study.Study, excluded: int = -1) -> list[Seen]:
-        """The study's trials as the proposer wants them."""
-        rows = []
-        for trial in study.get_trials(deepcopy=False):
-            if trial.number == excluded or trial.state not in STATES:
-                continue
-            seen = self._seen.get(trial.number)
-            if seen is None:
-                seen = self._read(trial, len(study.directions))
-                if trial.state.is_finished():
-                    self._seen[trial.number] = seen
-            rows.append(seen)
-        return rows
-
-    def _read(self, trial: FrozenTrial, n_objectives: int) -> Seen:
-        try:
-            point = self.space.encoder.from_params(trial.params) if trial.params else None
-        except SpaceError:
-            point = None
-        values = trial.values if trial.state == TrialState.COMPLETE else None
-        return Seen(
-            point,
-            STATES[trial.state],
-            tuple(values or [float("nan")] * n_objectives),
-            trial.user_attrs.get(PRICE_KEY, {}),
-            dict(trial.intermediate_values),
-            str(trial.user_attrs.get("origin", "search")),
-        )
+    def _read(self, frozen: FrozenTrial) -> None:
+        """Keep a trial, unless its parameters are not of this space."""
+        if PLAN_KEY in frozen.user_attrs:
+            self._trials[frozen.number] = read_trial(frozen, self.objectives)
+        elif frozen.params:
+            try:
+                candidate = self.space.decode(frozen.params)
+            except SpaceError:
+                return
+            known = frozen.user_attrs.get(PRICE_KEY, {})
+            costs = Price(**{**to_plain(self.pricer.price(candidate)), **known})
+            self._trials[frozen.number] = read_trial(frozen, self.objectives, candidate, costs)
 
 
 class AutoPeftSampler(OptunaAdapter):
-    """The default sampler: spread over cost first, then expected gain of the front.
+    """The default sampler of autopeft, for any Optuna study.
 
     Args:
         space: The search space.
         objectives: Quality first.
-        prices: Prices candidates; None: from the shapes of the space's topology.
+        prices: Prices candidates; None for prices computed from the space's topology.
         constraints: Limits on prices.
-        seed: Of the random numbers.
-        prior: What an earlier search found on other data.
+        seed: Random seed.
+        warm_start: Trials of an earlier search on other data.
     """
 
     def __init__(
@@ -129,110 +121,119 @@ class AutoPeftSampler(OptunaAdapter):
         prices: Pricer | None = None,
         constraints: Sequence[Constraint] = (),
         seed: int = 0,
-        prior: Prior | None = None,
+        warm_start: WarmStart | None = None,
     ) -> None:
         pricer = prices or PriceTable.from_topology(space.topology, prompt_sizes=space.prompt_sizes)
-        proposer = BayesianSampler(space, objectives, pricer, constraints, seed, prior=prior)
-        super().__init__(space, proposer)
+        sampler = BayesianSampler(
+            space, objectives, pricer, constraints, seed, warm_start=warm_start
+        )
+        super().__init__(space, objectives, pricer, sampler)
 
 
-class WrappedSampler(OptunaAdapter):
-    """One of Optuna's own samplers, fed with parameters that suit it.
+class WrappedSampler:
+    """Runs one of Optuna's samplers as a `Sampler`, on parameters that suit it.
 
-    It works on a scratch study in memory, which holds the same trials under its parameters. There a
-    point proposed twice is told its known values at once, so that the sampler goes on as if it had
-    been trained again.
+    It samples from a scratch study in memory that holds the same trials. If it proposes a known
+    point again, the scratch study gets that point's values at once.
 
     Args:
         space: The search space.
-        coding: Its parameters for this sampler: plain, or the total cost first.
+        objectives: Quality first.
+        encoding: The parameters: plain ones, or budget first.
         inner: Optuna's sampler.
-        fallback: Draws when the sampler keeps proposing what is known.
+        fallback: Proposes points when the sampler repeats known ones.
     """
 
     def __init__(
         self,
         space: SearchSpace,
-        coding: PlainEncoding | BudgetFirstEncoding,
+        objectives: Sequence[Objective],
+        encoding: PlainEncoding | BudgetFirstEncoding,
         inner: BaseSampler,
         fallback: Sampler,
     ) -> None:
-        super().__init__(space, fallback)
-        self._coding = coding
+        self.origin = "search"
+        self._objectives = tuple(objectives)
+        self._encoding = encoding
+        self._fallback = fallback
+        self._distributions = {name: distribution(r) for name, r in encoding.parameters().items()}
+        self._history = History(space, self._objectives[0])
         self._inner = inner
-        self._inside = {name: distribution(row) for name, row in coding.parameters().items()}
-        self._scratch: optuna.study.Study | None = None
-        self._open: dict[Any, int] = {}
-        self._followed: set[int] = set()
-        self._told: set[Any] = set()
+        self._proposed: dict[PointKey, int] = {}
+        self._n_followed = 0
+        self._told: set[PointKey] = set()
 
-    def sample_relative(
-        self,
-        study: optuna.study.Study,
-        trial: FrozenTrial,
-        search_space: dict[str, BaseDistribution],
-    ) -> dict[str, Any]:
-        """The parameters of a new point, as the space's own encoder writes them."""
-        history = self.history(study, trial.number)
-        known = {seen.point.key: seen for seen in history if seen.point is not None}
-        scratch = self._follow(study, known)
-        for _ in range(_N_REPEATS):
-            inside = scratch.ask(self._inside)
-            point = self._coding.decode(inside.params)
-            seen = known.get(point.key)
-            if seen is None:
-                self._open[point.key] = inside.number
-                return self.space.encoder.to_params(point)
-            self._tell(inside.number, seen)
-        return self.space.encoder.to_params(self.proposer.propose(history))
+    @cached_property
+    def _scratch(self) -> optuna.study.Study:
+        directions = [objective.direction for objective in self._objectives]
+        return optuna.create_study(directions=directions, sampler=self._inner)
 
-    def _follow(self, study: optuna.study.Study, known: Mapping[Any, Seen]) -> optuna.study.Study:
-        """The scratch study with everything that ended since told to it."""
-        if self._scratch is None:
-            self._scratch = optuna.create_study(directions=study.directions, sampler=self._inner)
-        for key, number in list(self._open.items()):
-            seen = known.get(key)
-            if seen is None:
-                # Proposed but refused: it broke a constraint.
-                self._tell(number, Seen(None, "pruned", (), {}))
-            elif seen.state != "running":
-                self._tell(number, seen)
+    def propose(self, trials: Sequence[Trial]) -> Point:
+        """Return a new point."""
+        self._history.update(trials)
+        self._follow()
+        for _ in range(_MAX_REPEATS):
+            inside = self._scratch.ask(self._distributions)
+            point = self._encoding.decode(inside.params)
+            index = self._history.latest.get(point.key)
+            if index is None:
+                self._proposed[point.key] = inside.number
+                return point
+            self._tell(inside.number, point.key, self._history.trials[index])
+        return self._fallback.propose(trials)
+
+    def propose_baseline(self, trials: Sequence[Trial], choices: Sequence[Point]) -> Point:
+        """Return the fallback's choice."""
+        return self._fallback.propose_baseline(trials, choices)
+
+    def _follow(self) -> None:
+        """Tell the scratch study what happened since the last proposal."""
+        history = self._history
+        for key, number in list(self._proposed.items()):
+            index = history.latest.get(key)
+            if index is None:
+                # The proposal was rejected, because it broke a constraint.
+                self._tell_pruned(number)
+            elif history.trials[index].state != "running":
+                self._tell(number, key, history.trials[index])
             else:
                 continue
-            del self._open[key]
-        for trial in study.get_trials(deepcopy=False):
-            if trial.number in self._followed or not trial.state.is_finished():
-                continue
-            self._followed.add(trial.number)
-            seen = self._seen.get(trial.number)
-            if seen is None or seen.point is None or seen.point.key in self._told:
-                continue
-            if seen.state == "complete":
+            del self._proposed[key]
+        for index in history.ended[self._n_followed :]:
+            trial, point = history.trials[index], history.points[index]
+            if point is not None and point.key not in self._told and trial.state == "complete":
                 self._scratch.add_trial(
                     create_trial(
-                        params=self._coding.encode(seen.point),
-                        distributions=self._inside,
-                        values=list(seen.objectives),
+                        params=self._encoding.encode(point),
+                        distributions=self._distributions,
+                        values=self._values(trial),
                     )
                 )
-        return self._scratch
+        self._n_followed = len(history.ended)
 
-    def _tell(self, number: int, seen: Seen) -> None:
-        assert self._scratch is not None
-        if seen.state == "complete":
-            self._scratch.tell(number, list(seen.objectives))
-        elif seen.state == "pruned" and len(self._scratch.directions) > 1:
-            trial = self._scratch.get_trials(deepcopy=False)[number]
-            optuna.trial.Trial(self._scratch, trial._trial_id).set_constraint("pruned", 1.0)
-            self._scratch.tell(number, state=TrialState.PRUNED)
+    def _tell(self, number: int, key: PointKey, trial: Trial) -> None:
+        if trial.state == "complete":
+            self._scratch.tell(number, self._values(trial))
+        elif trial.state == "pruned":
+            self._tell_pruned(number)
         else:
             self._scratch.tell(number, state=TrialState.FAIL)
-        if seen.point is not None:
-            self._told.add(seen.point.key)
+        self._told.add(key)
+
+    def _tell_pruned(self, number: int) -> None:
+        if len(self._objectives) == 1:
+            self._scratch.tell(number, state=TrialState.FAIL)
+            return
+        trial = self._scratch.get_trials(deepcopy=False)[number]
+        optuna.trial.Trial(self._scratch, trial._trial_id).set_constraint("pruned", 1.0)
+        self._scratch.tell(number, state=TrialState.PRUNED)
+
+    def _values(self, trial: Trial) -> list[float]:
+        return [trial.values[objective.name] for objective in self._objectives]
 
 
 SAMPLERS: tuple[str, ...] = ("autopeft", "tpe", "nsga2", "gp", "random")
-"""Every sampler that has a name."""
+"""Names of samplers."""
 
 
 def make_sampler(
@@ -242,42 +243,43 @@ def make_sampler(
     prices: Pricer,
     constraints: Sequence[Constraint] = (),
     seed: int = 0,
-    prior: Prior | None = None,
-) -> BaseSampler:
-    """The sampler of that name.
+    warm_start: WarmStart | None = None,
+) -> Sampler:
+    """Return the sampler of that name.
 
     Args:
-        name: One of `SAMPLERS`, a `OptunaAdapter`, or any sampler of Optuna's, which then works
+        name: One of `SAMPLERS`, an `AutoPeftSampler`, or any sampler of Optuna's, which then works
             on the plain parameters.
         space: The search space.
         objectives: Quality first.
         prices: Prices candidates.
         constraints: Limits on prices.
-        seed: Of the random numbers.
-        prior: What an earlier search found; only "autopeft" makes use of it.
+        seed: Random seed.
+        warm_start: Trials of an earlier search; used by "autopeft" only.
 
     Raises:
-        SettingsError: if there is none.
+        SettingsError: if there is no such sampler.
     """
     if isinstance(name, OptunaAdapter):
-        return name
+        return name.sampler
     if name == "autopeft":
-        return AutoPeftSampler(space, objectives, prices, constraints, seed, prior)
+        return BayesianSampler(space, objectives, prices, constraints, seed, warm_start=warm_start)
     fallback = StratifiedSampler(space, objectives, prices, constraints, seed)
     if name == "random":
-        return OptunaAdapter(space, fallback)
+        return fallback
     plain = PlainEncoding(space.encoder)
     if isinstance(name, BaseSampler):
-        return WrappedSampler(space, plain, name, fallback)
+        return WrappedSampler(space, objectives, plain, name, fallback)
     if name == "tpe":
-        coding = BudgetFirstEncoding(
-            space.encoder, space.topology.head_params, fallback.log_cost_range()
-        )
-        return WrappedSampler(space, coding, optuna.samplers.TPESampler(seed=seed), fallback)
+        head, log_range = space.topology.head_params, fallback.log_cost_range()
+        budget_first = BudgetFirstEncoding(space.encoder, head, log_range)
+        inner: BaseSampler = optuna.samplers.TPESampler(seed=seed)
+        return WrappedSampler(space, objectives, budget_first, inner, fallback)
     if name == "nsga2":
         inner = optuna.samplers.NSGAIISampler(population_size=20, seed=seed)
-        return WrappedSampler(space, plain, inner, fallback)
+        return WrappedSampler(space, objectives, plain, inner, fallback)
     if name == "gp":
-        # Optuna's own needs torch, which is loaded here and only here.
-        return WrappedSampler(space, plain, optuna.samplers.GPSampler(seed=seed), fallback)
+        # Optuna's GP imports torch, here and nowhere else in the searcher.
+        inner = optuna.samplers.GPSampler(seed=seed)
+        return WrappedSampler(space, objectives, plain, inner, fallback)
     raise SettingsError("sampler", name, "no such sampler", nearest(str(name), SAMPLERS))

@@ -1,9 +1,8 @@
-"""What an earlier search on other data knows: a start for this one, never a result of it.
+"""Warm start: trials of an earlier search on other data.
 
-Qualities on two data sets cannot be compared, but what tends to be good on one mostly is on the
-other. So earlier qualities are only used in units of their own spread; how far they can be trusted
-here is learned from the trials of this search (see `Prior.translated`), and a prior that misleads
-is soon left aside.
+Qualities on two data sets cannot be compared, but good candidates of one are mostly good on the
+other. So earlier qualities are standardized, and how far to trust them is learned from the trials
+of this search (see `WarmStart.translate`). They are never results of this search.
 """
 
 from __future__ import annotations
@@ -25,23 +24,23 @@ from autopeft.utils.serialize import from_plain, to_plain
 
 Array = NDArray[np.float64]
 
-_N_MOST = 80
-"""Earlier trials that are kept: the best ones."""
+_MAX_TRIALS = 80
+"""Number of earlier trials that the model uses: the best ones."""
 
-_LEAST_NOISE = 0.5
-"""Noise of an earlier quality here, in spreads of the qualities here, however well it fits."""
+_MIN_NOISE = 0.5
+"""Lower bound on the noise of an earlier quality, in standard deviations of the qualities here."""
 
-_TRUST = 2.0
-"""Trials' worth of belief that a spread there is a spread here."""
+_PSEUDO_TRIALS = 2.0
+"""Weight of the assumption that one standard deviation there is one here, in trials."""
 
 
 @dataclass(frozen=True)
 class WarmStartTrial:
-    """An earlier trial.
+    """A trial of an earlier search.
 
     Attributes:
         candidate: What was trained.
-        quality: In spreads above the mean of that search; larger is better.
+        quality: Standardized over that search's trials; larger is better.
         is_on_front: Whether it was on that search's front.
     """
 
@@ -67,47 +66,46 @@ class WarmStartTrial:
 def warm_start_trials(
     trials: Sequence[Trial], objectives: Sequence[Objective]
 ) -> tuple[WarmStartTrial, ...]:
-    """Outcomes as prior knowledge: complete ones that have an adapter, the best first."""
-    complete = [o for o in trials if o.state == "complete" and o.candidate.plan.specs]
+    """Standardize the complete trials that have an adapter; return them best first."""
+    complete = [t for t in trials if t.state == "complete" and t.plan.specs]
     quality = objectives[0]
-    values = np.array([quality.sign() * o.values[quality.name] for o in complete])
+    values = np.array([quality.sign() * t.values[quality.name] for t in complete])
     spread = float(values.std()) if len(values) else 0.0
     if spread <= 0.0:
         return ()
-    front = {o.number for o in front_of(complete, objectives)}
-    order = np.argsort(-values, kind="stable")
+    front = {t.number for t in front_of(complete, objectives)}
     return tuple(
         WarmStartTrial(
             complete[i].candidate,
             float((values[i] - values.mean()) / spread),
             complete[i].number in front,
         )
-        for i in order
+        for i in np.argsort(-values, kind="stable")
     )
 
 
 @dataclass(frozen=True)
-class Prior:
+class WarmStart:
     """Earlier trials as points of this search's space.
 
     Attributes:
         points: The points.
-        qualities: In spreads above the mean there, shape (n,).
-        starters: Members of that front, as candidates of this search, cheapest first.
+        qualities: Standardized qualities, larger is better, shape (n,).
+        front: Members of the earlier front as candidates of this search, fewest sites first.
     """
 
     points: tuple[Point, ...] = ()
     qualities: Array = field(default_factory=lambda: np.zeros(0))
-    starters: tuple[Candidate, ...] = ()
+    front: tuple[Candidate, ...] = ()
 
     @classmethod
-    def of(cls, trials: Sequence[WarmStartTrial], space: SearchSpace) -> Prior:
-        """Those that are points of the space; the rest is left out."""
+    def of(cls, trials: Sequence[WarmStartTrial], space: SearchSpace) -> WarmStart:
+        """Keep the trials that are in the space."""
         points: list[Point] = []
         qualities: list[float] = []
-        starters: list[tuple[int, Candidate]] = []
+        front: list[Candidate] = []
         for trial in trials:
-            # What was trained for longer or shorter is the same point.
+            # Steps and batch size do not matter for the point.
             train = replace(
                 trial.candidate.train, steps=space.base.steps, batch_size=space.base.batch_size
             )
@@ -115,35 +113,34 @@ class Prior:
                 point = space.encoder.from_candidate(Candidate(trial.candidate.plan, train))
             except SpaceError:
                 continue
-            if len(points) < _N_MOST:
+            if len(points) < _MAX_TRIALS:
                 points.append(point)
                 qualities.append(trial.quality)
             if trial.is_on_front:
-                starters.append(
-                    (len(trial.candidate.plan.specs), space.encoder.to_candidate(point))
-                )
-        starters.sort(key=lambda row: row[0])
-        return cls(tuple(points), np.array(qualities), tuple(c for _, c in starters))
+                front.append(space.encoder.to_candidate(point))
+        front.sort(key=lambda candidate: len(candidate.plan.specs))
+        return cls(tuple(points), np.array(qualities), tuple(front))
 
     def __len__(self) -> int:
         return len(self.points)
 
-    def translated(self, here: Array, there: Array) -> tuple[Array, Array]:
-        """The earlier qualities in the unit of this search, and their noise.
+    def translate(self, here: Array, there: Array) -> tuple[Array, Array]:
+        """Express the earlier qualities in the unit of this search, with their noise.
 
         Args:
-            here: Qualities of this search's trials, shape (n,), n at least 2.
-            there: What the prior expects of the same points, in its own spreads, shape (n,).
+            here: Qualities of this search's trials, larger is better, shape (n,), n >= 2.
+            there: Standardized qualities that the earlier search predicts for the same points,
+                shape (n,).
 
         Returns:
             Values and standard deviations, each of shape (len(self),).
         """
         spread = max(float(here.std()), 1e-12)
         centered = there - there.mean()
-        # A straight line, pulled towards one spread for one spread.
-        together = float(centered @ (here - here.mean())) + _TRUST * spread
-        slope = max(0.0, together / (float(centered @ centered) + _TRUST))
+        # Linear regression, regularized towards one standard deviation for one.
+        covariance = float(centered @ (here - here.mean())) + _PSEUDO_TRIALS * spread
+        slope = max(0.0, covariance / (float(centered @ centered) + _PSEUDO_TRIALS))
         errors = here - here.mean() - slope * centered
-        noise = max(_LEAST_NOISE * spread, float(np.sqrt(np.mean(errors**2))))
+        noise = max(_MIN_NOISE * spread, float(np.sqrt(np.mean(errors**2))))
         values = here.mean() + slope * (self.qualities - there.mean())
         return values, np.full(len(self.qualities), noise)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,9 @@ from autopeft.searcher.space.grid import Grid, Option
 
 POSITION_STEPS = 1000
 """Learning-rate positions are multiples of 1/1000, so that they survive the rounding of rates."""
+
+
+PointKey = tuple[bytes, int, int, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,8 +44,8 @@ class Point:
     alpha: int = 0
     dropout: int = 0
 
-    @property
-    def key(self) -> tuple[bytes, int, int, int]:
+    @cached_property
+    def key(self) -> PointKey:
         """A hashable key, equal for equal points."""
         return (
             self.options.astype(np.int16).tobytes(),
@@ -78,6 +82,7 @@ class Encoder:
         self.grid = grid
         self.base = base
         self.has_head = has_head
+        self._points: dict[str, Point | None] = {}
 
     def rates(self, name: str) -> tuple[float, float]:
         """Return the range (low, high) of a method's learning rate in this space."""
@@ -119,6 +124,15 @@ class Encoder:
         """Return the candidate of a point."""
         plan = self.plan(point)
         return Candidate(plan, self.train(point, plan.methods))
+
+    def point_of(self, candidate: Candidate) -> Point | None:
+        """Return the point of a candidate, or None if it is not in this space; cached."""
+        if candidate.digest not in self._points:
+            try:
+                self._points[candidate.digest] = self.from_candidate(candidate)
+            except SpaceError:
+                self._points[candidate.digest] = None
+        return self._points[candidate.digest]
 
     def from_candidate(self, candidate: Candidate) -> Point:
         """Return the point of a candidate.

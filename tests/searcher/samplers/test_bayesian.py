@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
+from dataclasses import replace
 
 import numpy as np
 import optuna
@@ -12,15 +14,16 @@ import pytest
 from autopeft.costs import PriceTable, Topology
 from autopeft.costs.constraints import parse_constraints
 from autopeft.costs.objectives import objective
-from autopeft.searcher.samplers.base import Seen, StratifiedSampler
+from autopeft.searcher.samplers.base import StratifiedSampler
 from autopeft.searcher.samplers.bayesian import BayesianSampler
 from autopeft.searcher.samplers.budget_first import BudgetFirstEncoding, PlainEncoding
 from autopeft.searcher.samplers.cost_model import CostModel
 from autopeft.searcher.samplers.gp import Embedding, GaussianProcess
-from autopeft.searcher.samplers.observations import gather
+from autopeft.searcher.samplers.observations import History, Observations
 from autopeft.searcher.samplers.optuna_adapters import AutoPeftSampler
 from autopeft.searcher.space.encoding import Point
 from autopeft.searcher.space.space import SearchSpace
+from autopeft.trial import Trial
 from autopeft.utils.serialize import to_plain
 
 SHAPES = {"attn.q": (64, 64), "attn.v": (64, 64), "mlp.up": (128, 64), "mlp.down": (64, 128)}
@@ -29,6 +32,7 @@ SPACE = SearchSpace.from_source({"methods": ["lora", "ia3", "miss"]}, TOPOLOGY)
 PRICES = PriceTable.from_topology(TOPOLOGY)
 TWO = (objective("accuracy"), objective("trainable_params"))
 RNG = np.random.default_rng
+NUMBERS = itertools.count()
 
 
 def quality(space, point):
@@ -40,11 +44,17 @@ def quality(space, point):
     return 0.5 + 0.4 * (1 - math.exp(-2 * total)) - 0.6 * (point.position - 0.5) ** 2
 
 
-def tried(space, point, state="complete", rungs=None, prices=PRICES):
-    price = to_plain(prices.price(space.encoder.to_candidate(point)))
-    values = (quality(space, point), price["trainable_params"])
-    values = values if state == "complete" else (math.nan, math.nan)
-    return Seen(point, state, values, price, rungs or {})
+def tried(space, point, state="complete", rungs=(), prices=PRICES, **values):
+    candidate = space.encoder.to_candidate(point)
+    costs = prices.price(candidate)
+    if state == "complete":
+        found = {"accuracy": quality(space, point), "trainable_params": costs.trainable_params}
+        values = found | values
+    return Trial(next(NUMBERS), candidate, costs, "search", state, values, tuple(rungs))
+
+
+def point_of(trial, space=SPACE):
+    return space.encoder.point_of(trial.candidate)
 
 
 def history(n, seed=0, space=SPACE):
@@ -52,9 +62,15 @@ def history(n, seed=0, space=SPACE):
     return [tried(space, space.point_sampler.stratified(rng)) for _ in range(n)]
 
 
+def observe(rows, n_max=100):
+    seen = History(SPACE, TWO[0])
+    seen.update(rows)
+    return Observations.of(seen, n_max)
+
+
 def volume(rows):
     low, high = (math.log(c) for c in SPACE.cost_range())
-    points = sorted((math.log(s.price["trainable_params"]), s.objectives[0]) for s in rows)
+    points = sorted((math.log(s.costs.trainable_params), s.values["accuracy"]) for s in rows)
     area, best, at = 0.0, 0.5, low
     for cost, value in points:
         if value > best:
@@ -78,7 +94,7 @@ def test_it_finds_a_larger_front_than_spread_out_draws_of_twice_as_many_trials()
 def test_it_never_proposes_a_point_twice_even_while_trials_run():
     proposer = BayesianSampler(SPACE, TWO, PRICES, seed=0)
     rows = history(16)
-    keys = {s.point.key for s in rows}
+    keys = {point_of(s).key for s in rows}
     for _ in range(12):
         point = proposer.propose(rows)
         assert point.key not in keys
@@ -99,11 +115,11 @@ def test_running_trials_push_the_next_proposals_apart_in_cost():
 
 def test_the_design_covers_costs_and_methods():
     proposer = BayesianSampler(SPACE, TWO, PRICES, seed=0)
-    rows = grow(proposer, proposer.tuning.n_initial)
+    rows = grow(proposer, proposer.options.n_initial)
     low, high = (math.log(c) for c in SPACE.cost_range())
-    places = [(math.log(s.price["trainable_params"]) - low) / (high - low) for s in rows]
+    places = [(math.log(s.costs.trainable_params) - low) / (high - low) for s in rows]
     assert np.histogram(places, bins=4, range=(0, 1))[0].min() >= 1
-    used = {m for s in rows for m in SPACE.encoder.plan(s.point).methods}
+    used = {m for s in rows for m in SPACE.encoder.plan(point_of(s)).methods}
     assert used == {"lora", "ia3", "miss"}
     assert proposer.origin == "design"
 
@@ -121,22 +137,22 @@ def test_the_design_covers_costs_and_methods():
 def test_any_objectives_work(names):
     objectives = [objective(name) for name in names]
     rows = []
-    for seen in history(20):
-        score = -seen.objectives[0] if names[0] == "loss" else seen.objectives[0]
-        measured = {"train_seconds": seen.price["train_flops"] / 1e9, "latency_ms": 3.0}
-        costs = [{**seen.price, **measured}[name] for name in names[1:]]
-        rows.append(Seen(seen.point, "complete", (score, *costs), seen.price))
+    for trial in history(20):
+        score = -trial.values["accuracy"] if names[0] == "loss" else trial.values["accuracy"]
+        values = {"train_seconds": trial.costs.train_flops / 1e9, "latency_ms": 3.0}
+        values |= to_plain(trial.costs) | {names[0]: score}
+        rows.append(replace(trial, values={name: values[name] for name in names}))
     proposer = BayesianSampler(SPACE, objectives, PRICES, seed=0)
     for _ in range(3):
         point = proposer.propose(rows)
         assert point.options.any()
-        rows.append(Seen(point, "running", (math.nan,) * len(names), rows[0].price))
+        rows.append(tried(SPACE, point, "running"))
 
 
 def test_constraints_bound_the_proposals():
     for text in ("trainable_params<=2000", "peak_memory_bytes<=1.01e9", "train_flops<=9e10"):
         limits = parse_constraints([text])
-        prices = [PRICES.price(SPACE.encoder.to_candidate(s.point)) for s in history(30)]
+        prices = [PRICES.price(SPACE.encoder.to_candidate(point_of(s))) for s in history(30)]
         if not any(limits[0].allows(price) for price in prices):
             limits = (
                 type(limits[0])(
@@ -146,7 +162,7 @@ def test_constraints_bound_the_proposals():
                 ),
             )
         proposer = BayesianSampler(SPACE, TWO, PRICES, limits, seed=0)
-        rows = [s for s in history(60) if proposer.is_allowed(s.point)]
+        rows = [s for s in history(60) if proposer.is_allowed(point_of(s))]
         for _ in range(4):
             point = proposer.propose(rows)
             assert proposer.is_allowed(point)
@@ -159,7 +175,7 @@ def test_costs_of_many_are_the_pricers():
     points = [SPACE.point_sampler.stratified(RNG(s)) for s in range(40)] + [
         Point(np.zeros(6, dtype=int))
     ]
-    fast, exact = model.fast(points), model.exact(points)
+    fast, exact = model.predict(points), model.exact(points)
     np.testing.assert_allclose(fast[:, :2], exact[:, :2], rtol=1e-9)
     apart = np.abs(fast[:, 2:] - exact[:, 2:])
     assert apart.mean() < 0.05
@@ -171,38 +187,44 @@ def test_costs_of_many_are_the_pricers():
 def test_a_measured_cost_is_learned_from_the_priced_one():
     model = CostModel(SPACE, [TWO[0], objective("train_seconds")], PRICES)
     rows = [
-        Seen(s.point, "complete", (0.5, 7.0 * s.price["train_flops"] ** 0.5), s.price)
-        for s in history(12)
+        replace(t, values={"accuracy": 0.5, "train_seconds": 7.0 * t.costs.train_flops**0.5})
+        for t in history(12)
     ]
-    model.learn(rows)
+    model.fit(rows)
     fresh = history(5, seed=9)
-    expected = [math.log(7.0 * s.price["train_flops"] ** 0.5) for s in fresh]
-    assert model.exact([s.point for s in fresh])[:, 0] == pytest.approx(expected, abs=0.02)
+    expected = [math.log(7.0 * s.costs.train_flops**0.5) for s in fresh]
+    assert model.exact([point_of(s) for s in fresh])[:, 0] == pytest.approx(expected, abs=0.02)
 
 
-def test_a_pruned_trial_counts_at_the_quality_its_rung_foretells():
-    rows = []
-    for seen in history(12):
-        rows.append(
-            Seen(seen.point, "complete", seen.objectives, seen.price, {3: seen.objectives[0] - 0.2})
-        )
-    for seen in history(4, seed=5):
-        rows.append(
-            Seen(
-                seen.point,
-                "pruned",
-                (math.nan,) * 2,
-                seen.price,
-                {3: quality(SPACE, seen.point) - 0.2},
-            )
-        )
-    observations = gather(rows, 1.0, 100)
+def test_a_pruned_trial_counts_at_the_quality_its_rung_predicts():
+    rows = [replace(t, rungs=((3, t.values["accuracy"] - 0.2),)) for t in history(12)]
+    for trial in history(4, seed=5):
+        rungs = ((3, trial.values["accuracy"] - 0.2),)
+        rows.append(replace(trial, state="pruned", values={}, rungs=rungs))
+    observations = observe(rows)
     assert observations.is_final.sum() == 12
     best = observations.values[:12].max()
-    expected = [min(quality(SPACE, s.point), best) for s in rows[12:]]
+    expected = [min(quality(SPACE, point_of(t)), best) for t in rows[12:]]
     assert observations.values[12:] == pytest.approx(expected, abs=0.02)
     assert (observations.noise[12:] > 0).all()
-    assert len(gather(rows, 1.0, 5).values) == 5
+    assert len(observe(rows, 5).values) == 5
+
+
+def test_a_history_that_grows_is_the_history_read_at_once():
+    final = [replace(t, rungs=((3, t.values["accuracy"] - 0.2),)) for t in history(12)]
+    final[7:] = [replace(t, state="pruned", values={}) for t in final[7:]]
+    running = [replace(t, state="running", values={}, rungs=()) for t in final]
+    grown = History(SPACE, TWO[0])
+    for n in (3, 6, 12):  # trials end later than others that were started after them
+        grown.update([*running[: n // 2], *final[n // 2 : n]])
+    grown.update(final)
+    at_once = History(SPACE, TWO[0])
+    at_once.update(final)
+    one, two = (Observations.of(found, 100) for found in (grown, at_once))
+    assert [t.number for t in one.trials] == [t.number for t in two.trials]
+    assert one.values.tolist() == two.values.tolist()
+    assert (grown.running, grown.n_pruned, grown.latest) == ([], 5, at_once.latest)
+    assert sorted(grown.ended) == list(range(12))
 
 
 def test_the_surrogate_predicts_and_knows_where_it_cannot():
@@ -214,8 +236,8 @@ def test_the_surrogate_predicts_and_knows_where_it_cannot():
         logs = np.log(np.maximum(SPACE.n_params(options), 1))
         return embedding.features(options, np.array([g.position for g in points]), logs)
 
-    train = [s.point for s in history(60)]
-    test = [s.point for s in history(100, seed=7)]
+    train = [point_of(s) for s in history(60)]
+    test = [point_of(s) for s in history(100, seed=7)]
     model = GaussianProcess(embedding)
     model.fit(points(train), np.array([quality(SPACE, g) for g in train]))
     mean, spread = model.predict(points(test))
@@ -228,7 +250,7 @@ def test_the_surrogate_predicts_and_knows_where_it_cannot():
 
 
 def test_equal_values_do_not_upset_the_surrogate():
-    rows = [Seen(s.point, "complete", (0.5, s.objectives[1]), s.price) for s in history(20)]
+    rows = [replace(t, values={**t.values, "accuracy": 0.5}) for t in history(20)]
     assert BayesianSampler(SPACE, TWO, PRICES, seed=0).propose(rows).options.any()
 
 
@@ -237,13 +259,11 @@ def test_asking_is_quick_late_in_a_search_of_a_deep_model():
     deep = Topology(64, SHAPES)
     space = SearchSpace.from_source({"methods": ["lora", "ia3", "miss"]}, deep)
     rng, rows = RNG(0), []
+    prices = PriceTable.from_topology(deep)
     for _ in range(1000):
         point = space.point_sampler.stratified(rng)
-        params = float(space.n_params(point.options))
-        rows.append(
-            Seen(point, "complete", (quality(space, point), params), {"trainable_params": params})
-        )
-    proposer = BayesianSampler(space, TWO, PriceTable.from_topology(deep), seed=0)
+        rows.append(tried(space, point, prices=prices))
+    proposer = BayesianSampler(space, TWO, prices, seed=0)
     proposer.propose(rows)
     began = time.perf_counter()
     proposer.propose(rows)

@@ -9,9 +9,9 @@ import pytest
 from autopeft.costs import PriceTable, Topology
 from autopeft.errors import SettingsError, StorageError
 from autopeft.searcher.controller import SearchController
-from autopeft.searcher.earlier import read_warm_start
-from autopeft.searcher.samplers.warm_start import Prior, WarmStartTrial, warm_start_trials
+from autopeft.searcher.samplers.warm_start import WarmStart, WarmStartTrial, warm_start_trials
 from autopeft.searcher.space.space import SearchSpace
+from autopeft.searcher.study import read_study
 from autopeft.utils.pareto import hypervolume
 
 SHAPES = {"attn.q": (64, 64), "attn.v": (64, 64), "mlp.up": (256, 64), "mlp.down": (64, 256)}
@@ -30,9 +30,9 @@ def quality(candidate, *, good=(5, 6, 7), rate=-2.5, scale=1.0):
     return scale * (0.5 + 0.4 * (1 - math.exp(-value)) - 0.05 * (position - rate) ** 2)
 
 
-def run(n, seed, prior=(), **landscape):
+def run(n, seed, warm_start=(), **landscape):
     controller = SearchController(
-        SPACE, TWO, seed=seed, pruner="none", prior=prior, prices=PRICES, n_baselines=4
+        SPACE, TWO, seed=seed, pruner="none", warm_start=warm_start, prices=PRICES, n_baselines=4
     )
     for _ in range(n):
         trial = controller.ask()
@@ -65,7 +65,7 @@ def test_qualities_are_kept_in_their_own_spreads_and_the_front_is_known():
 def test_the_earlier_front_is_tried_first_in_this_searchs_own_training():
     prior = warm_start_trials(run(30, 0).trials(), SearchController(SPACE, TWO).objectives)
     longer = SearchSpace.from_source({"methods": ["lora", "ia3", "miss"]}, TOPOLOGY, steps=50)
-    controller = SearchController(longer, TWO, prior=prior, prices=PRICES, n_baselines=2)
+    controller = SearchController(longer, TWO, warm_start=prior, prices=PRICES, n_baselines=2)
     plans = {t.candidate.plan for t in prior if t.is_on_front}
     first = [controller.ask() for _ in range(8)]
     starters = [t for t in first if t.origin == "portfolio" and t.plan in plans]
@@ -82,7 +82,7 @@ def test_a_prior_that_is_right_helps_and_one_that_is_wrong_does_little_harm():
     )
     # Early on, that is: later a search without a prior has learned as much by itself.
     cold, warm, misled = (
-        np.mean([volume(run(14, seed, prior=prior)) for seed in range(4)])
+        np.mean([volume(run(14, seed, warm_start=prior)) for seed in range(4)])
         for prior in ((), right, wrong)
     )
     assert warm > 1.02 * cold
@@ -90,12 +90,12 @@ def test_a_prior_that_is_right_helps_and_one_that_is_wrong_does_little_harm():
 
 
 def test_the_translation_learns_whether_the_prior_foretells():
-    prior = Prior((), np.array([-1.0, 0.0, 1.0]))
+    prior = WarmStart((), np.array([-1.0, 0.0, 1.0]))
     there = np.linspace(-1, 1, 12)
-    values, noise = prior.translated(0.6 + 0.1 * there, there)
+    values, noise = prior.translate(0.6 + 0.1 * there, there)
     assert values == pytest.approx([0.5, 0.6, 0.7], abs=0.02)
     assert noise[0] < 0.06
-    values, noise = prior.translated(0.6 - 0.1 * there, there)
+    values, noise = prior.translate(0.6 - 0.1 * there, there)
     assert np.ptp(values) < 0.1
     assert noise[0] > 0.05
 
@@ -105,10 +105,10 @@ def test_what_fits_nowhere_is_told_and_no_study_is_an_error(tmp_path):
     other = SearchSpace.from_source("default", Topology(2, SHAPES), steps=9)
     with pytest.raises(SettingsError, match="warm_start"):
         SearchController(
-            other, TWO, prior=[t for t in prior if t.candidate.plan.specs[-1].layer > 1]
+            other, TWO, warm_start=[t for t in prior if t.candidate.plan.specs[-1].layer > 1]
         )
     with pytest.raises(StorageError, match="no such study"):
-        read_warm_start(f"sqlite:///{tmp_path / 'study.db'}", "none")
+        read_study(f"sqlite:///{tmp_path / 'study.db'}", "none")
 
 
 def test_a_study_is_read_back(tmp_path):
@@ -119,6 +119,6 @@ def test_a_study_is_read_back(tmp_path):
     for _ in range(8):
         trial = controller.ask()
         controller.tell(trial, score=quality(trial.candidate))
-    assert read_warm_start(storage, "first") == warm_start_trials(
+    assert warm_start_trials(*read_study(storage, "first")) == warm_start_trials(
         controller.trials(), controller.objectives
     )
