@@ -14,8 +14,7 @@ from autopeft.costs.objectives import Objective
 from autopeft.errors import SettingsError
 from autopeft.settings import SearchSettings
 from autopeft.tasks.batch import Batch, Window
-from autopeft.tasks.data import SplitName, TaskData
-from autopeft.tasks.encoding import Encoded
+from autopeft.tasks.data import EncodedSplit, SplitName, TaskData
 from autopeft.tasks.rows import Rows
 
 if TYPE_CHECKING:
@@ -109,7 +108,9 @@ class Task(Protocol):
         ...
 
     @staticmethod
-    def encode(tokenizer: Any, rows: Rows, labels: tuple[str, ...], max_length: int) -> Encoded:
+    def encode(
+        tokenizer: Any, rows: Rows, labels: tuple[str, ...], max_length: int
+    ) -> EncodedSplit:
         """Tokenize rows, each at most `max_length` tokens long."""
         ...
 

@@ -63,6 +63,19 @@ class Window:
         return (columns >= begin) & (columns < begin + self.size)
 
 
+def token_positions(
+    split: EncodedSplit, rows: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Return where the tokens of rows are in a flat array, and True where there is a token.
+
+    Both have shape (b, t); positions beyond a row's end are 0.
+    """
+    lengths = split.lengths[rows]
+    columns = np.arange(int(lengths.max()))
+    is_token = columns < lengths[:, None]
+    return np.where(is_token, split.offsets[rows][:, None] + columns, 0), is_token
+
+
 def padded(
     flat: NDArray[Any], split: EncodedSplit, rows: NDArray[np.int64], fill: int
 ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
@@ -77,10 +90,7 @@ def padded(
     Returns:
         The padded array, shape (b, t, ...), and True where there is a token, shape (b, t).
     """
-    lengths = split.lengths[rows]
-    columns = np.arange(int(lengths.max()))
-    is_token = columns < lengths[:, None]  # (b, t)
-    index = np.where(is_token, split.offsets[rows][:, None] + columns, 0)
+    index, is_token = token_positions(split, rows)
     out = flat[index]
     out[~is_token] = fill
     return out, is_token

@@ -16,8 +16,8 @@ from autopeft.errors import TrainingFailure
 from autopeft.settings import SearchSettings
 from autopeft.tasks.base import BatchScores, Evaluation, SplitScores, choose_quality
 from autopeft.tasks.batch import Batch, Window
-from autopeft.tasks.data import SplitName, TaskData
-from autopeft.tasks.encoding import Encoded, encode_prompts
+from autopeft.tasks.data import EncodedSplit, SplitName, TaskData
+from autopeft.tasks.encoding import encode_prompts
 from autopeft.tasks.rows import Rows, as_texts
 
 if TYPE_CHECKING:
@@ -68,9 +68,11 @@ class CausalLM:
         return ()
 
     @staticmethod
-    def encode(tokenizer: Any, rows: Rows, labels: tuple[str, ...], max_length: int) -> Encoded:
+    def encode(
+        tokenizer: Any, rows: Rows, labels: tuple[str, ...], max_length: int
+    ) -> EncodedSplit:
         """Tokenize prompts and completions; the target is the length of the prompt."""
-        return encode_prompts(tokenizer, rows.first, rows.target, max_length)
+        return encode_prompts(tokenizer, rows, max_length)
 
     @classmethod
     def from_data(cls, data: TaskData, metric: str | None) -> CausalLM:

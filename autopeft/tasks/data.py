@@ -29,6 +29,7 @@ class EncodedSplit:
         source: File name, or hub id and split.
         type_ids: Index in the pair of each token's text, like `tokens` but int8; None for single
             texts.
+        n_truncated: Number of rows that were cut to the longest allowed length.
     """
 
     tokens: NDArray[np.int32]
@@ -37,6 +38,7 @@ class EncodedSplit:
     source_rows: NDArray[np.int64]
     source: str
     type_ids: NDArray[np.int8] | None = None
+    n_truncated: int = 0
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

@@ -3,33 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from autopeft.tasks.data import EncodedSplit
+from autopeft.tasks.rows import Rows
+
 _NO_LIMIT = 1_000_000  # A tokenizer without a limit reports an absurdly large one.
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Token ids and targets of some rows.
-
-    Attributes:
-        tokens: Shape (n_tokens,), int32.
-        offsets: Shape (n_rows + 1,), int64.
-        type_ids: Like `tokens` but int8, or None.
-        targets: Shape (n_rows,), int64: label index, or tokens of the row's prompt.
-        n_truncated: Number of rows that were cut.
-    """
-
-    tokens: NDArray[np.int32]
-    offsets: NDArray[np.int64]
-    type_ids: NDArray[np.int8] | None
-    targets: NDArray[np.int64]
-    n_truncated: int
 
 
 def usable_length(tokenizer: Any, max_length: int) -> int:
@@ -52,44 +35,32 @@ def padding_id(tokenizer: Any) -> int:
 
 
 def encode_texts(
-    tokenizer: Any,
-    texts: Sequence[str],
-    pairs: Sequence[str] | None,
-    targets: NDArray[np.int64],
-    max_length: int,
-) -> Encoded:
+    tokenizer: Any, rows: Rows, targets: NDArray[np.int64], max_length: int
+) -> EncodedSplit:
     """Tokenize texts, or pairs of texts. The longer text of a pair is cut first.
 
     Args:
         tokenizer: A tokenizer of transformers.
-        texts: First texts, length n_rows.
-        pairs: Second texts, or None.
+        rows: The texts.
         targets: Label index of each row, shape (n_rows,).
         max_length: Longest row, in tokens, special ones included.
     """
     limit = usable_length(tokenizer, max_length)
-    second = {} if pairs is None else {"text_pair": list(pairs)}
+    second = {} if rows.second is None else {"text_pair": list(rows.second)}
     coded = tokenizer(
-        list(texts), **second, truncation=True, max_length=limit, return_attention_mask=False
+        list(rows.first), **second, truncation=True, max_length=limit, return_attention_mask=False
     )
     type_ids = None
-    if pairs is not None and "token_type_ids" in coded:
+    if rows.second is not None and "token_type_ids" in coded:
         type_ids = _flat(coded["token_type_ids"]).astype(np.int8)
+    ids = coded["input_ids"]
     # Only fast tokenizers report what they cut off. Rows at the limit are counted instead: exact
     # enough for a message.
-    rows = coded["input_ids"]
-    return Encoded(
-        tokens=_flat(rows).astype(np.int32),
-        offsets=_offsets(rows),
-        type_ids=type_ids,
-        targets=targets,
-        n_truncated=sum(len(row) >= limit for row in rows),
-    )
+    n_truncated = sum(len(row) >= limit for row in ids)
+    return _split(rows, ids, targets, n_truncated, type_ids)
 
 
-def encode_prompts(
-    tokenizer: Any, prompts: Sequence[str], completions: Sequence[str], max_length: int
-) -> Encoded:
+def encode_prompts(tokenizer: Any, rows: Rows, max_length: int) -> EncodedSplit:
     """Tokenize prompts and completions, and append the end-of-text token.
 
     The prompt is tokenized alone, as it is when the model is used; the completion as the text that
@@ -98,39 +69,51 @@ def encode_prompts(
 
     Args:
         tokenizer: A tokenizer of transformers.
-        prompts: Length n_rows; may be empty strings.
-        completions: Length n_rows.
+        rows: Prompts, which may be empty, and completions.
         max_length: Longest row, in tokens.
     """
     limit = usable_length(tokenizer, max_length)
     start = _start_ids(tokenizer)
     end = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
     plain = {"add_special_tokens": False, "return_attention_mask": False}
-    whole = tokenizer([p + c for p, c in zip(prompts, completions, strict=True)], **plain)[
-        "input_ids"
+    texts = [
+        prompt + completion for prompt, completion in zip(rows.first, rows.target, strict=True)
     ]
-    fronts = tokenizer(list(prompts), **plain)["input_ids"]
-    rows: list[list[int]] = []
+    wholes = tokenizer(texts, **plain)["input_ids"]
+    fronts = tokenizer(list(rows.first), **plain)["input_ids"]
+    ids: list[list[int]] = []
     prompt_lengths: list[int] = []
     n_truncated = 0
-    for index, (front, row) in enumerate(zip(fronts, whole, strict=True)):
-        back = row[len(front) :]
-        if row[: len(front)] != front:
+    for front, whole, completion in zip(fronts, wholes, rows.target, strict=True):
+        back = whole[len(front) :]
+        if whole[: len(front)] != front:
             # The tokenizer would merge the end of the prompt with the start of the completion.
-            back = tokenizer(completions[index], **plain)["input_ids"]
+            back = tokenizer(completion, **plain)["input_ids"]
         back = back + end
         room = limit - len(start) - len(back)
         if room < len(front):
             n_truncated += 1
             front = front[len(front) - max(room, 0) :] if room > 0 else []
             back = back[: limit - len(start)]
-        rows.append([*start, *front, *back])
+        ids.append([*start, *front, *back])
         prompt_lengths.append(len(start) + len(front))
-    return Encoded(
-        tokens=_flat(rows).astype(np.int32),
-        offsets=_offsets(rows),
-        type_ids=None,
-        targets=np.asarray(prompt_lengths, dtype=np.int64),
+    return _split(rows, ids, np.asarray(prompt_lengths, dtype=np.int64), n_truncated)
+
+
+def _split(
+    rows: Rows,
+    ids: Sequence[Sequence[int]],
+    targets: NDArray[np.int64],
+    n_truncated: int,
+    type_ids: NDArray[np.int8] | None = None,
+) -> EncodedSplit:
+    return EncodedSplit(
+        tokens=_flat(ids).astype(np.int32),
+        offsets=_offsets(ids),
+        targets=targets,
+        source_rows=rows.source_rows,
+        source=rows.source,
+        type_ids=type_ids,
         n_truncated=n_truncated,
     )
 

@@ -10,7 +10,7 @@ import numpy as np
 from autopeft.errors import DataError
 from autopeft.settings import SearchSettings
 from autopeft.tasks.base import Task
-from autopeft.tasks.data import SPLITS, EncodedSplit, SplitName, TaskData
+from autopeft.tasks.data import SPLITS, SplitName, TaskData
 from autopeft.tasks.encoding import padding_id
 from autopeft.tasks.reading import Table, is_file_name, read_file, read_hub
 from autopeft.tasks.registry import task_class
@@ -55,22 +55,11 @@ def load_data(settings: SearchSettings, tokenizer: Any) -> TaskData:
     _check_sizes(splits)
     labels = task.labels_of(splits)
     encoded = {
-        name: task.encode(tokenizer, rows, labels, settings.max_length)
-        for name, rows in splits.items()
+        name: task.encode(tokenizer, splits[name], labels, settings.max_length) for name in SPLITS
     }
     return TaskData(
         task=task.name,
-        splits={
-            name: EncodedSplit(
-                encoded[name].tokens,
-                encoded[name].offsets,
-                encoded[name].targets,
-                splits[name].source_rows,
-                splits[name].source,
-                encoded[name].type_ids,
-            )
-            for name in SPLITS
-        },
+        splits=encoded,
         labels=labels,
         pad_id=padding_id(tokenizer),
         n_dropped=sum(dropped.values()),

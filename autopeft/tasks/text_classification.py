@@ -14,8 +14,8 @@ from autopeft.errors import DataError
 from autopeft.settings import SearchSettings
 from autopeft.tasks.base import BatchScores, Evaluation, SplitScores, choose_quality
 from autopeft.tasks.batch import Batch, Window
-from autopeft.tasks.data import SPLITS, SplitName, TaskData
-from autopeft.tasks.encoding import Encoded, encode_texts
+from autopeft.tasks.data import SPLITS, EncodedSplit, SplitName, TaskData
+from autopeft.tasks.encoding import encode_texts
 from autopeft.tasks.rows import Rows, as_texts
 
 if TYPE_CHECKING:
@@ -101,11 +101,13 @@ class TextClassification:
         return tuple(sorted(labels, key=_label_order))
 
     @staticmethod
-    def encode(tokenizer: Any, rows: Rows, labels: tuple[str, ...], max_length: int) -> Encoded:
+    def encode(
+        tokenizer: Any, rows: Rows, labels: tuple[str, ...], max_length: int
+    ) -> EncodedSplit:
         """Tokenize texts or pairs; the target is the index of the label."""
         index = {label: i for i, label in enumerate(labels)}
         targets = np.asarray([index[label] for label in rows.target], dtype=np.int64)
-        return encode_texts(tokenizer, rows.first, rows.second, targets, max_length)
+        return encode_texts(tokenizer, rows, targets, max_length)
 
     @classmethod
     def from_data(cls, data: TaskData, metric: str | None) -> TextClassification:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from autopeft.models.layout import is_chain
-from autopeft.tasks.batch import Batch, collate
+from autopeft.tasks.batch import Batch, collate, token_positions
 from autopeft.tasks.data import EncodedSplit, SplitName, TaskData
 from autopeft.training.acceleration import (
     NO_ACCELERATION,
@@ -342,7 +342,7 @@ class ActivationStore:
             rows: Positions in the split, shape (b,).
             hidden: Their hidden states, padded on the right, shape (b, t, width).
         """
-        positions, is_token = self._positions(rows)
+        positions, is_token = token_positions(self._split, rows)
         tokens = torch.from_numpy(is_token).to(hidden.device)
         self._states[positions[is_token]] = hidden[tokens].to(
             self._states.device, self._states.dtype
@@ -353,17 +353,10 @@ class ActivationStore:
         self, rows: NDArray[np.int64], device: str | torch.device, dtype: torch.dtype
     ) -> torch.Tensor:
         """Return the states of filled rows, shape (b, t, width), zero beyond a row's end."""
-        positions, is_token = self._positions(rows)
+        positions, is_token = token_positions(self._split, rows)
         flat = torch.from_numpy(positions.ravel()).to(self._states.device)
         hidden = self._states.index_select(0, flat).to(device, dtype)
         hidden = hidden.view(*positions.shape, -1)
         # Padding must be finite: it is masked by a weight of 0, and 0 times garbage may be NaN.
         padding = torch.from_numpy(~is_token).to(device)
         return hidden.masked_fill(padding[..., None], 0.0)
-
-    def _positions(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Return each token's position in the store, shape (b, t), and True where there is one."""
-        lengths = self._split.lengths[rows]
-        columns = np.arange(int(lengths.max()))
-        is_token = columns < lengths[:, None]
-        return np.where(is_token, self._split.offsets[rows][:, None] + columns, 0), is_token

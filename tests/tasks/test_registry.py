@@ -17,6 +17,6 @@ def test_the_first_task_is_the_default() -> None:
     assert task_class(None).name == "text-classification"
 
 
-def test_an_unknown_task_is_told_before_anything_is_read() -> None:
+def test_an_unknown_task_is_reported_before_anything_is_read() -> None:
     with pytest.raises(SettingsError, match="task='translation': no such task; use one of text-c"):
         merge_settings({"task": "translation", "data": "nowhere.csv"}, {})

@@ -38,7 +38,7 @@ def test_a_lone_row_of_a_label_is_trained_on() -> None:
     assert 50 in train
 
 
-def test_the_seed_decides_the_deal() -> None:
+def test_the_seed_decides_the_parts() -> None:
     labels = ["a", "b"] * 50
     first, again, other = (
         stratified_parts(range(100), labels, [1, 1], seed)[0].tolist() for seed in (0, 0, 1)

@@ -27,7 +27,7 @@ def test_rounding_is_accepted(precision: str) -> None:
         (PLAIN + torch.tensor([1e-6, 0.0]), 0.0),
     ],
 )
-def test_a_difference_is_told(fast: torch.Tensor, tolerance: float) -> None:
+def test_a_difference_is_reported(fast: torch.Tensor, tolerance: float) -> None:
     with pytest.warns(UserWarning, match=r"^it is off: results differ by .* of 1e\+02;"):
         assert not verified(fast, PLAIN, tolerance, what="it")
     with pytest.raises(AutoPeftError, match=r"^it is off: results differ"):

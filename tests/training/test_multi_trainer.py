@@ -122,7 +122,7 @@ def test_a_decoder_too(causal_data: TaskData, seeds: tuple[int, ...]) -> None:
         _assert_equal(together.values(index), alone.train_alone(index))
 
 
-def test_a_dropped_candidate_leaves_the_others_undisturbed(classification_data: TaskData) -> None:
+def test_dropping_a_candidate_does_not_change_the_others(classification_data: TaskData) -> None:
     data = classification_data
     task = TextClassification(data.labels, data.pad_id)
     alone = _Candidates(_bert(), task, data)
