@@ -184,15 +184,18 @@ class Method(ABC):
         """Return further arguments for sites of one pool."""
         return {}
 
+    def max_rank(self, shape: Shape) -> int:
+        """Return the highest rank at a site of that shape."""
+        return min(shape)
+
     def is_legal_rank(self, rank: int, shape: Shape) -> bool:
         """Return whether a site of that shape can have that rank."""
-        return 1 <= rank <= min(shape) if self.takes_rank else rank == 0
+        return 1 <= rank <= self.max_rank(shape) if self.takes_rank else rank == 0
 
     def rank_rule(self, shape: Shape) -> str:
         """Return the condition of `is_legal_rank` in words, for error messages."""
-        return (
-            f"`1 <= rank <= {min(shape)}` must hold" if self.takes_rank else "`rank == 0` must hold"
-        )
+        condition = f"1 <= rank <= {self.max_rank(shape)}" if self.takes_rank else "rank == 0"
+        return f"`{condition}` must hold"
 
     def peft_config_for(self, ranks: Mapping[str, int], train: TrainSettings) -> dict[str, Any]:
         """Return `peft_config` for modules of several ranks; the most common one is the default.

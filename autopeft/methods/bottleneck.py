@@ -50,13 +50,9 @@ class Bottleneck(Method):
             keeps_input=self.parallel,
         )
 
-    def is_legal_rank(self, rank: int, shape: Shape) -> bool:
-        """From 1 to the smaller of D's input and U's output."""
-        return 1 <= rank <= min(self._source(shape), shape[0])
-
-    def rank_rule(self, shape: Shape) -> str:
-        """Return the rule in words."""
-        return f"`1 <= rank <= {min(self._source(shape), shape[0])}` must hold"
+    def max_rank(self, shape: Shape) -> int:
+        """The smaller of D's input and U's output."""
+        return min(self._source(shape), shape[0])
 
     def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
         """Arguments of `autopeft.models.tuners.BottleneckConfig`."""

@@ -35,13 +35,9 @@ class FourierFt(Method):
             per_step=2.0 * rank, input_grad_per_step=shape[0] * shape[1], keeps_input=True
         )
 
-    def is_legal_rank(self, rank: int, shape: Shape) -> bool:
+    def max_rank(self, shape: Shape) -> int:
         """There are as many frequencies as entries."""
-        return 1 <= rank <= shape[0] * shape[1]
-
-    def rank_rule(self, shape: Shape) -> str:
-        """Return the rule in words."""
-        return f"the number of frequencies (rank) is 1 to {shape[0] * shape[1]}"
+        return shape[0] * shape[1]
 
     def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
         """Arguments of `FourierFTConfig`; it has no dropout."""

@@ -42,16 +42,9 @@ class LoKr(Method):
             keeps_input=True,
         )
 
-    def is_legal_rank(self, rank: int, shape: Shape) -> bool:
+    def max_rank(self, shape: Shape) -> int:
         """At half the larger factor and above, peft would silently use a full matrix for A B."""
-        return 1 <= rank and 2 * rank < self._larger(shape)
-
-    def rank_rule(self, shape: Shape) -> str:
-        """Return the rule in words."""
-        return f"`1 <= rank < {self._larger(shape)} / 2` must hold"
-
-    def _larger(self, shape: Shape) -> int:
-        return max(factors_of(shape[0])[1], factors_of(shape[1])[1])
+        return (max(factors_of(shape[0])[1], factors_of(shape[1])[1]) - 1) // 2
 
     def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
         """Arguments of `LoKrConfig`; its dropout acts on the update's rows."""

@@ -40,13 +40,9 @@ class Prefix(Method):
             per_token=heads * rank, per_step=rank * width + heads, keeps_input=True
         )
 
-    def is_legal_rank(self, rank: int, shape: Shape) -> bool:
-        """From 1 to the total width of the heads; longer prefixes have no known use."""
-        return 1 <= rank <= shape[1]
-
-    def rank_rule(self, shape: Shape) -> str:
-        """Return the rule in words."""
-        return f"`1 <= rank (prefix tokens) <= {shape[1]}` must hold"
+    def max_rank(self, shape: Shape) -> int:
+        """The total width of the heads; longer prefixes have no known use."""
+        return shape[1]
 
     def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
         """Arguments of `autopeft.models.tuners.GatedPrefixConfig`."""

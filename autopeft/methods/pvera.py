@@ -33,13 +33,9 @@ class Pvera(Method):
         """A x, the deviation and the noise; B's output, for b's gradient."""
         return AdapterMemory(per_token=4 * rank + shape[0], drops_input=True)
 
-    def is_legal_rank(self, rank: int, shape: Shape) -> bool:
+    def max_rank(self, shape: Shape) -> int:
         """Like VeRA's, ranks may exceed a module's smaller side."""
-        return 1 <= rank <= max(shape)
-
-    def rank_rule(self, shape: Shape) -> str:
-        """Return the rule in words."""
-        return f"`1 <= rank <= {max(shape)}` must hold"
+        return max(shape)
 
     def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
         """Arguments of `PveraConfig`; it has no alpha."""

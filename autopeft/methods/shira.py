@@ -33,13 +33,9 @@ class Shira(Method):
             keeps_input=True,
         )
 
-    def is_legal_rank(self, rank: int, shape: Shape) -> bool:
+    def max_rank(self, shape: Shape) -> int:
         """The weight must have that many entries."""
-        return rank >= 1 and self.n_params(rank, shape) <= shape[0] * shape[1]
-
-    def rank_rule(self, shape: Shape) -> str:
-        """Return the rule in words."""
-        return f"`1 <= rank <= {shape[0] * shape[1] // sum(shape)}` must hold"
+        return shape[0] * shape[1] // sum(shape)
 
     def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
         """Arguments of `ShiraConfig`; it has no dropout."""

@@ -42,13 +42,9 @@ class UniLora(Method):
             drops_input=True,
         )
 
-    def is_legal_rank(self, rank: int, shape: Shape) -> bool:
+    def max_rank(self, shape: Shape) -> int:
         """With more numbers than one site has entries, some might be unused."""
-        return 1 <= rank <= _RANK * sum(shape)
-
-    def rank_rule(self, shape: Shape) -> str:
-        """Return the rule in words."""
-        return f"the vector's length (rank) is 1 to {_RANK * sum(shape)}"
+        return _RANK * sum(shape)
 
     def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
         """Arguments of `UniLoraConfig`; it has no alpha."""

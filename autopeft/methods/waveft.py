@@ -42,13 +42,9 @@ class WaveFt(Method):
             keeps_input=True,
         )
 
-    def is_legal_rank(self, rank: int, shape: Shape) -> bool:
+    def max_rank(self, shape: Shape) -> int:
         """There are as many coefficients as entries."""
-        return 1 <= rank <= shape[0] * shape[1]
-
-    def rank_rule(self, shape: Shape) -> str:
-        """Return the rule in words."""
-        return f"the number of coefficients (rank) is 1 to {shape[0] * shape[1]}"
+        return shape[0] * shape[1]
 
     def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
         """Arguments of `WaveFTConfig`; it has no dropout."""
