@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
@@ -13,7 +13,7 @@ import torch
 from autopeft.engine.dispatcher import Dispatcher
 from autopeft.engine.executor import Executor
 from autopeft.engine.job_queue import JobQueue
-from autopeft.engine.messages import Job, WorkerContext
+from autopeft.engine.messages import FailureMessage, Job, Message, WorkerContext
 from autopeft.errors import AutoPeftError, TrainingFailure
 from autopeft.utils.quiet import quiet_transformers
 
@@ -50,8 +50,7 @@ class LocalBackend:
         """
         queue = JobQueue(dispatcher, self._trials_per_worker)
         groups: deque[tuple[Job, ...]] = deque()
-        executor: Executor | None = None
-        has_heard = False
+        worker = _Worker(context)
         with warnings.catch_warnings(), quiet_transformers(), _one_thread(context.device):
             warnings.simplefilter("ignore")
             try:
@@ -62,40 +61,62 @@ class LocalBackend:
                         groups.append(group)
                     if not groups:
                         return
-                    group = groups.popleft()
-                    try:
-                        if executor is None:
-                            executor = Executor(context)
-                        for _ in _run_group(executor, dispatcher, group):
-                            has_heard = True
-                    except AutoPeftError:
-                        raise
-                    except Exception as error:
-                        reason = " ".join(f"{type(error).__name__}: {error}".split())[:400]
-                        if not has_heard:
-                            # What happens before any message will happen to every job.
-                            raise TrainingFailure(f"the worker cannot start: {reason}") from error
-                        executor = None  # The model may be left in any state: load it anew.
-                        for job in group:
-                            if dispatcher.is_running(job):
-                                dispatcher.fail(job, f"the worker failed: {reason}")
+                    _run_group(worker, dispatcher, groups.popleft())
             finally:
-                if executor is not None:
-                    executor.clear()
+                worker.clear()
 
 
-def _run_group(
-    executor: Executor, dispatcher: Dispatcher, group: tuple[Job, ...]
-) -> Iterator[None]:
-    """Run jobs to their ends; yield after each round of messages."""
-    executor.begin(group)
+def _run_group(worker: _Worker, dispatcher: Dispatcher, group: tuple[Job, ...]) -> None:
+    """Run jobs to their ends."""
+    worker.begin(group)
     running = set(range(len(group)))
     while running:
-        for index, message in executor.advance().items():
-            if index in running and not dispatcher.take(group[index], message):
+        for index, message in worker.advance(running).items():
+            if not dispatcher.take(group[index], message):
                 running.discard(index)
-                executor.drop([index])
-        yield
+                worker.drop(index)
+
+
+class _Worker:
+    """An executor that is made anew after an error that it does not expect from a candidate."""
+
+    def __init__(self, context: WorkerContext) -> None:
+        self._context = context
+        self._executor: Executor | None = None
+        self._group: tuple[Job, ...] = ()
+        self._is_new = True
+
+    def begin(self, group: tuple[Job, ...]) -> None:
+        self._group = group
+        if self._executor is not None:
+            self._executor.begin(group)
+
+    def advance(self, running: Collection[int]) -> dict[int, Message]:
+        """Train to the next message of each running job."""
+        try:
+            if self._executor is None:
+                self._executor = Executor(self._context)
+                self._executor.begin(self._group)
+            messages = self._executor.advance()
+        except AutoPeftError:
+            raise
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:400]
+            if self._is_new:
+                # What happens before any message will happen to every job.
+                raise TrainingFailure(f"the worker cannot start: {reason}") from error
+            self._executor = None  # The model may be in any state.
+            return {index: FailureMessage(f"the worker failed: {reason}") for index in running}
+        self._is_new = False
+        return messages
+
+    def drop(self, index: int) -> None:
+        if self._executor is not None:
+            self._executor.drop([index])
+
+    def clear(self) -> None:
+        if self._executor is not None:
+            self._executor.clear()
 
 
 @contextmanager

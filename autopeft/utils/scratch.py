@@ -1,7 +1,7 @@
-"""Folders for a search's passing files; a search that was killed outright leaves none for good.
+"""Temporary folders that are removed even if their process is killed.
 
-An activation cache may hold gigabytes. Python removes a temporary folder when its process
-ends, not when the system kills it for lack of memory; so the next search looks for such folders.
+An activation cache may hold gigabytes. Python removes a temporary folder when its process ends, but
+not when the system kills it for lack of memory; so the next search removes such folders.
 """
 
 from __future__ import annotations

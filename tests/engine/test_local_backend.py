@@ -37,15 +37,9 @@ class FakeDispatcher:
         return self.jobs[self.handed_out - 1]
 
     def take(self, job: Job, message: Message) -> bool:
-        self.seen.append(("took", job.number, self.handed_out))
+        assert isinstance(message, FailureMessage)
+        self.seen.append((message.reason, job.number, self.handed_out))
         return False
-
-    def fail(self, job: Job, reason: str) -> None:
-        assert reason == "the worker failed: TypeError: odd"
-        self.seen.append(("failed", job.number, self.handed_out))
-
-    def is_running(self, job: Job) -> bool:
-        return True
 
 
 class FakeExecutor:
@@ -65,7 +59,7 @@ class FakeExecutor:
         assert torch.get_num_threads() == 1
         if (error := self.errors.get(self.jobs[0].number)) is not None:
             raise error
-        return {0: FailureMessage("none")}
+        return {0: FailureMessage("diverged")}
 
     def drop(self, indices: Sequence[int]) -> None:
         assert list(indices) == [0]
@@ -98,16 +92,16 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_one_job_waits_while_another_trains(run: Any) -> None:
-    assert run(3, {}).seen == [("took", 0, 2), ("took", 1, 3), ("took", 2, 3)]
+    assert run(3, {}).seen == [("diverged", 0, 2), ("diverged", 1, 3), ("diverged", 2, 3)]
     assert len(FakeExecutor.made) == 1
 
 
 def test_a_job_that_breaks_the_worker_fails_alone(run: Any) -> None:
     seen = run(3, {1: TypeError("odd")}).seen
     assert [(what, number) for what, number, _ in seen] == [
-        ("took", 0),
-        ("failed", 1),
-        ("took", 2),
+        ("diverged", 0),
+        ("the worker failed: TypeError: odd", 1),
+        ("diverged", 2),
     ]
     assert len(FakeExecutor.made) == 2
 
