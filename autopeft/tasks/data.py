@@ -75,7 +75,6 @@ class TaskData:
         pad_id: Token id that pads batches; the attention mask hides it.
         n_dropped: Rows dropped because a text or label was empty.
         n_duplicates: Rows dropped from train or validation because a later split has their text.
-        n_truncated: Rows cut to the longest allowed length.
         dropped_from: Source -> number of rows dropped from it.
     """
 
@@ -85,7 +84,6 @@ class TaskData:
     pad_id: int
     n_dropped: int = 0
     n_duplicates: int = 0
-    n_truncated: int = 0
     dropped_from: Mapping[str, int] = field(default_factory=dict)
 
     @property
@@ -102,6 +100,11 @@ class TaskData:
     def test(self) -> EncodedSplit:
         """Rows that only the confirmation scores."""
         return self.splits["test"]
+
+    @property
+    def n_truncated(self) -> int:
+        """Number of rows that were cut to the longest allowed length."""
+        return sum(split.n_truncated for split in self.splits.values())
 
     @cached_property
     def fingerprint(self) -> str:

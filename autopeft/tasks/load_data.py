@@ -64,7 +64,6 @@ def load_data(settings: SearchSettings, tokenizer: Any) -> TaskData:
         pad_id=padding_id(tokenizer),
         n_dropped=sum(dropped.values()),
         n_duplicates=n_duplicates,
-        n_truncated=sum(part.n_truncated for part in encoded.values()),
         dropped_from={source: count for source, count in dropped.items() if count},
     )
 
