@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from autopeft.utils.hardware import n_cores
+
 # Before torch is imported, here and in the workers that tests start: one thread each.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -25,6 +27,11 @@ settings.load_profile("autopeft")
 GOOD = ("good", "fine", "great", "lovely", "warm")
 BAD = ("bad", "poor", "awful", "cold", "dull")
 PLAIN = ("the", "film", "was", "a", "plot", "and", "scene", "actor", "very", "so")
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Processes of `pytest -n auto`: each of them holds torch, so four at most."""
+    return min(4, n_cores())
 
 
 _LEFT_OUT = ("nightly", "benchmark")

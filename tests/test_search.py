@@ -1,4 +1,4 @@
-"""A whole search on a tiny model through Ray Tune: contract, honesty, interruption."""
+"""Whole searches on a tiny model, in this process or on Ray: contract, honesty, interruption."""
 
 from __future__ import annotations
 

@@ -24,8 +24,8 @@ def fetch(*flags: str) -> None:
 
 
 def search(example: str, folder: Path, **flags: object) -> tuple[dict[str, Any], str]:
-    """Runs an example through the command line; gives front.json and what was printed."""
-    options = {"output": folder, **flags}
+    """Run an example through the command line; return front.json and what was printed."""
+    options = {"output": folder, "backend": "local", **flags}
     arguments = [
         part
         for name, value in options.items()
@@ -50,19 +50,19 @@ def test_the_quickstart_ends_with_a_front(tmp_path: Path) -> None:
     front, printed = search(
         "quickstart.yaml",
         folder,
-        budget="12trials",
-        steps=40,
+        budget="8trials",
+        steps=18,
         batch_size=8,
-        max_train_rows=600,
-        max_validation_rows=120,
-        max_test_rows=120,
+        max_train_rows=300,
+        max_validation_rows=80,
+        max_test_rows=80,
         confirm_seeds=2,
-        max_finalists=3,
+        max_finalists=2,
     )
     assert "autopeft dashboard" in printed
     assert front["confirmed"]
     assert front["best"] in {member["digest"] for member in front["front"]}
-    assert sum(front["trials"].values()) == 12
+    assert sum(front["trials"].values()) == 8
     for member in front["front"]:
         assert (folder / member["adapter"] / "plan.json").exists()
     assert front["verdict"]["text"] in printed
