@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import optuna
@@ -18,12 +20,12 @@ from autopeft.searcher.samplers.base import StratifiedSampler
 from autopeft.searcher.samplers.bayesian import BayesianSampler
 from autopeft.searcher.samplers.budget_first import BudgetFirstEncoding, PlainEncoding
 from autopeft.searcher.samplers.cost_model import CostModel
-from autopeft.searcher.samplers.gp import Embedding, GaussianProcess
+from autopeft.searcher.samplers.gp import Embedding, Features, GaussianProcess
 from autopeft.searcher.samplers.observations import History, Observations
 from autopeft.searcher.samplers.optuna_adapters import AutoPeftSampler
 from autopeft.searcher.space.encoding import Point
 from autopeft.searcher.space.space import SearchSpace
-from autopeft.trial import Trial
+from autopeft.trial import State, Trial
 from autopeft.utils.serialize import to_plain
 
 SHAPES = {"attn.q": (64, 64), "attn.v": (64, 64), "mlp.up": (128, 64), "mlp.down": (64, 128)}
@@ -35,7 +37,7 @@ RNG = np.random.default_rng
 NUMBERS = itertools.count()
 
 
-def quality(space, point):
+def quality(space: SearchSpace, point: Point) -> float:
     """Upper blocks matter more, sizes saturate, the middle of the rates is best."""
     grid = space.grid
     sizes = np.log1p(grid.params[np.arange(len(grid.units)), point.options]) / 8
@@ -44,7 +46,14 @@ def quality(space, point):
     return 0.5 + 0.4 * (1 - math.exp(-2 * total)) - 0.6 * (point.position - 0.5) ** 2
 
 
-def tried(space, point, state="complete", rungs=(), prices=PRICES, **values):
+def tried(
+    space: SearchSpace,
+    point: Point,
+    state: State = "complete",
+    rungs: Iterable[tuple[int, float]] = (),
+    prices: PriceTable = PRICES,
+    **values: float,
+) -> Trial:
     candidate = space.encoder.to_candidate(point)
     costs = prices.price(candidate)
     if state == "complete":
@@ -53,22 +62,22 @@ def tried(space, point, state="complete", rungs=(), prices=PRICES, **values):
     return Trial(next(NUMBERS), candidate, costs, "search", state, values, tuple(rungs))
 
 
-def point_of(trial, space=SPACE):
+def point_of(trial: Trial, space: SearchSpace = SPACE) -> Point:
     return space.encoder.point_of(trial.candidate)
 
 
-def history(n, seed=0, space=SPACE):
+def history(n: int, seed: int = 0, space: SearchSpace = SPACE) -> list[Trial]:
     rng = RNG(seed)
     return [tried(space, space.point_sampler.stratified(rng)) for _ in range(n)]
 
 
-def observe(rows, n_max=100):
+def observe(rows: Sequence[Trial], n_max: int = 100) -> Observations:
     seen = History(SPACE, TWO[0])
     seen.update(rows)
     return Observations.of(seen, n_max)
 
 
-def volume(rows):
+def volume(rows: Sequence[Trial]) -> float:
     low, high = (math.log(c) for c in SPACE.cost_range())
     points = sorted((math.log(s.costs.trainable_params), s.values["accuracy"]) for s in rows)
     area, best, at = 0.0, 0.5, low
@@ -78,20 +87,20 @@ def volume(rows):
     return area + (high - at) * (best - 0.5)
 
 
-def grow(proposer, n):
-    rows = []
+def grow(proposer: Any, n: int) -> list[Trial]:
+    rows: list[Trial] = []
     for _ in range(n):
         rows.append(tried(SPACE, proposer.propose(rows)))
     return rows
 
 
-def test_it_finds_a_larger_front_than_spread_out_draws_of_twice_as_many_trials():
+def test_it_finds_a_larger_front_than_spread_out_draws_of_twice_as_many_trials() -> None:
     gain = [volume(grow(BayesianSampler(SPACE, TWO, PRICES, seed=s), 30)) for s in range(2)]
     random = [volume(grow(StratifiedSampler(SPACE, TWO, PRICES, seed=s), 60)) for s in range(2)]
     assert np.mean(gain) > np.mean(random)
 
 
-def test_it_never_proposes_a_point_twice_even_while_trials_run():
+def test_it_never_proposes_a_point_twice_even_while_trials_run() -> None:
     proposer = BayesianSampler(SPACE, TWO, PRICES, seed=0)
     rows = history(16)
     keys = {point_of(s).key for s in rows}
@@ -102,7 +111,7 @@ def test_it_never_proposes_a_point_twice_even_while_trials_run():
         rows.append(tried(SPACE, point, "running"))
 
 
-def test_running_trials_push_the_next_proposals_apart_in_cost():
+def test_running_trials_push_the_next_proposals_apart_in_cost() -> None:
     proposer = BayesianSampler(SPACE, TWO, PRICES, seed=1)
     rows = history(24)
     logs = []
@@ -113,7 +122,7 @@ def test_running_trials_push_the_next_proposals_apart_in_cost():
     assert len(np.unique(np.round(logs, 2))) >= 4
 
 
-def test_the_design_covers_costs_and_methods():
+def test_the_design_covers_costs_and_methods() -> None:
     proposer = BayesianSampler(SPACE, TWO, PRICES, seed=0)
     rows = grow(proposer, proposer.options.n_initial)
     low, high = (math.log(c) for c in SPACE.cost_range())
@@ -134,7 +143,7 @@ def test_the_design_covers_costs_and_methods():
         ["accuracy", "peak_memory_bytes"],
     ],
 )
-def test_any_objectives_work(names):
+def test_any_objectives_work(names: list[str]) -> None:
     objectives = [objective(name) for name in names]
     rows = []
     for trial in history(20):
@@ -149,7 +158,7 @@ def test_any_objectives_work(names):
         rows.append(tried(SPACE, point, "running"))
 
 
-def test_constraints_bound_the_proposals():
+def test_constraints_bound_the_proposals() -> None:
     for text in ("trainable_params<=2000", "peak_memory_bytes<=1.01e9", "train_flops<=9e10"):
         limits = parse_constraints([text])
         prices = [PRICES.price(SPACE.encoder.to_candidate(point_of(s))) for s in history(30)]
@@ -169,7 +178,7 @@ def test_constraints_bound_the_proposals():
             rows.append(tried(SPACE, point, "running"))
 
 
-def test_costs_of_many_are_the_pricers():
+def test_costs_of_many_are_the_pricers() -> None:
     names = ("trainable_params", "adapter_bytes", "train_flops", "peak_memory_bytes")
     model = CostModel(SPACE, [TWO[0], *(objective(n) for n in names)], PRICES)
     points = [SPACE.point_sampler.stratified(RNG(s)) for s in range(40)] + [
@@ -184,7 +193,7 @@ def test_costs_of_many_are_the_pricers():
     assert CostModel(SPACE, TWO, PRICES).is_exact
 
 
-def test_a_measured_cost_is_learned_from_the_priced_one():
+def test_a_measured_cost_is_learned_from_the_priced_one() -> None:
     model = CostModel(SPACE, [TWO[0], objective("train_seconds")], PRICES)
     rows = [
         replace(t, values={"accuracy": 0.5, "train_seconds": 7.0 * t.costs.train_flops**0.5})
@@ -196,7 +205,7 @@ def test_a_measured_cost_is_learned_from_the_priced_one():
     assert model.exact([point_of(s) for s in fresh])[:, 0] == pytest.approx(expected, abs=0.02)
 
 
-def test_a_pruned_trial_counts_at_the_quality_its_rung_predicts():
+def test_a_pruned_trial_counts_at_the_quality_its_rung_predicts() -> None:
     rows = [replace(t, rungs=((3, t.values["accuracy"] - 0.2),)) for t in history(12)]
     for trial in history(4, seed=5):
         rungs = ((3, trial.values["accuracy"] - 0.2),)
@@ -210,7 +219,7 @@ def test_a_pruned_trial_counts_at_the_quality_its_rung_predicts():
     assert len(observe(rows, 5).values) == 5
 
 
-def test_a_history_that_grows_is_the_history_read_at_once():
+def test_a_history_that_grows_is_the_history_read_at_once() -> None:
     final = [replace(t, rungs=((3, t.values["accuracy"] - 0.2),)) for t in history(12)]
     final[7:] = [replace(t, state="pruned", values={}) for t in final[7:]]
     running = [replace(t, state="running", values={}, rungs=()) for t in final]
@@ -227,11 +236,11 @@ def test_a_history_that_grows_is_the_history_read_at_once():
     assert sorted(grown.ended) == list(range(12))
 
 
-def test_the_surrogate_predicts_and_knows_where_it_cannot():
+def test_the_surrogate_predicts_and_knows_where_it_cannot() -> None:
     low, high = (math.log(c) for c in SPACE.cost_range())
     embedding = Embedding(SPACE.grid, (low, high))
 
-    def points(points):
+    def points(points: Sequence[Point]) -> Features:
         options = np.array([g.options for g in points])
         logs = np.log(np.maximum(SPACE.n_params(options), 1))
         return embedding.features(options, np.array([g.position for g in points]), logs)
@@ -249,13 +258,13 @@ def test_the_surrogate_predicts_and_knows_where_it_cannot():
     assert set(model.weights()) >= {"rate", "cost", "noise"}
 
 
-def test_equal_values_do_not_upset_the_surrogate():
+def test_equal_values_do_not_upset_the_surrogate() -> None:
     rows = [replace(t, values={**t.values, "accuracy": 0.5}) for t in history(20)]
     assert BayesianSampler(SPACE, TWO, PRICES, seed=0).propose(rows).options.any()
 
 
 @pytest.mark.benchmark
-def test_asking_is_quick_late_in_a_search_of_a_deep_model():
+def test_asking_is_quick_late_in_a_search_of_a_deep_model() -> None:
     deep = Topology(64, SHAPES)
     space = SearchSpace.from_source({"methods": ["lora", "ia3", "miss"]}, deep)
     rng, rows = RNG(0), []
@@ -270,7 +279,7 @@ def test_asking_is_quick_late_in_a_search_of_a_deep_model():
     assert time.perf_counter() - began < 1.5  # 0.2 s on an idle core; the target is 0.3 s
 
 
-def test_the_sampler_works_in_an_ordinary_optuna_study():
+def test_the_sampler_works_in_an_ordinary_optuna_study() -> None:
     sampler = AutoPeftSampler(SPACE, TWO, seed=0)
     study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
     distributions = sampler.infer_relative_search_space(study, None)
@@ -285,7 +294,7 @@ def test_the_sampler_works_in_an_ordinary_optuna_study():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_other_parameters_of_a_space_come_back_as_nearly_the_same_point(seed):
+def test_other_parameters_of_a_space_come_back_as_nearly_the_same_point(seed: int) -> None:
     low, high = (math.log(c) for c in SPACE.cost_range())
     budget = BudgetFirstEncoding(SPACE.encoder, 0, (low, high))
     plain = PlainEncoding(SPACE.encoder)

@@ -13,7 +13,9 @@ from autopeft.utils.pareto import hypervolume
 
 @settings(deadline=None, max_examples=60)
 @given(st.integers(0, 10_000), st.integers(1, 3), st.integers(0, 8))
-def test_with_a_sure_quality_the_gain_is_the_growth_of_the_hypervolume(seed, n_costs, n) -> None:
+def test_with_a_sure_quality_the_gain_is_the_growth_of_the_hypervolume(
+    seed: int, n_costs: int, n: int
+) -> None:
     rng = np.random.default_rng(seed)
     costs, quality = rng.random((n, n_costs)), rng.random(n)
     worst = np.full(n_costs, 1.0)

@@ -2,12 +2,16 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from autopeft.costs import PriceTable, Topology
 from autopeft.errors import SettingsError, StorageError
+from autopeft.plan import Candidate
 from autopeft.searcher.controller import SearchController
 from autopeft.searcher.samplers.warm_start import WarmStart, WarmStartTrial, warm_start_trials
 from autopeft.searcher.space.space import SearchSpace
@@ -21,7 +25,9 @@ PRICES = PriceTable.from_topology(TOPOLOGY)
 TWO = ("accuracy", "trainable_params")
 
 
-def quality(candidate, *, good=(5, 6, 7), rate=-2.5, scale=1.0):
+def quality(
+    candidate: Candidate, *, good: Sequence[int] = (5, 6, 7), rate: float = -2.5, scale: float = 1.0
+) -> float:
     """Adapters in a few good blocks help, elsewhere hardly; one rate is best."""
     value = 0.0
     for spec in candidate.plan.specs:
@@ -30,7 +36,7 @@ def quality(candidate, *, good=(5, 6, 7), rate=-2.5, scale=1.0):
     return scale * (0.5 + 0.4 * (1 - math.exp(-value)) - 0.05 * (position - rate) ** 2)
 
 
-def run(n, seed, warm_start=(), **landscape):
+def run(n: int, seed: int, warm_start: Any = (), **landscape: Any) -> SearchController:
     controller = SearchController(
         SPACE, TWO, seed=seed, pruner="none", warm_start=warm_start, prices=PRICES, n_baselines=4
     )
@@ -40,7 +46,7 @@ def run(n, seed, warm_start=(), **landscape):
     return controller
 
 
-def volume(controller):
+def volume(controller: SearchController) -> float:
     """Hypervolume over log cost, of the true qualities."""
     points = [
         (o.values["accuracy"], -math.log(o.values["trainable_params"])) for o in controller.front()
@@ -48,7 +54,7 @@ def volume(controller):
     return hypervolume(np.array(points), np.array([0.4, -math.log(3e5)]))
 
 
-def test_qualities_are_kept_in_their_own_spreads_and_the_front_is_known():
+def test_qualities_are_kept_in_their_own_spreads_and_the_front_is_known() -> None:
     controller = run(20, 0)
     trials = warm_start_trials(controller.trials(), controller.objectives)
     values = [trial.quality for trial in trials]
@@ -62,7 +68,7 @@ def test_qualities_are_kept_in_their_own_spreads_and_the_front_is_known():
     assert warm_start_trials((), controller.objectives) == ()
 
 
-def test_the_earlier_front_is_tried_first_in_this_searchs_own_training():
+def test_the_earlier_front_is_tried_first_in_this_searchs_own_training() -> None:
     prior = warm_start_trials(run(30, 0).trials(), SearchController(SPACE, TWO).objectives)
     longer = SearchSpace.from_source({"methods": ["lora", "ia3", "miss"]}, TOPOLOGY, steps=50)
     controller = SearchController(longer, TWO, warm_start=prior, prices=PRICES, n_baselines=2)
@@ -73,7 +79,7 @@ def test_the_earlier_front_is_tried_first_in_this_searchs_own_training():
     assert all(t.train.steps == 50 for t in starters)
 
 
-def test_a_prior_that_is_right_helps_and_one_that_is_wrong_does_little_harm():
+def test_a_prior_that_is_right_helps_and_one_that_is_wrong_does_little_harm() -> None:
     right = warm_start_trials(
         run(40, 100, scale=0.7).trials(), SearchController(SPACE, TWO).objectives
     )
@@ -89,7 +95,7 @@ def test_a_prior_that_is_right_helps_and_one_that_is_wrong_does_little_harm():
     assert misled > 0.93 * cold
 
 
-def test_the_translation_learns_whether_the_prior_foretells():
+def test_the_translation_learns_whether_the_prior_foretells() -> None:
     prior = WarmStart((), np.array([-1.0, 0.0, 1.0]))
     there = np.linspace(-1, 1, 12)
     values, noise = prior.translate(0.6 + 0.1 * there, there)
@@ -100,7 +106,7 @@ def test_the_translation_learns_whether_the_prior_foretells():
     assert noise[0] > 0.05
 
 
-def test_what_fits_nowhere_is_told_and_no_study_is_an_error(tmp_path):
+def test_what_fits_nowhere_is_told_and_no_study_is_an_error(tmp_path: Path) -> None:
     prior = warm_start_trials(run(12, 0).trials(), SearchController(SPACE, TWO).objectives)
     other = SearchSpace.from_source("default", Topology(2, SHAPES), steps=9)
     with pytest.raises(SettingsError, match="warm_start"):
@@ -111,7 +117,7 @@ def test_what_fits_nowhere_is_told_and_no_study_is_an_error(tmp_path):
         read_study(f"sqlite:///{tmp_path / 'study.db'}", "none")
 
 
-def test_a_study_is_read_back(tmp_path):
+def test_a_study_is_read_back(tmp_path: Path) -> None:
     storage = f"sqlite:///{tmp_path / 'study.db'}"
     controller = SearchController(
         SPACE, TWO, "random", "none", storage=storage, study_name="first", prices=PRICES
