@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -261,22 +260,6 @@ def test_the_surrogate_predicts_and_knows_where_it_cannot() -> None:
 def test_equal_values_do_not_upset_the_surrogate() -> None:
     rows = [replace(t, values={**t.values, "accuracy": 0.5}) for t in history(20)]
     assert BayesianSampler(SPACE, TWO, PRICES, seed=0).propose(rows).options.any()
-
-
-@pytest.mark.benchmark
-def test_asking_is_quick_late_in_a_search_of_a_deep_model() -> None:
-    deep = Topology(64, SHAPES)
-    space = SearchSpace.from_source({"methods": ["lora", "ia3", "miss"]}, deep)
-    rng, rows = RNG(0), []
-    prices = PriceTable.from_topology(deep)
-    for _ in range(1000):
-        point = space.point_sampler.stratified(rng)
-        rows.append(tried(space, point, prices=prices))
-    proposer = BayesianSampler(space, TWO, prices, seed=0)
-    proposer.propose(rows)
-    began = time.perf_counter()
-    proposer.propose(rows)
-    assert time.perf_counter() - began < 1.5  # 0.2 s on an idle core; the target is 0.3 s
 
 
 def test_the_sampler_works_in_an_ordinary_optuna_study() -> None:
