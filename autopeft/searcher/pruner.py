@@ -1,9 +1,8 @@
-"""The rung rule that keeps the front, and Optuna's own pruners on a multi-objective study."""
+"""GapPruner, which keeps the front, and Optuna's pruners for studies with several directions."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import optuna
@@ -16,58 +15,52 @@ from autopeft.errors import SettingsError
 from autopeft.searcher.samplers.base import COST_PROXIES
 from autopeft.utils.serialize import nearest
 
-_EARLY = 1.0 / 3.0
-"""Share of a training in which rungs may stop it: a late stop saves little and risks as much."""
+Array = NDArray[np.float64]
 
-_MOST_GAPS = 512
-"""Gaps computed at a rung at most; each looks at every peer."""
+_EARLY = 1.0 / 3.0
+"""Share of a training in which rungs may stop it."""
+
+_MAX_GAPS = 512
+"""Number of gaps that a trial is compared with at most."""
 
 _WORST = -1e300
-"""Stands in for a score that is no number; differences of it stay numbers."""
+"""Replaces a score that is not finite, such that differences stay finite."""
 
 PRICE_KEY = "price"
-"""User attribute of a trial that holds its price: cost name -> number."""
+"""User attribute of a trial with its price: cost name -> number."""
 
 TRAIN_KEY = "train"
-"""User attribute that holds its training settings, "steps" among them."""
-
-
-@dataclass(frozen=True)
-class _Peer:
-    """What the rule needs of a trial: its costs and its scores (larger is better) by step."""
-
-    costs: NDArray[np.float64]
-    scores: Mapping[int, float]
+"""User attribute of a trial with its training settings, among them "steps"."""
 
 
 class GapPruner(BasePruner):
-    """Stops a trial that a peer beats which costs no more, if it is beaten by much.
+    """Stops a trial that is beaten by far by a trial that costs no more.
 
-    At a rung, a trial's *gap* is the best score among the peers that cost no more, in every cost,
-    minus its own; without such a peer it is minus infinity. Of n trials, those with the `n / eta`
-    smallest gaps pass the first rung, and the `n / eta**2 + 1` smallest every later one; the others
-    stop if their gap is positive. So a trial that is the best for its cost goes on, however poor
-    its quality is beside dearer ones: it may be on the front. At the first rung, where scores
-    foretell least, the best `n / eta**2` by quality alone go on too, so that the best quality of
-    all is not lost to a cheap trial that learns fast.
+    At a rung, the *gap* of a trial is the best score among the other trials that cost no more, in
+    every cost, minus its own score; it is minus infinity if there are none. Of n trials, those with
+    the `n / eta` smallest gaps pass the first rung, and the `n / eta**2 + 1` smallest pass each
+    later one. Others are stopped if their gap is positive. So the best trial for its cost continues
+    even if more expensive trials are much better: it may be on the front. At the first rung, where
+    scores predict least, the best `n / eta**2` trials by score pass too, so that the best quality
+    is not lost to a cheap trial that learns fast.
 
-    The shares are of all trials, not of those that reached the rung: how many go on in the end does
-    not depend on how often they report, and the few survivors, who differ by little more than
-    chance, are not decimated again at every report.
+    The shares are of all trials, not only of those that reached the rung. So the number that pass
+    does not depend on how often trials report, and survivors, whose differences are mostly noise,
+    are not reduced again at every report.
 
-    Reports arrive in any order, so each report looks again at the earlier rungs, where more peers
-    may have arrived since. A trial that no peer costing no more beats at the last rung both have
-    reached is never stopped. Rungs past a third of a training (where its length is known, from the
-    user attribute "train") stop nothing: that would save little and risk as much.
+    Reports arrive in any order, so each report checks the earlier rungs again, where more peers may
+    have arrived. A trial is never stopped if no trial that costs no more beats it at the last rung
+    that both have reached. Rungs after a third of the training never stop a trial: that would save
+    little and risk as much. (The length is read from the user attribute "train".)
 
-    Works on studies with one or several directions; the score reported at rungs follows the first
-    direction. Prices are read from the trials' user attribute "price".
+    Works in studies with one or several directions. Scores follow the first direction. Costs are
+    read from the user attribute "price".
 
     Args:
         eta: Ratio between rungs; of n trials about n / eta pass the first, n / eta**2 the second.
-        costs: Names of the costs that count; None for the objectives after the first, costs only
-            known after training being replaced by the priced cost that moves with them.
-        min_peers: Trials, itself included, a rung needs before anything is stopped there.
+        costs: Names of the costs; None for the objectives after the first, where known costs
+            replace measured ones.
+        min_peers: Minimum number of trials at a rung, itself included, before any is stopped.
     """
 
     def __init__(
@@ -79,128 +72,193 @@ class GapPruner(BasePruner):
         self._costs = None if costs is None else tuple(costs)
         self._min_peers = min_peers
         self._study_name = ""
-        self._finished: dict[int, _Peer] = {}
+        self._table = RungTable(0)
+        self._open: list[int] = []
 
     def prune(self, study: optuna.study.Study, trial: FrozenTrial) -> bool:
-        """Whether the trial should stop; see the class."""
+        """Return whether the trial should stop; see the class."""
         return self.gap(study, trial) > 0
 
     def gap(self, study: optuna.study.Study, trial: FrozenTrial) -> float:
-        """The gap for which the trial should stop; 0.0 if it should go on.
+        """Return the gap for which the trial should stop, in the score's unit; 0.0 to continue."""
+        self._update(study)
+        last_step = _EARLY * float(trial.user_attrs.get(TRAIN_KEY, {}).get("steps", np.inf)) + 0.5
+        return self._table.gap_to_stop(trial.number, last_step, self._eta, self._min_peers)
 
-        The unit is the score's.
-        """
+    def _update(self, study: optuna.study.Study) -> None:
+        """Read the trials that are new or had not ended at the last call."""
+        names = self._cost_names(study)
         if study.study_name != self._study_name:
-            self._study_name, self._finished = study.study_name, {}
-        names = self._names(study)
+            self._study_name = study.study_name
+            self._table, self._open = RungTable(len(names)), []
         sign = 1.0 if study.directions[0] == StudyDirection.MAXIMIZE else -1.0
-        me = _peer(trial, names, sign)
-        if not me.scores:
-            return 0.0
-        others = self._others(study, trial.number, names, sign)
-        cheaper = [peer for peer in others if (peer.costs <= me.costs).all()]
-        if not any(_beats(peer, me) for peer in cheaper):
-            return 0.0
-        total = float(trial.user_attrs.get(TRAIN_KEY, {}).get("steps", np.inf))
-        first = min(me.scores)
-        for step in sorted(me.scores, reverse=True):
-            if step > total * _EARLY + 0.5:
-                continue
-            gap = self._gap_at(step, me, others, is_first=step == first)
-            if gap > 0:
-                return gap
-        return 0.0
+        trials = study.get_trials(deepcopy=False)
+        changed = [*self._open, *range(len(self._table), len(trials))]
+        self._open = [n for n in changed if not trials[n].state.is_finished()]
+        for number in changed:
+            price = trials[number].user_attrs.get(PRICE_KEY, {})
+            self._table.add(number, [float(price.get(name, np.nan)) for name in names])
+            for step, score in trials[number].intermediate_values.items():
+                # A failed trial's early scores count: its plan did reach them.
+                self._table.report(number, step, sign * score)
 
-    def _gap_at(self, step: int, me: _Peer, others: Sequence[_Peer], *, is_first: bool) -> float:
-        """The gap at one rung if it is too large to pass there, else 0.0."""
-        here = [me, *(peer for peer in others if step in peer.scores)]
-        if len(here) < self._min_peers:
-            return 0.0
-        scores = np.array([peer.scores[step] for peer in here])
-        costs = np.array([peer.costs for peer in here])
-        # In a long search the other gaps are estimated from some of them, evenly spaced in time.
-        rows = np.unique(np.linspace(0, len(here) - 1, _MOST_GAPS).astype(int))
-        gaps = gaps_among(scores, costs, rows if len(here) > _MOST_GAPS else None)
-        n_better = float((gaps < gaps[0]).mean()) * len(here)
-        n_began = 1 + sum(min(peer.scores) <= step for peer in others)
-        few = n_began / self._eta**2
-        if is_first:
-            # Of no more than eta trials a second best means nothing.
-            n_top = max(few, 2.0) if n_began > self._eta else 0.0
-            passes = n_better < n_began / self._eta or int((scores > scores[0]).sum()) < n_top
-        else:
-            passes = n_better < few + 1.0
-        return 0.0 if passes else max(float(gaps[0]), 0.0)
-
-    def _others(
-        self, study: optuna.study.Study, number: int, names: Sequence[str], sign: float
-    ) -> list[_Peer]:
-        """All other trials that reported something."""
-        others = []
-        for other in study.get_trials(deepcopy=False):
-            if other.number == number or not other.intermediate_values:
-                continue
-            # A failed trial's early scores are still what that plan reached by then.
-            peer = self._finished.get(other.number)
-            if peer is None:
-                peer = _peer(other, names, sign)
-                if other.state.is_finished():
-                    self._finished[other.number] = peer
-            others.append(peer)
-        return others
-
-    def _names(self, study: optuna.study.Study) -> tuple[str, ...]:
+    def _cost_names(self, study: optuna.study.Study) -> tuple[str, ...]:
         if self._costs is not None:
             return self._costs
         return tuple(COST_PROXIES.get(name, name) for name in (study.metric_names or [])[1:])
 
 
-def gaps_among(
-    scores: NDArray[np.float64],
-    costs: NDArray[np.float64],
-    rows: NDArray[np.int64] | None = None,
-) -> NDArray[np.float64]:
-    """Each trial's gap: the best score among the others that cost no more, minus its own.
+class RungTable:
+    """Costs and scores of all trials, and each trial's gap at each rung, updated incrementally.
 
     Args:
-        scores: Shape (n,), larger is better.
-        costs: Shape (n, k), smaller is better; k may be 0: then everyone costs the same.
-        rows: The trials whose gaps are wanted; None for all.
+        n_costs: Number of costs; 0 if all trials cost the same.
+    """
+
+    def __init__(self, n_costs: int) -> None:
+        self._n = 0
+        self._costs = np.zeros((0, n_costs))
+        self._first = np.zeros(0)  # step of the first report, inf without one
+        self._scores: dict[int, Array] = {}  # by step, NaN without a report
+        self._best: dict[int, Array] = {}  # by step, best score of others that cost no more
+
+    def __len__(self) -> int:
+        return self._n
+
+    def add(self, number: int, costs: Sequence[float]) -> None:
+        """Add a trial, or change its costs.
+
+        Args:
+            number: Its number; numbers are consecutive.
+            costs: Its costs, smaller is better; NaN counts as infinite.
+        """
+        row = np.nan_to_num(np.array(costs, dtype=float), nan=np.inf)
+        if number >= len(self._first):
+            self._grow(number + 1)
+        if number >= self._n:
+            self._n = number + 1
+            self._costs[number] = row
+        elif (self._costs[number] != row).any():
+            self._costs[number] = row
+            if np.isfinite(self._first[number]):
+                for step, scores in self._scores.items():
+                    self._best[step] = _best_of_cheaper(scores, self._costs)
+
+    def _grow(self, n: int) -> None:
+        extra = max(n, 64)
+        self._costs = np.vstack([self._costs, np.zeros((extra, self._costs.shape[1]))])
+        self._first = np.append(self._first, np.full(extra, np.inf))
+        for table, fill in ((self._scores, np.nan), (self._best, -np.inf)):
+            for step in table:
+                table[step] = np.append(table[step], np.full(extra, fill))
+
+    def report(self, number: int, step: int, score: float) -> None:
+        """Add a trial's score, larger is better; a second one at the same step is ignored."""
+        if step not in self._scores:
+            self._scores[step] = np.full(len(self._first), np.nan)
+            self._best[step] = np.full(len(self._first), -np.inf)
+        scores, best = self._scores[step], self._best[step]
+        if not np.isnan(scores[number]):
+            return
+        score = score if np.isfinite(score) else _WORST
+        mine = self._costs[number]
+        costs_more = (self._costs >= mine).all(axis=1)
+        best[costs_more] = np.maximum(best[costs_more], score)
+        is_cheaper = (self._costs <= mine).all(axis=1) & ~np.isnan(scores)
+        best[number] = scores[is_cheaper].max(initial=-np.inf)
+        scores[number] = score
+        self._first[number] = min(self._first[number], step)
+
+    def gaps_at(self, step: int, numbers: NDArray[np.int64]) -> Array:
+        """Return the gaps of trials that reported at a step, shape (len(numbers),)."""
+        gaps: Array = self._best[step][numbers] - self._scores[step][numbers]
+        return gaps
+
+    def gap_to_stop(self, number: int, last_step: float, eta: float, min_peers: int) -> float:
+        """Return the gap for which a trial should stop, or 0.0 if it should continue.
+
+        Args:
+            number: Of the trial.
+            last_step: Rungs after this step never stop a trial.
+            eta: Ratio between rungs.
+            min_peers: Minimum number of trials at a rung.
+        """
+        steps = [s for s in sorted(self._scores, reverse=True) if self._scores[s][number] > -np.inf]
+        if not steps or not self._is_beaten(number, steps):
+            return 0.0
+        for step in steps:
+            if step > last_step:
+                continue
+            scores = self._scores[step][: self._n]
+            others = np.flatnonzero(~np.isnan(scores))
+            rows = np.append(number, others[others != number])
+            if len(rows) < min_peers:
+                continue
+            scores, gaps = scores[rows], self.gaps_at(step, rows)
+            n_started = int((self._first[: self._n] <= step).sum())
+            is_first = step == self._first[number]
+            if gaps[0] > 0 and not passes(scores, gaps, n_started, eta, is_first=is_first):
+                return float(gaps[0])
+        return 0.0
+
+    def _is_beaten(self, number: int, steps: Sequence[int]) -> bool:
+        """Return whether a trial that costs no more is better at the last rung both reached."""
+        left = (self._costs <= self._costs[number]).all(axis=1)
+        left[number] = False
+        for step in steps:
+            scores = self._scores[step]
+            if (scores[left] > scores[number]).any():
+                return True
+            left &= np.isnan(scores)
+        return False
+
+
+def passes(scores: Array, gaps: Array, n_started: int, eta: float, *, is_first: bool) -> bool:
+    """Return whether the first of some trials at a rung passes it.
+
+    Args:
+        scores: Shape (n,), larger is better; of the trial itself, then of the others.
+        gaps: Their gaps, shape (n,); see `GapPruner`.
+        n_started: Number of trials that have reported at this rung or an earlier one.
+        eta: Ratio between rungs.
+        is_first: Whether this is the trial's first rung.
+    """
+    # Of many gaps an even sample is used.
+    rows = np.unique(np.linspace(0, len(gaps) - 1, _MAX_GAPS).astype(int))
+    compared = gaps[rows] if len(gaps) > _MAX_GAPS else gaps
+    n_better = float((compared < gaps[0]).mean()) * len(gaps)
+    few = n_started / eta**2
+    if not is_first:
+        return n_better < few + 1.0
+    # Of no more than eta trials the second best is meaningless.
+    n_top = max(few, 2.0) if n_started > eta else 0.0
+    return n_better < n_started / eta or int((scores > scores[0]).sum()) < n_top
+
+
+def _best_of_cheaper(scores: Array, costs: Array) -> Array:
+    """Return the best score among the others that cost no more, from scratch.
+
+    Args:
+        scores: Shape (n,), larger is better; NaN is ignored.
+        costs: Shape (n, k), smaller is better.
 
     Returns:
-        Shape (n,) or (len(rows),); -inf where no other trial costs no more in every cost.
+        Shape (n,); -inf where there are no such others.
     """
-    rows = np.arange(len(scores)) if rows is None else rows
-    # rows: the trial; columns: the peer
-    is_peer = np.less_equal(costs[None, :, :], costs[rows, None, :]).all(axis=2)
-    is_peer &= rows[:, None] != np.arange(len(scores))[None, :]
-    best = np.where(is_peer, scores[None, :], -np.inf).max(axis=1, initial=-np.inf)
-    result: NDArray[np.float64] = best - scores[rows]
-    return result
-
-
-def _peer(trial: FrozenTrial, names: Sequence[str], sign: float) -> _Peer:
-    price = trial.user_attrs.get(PRICE_KEY, {})
-    costs = np.array([float(price.get(name, np.nan)) for name in names])
-    scores = {
-        step: sign * value if np.isfinite(value) else _WORST
-        for step, value in trial.intermediate_values.items()
-    }
-    return _Peer(np.nan_to_num(costs, nan=np.inf), scores)
-
-
-def _beats(peer: _Peer, me: _Peer) -> bool:
-    """Whether the peer is better at the last rung both have reached."""
-    common = peer.scores.keys() & me.scores.keys()
-    return bool(common) and peer.scores[max(common)] > me.scores[max(common)]
+    best = np.full(len(scores), -np.inf)
+    for number in np.flatnonzero(~np.isnan(scores)):
+        costs_more = (costs >= costs[number]).all(axis=1)
+        costs_more[number] = False
+        best[costs_more] = np.maximum(best[costs_more], scores[number])
+    return best
 
 
 class SingleObjectivePruner(BasePruner):
-    """One of Optuna's own pruners, on the quality curve of a study with several directions.
+    """Runs one of Optuna's pruners in a study with several directions.
 
-    Optuna's pruners refuse such studies, so they get to see a shadow of it: the same trials in
-    memory, with the first direction alone. They know nothing of cost and stop cheap trials that
-    belong on the front: they are here for comparison.
+    Optuna's pruners reject such studies, so they get a copy of it in memory with the first
+    direction only. They ignore costs and stop cheap trials that belong on the front; they are here
+    for comparison.
 
     Args:
         inner: The pruner.
@@ -208,39 +266,39 @@ class SingleObjectivePruner(BasePruner):
 
     def __init__(self, inner: BasePruner) -> None:
         self._inner = inner
-        self._shadow: optuna.study.Study | None = None
+        self._copy: optuna.study.Study | None = None
 
     def prune(self, study: optuna.study.Study, trial: FrozenTrial) -> bool:
-        """What the inner pruner says."""
-        shadow = self._follow(study)
-        return bool(self._inner.prune(shadow, shadow.get_trials(deepcopy=False)[trial.number]))
+        """Return the inner pruner's decision."""
+        copy = self._follow(study)
+        return bool(self._inner.prune(copy, copy.get_trials(deepcopy=False)[trial.number]))
 
     def _follow(self, study: optuna.study.Study) -> optuna.study.Study:
-        """The shadow, brought up to date. Its trials have the same numbers."""
-        if self._shadow is None:
-            self._shadow = optuna.create_study(
+        """Update and return the copy. Its trials have the same numbers."""
+        if self._copy is None:
+            self._copy = optuna.create_study(
                 study_name=study.study_name, direction=study.directions[0], pruner=self._inner
             )
-        known = self._shadow.get_trials(deepcopy=False)
+        known = self._copy.get_trials(deepcopy=False)
         for trial in study.get_trials(deepcopy=False):
             if trial.number >= len(known):
-                self._shadow.ask()
-                known = self._shadow.get_trials(deepcopy=False)
+                self._copy.ask()
+                known = self._copy.get_trials(deepcopy=False)
             twin = known[trial.number]
             if twin.state.is_finished():
                 continue
             for step, value in sorted(trial.intermediate_values.items()):
                 if step not in twin.intermediate_values:
-                    optuna.trial.Trial(self._shadow, twin._trial_id).report(value, step)
+                    optuna.trial.Trial(self._copy, twin._trial_id).report(value, step)
                     if trial.state.is_finished():
-                        # A trial of an earlier session: the pruner keeps notes of each rung.
-                        twin = self._shadow.get_trials(deepcopy=False)[trial.number]
-                        self._inner.prune(self._shadow, twin)
+                        # A trial of an earlier session: some pruners keep state per rung.
+                        twin = self._copy.get_trials(deepcopy=False)[trial.number]
+                        self._inner.prune(self._copy, twin)
             if trial.state == TrialState.COMPLETE:
-                self._shadow.tell(trial.number, (trial.values or [float("nan")])[0])
+                self._copy.tell(trial.number, (trial.values or [float("nan")])[0])
             elif trial.state.is_finished():
-                self._shadow.tell(trial.number, state=trial.state)
-        return self._shadow
+                self._copy.tell(trial.number, state=trial.state)
+        return self._copy
 
 
 _OPTUNA: Mapping[str, Callable[[float, int, int], BasePruner]] = {
@@ -253,16 +311,16 @@ _OPTUNA: Mapping[str, Callable[[float, int, int], BasePruner]] = {
         min_resource=first, max_resource=last, reduction_factor=max(2, round(eta))
     ),
 }
-"""Name -> maker from (ratio between rungs, steps at the first rung, steps at the last)."""
+"""Name -> function of (ratio between rungs, steps at the first rung, steps at the last one)."""
 
 PRUNERS: tuple[str, ...] = ("gap", "none", *_OPTUNA)
-"""Every pruner that has a name."""
+"""Names of pruners."""
 
 
 def make_pruner(
     name: str | BasePruner, *, eta: float = 3.0, first_rung: int = 1, last_rung: int = 100
 ) -> BasePruner:
-    """The pruner of that name, on the quality curve where it is one of Optuna's.
+    """Return the pruner of that name; one of Optuna's is wrapped in `SingleObjectivePruner`.
 
     Args:
         name: "gap", "none", "median", "percentile", "asha", "hyperband", ...; or a pruner.

@@ -16,8 +16,8 @@ from autopeft.errors import SettingsError
 from autopeft.searcher.pruner import (
     PRUNERS,
     GapPruner,
+    RungTable,
     SingleObjectivePruner,
-    gaps_among,
     make_pruner,
 )
 
@@ -146,10 +146,28 @@ def test_costs_known_only_after_training_are_replaced_by_priced_ones() -> None:
     assert [pruner.prune(study, t) for t in study.get_trials()] == [False, True]
 
 
-def test_gaps() -> None:
-    gaps = gaps_among(np.array([0.5, 0.7, 0.6]), np.array([[1.0], [2.0], [2.0]]))
-    assert gaps.tolist() == [-np.inf, pytest.approx(-0.1), pytest.approx(0.1)]
-    assert gaps_among(np.array([1.0, 2.0]), np.zeros((2, 0))).tolist() == [1.0, -1.0]
+@settings(deadline=None, max_examples=100)
+@given(st.integers(0, 10_000), st.integers(0, 3), st.integers(1, 150))
+def test_a_table_that_grows_report_by_report_holds_the_gaps(
+    seed: int, n_costs: int, n: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    costs = rng.integers(0, 5, (n, n_costs)).astype(float)
+    scores = rng.integers(0, 9, n).astype(float)
+    table = RungTable(n_costs)
+    for number in range(n):
+        table.add(number, costs[number])
+        for reporting in {number, int(rng.integers(number + 1))} if number % 2 else ():
+            table.report(reporting, 3, scores[reporting])
+    table.add(1 % n, costs[1 % n] + 1.0)  # a price that changes
+    costs[1 % n] += 1.0
+    for number in rng.permutation(n):
+        table.report(int(number), 3, scores[number])
+    expected = []
+    for number in range(n):
+        is_peer = (costs <= costs[number]).all(axis=1) & (np.arange(n) != number)
+        expected.append(scores[is_peer].max(initial=-np.inf) - scores[number])
+    assert table.gaps_at(3, np.arange(n)).tolist() == expected
 
 
 @pytest.mark.parametrize("name", [name for name in PRUNERS if name not in ("gap", "none")])

@@ -1,10 +1,10 @@
-"""A model of quality: a Gaussian process on plans, whose kernel is a sum of plain assumptions.
+"""A Gaussian process for quality, with an additive kernel over plans.
 
-Each term says one thing about adapters: qualities of plans are alike if their learning rates are
-near, if they cost about the same, if they hold the same options on the whole, if neighboring
-blocks hold the same options, if the very same blocks do, or if everything is alike at once. How
-much each assumption counts is learned from the trials (by marginal likelihood, with a prior, so
-that a dozen trials do not overrule it).
+Each term of the kernel is one assumption about adapters: plans have similar quality if their
+learning rates are close, if they cost about the same, if they contain the same options overall, if
+nearby blocks have the same options, if the same blocks do, or if everything is similar at once. The
+weights of the terms are learned by marginal likelihood with a Gaussian prior on their logarithms,
+so that a dozen trials do not overrule it.
 """
 
 from __future__ import annotations
@@ -21,41 +21,41 @@ from autopeft.searcher.space.grid import Grid
 Array = NDArray[np.float64]
 
 _N_DIMENSIONS = 24
-"""Dimensions kept of the space of options; their similarity has few that matter."""
+"""Maximum dimensions of the embedding of options."""
 
 _BLOCK_NUMBERS = 1600
-"""Numbers that may describe a plan block by block; more units get fewer dimensions each."""
+"""Maximum length of a plan's features by block; with more units, each gets fewer dimensions."""
 
-TERMS = (
-    "constant",
-    "rate",
-    "rate by method",
-    "cost",
-    "options",
-    "options by depth",
-    "options by block",
-    "mixture at rate",
-    "whole at rate",
-)
-"""What the kernel's terms compare, in order."""
+_PRIOR_WEIGHTS = {
+    "constant": 1.0,
+    "rate": 0.3,
+    "rate by method": 0.3,
+    "cost": 0.1,
+    "options": 0.3,
+    "options by depth": 0.2,
+    "options by block": 0.1,
+    "mixture at rate": 0.3,
+    "whole at rate": 0.15,
+}
+"""Prior mean of each term's weight, in the order of `terms`."""
 
-_PRIOR = np.log(np.array([1.0, 0.3, 0.3, 0.1, 0.3, 0.2, 0.1, 0.3, 0.15]))
+_PRIOR = np.log(np.array(list(_PRIOR_WEIGHTS.values())))
 _PRIOR_SPREAD = 1.0
 _NOISE_PRIOR, _NOISE_SPREAD = np.log(0.02), 1.5
-_FIT_AT_MOST = 120
-"""Trials the weights of the terms are learned from; more would only cost time."""
+_MAX_TO_LEARN = 120
+"""Maximum number of trials that the weights are learned from; more only take time."""
 
 
 @dataclass(frozen=True)
 class Features:
-    """Plans as the kernel sees them.
+    """Features of points for the kernel.
 
     Attributes:
-        position: Learning-rate positions, shape (n,).
-        log_cost: Trainable parameters on a log scale, in [0, 1] over the space, shape (n,).
-        shares: Share of units by method, "none" first, shape (n, n_methods + 1).
+        position: Learning-rate positions in [0, 1], shape (n,).
+        log_cost: Log of trainable parameters, scaled to [0, 1] over the space, shape (n,).
+        shares: Share of units with each method, "none" first, shape (n, n_methods + 1).
         blocks: Embedded option of each unit, flattened, shape (n, n_units * d).
-        depths: The same, smoothed over neighboring units.
+        depths: The same, smoothed over nearby units, shape (n, d * m).
         total: Mean embedding over units, shape (n, d).
     """
 
@@ -69,24 +69,13 @@ class Features:
     def __len__(self) -> int:
         return len(self.position)
 
-    def take(self, rows: NDArray[np.int64]) -> Features:
-        """Some of them."""
-        return Features(
-            self.position[rows],
-            self.log_cost[rows],
-            self.shares[rows],
-            self.blocks[rows],
-            self.depths[rows],
-            self.total[rows],
-        )
-
 
 class Embedding:
-    """Places options where alike ones are near: same method, near size, overlapping roles.
+    """Embeds options such that similar ones are close: same method, similar size, common roles.
 
     Args:
         grid: The space's grid.
-        log_range: Natural logarithms of fewest and most trainable parameters of a plan.
+        log_range: Natural logarithms of the fewest and most trainable parameters.
     """
 
     def __init__(self, grid: Grid, log_range: tuple[float, float]) -> None:
@@ -102,7 +91,7 @@ class Embedding:
         self._smoother = vectors[:, keep] * np.sqrt(values[keep])  # (units, fewer)
 
     def features(self, options: NDArray[np.int64], position: Array, log_params: Array) -> Features:
-        """Plans as the kernel sees them.
+        """Return the features of points.
 
         Args:
             options: Shape (n, n_units).
@@ -128,9 +117,9 @@ class Embedding:
 
 
 def _option_vectors(grid: Grid) -> Array:
-    """Vectors whose inner products are the options' similarities; shape (n_options, d).
+    """Return vectors whose inner products are the similarities of options, shape (n_options, d).
 
-    "none" is the zero vector: an adapter that is not there adds nothing.
+    "none" is the zero vector, because a missing adapter adds nothing.
     """
     size = np.where(np.isfinite(grid.params), grid.params, np.nan)
     log_size = np.log2(1.0 + np.nanmean(size, axis=0))[1:]
@@ -141,15 +130,15 @@ def _option_vectors(grid: Grid) -> Array:
             roles[option, names.index(spec.role)] = 1.0
     unit = roles[1:] / np.linalg.norm(roles[1:], axis=1, keepdims=True)
     method = grid.method_of[1:]
-    apart = log_size[:, None] - log_size[None, :]
-    # Larger adapters tend to do more, with less and less to gain: proportional to the logarithm.
-    amount = 1.6 * (log_size - log_size.min() + 1.0) / (np.ptp(log_size) + 1.0)
-    alike = (
+    log_ratio = log_size[:, None] - log_size[None, :]
+    # The effect of an adapter grows about with the logarithm of its size.
+    effect = 1.6 * (log_size - log_size.min() + 1.0) / (np.ptp(log_size) + 1.0)
+    similarity = (
         (0.7 + 0.3 * (method[:, None] == method[None, :]))
-        * (0.65 * np.exp(-0.5 * (apart / 4.0) ** 2) + 0.35 * np.outer(amount, amount))
+        * (0.65 * np.exp(-0.5 * (log_ratio / 4.0) ** 2) + 0.35 * np.outer(effect, effect))
         * (0.25 + 0.75 * unit @ unit.T)
     )
-    values, vectors = np.linalg.eigh(alike)
+    values, vectors = np.linalg.eigh(similarity)
     top = np.argsort(-values)[:_N_DIMENSIONS]
     table = np.zeros((len(grid.options), len(top)))
     table[1:] = vectors[:, top] * np.sqrt(np.maximum(values[top], 0.0))
@@ -163,12 +152,12 @@ def _square_distances(a: Array, b: Array) -> Array:
 
 
 def terms(a: Features, b: Features, scales: tuple[float, float]) -> list[Array]:
-    """The kernel's terms between two sets of plans, each of shape (len(a), len(b)).
+    """Return the kernel's terms between two sets of points, each of shape (len(a), len(b)).
 
     Args:
         a: Rows.
         b: Columns.
-        scales: Typical squared distances of `total` and of `blocks`.
+        scales: Median squared distances of `total` and of `blocks`.
     """
     rate = (a.position[:, None] - b.position[None, :]) ** 2
     smooth_rate = np.exp(-rate / (2 * 0.35**2))
@@ -189,10 +178,10 @@ def terms(a: Features, b: Features, scales: tuple[float, float]) -> list[Array]:
 
 
 class GaussianProcess:
-    """The Gaussian process. Fit, then predict; weights of the terms are kept between fits.
+    """A Gaussian process; the weights of the terms are kept between fits.
 
     Args:
-        embedding: Of the space.
+        embedding: Embedding of the space's options.
     """
 
     def __init__(self, embedding: Embedding) -> None:
@@ -201,13 +190,13 @@ class GaussianProcess:
         self._fitted_on = 0
 
     def fit(self, features: Features, values: Array, extra_noise: Array | None = None) -> None:
-        """Learn from trials.
+        """Fit to trials.
 
         Args:
-            features: Their plans.
-            values: Their qualities, larger is better, shape (n,).
-            extra_noise: Standard deviations of values that are themselves estimates, in the unit
-                of the values, shape (n,).
+            features: Features of their points.
+            values: Qualities, larger is better, shape (n,); no NaN.
+            extra_noise: Standard deviations of estimated values, in the values' unit, shape (n,);
+                None for zeros.
         """
         center, spread = float(np.median(values)), float(np.std(values))
         self._center, self._spread = center, spread if spread > 0 else 1.0
@@ -226,8 +215,8 @@ class GaussianProcess:
 
     def _learn(self, parts: list[Array]) -> None:
         rows = np.arange(len(self._points))
-        if len(rows) > _FIT_AT_MOST:
-            rows = np.random.default_rng(0).choice(rows, _FIT_AT_MOST, replace=False)
+        if len(rows) > _MAX_TO_LEARN:
+            rows = np.random.default_rng(0).choice(rows, _MAX_TO_LEARN, replace=False)
         grams = np.array([part[np.ix_(rows, rows)] for part in parts])
         values, extra = self._values[rows], self._extra[rows]
         prior = np.append(_PRIOR, _NOISE_PRIOR)
@@ -271,17 +260,8 @@ class GaussianProcess:
         half = solve_triangular(self._lower, self._values, lower=True)
         self._alpha = solve_triangular(self._lower.T, half, lower=False)
 
-    @property
-    def noise(self) -> float:
-        """Standard deviation of a trial's noise, in the unit of the values."""
-        return float(np.exp(0.5 * self._log_weights[-1]) * self._spread)
-
-    def weights(self) -> dict[str, float]:
-        """How much each term counts (variance, in units of the values' variance)."""
-        return dict(zip((*TERMS, "noise"), np.exp(self._log_weights).tolist(), strict=True))
-
     def predict(self, features: Features) -> tuple[Array, Array]:
-        """Mean and standard deviation of the noise-free quality, each of shape (n,)."""
+        """Return mean and standard deviation of the quality without noise, each of shape (n,)."""
         weights = np.exp(self._log_weights)[:-1]
         parts = terms(features, self._points, self._scales)
         cross = np.zeros((len(features), len(self._points)))
