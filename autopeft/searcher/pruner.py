@@ -284,16 +284,16 @@ class SingleObjectivePruner(BasePruner):
             if trial.number >= len(known):
                 self._copy.ask()
                 known = self._copy.get_trials(deepcopy=False)
-            twin = known[trial.number]
-            if twin.state.is_finished():
+            copied = known[trial.number]
+            if copied.state.is_finished():
                 continue
             for step, value in sorted(trial.intermediate_values.items()):
-                if step not in twin.intermediate_values:
-                    optuna.trial.Trial(self._copy, twin._trial_id).report(value, step)
+                if step not in copied.intermediate_values:
+                    optuna.trial.Trial(self._copy, copied._trial_id).report(value, step)
                     if trial.state.is_finished():
                         # A trial of an earlier session: some pruners keep state per rung.
-                        twin = self._copy.get_trials(deepcopy=False)[trial.number]
-                        self._inner.prune(self._copy, twin)
+                        copied = self._copy.get_trials(deepcopy=False)[trial.number]
+                        self._inner.prune(self._copy, copied)
             if trial.state == TrialState.COMPLETE:
                 self._copy.tell(trial.number, (trial.values or [float("nan")])[0])
             elif trial.state.is_finished():

@@ -1,4 +1,4 @@
-"""Tests of the rung rules."""
+"""Tests of the pruners."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_trial_no_cheaper_or_equal_peer_beats_is_never_stopped(
         assert beaten or not is_stopped
 
 
-def test_a_dear_trial_beaten_by_a_cheap_one_stops_and_the_cheap_poor_one_goes_on() -> None:
+def test_an_expensive_trial_beaten_by_a_cheap_one_stops_and_the_cheap_one_continues() -> None:
     rows = [((1,), [0.7]), ((9,), [0.2]), ((0.1,), [0.1])]
     assert stopped(GapPruner(3, costs=("cost0",)), rows) == [False, True, False]
 
@@ -84,7 +84,7 @@ def test_without_peers_at_a_rung_nothing_stops() -> None:
     assert stopped(GapPruner(3, costs=("cost0",)), [((5,), []), ((1,), [0.9])]) == [False, False]
 
 
-def test_of_many_equally_dear_trials_about_one_in_eta_goes_on() -> None:
+def test_of_many_equally_expensive_trials_about_one_in_eta_continues() -> None:
     rng = np.random.default_rng(0)
     rows = [((1,), [float(score)]) for score in rng.permutation(30)]
     assert sum(stopped(GapPruner(3, costs=("cost0",)), rows)) == 20
@@ -108,7 +108,7 @@ def test_reporting_more_often_stops_no_more_of_them() -> None:
 
 
 def test_the_best_qualities_pass_the_first_rung_whatever_their_gaps() -> None:
-    # Twelve cheap trials of no use, six dear ones all beaten by one that costs less than they do.
+    # Twelve cheap trials of no use, six expensive ones all beaten by a cheaper one.
     rows = [((1,), [0.1])] * 12 + [((2,), [0.9])] + [((3,), [0.3 + k / 100]) for k in range(6)]
     decisions = stopped(GapPruner(3, costs=("cost0",)), rows)
     assert decisions[-6:] == [True] * 4 + [False] * 2  # the best three of 19, at eta 3

@@ -93,7 +93,7 @@ def grow(proposer: Any, n: int) -> list[Trial]:
     return rows
 
 
-def test_it_finds_a_larger_front_than_spread_out_draws_of_twice_as_many_trials() -> None:
+def test_it_finds_a_larger_front_than_random_points_of_twice_as_many_trials() -> None:
     gain = [volume(grow(BayesianSampler(SPACE, TWO, PRICES, seed=s), 30)) for s in range(2)]
     random = [volume(grow(StratifiedSampler(SPACE, TWO, PRICES, seed=s), 60)) for s in range(2)]
     assert np.mean(gain) > np.mean(random)

@@ -69,49 +69,49 @@ def test_qualities_are_kept_in_their_own_spreads_and_the_front_is_known() -> Non
 
 
 def test_the_earlier_front_is_tried_first_in_this_searchs_own_training() -> None:
-    prior = warm_start_trials(run(30, 0).trials(), SearchController(SPACE, TWO).objectives)
+    earlier = warm_start_trials(run(30, 0).trials(), SearchController(SPACE, TWO).objectives)
     longer = SearchSpace.from_source({"methods": ["lora", "ia3", "miss"]}, TOPOLOGY, steps=50)
-    controller = SearchController(longer, TWO, warm_start=prior, prices=PRICES, n_baselines=2)
-    plans = {t.candidate.plan for t in prior if t.is_on_front}
+    controller = SearchController(longer, TWO, warm_start=earlier, prices=PRICES, n_baselines=2)
+    plans = {t.candidate.plan for t in earlier if t.is_on_front}
     first = [controller.ask() for _ in range(8)]
     starters = [t for t in first if t.origin == "portfolio" and t.plan in plans]
     assert len(starters) >= 2
     assert all(t.train.steps == 50 for t in starters)
 
 
-def test_a_prior_that_is_right_helps_and_one_that_is_wrong_does_little_harm() -> None:
+def test_a_right_warm_start_helps_and_a_wrong_one_does_little_harm() -> None:
     right = warm_start_trials(
         run(40, 100, scale=0.7).trials(), SearchController(SPACE, TWO).objectives
     )
     wrong = warm_start_trials(
         run(40, 101, good=(0, 1), rate=-3.6).trials(), SearchController(SPACE, TWO).objectives
     )
-    # Early on, that is: later a search without a prior has learned as much by itself.
+    # Early on, that is: later a search without a warm start has learned as much by itself.
     cold, warm, misled = (
-        np.mean([volume(run(14, seed, warm_start=prior)) for seed in range(4)])
-        for prior in ((), right, wrong)
+        np.mean([volume(run(14, seed, warm_start=earlier)) for seed in range(4)])
+        for earlier in ((), right, wrong)
     )
     assert warm > 1.02 * cold
     assert misled > 0.93 * cold
 
 
-def test_the_translation_learns_whether_the_prior_foretells() -> None:
-    prior = WarmStart((), np.array([-1.0, 0.0, 1.0]))
+def test_the_translation_learns_whether_the_warm_start_predicts() -> None:
+    earlier = WarmStart((), np.array([-1.0, 0.0, 1.0]))
     there = np.linspace(-1, 1, 12)
-    values, noise = prior.translate(0.6 + 0.1 * there, there)
+    values, noise = earlier.translate(0.6 + 0.1 * there, there)
     assert values == pytest.approx([0.5, 0.6, 0.7], abs=0.02)
     assert noise[0] < 0.06
-    values, noise = prior.translate(0.6 - 0.1 * there, there)
+    values, noise = earlier.translate(0.6 - 0.1 * there, there)
     assert np.ptp(values) < 0.1
     assert noise[0] > 0.05
 
 
 def test_what_fits_nowhere_is_told_and_no_study_is_an_error(tmp_path: Path) -> None:
-    prior = warm_start_trials(run(12, 0).trials(), SearchController(SPACE, TWO).objectives)
+    earlier = warm_start_trials(run(12, 0).trials(), SearchController(SPACE, TWO).objectives)
     other = SearchSpace.from_source("default", Topology(2, SHAPES), steps=9)
     with pytest.raises(SettingsError, match="warm_start"):
         SearchController(
-            other, TWO, warm_start=[t for t in prior if t.candidate.plan.specs[-1].layer > 1]
+            other, TWO, warm_start=[t for t in earlier if t.candidate.plan.specs[-1].layer > 1]
         )
     with pytest.raises(StorageError, match="no such study"):
         read_study(f"sqlite:///{tmp_path / 'study.db'}", "none")

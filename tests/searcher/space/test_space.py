@@ -1,4 +1,4 @@
-"""Tests of search spaces: what is legal, what is drawn, how mistakes are named."""
+"""Tests of search spaces: legal points, random points, error messages."""
 
 from __future__ import annotations
 
@@ -72,9 +72,7 @@ def crossed(
 
 @settings(deadline=None, max_examples=150)
 @given(names, seeds)
-def test_whatever_is_drawn_is_legal_priced_and_survives_its_parameters(
-    name: str, seed: int
-) -> None:
+def test_every_sample_is_legal_priced_and_survives_its_parameters(name: str, seed: int) -> None:
     space, rng = SPACES[name], np.random.default_rng(seed)
     first, second = space.sample(rng), space.sample_stratified(rng)
     for candidate in (
@@ -94,7 +92,7 @@ def test_whatever_is_drawn_is_legal_priced_and_survives_its_parameters(
 
 @settings(deadline=None, max_examples=50)
 @given(seeds)
-def test_limits_on_adapted_layers_hold_for_draws_and_mutants(seed: int) -> None:
+def test_limits_on_adapted_layers_hold_for_samples_and_mutations(seed: int) -> None:
     space, rng = SPACES["narrow"], np.random.default_rng(seed)
     candidate = space.sample(rng)
     for _ in range(5):
@@ -135,7 +133,7 @@ def test_a_rate_is_the_methods_own_at_one_shared_position() -> None:
     )
 
 
-def test_stratified_draws_fill_the_log_cost_axis_evenly_where_uniform_ones_crowd() -> None:
+def test_stratified_samples_fill_the_log_cost_axis_evenly_where_uniform_ones_crowd() -> None:
     space = SearchSpace.from_source("default", BERT)
     rng = np.random.default_rng(0)
     low, high = (math.log(c) for c in space.cost_range())
@@ -151,7 +149,7 @@ def test_stratified_draws_fill_the_log_cost_axis_evenly_where_uniform_ones_crowd
     assert quarters(space.sample).min() < 5
 
 
-def test_a_draw_comes_close_to_the_wanted_cost() -> None:
+def test_a_sample_comes_close_to_the_wanted_cost() -> None:
     space = SearchSpace.from_source("default", BERT)
     rng = np.random.default_rng(1)
     for wanted in (2_000, 10_000):
