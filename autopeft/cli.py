@@ -167,7 +167,7 @@ def dashboard(folder: str, host: str, port: int) -> None:
 
 
 @app.command()
-@click.option("--markdown", is_flag=True, help="As README.md has it.")
+@click.option("--markdown", is_flag=True, help="Print Markdown.")
 def methods(markdown: bool) -> None:
     """List the adapter methods."""
     if markdown:

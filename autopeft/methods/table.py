@@ -1,4 +1,4 @@
-"""The table of methods for the terminal and for README.md, which a test keeps equal to it."""
+"""The table of methods, for the terminal and for the guide to search spaces."""
 
 from __future__ import annotations
 

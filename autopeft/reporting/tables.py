@@ -124,7 +124,7 @@ def price_table(prices: PriceList) -> RenderableType:
 
 
 def methods_table() -> Table:
-    """Return every method and its properties, one line each; README.md lists all sizes."""
+    """Return every method and its properties, one line each; the guide lists all sizes."""
     from autopeft.methods.table import rows
 
     table = _table()

@@ -8,12 +8,12 @@ from autopeft import methods
 from autopeft.cli import app
 from autopeft.methods import table
 
-_README = Path(__file__).parents[2] / "README.md"
+_GUIDE = Path(__file__).parents[2] / "examples" / "guides" / "search_spaces.md"
 
 
-def test_the_readme_has_the_table_that_the_command_prints() -> None:
+def test_the_guide_has_the_table_that_the_command_prints() -> None:
     printed = CliRunner().invoke(app, ["methods", "--markdown"]).output.strip()
-    text = _README.read_text(encoding="utf-8")
+    text = _GUIDE.read_text(encoding="utf-8")
     between = text.split("<!-- methods: autopeft methods --markdown -->")[1]
     assert between.split("<!-- /methods -->")[0].strip() == printed
 
