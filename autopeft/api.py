@@ -44,6 +44,16 @@ def search(
     Raises:
         UserError: for a mistake in the settings, before any training, with nothing written.
         KeyboardInterrupt: after Ctrl-C; everything is saved and `resume` continues.
+
+    Example:
+        >>> result = autopeft.search(
+        ...     model="~/.cache/autopeft/all-MiniLM-L6-v2",
+        ...     data="~/.cache/autopeft/movie_snippets.csv",
+        ...     budget="10m",
+        ...     output="runs/first",
+        ... )
+        >>> result.verdict.text
+        '...'
     """
     merged = merge_settings(settings, overrides)
     if not merged.output:
@@ -67,6 +77,11 @@ def resume(
 
     Raises:
         UserError: if the folder holds no search, or a setting may not change.
+
+    Example:
+        >>> result = autopeft.resume("runs/first", budget="20m")
+        >>> len(result.front) > 0
+        True
     """
     workspace = Workspace(folder)
     settings = workspace.settings()
@@ -126,6 +141,14 @@ def price(
 
     Raises:
         UserError: for a mistake in the settings.
+
+    Example:
+        >>> prices = autopeft.price(
+        ...     model="~/.cache/autopeft/all-MiniLM-L6-v2",
+        ...     data="~/.cache/autopeft/movie_snippets.csv",
+        ... )
+        >>> [row.kind for row in prices.rows][0]
+        'no adapter'
     """
     asked = merge_settings(settings, overrides)
     with paused_gc():
@@ -154,6 +177,10 @@ def report(folder: str | Path) -> SearchResult:
 
     Raises:
         UserError: if the folder holds no search, or no result yet.
+
+    Example:
+        >>> autopeft.report("runs/first").folder / "report.html"
+        PosixPath('.../report.html')
     """
     from autopeft.reporting.write import write_pages
     from autopeft.result import SearchResult
@@ -188,6 +215,11 @@ def export(
     Raises:
         UserError: if there is no such member, the folder is taken, or the format cannot hold the
             plan.
+
+    Example:
+        >>> exported = autopeft.export("runs/first", pick="best", to="exported")
+        >>> (exported.folder / "README.md").exists()
+        True
     """
     from autopeft.result import SearchResult
 

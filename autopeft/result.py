@@ -26,6 +26,13 @@ class Member:
         entry: Its numbers, as in `front.json`.
         folder: Folder of its adapter; None if none was saved.
         base_model: Folder or hub id of the base model.
+
+    Example:
+        >>> result = autopeft.SearchResult.read("runs/first")
+        >>> member = result.front[0]
+        >>> sorted(member.objectives)
+        ['accuracy', 'trainable_params']
+        >>> model = member.load()
     """
 
     entry: FrontEntry
@@ -70,6 +77,11 @@ class SearchResult:
         folder: The output folder.
         view: All numbers, as in `front.json`.
         base_model: Folder or hub id of the base model.
+
+    Example:
+        >>> result = autopeft.SearchResult.read("runs/first")
+        >>> result.pick("knee").digest in {member.digest for member in result.front}
+        True
     """
 
     folder: Path

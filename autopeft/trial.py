@@ -18,7 +18,16 @@ State = Literal["running", "complete", "pruned", "failed"]
 
 
 class Decision(Enum):
-    """What a trial should do after a rung."""
+    """What a trial should do after a rung.
+
+    Example:
+        >>> topology = autopeft.Topology(2, {"attn.q": (64, 64), "attn.v": (64, 64)})
+        >>> space = autopeft.SearchSpace.from_source({"methods": ["lora", "ia3"]}, topology)
+        >>> controller = autopeft.SearchController(space, ["accuracy", "trainable_params"])
+        >>> trial = controller.ask()
+        >>> controller.report(trial, step=10, score=0.6)
+        <Decision.CONTINUE: 'continue'>
+    """
 
     CONTINUE = "continue"
     STOP = "stop"
@@ -67,6 +76,17 @@ class Trial:
         measured: Whatever else was measured, by name.
         audited_at: Step at which the pruner would have stopped it, had it not been picked to go on
             so that pruning can be judged; 0 if there was none.
+
+    Example:
+        >>> topology = autopeft.Topology(2, {"attn.q": (64, 64), "attn.v": (64, 64)})
+        >>> space = autopeft.SearchSpace.from_source({"methods": ["lora", "ia3"]}, topology)
+        >>> controller = autopeft.SearchController(space, ["accuracy", "trainable_params"])
+        >>> trial = controller.ask()
+        >>> trial.state
+        'running'
+        >>> controller.tell(trial, score=0.8)
+        >>> controller.trials()[0].values["accuracy"]
+        0.8
     """
 
     number: int

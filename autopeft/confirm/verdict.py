@@ -61,7 +61,13 @@ class LevelVerdict:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether the front beats a well-tuned LoRA; `text` says it in one sentence."""
+    """Whether the front beats a well-tuned LoRA; `text` says it in one sentence.
+
+    Example:
+        >>> verdict = autopeft.SearchResult.read("runs/first").verdict
+        >>> isinstance(verdict.beats_lora, bool)
+        True
+    """
 
     beats_lora: bool
     text: str

@@ -20,6 +20,10 @@ class Objective:
         direction: "maximize" or "minimize".
         unit: For people; empty for a pure number.
         is_known: True if the value is known before training, from the price.
+
+    Example:
+        >>> autopeft.Objective("perplexity", "minimize").sign()
+        -1.0
     """
 
     name: str

@@ -18,6 +18,15 @@ class Price:
         peak_memory_bytes: Estimated peak in training: weights, saved activations with the masks and
             rotary tables that blocks share, gradients and optimizer state.
         inference_flops: FLOPs that the unmerged adapters add to the forward pass of one batch.
+
+    Example:
+        >>> topology = autopeft.Topology(2, {"attn.q": (64, 64), "attn.v": (64, 64)})
+        >>> space = autopeft.SearchSpace.from_source({"methods": ["lora", "ia3"]}, topology)
+
+        >>> plan = autopeft.AdapterPlan([autopeft.LayerSpec(0, "attn.q", "lora", 8)])
+        >>> candidate = autopeft.Candidate(plan, autopeft.TrainSettings(learning_rate=1e-3))
+        >>> autopeft.PriceTable.from_topology(topology).price(candidate).trainable_params
+        1024
     """
 
     trainable_params: int

@@ -90,6 +90,13 @@ class PriceTable:
         logit_weights: Weights of the output embedding if a training step computes logits at
             `logit_tokens` only; else 0.
         logit_tokens: Positions of a step whose logits are computed.
+
+    Example:
+        >>> topology = autopeft.Topology(2, {"attn.q": (64, 64), "attn.v": (64, 64)})
+        >>> space = autopeft.SearchSpace.from_source({"methods": ["lora", "ia3"]}, topology)
+        >>> table = autopeft.PriceTable.from_topology(topology, batch_size=8)
+        >>> table.price(space.reference()).trainable_params
+        0
     """
 
     topology: Topology

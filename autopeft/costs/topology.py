@@ -28,6 +28,11 @@ class Topology:
         transposed_roles: Roles whose modules store their weight as (in, out), as GPT-2's Conv1D
             does.
         is_quantized: Whether weights are stored in 4 or 8 bits, which not all methods support.
+
+    Example:
+        >>> topology = autopeft.Topology(2, {"attn.q": (64, 64), "mlp.down": (64, 256)})
+        >>> topology.shape(1, "mlp.down")
+        (64, 256)
     """
 
     n_layers: int

@@ -178,6 +178,12 @@ def load_adapter(base: str | nn.Module, folder: str | Path) -> Any:
     Raises:
         AdapterError: if the folder is damaged, unsafe or does not fit; the base is then unchanged.
         ModelError: if the base model cannot be loaded.
+
+    Example:
+        >>> result = autopeft.SearchResult.read("runs/first")
+        >>> model = autopeft.load_adapter(result.base_model, result.best.folder)
+        >>> model.training
+        False
     """
     folder = Path(folder)
     if not (folder / PLAN_FILE).is_file() and (folder / CONFIG_FILE).is_file():

@@ -75,6 +75,17 @@ class SearchController:
 
     Raises:
         UserError: if objectives, sampler, pruner, constraints or storage are not usable.
+
+    Example:
+        >>> topology = autopeft.Topology(2, {"attn.q": (64, 64), "attn.v": (64, 64)})
+        >>> space = autopeft.SearchSpace.from_source({"methods": ["lora", "ia3"]}, topology)
+        >>> controller = autopeft.SearchController(space, ["accuracy", "trainable_params"])
+        >>> trial = controller.ask()
+        >>> controller.report(trial, step=10, score=0.6)
+        <Decision.CONTINUE: 'continue'>
+        >>> controller.tell(trial, score=0.8)
+        >>> [member.number for member in controller.front()]
+        [0]
     """
 
     def __init__(

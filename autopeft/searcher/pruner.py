@@ -61,6 +61,12 @@ class GapPruner(BasePruner):
         costs: Names of the costs; None for the objectives after the first, where known costs
             replace measured ones.
         min_peers: Minimum number of trials at a rung, itself included, before any is stopped.
+
+    Example:
+        >>> topology = autopeft.Topology(2, {"attn.q": (64, 64), "attn.v": (64, 64)})
+        >>> space = autopeft.SearchSpace.from_source({"methods": ["lora", "ia3"]}, topology)
+        >>> pruner = autopeft.GapPruner(eta=3)
+        >>> controller = autopeft.SearchController(space, ["accuracy"], pruner=pruner)
     """
 
     def __init__(

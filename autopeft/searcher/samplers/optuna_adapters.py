@@ -112,6 +112,14 @@ class AutoPeftSampler(OptunaAdapter):
         constraints: Limits on prices.
         seed: Random seed.
         warm_start: Trials of an earlier search on other data.
+
+    Example:
+        >>> topology = autopeft.Topology(2, {"attn.q": (64, 64), "attn.v": (64, 64)})
+        >>> space = autopeft.SearchSpace.from_source({"methods": ["lora", "ia3"]}, topology)
+        >>> objectives = [autopeft.Objective("accuracy", "maximize")]
+        >>> sampler = autopeft.AutoPeftSampler(space, objectives, seed=0)
+        >>> import optuna
+        >>> study = optuna.create_study(sampler=sampler, direction="maximize")
     """
 
     def __init__(

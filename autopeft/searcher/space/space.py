@@ -35,6 +35,12 @@ class SearchSpace:
         encoder: Converts points to candidates and parameters, and back.
         point_sampler: Samples random points.
         neighborhood: Mutates and crosses points.
+
+    Example:
+        >>> topology = autopeft.Topology(2, {"attn.q": (64, 64), "attn.v": (64, 64)})
+        >>> space = autopeft.SearchSpace.from_source({"methods": ["lora", "ia3"]}, topology)
+        >>> space.methods
+        ('lora', 'ia3')
     """
 
     def __init__(self, config: SpaceConfig, topology: Topology, base: TrainSettings) -> None:
