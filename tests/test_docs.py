@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import inspect
 import re
 import shlex
 import shutil
@@ -161,9 +162,9 @@ def test_the_example_of_a_public_name_runs(name: str, place: Path, searched: Pat
     shutil.copytree(searched, place / "runs" / "first")
     found = examples(name)
     assert found, f"autopeft.{name} has no Example: with >>> lines"
-    test = doctest.DocTest(
-        found, {"autopeft": autopeft, name: getattr(autopeft, name)}, name, None, 0, None
-    )
+    home_module = inspect.getmodule(getattr(autopeft, name))
+    names = {**vars(home_module), "autopeft": autopeft}
+    test = doctest.DocTest(found, names, name, None, 0, None)
     printed: list[str] = []
     flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     result = doctest.DocTestRunner(optionflags=flags).run(test, out=printed.append)
