@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Callback(Protocol):
-    """Told what a search does while it runs."""
+    """Receives messages and progress while a search runs."""
 
     def on_message(self, text: str) -> None:
         """Handle a line for the user."""

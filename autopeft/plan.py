@@ -58,7 +58,7 @@ class LayerSpec:
         layer: Index of the block, from 0.
         role: One of `ROLES`.
         method: Name of a method, see `autopeft methods`.
-        rank: The rank, or whatever size the method has (OFT: block size); 0 if it has none.
+        rank: The rank, or the method's own size (OFT: block size); 0 if it has none.
 
     Example:
         >>> LayerSpec(0, "attn.q", "lora", rank=8)

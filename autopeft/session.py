@@ -55,7 +55,7 @@ class Session:
 
     Args:
         workspace: The output folder.
-        callbacks: Told of progress.
+        callbacks: Receive messages and progress.
         began: Time of the call, in seconds of `time.monotonic()`.
         is_resumed: Whether to continue an earlier session.
     """

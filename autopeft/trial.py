@@ -69,13 +69,13 @@ class Trial:
         candidate: What is trained.
         costs: What it costs, known before training.
         origin: "baseline", "reference" (no adapter), "portfolio", "design", "search", "user".
-        state: How it stands; only "complete" trials may be on the front.
+        state: Only "complete" trials can be on the front.
         values: Value by objective name; complete trials have all of them.
-        rungs: What it reported on the way, in order; pairs (step, score).
-        reason: Why it failed or was pruned, else empty.
-        measured: Whatever else was measured, by name.
-        audited_at: Step at which the pruner would have stopped it, had it not been picked to go on
-            so that pruning can be judged; 0 if there was none.
+        rungs: Reported scores in order, as pairs (step, score).
+        reason: Why it failed or was pruned; otherwise empty.
+        measured: Other measured values by name.
+        audited_at: Step at which the pruner would have stopped it, if it was continued to estimate
+            what pruning costs; otherwise 0.
 
     Example:
         >>> topology = autopeft.Topology(2, {"attn.q": (64, 64), "attn.v": (64, 64)})

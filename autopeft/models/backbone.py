@@ -228,7 +228,7 @@ def load_tokenizer(model: str, *, revision: str | None = None) -> Any:
                 revision=revision or "main",
                 local_files_only=checkpoint.is_local_only(model),
             )
-        except Exception as error:  # Tokenizers raise whatever their Rust code raises.
+        except Exception as error:  # Tokenizers raise errors of many types.
             raise ModelError(
                 "model",
                 model,

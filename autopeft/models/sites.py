@@ -40,8 +40,8 @@ def prompt_site(model: nn.Module, blocks: Sequence[str]) -> tuple[str, Shape] | 
     """Return the path of the model without its head and its shape at the role "model", or None.
 
     This is the innermost module that holds all blocks and can start from embeddings: some heads
-    (OPT's) call that one directly. Encoder-decoders have none, because their decoder would have to
-    be told about the longer rows.
+    (OPT's) call that one directly. Encoder-decoders have none, because their decoder would
+    need to know about the longer rows.
 
     Args:
         model: Any transformer.

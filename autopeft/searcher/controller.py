@@ -58,20 +58,20 @@ class SearchController:
         objectives: Names or `Objective`s, quality first, then the costs to trade against it.
         sampler: "autopeft", "tpe", "nsga2", "gp", "random", or an Optuna sampler.
         pruner: "gap", "none", "median", "asha", ..., or an Optuna pruner.
-        seed: Of everything random.
+        seed: Random seed.
         storage: None (memory), an SQLAlchemy URL, or a path ending in .db or .log.
-        prices: Prices candidates; None: from the shapes of the space's topology.
-        constraints: Such as "trainable_params<=200k"; nothing that breaks one is handed out.
-        study_name: In the storage; None for a generated one.
-        n_baselines: LoRA trials to begin with, from the grid of `space.baselines`; more follow, one
-            in eight proposals. None for a number that suits most budgets; 0 for none at all.
-        n_portfolio: Known recipes of other methods tried after them; None for a few.
+        prices: Prices candidates; None for prices computed from the space's topology.
+        constraints: Limits such as "trainable_params<=200k"; `ask` returns no candidate over one.
+        study_name: Name of the study in the storage; None for a generated one.
+        n_baselines: Number of LoRA trials at the start, from `space.baselines`; later, one in
+            eight trials is another one. None for a number that suits most budgets; 0 for none.
+        n_portfolio: Number of known recipes of other methods after them; None for a few.
         resume: True to continue the study of that name.
         eta: Ratio between rungs, for the pruner.
         warm_start: Trials of an earlier search on other data. Its front is tried first, its
             qualities guide the proposals as far as they agree with this search.
-        audit_share: Share of the trials that the pruner would stop which go on all the same, so
-            that what pruning costs can be estimated (see `autopeft.confirm.pruning_audit`).
+        audit_share: Share of the pruned trials that are trained to the end anyway, to estimate
+            what pruning costs (see `autopeft.confirm.pruning_audit`).
 
     Raises:
         UserError: if objectives, sampler, pruner, constraints or storage are not usable.
@@ -238,11 +238,11 @@ class SearchController:
 
         Args:
             trial: As `ask` gave it.
-            step: Optimizer steps done. The last rung never stops a trial: it is done anyway.
-            score: Quality, or what stands in for it at rungs (minus the loss, say).
+            step: Optimizer steps done. The last rung never stops a trial.
+            score: The quality, or what replaces it at rungs (such as minus the loss).
 
         Returns:
-            STOP if the trial should end now; it has then been told PRUNED already.
+            STOP if the trial should end now; it is then already marked pruned.
         """
         with self._lock:
             trial = self._latest(trial)
@@ -286,7 +286,7 @@ class SearchController:
         Args:
             trial: As `ask` gave it.
             score: The quality objective's final value. NaN or infinite counts as failed.
-            measured: Whatever was measured; must hold the costs not known before training.
+            measured: Measured values; must include the costs that are not known before training.
             failed: Why it could not be trained.
             stopped: Why it was stopped from outside at a rung; it counts as pruned.
 

@@ -158,9 +158,9 @@ def _space(search: Search) -> SearchSpace:
 
 
 def _limit(ready: PreparedSearch, full_trials: int) -> float:
-    """FLOPs of so many trainings of the dearest LoRA baseline."""
-    dearest = max(ready.prices.price(c).train_flops for c in ready.space.baselines())
-    return full_trials * dearest
+    """FLOPs of so many trainings of the most expensive LoRA baseline."""
+    most_expensive = max(ready.prices.price(c).train_flops for c in ready.space.baselines())
+    return full_trials * most_expensive
 
 
 def _run(search: Search) -> tuple[Search, list[Spent]]:

@@ -60,7 +60,7 @@ class Traits:
         rate_width: Width of the good learning rates, in positions.
         rate_shift: How far the best position moves from the smallest to the largest plans.
         cliff: Whether a rate far off makes the adapter worse than none.
-        overfit: Quality lost at the dearest plan for its size alone.
+        overfit: Quality lost at the most expensive plan for its size alone.
         noise: Standard deviation of what one training says.
     """
 

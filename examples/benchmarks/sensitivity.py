@@ -1,11 +1,11 @@
-"""Does one backward pass tell where adapters are worth their cost? MiniLM on movie snippets.
+"""Does one backward pass predict where adapters are worth their cost? MiniLM on movie snippets.
 
     python examples/benchmarks/sensitivity.py --output sensitivity.json
 
 One pass over some training rows gives the gradient of every frozen weight; small LoRAs are then
-trained at one layer's attention or feed-forward at a time. Printed is the rank correlation of each
-measure of sensitivity with what those LoRAs gained, and that of plain depth, which costs nothing.
-The search would only gain from a measure that foretells better than depth does.
+trained at one layer's attention or feed-forward at a time. It prints the rank correlation of each
+measure of sensitivity with the gain of these LoRAs, and that of depth, which costs nothing.
+The search would only gain from a measure that predicts better than depth does.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument(
-        "--beyond", type=float, default=1.05, help="go on until so many times its hypervolume"
+        "--beyond", type=float, default=1.05, help="run until this multiple of its hypervolume"
     )
     parser.add_argument("--output", default="", help="JSON file to write")
     return parser.parse_args()
