@@ -134,7 +134,8 @@ def test_every_link_leads_to_a_file(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_every_file_that_a_page_names_exists(page: Path) -> None:
-    text = page.read_text(encoding="utf-8")
+    # The last section of the architecture guide names files of the design that do not exist.
+    text = page.read_text(encoding="utf-8").partition("## Departures from the second design")[0]
     for name in re.findall(r"`([\w/.]+\.py)`", text):
         roots = (ROOT, ROOT / "autopeft", ROOT / "examples", ROOT / "examples" / "benchmarks")
         assert any((root / name).exists() for root in roots), name

@@ -29,8 +29,8 @@ def area(params: Sequence[float], qualities: Sequence[float], space: SearchSpace
     Args:
         params: Trainable parameters of some candidates.
         qualities: Their qualities.
-        space: Gives the range of costs; the reference point is the most expensive plan at the base's
-            quality.
+        space: Gives the range of costs; the reference point is the most expensive plan at the
+            quality of the base.
 
     Returns:
         In quality times natural logarithms.
