@@ -78,7 +78,7 @@ def _run_group(worker: _Worker, dispatcher: Dispatcher, group: tuple[Job, ...]) 
 
 
 class _Worker:
-    """An executor that is made anew after an error that it does not expect from a candidate."""
+    """An executor that is created again after an unexpected error."""
 
     def __init__(self, context: WorkerContext) -> None:
         self._context = context

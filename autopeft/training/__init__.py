@@ -1,1 +1,1 @@
-"""Trains and measures one candidate; knows nothing of searching."""
+"""Training and measuring one candidate. Imports nothing of the search."""

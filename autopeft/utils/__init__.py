@@ -1,1 +1,1 @@
-"""Small tools that any room may use; they know nothing of adapters."""
+"""Small helpers for all packages; they do not depend on adapters."""
