@@ -51,13 +51,14 @@ def test_the_quickstart_ends_with_a_front(tmp_path: Path) -> None:
         "quickstart.yaml",
         folder,
         budget="8trials",
-        steps=18,
+        steps=12,
+        max_length=32,
         batch_size=8,
         max_train_rows=300,
         max_validation_rows=80,
         max_test_rows=80,
         confirm_seeds=2,
-        max_finalists=2,
+        max_finalists=1,
     )
     assert "autopeft dashboard" in printed
     assert front["confirmed"]
