@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape, low_rank_flops
@@ -13,7 +12,6 @@ _WARMUP, _SETTLING = 0.1, 0.3
 """Shares of the steps before the first triplet is dropped, and after the last."""
 
 
-@dataclass(frozen=True)
 class AdaLora(Method):
     """x -> W x + scaling B E A x: B and A nearly orthogonal, E diagonal and zero at the start.
 

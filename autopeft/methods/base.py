@@ -89,6 +89,7 @@ class Method(ABC):
         name: Its name in plans, spaces and files.
         roles: Roles where it can be placed.
         default_ranks: Ranks that a space searches by default; () if the method has no rank.
+        min_rank: The lowest rank.
         learning_rate: (low, high) of the range worth searching, for AdamW, log-uniform; set around
             the best of a sweep on a small encoder (75 steps) and extended downwards for larger
             models.
@@ -118,6 +119,7 @@ class Method(ABC):
     learning_rate: tuple[float, float]
     roles: tuple[str, ...] = LINEAR_ROLES
     default_ranks: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    min_rank: int = 1
     mergeable: bool = True
     converts_to_lora: bool = False
     shared_state: bool = False
@@ -190,12 +192,15 @@ class Method(ABC):
 
     def is_legal_rank(self, rank: int, shape: Shape) -> bool:
         """Return whether a site of that shape can have that rank."""
-        return 1 <= rank <= self.max_rank(shape) if self.takes_rank else rank == 0
+        if not self.takes_rank:
+            return rank == 0
+        return self.min_rank <= rank <= self.max_rank(shape)
 
     def rank_rule(self, shape: Shape) -> str:
         """Return the condition of `is_legal_rank` in words, for error messages."""
-        condition = f"1 <= rank <= {self.max_rank(shape)}" if self.takes_rank else "rank == 0"
-        return f"`{condition}` must hold"
+        if not self.takes_rank:
+            return "`rank == 0` must hold"
+        return f"`{self.min_rank} <= rank <= {self.max_rank(shape)}` must hold"
 
     def peft_config_for(self, ranks: Mapping[str, int], train: TrainSettings) -> dict[str, Any]:
         """Return `peft_config` for modules of several ranks; the most common one is the default.

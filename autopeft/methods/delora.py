@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape, low_rank_flops
 from autopeft.plan import TrainSettings
 
 
-@dataclass(frozen=True)
 class DeLora(Method):
     """x -> W x + (strength / rank) B A (w * x), rows of A and columns of B at length 1.
 

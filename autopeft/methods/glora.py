@@ -6,14 +6,12 @@ depend on it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape, dense_update_flops
 from autopeft.plan import TrainSettings
 
 
-@dataclass(frozen=True)
 class GLora(Method):
     """x -> (W + W * A + B) x, entry by entry: A and B are low-rank products, zero at the start."""
 

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
-from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape, low_rank_flops
+from autopeft.methods.base import AdapterMemory, Method, Shape
+from autopeft.methods.lora import Lora
 from autopeft.plan import TrainSettings
 
 _BLOCKS = 2
 """Blocks in each direction: the paper's advice for ranks up to 32."""
 
 
-@dataclass(frozen=True)
-class GraLora(Method):
+class GraLora(Lora):
     """A LoRA of rank `rank / 2` in each of 2 x 2 blocks: LoRA's cost, twice its rank."""
-
-    def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
-        """As many as LoRA has."""
-        return rank * (shape[0] + shape[1])
-
-    def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
-        """LoRA's."""
-        return low_rank_flops(rank, shape)
 
     def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
         """The input, and the inner values of the blocks of one column."""

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape
 from autopeft.plan import TrainSettings
 
 
-@dataclass(frozen=True)
 class Ia3(Method):
     """x -> s * W x; at the feed-forward's second module x -> W (s * x); s starts at one."""
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape
 from autopeft.plan import TrainSettings
 
 
-@dataclass(frozen=True)
 class LnTuning(Method):
     """Trains copies of the weights (and biases) of every normalization in a block."""
 

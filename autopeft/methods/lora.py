@@ -47,7 +47,6 @@ class Lora(Method):
         return {**config, "use_rslora": True} if self.use_rslora else config
 
 
-@dataclass(frozen=True)
 class Dora(Lora):
     """LoRA with the updated weight rescaled row by row to a learned magnitude."""
 
@@ -81,7 +80,6 @@ class Dora(Lora):
         return {**super().peft_config(rank, train), "use_dora": True}
 
 
-@dataclass(frozen=True)
 class LoraFa(Lora):
     """LoRA with a frozen random A: only B is trained, and the input need not be kept."""
 
@@ -120,6 +118,7 @@ class StartedLora(Lora):
 
 
 _RANK_PATTERNS = (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern"))
+
 
 METHODS: tuple[Method, ...] = (
     Lora(

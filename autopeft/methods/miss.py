@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape
 from autopeft.plan import TrainSettings
 
 
-@dataclass(frozen=True)
 class Miss(Method):
     """x -> W x + D s(x): s sums the input's shards of size rank; D (rank, out) starts at zero."""
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from autopeft.methods.base import LINEAR_ROLES, AdapterFlops, AdapterMemory, Method, Shape
 from autopeft.plan import TrainSettings
 
 
-@dataclass(frozen=True)
 class Oft(Method):
     """x -> W R x: R has orthogonal blocks by a truncated Cayley series; `rank` is their size."""
 

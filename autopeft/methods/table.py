@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from autopeft.methods import all_methods
-from autopeft.methods.base import Method
+from autopeft.methods.base import LINEAR_ROLES, Method
 
 HEADER = (
     "method",
@@ -20,21 +20,20 @@ HEADER = (
 
 def rows() -> list[tuple[str, ...]]:
     """Return one row of cells for each method."""
-    return [_row(method) for method in all_methods()]
+    return [
+        (
+            method.name,
+            where(method),
+            " ".join(map(str, method.default_ranks)) or "-",
+            " to ".join(map(_rate, method.learning_rate)),
+            *("yes" if flag else "no" for flag in _flags(method)),
+        )
+        for method in all_methods()
+    ]
 
 
-def _row(method: Method) -> tuple[str, ...]:
-    low, high = method.learning_rate
-    return (
-        method.name,
-        where(method),
-        " ".join(map(str, method.default_ranks)) or "-",
-        f"{_rate(low)} to {_rate(high)}",
-        _word(method.mergeable),
-        _word(method.converts_to_lora),
-        _word(method.quantized_base),
-        _word(method.shared_state),
-    )
+def _flags(method: Method) -> tuple[bool, ...]:
+    return method.mergeable, method.converts_to_lora, method.quantized_base, method.shared_state
 
 
 def _rate(value: float) -> str:
@@ -44,26 +43,10 @@ def _rate(value: float) -> str:
 
 def where(method: Method) -> str:
     """Return the roles of a method; "linear" stands for all linear modules."""
-    roles = set(method.roles)
-    parts = []
-    for word, members in _GROUPS.items():
-        if members <= roles:
-            parts.append(word)
-            roles -= members
-    return ", ".join([*parts, *(role for role in method.roles if role in roles)])
-
-
-_LINEAR = frozenset(
-    {
-        *(f"{kind}.{part}" for kind in ("attn", "cross") for part in ("q", "k", "v", "o")),
-        *("attn.qkv", "mlp.up", "mlp.gate", "mlp.gate_up", "mlp.down"),
-    }
-)
-_GROUPS = {"linear": _LINEAR}
-
-
-def _word(flag: bool) -> str:
-    return "yes" if flag else "no"
+    linear = frozenset(LINEAR_ROLES)
+    if not linear <= set(method.roles):
+        return ", ".join(method.roles)
+    return ", ".join(["linear", *(role for role in method.roles if role not in linear)])
 
 
 def markdown() -> str:

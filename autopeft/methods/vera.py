@@ -1,15 +1,17 @@
-"""VeRA: random matrices shared by all sites, two learned vectors each (arXiv 2310.11454)."""
+"""VeRA and PVeRA: random matrices shared by all sites, and a few learned vectors each.
+
+Sources: VeRA arXiv 2310.11454; PVeRA, whose inner activations are drawn from a learned
+distribution, arXiv 2512.07703.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape
 from autopeft.plan import TrainSettings
 
 
-@dataclass(frozen=True)
 class Vera(Method):
     """x -> W x + b * B (d * A x): A and B are random and shared, b starts at zero.
 
@@ -48,6 +50,39 @@ class Vera(Method):
         }
 
 
+class Pvera(Vera):
+    """x -> W x + b * B z with z ~ N(d1 * A1 x, exp(d2 * A2 x)): A and B are random and shared.
+
+    In evaluation and once merged, z is its mean. A and B come from a seed and are not saved.
+    """
+
+    def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
+        """The vectors b, d1 and d2."""
+        return shape[0] + 2 * rank
+
+    def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
+        """VeRA's, with A twice as wide."""
+        out, in_ = shape
+        return AdapterFlops(
+            forward_per_token=2.0 * rank * (2 * in_ + out),
+            backward_per_token=2.0 * rank * out,
+            input_grad_per_token=4.0 * rank * in_,
+        )
+
+    def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
+        """A x, the deviation and the noise; B's output, for b's gradient."""
+        return AdapterMemory(per_token=4 * rank + shape[0], drops_input=True)
+
+    def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
+        """Arguments of `PveraConfig`; it has no alpha."""
+        return {
+            "peft_type": "PVERA",
+            "r": rank,
+            "pvera_dropout": train.dropout,
+            "save_projection": False,
+        }
+
+
 METHODS: tuple[Method, ...] = (
     Vera(
         name="vera",
@@ -55,5 +90,13 @@ METHODS: tuple[Method, ...] = (
         learning_rate=(8e-3, 3e-1),
         converts_to_lora=True,
         shared_state=True,
+    ),
+    Pvera(
+        name="pvera",
+        default_ranks=(16, 64, 128, 256, 512),
+        learning_rate=(2e-3, 8e-2),
+        converts_to_lora=True,
+        shared_state=True,
+        draws_noise=True,
     ),
 )
