@@ -55,6 +55,9 @@ class StratifiedSampler:
         pricer: Prices candidates.
         constraints: Limits on prices.
         seed: Random seed.
+
+    Attributes:
+        history: The trials seen so far.
     """
 
     def __init__(
@@ -71,18 +74,22 @@ class StratifiedSampler:
         self.constraints = tuple(constraints)
         self.rng = np.random.default_rng(seed)
         self.origin = "search"
-        self._history = History(space, self.objectives[0])
+        self.history = History(space, self.objectives[0])
 
     def propose(self, trials: Sequence[Trial]) -> Point:
         """Return a point that is not among the trials, unless the space seems exhausted."""
-        self._history.update(trials)
-        low, high = self.log_cost_range()
-        point = self.space.point_sampler.at_cost(self.rng, self.rng.uniform(low, high))
+        self.history.update(trials)
+        point = self.random_point()
         for _ in range(50):
-            if point.key not in self._history.latest and self.is_allowed(point):
+            if point.key not in self.history.latest and self.is_allowed(point):
                 break
-            point = self.space.point_sampler.at_cost(self.rng, self.rng.uniform(low, high))
+            point = self.random_point()
         return point
+
+    def random_point(self) -> Point:
+        """Return any point, at a cost that is uniform on a log scale."""
+        cost = self.rng.uniform(*self.log_cost_range())
+        return self.space.point_sampler.at_cost(self.rng, cost)
 
     def propose_baseline(self, trials: Sequence[Trial], choices: Sequence[Point]) -> Point:
         """Return the first choice: they are sorted, most informative first."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,46 +27,38 @@ from autopeft.utils.pareto import non_dominated
 Array = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class BayesianOptions:
-    """Options of `BayesianSampler`, tuned on the synthetic landscapes of `examples/benchmarks/`.
+# Tuned on the synthetic landscapes of `examples/benchmarks/`.
 
-    Attributes:
-        n_initial: Trials before the model takes over.
-        n_mutations: Mutations of good points among the candidates.
-        n_crossovers: Crossovers of good points among the candidates.
-        n_random: Random points among the candidates, stratified by cost.
-        n_rounds: Rounds of local search from the best candidates.
-        spread_weight: Share of the model's standard deviation that counts. It is small, because the
-            best of a thousand candidates is mostly the one that the model overestimates most.
-        n_observations: Maximum number of trials that the model is fitted to.
-        effort_power: The improvement is divided by the training effort to this power: 0 maximizes
-            the improvement per trial, 1 the improvement per FLOP.
-        overhead: Effort of a trial besides its steps (mostly evaluations), relative to training a
-            small adapter at full depth.
-    """
+N_INITIAL = 14
+"""Trials before the model takes over."""
 
-    n_initial: int = 14
-    n_mutations: int = 160
-    n_crossovers: int = 60
-    n_random: int = 60
-    n_rounds: int = 5
-    spread_weight: float = 0.1
-    n_observations: int = 300
-    effort_power: float = 0.5
-    overhead: float = 0.15
+_N_MUTATIONS, _N_CROSSOVERS, _N_RANDOM = 160, 60, 60
+"""Candidates: mutations and crossovers of good points, and random points stratified by cost."""
+
+_N_ROUNDS = 5
+"""Rounds of local search from the best candidates."""
+
+_SPREAD_WEIGHT = 0.1
+"""Share of the model's standard deviation that counts. It is small, because the best of a thousand
+candidates is mostly the one that the model overestimates most."""
+
+_N_OBSERVATIONS = 300
+"""Maximum number of trials that the model is fitted to."""
+
+_EFFORT_POWER = 0.5
+"""The improvement is divided by the training effort to this power: 0 maximizes the improvement per
+trial, 1 the improvement per FLOP."""
+
+_OVERHEAD = 0.15
+"""Effort of a trial besides its steps (mostly evaluations), relative to training a small adapter at
+full depth."""
 
 
 class BayesianSampler(StratifiedSampler):
     """Maximizes the expected hypervolume improvement over mutations, crossovers and random points.
 
     Args:
-        space: The search space.
-        objectives: Quality first.
-        pricer: Prices candidates.
-        constraints: Limits on prices.
-        seed: Random seed.
-        options: Sizes and weights.
+        space, objectives, pricer, constraints, seed: See `StratifiedSampler`.
         warm_start: Trials of an earlier search on other data.
     """
 
@@ -78,11 +69,9 @@ class BayesianSampler(StratifiedSampler):
         pricer: Pricer,
         constraints: Sequence[Constraint] = (),
         seed: int = 0,
-        options: BayesianOptions | None = None,
         warm_start: WarmStart | None = None,
     ) -> None:
         super().__init__(space, objectives, pricer, constraints, seed)
-        self.options = options or BayesianOptions()
         self.warm_start = warm_start or WarmStart()
         self.costs = CostModel(space, objectives, pricer)
         self._embedding = Embedding(space.grid, self.log_cost_range())
@@ -120,21 +109,21 @@ class BayesianSampler(StratifiedSampler):
         boxes = decompose(costs[rows], mean[rows], self.costs.worst, float(mean.min()))
         expected, spread = self.model.predict(self._features(choices))
         gains = expected_hypervolume_improvement(
-            boxes, self.costs.predict(choices), expected, self.options.spread_weight * spread
+            boxes, self.costs.predict(choices), expected, _SPREAD_WEIGHT * spread
         )
         return choices[int(np.argmax(gains))]
 
     def _fit(self, trials: Sequence[Trial]) -> Observations | None:
         """Fit the models; return None while there are too few trials."""
-        history = self._history
+        history = self.history
         history.update(trials)
         n_complete = len(history.complete)
         n_told = n_complete + len(history.outside) + history.n_pruned
         # A warm start replaces half of the initial design.
-        n_initial = self.options.n_initial // (2 if len(self.warm_start) else 1)
+        n_initial = N_INITIAL // (2 if len(self.warm_start) else 1)
         if n_complete < 4 or n_told < n_initial:
             return None
-        observations = Observations.of(history, self.options.n_observations)
+        observations = Observations.of(history, _N_OBSERVATIONS)
         self.costs.fit(history.trials)
         observations = self._with_warm_start(observations)
         self.model.fit(self._features(observations.points), observations.values, observations.noise)
@@ -163,10 +152,10 @@ class BayesianSampler(StratifiedSampler):
         """Divide the cost space at the members of the front."""
         is_final = np.flatnonzero(observations.is_final)
         mean, costs = mean[is_final], costs[is_final]
-        outside = self._history.outside
+        outside = self.history.outside
         if outside:
-            mean = np.append(mean, [self._history.quality[i] for i in outside])
-            logs = [self.costs.observed(self._history.trials[i]) for i in outside]
+            mean = np.append(mean, [self.history.quality[i] for i in outside])
+            logs = [self.costs.observed(self.history.trials[i]) for i in outside]
             costs = np.vstack([costs, logs])
         floor = float(observations.values[is_final].min())
         for point, value in zip(observations.points, observations.values, strict=True):
@@ -207,30 +196,30 @@ class BayesianSampler(StratifiedSampler):
 
     def _candidates(self, parents: Sequence[Point]) -> list[Point]:
         """Return mutations and crossovers of the parents, and random points."""
-        neighborhood, rng, options = self.space.neighborhood, self.rng, self.options
+        neighborhood, rng = self.space.neighborhood, self.rng
         # Fewer candidates in spaces with hundreds of units, where each takes longer to score.
         share = min(1.0, max(0.3, 128 / len(self.space.grid.units)))
         candidates = []
-        for _ in range(round(share * options.n_mutations)):
+        for _ in range(round(share * _N_MUTATIONS)):
             point = parents[int(rng.integers(len(parents)))]
             for _ in range(1 + int(rng.random() < 0.4) + int(rng.random() < 0.2)):
                 point = neighborhood.mutate(point, rng)
             candidates.append(point)
-        for _ in range(round(share * options.n_crossovers)):
+        for _ in range(round(share * _N_CROSSOVERS)):
             one, two = (int(i) for i in rng.integers(len(parents), size=2))
             candidates.append(neighborhood.crossover(parents[one], parents[two], rng))
         low, high = self.log_cost_range()
-        logs = rng.uniform(low, high, round(share * options.n_random))
+        logs = rng.uniform(low, high, round(share * _N_RANDOM))
         return candidates + [self.space.point_sampler.at_cost(rng, log, 1) for log in logs]
 
     def _maximize(self, boxes: BoxDecomposition, candidates: list[Point]) -> Point | None:
         """Return the new candidate of largest improvement after some rounds of local search."""
         seen = set()
         scored: list[tuple[float, Point]] = []
-        for _ in range(self.options.n_rounds + 1):
+        for _ in range(_N_ROUNDS + 1):
             fresh = []
             for point in candidates:
-                if point.key not in seen and point.key not in self._history.latest:
+                if point.key not in seen and point.key not in self.history.latest:
                     seen.add(point.key)
                     fresh.append(point)
             if not fresh:
@@ -256,24 +245,17 @@ class BayesianSampler(StratifiedSampler):
     ) -> Array:
         """Return the expected improvement per effort, shape (n,); -1 above a limit on size."""
         mean, spread = self.model.predict(self._features(points))
-        gains = expected_hypervolume_improvement(
-            boxes, log_costs, mean, self.options.spread_weight * spread
-        )
-        if self.options.effort_power:
-            effort = self.options.overhead + self.costs.effort(points)
-            gains = gains / effort**self.options.effort_power
+        gains = expected_hypervolume_improvement(boxes, log_costs, mean, _SPREAD_WEIGHT * spread)
+        gains = gains / (_OVERHEAD + self.costs.effort(points)) ** _EFFORT_POWER
         return np.where(self._log_params(points) <= self.log_cost_range()[1] + 1e-9, gains, -1.0)
 
     def _design(self, trials: Sequence[Trial]) -> Point:
         """Return a random point whose cost is far from the others', with rarely used methods."""
-        points = [point for point in self._history.points if point is not None]
+        points = [point for point in self.history.points if point is not None]
         low, high = self.log_cost_range()
         taken = np.append(np.clip(self._log_params(points), low, high), [low, high])
-        samples = [
-            self.space.point_sampler.at_cost(self.rng, self.rng.uniform(low, high))
-            for _ in range(12)
-        ]
-        known = self._history.latest
+        known = self.history.latest
+        samples = [self.random_point() for _ in range(12)]
         samples = [p for p in samples if p.key not in known and self.is_allowed(p)]
         if not samples:
             return super().propose(trials)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,31 @@ _MAX_LOG_SHARE = 2.0
 """A unit gets between exp(-2) and exp(2) times the mean share."""
 
 
-class BudgetFirstEncoding:
+class PlainEncoding:
+    """The plain parameters without conditions: every parameter always has a value.
+
+    Args:
+        encoder: Encoder of the space.
+
+    Attributes:
+        parameters: The parameters as plain data, see `Encoder.parameters`.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+        self.parameters = encoder.parameters
+
+    def decode(self, values: Mapping[str, Any]) -> Point:
+        """Return the point of such parameters."""
+        return self._encoder.from_params(values)
+
+    def encode(self, point: Point) -> dict[str, Any]:
+        """Return the parameters of a point, with defaults for those it does not have."""
+        plain = self._encoder.to_params(point)
+        return {name: plain.get(name, _default(row)) for name, row in self.parameters.items()}
+
+
+class BudgetFirstEncoding(PlainEncoding):
     """Parameters `log_cost` and `lr_position`, and method, placement and share of each unit.
 
     Args:
@@ -30,30 +55,27 @@ class BudgetFirstEncoding:
     """
 
     def __init__(self, encoder: Encoder, head_params: int, log_range: tuple[float, float]) -> None:
-        self._encoder = encoder
+        super().__init__(encoder)
         self._head = head_params
         self._range = log_range
-
-    def parameters(self) -> dict[str, dict[str, Any]]:
-        """Return the parameters as plain data, see `Encoder.parameters`."""
-        plain = self._encoder.parameters()
-        low, high = self._range
-        result: dict[str, dict[str, Any]] = {
-            "log_cost": {"kind": "float", "low": low, "high": high}
+        self.parameters = {
+            "log_cost": {"kind": "float", "low": log_range[0], "high": log_range[1]},
+            **{
+                name: {key: value for key, value in row.items() if key != "when"}
+                for name, row in encoder.parameters.items()
+                if not name.endswith(".rank")
+            },
+            **{
+                f"{unit.name}.share": {"kind": "float", "low": -1.0, "high": 1.0}
+                for unit in encoder.grid.units
+            },
         }
-        for name, row in plain.items():
-            if not name.endswith(".rank"):
-                result[name] = {key: value for key, value in row.items() if key != "when"}
-        for unit in self._encoder.grid.units:
-            result[f"{unit.name}.share"] = {"kind": "float", "low": -1.0, "high": 1.0}
-        return result
 
     def decode(self, values: Mapping[str, Any]) -> Point:
         """Return the point of such parameters, with ranks that match the total and the shares."""
         grid = self._encoder.grid
-        plain = {k: v for k, v in values.items() if not k.endswith((".share", "log_cost"))}
         ranks = {f"{unit.name}.rank": 1 for unit in grid.units}
-        template = self._encoder.from_params({**plain, **ranks})
+        template = self._encoder.from_params({**values, **ranks})
         target = math.exp(float(values["log_cost"])) - self._head
         shares = np.array(
             [_MAX_LOG_SHARE * float(values[f"{unit.name}.share"]) for unit in grid.units]
@@ -65,10 +87,9 @@ class BudgetFirstEncoding:
             if option
         }
         # If the total is too small for all units, leave out those with the smallest shares.
-        order = sorted(options_by_cost, key=lambda unit: -shares[unit])
         kept: list[int] = []
         floor = 0.0
-        for unit in order:
+        for unit in sorted(options_by_cost, key=lambda unit: -shares[unit]):
             floor += float(grid.params[unit, options_by_cost[unit][0]])
             if kept and floor > target * 1.05:
                 break
@@ -81,62 +102,27 @@ class BudgetFirstEncoding:
             picks = allocate(costs, np.exp(shares[kept]), target)
             for row, unit in enumerate(kept):
                 options[unit] = options_by_cost[unit][int(picks[row])]
-        return Point(options, template.position, template.alpha, template.dropout)
+        return replace(template, options=options)
 
     def _same_kind(self, unit: int, option: int) -> list[int]:
         """Return the options with the same method and placement, sorted by cost."""
         grid = self._encoder.grid
-        alike = (
-            (grid.method_of == grid.method_of[option])
-            & (grid.placement_of == grid.placement_of[option])
-            & grid.legal[unit]
-        )
-        return sorted((int(o) for o in np.flatnonzero(alike)), key=lambda o: grid.params[unit, o])
+        alike = np.flatnonzero((grid.kind_of == grid.kind_of[option]) & grid.legal[unit])
+        return sorted(alike.tolist(), key=lambda o: grid.params[unit, o])
 
     def encode(self, point: Point) -> dict[str, Any]:
         """Return parameters that decode to a point near this one."""
         grid = self._encoder.grid
-        plain = self._encoder.to_params(point)
         costs = grid.params[np.arange(len(grid.units)), point.options]
         total = float(costs.sum()) + self._head
         mean = float(costs[costs > 0].mean()) if (costs > 0).any() else 1.0
         low, high = self._range
-        values: dict[str, Any] = {}
-        for name, row in self.parameters().items():
-            if name == "log_cost":
-                values[name] = min(max(math.log(max(total, 1.0)), low), high)
-            elif name.endswith(".share"):
-                continue
-            else:
-                values[name] = plain.get(name, _default(row))
+        values = super().encode(point)
+        values["log_cost"] = min(max(math.log(max(total, 1.0)), low), high)
         for unit, cost in zip(grid.units, costs, strict=True):
             share = math.log(cost / mean) / _MAX_LOG_SHARE if cost > 0 else -1.0
             values[f"{unit.name}.share"] = min(max(share, -1.0), 1.0)
         return values
-
-
-class PlainEncoding:
-    """The plain parameters without conditions: every parameter always has a value.
-
-    Args:
-        encoder: Encoder of the space.
-    """
-
-    def __init__(self, encoder: Encoder) -> None:
-        self._encoder = encoder
-
-    def parameters(self) -> dict[str, dict[str, Any]]:
-        """Return the parameters as plain data, see `Encoder.parameters`."""
-        return self._encoder.parameters()
-
-    def decode(self, values: Mapping[str, Any]) -> Point:
-        """Return the point of such parameters."""
-        return self._encoder.from_params(values)
-
-    def encode(self, point: Point) -> dict[str, Any]:
-        """Return the parameters of a point, with defaults for those it does not have."""
-        plain = self._encoder.to_params(point)
-        return {name: plain.get(name, _default(row)) for name, row in self.parameters().items()}
 
 
 def _default(row: Mapping[str, Any]) -> Any:

@@ -19,7 +19,6 @@ from autopeft.searcher.pruner import PRICE_KEY
 from autopeft.searcher.samplers.base import Pricer, Sampler, StratifiedSampler
 from autopeft.searcher.samplers.bayesian import BayesianSampler
 from autopeft.searcher.samplers.budget_first import BudgetFirstEncoding, PlainEncoding
-from autopeft.searcher.samplers.observations import History
 from autopeft.searcher.samplers.warm_start import WarmStart
 from autopeft.searcher.space.encoding import Point, PointKey
 from autopeft.searcher.space.space import SearchSpace
@@ -132,9 +131,7 @@ class AutoPeftSampler(OptunaAdapter):
         warm_start: WarmStart | None = None,
     ) -> None:
         pricer = prices or PriceTable.from_topology(space.topology, prompt_sizes=space.prompt_sizes)
-        sampler = BayesianSampler(
-            space, objectives, pricer, constraints, seed, warm_start=warm_start
-        )
+        sampler = BayesianSampler(space, objectives, pricer, constraints, seed, warm_start)
         super().__init__(space, objectives, pricer, sampler)
 
 
@@ -145,27 +142,20 @@ class WrappedSampler:
     point again, the scratch study gets that point's values at once.
 
     Args:
-        space: The search space.
-        objectives: Quality first.
         encoding: The parameters: plain ones, or budget first.
         inner: Optuna's sampler.
         fallback: Proposes points when the sampler repeats known ones.
     """
 
     def __init__(
-        self,
-        space: SearchSpace,
-        objectives: Sequence[Objective],
-        encoding: PlainEncoding | BudgetFirstEncoding,
-        inner: BaseSampler,
-        fallback: Sampler,
+        self, encoding: PlainEncoding, inner: BaseSampler, fallback: StratifiedSampler
     ) -> None:
         self.origin = "search"
-        self._objectives = tuple(objectives)
+        self._objectives = fallback.objectives
         self._encoding = encoding
         self._fallback = fallback
-        self._distributions = {name: distribution(r) for name, r in encoding.parameters().items()}
-        self._history = History(space, self._objectives[0])
+        self._distributions = {name: distribution(r) for name, r in encoding.parameters.items()}
+        self._history = fallback.history
         self._inner = inner
         self._proposed: dict[PointKey, int] = {}
         self._n_followed = 0
@@ -253,17 +243,10 @@ def make_sampler(
     seed: int = 0,
     warm_start: WarmStart | None = None,
 ) -> Sampler:
-    """Return the sampler of that name.
+    """Return the sampler of that name; the other arguments are those of `BayesianSampler`.
 
-    Args:
-        name: One of `SAMPLERS`, an `AutoPeftSampler`, or any sampler of Optuna's, which then works
-            on the plain parameters.
-        space: The search space.
-        objectives: Quality first.
-        prices: Prices candidates.
-        constraints: Limits on prices.
-        seed: Random seed.
-        warm_start: Trials of an earlier search; used by "autopeft" only.
+    The name may also be an `AutoPeftSampler`, or any sampler of Optuna's, which then works on the
+    plain parameters.
 
     Raises:
         SettingsError: if there is no such sampler.
@@ -271,23 +254,20 @@ def make_sampler(
     if isinstance(name, OptunaAdapter):
         return name.sampler
     if name == "autopeft":
-        return BayesianSampler(space, objectives, prices, constraints, seed, warm_start=warm_start)
+        return BayesianSampler(space, objectives, prices, constraints, seed, warm_start)
     fallback = StratifiedSampler(space, objectives, prices, constraints, seed)
     if name == "random":
         return fallback
-    plain = PlainEncoding(space.encoder)
-    if isinstance(name, BaseSampler):
-        return WrappedSampler(space, objectives, plain, name, fallback)
+    encoding = PlainEncoding(space.encoder)
     if name == "tpe":
         head, log_range = space.topology.head_params, fallback.log_cost_range()
-        budget_first = BudgetFirstEncoding(space.encoder, head, log_range)
-        inner: BaseSampler = optuna.samplers.TPESampler(seed=seed)
-        return WrappedSampler(space, objectives, budget_first, inner, fallback)
-    if name == "nsga2":
-        inner = optuna.samplers.NSGAIISampler(population_size=20, seed=seed)
-        return WrappedSampler(space, objectives, plain, inner, fallback)
-    if name == "gp":
+        encoding = BudgetFirstEncoding(space.encoder, head, log_range)
+        name = optuna.samplers.TPESampler(seed=seed)
+    elif name == "nsga2":
+        name = optuna.samplers.NSGAIISampler(population_size=20, seed=seed)
+    elif name == "gp":
         # Optuna's GP imports torch, here and nowhere else in the searcher.
-        inner = optuna.samplers.GPSampler(seed=seed)
-        return WrappedSampler(space, objectives, plain, inner, fallback)
-    raise SettingsError("sampler", name, "no such sampler", nearest(str(name), SAMPLERS))
+        name = optuna.samplers.GPSampler(seed=seed)
+    if not isinstance(name, BaseSampler):
+        raise SettingsError("sampler", name, "no such sampler", nearest(str(name), SAMPLERS))
+    return WrappedSampler(encoding, name, fallback)

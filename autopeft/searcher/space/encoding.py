@@ -6,6 +6,7 @@ such as `layer.03.method`.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -87,9 +88,8 @@ class Encoder:
     def rates(self, name: str) -> tuple[float, float]:
         """Return the range (low, high) of a method's learning rate in this space."""
         override = self.config.methods.get(name)
-        if override is not None and override.learning_rate is not None:
-            return override.learning_rate
-        return methods.learning_rate_range(name)
+        own = override and override.learning_rate
+        return own or methods.learning_rate_range(name)
 
     def rate_at(self, name: str, position: float) -> float:
         """Return a method's learning rate at a position."""
@@ -98,10 +98,8 @@ class Encoder:
 
     def plan(self, point: Point) -> AdapterPlan:
         """Return the plan of a point."""
-        specs: list[LayerSpec] = []
-        for unit, option in enumerate(point.options):
-            specs += self.grid.sites[unit, int(option)]
-        return AdapterPlan(specs)
+        chosen = enumerate(point.options.tolist())
+        return AdapterPlan([spec for place in chosen for spec in self.grid.sites[place]])
 
     def train(self, point: Point, used: tuple[str, ...]) -> TrainSettings:
         """Return the training settings of a point whose plan uses these methods."""
@@ -109,15 +107,12 @@ class Encoder:
         extra = [(methods.HEAD, self.rate_at(methods.HEAD, point.position))] * self.has_head
         logs = [math.log(rate) for _, rate in pairs or extra or [("", 1e-3)]]
         rate = round_rate(math.exp(sum(logs) / len(logs)))
-        return TrainSettings(
+        return replace(
+            self.base,
             learning_rate=rate,
             method_rates=tuple((pairs if len(pairs) > 1 else []) + extra),
             alpha_ratio=self.config.alpha_ratio[point.alpha],
             dropout=self.config.dropout[point.dropout],
-            steps=self.base.steps,
-            batch_size=self.base.batch_size,
-            weight_decay=self.base.weight_decay,
-            warmup_fraction=self.base.warmup_fraction,
         )
 
     def to_candidate(self, point: Point) -> Candidate:
@@ -143,15 +138,9 @@ class Encoder:
         places = {(spec.layer, spec.role): spec for spec in candidate.plan.specs}
         options = []
         for index, unit in enumerate(self.grid.units):
-            here = tuple(
-                sorted(
-                    places.pop((layer, role))
-                    for layer in unit.layers
-                    for role in unit.roles
-                    if (layer, role) in places
-                )
-            )
-            options.append(self._option_with(index, here))
+            sites = itertools.product(unit.layers, unit.roles)
+            here = sorted(places.pop(site) for site in sites if site in places)
+            options.append(self._option_with(index, tuple(here)))
         if places:
             spec = next(iter(places.values()))
             raise SpaceError(
@@ -200,23 +189,21 @@ class Encoder:
                 f"the learning rate of {names[0]} is in [{low}, {high}] in this space",
                 "widen its range",
             )
+        wanted = (train.learning_rate, train.method_rates)
         near = [snap(guess + step / POSITION_STEPS) for step in (0, 1, -1, 2, -2, 3, -3)]
         for position in near:
-            rates = self.train(replace(point, position=position), used)
-            if (rates.learning_rate, rates.method_rates) == (
-                train.learning_rate,
-                train.method_rates,
-            ):
+            found = self.train(replace(point, position=position), used)
+            if (found.learning_rate, found.method_rates) == wanted:
                 return position
         return near[0]
 
     def to_params(self, point: Point) -> dict[str, Any]:
         """Return readable parameters: each unit's method, with rank and placement if it has any."""
         values: dict[str, Any] = {"lr_position": point.position}
-        if len(self.config.alpha_ratio) > 1:
-            values["alpha_ratio"] = self.config.alpha_ratio[point.alpha]
-        if len(self.config.dropout) > 1:
-            values["dropout"] = self.config.dropout[point.dropout]
+        for name, index in (("alpha_ratio", point.alpha), ("dropout", point.dropout)):
+            choices = getattr(self.config, name)
+            if len(choices) > 1:
+                values[name] = choices[index]
         for unit, option in zip(self.grid.units, point.options, strict=True):
             choice = self.grid.options[int(option)]
             values[f"{unit.name}.method"] = choice.method
@@ -262,16 +249,15 @@ class Encoder:
         return min(same, key=lambda o: abs(math.log(max(self.grid.options[o].rank, 1)) - wanted))
 
     def _has_placements(self, method: str) -> bool:
-        places = {o.placement for o in self.grid.options if o.method == method}
-        return len(places) > 1
+        return len({o.placement for o in self.grid.options if o.method == method}) > 1
 
+    @cached_property
     def parameters(self) -> dict[str, dict[str, Any]]:
-        """Return every parameter that points can have, as plain data.
+        """Every parameter that points can have, as plain data.
 
-        Returns:
-            Name -> {"kind": "categorical", "choices": [...]}, {"kind": "float", "low", "high"} or
-            {"kind": "int", "low", "high", "log"}. Rank and placement have "when": the methods of
-            their unit that have them.
+        Name -> {"kind": "categorical", "choices": [...]}, {"kind": "float", "low", "high"} or
+        {"kind": "int", "low", "high", "log"}. Rank and placement have "when": the methods of their
+        unit that have them.
         """
         grid = self.grid
         result: dict[str, dict[str, Any]] = {
@@ -279,13 +265,10 @@ class Encoder:
                 "kind": "float", "low": 0.0, "high": 1.0, "step": 1.0 / POSITION_STEPS,
             }
         }  # fmt: skip
-        if len(self.config.alpha_ratio) > 1:
-            result["alpha_ratio"] = {
-                "kind": "categorical",
-                "choices": list(self.config.alpha_ratio),
-            }
-        if len(self.config.dropout) > 1:
-            result["dropout"] = {"kind": "categorical", "choices": list(self.config.dropout)}
+        for key in ("alpha_ratio", "dropout"):
+            choices = getattr(self.config, key)
+            if len(choices) > 1:
+                result[key] = {"kind": "categorical", "choices": list(choices)}
         for index, unit in enumerate(grid.units):
             fitting = [grid.options[o] for o in np.flatnonzero(grid.legal[index])]
             names = list(dict.fromkeys(option.method for option in fitting))

@@ -1,8 +1,7 @@
-"""The initial design: LoRA baselines, the reference and a portfolio of other methods."""
+"""The initial design: LoRA baselines and a portfolio of other methods."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -11,11 +10,6 @@ from autopeft.searcher.space.encoding import Encoder, Point, snap
 
 _RATE_POSITIONS = (0.5, 0.75, 0.25, 0.9, 0.1)
 """The middle comes first: the ranges are centered on values that usually work."""
-
-
-def reference(encoder: Encoder) -> Point:
-    """Return the point without any adapter."""
-    return Point(np.zeros(len(encoder.grid.units), dtype=np.int64))
 
 
 def single_method(
@@ -28,23 +22,18 @@ def single_method(
 ) -> Point | None:
     """Return the point with one method in all units (or the last ones), at the nearest legal rank.
 
-    Returns:
-        None if the method is legal in none of these units.
+    Return None if the method is legal in none of them.
     """
     grid = encoder.grid
     options = np.zeros(len(grid.units), dtype=np.int64)
-    names = [
-        o
+    distance = {
+        o: abs(np.log(max(option.rank, 1) / max(rank, 1)))
         for o, option in enumerate(grid.options)
         if option.method == method and placement in (None, option.placement)
-    ]
-    first = 0 if last is None else len(options) - last
-    for unit in range(max(first, 0), len(options)):
-        legal = [o for o in names if grid.legal[unit, o]]
-        if legal:
-            options[unit] = min(
-                legal, key=lambda o: abs(np.log(max(grid.options[o].rank, 1) / max(rank, 1)))
-            )
+    }
+    for unit in range(0 if last is None else max(len(options) - last, 0), len(options)):
+        legal = [o for o in distance if grid.legal[unit, o]]
+        options[unit] = min(legal, key=distance.__getitem__, default=0)
     return Point(options, snap(position)) if options.any() else None
 
 
@@ -52,48 +41,39 @@ def baselines(encoder: Encoder, n_max: int | None = None) -> tuple[Point, ...]:
     """Return the LoRA grid: two placements x ranks x learning rates, most informative first.
 
     The first four cover both placements at two rates, the next ones other ranks. Empty if the space
-    has no LoRA.
-
-    Args:
-        encoder: Of the space.
-        n_max: Maximum number of points; None for the whole grid.
+    has no LoRA; of a length of at most `n_max`.
     """
-    grid = encoder.grid
-    if "lora" not in grid.methods:
+    ranks = lora_ranks(encoder)
+    if not ranks:
         return ()
-    ranks = sorted({option.rank for option in grid.options if option.method == "lora"})
     middle = min(ranks, key=lambda r: abs(np.log(r / 8)))
-    order = [
-        middle,
-        ranks[0],
-        ranks[-1],
-        *(r for r in ranks if r not in (middle, ranks[0], ranks[-1])),
+    rows = [
+        (place, rank, position)
+        for rank, positions in (
+            (middle, _RATE_POSITIONS[:2]),
+            (ranks[0], _RATE_POSITIONS[:2]),
+            (middle, _RATE_POSITIONS[2:3]),
+            *((rank, _RATE_POSITIONS) for rank in (middle, ranks[0], ranks[-1], *ranks)),
+        )
+        for position in positions
+        for place in lora_placements(encoder)
     ]
-    places = lora_placements(encoder)
-    rows: list[tuple[str | None, int, float]] = []
-    for rank, positions in itertools.chain(
-        [(middle, _RATE_POSITIONS[:2])],
-        [(ranks[0], _RATE_POSITIONS[:2])],
-        [(middle, _RATE_POSITIONS[2:3])],
-        ((rank, _RATE_POSITIONS) for rank in order),
-    ):
-        rows += [(place, rank, position) for position in positions for place in places]
-    points = (single_method(encoder, "lora", *row) for row in dict.fromkeys(rows))
-    return unique(point for point in points if point is not None)[:n_max]
+    return unique(single_method(encoder, "lora", *row) for row in dict.fromkeys(rows))[:n_max]
 
 
 def lora_choices(encoder: Encoder) -> tuple[Point, ...]:
     """Return all LoRA baselines: both placements, all ranks, nine rates."""
-    if "lora" not in encoder.grid.methods:
-        return ()
-    ranks = sorted({option.rank for option in encoder.grid.options if option.method == "lora"})
-    points = (
+    return unique(
         single_method(encoder, "lora", place, rank, position / 10)
-        for rank in ranks
+        for rank in lora_ranks(encoder)
         for place in lora_placements(encoder)
         for position in range(1, 10)
     )
-    return unique(point for point in points if point is not None)
+
+
+def lora_ranks(encoder: Encoder) -> list[int]:
+    """Return the ranks of LoRA in the space, ascending; empty if it has no LoRA."""
+    return sorted({option.rank for option in encoder.grid.options if option.method == "lora"})
 
 
 def lora_placements(encoder: Encoder) -> Sequence[str | None]:
@@ -113,10 +93,6 @@ def portfolio(encoder: Encoder, n_max: int | None = None) -> tuple[Point, ...]:
 
     The LoRA baselines already cover medium and large sizes. On the synthetic landscapes of
     `examples/benchmarks/`, small sizes are a better start than medium sizes or a mixture.
-
-    Args:
-        encoder: Of the space.
-        n_max: Maximum number of points.
     """
     grid = encoder.grid
     rows: list[Point | None] = []
@@ -128,16 +104,12 @@ def portfolio(encoder: Encoder, n_max: int | None = None) -> tuple[Point, ...]:
         rows.append(single_method(encoder, name, wide, smallest, 0.5))
     half = max(1, len(grid.units) // 2)
     if "lora" in grid.methods:
-        wide_lora = lora_placements(encoder)[-1]
-        rows.append(single_method(encoder, "lora", wide_lora, 1, 0.6, last=half))
-        rows.append(
-            single_method(
-                encoder, "lora", lora_placements(encoder)[0], 1, 0.6, last=max(1, half // 2)
-            )
-        )
-    return unique(point for point in rows if point is not None)[:n_max]
+        narrow, wide = lora_placements(encoder)[0], lora_placements(encoder)[-1]
+        for place, last in ((wide, half), (narrow, max(1, half // 2))):
+            rows.append(single_method(encoder, "lora", place, 1, 0.6, last))
+    return unique(rows)[:n_max]
 
 
-def unique(points: Iterable[Point]) -> tuple[Point, ...]:
-    """Drop duplicates, keep the order."""
-    return tuple({point.key: point for point in points}.values())
+def unique(points: Iterable[Point | None]) -> tuple[Point, ...]:
+    """Drop duplicates and None, keep the order."""
+    return tuple({point.key: point for point in points if point is not None}.values())

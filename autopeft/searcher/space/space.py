@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -127,12 +126,8 @@ class SearchSpace:
         positions = [snap(step / 20) for step in range(21)]
         legal = [np.flatnonzero(row) for row in self.grid.legal]
         least = 0 if self.config.include_empty else 1
-        rows = itertools.product(
-            itertools.product(*legal),
-            positions,
-            range(len(self.config.alpha_ratio)),
-            range(len(self.config.dropout)),
-        )
+        alphas, dropouts = range(len(self.config.alpha_ratio)), range(len(self.config.dropout))
+        rows = itertools.product(itertools.product(*legal), positions, alphas, dropouts)
         for options, position, alpha, dropout in itertools.islice(rows, limit):
             if sum(option > 0 for option in options) >= least:
                 yield Point(np.array(options, dtype=np.int64), position, alpha, dropout)
@@ -149,10 +144,10 @@ class SearchSpace:
         """Return the candidate of such parameters."""
         return self.encoder.to_candidate(self.encoder.from_params(params))
 
-    @cached_property
+    @property
     def parameters(self) -> dict[str, dict[str, Any]]:
         """Every parameter as plain data; see `Encoder.parameters`."""
-        return self.encoder.parameters()
+        return self.encoder.parameters
 
     def baselines(self, n_max: int | None = None) -> tuple[Candidate, ...]:
         """Return the LoRA grid, most informative first; empty if the space has no LoRA."""
@@ -160,7 +155,7 @@ class SearchSpace:
 
     def reference(self) -> Candidate:
         """Return the candidate without adapters."""
-        return self.encoder.to_candidate(initial_design.reference(self.encoder))
+        return self.encoder.to_candidate(Point(np.zeros(len(self.grid.units), dtype=np.int64)))
 
     def portfolio(self, n_max: int | None = None) -> tuple[Candidate, ...]:
         """Return good starting points of methods other than LoRA."""

@@ -16,7 +16,7 @@ from autopeft.costs import PriceTable, Topology
 from autopeft.costs.constraints import parse_constraints
 from autopeft.costs.objectives import objective
 from autopeft.searcher.samplers.base import StratifiedSampler
-from autopeft.searcher.samplers.bayesian import BayesianSampler
+from autopeft.searcher.samplers.bayesian import N_INITIAL, BayesianSampler
 from autopeft.searcher.samplers.budget_first import BudgetFirstEncoding, PlainEncoding
 from autopeft.searcher.samplers.cost_model import CostModel
 from autopeft.searcher.samplers.gp import Embedding, Features, GaussianProcess
@@ -123,7 +123,7 @@ def test_running_trials_push_the_next_proposals_apart_in_cost() -> None:
 
 def test_the_design_covers_costs_and_methods() -> None:
     proposer = BayesianSampler(SPACE, TWO, PRICES, seed=0)
-    rows = grow(proposer, proposer.options.n_initial)
+    rows = grow(proposer, N_INITIAL)
     low, high = (math.log(c) for c in SPACE.cost_range())
     places = [(math.log(s.costs.trainable_params) - low) / (high - low) for s in rows]
     assert np.histogram(places, bins=4, range=(0, 1))[0].min() >= 1
@@ -282,9 +282,9 @@ def test_other_parameters_of_a_space_come_back_as_nearly_the_same_point(seed: in
     plain = PlainEncoding(SPACE.encoder)
     point = SPACE.point_sampler.stratified(RNG(seed))
     assert plain.decode(plain.encode(point)).key == point.key
-    assert set(plain.encode(point)) == set(plain.parameters())
+    assert set(plain.encode(point)) == set(plain.parameters)
     values = budget.encode(point)
-    assert set(values) == set(budget.parameters())
+    assert set(values) == set(budget.parameters)
     back = budget.decode(values)
     cost, again = (float(SPACE.n_params(g.options)) for g in (point, back))
     assert abs(math.log(again / cost)) < 0.7
