@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -185,7 +186,8 @@ def load_adapter(base: str | nn.Module, folder: str | Path) -> Any:
         >>> model.training
         False
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
+    base = os.path.expanduser(base) if isinstance(base, str) else base
     if not (folder / PLAN_FILE).is_file() and (folder / CONFIG_FILE).is_file():
         return _load_foreign(base, folder)
     return load_attached(base, folder).model

@@ -172,7 +172,9 @@ def test_a_head_alone_is_saved_and_loaded(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["bert", "roberta", "distilbert", "llama-cls"])
-def test_a_pretrained_model_gets_its_new_head_with_the_adapter(name: str, tmp_path: Path) -> None:
+def test_a_pretrained_model_gets_its_new_head_with_the_adapter(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = save(name, tmp_path / "base")
     backbone = load_backbone(folder, auto_class=_CLS, model_kwargs={"num_labels": 4})
     assert set(backbone.head) >= set(KINDS[name].head)
@@ -181,7 +183,8 @@ def test_a_pretrained_model_gets_its_new_head_with_the_adapter(name: str, tmp_pa
         disturb(attached)
         logits = logits_of(attached.model, _text())
         save_adapter(attached, tmp_path / "adapter", extra={"labels": ["a", "b", "c", "d"]})
-    loaded = load_adapter(folder, tmp_path / "adapter")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    loaded = load_adapter("~/base", "~/adapter")
     assert torch.equal(logits_of(loaded, _text()), logits)
     assert logits.shape == (2, 4)
     row = json.loads((tmp_path / "adapter" / "plan.json").read_text())
