@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -33,23 +33,6 @@ from autopeft.settings import SearchSettings
 from autopeft.workspace import Workspace
 
 
-@dataclass
-class _Clock:
-    """Wall-clock seconds by phase."""
-
-    phases: dict[str, float]
-    began: float
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Add the block's seconds to a phase."""
-        began = time.monotonic()
-        try:
-            yield
-        finally:
-            self.phases[name] = self.phases.get(name, 0.0) + time.monotonic() - began
-
-
 class Session:
     """One run of a search, from settings to report.
 
@@ -72,24 +55,22 @@ class Session:
         self._callbacks = CallbackList(callbacks)
         self._is_resumed = is_resumed
         self._started = datetime.now(UTC) - timedelta(seconds=time.monotonic() - began)
-        self._clock = _Clock({"startup": time.monotonic() - began}, began)
+        self._began = began
+        self._phases = {"startup": time.monotonic() - began}
 
     def run(self, settings: SearchSettings) -> SearchResult:
         """Run the search.
-
-        Args:
-            settings: As the user gave them.
 
         Raises:
             UserError: for a mistake in the settings, before any training.
             KeyboardInterrupt: after Ctrl-C or SIGTERM; everything is saved.
         """
-        ready = prepare(settings, note=self._callbacks.on_message, phase=self._clock.phase)
-        with self._clock.phase("startup"):
+        ready = prepare(settings, note=self._callbacks.on_message, phase=self._phase)
+        with self._phase("startup"):
             kept = self._workspace.recall("spent", Spent) if self._is_resumed else None
             before = kept or Spent()
             if not self._is_resumed:
-                check_budget(ready, spent_seconds=time.monotonic() - self._clock.began)
+                check_budget(ready, spent_seconds=time.monotonic() - self._began)
             with _removed_on_error(self._workspace.folder, is_new=not self._is_resumed):
                 # Keep what the user asked for: a resumed search looks at its machine again.
                 self._workspace.create(
@@ -101,15 +82,23 @@ class Session:
                 )
                 self._workspace.remember("splits", ready.splits())
                 controller = self._open(ready)
-        budget = BudgetTracker(
-            ready.budget,
-            ready.settings.confirm_share,
-            spent_seconds=before.seconds + time.monotonic() - self._clock.began,
+        spent = replace(
+            before,
+            seconds=before.seconds + time.monotonic() - self._began,
             # An interrupted trial is run again, so it is not spent.
-            spent_trials=sum(o.reason != INTERRUPTED for o in controller.trials()),
-            spent_flops=before.flops,
+            trials=sum(o.reason != INTERRUPTED for o in controller.trials()),
         )
-        return self._work(ready, controller, budget, before)
+        budget = BudgetTracker(ready.budget, ready.settings.confirm_share, spent)
+        return self._work(ready, controller, budget)
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        """Add the block's seconds to a phase."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._phases[name] = self._phases.get(name, 0.0) + time.monotonic() - began
 
     def _open(self, ready: PreparedSearch) -> SearchController:
         settings = ready.settings
@@ -145,11 +134,7 @@ class Session:
         return trials
 
     def _work(
-        self,
-        ready: PreparedSearch,
-        controller: SearchController,
-        budget: BudgetTracker,
-        before: Spent,
+        self, ready: PreparedSearch, controller: SearchController, budget: BudgetTracker
     ) -> SearchResult:
         settings = ready.settings
         store = ConfirmationStore(self._workspace.folder)
@@ -166,28 +151,22 @@ class Session:
             # On a CPU the test split is scored in fp32, which takes twice as long as bf16.
             test_share=2.0 * len(ready.data.test) / len(ready.data.validation),
             compress=settings.compress,
-            on_progress=self._observe(budget, before),
+            on_progress=self._observe(budget),
         )
         is_complete = False
         try:
             self._train(ready, dispatcher)
             is_complete = True
         finally:
-            with self._clock.phase("report"):
-                record = self._record(
-                    ready, controller, budget, dispatcher, store, is_complete, before
-                )
+            with self._phase("report"):
+                record = self._record(ready, controller, budget, dispatcher, store, is_complete)
                 shown = view(record)
                 write_report(shown, record.trials, self._workspace.folder)
-            spent = replace(
-                budget.spent(before),
-                phases=record.budget.phases,
-                workers=record.budget.worker_seconds,
-            )
-            self._workspace.remember("spent", spent)
+            phases, workers = record.budget.phases, record.budget.worker_seconds
+            self._workspace.remember("spent", replace(budget.spent, phases=phases, workers=workers))
         return SearchResult(self._workspace.folder, shown, settings.model)
 
-    def _observe(self, budget: BudgetTracker, before: Spent) -> Callable[[Progress], None]:
+    def _observe(self, budget: BudgetTracker) -> Callable[[Progress], None]:
         last = 0.0
 
         def observe(progress: Progress) -> None:
@@ -195,7 +174,7 @@ class Session:
             # The budget spent so far must survive a kill, to the second.
             if time.monotonic() - last > 1.0:
                 last = time.monotonic()
-                self._workspace.remember("spent", budget.spent(before))
+                self._workspace.remember("spent", budget.spent)
             self._callbacks.on_progress(progress)
 
         return observe
@@ -219,30 +198,27 @@ class Session:
         dispatcher: Dispatcher,
         store: ConfirmationStore,
         is_complete: bool,
-        before: Spent,
     ) -> SearchRecord:
         trials = controller.trials()
         confirmed = confirmed_finalists(trials, store.scores(), store.compressed())
         quality = ready.objectives[0]
-        baseline = tuned_lora(confirmed, trials, quality)
-        reference = next((o.candidate.digest for o in trials if o.origin == "reference"), None)
         scores = {}
         for finalist in confirmed:
             # The adapter handed out is of the seed that is best on validation.
             chosen = finalist.best_seed(quality)
             store.publish(finalist, chosen.seed)
-            scores[finalist.candidate.digest] = AdapterScore(
+            scores[finalist.digest] = AdapterScore(
                 chosen.seed, "test", dict(chosen.test), len(chosen.test_rows)
             )
         return SearchRecord(
             settings=ready.settings.to_mapping(),
             objectives=ready.objectives,
             trials=trials,
-            budget=self._budget(ready, budget, dispatcher, before),
+            budget=self._budget(ready, budget, dispatcher),
             finalists=confirmed,
-            front=tuple(o.candidate.digest for o in controller.front()),
-            baseline=baseline,
-            reference=reference,
+            front=tuple(o.digest for o in controller.front()),
+            baseline=tuned_lora(confirmed, trials, quality),
+            reference=next((o.digest for o in trials if o.origin == "reference"), None),
             verdict=judge(confirmed, ready.objectives),
             pick=ready.settings.pick,
             adapter_scores=scores,
@@ -260,16 +236,10 @@ class Session:
         )
 
     def _budget(
-        self,
-        ready: PreparedSearch,
-        budget: BudgetTracker,
-        dispatcher: Dispatcher,
-        before: Spent,
+        self, ready: PreparedSearch, budget: BudgetTracker, dispatcher: Dispatcher
     ) -> BudgetReport:
-        phases = dict(self._clock.phases)
+        phases = _sum(self._phases, dispatcher.phase_seconds())
         worker = dispatcher.activity
-        for name, seconds in dispatcher.phase_seconds().items():
-            phases[name] = phases.get(name, 0.0) + seconds
         working = phases.get("search", 0.0) + phases.get("confirmation", 0.0)
         workers = {
             "train": worker.train,
@@ -278,13 +248,14 @@ class Session:
             "attach": worker.attach,
             "idle": max(0.0, ready.n_workers * working - worker.total),
         }
+        spent = budget.spent
         return BudgetReport(
             limit=ready.budget.text,
-            spent_seconds=budget.spent_seconds,
-            spent_flops=budget.spent_flops,
-            n_trials=budget.spent_trials,
-            phases=_sum(before.phases, phases),
-            worker_seconds=_sum(before.workers, workers),
+            spent_seconds=spent.seconds,
+            spent_flops=spent.flops,
+            n_trials=spent.trials,
+            phases=_sum(spent.phases, phases),
+            worker_seconds=_sum(spent.workers, workers),
         )
 
 
@@ -315,10 +286,7 @@ def _terminable() -> Iterator[None]:
         yield
         return
 
-    def interrupt(signum: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, interrupt)
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import TracebackType
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 from autopeft.engine.dispatcher import Dispatcher
@@ -11,7 +11,7 @@ from autopeft.settings import SearchSettings
 from autopeft.utils.gc import paused_gc
 
 
-class Backend(Protocol):
+class Backend(AbstractContextManager["Backend", None], Protocol):
     """Runs jobs until the dispatcher has no more.
 
     A backend is a context manager: entering it starts what its workers need, leaving it stops that.
@@ -20,19 +20,6 @@ class Backend(Protocol):
     for which that returns False, and calls `dispatcher.fail()` for jobs that are lost. All calls of
     the dispatcher come from one thread.
     """
-
-    def __enter__(self) -> Backend:
-        """Start what the workers need."""
-        ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Stop what was started."""
-        ...
 
     def run(self, dispatcher: Dispatcher, context: WorkerContext) -> None:
         """Run jobs until `dispatcher.phase` is "done".

@@ -96,8 +96,8 @@ class Spent:
         seconds: Wall-clock seconds.
         trials: Trials started.
         flops: Training FLOPs, from the candidates' costs.
-        phases: Wall-clock seconds by phase.
-        workers: Worker seconds by activity.
+        phases: Wall-clock seconds of ended sessions by phase.
+        workers: Worker seconds of ended sessions by activity.
     """
 
     seconds: float = 0.0
@@ -116,9 +116,7 @@ class BudgetTracker:
     Attributes:
         budget: The limits.
         confirm_share: Share of seconds and FLOPs reserved for confirmation, in [0, 1).
-        spent_seconds: Wall-clock seconds so far, earlier sessions included.
-        spent_trials: Trials started.
-        spent_flops: FLOPs so far.
+        spent: What was spent so far, earlier sessions included.
 
     Raises:
         SettingsError: if `confirm_share` is outside [0, 1).
@@ -126,9 +124,7 @@ class BudgetTracker:
 
     budget: Budget
     confirm_share: float = 0.0
-    spent_seconds: float = 0.0
-    spent_trials: int = 0
-    spent_flops: float = 0.0
+    spent: Spent = field(default_factory=Spent)
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.confirm_share < 1.0:
@@ -137,16 +133,16 @@ class BudgetTracker:
             )
 
     def spend(self, *, seconds: float = 0.0, trials: int = 0, flops: float = 0.0) -> None:
-        """Add to what was spent.
-
-        Raises:
-            ValueError: if something negative is spent.
-        """
+        """Add to what was spent; a negative number raises a ValueError."""
         if not min(seconds, trials, flops) >= 0:
             raise ValueError(f"spending is >= 0, but got {(seconds, trials, flops)}")
-        self.spent_seconds += seconds
-        self.spent_trials += trials
-        self.spent_flops += flops
+        spent = self.spent
+        self.spent = replace(
+            spent,
+            seconds=spent.seconds + seconds,
+            trials=spent.trials + trials,
+            flops=spent.flops + flops,
+        )
 
     def left(self, *, confirming: bool = False) -> Budget | None:
         """Return what is left; None if any limit is used up.
@@ -155,22 +151,13 @@ class BudgetTracker:
             confirming: Whether the reserve for confirmation may be used.
         """
         share = 1.0 if confirming else 1.0 - self.confirm_share
-        limits = self.budget
-        seconds = None if limits.seconds is None else limits.seconds * share - self.spent_seconds
-        flops = None if limits.flops is None else limits.flops * share - self.spent_flops
-        trials = None if limits.trials is None else limits.trials - self.spent_trials
+        limits, spent = self.budget, self.spent
+        seconds = None if limits.seconds is None else limits.seconds * share - spent.seconds
+        flops = None if limits.flops is None else limits.flops * share - spent.flops
+        trials = None if limits.trials is None else limits.trials - spent.trials
         binding = [seconds, flops] if confirming else [seconds, flops, trials]
         if any(limit is not None and limit <= 0 for limit in binding):
             return None
         if confirming and seconds is None and flops is None:
             return limits
         return Budget(seconds, None if confirming else trials, flops, limits.text)
-
-    def spent(self, before: Spent) -> Spent:
-        """Return what was spent, with the phases and workers of earlier sessions."""
-        return replace(
-            before,
-            seconds=self.spent_seconds,
-            trials=self.spent_trials,
-            flops=self.spent_flops,
-        )

@@ -30,9 +30,6 @@ from autopeft.trial import Decision, Trial
 
 Phase = Literal["search", "confirmation", "done"]
 
-_Key = tuple[str, str, int]
-"""A job's kind, digest and seed: its identity."""
-
 
 @dataclass(frozen=True)
 class Progress:
@@ -67,7 +64,7 @@ class Dispatcher:
     Args:
         controller: Proposes candidates and keeps the study.
         budget: What may be spent and what has been.
-        store: Where confirmations are kept.
+        store: Keeps confirmations.
         objectives: Quality first.
         seed: Seed of the search's trainings; confirmations use the seeds after it.
         confirm_seeds: Number of seeds for each finalist.
@@ -121,7 +118,7 @@ class Dispatcher:
         self._compress = compress
         self._expected: dict[str, float] = {}
         self._on_progress = on_progress
-        self._running: dict[_Key, Trial | None] = {}
+        self._running: dict[tuple[str, str, int], Trial | None] = {}
         self._flops_at: dict[int, float] = {}
         self._queue: deque[Job] = deque()
         self._early: deque[Job] = deque()
@@ -130,7 +127,7 @@ class Dispatcher:
         self._n_confirmed = 0
         self._n_to_confirm = 0
         self._longest_job = 0.0
-        self._started_at: dict[_Key, float] = {}
+        self._started_at: dict[tuple[str, str, int], float] = {}
         self.phase: Phase = "search"
         self._phase_seconds: dict[str, float] = {}
         self._phase_began = self._ticked = time.monotonic()
@@ -177,8 +174,7 @@ class Dispatcher:
         """
         while self._early:
             job = self._early.popleft()
-            key = self._key(job)
-            if key not in self._running and key[1:] not in self._confirmed:
+            if job.key not in self._running and job.key[1:] not in self._confirmed:
                 self._note_start(job, None)
                 return job
         return None
@@ -241,13 +237,9 @@ class Dispatcher:
         return job
 
     def _note_start(self, job: Job, trial: Trial | None) -> None:
-        self._running[self._key(job)] = trial
-        self._started_at[self._key(job)] = time.monotonic()
+        self._running[job.key] = trial
+        self._started_at[job.key] = time.monotonic()
         self._notify()
-
-    @staticmethod
-    def _key(job: Job) -> _Key:
-        return (job.kind, job.candidate.digest, job.seed)
 
     # --- taking messages -------------------------------------------------------------------------
 
@@ -270,7 +262,7 @@ class Dispatcher:
         return self._take_rung(job, message)
 
     def _take_rung(self, job: Job, message: RungMessage) -> bool:
-        trial = self._running.get(self._key(job))
+        trial = self._running.get(job.key)
         if trial is None:
             return False
         report = message.report
@@ -282,37 +274,32 @@ class Dispatcher:
             self._controller.tell(trial, score=quality, measured=message.measured)
             if trial.origin == "reference":
                 self._plan_early_confirmations()
-            self._end(job)
-            return False
-        if decision is Decision.STOP:
-            self._end(job)
-            return False
-        if self._is_past_deadline():
+        elif decision is not Decision.STOP:
+            if not self._is_past_deadline():
+                self._notify()
+                return True
             # Only complete trials can be on the front, and this one would end too late.
             self._controller.tell(trial, stopped="the search's share of the budget ended")
-            self._end(job)
-            return False
-        self._notify()
-        return True
+        self._end(job)
+        return False
 
     def fail(self, job: Job, reason: str) -> None:
         """Mark the job failed; it sends no more messages."""
-        trial = self._running.get(self._key(job))
+        trial = self._running.get(job.key)
         if trial is not None:
             self._controller.tell(trial, failed=reason)
-        elif job.kind == "confirm" and self._key(job) in self._running:
+        elif job.kind == "confirm" and job.key in self._running:
             self.warnings.append(f"confirming {job.candidate.digest} failed: {reason}")
         self._end(job)
 
     def is_running(self, job: Job) -> bool:
         """Return whether the job has neither ended nor failed."""
-        return self._key(job) in self._running
+        return job.key in self._running
 
     def _end(self, job: Job) -> None:
-        key = self._key(job)
-        self._running.pop(key, None)
+        self._running.pop(job.key, None)
         self._flops_at.pop(job.number, None)
-        began = self._started_at.pop(key, None)
+        began = self._started_at.pop(job.key, None)
         if began is not None:
             seconds = time.monotonic() - began
             self._longest_job = max(self._longest_job, seconds)
@@ -332,17 +319,17 @@ class Dispatcher:
     def _is_past_deadline(self) -> bool:
         """Return whether the search has used up its seconds or FLOPs."""
         self._tick()
-        budget, limits = self._budget, self._budget.budget
-        share = 1.0 - budget.confirm_share
-        return (limits.seconds is not None and budget.spent_seconds >= limits.seconds * share) or (
-            limits.flops is not None and budget.spent_flops >= limits.flops * share
+        limits, spent = self._budget.budget, self._budget.spent
+        share = 1.0 - self._budget.confirm_share
+        return (limits.seconds is not None and spent.seconds >= limits.seconds * share) or (
+            limits.flops is not None and spent.flops >= limits.flops * share
         )
 
     @property
     def seconds_left(self) -> float:
         """Seconds left of the whole budget; inf without a time limit."""
         limit = self._budget.budget.seconds
-        return float("inf") if limit is None else max(0.0, limit - self._budget.spent_seconds)
+        return float("inf") if limit is None else max(0.0, limit - self._budget.spent.seconds)
 
     def _enter(self, phase: Phase) -> None:
         self._tick()

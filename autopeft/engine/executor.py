@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -38,7 +37,6 @@ class Executor:
         precision: What trainings compute in.
         activation_cache: The cache of the frozen blocks' activations; None if they are not cached.
         last_block: Skips the positions of the last block that the model's head does not read.
-        load_seconds: Seconds that loading took.
         trains_together: False once jobs could not be trained together, or it was not faster.
         has_compared: Whether the speed of training together has been measured.
 
@@ -52,7 +50,6 @@ class Executor:
     """
 
     def __init__(self, context: WorkerContext) -> None:
-        started = time.perf_counter()
         self.context = context
         settings = context.settings
         self.task: Task = make_task(settings, context.data)
@@ -88,7 +85,6 @@ class Executor:
                 context.window,
                 precision=self.precision,
             )
-        self.load_seconds = time.perf_counter() - started
         self.trains_together = True
         self.has_compared = False
         self._jobs: tuple[Job, ...] = ()

@@ -6,7 +6,6 @@ import warnings
 from collections import deque
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from types import TracebackType
 
 import torch
 
@@ -33,12 +32,7 @@ class LocalBackend:
     def __enter__(self) -> LocalBackend:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Stop nothing: there are no workers."""
 
     def run(self, dispatcher: Dispatcher, context: WorkerContext) -> None:

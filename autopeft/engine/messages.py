@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from autopeft.confirm.finalists import Compressed, SeedScore
@@ -63,6 +64,11 @@ class Job:
     number: int = -1
     lower_ranks: tuple[tuple[Candidate, Price], ...] = ()
 
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """Kind, digest and seed: the job's identity."""
+        return self.kind, self.candidate.digest, self.seed
+
 
 @dataclass(frozen=True)
 class Activity:
@@ -86,20 +92,10 @@ class Activity:
         return self.train + self.evaluate + self.attach + self.cache
 
     def __add__(self, other: Activity) -> Activity:
-        return Activity(
-            self.train + other.train,
-            self.evaluate + other.evaluate,
-            self.attach + other.attach,
-            self.cache + other.cache,
-        )
+        return Activity(*map(operator.add, astuple(self), astuple(other)))
 
     def __sub__(self, other: Activity) -> Activity:
-        return Activity(
-            self.train - other.train,
-            self.evaluate - other.evaluate,
-            self.attach - other.attach,
-            self.cache - other.cache,
-        )
+        return Activity(*map(operator.sub, astuple(self), astuple(other)))
 
 
 @dataclass(frozen=True)

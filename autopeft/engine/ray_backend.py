@@ -6,7 +6,6 @@ import logging
 import os
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from autopeft.engine.dispatcher import Dispatcher
@@ -156,9 +155,8 @@ class _RungScheduler(_OnDriver, FIFOScheduler):  # type: ignore[misc]
 def _raised(file: str | None) -> str | None:
     """Return the last line of the traceback of what a worker raised; None if it was killed.
 
-    Args:
-        file: Where Tune has just written the exception. `Trial.get_pickled_error` looks where the
-            file will be once the trial's folder has been synced.
+    The file is where Tune has just written the exception. `Trial.get_pickled_error` looks where it
+    will be once the trial's folder has been synced.
     """
     if file is None or not Path(file).exists():
         return None
@@ -230,12 +228,7 @@ class RayBackend:
             ) from None
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Stop or leave a Ray that was started or joined on entering."""
         if self._is_ours:
             ray.shutdown()

@@ -141,7 +141,7 @@ def test_flops_are_booked_once_a_step(tmp_path: Path) -> None:
     search = FakeSearch(tmp_path, "5trials")
     search.run()
     n_confirmed = sum(len(scores) for scores in search.store.scores().values())
-    assert search.budget.spent_flops == pytest.approx(5 * 100e6 + n_confirmed * 1e6)
+    assert search.budget.spent.flops == pytest.approx(5 * 100e6 + n_confirmed * 1e6)
 
 
 def test_a_flops_budget_ends_the_search(tmp_path: Path) -> None:
