@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from autopeft.errors import AutoPeftError, UserError
+from autopeft import api
+from autopeft.errors import AutoPeftError
 from autopeft.settings import RESUMABLE, SearchSettings
 from autopeft.tasks.registry import TASKS
 
@@ -73,7 +74,6 @@ def app() -> None:
 @_settings_options()
 def search(settings: str | None, **flags: Any) -> None:
     """Search for adapters worth their cost; flags override the YAML file SETTINGS."""
-    from autopeft import api
     from autopeft.callbacks import shown_progress
 
     with shown_progress() as progress:
@@ -86,7 +86,6 @@ def search(settings: str | None, **flags: Any) -> None:
 @_settings_options(only=RESUMABLE)
 def resume(folder: str, **flags: Any) -> None:
     """Continue the search in FOLDER: after an interruption, or with a larger --budget."""
-    from autopeft import api
     from autopeft.callbacks import shown_progress
 
     with shown_progress() as progress:
@@ -99,7 +98,6 @@ def resume(folder: str, **flags: Any) -> None:
 @_settings_options()
 def price(settings: str | None, **flags: Any) -> None:
     """Show what the space holds and what its candidates cost, with no training."""
-    from autopeft import api
     from autopeft.reporting.tables import price_table
 
     _print(price_table(api.price(settings, **_given(flags))))
@@ -109,8 +107,6 @@ def price(settings: str | None, **flags: Any) -> None:
 @click.argument("folder", type=click.Path())
 def report(folder: str) -> None:
     """Write the report of the search in FOLDER again and show its summary."""
-    from autopeft import api
-
     _conclude(api.report(folder))
 
 
@@ -142,8 +138,6 @@ def export(
     folder: str, pick: str, format_: str, to: str, max_rank: int | None, allow_lossy: bool
 ) -> None:
     """Write one member of the front in FOLDER as an adapter, as one LoRA or as a merged model."""
-    from autopeft import api
-
     written = api.export(
         folder, pick=pick, format=format_, to=to, max_rank=max_rank, allow_lossy=allow_lossy
     )
@@ -160,8 +154,6 @@ def export(
 @click.option("--port", default=8080, show_default=True, help="Port to listen on.")
 def dashboard(folder: str, host: str, port: int) -> None:
     """Open optuna-dashboard on the search in FOLDER, running or ended."""
-    from autopeft import api
-
     click.echo(f"optuna-dashboard: http://{host}:{port}/  (Ctrl-C ends it)")
     api.dashboard(folder, host=host, port=port)
 
@@ -210,12 +202,9 @@ def main() -> None:
     try:
         status = app(standalone_mode=False)
         sys.exit(status if isinstance(status, int) else 0)
-    except UserError as error:
-        click.echo(f"autopeft: {error}", err=True)
-        sys.exit(error.exit_status)
     except AutoPeftError as error:
         click.echo(f"autopeft: {error}", err=True)
-        sys.exit(1)
+        sys.exit(error.exit_status)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
         sys.exit(2)

@@ -66,7 +66,6 @@ class PreparedSearch:
         rungs: Steps at which trials report.
         device: "cpu" or "cuda".
         n_workers: Jobs at once.
-        gpus_per_worker: GPU share of each.
         window: Which of the task's windows the model's head reads; None: all positions, or unknown.
     """
 
@@ -81,7 +80,6 @@ class PreparedSearch:
     rungs: tuple[int, ...]
     device: str
     n_workers: int
-    gpus_per_worker: float
     window: str | None = None
 
     @property
@@ -226,7 +224,6 @@ def prepare(
         rung_steps(settings.steps, settings.eta, settings.rungs, earliest=EARLIEST_STEP),
         device,
         n_workers,
-        gpus,
         window,
     )
 
@@ -234,13 +231,7 @@ def prepare(
 def read_window(meta: Backbone, task: Task, data: TaskData) -> str | None:
     """Return which of the task's windows holds all hidden states that the model's head reads.
 
-    Args:
-        meta: The model without weights, from `build_meta`.
-        task: Defines the windows.
-        data: A few of its rows are tried.
-
-    Returns:
-        Its name; None where the head reads other states too, or it is unknown.
+    None where the head reads other states too, or it is unknown. A few rows of `data` are tried.
     """
     # Short and long rows: in rows of one length several windows coincide.
     order = np.argsort(data.train.lengths, kind="stable")
@@ -268,12 +259,7 @@ def read_share(task: Task, data: TaskData, window: str, settings: SearchSettings
 
 
 def validation_rows(settings: SearchSettings, n_rows: int = 32) -> dict[str, Any] | None:
-    """Return the first validation rows of a search as model inputs; None if its data is gone.
-
-    Args:
-        settings: As resolved by the search.
-        n_rows: Number of rows, at most.
-    """
+    """Return the first validation rows of a search as model inputs; None if its data is gone."""
     settings = expand(settings)
     try:
         tokenizer = load_tokenizer(settings.model, revision=settings.model_revision)
@@ -330,11 +316,7 @@ def check_budget(prepared: PreparedSearch, *, spent_seconds: float) -> None:
     """Check that the budget pays for at least one trial.
 
     A trial takes at least its FLOPs at the speed of a plain matrix multiply, so no budget that
-    could work is refused.
-
-    Args:
-        prepared: The prepared search.
-        spent_seconds: Seconds since the call; they count against the budget.
+    could work is refused. The seconds spent since the call count against the budget.
 
     Raises:
         SettingsError: naming the budget and the least a trial needs.

@@ -11,23 +11,9 @@ from autopeft.errors import SettingsError
 from autopeft.utils.serialize import finite, from_plain, to_plain
 
 
-def _setting(
-    default: Any,
-    help: str,
-    *,
-    minimum: float | None = None,
-    maximum: float | None = None,
-    choices: Sequence[str] = (),
-    resumable: bool = False,
-) -> Any:
-    """Declare a setting; a resumable one may change when a search is resumed."""
-    metadata = {
-        "help": help,
-        "minimum": minimum,
-        "maximum": maximum,
-        "choices": choices,
-        "resumable": resumable,
-    }
+def _setting(default: Any, help: str, *, resumable: bool = False, **limits: Any) -> Any:
+    """Declare a setting within the `limits` of `_check`; a resumable one may change on resume."""
+    metadata = {"help": help, "resumable": resumable, "limits": limits}
     return field(default=default, metadata=metadata)
 
 
@@ -256,7 +242,7 @@ class SearchSettings:
 
     def __post_init__(self) -> None:
         for each in fields(self):
-            _check(each.name, getattr(self, each.name), **each.metadata)
+            _check(each.name, getattr(self, each.name), **each.metadata["limits"])
         for name, allowed in _LOCAL.items() if self.backend == "local" else ():
             if getattr(self, name) not in allowed:
                 raise SettingsError(
@@ -283,10 +269,9 @@ def _check(
     name: str,
     value: Any,
     *,
-    minimum: float | None,
-    maximum: float | None,
-    choices: Sequence[str],
-    **_: object,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    choices: Sequence[str] = (),
 ) -> None:
     """Raise a SettingsError if a value is not within the limits of its setting."""
     if choices and value not in choices:
@@ -330,19 +315,13 @@ def _parse_flag(key: str, value: Any) -> Any:
         parts = [part.strip() if isinstance(part, str) else part for text in texts for part in text]
         return [part for part in parts if part != ""]
     if key == "role_map" and isinstance(value, str):
-        return _parse_pairs(key, value)
+        pairs = [part.partition("=") for part in value.split(",") if part.strip()]
+        if not all(left.strip() and right.strip() for left, _, right in pairs):
+            raise SettingsError(key, value, "must be role=path pairs", "use e.g. attn.q=mix.query")
+        return {left.strip(): right.strip() for left, _, right in pairs}
     if key == "budget" and isinstance(value, list):
         return ",".join(map(str, value))
     return value
-
-
-def _parse_pairs(key: str, text: str) -> dict[str, str]:
-    """Return the mapping that a flag writes as `a=b,c=d`."""
-    pairs = [part.strip().partition("=") for part in text.split(",") if part.strip()]
-    for left, _, right in pairs:
-        if not (left.strip() and right.strip()):
-            raise SettingsError(key, text, "must be role=path pairs", "use e.g. attn.q=mix.query")
-    return {left.strip(): right.strip() for left, _, right in pairs}
 
 
 RESUMABLE = frozenset(each.name for each in fields(SearchSettings) if each.metadata["resumable"])

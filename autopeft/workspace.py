@@ -48,26 +48,20 @@ class Workspace:
         Raises:
             StorageError: if the folder is not empty, is a file, or cannot be written.
         """
-        if (self.folder / SETTINGS).exists():
-            raise StorageError(
-                "output",
-                str(self.folder),
-                "the folder holds another search",
-                f"continue it with `autopeft resume {self.folder}`, or choose another --output",
-            )
-        if self.folder.exists() and not self.folder.is_dir():
-            raise StorageError(
-                "output", str(self.folder), "is a file, not a folder", "choose another --output"
-            )
-        if self.folder.is_dir() and any(self.folder.iterdir()):
-            raise StorageError(
-                "output", str(self.folder), "the folder is not empty", "choose another --output"
-            )
-        parent = next(p for p in [self.folder, *self.folder.absolute().parents] if p.exists())
-        if not os.access(parent, os.W_OK):
-            raise StorageError(
-                "output", str(self.folder), f"{parent} is not writable", "choose another --output"
-            )
+        folder, remedy = self.folder, "choose another --output"
+        parent = next(p for p in [folder, *folder.absolute().parents] if p.exists())
+        if (folder / SETTINGS).exists():
+            problem = "the folder holds another search"
+            remedy = f"continue it with `autopeft resume {folder}`, or {remedy}"
+        elif folder.exists() and not folder.is_dir():
+            problem = "is a file, not a folder"
+        elif folder.is_dir() and any(folder.iterdir()):
+            problem = "the folder is not empty"
+        elif not os.access(parent, os.W_OK):
+            problem = f"{parent} is not writable"
+        else:
+            return
+        raise StorageError("output", str(folder), problem, remedy)
 
     def create(self, settings: SearchSettings) -> None:
         """Create the folder and write the settings into it."""

@@ -29,14 +29,10 @@ def _variance_of_mean(values: Sequence[float]) -> float:
 
 
 def _t_interval(mean: float, parts: Sequence[tuple[float, int]]) -> Interval | None:
-    """Return the interval about `mean` whose squared standard error is the sum of `parts`.
+    """Return the interval about `mean`, or None where its error is unknown.
 
-    Args:
-        mean: The estimate.
-        parts: (squared standard error, its degrees of freedom); parts without freedom are skipped.
-
-    Returns:
-        (low, high), or None where the error is unknown.
+    Its squared standard error is the sum of `parts`: (square, degrees of freedom); parts without
+    freedom are skipped.
     """
     usable = [(square, df) for square, df in parts if df > 0]
     if not usable or not math.isfinite(mean):
@@ -83,14 +79,9 @@ def _row_scale(finalist: Finalist, quality: Objective) -> float | None:
 
 
 def quality_interval(finalist: Finalist, quality: Objective) -> Interval | None:
-    """Return the interval of the mean test quality over the seeds.
+    """Return the interval of the mean test quality over the seeds, in the metric's own unit.
 
-    Args:
-        finalist: The finalist.
-        quality: The quality objective.
-
-    Returns:
-        (low, high) in the metric's own unit, or None for one seed of a metric that is no row mean.
+    None for one seed of a metric that is no row mean.
     """
     scores = [seed.test[quality.name] for seed in finalist.seeds]
     parts = [(_variance_of_mean(scores), len(scores) - 1)] if len(scores) > 1 else []

@@ -113,7 +113,7 @@ def judge(
     pairs = [(m, tuned) for m in members] + list(zip(members, fair, strict=True))
     if reference is not None:
         pairs.append((tuned, reference))
-    found = dict(zip(_keys(pairs), _compare(pairs, seed), strict=True))
+    found = dict(zip([_key(*pair) for pair in pairs], _compare(pairs, seed), strict=True))
     levels = tuple(
         _level(member, opponent, found[_key(member, opponent)], cost)
         for member, opponent in zip(members, fair, strict=True)
@@ -126,7 +126,8 @@ def judge(
         if against.low > 0 and ratio <= 1.0:
             winners.append((member, against, ratio))
         elif lora_gain is not None and lora_gain.low > 0 and ratio <= _MUCH_CHEAPER:
-            margin = _margin(lora_gain.gain)
+            # How far a cheaper member may fall short and still be as good.
+            margin = max(_TOLERANCE * lora_gain.gain, min(_SMALL, _SMALL_SHARE * lora_gain.gain))
             beats_its_level = opponent is tuned or found[_key(member, opponent)].low > 0
             if against.low > -margin and beats_its_level:
                 winners.append((member, against, ratio))
@@ -137,27 +138,14 @@ def judge(
     )
 
 
-def _margin(lora_gain: float) -> float:
-    """Return how far a cheaper member may fall short of the tuned LoRA and still be as good."""
-    return max(_TOLERANCE * lora_gain, min(_SMALL, _SMALL_SHARE * lora_gain))
-
-
 def _key(first: Finalist, second: Finalist) -> tuple[str, str]:
     return first.digest, second.digest
-
-
-def _keys(pairs: Sequence[tuple[Finalist, Finalist]]) -> list[tuple[str, str]]:
-    return [_key(first, second) for first, second in pairs]
 
 
 def _rows(finalist: Finalist) -> Array:
     """Return the score of each test row, averaged over the seeds; shape (n_test_rows,)."""
     mean: Array = np.array([s.test_rows for s in finalist.seeds], dtype=float).mean(axis=0)
     return mean
-
-
-def _seed_means(finalist: Finalist) -> Array:
-    return np.array([float(np.mean(s.test_rows)) for s in finalist.seeds])
 
 
 def _compare(pairs: Sequence[tuple[Finalist, Finalist]], seed: int) -> list[_Comparison]:
@@ -192,7 +180,11 @@ def _compare(pairs: Sequence[tuple[Finalist, Finalist]], seed: int) -> list[_Com
 
 def _pooled_seed_variance(finalists: Sequence[Finalist]) -> float:
     """Return the variance of one seed's mean score, pooled: three seeds alone estimate it badly."""
-    spreads = [_seed_means(f) for f in finalists if len(f.seeds) > 1]
+    spreads = [
+        np.array([float(np.mean(s.test_rows)) for s in f.seeds])
+        for f in finalists
+        if len(f.seeds) > 1
+    ]
     freedom = sum(len(s) - 1 for s in spreads)
     if not freedom:
         return 0.0
@@ -227,12 +219,9 @@ def _fair_opponent(
 def _level(
     member: Finalist, opponent: Finalist, found: _Comparison, cost: Objective | None
 ) -> LevelVerdict:
-    result: Literal["wins", "ties", "loses"] = (
-        "wins" if found.low > 0 else "loses" if found.high < 0 else "ties"
-    )
     return LevelVerdict(
         member.digest,
-        result,
+        "wins" if found.low > 0 else "loses" if found.high < 0 else "ties",
         found.gain,
         (found.low, found.high),
         _ratio(member, opponent, cost),
@@ -324,9 +313,8 @@ def pick_best(
     rows = [f for f in finalists if f.seeds and f.origin != "reference"]
     if limit is not None:
         rows = [f for f in rows if limit.allows(f.costs)]
-        if not rows:
-            return None
-    rows = rows or [f for f in finalists if f.seeds]
+    else:
+        rows = rows or [f for f in finalists if f.seeds]
     if not rows:
         return None
     quality = objectives[0]

@@ -22,12 +22,8 @@ def affordable(
     """Return as many nominees as the time left pays for with all their seeds.
 
     The tuned LoRAs and the reference are never dropped. Front members are dropped from the middle
-    outwards, so that the cheapest and the best stay.
-
-    Args:
-        nominees: As `choose_finalists` returns them.
-        worker_seconds: Time left, over all workers.
-        n_seeds: Seeds a nominee.
+    outwards, so that the cheapest and the best stay. `worker_seconds` is the time left, over all
+    workers.
     """
     kept = list(nominees)
     while len(kept) > _N_NEEDED and sum(n.seconds for n in kept) * n_seeds > worker_seconds:
@@ -48,12 +44,7 @@ def affordable_lower_ranks(
 ) -> dict[str, tuple[tuple[Candidate, Price], ...]]:
     """Return the lower ranks that the time left pays for, and their costs, by nominee's digest.
 
-    Args:
-        nominees: The candidates that are confirmed.
-        worker_seconds: Time left, over all workers.
-        n_seeds: Seeds a nominee.
-        trained: Digests that are left out, because they have trials of their own.
-        price: Returns the costs of a candidate.
+    The digests in `trained` are left out, because they have trials of their own.
     """
     taken = set(trained)
     left = worker_seconds * _COMPRESSION_MARGIN - sum(n.seconds for n in nominees) * n_seeds
@@ -75,27 +66,15 @@ def confirmation_jobs(
     done: Collection[tuple[str, int]],
     lower_ranks: Mapping[str, tuple[tuple[Candidate, Price], ...]],
 ) -> tuple[Job, ...]:
-    """Return one job for each nominee and seed.
+    """Return one job for each nominee and seed, except those that are done or running.
 
     All nominees come with the first seed, then all with the second, ...: if the budget ends early,
-    they have about the same number of seeds.
-
-    Args:
-        nominees: The candidates to confirm.
-        seeds: None of them is the search's own: a candidate that won by a lucky seed must win
-            again.
-        done: (digest, seed) of confirmations that are done or running.
-        lower_ranks: Lower ranks to score with a nominee, by its digest.
+    they have about the same number of seeds. None of the seeds is the search's own: a candidate
+    that won by a lucky seed must win again.
     """
     return tuple(
-        Job(
-            "confirm",
-            nominee.trial.candidate,
-            nominee.trial.costs,
-            seed,
-            lower_ranks=lower_ranks.get(nominee.trial.digest, ()),
-        )
+        Job("confirm", t.candidate, t.costs, seed, lower_ranks=lower_ranks.get(t.digest, ()))
         for seed in seeds
-        for nominee in nominees
-        if (nominee.trial.digest, seed) not in done
+        for t in (nominee.trial for nominee in nominees)
+        if (t.digest, seed) not in done
     )

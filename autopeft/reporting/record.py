@@ -102,11 +102,7 @@ class SearchRecord:
     def trial_counts(self) -> dict[str, int]:
         """Count trials by state: complete, pruned, failed."""
         counts = Counter(trial.state for trial in self.trials)
-        return {
-            "complete": counts["complete"],
-            "pruned": counts["pruned"],
-            "failed": counts["failed"],
-        }
+        return {state: counts[state] for state in ("complete", "pruned", "failed")}
 
 
 @dataclass(frozen=True)
