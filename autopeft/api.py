@@ -182,11 +182,12 @@ def report(folder: str | Path) -> SearchResult:
         >>> autopeft.report("runs/first").folder / "report.html"
         PosixPath('.../report.html')
     """
+    from autopeft.reporting.trials_csv import read_trials
     from autopeft.reporting.write import write_pages
     from autopeft.result import SearchResult
 
     result = SearchResult.read(folder)
-    write_pages(result.view, result.folder)
+    write_pages(result.view, read_trials(result.folder / "trials.csv"), result.folder)
     return result
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
@@ -31,23 +31,6 @@ class Callback(Protocol):
 
     def on_progress(self, progress: Progress) -> None:
         """Handle the state after a change."""
-
-
-class CallbackList:
-    """Passes everything on to several callbacks."""
-
-    def __init__(self, callbacks: Iterable[Callback] = ()) -> None:
-        self._callbacks = tuple(callbacks)
-
-    def on_message(self, text: str) -> None:
-        """Pass the line on."""
-        for callback in self._callbacks:
-            callback.on_message(text)
-
-    def on_progress(self, progress: Progress) -> None:
-        """Pass the state on."""
-        for callback in self._callbacks:
-            callback.on_progress(progress)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from autopeft.callbacks import Callback, CallbackList
+from autopeft.callbacks import Callback
 from autopeft.confirm.finalists import confirmed_finalists, tuned_lora
 from autopeft.confirm.store import ConfirmationStore
 from autopeft.confirm.verdict import judge
@@ -52,7 +52,7 @@ class Session:
         is_resumed: bool = False,
     ) -> None:
         self._workspace = workspace
-        self._callbacks = CallbackList(callbacks)
+        self._callbacks = tuple(callbacks)
         self._is_resumed = is_resumed
         self._started = datetime.now(UTC) - timedelta(seconds=time.monotonic() - began)
         self._began = began
@@ -65,7 +65,7 @@ class Session:
             UserError: for a mistake in the settings, before any training.
             KeyboardInterrupt: after Ctrl-C or SIGTERM; everything is saved.
         """
-        ready = prepare(settings, note=self._callbacks.on_message, phase=self._phase)
+        ready = prepare(settings, note=self._note, phase=self._phase)
         with self._phase("startup"):
             kept = self._workspace.recall("spent", Spent) if self._is_resumed else None
             before = kept or Spent()
@@ -90,6 +90,10 @@ class Session:
         )
         budget = BudgetTracker(ready.budget, ready.settings.confirm_share, spent)
         return self._work(ready, controller, budget)
+
+    def _note(self, text: str) -> None:
+        for callback in self._callbacks:
+            callback.on_message(text)
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
@@ -117,7 +121,7 @@ class Session:
             audit_share=settings.audit_share,
             warm_start=self._warm_start(settings),
         )
-        self._callbacks.on_message(f"watch it: autopeft dashboard {self._workspace.folder}")
+        self._note(f"watch it: autopeft dashboard {self._workspace.folder}")
         return controller
 
     def _warm_start(self, settings: SearchSettings) -> tuple[WarmStartTrial, ...]:
@@ -130,7 +134,7 @@ class Session:
         stored = read_study(earlier.storage(before), earlier.study_name(before))
         trials = warm_start_trials(*stored)
         self._workspace.remember("prior", {"trials": [trial.to_json() for trial in trials]})
-        self._callbacks.on_message(f"warm start: {len(trials)} trials of {earlier.folder}")
+        self._note(f"warm start: {len(trials)} trials of {earlier.folder}")
         return trials
 
     def _work(
@@ -175,7 +179,8 @@ class Session:
             if time.monotonic() - last > 1.0:
                 last = time.monotonic()
                 self._workspace.remember("spent", budget.spent)
-            self._callbacks.on_progress(progress)
+            for callback in self._callbacks:
+                callback.on_progress(progress)
 
         return observe
 

@@ -246,7 +246,10 @@ class Dispatcher:
     def take(self, job: Job, message: Message) -> bool:
         """Take a worker's message; return whether the job goes on. If not, the worker stops it."""
         self.activity += message.activity
-        self._note_heard(message.activity)
+        if not self._has_heard:
+            # The time before the first message's activity counts as start-up.
+            self._close_phase(time.monotonic() - message.activity.total)
+            self._has_heard = True
         if isinstance(message, FailureMessage):
             self.fail(job, message.reason)
             return False
@@ -333,9 +336,8 @@ class Dispatcher:
 
     def _enter(self, phase: Phase) -> None:
         self._tick()
-        now = time.monotonic()
-        self._close_phase(now)
-        self.phase, self._phase_began = phase, now
+        self._close_phase(time.monotonic())
+        self.phase = phase
         self._notify()
 
     def start(self) -> None:
@@ -348,12 +350,6 @@ class Dispatcher:
         name = "report" if name == "done" else name
         self._phase_seconds[name] = self._phase_seconds.get(name, 0.0) + now - self._phase_began
         self._phase_began = now
-
-    def _note_heard(self, activity: Activity) -> None:
-        """Count the time before the first message's activity as start-up."""
-        if not self._has_heard:
-            self._close_phase(time.monotonic() - activity.total)
-            self._has_heard = True
 
     def phase_seconds(self) -> dict[str, float]:
         """Return the wall-clock seconds so far by phase."""

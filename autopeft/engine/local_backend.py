@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
-
-import torch
+from collections.abc import Collection
 
 from autopeft.engine.dispatcher import Dispatcher
 from autopeft.engine.executor import Executor
 from autopeft.engine.job_queue import JobQueue
 from autopeft.engine.messages import FailureMessage, Job, Message, WorkerContext
 from autopeft.errors import AutoPeftError, TrainingFailure
+from autopeft.utils.hardware import one_thread
 from autopeft.utils.quiet import quiet_transformers
 
 
@@ -45,7 +43,7 @@ class LocalBackend:
         queue = JobQueue(dispatcher, self._trials_per_worker)
         groups: deque[tuple[Job, ...]] = deque()
         worker = _Worker(context)
-        with warnings.catch_warnings(), quiet_transformers(), _one_thread(context.device):
+        with warnings.catch_warnings(), quiet_transformers(), one_thread(context.device):
             warnings.simplefilter("ignore")
             try:
                 while True:
@@ -111,15 +109,3 @@ class _Worker:
     def clear(self) -> None:
         if self._executor is not None:
             self._executor.clear()
-
-
-@contextmanager
-def _one_thread(device: str) -> Iterator[None]:
-    """Let torch compute with one thread on a CPU, as Ray's workers do; restore it on exit."""
-    before = torch.get_num_threads()
-    if device == "cpu":
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

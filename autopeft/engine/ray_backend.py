@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -168,12 +168,13 @@ def _raised(file: str | None) -> str | None:
     return next((line.strip()[:400] for line in reversed(lines) if line.strip()), None)
 
 
+@dataclass
 class RayBackend:
     """Runs jobs on a Ray cluster, or on a small local Ray that lives as long as the search.
 
     A Ray that the caller has initialized already is used and left running.
 
-    Args:
+    Attributes:
         address: Address of a cluster; None for a local Ray.
         n_workers: Workers to use.
         gpus_per_worker: GPU share of each.
@@ -181,21 +182,12 @@ class RayBackend:
         object_bytes: Bytes of data that the workers share.
     """
 
-    def __init__(
-        self,
-        address: str | None = None,
-        *,
-        n_workers: int = 1,
-        gpus_per_worker: float = 0.0,
-        trials_per_worker: int = 1,
-        object_bytes: int = 0,
-    ) -> None:
-        self._address = address
-        self._n_workers = n_workers
-        self._gpus_per_worker = gpus_per_worker
-        self._trials_per_worker = trials_per_worker
-        self._object_bytes = object_bytes
-        self._is_ours = False
+    address: str | None
+    n_workers: int
+    gpus_per_worker: float
+    trials_per_worker: int
+    object_bytes: int
+    _is_ours: bool = field(default=False, init=False)
 
     def __enter__(self) -> RayBackend:
         """Start or join Ray.
@@ -206,11 +198,11 @@ class RayBackend:
         self._is_ours = not ray.is_initialized()
         if not self._is_ours:
             return self
-        if self._address is None:
+        if self.address is None:
             ray.init(
-                num_cpus=self._n_workers,
+                num_cpus=self.n_workers,
                 include_dashboard=False,
-                object_store_memory=max(100 * 2**20, 3 * self._object_bytes),
+                object_store_memory=max(100 * 2**20, 3 * self.object_bytes),
                 runtime_env={"env_vars": worker_environment()},
                 log_to_driver=False,
                 logging_level=logging.ERROR,
@@ -218,11 +210,11 @@ class RayBackend:
             return self
         environment = {"env_vars": thread_environment()}
         try:
-            ray.init(address=self._address, runtime_env=environment, log_to_driver=False)
+            ray.init(address=self.address, runtime_env=environment, log_to_driver=False)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise SettingsError(
                 "ray_address",
-                self._address,
+                self.address,
                 f"no Ray cluster answers ({type(error).__name__})",
                 "start one with `ray start --head`, or leave it out",
             ) from None
@@ -241,10 +233,10 @@ class RayBackend:
         """
         # A worker's failure is the reason of its trial; Tune would print tracebacks.
         silence("ray.tune", logging.CRITICAL)
-        searcher = _JobSearcher(dispatcher, self._n_workers, self._trials_per_worker)
+        searcher = _JobSearcher(dispatcher, self.n_workers, self.trials_per_worker)
         # A variable keeps the actor alive.
-        _stops = start_stops() if self._trials_per_worker > 1 else None
-        resources = {"cpu": 1.0, "gpu": self._gpus_per_worker}
+        _stops = start_stops() if self.trials_per_worker > 1 else None
+        resources = {"cpu": 1.0, "gpu": self.gpus_per_worker}
         with scratch_folder() as folder:
             context = replace(context, cache_folder=str(folder))
             # In a tuple: the worker fetches the context itself, not Ray before `setup`.

@@ -76,11 +76,7 @@ def front_to_json(shown: FrontView) -> dict[str, Any]:
 
 
 def write_front(shown: FrontView, path: Path) -> None:
-    """Write front.json atomically.
-
-    Raises:
-        OSError: if the folder cannot be written.
-    """
+    """Write front.json atomically."""
     write_text(path, strict_json(front_to_json(shown)))
 
 
@@ -100,11 +96,7 @@ def _entries(value: Any) -> Any:
 
 
 def front_from_json(content: Mapping[str, Any]) -> FrontView:
-    """Return the view that `front_to_json` wrote.
-
-    Raises:
-        UserError: if the content is not of schema 1.
-    """
+    """Return the view that `front_to_json` wrote, or raise a UserError."""
     schema = content.get("schema")
     if schema != SCHEMA:
         raise StorageError("schema", schema, f"must be {SCHEMA}", _REMEDY)

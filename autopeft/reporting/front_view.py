@@ -47,8 +47,6 @@ class FrontEntry:
         validation: Mean validation metrics over the seeds, or those of its trial.
         seeds: One line per retraining.
         adapter: Folder below the output folder; None if no adapter was saved.
-        adapter_score: Score of that adapter.
-        origin: How the candidate was proposed.
         trial: Number of its trial; None if it was not a trial.
         is_confirmed: True if it was retrained and scored on the test split.
         compressed_from: Digest of the finalist whose trained LoRA was cut to these ranks.
@@ -91,18 +89,13 @@ class FrontView:
         best: Digest of the pick.
         baseline: The tuned LoRA.
         reference: The empty plan. It is shown beside the front and never competes with a member.
-        verdict: Whether the front beats the tuned LoRA; undecided before confirmation.
-        budget: Where the budget went.
         trials: Number of trials by state.
         dominated_finalists: Finalists that others dominate on the reported numbers.
         unconfirmed: Members of the search's front that were not retrained; validation numbers.
-        data: A summary of the dataset.
         versions: Version by package.
-        warnings: One line each.
         settings: As resolved, JSON-like values.
         n_layers: Blocks of the model, up to the last one that a trial adapted.
-        started: ISO 8601 time.
-        ended: ISO 8601 time.
+        started: ISO 8601 time, as `ended`.
         is_confirmed: True if the front's numbers are from the test split.
         is_complete: False if the search was interrupted.
         fidelity: How well the rungs predicted the end, and the cost of pruning; None if unknown.

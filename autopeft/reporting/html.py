@@ -21,13 +21,7 @@ from autopeft.utils.formatting import human_count, human_seconds, human_value
 
 
 def page(shown: FrontView, trials: Sequence[Trial], plots: Sequence[Plot]) -> str:
-    """Return the text of report.html.
-
-    Args:
-        shown: The view of the search.
-        trials: Every trial, for the steps of the rungs.
-        plots: All plots; fronts are embedded as SVG, the others as PNG.
-    """
+    """Return the text of report.html; fronts are embedded as SVG, the other plots as PNG."""
     data = {"labels": ", ".join(shown.data.labels), "fingerprint": shown.data.fingerprint}
     return _report().render(
         shown=shown,

@@ -164,12 +164,8 @@ def _draw_front(axes: Axes, shown: FrontView, cost: Objective) -> None:
             axes.scatter([x], [y], s=330, label="the pick", zorder=height, gid="pick", **ring)
         if number and math.isfinite(x) and math.isfinite(y):
             font: dict[str, Any] = {"fontsize": 8, "fontweight": "bold", "color": WHITE}
-            place: dict[str, Any] = {
-                "ha": "center",
-                "va": "center_baseline",
-                "zorder": height + 0.5,
-            }
-            axes.text(x, y, number, **font, **place)
+            place: dict[str, Any] = {"ha": "center", "va": "center_baseline"}
+            axes.text(x, y, number, zorder=height + 0.5, **place, **font)
 
 
 def _draw_entry(axes: Axes, entry: FrontEntry, quality: str, cost: Objective, **look: Any) -> None:
@@ -217,10 +213,7 @@ def curves_plot(trials: Sequence[Trial], shown: FrontView) -> Figure:
 
 
 def _floor(scores: Sequence[float]) -> float | None:
-    """Return a lower limit for the score axis that keeps diverged trials from flattening the rest.
-
-    None where no score lies far below the lowest tenth.
-    """
+    """Return a lower limit for the score axis, or None if no score lies far below the others."""
     ordered = sorted(score for score in scores if math.isfinite(score))
     if len(ordered) < 10:
         return None

@@ -59,15 +59,10 @@ class SearchRecord:
         front: Digests of the front of complete trials, on validation numbers.
         baseline: Digest of the tuned LoRA; None if no LoRA baseline completed.
         reference: Digest of the empty plan; None if it was not run.
-        verdict: None before confirmation.
         pick: Rule that picks the best member of the front, as in the settings.
-        budget: Where the budget went.
         adapter_scores: Score of the adapter in `adapters/<digest>`, by digest.
-        data: A summary of the dataset.
-        versions: Version by package: autopeft, torch, transformers, peft, optuna, ray, python.
-        warnings: One line each, for the user.
-        started: ISO 8601 time.
-        ended: ISO 8601 time.
+        versions: Version by package.
+        started: ISO 8601 time, as `ended`.
         is_complete: False if the search was interrupted.
     """
 

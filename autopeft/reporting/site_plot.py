@@ -81,11 +81,7 @@ def _title(shown: FrontView, number: int, entry: FrontEntry) -> str:
 
 
 def site_plot(shown: FrontView) -> Figure:
-    """Draw a map for each front member: color for rank, letter for method.
-
-    Args:
-        shown: Its front must not be empty.
-    """
+    """Draw a map for each member of a non-empty front: color for rank, letter for method."""
     plans = [entry.candidate.plan for entry in shown.front]
     specs = [spec for plan in plans for spec in plan.specs]
     used = {spec.role for spec in specs}

@@ -84,11 +84,7 @@ def trials_csv(trials: Sequence[Trial], objectives: Sequence[Objective]) -> str:
 
 
 def write_trials(trials: Sequence[Trial], objectives: Sequence[Objective], path: Path) -> None:
-    """Write trials.csv in one step.
-
-    Raises:
-        OSError: if the folder cannot be written.
-    """
+    """Write trials.csv atomically."""
     write_text(path, trials_csv(trials, objectives))
 
 

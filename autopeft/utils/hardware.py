@@ -6,7 +6,8 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 GAIN = 1.05
@@ -23,11 +24,8 @@ def n_parallel_cores(
 ) -> int:
     """Measure how many cores compute at the same time, quotas and shared cores included.
 
-    Doubles the number of threads that multiply matrices for as long as the total speed grows.
-
-    Args:
-        limit: Largest number of interest; default: `n_cores()`.
-        measure: Number of threads -> work a second; default: `threads_flops_per_second`.
+    Doubles the number of threads that multiply matrices, up to the limit, for as long as the total
+    speed grows; `measure` returns it for a number of threads.
     """
     measure = measure or threads_flops_per_second
     limit = n_cores() if limit is None else limit
@@ -46,27 +44,37 @@ def threads_flops_per_second(n_threads: int, *, size: int = 512, seconds: float 
     """Return the total FLOPs a second of `n_threads` threads that each multiply matrices."""
     import torch
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
     done = [0] * n_threads
-    try:
-        until = time.perf_counter() + seconds
 
-        def work(index: int) -> None:
-            torch.set_num_threads(1)
-            left = torch.ones(size, size)
-            out = torch.empty(size, size)
-            while time.perf_counter() < until:
-                torch.mm(left, left, out=out)
-                done[index] += 1
+    def work(index: int) -> None:
+        torch.set_num_threads(1)
+        left = torch.ones(size, size)
+        out = torch.empty(size, size)
+        while time.perf_counter() < until:
+            torch.mm(left, left, out=out)
+            done[index] += 1
 
+    with one_thread("cpu"):
         threads = [threading.Thread(target=work, args=(i,)) for i in range(n_threads)]
         began = time.perf_counter()
+        until = began + seconds
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
         return sum(done) * 2.0 * size**3 / (time.perf_counter() - began)
+
+
+@contextmanager
+def one_thread(device: str) -> Iterator[None]:
+    """Let torch compute with one thread on a CPU, as Ray's workers do; restore it on exit."""
+    import torch
+
+    before = torch.get_num_threads()
+    if device == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
     finally:
         torch.set_num_threads(before)
 
@@ -113,18 +121,11 @@ def matmul_flops_per_second(
 ) -> float:
     """Measure the best speed of a square matrix multiply, an upper bound for training steps.
 
-    Args:
-        device: "cpu" (one thread, as a worker has) or "cuda".
-        size: Side of the matrices.
-        seconds: How long to measure.
-        dtype: Of the numbers, e.g. "float32" or "bfloat16".
+    On a CPU it has one thread, as a worker has.
     """
     import torch
 
-    threads = torch.get_num_threads()
-    if device == "cpu":
-        torch.set_num_threads(1)
-    try:
+    with one_thread(device):
         left = torch.randn(size, size, device=device, dtype=getattr(torch, dtype))
         best = 0.0
         until = time.perf_counter() + seconds
@@ -137,5 +138,3 @@ def matmul_flops_per_second(
             float(product[0, 0])  # wait for a GPU
             best = max(best, 2 * size**3 / (time.perf_counter() - began))
         return best
-    finally:
-        torch.set_num_threads(threads)

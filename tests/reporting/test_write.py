@@ -6,6 +6,7 @@ from report_samples import hostile, interrupted, make_record
 from autopeft.reporting.front_json import read_front
 from autopeft.reporting.front_view import view
 from autopeft.reporting.record import SearchRecord
+from autopeft.reporting.trials_csv import read_trials
 from autopeft.reporting.write import write_pages, write_report
 
 
@@ -20,5 +21,9 @@ def test_every_file_is_written_and_the_pages_can_be_written_anew(
     assert not any(name.startswith(".") for name in names)
     first = {name: (tmp_path / "out" / name).read_bytes() for name in names}
     (tmp_path / "out" / "report.html").unlink()
-    write_pages(read_front(tmp_path / "out" / "front.json"), tmp_path / "out")
+    write_pages(
+        read_front(tmp_path / "out" / "front.json"),
+        read_trials(tmp_path / "out" / "trials.csv"),
+        tmp_path / "out",
+    )
     assert {name: (tmp_path / "out" / name).read_bytes() for name in names} == first
