@@ -52,10 +52,8 @@ def size_word(ranks: Iterable[int]) -> str:
 def plan_summary(plan: AdapterPlan, max_parts: int = 3) -> str:
     """Return a plan in one line, such as "lora r4 @ q,v in 3-5; ia3 @ k,v in 0-2".
 
-    Args:
-        plan: The architecture.
-        max_parts: If the exact summary needs more parts, return one part per method instead, with
-            its range of sizes and its number of sites. `read_plan` reads exact summaries only.
+    If that needs more than `max_parts`, return one part per method instead, with its range of sizes
+    and its number of sites. `read_plan` reads exact summaries only.
     """
     if not plan.specs:
         return _EMPTY

@@ -133,9 +133,7 @@ def points_of(trials: Sequence[Trial], objectives: Sequence[Objective]) -> Array
 def front_of(trials: Sequence[Trial], objectives: Sequence[Objective]) -> tuple[Trial, ...]:
     """The non-dominated trials, cheapest first; only complete ones can be among them.
 
-    Args:
-        trials: Any trials.
-        objectives: Quality first; the order is by the second one (by the first if it is alone).
+    The order is by the second objective, or by the quality if it is alone.
     """
     complete = [trial for trial in trials if trial.state == "complete"]
     mask = non_dominated(points_of(complete, objectives))

@@ -111,13 +111,8 @@ def choose_finalists(
 
     The verdict needs the best LoRA baseline and the cheapest one on the baselines' own front, so
     they come first; then the reference (no adapter); then the front, thinned evenly along the cost
-    axis if it has too many members.
-
-    Args:
-        trials: All trials of the search.
-        objectives: Quality first.
-        max_finalists: Front members to confirm, at most.
-        test_share: Time to score the test split over time to score the validation split.
+    axis to `max_finalists`. `test_share` is the time to score the test split over the time to score
+    the validation split.
     """
     complete = [t for t in mark_lora_baselines(trials) if t.state == "complete"]
     baselines = front_of([t for t in complete if t.origin == "baseline"], objectives)
@@ -178,15 +173,13 @@ def mark_lora_baselines(trials: Sequence[Trial]) -> tuple[Trial, ...]:
 
 
 def _is_ordinary_lora(plan: AdapterPlan, layers: Collection[frozenset[int]]) -> bool:
-    roles: dict[int, set[str]] = {}
-    for spec in plan.specs:
-        roles.setdefault(spec.layer, set()).add(spec.role)
-    first = next(iter(roles.values()), set())
+    used = {spec.layer for spec in plan.specs}
+    roles = {spec.role for spec in plan.specs}
     return (
-        frozenset(roles) in layers
+        used in layers
         and plan.methods == ("lora",)
         and len({spec.rank for spec in plan.specs}) == 1
-        and all(found == first for found in roles.values())
+        and len(plan.specs) == len(used) * len(roles)  # a site holds one adapter: the same roles
     )
 
 
@@ -204,10 +197,8 @@ def tuned_lora(
 ) -> str | None:
     """Return the digest of the tuned LoRA: the baseline that is best on validation.
 
-    Args:
-        finalists: Those whose origin is "baseline" decide, by the mean over their seeds.
-        trials: The search's complete baselines decide where no baseline was confirmed.
-        quality: The leading objective.
+    The finalists decide, by the mean over their seeds, or the search's complete trials where no
+    baseline was confirmed.
     """
     confirmed = [finalist for finalist in finalists if finalist.origin == "baseline"]
     if confirmed:
@@ -243,10 +234,7 @@ def confirmed_finalists(
 ) -> tuple[Finalist, ...]:
     """Return the confirmed candidates in the order of their trials, then those cut from them.
 
-    Args:
-        trials: All trials of the search.
-        scores: Confirmations by candidate digest.
-        compressed: Digest -> candidate, costs and the digest it was cut from.
+    `scores` and `compressed` are as the `ConfirmationStore` returns them, by candidate digest.
     """
     kept: dict[str, Finalist] = {}
     for trial in mark_lora_baselines(trials):

@@ -70,12 +70,7 @@ class Fidelity:
 
 
 def fidelity(trials: Sequence[Trial], objectives: Sequence[Objective]) -> Fidelity:
-    """Audit rungs and pruning of a search.
-
-    Args:
-        trials: All trials of the search.
-        objectives: Quality first.
-    """
+    """Audit rungs and pruning of a search from all of its trials."""
     complete = [o for o in trials if o.state == "complete"]
     stopped = [o for o in trials if o.state == "pruned"]
     audited = [o for o in complete if o.audited_at]

@@ -31,11 +31,7 @@ class _Origin:
 
 
 class ConfirmationStore:
-    """Keeps each confirmation in a folder of its own, so that an interrupted run loses none.
-
-    Args:
-        folder: The run's output folder.
-    """
+    """Keeps each confirmation in a folder of its own, so that an interrupted run loses none."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder / "confirm"
@@ -86,10 +82,9 @@ class ConfirmationStore:
         return {digest: tuple(sorted(s, key=lambda s: s.seed)) for digest, s in found.items()}
 
     def compressed(self) -> dict[str, tuple[Candidate, Price, str]]:
-        """Return the compressed candidates that were never trained themselves.
+        """Return the compressed candidates that were never trained themselves, by digest.
 
-        Returns:
-            Digest -> candidate, costs, and digest of the candidate it was cut from.
+        Each with its costs and the digest of the candidate it was cut from.
         """
         trained = {digest for digest, _ in self.done()}
         found = {}

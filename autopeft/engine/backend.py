@@ -32,12 +32,9 @@ class Backend(AbstractContextManager["Backend", None], Protocol):
 
 
 def make_backend(settings: SearchSettings, *, trials_per_worker: int, object_bytes: int) -> Backend:
-    """Make the backend that the settings name.
+    """Make the backend that the resolved settings name.
 
-    Args:
-        settings: The resolved settings: the number of workers and their GPU share are filled in.
-        trials_per_worker: Trials that a worker trains together at most.
-        object_bytes: Bytes of data that the workers share.
+    Its workers share `object_bytes` of data; each trains at most `trials_per_worker` together.
     """
     # Imported late: users learn of mistakes in their settings without waiting for torch and ray.
     with paused_gc():

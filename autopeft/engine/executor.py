@@ -28,15 +28,7 @@ class Executor:
     batched forward. Where the model does not allow that, or it is not faster, each trains after the
     other, with the same results. Failures are messages, never exceptions.
 
-    Args:
-        context: What the worker needs to know.
-
     Attributes:
-        task: How rows are scored.
-        backbone: The base model.
-        precision: What trainings compute in.
-        activation_cache: The cache of the frozen blocks' activations; None if they are not cached.
-        last_block: Skips the positions of the last block that the model's head does not read.
         trains_together: False once jobs could not be trained together, or it was not faster.
         has_compared: Whether the speed of training together has been measured.
 
@@ -96,8 +88,7 @@ class Executor:
     def begin(self, jobs: Sequence[Job]) -> None:
         """Detach what is left of earlier jobs and take these.
 
-        Args:
-            jobs: All of one kind, with the same number of steps and rows a batch.
+        They are of one kind, with the same number of steps and rows a batch.
         """
         self.clear()
         self._jobs = tuple(jobs)
@@ -159,8 +150,6 @@ class Executor:
         started = {index: execution.start() for index, execution in self._executions.items()}
         lowest = [run.job.candidate.plan.lowest_layer for run in self._executions.values()]
         cut, cache = min(layer for layer in lowest if layer is not None), self.activation_cache
-        # Unless the user asked for it, training together must prove faster once.
-        must_pay = self.context.settings.trials_per_worker is None and not self.has_compared
         return MultiTrainer(
             {index: training for index, (_, training) in started.items()},
             MultiAdapter({index: attached for index, (attached, _) in started.items()}),
@@ -170,7 +159,8 @@ class Executor:
             precision=self.precision,
             cache=NO_ACCELERATION if cache is None else cache.below(cut),
             last_block=self.last_block,
-            must_pay=must_pay,
+            # Unless the user asked for it, training together must prove faster once.
+            must_pay=self.context.settings.trials_per_worker is None and not self.has_compared,
         )
 
     def _train_together(self, trainer: MultiTrainer) -> dict[int, Message]:

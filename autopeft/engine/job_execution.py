@@ -30,12 +30,7 @@ with its loaded model lives on."""
 
 
 class JobExecution:
-    """One job in progress.
-
-    Args:
-        executor: Holds the model that the job trains on.
-        job: What to train.
-    """
+    """One job in progress on an executor's model."""
 
     def __init__(self, executor: Executor, job: Job) -> None:
         self._executor = executor
@@ -91,11 +86,7 @@ class JobExecution:
         return new
 
     def advance(self) -> RungMessage | ConfirmMessage:
-        """Train to the next rung, or to the end for a confirmation.
-
-        Raises:
-            TrainingFailure: if the training diverges; so do torch's own errors.
-        """
+        """Train to the next rung, or to the end for a confirmation; may raise `JOB_ERRORS`."""
         attached, training = self.start()
         if self.job.kind == "confirm":
             return self._confirm(attached, training)

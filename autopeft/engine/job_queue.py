@@ -10,12 +10,7 @@ from autopeft.models.multi_adapter import can_share_batch
 
 
 class JobQueue:
-    """Asks a dispatcher for jobs and hands them out in groups.
-
-    Args:
-        dispatcher: Where jobs come from.
-        group_size: Jobs a group holds at most.
-    """
+    """Asks a dispatcher for jobs and hands them out in groups of at most `group_size`."""
 
     def __init__(self, dispatcher: Dispatcher, group_size: int) -> None:
         self._dispatcher = dispatcher
@@ -37,12 +32,7 @@ class JobQueue:
 
 
 def group_jobs(jobs: Sequence[Job], size: int) -> list[tuple[Job, ...]]:
-    """Group neighbors that can be trained together, in the order of the jobs.
-
-    Args:
-        jobs: In the order in which they are to be run.
-        size: Jobs a group holds at most.
-    """
+    """Group neighbors that can be trained together, at most `size` of them, in order."""
     groups: list[tuple[Job, ...]] = []
     for job in jobs:
         last = groups[-1] if groups else ()

@@ -104,8 +104,8 @@ class RungMessage:
 
     Attributes:
         report: The rung's scores.
-        is_last: Whether the training has ended.
-        measured: Costs that are only known by measuring; filled in at the end.
+        is_last: Whether the training has ended; then `measured` is filled in.
+        measured: Costs that are only known by measuring.
         activity: Seconds since the job's previous message.
     """
 
@@ -117,15 +117,7 @@ class RungMessage:
 
 @dataclass(frozen=True)
 class ConfirmMessage:
-    """A confirmation is done.
-
-    Attributes:
-        score: Scores on both splits.
-        files: The trained adapter: relative path -> content.
-        activity: Seconds the job took.
-        flops: Training FLOPs, from the job's costs.
-        compressed: The adapter at lower ranks.
-    """
+    """A confirmation is done; `files` is the adapter, `flops` comes from the job's costs."""
 
     score: SeedScore
     files: Mapping[str, bytes]

@@ -56,12 +56,9 @@ class AdapterTrainable(tune.Trainable):  # type: ignore[misc]
     """The worker: one `Executor` for the actor's life, one group of jobs after another on it."""
 
     def setup(self, config: dict[str, Any], context: tuple[ray.ObjectRef]) -> None:
-        """Load the base model, once a worker.
+        """Load the base model, once a worker, and begin the first jobs.
 
-        Args:
-            config: The first jobs.
-            context: Where the `WorkerContext` is. It is fetched here, because fetching it imports
-                torch, transformers and peft.
+        The context is fetched here, because fetching it imports torch, transformers and peft.
         """
         with paused_gc():
             import torch

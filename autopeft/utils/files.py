@@ -11,11 +11,7 @@ from pathlib import Path
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replace a file atomically and sync it to disk; create its folder.
-
-    Raises:
-        OSError: if it cannot be written; the old file is then left unchanged.
-    """
+    """Replace a file atomically and sync it to disk; create its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

@@ -117,15 +117,9 @@ def read_json(
 ) -> T:
     """Read a JSON file and check it against `kind`; unknown keys are ignored.
 
-    Args:
-        path: The file.
-        kind: As for `from_plain`.
-        field: What the error names; the file's name by default.
-        remedy: What the user can do about it.
-        error: The error to raise.
-
     Raises:
-        UserError: of class `error`, if the file cannot be read, is not JSON, or does not fit.
+        UserError: of class `error`, naming `field` or the file, if the file cannot be read, is not
+            JSON, or does not fit.
     """
     field = field or path.name
     try:

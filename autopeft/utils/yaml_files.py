@@ -26,17 +26,7 @@ _Loader.add_implicit_resolver(
 def read_yaml(
     path: Path | Traversable, *, field: str, remedy: str, error: type[UserError]
 ) -> dict[str, Any]:
-    """Read a YAML file that holds a mapping.
-
-    Args:
-        path: The file.
-        field: What the error names.
-        remedy: How to write such a file.
-        error: The error to raise.
-
-    Raises:
-        UserError: of class `error`, if it cannot be read, is not YAML, or holds no mapping.
-    """
+    """Read a YAML file that holds a mapping, or raise an `error` that names `field`."""
     try:
         row = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (OSError, UnicodeDecodeError) as wrong:
