@@ -41,13 +41,10 @@ ROLES: tuple[str, ...] = (
 _REPAIR = "restore the file that holds it"
 
 
-def _canonical(value: object) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
 def _digest(value: object) -> str:
     """Return the first 16 hex digits of the SHA-256 of the canonical JSON."""
-    return hashlib.sha256(_canonical(value).encode()).hexdigest()[:16]
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, order=True)

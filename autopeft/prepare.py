@@ -65,7 +65,6 @@ class PreparedSearch:
         budget: What may be spent.
         rungs: Steps at which trials report.
         device: "cpu" or "cuda".
-        n_workers: Jobs at once.
         window: Which of the task's windows the model's head reads; None: all positions, or unknown.
     """
 
@@ -79,7 +78,6 @@ class PreparedSearch:
     budget: Budget
     rungs: tuple[int, ...]
     device: str
-    n_workers: int
     window: str | None = None
 
     @property
@@ -223,7 +221,6 @@ def prepare(
         budget,
         rung_steps(settings.steps, settings.eta, settings.rungs, earliest=EARLIEST_STEP),
         device,
-        n_workers,
         window,
     )
 

@@ -146,15 +146,10 @@ class Session:
             controller,
             budget,
             store,
-            ready.objectives,
-            seed=settings.seed,
-            confirm_seeds=settings.confirm_seeds,
-            max_finalists=settings.max_finalists,
-            n_workers=ready.n_workers,
+            settings,
             trials_per_worker=ready.trials_per_worker,
             # On a CPU the test split is scored in fp32, which takes twice as long as bf16.
             test_share=2.0 * len(ready.data.test) / len(ready.data.validation),
-            compress=settings.compress,
             on_progress=self._observe(budget),
         )
         is_complete = False
@@ -251,7 +246,7 @@ class Session:
             "evaluate": worker.evaluate,
             "cache": worker.cache,
             "attach": worker.attach,
-            "idle": max(0.0, ready.n_workers * working - worker.total),
+            "idle": max(0.0, (ready.settings.workers or 1) * working - worker.total),
         }
         spent = budget.spent
         return BudgetReport(

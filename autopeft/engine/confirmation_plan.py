@@ -69,8 +69,7 @@ def confirmation_jobs(
     """Return one job for each nominee and seed, except those that are done or running.
 
     All nominees come with the first seed, then all with the second, ...: if the budget ends early,
-    they have about the same number of seeds. None of the seeds is the search's own: a candidate
-    that won by a lucky seed must win again.
+    they have about the same number of seeds.
     """
     return tuple(
         Job("confirm", t.candidate, t.costs, seed, lower_ranks=lower_ranks.get(t.digest, ()))

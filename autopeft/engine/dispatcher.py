@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,6 +26,7 @@ from autopeft.engine.messages import (
     RungMessage,
 )
 from autopeft.searcher.controller import SearchController
+from autopeft.settings import SearchSettings
 from autopeft.trial import Decision, Trial
 
 Phase = Literal["search", "confirmation", "done"]
@@ -65,14 +66,9 @@ class Dispatcher:
         controller: Proposes candidates and keeps the study.
         budget: What may be spent and what has been.
         store: Keeps confirmations.
-        objectives: Quality first.
-        seed: Seed of the search's trainings; confirmations use the seeds after it.
-        confirm_seeds: Number of seeds for each finalist.
-        max_finalists: Most front members to confirm.
-        n_workers: Workers; each runs one job or one group of jobs at a time.
+        settings: As resolved: seed, workers, what to confirm.
         trials_per_worker: Most jobs that a worker trains together.
         test_share: Time to score the test split over time to score the validation split.
-        compress: Whether to score confirmed LoRAs at lower ranks too, if there is time left.
         on_progress: Called after every change.
 
     Attributes:
@@ -94,28 +90,21 @@ class Dispatcher:
         controller: SearchController,
         budget: BudgetTracker,
         store: ConfirmationStore,
-        objectives: Sequence[Objective],
+        settings: SearchSettings,
         *,
-        seed: int,
-        confirm_seeds: int,
-        max_finalists: int,
-        n_workers: int,
         trials_per_worker: int = 1,
         test_share: float = 1.0,
-        compress: bool = False,
         on_progress: Callable[[Progress], None] = lambda _: None,
     ) -> None:
         self._controller = controller
         self._budget = budget
         self._store = store
-        self._objectives = tuple(objectives)
-        self._seed = seed
-        self._seeds = range(seed + 1, seed + 1 + confirm_seeds)
-        self._max_finalists = max_finalists
-        self._n_workers = n_workers
+        self._settings = settings
+        # A candidate that won by a lucky seed must win again: none of these is the search's own.
+        self._seeds = range(settings.seed + 1, settings.seed + 1 + settings.confirm_seeds)
+        self._n_workers = settings.workers or 1
         self._trials_per_worker = trials_per_worker
         self._test_share = test_share
-        self._compress = compress
         self._expected: dict[str, float] = {}
         self._on_progress = on_progress
         self._running: dict[tuple[str, str, int], Trial | None] = {}
@@ -162,7 +151,7 @@ class Dispatcher:
         if trial is None:
             return None
         self._budget.spend(trials=1)
-        job = Job("search", trial.candidate, trial.costs, self._seed, trial.number)
+        job = Job("search", trial.candidate, trial.costs, self._settings.seed, trial.number)
         self._note_start(job, trial)
         return job
 
@@ -192,8 +181,8 @@ class Dispatcher:
         trials = self._controller.trials()
         nominees = choose_finalists(
             trials,
-            self._objectives,
-            max_finalists=self._max_finalists,
+            self._controller.objectives,
+            max_finalists=self._settings.max_finalists,
             test_share=self._test_share,
         )
         self._expected = {nominee.trial.digest: nominee.seconds for nominee in nominees}
@@ -205,7 +194,7 @@ class Dispatcher:
                 "raise --budget or --confirm-share to confirm all"
             )
         lower = {}
-        if self._compress and len(kept) == len(nominees):
+        if self._settings.compress and len(kept) == len(nominees):
             lower = affordable_lower_ranks(
                 kept,
                 worker_seconds=seconds,
@@ -273,7 +262,7 @@ class Dispatcher:
         self._flops_at[job.number] = report.flops
         decision = self._controller.report(trial, report.step, report.score)
         if message.is_last:
-            quality = report.metrics[self._objectives[0].name]
+            quality = report.metrics[self._controller.objectives[0].name]
             self._controller.tell(trial, score=quality, measured=message.measured)
             if trial.origin == "reference":
                 self._plan_early_confirmations()
@@ -361,7 +350,7 @@ class Dispatcher:
         controller = self._controller
         return Progress(
             self.phase,
-            self._objectives,
+            controller.objectives,
             controller.counts(),
             controller.last_ended,
             controller.front(),

@@ -42,7 +42,7 @@ class LocalBackend:
         """
         queue = JobQueue(dispatcher, self._trials_per_worker)
         groups: deque[tuple[Job, ...]] = deque()
-        worker = _Worker(context)
+        worker = _Worker(dispatcher, context)
         with warnings.catch_warnings(), quiet_transformers(), one_thread(context.device):
             warnings.simplefilter("ignore")
             try:
@@ -53,42 +53,38 @@ class LocalBackend:
                         groups.append(group)
                     if not groups:
                         return
-                    _run_group(worker, dispatcher, groups.popleft())
+                    worker.run(groups.popleft())
             finally:
                 worker.clear()
-
-
-def _run_group(worker: _Worker, dispatcher: Dispatcher, group: tuple[Job, ...]) -> None:
-    """Run jobs to their ends."""
-    worker.begin(group)
-    running = set(range(len(group)))
-    while running:
-        for index, message in worker.advance(running).items():
-            if not dispatcher.take(group[index], message):
-                running.discard(index)
-                worker.drop(index)
 
 
 class _Worker:
     """An executor that is created again after an unexpected error."""
 
-    def __init__(self, context: WorkerContext) -> None:
+    def __init__(self, dispatcher: Dispatcher, context: WorkerContext) -> None:
+        self._dispatcher = dispatcher
         self._context = context
         self._executor: Executor | None = None
-        self._group: tuple[Job, ...] = ()
         self._is_new = True
 
-    def begin(self, group: tuple[Job, ...]) -> None:
-        self._group = group
+    def run(self, group: tuple[Job, ...]) -> None:
+        """Run jobs to their ends."""
         if self._executor is not None:
             self._executor.begin(group)
+        running = set(range(len(group)))
+        while running:
+            for index, message in self._advance(group, running).items():
+                if not self._dispatcher.take(group[index], message):
+                    running.discard(index)
+                    if self._executor is not None:
+                        self._executor.drop([index])
 
-    def advance(self, running: Collection[int]) -> dict[int, Message]:
+    def _advance(self, group: tuple[Job, ...], running: Collection[int]) -> dict[int, Message]:
         """Train to the next message of each running job."""
         try:
             if self._executor is None:
                 self._executor = Executor(self._context)
-                self._executor.begin(self._group)
+                self._executor.begin(group)
             messages = self._executor.advance()
         except AutoPeftError:
             raise
@@ -101,10 +97,6 @@ class _Worker:
             return {index: FailureMessage(f"the worker failed: {reason}") for index in running}
         self._is_new = False
         return messages
-
-    def drop(self, index: int) -> None:
-        if self._executor is not None:
-            self._executor.drop([index])
 
     def clear(self) -> None:
         if self._executor is not None:

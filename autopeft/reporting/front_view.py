@@ -202,10 +202,10 @@ def view(record: SearchRecord) -> FrontView:
 
 def _confirmed(record: SearchRecord, finalist: Finalist, trial: int | None) -> FrontEntry:
     """The entry of a finalist: means and intervals over its seeds on the test split."""
-    quality = record.quality
+    quality, *costs = record.objectives
     values: dict[str, float] = {quality.name: finalist.mean(quality.name)}
     intervals: dict[str, Interval | None] = {quality.name: quality_interval(finalist, quality)}
-    for cost in record.costs:
+    for cost in costs:
         if cost.is_known:
             value = getattr(finalist.costs, cost.name)
             values[cost.name], intervals[cost.name] = value, (value, value)
@@ -232,7 +232,8 @@ def _confirmed(record: SearchRecord, finalist: Finalist, trial: int | None) -> F
 
 def _unconfirmed(record: SearchRecord, trial: Trial) -> FrontEntry:
     """The entry of a trial that was not retrained: validation numbers of one seed."""
-    known = {o.name for o in record.costs if o.is_known}
+    quality, *costs = record.objectives
+    known = {o.name for o in costs if o.is_known}
     values = {
         o.name: getattr(trial.costs, o.name)
         if o.name in known
@@ -245,7 +246,7 @@ def _unconfirmed(record: SearchRecord, trial: Trial) -> FrontEntry:
         price=trial.costs,
         objectives=values,
         objectives_ci={name: (v, v) if name in known else None for name, v in values.items()},
-        validation={record.quality.name: values[record.quality.name]},
+        validation={quality.name: values[quality.name]},
         adapter=adapter,
         adapter_score=score,
         origin=trial.origin,

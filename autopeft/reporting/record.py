@@ -84,16 +84,6 @@ class SearchRecord:
     ended: str = ""
     is_complete: bool = True
 
-    @property
-    def quality(self) -> Objective:
-        """The quality objective."""
-        return self.objectives[0]
-
-    @property
-    def costs(self) -> tuple[Objective, ...]:
-        """The cost objectives, in the user's order."""
-        return self.objectives[1:]
-
     def trial_counts(self) -> dict[str, int]:
         """Count trials by state: complete, pruned, failed."""
         counts = Counter(trial.state for trial in self.trials)

@@ -27,6 +27,7 @@ from autopeft.engine.messages import Activity, ConfirmMessage, FailureMessage, J
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
 from autopeft.searcher.controller import SearchController
 from autopeft.searcher.space.space import SearchSpace
+from autopeft.settings import SearchSettings
 from autopeft.trial import RungReport, front_of
 
 TOPOLOGY = Topology(
@@ -41,7 +42,9 @@ RUNGS = (11, 33, 100)
 class FakeSearch:
     """A dispatcher with a controller on the default space, and a worker that answers at once."""
 
-    def __init__(self, folder: Path, budget: str, **options: Any) -> None:
+    def __init__(
+        self, folder: Path, budget: str, *, compress: bool = False, **options: Any
+    ) -> None:
         self.space = SearchSpace.from_source("default", TOPOLOGY, steps=100, batch_size=16)
         self.prices = PriceTable.from_topology(TOPOLOGY, batch_size=16)
         self.controller = SearchController(
@@ -54,11 +57,7 @@ class FakeSearch:
             self.controller,
             self.budget,
             self.store,
-            OBJECTIVES,
-            seed=0,
-            confirm_seeds=2,
-            max_finalists=3,
-            n_workers=2,
+            SearchSettings(confirm_seeds=2, max_finalists=3, workers=2, compress=compress),
             on_progress=self.progress.append,
             **options,
         )
