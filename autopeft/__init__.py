@@ -24,34 +24,23 @@ if TYPE_CHECKING:
     from autopeft.settings import SearchSettings
     from autopeft.trial import Outcome
 
-_HOMES = {
-    "AdapterPlan": "autopeft.plan",
-    "AutoPeftError": "autopeft.errors",
-    "AutoPeftSampler": "autopeft.searcher.samplers.optuna_adapters",
-    "Candidate": "autopeft.plan",
-    "Decision": "autopeft.searcher.controller",
-    "GapPruner": "autopeft.searcher.pruner",
-    "LayerSpec": "autopeft.plan",
-    "Member": "autopeft.result",
-    "Objective": "autopeft.costs.objectives",
-    "Outcome": "autopeft.trial",
-    "Price": "autopeft.costs",
-    "PriceTable": "autopeft.costs",
-    "SearchController": "autopeft.searcher.controller",
-    "SearchResult": "autopeft.result",
-    "SearchSettings": "autopeft.settings",
-    "SearchSpace": "autopeft.searcher.space.space",
-    "Topology": "autopeft.costs",
-    "TrainSettings": "autopeft.plan",
-    "UserError": "autopeft.errors",
-    "Verdict": "autopeft.confirm.verdict",
-    "export": "autopeft.api",
-    "load_adapter": "autopeft.models.saving",
-    "price": "autopeft.api",
-    "report": "autopeft.api",
-    "resume": "autopeft.api",
-    "search": "autopeft.api",
+_NAMES = {
+    "autopeft.api": ("export", "price", "report", "resume", "search"),
+    "autopeft.confirm.verdict": ("Verdict",),
+    "autopeft.costs": ("Price", "PriceTable", "Topology"),
+    "autopeft.costs.objectives": ("Objective",),
+    "autopeft.errors": ("AutoPeftError", "UserError"),
+    "autopeft.models.saving": ("load_adapter",),
+    "autopeft.plan": ("AdapterPlan", "Candidate", "LayerSpec", "TrainSettings"),
+    "autopeft.result": ("Member", "SearchResult"),
+    "autopeft.searcher.controller": ("Decision", "SearchController"),
+    "autopeft.searcher.pruner": ("GapPruner",),
+    "autopeft.searcher.samplers.optuna_adapters": ("AutoPeftSampler",),
+    "autopeft.searcher.space.space": ("SearchSpace",),
+    "autopeft.settings": ("SearchSettings",),
+    "autopeft.trial": ("Outcome",),
 }
+_HOMES = {name: home for home, names in _NAMES.items() for name in names}
 
 __version__ = "0.1.0"
 __all__ = [

@@ -115,11 +115,7 @@ def _search(
 def merge_settings(
     settings: SearchSettings | str | Path | Mapping[str, Any] | None, overrides: Mapping[str, Any]
 ) -> SearchSettings:
-    """Return settings from any source, with `overrides` on top.
-
-    Raises:
-        SettingsError: if a key is unknown or a value impossible.
-    """
+    """Return settings from any source, with `overrides` on top."""
     if isinstance(settings, str | Path):
         settings = read_settings(settings)
     elif isinstance(settings, SearchSettings):

@@ -56,13 +56,7 @@ class PreparedSearch:
 
     Attributes:
         settings: As resolved: paths expanded, the metric and the machine filled in.
-        data: Encoded splits.
-        task: What is learned.
-        prices: The model's price table.
-        space: What may be proposed.
         objectives: Quality first.
-        constraints: Limits on prices.
-        budget: What may be spent.
         rungs: Steps at which trials report.
         device: "cpu" or "cuda".
         window: Which of the task's windows the model's head reads; None: all positions, or unknown.
@@ -119,11 +113,7 @@ class PreparedSearch:
 
 
 def expand(settings: SearchSettings) -> SearchSettings:
-    """Return settings with `~` and `$VARIABLES` expanded in every path.
-
-    Raises:
-        SettingsError: if the model or the data is not named.
-    """
+    """Return settings with `~` and `$VARIABLES` expanded in every path."""
     for name in ("model", "data"):
         if not getattr(settings, name):
             raise SettingsError(name, "", "is missing", f"give --{name}")
@@ -149,12 +139,9 @@ def prepare(
     """Check the settings against data, model, space and machine.
 
     Args:
-        settings: What the user asked for.
+        settings: What the user asked for; the first mistake found is a UserError.
         note: Called with a line about each step.
         phase: Adds the time of its block to a phase.
-
-    Raises:
-        UserError: for the first mistake found; nothing is written.
     """
     budget = Budget.parse(settings.budget)
     check_pick(settings.pick)
@@ -314,9 +301,6 @@ def check_budget(prepared: PreparedSearch, *, spent_seconds: float) -> None:
 
     A trial takes at least its FLOPs at the speed of a plain matrix multiply, so no budget that
     could work is refused. The seconds spent since the call count against the budget.
-
-    Raises:
-        SettingsError: naming the budget and the least a trial needs.
     """
     budget, settings = prepared.budget, prepared.settings
     flops = prepared.prices.price(prepared.space.reference()).train_flops

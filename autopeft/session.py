@@ -36,11 +36,7 @@ from autopeft.workspace import Workspace
 class Session:
     """One run of a search, from settings to report.
 
-    Args:
-        workspace: The output folder.
-        callbacks: Receive messages and progress.
-        began: Time of the call, in seconds of `time.monotonic()`.
-        is_resumed: Whether to continue an earlier session.
+    It began with the user's call, at `began` seconds of `time.monotonic()`.
     """
 
     def __init__(

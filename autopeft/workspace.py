@@ -22,32 +22,20 @@ FRONT = "front.json"
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
-    """Read a settings file.
-
-    Raises:
-        SettingsError: if the file cannot be read, is not YAML, or does not hold a mapping.
-    """
+    """Read a settings file."""
     return read_yaml(
         Path(path), field="settings", remedy="see examples/quickstart.yaml", error=SettingsError
     )
 
 
 class Workspace:
-    """The output folder of a search.
-
-    Args:
-        folder: Its path; `~` is expanded.
-    """
+    """The output folder of a search; `~` is expanded in its path."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).expanduser()
 
     def check_free(self) -> None:
-        """Check that a new search can be written here.
-
-        Raises:
-            StorageError: if the folder is not empty, is a file, or cannot be written.
-        """
+        """Check that a new search can be written here."""
         folder, remedy = self.folder, "choose another --output"
         parent = next(p for p in [folder, *folder.absolute().parents] if p.exists())
         if (folder / SETTINGS).exists():
@@ -69,11 +57,7 @@ class Workspace:
         write_text(self.folder / SETTINGS, text)
 
     def settings(self) -> SearchSettings:
-        """Return the settings of the search in this folder.
-
-        Raises:
-            StorageError: if the folder holds no search.
-        """
+        """Return the settings of the search in this folder, or raise a StorageError."""
         if not (self.folder / SETTINGS).exists():
             raise StorageError(
                 "folder",
@@ -88,11 +72,7 @@ class Workspace:
         write_text(self._state(name), strict_json(value, indent=None))
 
     def recall(self, name: str, kind: type[T]) -> T | None:
-        """Return what `remember` kept as a `kind`, or None.
-
-        Raises:
-            StorageError: if the file is damaged.
-        """
+        """Return what `remember` kept as a `kind`, or None."""
         path = self._state(name)
         return read_json(path, kind, remedy="delete it") if path.exists() else None
 

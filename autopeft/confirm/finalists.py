@@ -40,8 +40,6 @@ class Finalist:
     """A candidate retrained with several seeds and scored on the test split.
 
     Attributes:
-        candidate: Plan and train settings.
-        costs: What it costs.
         origin: Origin of its trial; "compressed" if it was cut from another finalist.
         seeds: One score for each retraining.
         compressed_from: Digest of the finalist it was cut from, or empty.
@@ -75,7 +73,6 @@ class Compressed:
     Attributes:
         candidate: Its plan, with the train settings of the training it was cut from.
         costs: Its own sizes, and the cost of that training.
-        score: Scores on both splits.
         files: Its adapter: relative path -> content.
     """
 
@@ -90,7 +87,6 @@ class Nominee:
     """A trial to confirm.
 
     Attributes:
-        trial: The trial.
         seconds: Expected seconds of one retraining, scoring included.
         scoring_seconds: The scoring part of that.
     """

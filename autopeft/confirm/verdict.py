@@ -272,11 +272,7 @@ def _describe(finalist: Finalist) -> str:
 
 
 def check_pick(rule: str) -> Constraint | None:
-    """Return the limit that a pick rule states, or None for a named rule.
-
-    Raises:
-        SettingsError: if there is no such rule, or the limit cannot be read.
-    """
+    """Return the limit that a pick rule states, or None for a named rule."""
     if rule in PICKS:
         return None
     if "<" not in rule and "\u2264" not in rule:
@@ -305,9 +301,6 @@ def pick_best(
 
     Returns:
         None if there is no finalist, or none within the limit.
-
-    Raises:
-        SettingsError: if there is no such rule.
     """
     limit = check_pick(rule)
     rows = [f for f in finalists if f.seeds and f.origin != "reference"]

@@ -114,12 +114,8 @@ class BudgetTracker:
     Trials limit the search only: a budget of trials alone never ends the confirmation.
 
     Attributes:
-        budget: The limits.
         confirm_share: Share of seconds and FLOPs reserved for confirmation, in [0, 1).
         spent: What was spent so far, earlier sessions included.
-
-    Raises:
-        SettingsError: if `confirm_share` is outside [0, 1).
     """
 
     budget: Budget
@@ -145,11 +141,7 @@ class BudgetTracker:
         )
 
     def left(self, *, confirming: bool = False) -> Budget | None:
-        """Return what is left; None if any limit is used up.
-
-        Args:
-            confirming: Whether the reserve for confirmation may be used.
-        """
+        """Return what is left, with the reserve if `confirming`; None if any limit is used up."""
         share = 1.0 if confirming else 1.0 - self.confirm_share
         limits, spent = self.budget, self.spent
         seconds = None if limits.seconds is None else limits.seconds * share - spent.seconds

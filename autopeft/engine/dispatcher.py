@@ -37,7 +37,6 @@ class Progress:
     """The state of a search after a change.
 
     Attributes:
-        phase: What the workers do.
         objectives: Quality first.
         n_trials: Ended trials by state: complete, pruned, failed.
         ended: The trial that ended last in this run, if any.

@@ -19,9 +19,6 @@ class LocalBackend:
     """Runs all jobs in this process, with the results of one Ray worker.
 
     Warnings are hidden meanwhile, as Ray hides those of its workers.
-
-    Args:
-        trials_per_worker: Trials that are trained together at most.
     """
 
     def __init__(self, trials_per_worker: int = 1) -> None:

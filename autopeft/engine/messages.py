@@ -22,7 +22,6 @@ class WorkerContext:
     """What a worker needs to know, sent to it once.
 
     Attributes:
-        settings: The resolved settings.
         data: Encoded splits; flat arrays, shared between the workers of a machine.
         rungs: Steps at which a search job reports; the last one is its end.
         objectives: Names of the objectives, the quality first.
@@ -49,7 +48,6 @@ class Job:
     Attributes:
         kind: "search" reports at rungs and may be stopped; "confirm" trains to the end, scores the
             test split and returns the adapter.
-        candidate: What to train.
         costs: What the candidate costs, so that workers need no cost table.
         seed: Seeds the initialization and the data order.
         number: The trial's number in the study; -1 for a confirmation.

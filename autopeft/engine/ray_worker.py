@@ -35,11 +35,7 @@ class JobGroup:
 
     Tune searches dicts and lists of a config for values to resolve and prints the others into a
     tag; it copies the config five times a trial and sends it back with every result. An object of
-    its own passes through untouched, is not copied, and prints as its name.
-
-    Attributes:
-        name: Tune's id of the trial.
-        jobs: The jobs.
+    its own passes through untouched, is not copied, and prints as its name, Tune's id of the trial.
     """
 
     name: str

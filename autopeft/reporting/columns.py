@@ -28,14 +28,7 @@ _NAMES: Mapping[str, tuple[str, str]] = {
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a front's table.
-
-    Attributes:
-        heading: The column's name.
-        text: What a cell shows of an entry.
-        value: What a cell is sorted by.
-        kind: Layout of a cell: right-aligned, one line, a paragraph, or code.
-    """
+    """One column of a front's table: a cell shows `text` and is sorted by `value`."""
 
     heading: str
     text: Callable[[FrontEntry], str]

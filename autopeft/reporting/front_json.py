@@ -110,11 +110,7 @@ def front_from_json(content: Mapping[str, Any]) -> FrontView:
 
 
 def read_front(path: Path) -> FrontView:
-    """Read front.json.
-
-    Raises:
-        StorageError: if the file is missing, is not JSON, or is not of schema 1.
-    """
+    """Read front.json, or raise a StorageError."""
     content = read_json(path, dict[str, Any], remedy=_REMEDY)
     try:
         return front_from_json(content)

@@ -23,14 +23,7 @@ def model_card(
 ) -> str:
     """Return the README.md of one exported adapter: measurements, sites, training, loading.
 
-    Args:
-        shown: The view of a search.
-        digest: The candidate's digest.
-        format: What the folder holds: "peft", "lora" or "merged".
-        notes: Notes of the export, one line each.
-
-    Raises:
-        SettingsError: if no entry of the view has that digest.
+    `format` is what the folder holds: "peft", "lora" or "merged"; each note is one line.
     """
     entry = shown.find(digest)
     if entry is None:

@@ -28,14 +28,7 @@ from autopeft.utils.formatting import human_seconds, human_value
 
 @dataclass(frozen=True)
 class Plot:
-    """One plot, drawn.
-
-    Attributes:
-        name: File name without its ending.
-        caption: What it shows, in one line.
-        png: The picture.
-        svg: The same figure as an element for the page; empty for all but the fronts.
-    """
+    """One plot, drawn; `svg`, an element for the page, is empty for all but the fronts."""
 
     name: str
     caption: str

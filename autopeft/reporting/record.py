@@ -35,7 +35,6 @@ class DataSummary:
     """A summary of the dataset.
 
     Attributes:
-        rows: Number of rows by split: train, validation, test.
         dropped_rows: Rows dropped because a text or label was empty.
         labels: Class names in index order; empty if the task has none.
         fingerprint: Digest of the rows; equal for two searches on the same data.

@@ -109,11 +109,7 @@ def _read_row(row: Mapping[str, str]) -> Trial:
 
 
 def read_trials(path: Path) -> tuple[Trial, ...]:
-    """Read the trials of a trials.csv.
-
-    Raises:
-        StorageError: if the file is missing or is not a trials.csv.
-    """
+    """Read the trials of a trials.csv, or raise a StorageError."""
     remedy = "run `autopeft resume` on the folder to write it again"
     try:
         with path.open(encoding="utf-8", newline="") as file:

@@ -59,11 +59,7 @@ def finite(value: Any) -> Any:
 
 
 def strict_json(value: Any, *, indent: int | None = 2) -> str:
-    """Return JSON without NaN.
-
-    Raises:
-        TypeError: if a value cannot be written as JSON.
-    """
+    """Return JSON without NaN."""
     content = finite(to_plain(value))
     return json.dumps(content, indent=indent, allow_nan=False, ensure_ascii=False) + "\n"
 
