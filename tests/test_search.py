@@ -143,7 +143,18 @@ def test_confirmation_used_seeds_of_its_own(result: SearchResult) -> None:
         assert [seed["seed"] for seed in member["seeds"]] == [1, 2]
 
 
-def test_loras_cut_to_lower_ranks_are_marked(result: SearchResult) -> None:
+def test_loras_cut_to_lower_ranks_are_marked(
+    tiny_model: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    result = autopeft.search(
+        SETTINGS,
+        model=str(tiny_model),
+        data=str(tiny_data),
+        output=str(tmp_path / "loras"),
+        space={"methods": {"lora": {"ranks": [8, 16]}}},
+        budget="6trials",
+        confirm_seeds=1,
+    )
     front = front_of(result)
     known = {e["digest"]: e for e in [*front["front"], *front["dominated_finalists"]]}
     cut = [entry for entry in known.values() if entry["compressed_from"]]
@@ -155,6 +166,7 @@ def test_loras_cut_to_lower_ranks_are_marked(result: SearchResult) -> None:
         if not entry["compressed_from"]
         for candidate in lower_ranks(Candidate.from_json(entry))
     }
+    assert cut
     assert {entry["digest"] for entry in cut} == possible - trained
     for entry in cut:
         source = known[entry["compressed_from"]]

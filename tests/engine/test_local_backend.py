@@ -127,7 +127,7 @@ def test_settings_of_many_workers_are_refused(name: str, value: object) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("default")  # Ray's own sockets and deprecations.
 def test_the_numbers_are_those_of_one_ray_worker(
     tiny_model: Path, tiny_data: Path, tmp_path: Path
