@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -170,13 +170,12 @@ class SearchController:
                     return self._start(candidate, origin, self.prices.price(candidate))
             if (baseline := self._baseline_due()) is not None:
                 return self._start(baseline, "baseline", self.prices.price(baseline))
-            for _ in range(_N_TRIES):
-                point = self._sampler.propose(tuple(self._trials.values()))
+            for point, origin in self._points():
                 candidate = self.space.encoder.to_candidate(point)
                 price = self._acceptable(candidate)
                 if price is not None:
-                    return self._start(candidate, self._sampler.origin, price)
-            return self._any_left()
+                    return self._start(candidate, origin, price)
+            return None
 
     def _baseline_due(self) -> Candidate | None:
         """Now and then another LoRA, so that LoRA is tuned as hard as everything else."""
@@ -207,28 +206,24 @@ class SearchController:
         price = self.prices.price(candidate)
         return price if all(limit.allows(price) for limit in self.constraints) else None
 
-    def _any_left(self) -> Trial | None:
-        """Something not tried yet, found by drawing, else by going through a small space."""
+    def _points(self) -> Iterator[tuple[Point, str]]:
+        """Yield proposals with their origin, then random points, then all of a small space."""
+        for _ in range(_N_TRIES):
+            point = self._sampler.propose(tuple(self._trials.values()))
+            yield point, self._sampler.origin
+        sampler = self.space.point_sampler
         for attempt in range(300):
-            sampler = self.space.point_sampler
-            point = sampler.stratified(self._rng) if attempt % 2 else sampler.uniform(self._rng)
-            candidate = self.space.encoder.to_candidate(point)
-            price = self._acceptable(candidate)
-            if price is not None:
-                return self._start(candidate, "search", price)
+            draw = sampler.stratified if attempt % 2 else sampler.uniform
+            yield draw(self._rng), "search"
         for point in self.space.enumerate(limit=20_000):
-            candidate = self.space.encoder.to_candidate(point)
-            price = self._acceptable(candidate)
-            if price is not None:
-                return self._start(candidate, "search", price)
-        return None
+            yield point, "search"
 
     def _start(self, candidate: Candidate, origin: str, price: Price) -> Trial:
         point = self.space.encoder.point_of(candidate)
         params = {} if point is None else self.space.encoder.to_params(point)
         trial = self._store.start(candidate, price, origin, params, self._distributions)
         self._add(trial)
-        self._digests.add(candidate.digest)
+        self._digests.add(trial.digest)
         return trial
 
     # --- reporting and telling -------------------------------------------------------------------
@@ -395,17 +390,16 @@ class SearchController:
 
     def remember(self, key: str, value: Any) -> None:
         """Keep plain data with the study."""
-        self._store.remember(key, value)
+        self.study.set_user_attr(key, value)
 
     def recall(self, key: str, default: Any = None) -> Any:
         """What `remember` kept."""
-        return self._store.recall(key, default)
+        return self.study.user_attrs.get(key, default)
 
     # --- starting --------------------------------------------------------------------------------
 
     def _load(self) -> None:
         """Take over a study's trials; those left running failed when their search was killed."""
-        again: list[tuple[Candidate, str]] = []
         for trial in self._store.trials():
             self._add(trial)
             self._n_audited += trial.audited_at > 0
@@ -413,10 +407,9 @@ class SearchController:
                 self._fail(trial, INTERRUPTED)
                 trial = self._trials[trial.number]
             if trial.state == "failed" and trial.reason == INTERRUPTED:
-                again.append((trial.candidate, trial.origin))
+                self._queue.append((trial.candidate, trial.origin))
             else:
                 self._digests.add(trial.digest)
-        self._queue.extend(again)
 
     def _enqueue_start(self, n_portfolio: int) -> None:
         """The tuned-LoRA grid, the reference and the portfolio, as far as constraints allow.

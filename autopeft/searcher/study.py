@@ -85,10 +85,13 @@ def open_storage(storage: str | Path | BaseStorage | None) -> BaseStorage:
         url = text if "://" in text else f"sqlite:///{text}"
         return _relational(url)
     except Exception as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
         raise StorageError(
-            "storage", text, f"cannot be opened ({reason[0][:200]})", _REMEDY
+            "storage", text, f"cannot be opened ({_first_line(error)})", _REMEDY
         ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _relational(url: str) -> BaseStorage:
@@ -173,9 +176,8 @@ class StudyStore:
                 "study_name", name, f"{shown} holds no such study", "check the name"
             ) from None
         except Exception as error:
-            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise StorageError(
-                "storage", shown, f"cannot be used ({line[:200]})", _REMEDY
+                "storage", shown, f"cannot be used ({_first_line(error)})", _REMEDY
             ) from None
         known = [direction.name.lower() for direction in self.study.directions]
         if known != directions or (self.study.metric_names or names) != names:
@@ -203,12 +205,7 @@ class StudyStore:
     ) -> Trial:
         """Create a running trial in one transaction.
 
-        Args:
-            candidate: What is trained.
-            costs: What it costs.
-            origin: Where it came from.
-            params: Its parameters; empty for a candidate outside the space.
-            distributions: At least those of its parameters.
+        Its parameters are empty if the candidate is outside the space.
         """
         template = create_trial(
             state=TrialState.RUNNING,
@@ -277,13 +274,10 @@ class StudyStore:
             self._storage.set_trial_system_attr(self._ids[number], _CONSTRAINT, float(value))
 
     def post(self, trials: Callable[[], Sequence[Trial]], *, now: bool = False) -> None:
-        """Write the note and graphs that optuna-dashboard shows, if they are due.
+        """Write the note and graphs that optuna-dashboard shows, if they are due or `now`.
 
-        Nothing is written for a study in memory, which no dashboard can read.
-
-        Args:
-            trials: Returns the ended trials; called only if something is written.
-            now: Write even if not due.
+        Nothing is written for a study in memory, which no dashboard can read. `trials` returns the
+        ended trials; it is called only if something is written.
         """
         if isinstance(self._storage, InMemoryStorage):
             return
@@ -294,16 +288,6 @@ class StudyStore:
             self._board = DashboardWriter(self.study, self._objectives)
         if now or self._board.is_due:
             self._board.post(trials())
-
-    # --- the study as a notebook -----------------------------------------------------------------
-
-    def remember(self, key: str, value: Any) -> None:
-        """Keep plain data with the study; over an earlier value of the key."""
-        self.study.set_user_attr(key, value)
-
-    def recall(self, key: str, default: Any = None) -> Any:
-        """What `remember` kept."""
-        return self.study.user_attrs.get(key, default)
 
 
 def read_trials(study: optuna.study.Study, objectives: Sequence[Objective]) -> tuple[Trial, ...]:

@@ -53,7 +53,6 @@ def test_every_storage_keeps_trials_values_attributes_and_rungs(kind: str, tmp_p
     number = start(made, 0.25)
     made.report(number, 5, 0.5)
     made.complete(number, [0.8, 7.0], {"train_seconds": 1.0})
-    made.remember("settings", {"a": 1})
     again = made if place is None else store(place, resume=True)
     assert again.trials() == (
         Trial(
@@ -67,7 +66,6 @@ def test_every_storage_keeps_trials_values_attributes_and_rungs(kind: str, tmp_p
         ),
     )
     assert again.frozen(number).params == {"x": 0.25}
-    assert again.recall("settings") == {"a": 1}
     assert again.study.metric_names == ["accuracy", "trainable_params"]
 
 

@@ -106,10 +106,9 @@ class CostModel:
 
     def _values(self, name: str, options: NDArray[np.int64]) -> Array:
         ratio = self._ratios[name]
-        if ratio is not None:
-            scaled: Array = ratio * self._space.n_params(options)
-            return scaled
-        return self._summed(name, options)
+        if ratio is None:
+            return self._summed(name, options)
+        return ratio * self._space.n_params(options)
 
     def _summed(self, name: str, options: NDArray[np.int64]) -> Array:
         depths, extras, empty = self._table(name)
@@ -131,11 +130,8 @@ class CostModel:
 
     def _table(self, name: str) -> tuple[Array, Array, float]:
         """Return (cost by lowest adapted unit, cost by unit and option, cost of no adapter)."""
-        if name not in self._tables:
-            self._tables[name] = self._measure(name)
-        return self._tables[name]
-
-    def _measure(self, name: str) -> tuple[Array, Array, float]:
+        if name in self._tables:
+            return self._tables[name]
         grid = self._space.grid
         n_units, n_options = grid.params.shape
 
@@ -152,25 +148,24 @@ class CostModel:
         for unit in range(n_units):
             # Units whose options have equal parameters have equal costs.
             key = grid.params[unit].tobytes()
-            if key not in known:
-                # Measured above another adapted unit, so that depth does not matter.
-                below = {0: int(cheapest[0])} if unit else {}
-                floor = cost(below) if below else 0.0
-                row = np.zeros(n_options)
-                for option in np.flatnonzero(grid.legal[unit])[1:]:
-                    row[option] = cost({**below, unit: int(option)}) - floor
-                if unit or n_units == 1:
-                    known[key] = row
-                extras[unit] = row
-            else:
+            if key in known:
                 extras[unit] = known[key]
+                continue
+            # Measured above another adapted unit, so that depth does not matter.
+            below = {0: int(cheapest[0])} if unit else {}
+            floor = cost(below) if below else 0.0
+            for option in np.flatnonzero(grid.legal[unit])[1:]:
+                extras[unit, option] = cost({**below, unit: int(option)}) - floor
+            if unit or n_units == 1:
+                known[key] = extras[unit]
         if n_units > 1:
             same = known.get(grid.params[0].tobytes())
             extras[0] = same if same is not None else extras[0] - extras[0][cheapest[0]]
         depths = np.array(
             [cost({u: int(cheapest[u])}) - extras[u, cheapest[u]] for u in range(n_units)]
         )
-        return depths, extras, cost({})
+        self._tables[name] = depths, extras, cost({})
+        return self._tables[name]
 
 
 def _log(values: Array) -> Array:

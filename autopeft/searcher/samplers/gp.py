@@ -177,6 +177,23 @@ def terms(a: Features, b: Features, scales: tuple[float, float]) -> list[Array]:
     ]
 
 
+def diagonals(features: Features) -> list[Array]:
+    """Return the diagonals of `terms` of points with themselves, each of shape (n,)."""
+    one = np.ones(len(features))
+    shares, total, depths, blocks = (
+        (part**2).sum(axis=1)
+        for part in (features.shares, features.total, features.depths, features.blocks)
+    )
+    return [one, one, shares, one, total, depths, blocks, one, one]
+
+
+def _weighted(weights: Array, parts: list[Array]) -> Array:
+    total = np.zeros(parts[0].shape)
+    for weight, part in zip(weights, parts, strict=True):
+        total += weight * part
+    return total
+
+
 class GaussianProcess:
     """A Gaussian process; the weights of the terms are kept between fits.
 
@@ -253,8 +270,7 @@ class GaussianProcess:
 
     def _factor(self, parts: list[Array]) -> None:
         weights = np.exp(self._log_weights)
-        matrix = sum(w * part for w, part in zip(weights[:-1], parts, strict=True))
-        matrix = np.asarray(matrix, dtype=float)
+        matrix = _weighted(weights[:-1], parts)
         matrix[np.diag_indices_from(matrix)] += weights[-1] + self._extra**2 + 1e-6
         self._lower = np.linalg.cholesky(matrix)
         half = solve_triangular(self._lower, self._values, lower=True)
@@ -263,29 +279,9 @@ class GaussianProcess:
     def predict(self, features: Features) -> tuple[Array, Array]:
         """Return mean and standard deviation of the quality without noise, each of shape (n,)."""
         weights = np.exp(self._log_weights)[:-1]
-        parts = terms(features, self._points, self._scales)
-        cross = np.zeros((len(features), len(self._points)))
-        for weight, part in zip(weights, parts, strict=True):
-            cross += weight * part
+        cross = _weighted(weights, terms(features, self._points, self._scales))
         mean = cross @ self._alpha
         half = solve_triangular(self._lower, cross.T, lower=True)
-        own = self._own_variance(features, weights)
+        own = _weighted(weights, diagonals(features))
         variance = np.maximum(own - (half**2).sum(axis=0), 1e-9)
         return self._center + self._spread * mean, self._spread * np.sqrt(variance)
-
-    def _own_variance(self, features: Features, weights: Array) -> Array:
-        diagonal = [
-            1.0,
-            1.0,
-            (features.shares**2).sum(axis=1),
-            1.0,
-            (features.total**2).sum(axis=1),
-            (features.depths**2).sum(axis=1),
-            (features.blocks**2).sum(axis=1),
-            1.0,
-            1.0,
-        ]
-        total = np.zeros(len(features))
-        for weight, part in zip(weights, diagonal, strict=True):
-            total += weight * part
-        return total

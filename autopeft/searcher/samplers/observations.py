@@ -61,11 +61,7 @@ class History:
         self._scores: dict[int, list[float]] = {}
 
     def update(self, trials: Sequence[Trial]) -> None:
-        """Read what changed.
-
-        Args:
-            trials: All trials in the order they were started; a trial keeps its place.
-        """
+        """Read what changed in all trials, given in the order they were started."""
         n = len(self.trials)
         if len(trials) < n or (n and trials[n - 1].number != self.trials[-1].number):
             self._clear()
@@ -102,10 +98,9 @@ class History:
             column[index] = self._quality.sign() * score
 
     def scores_at(self, step: int) -> Array:
-        """Return the scores of ended trials at a rung.
+        """Return the scores of ended trials at a rung, shape (len(self.trials),).
 
-        Returns:
-            Shape (len(self.trials),), larger is better; NaN where there is none.
+        Larger is better; NaN where there is none.
         """
         scores = np.full(len(self.trials), np.nan)
         column = self._scores.get(step, [])

@@ -156,10 +156,8 @@ class Grid:
     @cached_property
     def legal_kinds(self) -> NDArray[np.bool_]:
         """Whether any option of a kind is legal for a unit, shape (n_units, n_kinds)."""
-        columns = [
-            self.legal[:, self.kind_of == kind].any(axis=1) for kind in range(len(self.kinds))
-        ]
-        return np.stack(columns, axis=1)
+        kinds = range(len(self.kinds))
+        return np.stack([self.legal[:, self.kind_of == k].any(axis=1) for k in kinds], axis=1)
 
     @cached_property
     def nearest_cost(self) -> NDArray[np.int64]:
@@ -195,22 +193,17 @@ def build_grid(config: SpaceConfig, topology: Topology) -> Grid:
     """
     table = {name: methods.get(name) for name in config.methods}
     placements = _placements(config, topology)
-    units = _units(config, topology, placements, table)
     own = {
-        method.name: f"{method.roles[0]}" if len(method.roles) == 1 else method.name
+        method.name: method.roles[0] if len(method.roles) == 1 else method.name
         for method in table.values()
         if not any(_applies(method, roles) for roles in placements.values())
     }
-    for name, place in own.items():
-        placements[place] = table[name].roles
+    placements |= {place: table[name].roles for name, place in own.items()}
+    units = _units(config, topology, placements, table)
     options = [Option("none")]
     for name, method in table.items():
-        places = (
-            [own[name]]
-            if name in own
-            else [p for p in placements if _applies(method, placements[p])]
-        )
-        places = _distinct(places, placements, method)
+        fitting = [p for p in placements if _applies(method, placements[p])]
+        places = _distinct([own[name]] if name in own else fitting, placements, method)
         ranks = config.methods[name].ranks or method.default_ranks
         if not method.takes_rank:
             if config.methods[name].ranks is not None:
@@ -246,13 +239,8 @@ def _has_role(topology: Topology, role: str) -> bool:
 
 def _present(topology: Topology, roles: Sequence[str]) -> tuple[str, ...]:
     """Return the roles the model has; a fused module replaces its parts."""
-    found = []
-    for role in roles:
-        for name in (role, FUSED.get(role, role)):
-            if _has_role(topology, name):
-                found.append(name)
-                break
-    return tuple(dict.fromkeys(found))
+    found = [role if _has_role(topology, role) else FUSED.get(role, role) for role in roles]
+    return tuple(role for role in dict.fromkeys(found) if _has_role(topology, role))
 
 
 def _placements(config: SpaceConfig, topology: Topology) -> dict[str, tuple[str, ...]]:
@@ -317,14 +305,8 @@ def _units(
     placements: Mapping[str, tuple[str, ...]],
     table: Mapping[str, Method],
 ) -> tuple[Unit, ...]:
-    own = [
-        r
-        for m in table.values()
-        for r in m.roles
-        if not any(_applies(m, p) for p in placements.values())
-    ]
-    roles = tuple(dict.fromkeys([*(r for p in placements.values() for r in p), *own]))
-    roles = tuple(role for role in roles if _has_role(topology, role))
+    named = dict.fromkeys(role for place in placements.values() for role in place)
+    roles = tuple(role for role in named if _has_role(topology, role))
     if MODEL not in roles:
         return _block_units(config, topology, roles)
     # Leave out roles that no method but a prompt adapts.
@@ -399,25 +381,17 @@ def _fill(
         params[u, 0] = 0.0
         for o, option in enumerate(options[1:], start=1):
             method = table[option.method]
-            specs: list[LayerSpec] = []
-            total = 0
-            for layer in unit.layers:
-                for role in placements[option.placement]:
-                    shape = topology.shape(layer, role)
-                    if shape is None or role not in method.roles or role not in unit.roles:
-                        continue
-                    spec = LayerSpec(layer, role, option.method, option.rank)
-                    if not is_legal(topology, spec):
-                        specs = []
-                        break
-                    specs.append(spec)
-                    total += method.n_params(option.rank, shape, role)
-                else:
-                    continue
-                break
-            if specs:
-                sites[u, o] = tuple(specs)
-                params[u, o] = total
+            roles = [r for r in placements[option.placement] if r in method.roles]
+            shapes = {
+                LayerSpec(layer, role, option.method, option.rank): shape
+                for layer, role in itertools.product(unit.layers, roles)
+                if role in unit.roles and (shape := topology.shape(layer, role)) is not None
+            }
+            if shapes and all(is_legal(topology, spec) for spec in shapes):
+                sites[u, o] = tuple(shapes)
+                params[u, o] = sum(
+                    method.n_params(spec.rank, shape, spec.role) for spec, shape in shapes.items()
+                )
     legal = np.isfinite(params)
     used = legal.any(axis=0)
     spread, shares, group_params = _shared(sites, topology, params.shape)

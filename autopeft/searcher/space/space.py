@@ -127,10 +127,15 @@ class SearchSpace:
         legal = [np.flatnonzero(row) for row in self.grid.legal]
         least = 0 if self.config.include_empty else 1
         alphas, dropouts = range(len(self.config.alpha_ratio)), range(len(self.config.dropout))
-        rows = itertools.product(itertools.product(*legal), positions, alphas, dropouts)
-        for options, position, alpha, dropout in itertools.islice(rows, limit):
+        # Not one product of products: it would keep all architectures in memory.
+        rows = (
+            (options, settings)
+            for options in itertools.product(*legal)
+            for settings in itertools.product(positions, alphas, dropouts)
+        )
+        for options, settings in itertools.islice(rows, limit):
             if sum(option > 0 for option in options) >= least:
-                yield Point(np.array(options, dtype=np.int64), position, alpha, dropout)
+                yield Point(np.array(options, dtype=np.int64), *settings)
 
     def encode(self, candidate: Candidate) -> dict[str, Any]:
         """Return readable parameters such as `layer.03.method`, `layer.03.rank`, `lr_position`.
