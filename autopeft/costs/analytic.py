@@ -99,12 +99,7 @@ def block_costs(
 ) -> tuple[tuple[BlockCosts, ...], tuple[int, ...]]:
     """Return the kinds of block of a transformer of the usual build, and the kind of each layer.
 
-    Args:
-        topology: Its shapes.
-        tokens: Tokens in a mean step, padding included.
-        memory_tokens: Tokens in the step that needs most memory.
-        rows: Rows in a step.
-        float_bytes: Bytes of an activation.
+    The arguments are those of `PriceTable`; `rows` is its batch size.
     """
     kinds: list[int] = []
     blocks: list[BlockCosts] = []

@@ -22,14 +22,7 @@ def is_legal(topology: Topology, spec: LayerSpec) -> bool:
     Raises:
         SpaceError: if there is no such method.
     """
-    method = methods.get(spec.method)
-    shape = topology.shape(spec.layer, spec.role)
-    return (
-        shape is not None
-        and spec.role in method.roles
-        and method.is_legal_rank(spec.rank, shape)
-        and (method.quantized_base or not topology.is_quantized)
-    )
+    return _misfit(topology, spec) is None
 
 
 def check_plan(topology: Topology, plan: AdapterPlan) -> None:
@@ -39,53 +32,57 @@ def check_plan(topology: Topology, plan: AdapterPlan) -> None:
         SpaceError: about the first site that does not fit.
     """
     for spec in plan.specs:
-        _check_spec(topology, spec)
+        error = _misfit(topology, spec)
+        if error is not None:
+            raise error
 
 
-def _check_spec(topology: Topology, spec: LayerSpec) -> None:
+def _misfit(topology: Topology, spec: LayerSpec) -> SpaceError | None:
+    """Return the error for a site that does not fit a model, None if it does."""
     method = methods.get(spec.method)
     where = f"layer {spec.layer} ({spec.role})"
     if spec.layer >= topology.n_layers:
-        raise SpaceError(
+        return SpaceError(
             "layer",
             spec.layer,
             f"the model has {topology.n_layers} blocks",
             f"use 0 to {topology.n_layers - 1}",
         )
     if spec.role == MODEL and spec.layer:
-        raise SpaceError(
+        return SpaceError(
             "layer", spec.layer, "the model as a whole counts as layer 0", "use layer 0"
         )
     shape = topology.shape(spec.layer, spec.role)
     if shape is None:
-        raise SpaceError(
+        return SpaceError(
             "role",
             spec.role,
             f"block {spec.layer} of the model has no such role" + _WHY_NOT.get(spec.role, ""),
             f"use one of {', '.join(topology.roles(spec.layer))}",
         )
     if spec.role not in method.roles:
-        raise SpaceError(
+        return SpaceError(
             "role",
             spec.role,
             f"method {spec.method!r} cannot be placed at {where}",
             f"use one of {', '.join(method.roles)}",
         )
     if topology.is_quantized and not method.quantized_base:
-        raise SpaceError(
+        return SpaceError(
             "method",
             spec.method,
             f"cannot be placed at {where}: it needs weights that are not quantized",
             "use a method that works over quantized weights, or no quantization",
         )
     if not method.is_legal_rank(spec.rank, shape):
-        raise SpaceError(
+        return SpaceError(
             "rank",
             spec.rank,
             f"{method.rank_rule(shape)} for method {spec.method!r} at {where}, "
             f"whose module is {shape[0]} x {shape[1]}",
             "choose another rank",
         )
+    return None
 
 
 def count_trainable(topology: Topology, plan: AdapterPlan) -> int:
@@ -98,7 +95,7 @@ def count_trainable(topology: Topology, plan: AdapterPlan) -> int:
     for spec in plan.specs:
         shape = topology.shape(spec.layer, spec.role)
         if shape is None:
-            _check_spec(topology, spec)
+            check_plan(topology, plan)
         else:
             total += methods.get(spec.method).n_params(spec.rank, shape, spec.role)
     return total + count_shared(topology, plan)

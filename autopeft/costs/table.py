@@ -15,15 +15,7 @@ from autopeft.costs.analytic import block_costs, block_shapes, linear_weights
 from autopeft.costs.plan_rules import check_plan, count_shared
 from autopeft.costs.price import Price
 from autopeft.costs.topology import Topology
-from autopeft.costs.usage import (
-    ENCODER,
-    HIDDEN,
-    NARROW_ROLES,
-    NO_USAGE,
-    BlockCosts,
-    Sources,
-    Usage,
-)
+from autopeft.costs.usage import ENCODER, HIDDEN, NARROW_ROLES, NO_USAGE, BlockCosts, Sources, Usage
 from autopeft.errors import SpaceError
 from autopeft.plan import MODEL, AdapterPlan, Candidate, LayerSpec
 
@@ -206,11 +198,7 @@ class PriceTable:
         )
 
     def _for(self, plan: AdapterPlan) -> PriceTable:
-        """Return the table for rows with a plan's prompt, if it has one.
-
-        Raises:
-            SpaceError: if no prompt of that size was measured.
-        """
+        """Return the table for rows with a plan's prompt, if it has one."""
         for spec in plan.specs:
             if spec.layer:
                 break
@@ -369,13 +357,10 @@ class PriceTable:
         self, kind: int, sources: Sources, has_dropout: bool
     ) -> tuple[Usage, dict[tuple[str, str, int], _SiteCost]]:
         """Return the usage of a kind of block and its site costs computed so far."""
-        known = self._costs.get((kind, sources, has_dropout))
-        if known is None:
-            known = self._costs[kind, sources, has_dropout] = (
-                self.blocks[kind].usage(sources),
-                {},
-            )
-        return known
+        key = kind, sources, has_dropout
+        if key not in self._costs:
+            self._costs[key] = (self.blocks[kind].usage(sources), {})
+        return self._costs[key]
 
     def _site_cost(self, spec: LayerSpec, usage: Usage, has_dropout: bool) -> _SiteCost:
         block = self.blocks[self.kinds[spec.layer]]

@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -28,7 +27,7 @@ from autopeft.models import tuners as tuners  # Registers autopeft's own methods
 from autopeft.models.backbone import Backbone
 from autopeft.models.layout import Layout
 from autopeft.models.method_hooks import ADAPTER_NAME, TrainingHook, hooks_for
-from autopeft.models.modules import LinearView, replace_module
+from autopeft.models.modules import LinearView, own_parameters, replace_module
 from autopeft.models.quantization import pass_marks
 from autopeft.plan import AdapterPlan, Candidate, TrainSettings
 from autopeft.utils.quiet import quiet_peft
@@ -70,10 +69,8 @@ class Group:
     def config(self, train: TrainSettings, rename: Mapping[str, str] | None = None) -> PeftConfig:
         """Return peft's configuration of the group.
 
-        Args:
-            train: Gives dropout and alpha.
-            rename: Module path -> name in the holder. Default: a configuration for the model
-                itself, as in peft's own files.
+        With `rename` (module path -> name in the holder) it is for the holder, without for the
+        model itself, as in peft's own files.
         """
         names = rename or {path: path for path in self.ranks}
         ranks = {names[path]: rank for path, rank in self.ranks.items()}
@@ -154,6 +151,8 @@ class Attached:
         backbone: Where it is attached.
         seed: Seed of its initial values.
         parts: The injected groups.
+        originals: Path of an adapted module -> the base model's own module.
+        placed: The same path -> the module in its place.
     """
 
     def __init__(self, backbone: Backbone, candidate: Candidate, *, seed: int) -> None:
@@ -165,8 +164,8 @@ class Attached:
         self.candidate = candidate
         self.seed = seed
         self.parts: tuple[Part, ...] = ()
-        self._originals: dict[str, nn.Module] = {}
-        self._placed: dict[str, nn.Module] = {}
+        self.originals: dict[str, nn.Module] = {}
+        self.placed: dict[str, nn.Module] = {}
         self._was_training = backbone.model.training
         backbone.attached = self
         try:
@@ -181,34 +180,21 @@ class Attached:
             self.detach()
             raise
 
-    def original(self, path: str) -> nn.Module:
-        """Return the base model's own module at the path of an adapted one."""
-        return self._originals[path]
-
-    @property
-    def placed(self) -> Mapping[str, nn.Module]:
-        """Module path -> the module that replaces the base model's own."""
-        return self._placed
-
     def head_parameters(self) -> list[nn.Parameter]:
         """Return the parameters of the new head, [] if the model has none."""
-        return [
-            parameter
-            for path in self.backbone.head
-            for parameter in self._placed[path].parameters(recurse=False)
-        ]
+        return [p for path in self.backbone.head for p in own_parameters(self.placed[path])]
 
     def _place(self, path: str, module: nn.Module) -> None:
         replace_module(self.model, path, module)
-        self._placed[path] = module
+        self.placed[path] = module
 
     def _start_head(self) -> None:
-        self._originals |= {path: self.model.get_submodule(path) for path in self.backbone.head}
+        self.originals |= {path: self.model.get_submodule(path) for path in self.backbone.head}
         for path in self.backbone.head:
-            module = copy.deepcopy(self._originals[path])
+            module = copy.deepcopy(self.originals[path])
             self._place(path, module)
             module.__dict__.pop("_is_hf_initialized", None)
-            for parameter in module.parameters(recurse=False):
+            for parameter in own_parameters(module):
                 # transformers does not initialize a parameter with this mark again.
                 parameter.__dict__.pop("_is_hf_initialized", None)
                 parameter.requires_grad_(True)
@@ -224,7 +210,7 @@ class Attached:
         names = {path: f"m{i}" for i, path in enumerate(paths)}
         for path, name in names.items():
             original = self.model.get_submodule(path)
-            self._originals[path] = original
+            self.originals[path] = original
             module = copy.deepcopy(original) if group.method.changes_base else original
             holder.add_module(name, LinearView(module) if isinstance(module, Conv1D) else module)
         pass_marks(self.model, holder)
@@ -278,11 +264,7 @@ class Attached:
         return torch.stack(terms).sum() if terms else None
 
     def after_update(self, step: int) -> None:
-        """Let the methods act after an optimizer step, while the gradients still exist.
-
-        Args:
-            step: Steps done, from 1 to `candidate.train.steps`.
-        """
+        """Let the methods act after optimizer step `step`, while the gradients still exist."""
         for part in self.parts:
             if part.hook:
                 part.hook.after_update(step)
@@ -291,7 +273,7 @@ class Attached:
         """Take everything out of the model and keep it as it is for `unpark`."""
         if self.backbone.attached is not self:
             return
-        for path, original in self._originals.items():
+        for path, original in self.originals.items():
             replace_module(self.model, path, original)
         self.model.train(self._was_training)
         self.backbone.attached = None
@@ -305,25 +287,20 @@ class Attached:
         if self.backbone.attached is not None:
             raise RuntimeError("another candidate is attached; detach it first")
         self.backbone.attached = self
-        for path, module in self._placed.items():
+        for path, module in self.placed.items():
             replace_module(self.model, path, module)
 
     def detach(self) -> None:
         """Restore the base model bit for bit. Does nothing the second time."""
         self.park()
         self.parts = ()
-        self._originals = {}
-        self._placed = {}
+        self.originals = {}
+        self.placed = {}
 
     def __enter__(self) -> Attached:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.detach()
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from autopeft.errors import AdapterError, SettingsError
 from autopeft.models.attach import Attached
 from autopeft.models.backbone import load_tokenizer
 from autopeft.models.loading import prepare_config, restore_config
-from autopeft.models.lora_conversion import MAX_RANK, Conversion, export_lora
+from autopeft.models.lora_conversion import MAX_RANK, export_lora
 from autopeft.models.merging import merged
 from autopeft.models.quantization import NONE
 from autopeft.models.saving import load_adapter, load_attached, save_adapter
@@ -83,29 +83,32 @@ def export_adapter(
         raise SettingsError("format", format, "no such format", f"use one of {', '.join(FORMATS)}")
     given = attached = load_attached(base_model, folder)
     place = Path(target)
-    if format == "peft":
-        return Exported(_whole(place, lambda draft: export_peft(attached, draft)))
-    own = None if rows is None else _logits(attached.model, rows)
-    if attached.backbone.quantization != NONE:
+    own = None if rows is None or format == "peft" else _logits(attached.model, rows)
+    if format != "peft" and attached.backbone.quantization != NONE:
         # Merging needs full precision: a quantized weight would lose the change.
         attached = load_attached(base_model, folder, quantization=NONE)
+    lost: Mapping[str, str] = {}
+    with replaced_folder(place) as draft:
+        if format == "peft":
+            save_adapter(attached, draft)
+        elif format == "merged":
+            tokenizer = load_tokenizer(base_model, revision=attached.backbone.revision)
+            export_merged(attached, draft, tokenizer)
+        else:
+            lost = export_lora(attached, draft, max_rank=max_rank, allow_lossy=allow_lossy).lost
+        if place.exists():
+            place.rmdir()  # Raises an error if it holds anything.
+    if rows is None or own is None:
+        return Exported(place, lost=lost)
     if format == "merged":
-        tokenizer = load_tokenizer(base_model, revision=attached.backbone.revision)
-        _whole(place, lambda draft: export_merged(attached, draft, tokenizer))
         with merged(attached):
-            return _compared(Exported(place), attached.model, rows, own)
-    conversions: list[Conversion] = []
-
-    def write(draft: Path) -> None:
-        conversions.append(export_lora(attached, draft, max_rank=max_rank, allow_lossy=allow_lossy))
-
-    _whole(place, write)
-    given.detach()
-    written = Exported(place, lost=conversions[0].lost)
-    if rows is None:
-        return written
-    # Compare what another program loads from the files.
-    return _compared(written, load_adapter(given.backbone.model, place), rows, own)
+            exported = _logits(attached.model, rows)
+    else:
+        # Compare what another program loads from the files.
+        given.detach()
+        exported = _logits(load_adapter(given.backbone.model, place), rows)
+    difference = float((exported - own).abs().max())
+    return Exported(place, difference, float(own.abs().max()), len(own), lost)
 
 
 def _logits(model: Any, rows: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -114,46 +117,10 @@ def _logits(model: Any, rows: Mapping[str, torch.Tensor]) -> torch.Tensor:
     return logits.float()
 
 
-def _compared(
-    exported: Exported,
-    model: Any,
-    rows: Mapping[str, torch.Tensor] | None,
-    own: torch.Tensor | None,
-) -> Exported:
-    if rows is None or own is None:
-        return exported
-    difference = (_logits(model, rows) - own).abs().max()
-    return replace(
-        exported,
-        largest_difference=float(difference),
-        largest_logit=float(own.abs().max()),
-        n_rows=len(own),
-    )
-
-
-def _whole(target: Path, write: Callable[[Path], object]) -> Path:
-    """Write a folder beside the target, then move it there; the target must not hold anything."""
-    with replaced_folder(target) as draft:
-        write(draft)
-        if target.exists():
-            target.rmdir()
-    return target
-
-
-def export_peft(attached: Attached, folder: str | Path) -> Path:
-    """Write a standard peft folder, or for a mixed plan `plan.json` and a folder for each part."""
-    return save_adapter(attached, folder)
-
-
 def export_merged(attached: Attached, folder: str | Path, tokenizer: Any = None) -> Path:
-    """Write the base model with the adapters merged, for plain transformers.
+    """Write the base model with the adapters merged, for plain transformers, and its tokenizer.
 
     The candidate stays attached, and the base model keeps its weights.
-
-    Args:
-        attached: The candidate.
-        folder: Folder to write; created if needed.
-        tokenizer: Saved with the model if given.
 
     Raises:
         AdapterError: if a method in the plan cannot be merged, or the base model is quantized
@@ -168,8 +135,7 @@ def export_merged(attached: Attached, folder: str | Path, tokenizer: Any = None)
         raise AdapterError(
             "format", "merged", f"cannot be merged: {', '.join(stuck)}", "export as peft"
         )
-    folder = Path(folder)
-    model = attached.model
+    folder, model = Path(folder), attached.model
     config = model.config
     with merged(attached):
         restore_config(config, attached.backbone.config_before)

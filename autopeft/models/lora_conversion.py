@@ -66,21 +66,9 @@ class Conversion:
     factors: Mapping[str, Factors]
     lost: Mapping[str, str] = field(default_factory=dict)
 
-    def lost_by_reason(self) -> dict[str, list[str]]:
-        """Return reason -> module paths."""
-        reasons: dict[str, list[str]] = {}
-        for path, why in self.lost.items():
-            reasons.setdefault(why, []).append(path)
-        return reasons
-
 
 def convert(attached: Attached, *, max_rank: int = MAX_RANK) -> Conversion:
-    """Return the LoRA that is closest to an attached candidate.
-
-    Args:
-        attached: The candidate; it is not changed.
-        max_rank: The highest rank of any module.
-    """
+    """Return the LoRA that is closest to an attached candidate, of rank up to `max_rank`."""
     factors: dict[str, Factors] = {}
     lost: dict[str, str] = {}
     rest: set[str] = set()
@@ -92,7 +80,7 @@ def convert(attached: Attached, *, max_rank: int = MAX_RANK) -> Conversion:
                 factors[path] = Factors(a, b)
             elif not method.mergeable:
                 lost[path] = f"{method.name} cannot be merged into a weight"
-            elif not isinstance(attached.original(path), nn.Linear | Conv1D):
+            elif not isinstance(attached.originals[path], nn.Linear | Conv1D):
                 lost[path] = f"{method.name} does not change a linear module"
             else:
                 rest.add(path)
@@ -160,9 +148,11 @@ def export_lora(
         AdapterError: if something would be lost and `allow_lossy` is False; nothing is written.
     """
     conversion = convert(attached, max_rank=max_rank)
-    if conversion.lost and not allow_lossy:
+    lost = conversion.lost
+    if lost and not allow_lossy:
         where = "; ".join(
-            f"{why} at {', '.join(paths)}" for why, paths in conversion.lost_by_reason().items()
+            f"{why} at {', '.join(path for path in lost if lost[path] == why)}"
+            for why in dict.fromkeys(lost.values())
         )
         raise AdapterError(
             "format",
@@ -196,10 +186,10 @@ def export_lora(
     if backbone.auto_class == "AutoModelForCausalLM":
         config.task_type = "CAUSAL_LM"
     config.save_pretrained(str(folder))
-    tensors = {f"{PEFT_ROOT}model.{name}": tensor for name, tensor in head.items()}
+    tensors = {f"{PEFT_ROOT}{name}": tensor for name, tensor in head.items()}
     for path, found in conversion.factors.items():
-        tensors[f"{PEFT_ROOT}model.{path}.lora_A.weight"] = found.a
-        tensors[f"{PEFT_ROOT}model.{path}.lora_B.weight"] = found.b
+        tensors[f"{PEFT_ROOT}{path}.lora_A.weight"] = found.a
+        tensors[f"{PEFT_ROOT}{path}.lora_B.weight"] = found.b
     write_tensors(folder / TENSOR_FILE, tensors)
     return conversion
 
@@ -215,10 +205,11 @@ class TrainedLora:
     """
 
     def __init__(self, attached: Attached) -> None:
-        self._factors: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-        for part in attached.parts:
-            for path, layer in part.layers.items():
-                self._factors[path] = lora_factors(layer)
+        self._factors = {
+            path: lora_factors(layer)
+            for part in attached.parts
+            for path, layer in part.layers.items()
+        }
         self._head = [p.detach().clone() for p in attached.head_parameters()]
 
     @torch.no_grad()

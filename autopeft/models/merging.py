@@ -37,7 +37,7 @@ def merged(attached: Attached, paths: frozenset[str] | None = None) -> Iterator[
     before: dict[str, dict[str, torch.Tensor]] = {}
     try:
         for path, layer in layers.items():
-            original = attached.original(path)
+            original = attached.originals[path]
             # Methods that rewrite the weight have their own copy of the module.
             both = (*own_parameters(original), *own_parameters(_base(layer)))
             undo[path] = [(p, p.data, p.data.clone()) for p in {id(p): p for p in both}.values()]

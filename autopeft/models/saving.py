@@ -33,8 +33,8 @@ from autopeft.models.quantization import NONE, is_quantized
 from autopeft.utils.quiet import ignored, quiet_peft
 from autopeft.utils.serialize import read_json
 
-PEFT_ROOT = "base_model."
-"""Start of every tensor's name in peft's files, where the tuner is `PeftModel.base_model`."""
+PEFT_ROOT = "base_model.model."
+"""Start of every module's name in peft's files, where the tuner is `PeftModel.base_model`."""
 
 TASK_TYPES: Mapping[str, str] = {
     "AutoModelForSequenceClassification": "SEQ_CLS",
@@ -93,7 +93,7 @@ def save_adapter(
             # where there is one.
             config.task_type = TASK_TYPES.get(backbone.auto_class)
             config.modules_to_save = whole_modules(attached.model, backbone.head)
-            tensors |= {f"{PEFT_ROOT}model.{name}": t for name, t in head.items()}
+            tensors |= {f"{PEFT_ROOT}{name}": t for name, t in head.items()}
         elif backbone.auto_class == "AutoModelForCausalLM":
             config.task_type = "CAUSAL_LM"
         config.save_pretrained(str(folder / place))
@@ -128,11 +128,7 @@ def part_folders(parts: tuple[Part, ...]) -> tuple[str, ...]:
 
 
 class _LikePeftModel(nn.Module):
-    """A part with the attributes of a `PeftModel` that methods with shared state read.
-
-    Args:
-        part: Its tuner becomes `base_model`.
-    """
+    """A part with the attributes of a `PeftModel` that methods with shared state read."""
 
     def __init__(self, part: Part) -> None:
         super().__init__()
@@ -146,13 +142,12 @@ def part_tensors(part: Part) -> dict[str, torch.Tensor]:
         _LikePeftModel(part), adapter_name=ADAPTER_NAME, save_embedding_layers=False
     )
     paths = {name: path for path, name in part.holder_names.items()}
-    start = f"{PEFT_ROOT}model."
 
     def standard(key: str) -> str:
-        if not key.startswith(start):
+        if not key.startswith(PEFT_ROOT):
             return key
-        name, _, rest = key.removeprefix(start).partition(".")
-        return f"{start}{paths[name]}.{rest}"
+        name, _, rest = key.removeprefix(PEFT_ROOT).partition(".")
+        return f"{PEFT_ROOT}{paths[name]}.{rest}"
 
     return {standard(key): tensor for key, tensor in held.items()}
 
@@ -285,12 +280,12 @@ def _fill(attached: Attached, folder: Path) -> None:
     for part, place in zip(attached.parts, part_folders(attached.parts), strict=True):
         expected = part_tensors(part)
         if is_whole:
-            expected |= {f"{PEFT_ROOT}model.{name}": t for name, t in head.items()}
+            expected |= {f"{PEFT_ROOT}{name}": t for name, t in head.items()}
         loads.append((part, read_tensors(folder / place / TENSOR_FILE, expected)))
     found_head: dict[str, torch.Tensor] = {}
     if head and is_whole:
         found = loads[0][1]
-        found_head = {name: found.pop(f"{PEFT_ROOT}model.{name}") for name in head}
+        found_head = {name: found.pop(f"{PEFT_ROOT}{name}") for name in head}
     elif head:
         found_head = read_tensors(folder / HEAD_FILE, head)
     for part, tensors in loads:
@@ -302,16 +297,14 @@ def _fill(attached: Attached, folder: Path) -> None:
 
 
 def _set_part(part: Part, tensors: Mapping[str, torch.Tensor]) -> None:
-    start = f"{PEFT_ROOT}model."
     # Longest first: one path may be the beginning of another.
     paths = sorted(part.holder_names, key=len, reverse=True)
     renamed = {}
     for key, tensor in tensors.items():
-        path = next((p for p in paths if key.startswith(f"{start}{p}.")), None)
-        if path is None:
-            renamed[key] = tensor
-        else:
-            renamed[start + part.holder_names[path] + key.removeprefix(start + path)] = tensor
+        path = next((p for p in paths if key.startswith(f"{PEFT_ROOT}{p}.")), None)
+        if path is not None:
+            key = PEFT_ROOT + part.holder_names[path] + key.removeprefix(PEFT_ROOT + path)
+        renamed[key] = tensor
     with quiet_peft():
         result = set_peft_model_state_dict(_LikePeftModel(part), renamed, adapter_name=ADAPTER_NAME)
     if result.unexpected_keys:

@@ -97,15 +97,12 @@ class BlockProbe:
     def price(self) -> BlockCosts:
         """Run the block for every set of sources."""
         names = [*self.modules, HIDDEN, *([ENCODER] if self.has_encoder else [])]
-        reach = {}
-        for name in names:
-            _, seen = self._run(frozenset({name}))
-            reach[name] = frozenset(seen.live_outputs - {name})
+        reach = {
+            name: frozenset(self._run(frozenset({name}))[1].live_outputs - {name}) for name in names
+        }
         usages = {sources: self._usage(sources, reach) for sources in independent_sets(reach)}
         run, seen = self._run(frozenset())
-        tokens = {
-            role: seen.inputs[role].numel() / seen.inputs[role].shape[-1] for role in seen.inputs
-        }
+        tokens = {role: read.numel() / read.shape[-1] for role, read in seen.inputs.items()}
         return BlockCosts(
             usages=usages,
             reach=reach,
@@ -154,11 +151,8 @@ class BlockProbe:
         )
 
     def _run(self, sources: Sources) -> tuple[Run, _Seen]:
-        if sources not in self.runs:
-            self.runs[sources] = self._run_anew(sources)
-        return self.runs[sources]
-
-    def _run_anew(self, sources: Sources) -> tuple[Run, _Seen]:
+        if sources in self.runs:
+            return self.runs[sources]
         seen = _Seen()
         args, kwargs = self._arguments(sources)
         norms = [p for m in self.modules.get("norm", ()) for p in m.parameters(recurse=False)]
@@ -176,13 +170,11 @@ class BlockProbe:
                 not_kept=self.model,
                 shared=self.context,
             )
+        self.runs[sources] = run, seen
         return run, seen
 
     def _arguments(self, sources: Sources) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        live = {
-            *((self.hidden,) if HIDDEN in sources else ()),
-            *((self.encoder,) if ENCODER in sources else ()),
-        }
+        live = {{HIDDEN: self.hidden, ENCODER: self.encoder}.get(source) for source in sources}
 
         def fresh(value: Any) -> Any:
             if isinstance(value, torch.Tensor) and storage_id(value) in live:

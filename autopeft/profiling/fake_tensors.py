@@ -95,7 +95,6 @@ def without(
 ) -> dict[str, torch.Tensor]:
     """Return the batch without some tensors; a decoder without labels gets them as its input."""
     kept = {name: tensor for name, tensor in batch.items() if name not in names}
-    labels = batch.get("labels")
-    if "labels" in names and labels is not None and is_encoder_decoder:
-        kept["decoder_input_ids"] = labels
+    if is_encoder_decoder and "labels" in names and "labels" in batch:
+        kept["decoder_input_ids"] = batch["labels"]
     return kept

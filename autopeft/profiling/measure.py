@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -86,19 +86,15 @@ def _table(
 ) -> PriceTable:
     """Measure a fake model with a prompt of `prompt_size` virtual tokens."""
     with prompted(model, backbone.layout, prompt_size) as prompt:
-        flops = _Measured.of(model, backbone, batch_size, mean, device, prompt)
+        flops = _measure(model, backbone, topology, batch_size, mean, device, prompt)
         memory = flops
         if longest != mean:
-            memory = _Measured.of(model, backbone, batch_size, longest, device, prompt)
-    n_params = sum(p.numel() for p in backbone.model.parameters())
+            memory = _measure(model, backbone, topology, batch_size, longest, device, prompt)
     blocks = tuple(_combine(f, m) for f, m in zip(flops.blocks, memory.blocks, strict=True))
-    table = PriceTable(
-        topology=topology,
-        batch_size=batch_size,
+    table = replace(
+        memory,
         tokens=float(batch_size * (mean + prompt_size)),
         memory_tokens=float(batch_size * (longest + prompt_size)),
-        base_params=n_params,
-        weight_bytes=n_params * _FLOAT_BYTES,
         forward_flops=flops.forward_flops,
         blocks=blocks,
         kinds=flops.kinds,
@@ -106,8 +102,6 @@ def _table(
         head_only=_combine_usage(flops.head_only, memory.head_only),
         bridge=_combine_usage(flops.bridge, memory.bridge),
         front=_combine_usage(flops.front, memory.front),
-        workspace_bytes=memory.workspace_bytes,
-        float_bytes=_FLOAT_BYTES,
     )
     if backbone.quantization == NONE:
         return table
@@ -132,66 +126,58 @@ def _combine(flops: BlockCosts, memory: BlockCosts) -> BlockCosts:
     )
 
 
-@dataclass
-class _Measured:
-    """Everything measured at one length of rows."""
-
-    forward_flops: float
-    blocks: list[BlockCosts]
-    kinds: tuple[int, ...]
-    tail: Usage
-    head_only: Usage
-    bridge: Usage
-    front: Usage
-    workspace_bytes: float
-
-    @classmethod
-    def of(
-        cls,
-        model: nn.Module,
-        backbone: Backbone,
-        rows: int,
-        length: int,
-        device: str,
-        prompt: Sequence[nn.Parameter] = (),
-    ) -> _Measured:
-        """Measure a fake model on rows of one length, with the parameters of its prompt."""
-        whole, (calls, encoder_output, largest) = _first_that_runs(
-            model, backbone, rows, length, device
-        )
-        paths = backbone.layout.blocks
-        names = [
-            _kind(model.get_submodule(path), calls[layer], backbone, layer)
-            for layer, path in enumerate(paths)
-        ]
-        distinct = list(dict.fromkeys(names))
-        blocks = []
-        context_numbers: dict[int, int] = {}
-        for name in distinct:
-            # The last of a kind: a first block may compute what later ones get (T5's biases).
-            layer = len(names) - 1 - names[::-1].index(name)
-            roles = {
-                role: where
-                for (at, role), where in backbone.layout.modules.items()
-                if at == layer and role not in ("block", MODEL)
-            }
-            block = model.get_submodule(paths[layer])
-            probe = BlockProbe(model, block, roles, calls[layer], encoder_output, context_numbers)
-            blocks.append(probe.price())
-        kinds = [distinct.index(name) for name in names]
-        forward_flops, tail, head_only = whole.tails(calls)
-        bridge = whole.bridge(calls, blocks, kinds, tail)
-        front = whole.front(blocks, kinds, tail, prompt) if prompt else Usage()
-        return cls(
-            forward_flops,
-            blocks,
-            tuple(kinds),
-            tail,
-            head_only,
-            bridge,
-            front,
-            2.0 * largest,
-        )
+def _measure(
+    model: nn.Module,
+    backbone: Backbone,
+    topology: Topology,
+    rows: int,
+    length: int,
+    device: str,
+    prompt: Sequence[nn.Parameter],
+) -> PriceTable:
+    """Measure a fake model on rows of one length, with the parameters of its prompt."""
+    whole, (calls, encoder_output, largest) = _first_that_runs(
+        model, backbone, rows, length, device
+    )
+    paths = backbone.layout.blocks
+    names = [
+        _kind(model.get_submodule(path), calls[layer], backbone, layer)
+        for layer, path in enumerate(paths)
+    ]
+    distinct = list(dict.fromkeys(names))
+    blocks = []
+    context_numbers: dict[int, int] = {}
+    for name in distinct:
+        # The last of a kind: a first block may compute what later ones get (T5's biases).
+        layer = len(names) - 1 - names[::-1].index(name)
+        roles = {
+            role: where
+            for (at, role), where in backbone.layout.modules.items()
+            if at == layer and role not in ("block", MODEL)
+        }
+        block = model.get_submodule(paths[layer])
+        probe = BlockProbe(model, block, roles, calls[layer], encoder_output, context_numbers)
+        blocks.append(probe.price())
+    kinds = tuple(distinct.index(name) for name in names)
+    forward_flops, tail, head_only = whole.tails(calls)
+    n_params = sum(p.numel() for p in backbone.model.parameters())
+    return PriceTable(
+        topology=topology,
+        batch_size=rows,
+        tokens=float(rows * length),
+        memory_tokens=float(rows * length),
+        base_params=n_params,
+        weight_bytes=n_params * _FLOAT_BYTES,
+        forward_flops=forward_flops,
+        blocks=tuple(blocks),
+        kinds=kinds,
+        tail=tail,
+        head_only=head_only,
+        bridge=whole.bridge(calls, blocks, kinds, tail),
+        front=whole.front(blocks, kinds, tail, prompt) if prompt else Usage(),
+        workspace_bytes=2.0 * largest,
+        float_bytes=_FLOAT_BYTES,
+    )
 
 
 def _kind(block: nn.Module, call: BlockCall, backbone: Backbone, layer: int) -> object:

@@ -97,10 +97,9 @@ class WholeModel:
             handle.remove()
 
     def tails(self, calls: list[BlockCall]) -> tuple[float, Usage, Usage]:
-        """Return the forward pass's FLOPs and what follows the blocks.
+        """Return the forward pass's FLOPs, and what follows the blocks.
 
-        The latter is measured with a gradient for the last block's output, and without one, where
-        only a new head is trained.
+        That is measured with a gradient for the last block's output, and for a new head only.
         """
         with _trained(self.head):
             last = len(calls) - 1
@@ -122,12 +121,12 @@ class WholeModel:
         """Return what lies between a prompt and the first block."""
         with _trained((*prompt, *self.head)):
             run = run_and_count(self.forward, not_kept=self.model)
-        hidden = frozenset({HIDDEN})
-        return _rest(
-            run,
-            tail,
-            [blocks[kind].usage(hidden) for kind in kinds for _ in range(blocks[kind].repeats)],
-        )
+        usages = [
+            blocks[kind].usage(frozenset({HIDDEN}))
+            for kind in kinds
+            for _ in range(blocks[kind].repeats)
+        ]
+        return _rest(run, tail, usages)
 
     def bridge(
         self,
@@ -171,13 +170,7 @@ def _trained(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
 
 
 def topology_beside(model: nn.Module, layout: Layout, n_tokens: int) -> Topology:
-    """Return the topology with prompts limited to the positions that the longest row leaves.
-
-    Args:
-        model: The model.
-        layout: Its layout.
-        n_tokens: Tokens of the longest row.
-    """
+    """Return the topology with prompts limited to the positions beside a row of `n_tokens`."""
     topology, site = layout.topology, layout.topology.shape(0, MODEL)
     if site is None:
         return topology
@@ -191,11 +184,7 @@ def topology_beside(model: nn.Module, layout: Layout, n_tokens: int) -> Topology
 
 @contextmanager
 def prompted(model: nn.Module, layout: Layout, size: int) -> Iterator[tuple[nn.Parameter, ...]]:
-    """Wrap the model with a frozen prompt of `size` tokens; 0 leaves it as it is.
-
-    Yields:
-        The prompt's parameters.
-    """
+    """Wrap the model with a frozen prompt of `size` tokens, 0 for none; yield its parameters."""
     if not size:
         yield ()
         return

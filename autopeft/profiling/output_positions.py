@@ -26,12 +26,7 @@ def n_logit_weights(backbone: Backbone) -> int:
 
 
 def narrow_modules(model: nn.Module, layout: Layout) -> tuple[str, ...]:
-    """Return the paths of the last block's largest modules that treat every position alone.
-
-    Args:
-        model: The model without adapters.
-        layout: Its layout.
-    """
+    """Return the paths of the last block's largest modules that treat every position alone."""
     last = layout.topology.n_layers - 1
     found_at = [layout.modules.get((last, role), ()) for role in NARROW_ROLES]
     linear = {paths[0] for paths in found_at if len(paths) == 1}
@@ -111,9 +106,8 @@ def _hollow(backbone: Backbone) -> nn.Module:
             continue
         for name, parameter in module._parameters.items():
             if parameter is not None:
-                module._parameters[name] = nn.Parameter(
-                    torch.randn(parameter.shape, generator=generator), requires_grad=False
-                )
+                values = torch.randn(parameter.shape, generator=generator)
+                module._parameters[name] = nn.Parameter(values, requires_grad=False)
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[name] = torch.zeros(buffer.shape, dtype=buffer.dtype)
