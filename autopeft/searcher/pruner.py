@@ -132,12 +132,7 @@ class RungTable:
         return self._n
 
     def add(self, number: int, costs: Sequence[float]) -> None:
-        """Add a trial, or change its costs.
-
-        Args:
-            number: Its number; numbers are consecutive.
-            costs: Its costs, smaller is better; NaN counts as infinite.
-        """
+        """Add the trial of the next number, or change a trial's costs; NaN counts as infinite."""
         row = np.nan_to_num(np.array(costs, dtype=float), nan=np.inf)
         if number >= len(self._first):
             self._grow(number + 1)
@@ -183,11 +178,7 @@ class RungTable:
     def gap_to_stop(self, number: int, last_step: float, eta: float, min_peers: int) -> float:
         """Return the gap for which a trial should stop, or 0.0 if it should continue.
 
-        Args:
-            number: Of the trial.
-            last_step: Rungs after this step never stop a trial.
-            eta: Ratio between rungs.
-            min_peers: Minimum number of trials at a rung.
+        Rungs after `last_step`, or with fewer trials than `min_peers`, never stop a trial.
         """
         steps = [s for s in sorted(self._scores, reverse=True) if self._scores[s][number] > -np.inf]
         if not steps or not self._is_beaten(number, steps):
@@ -242,15 +233,7 @@ def passes(scores: Array, gaps: Array, n_started: int, eta: float, *, is_first: 
 
 
 def _best_of_cheaper(scores: Array, costs: Array) -> Array:
-    """Return the best score among the others that cost no more, from scratch.
-
-    Args:
-        scores: Shape (n,), larger is better; NaN is ignored.
-        costs: Shape (n, k), smaller is better.
-
-    Returns:
-        Shape (n,); -inf where there are no such others.
-    """
+    """Return the best score among the others that cost no more, from scratch; -inf without any."""
     best = np.full(len(scores), -np.inf)
     for number in np.flatnonzero(~np.isnan(scores)):
         costs_more = (costs >= costs[number]).all(axis=1)
@@ -265,9 +248,6 @@ class SingleObjectivePruner(BasePruner):
     Optuna's pruners reject such studies, so they get a copy of it in memory with the first
     direction only. They ignore costs and stop cheap trials that belong on the front; they are here
     for comparison.
-
-    Args:
-        inner: The pruner.
     """
 
     def __init__(self, inner: BasePruner) -> None:

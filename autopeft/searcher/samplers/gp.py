@@ -154,10 +154,7 @@ def _square_distances(a: Array, b: Array) -> Array:
 def terms(a: Features, b: Features, scales: tuple[float, float]) -> list[Array]:
     """Return the kernel's terms between two sets of points, each of shape (len(a), len(b)).
 
-    Args:
-        a: Rows.
-        b: Columns.
-        scales: Median squared distances of `total` and of `blocks`.
+    The scales are the median squared distances of `total` and of `blocks`.
     """
     rate = (a.position[:, None] - b.position[None, :]) ** 2
     smooth_rate = np.exp(-rate / (2 * 0.35**2))
@@ -220,10 +217,11 @@ class GaussianProcess:
         self._points = features
         self._values = (values - center) / self._spread
         self._extra = np.zeros(len(values)) if extra_noise is None else extra_noise / self._spread
-        self._scales = (
-            max(float(np.median(_square_distances(features.total, features.total))), 1e-6),
-            max(float(np.median(_square_distances(features.blocks, features.blocks))), 1e-6),
+        total, blocks = (
+            max(float(np.median(_square_distances(part, part))), 1e-6)
+            for part in (features.total, features.blocks)
         )
+        self._scales = total, blocks
         parts = terms(features, features, self._scales)
         if len(features) > 1.15 * self._fitted_on or len(features) < self._fitted_on:
             self._learn(parts)

@@ -130,9 +130,7 @@ class Observations:
     def of(cls, history: History, n_max: int) -> Observations:
         """Return the complete trials, and pruned ones at the quality their last rung predicts.
 
-        Args:
-            history: All trials.
-            n_max: Maximum number of observations; good, late and final ones are preferred.
+        If they are more than `n_max`, good, late and final ones are preferred.
         """
         estimates = _predict_final(history)
         rows = np.array([*history.complete, *estimates], dtype=np.int64)
@@ -172,10 +170,8 @@ def _predict_final(history: History) -> dict[int, tuple[float, float]]:
     """Predict the final quality of each pruned trial from its score at its last rung.
 
     The prediction is a linear regression of final qualities on scores, over the complete trials.
-
-    Returns:
-        Index of the trial -> (quality, standard deviation), sorted by index. Trials without a
-        usable prediction are left out.
+    Return index of the trial -> (quality, standard deviation), sorted by index, without the trials
+    that have no usable prediction.
     """
     last = {i: max(history.trials[i].rungs)[0] for i in history.pruned if history.trials[i].rungs}
     steps = sorted(set(last.values()))

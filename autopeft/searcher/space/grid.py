@@ -86,13 +86,9 @@ class Grid:
     group_params: NDArray[np.float64]
 
     def total_params(self, options: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return the exact number of trainable parameters; shared ones count once.
+        """Return the trainable parameters of options of shape (..., n_units); shape (...).
 
-        Args:
-            options: Shape (..., n_units).
-
-        Returns:
-            Shape (...).
+        Shared ones count once.
         """
         units = np.arange(len(self.units))
         total: NDArray[np.float64] = self.params[units, options].sum(axis=-1)

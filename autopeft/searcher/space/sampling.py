@@ -38,14 +38,7 @@ class PointSampler:
         self._min_adapted = min(least, self._max_adapted)
 
     def n_params(self, options: Options) -> NDArray[np.float64]:
-        """Return the exact number of trainable parameters.
-
-        Args:
-            options: Shape (..., n_units).
-
-        Returns:
-            Shape (...).
-        """
+        """Return the trainable parameters of options of shape (..., n_units); shape (...)."""
         return self._grid.total_params(options) + self._head
 
     def cost_range(self) -> tuple[float, float]:
@@ -71,13 +64,8 @@ class PointSampler:
     def at_cost(self, rng: np.random.Generator, log_cost: float, n_tries: int = 3) -> Point:
         """Sample a plan whose number of trainable parameters is close to a target.
 
-        Blocks, methods and placements are chosen first, then ranks that fit the target. The closest
-        of a few tries is returned.
-
-        Args:
-            rng: Random generator.
-            log_cost: Natural logarithm of the target, head included.
-            n_tries: Number of plans sampled at most.
+        Blocks, methods and placements are chosen first, then ranks that fit the target, which is a
+        natural logarithm and includes the head. The closest of at most `n_tries` is returned.
         """
         best, best_gap = self._try_at_cost(rng, log_cost), math.inf
         for attempt in range(n_tries):
@@ -118,11 +106,7 @@ class PointSampler:
         return options
 
     def _random_units(self, rng: np.random.Generator) -> NDArray[np.bool_]:
-        """Choose which units are adapted: all, the upper ones, a window, or scattered ones.
-
-        Returns:
-            Mask, shape (n_units,).
-        """
+        """Return a mask of adapted units: all, the upper ones, a window, or scattered ones."""
         n = len(self._grid.units)
         pattern = rng.choice(["all", "upper", "window", "scattered"], p=[0.45, 0.15, 0.15, 0.25])
         mask = np.ones(n, dtype=bool)
@@ -145,11 +129,7 @@ class PointSampler:
         return mask
 
     def _random_kinds(self, rng: np.random.Generator, active: Options) -> Options:
-        """Choose a method and placement for each active unit; a plan often uses one or two methods.
-
-        Returns:
-            Index into the grid's kinds, shape (len(active),).
-        """
+        """Return the index of a kind for each active unit; a plan often uses one or two methods."""
         grid = self._grid
         n_methods = len(grid.methods)
         n_preferred = min(int(rng.choice([1, 2, n_methods], p=[0.5, 0.25, 0.25])), n_methods)
@@ -286,21 +266,14 @@ class Neighborhood:
         """Give all adapted units another method or placement at about the same cost."""
         grid = self._grid
         rows = np.arange(len(options))
+        methods, placements = grid.kinds[:, 0], grid.kinds[:, 1]
         if rng.random() < 0.6:
-            method = rng.integers(len(grid.methods))
-            wanted = np.where(
-                grid.kinds[:, 0] == method,
-                1 + (grid.kinds[:, 1] == grid.placement_of[options][:, None]),
-                0,
-            )
+            is_new = methods == rng.integers(len(grid.methods))
+            is_kept = placements == grid.placement_of[options][:, None]
         else:
-            place = rng.integers(len(grid.placement_names))
-            wanted = np.where(
-                grid.kinds[:, 1] == place,
-                1 + (grid.kinds[:, 0] == grid.method_of[options][:, None]),
-                0,
-            )
-        wanted = np.where(grid.legal_kinds, wanted, 0)  # (units, kinds)
+            is_new = placements == rng.integers(len(grid.placement_names))
+            is_kept = methods == grid.method_of[options][:, None]
+        wanted = np.where(is_new & grid.legal_kinds, 1 + is_kept, 0)  # (units, kinds)
         kinds = wanted.argmax(axis=1)
         others = grid.nearest_cost[options, kinds]
         is_legal = (options > 0) & (wanted[rows, kinds] > 0) & grid.legal[rows, others]
