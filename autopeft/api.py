@@ -85,14 +85,11 @@ def resume(
     """
     workspace = Workspace(folder)
     settings = workspace.settings()
-    for key in overrides:
+    for key, value in overrides.items():
         if key not in RESUMABLE:
-            raise SettingsError(
-                key,
-                overrides[key],
-                "cannot change on resume: it defines the search",
-                f"change only {', '.join(sorted(RESUMABLE))}, or start a new search",
-            )
+            problem = "cannot change on resume: it defines the search"
+            remedy = f"change only {', '.join(sorted(RESUMABLE))}, or start a new search"
+            raise SettingsError(key, value, problem, remedy)
     merged = merge_settings(settings.to_mapping(), overrides)
     return _search(workspace, merged, callbacks, is_resumed=True)
 

@@ -103,13 +103,11 @@ class AdapterPlan:
     def __init__(self, specs: Iterable[LayerSpec] = ()) -> None:
         kept = tuple(sorted(spec for spec in specs if spec.method != "none"))
         sites = [(spec.layer, spec.role) for spec in kept]
-        for first, second in pairwise(sites):
-            if first == second:
+        for (layer, role), other in pairwise(sites):
+            if (layer, role) == other:
+                problem = "a site holds at most one adapter"
                 raise SpaceError(
-                    "plan",
-                    f"layer {first[0]} ({first[1]})",
-                    "a site holds at most one adapter",
-                    "remove one of the two",
+                    "plan", f"layer {layer} ({role})", problem, "remove one of the two"
                 )
         object.__setattr__(self, "specs", kept)
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -306,13 +308,10 @@ def check_budget(prepared: PreparedSearch, *, spent_seconds: float) -> None:
     flops = prepared.prices.price(prepared.space.reference()).train_flops
     share = 1.0 - settings.confirm_share
     if budget.flops is not None and budget.flops * share < flops:
-        raise SettingsError(
-            "budget",
-            budget.text,
-            f"the cheapest trial needs {flops:.2g} FLOPs and "
-            f"{settings.confirm_share:.0%} are kept for confirmation",
-            f"use at least {flops * 20 / share:.1g}flops or fewer --steps",
-        )
+        kept = f"{settings.confirm_share:.0%} are kept for confirmation"
+        problem = f"the cheapest trial needs {flops:.2g} FLOPs and {kept}"
+        remedy = f"use at least {flops * 20 / share:.1g}flops or fewer --steps"
+        raise SettingsError("budget", budget.text, problem, remedy)
     if budget.seconds is None:
         return
     seconds = flops / matmul_flops_per_second(prepared.device)
@@ -329,9 +328,5 @@ def check_budget(prepared: PreparedSearch, *, spent_seconds: float) -> None:
 
 def versions() -> dict[str, str]:
     """Return the versions of the packages that matter, by name."""
-    import importlib.metadata
-    import platform
-
     names = ("autopeft", "torch", "transformers", "peft", "optuna", "ray", "datasets")
-    found: dict[str, Any] = {name: importlib.metadata.version(name) for name in names}
-    return {**found, "python": platform.python_version()}
+    return {name: version(name) for name in names} | {"python": platform.python_version()}

@@ -172,10 +172,7 @@ class SearchResult:
         found = [e for e in entries if len(which) >= 3 and e.digest.startswith(which)]
         if len(found) != 1:
             known = ", ".join(e.digest[:8] for e in entries)
-            raise SettingsError(
-                "pick",
-                which,
-                "names several members" if found else "no such member",
-                f"use best, knee, baseline, a limit or one of {known}",
-            )
+            problem = "names several members" if found else "no such member"
+            remedy = f"use best, knee, baseline, a limit or one of {known}"
+            raise SettingsError("pick", which, problem, remedy)
         return self._member(found[0])

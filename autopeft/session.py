@@ -63,9 +63,10 @@ class Session:
         """
         ready = prepare(settings, note=self._note, phase=self._phase)
         with self._phase("startup"):
-            kept = self._workspace.recall("spent", Spent) if self._is_resumed else None
-            before = kept or Spent()
-            if not self._is_resumed:
+            before = Spent()
+            if self._is_resumed:
+                before = self._workspace.recall("spent", Spent) or before
+            else:
                 check_budget(ready, spent_seconds=time.monotonic() - self._began)
             with _removed_on_error(self._workspace.folder, is_new=not self._is_resumed):
                 # Keep what the user asked for: a resumed search looks at its machine again.
@@ -150,7 +151,13 @@ class Session:
         )
         is_complete = False
         try:
-            self._train(ready, dispatcher)
+            dispatcher.start()
+            backend = make_backend(
+                settings, trials_per_worker=ready.trials_per_worker, object_bytes=ready.data_bytes
+            )
+            # Entered first: Ray sets its own handler of SIGTERM when it starts.
+            with backend, _terminable():
+                backend.run(dispatcher, ready.context())
             is_complete = True
         finally:
             with self._phase("report"):
@@ -174,17 +181,6 @@ class Session:
                 callback.on_progress(progress)
 
         return observe
-
-    def _train(self, ready: PreparedSearch, dispatcher: Dispatcher) -> None:
-        dispatcher.start()
-        backend = make_backend(
-            ready.settings,
-            trials_per_worker=ready.trials_per_worker,
-            object_bytes=ready.data_bytes,
-        )
-        # Entered first: Ray sets its own handler of SIGTERM when it starts.
-        with backend, _terminable():
-            backend.run(dispatcher, ready.context())
 
     def _record(
         self,

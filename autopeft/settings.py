@@ -244,24 +244,19 @@ class SearchSettings:
         for each in fields(self):
             _check(each.name, getattr(self, each.name), **each.metadata["limits"])
         for name, allowed in _LOCAL.items() if self.backend == "local" else ():
-            if getattr(self, name) not in allowed:
-                raise SettingsError(
-                    name,
-                    getattr(self, name),
-                    "backend=local runs one worker in this process",
-                    f"leave {name} out, or use backend=ray",
-                )
+            value = getattr(self, name)
+            if value not in allowed:
+                problem = "backend=local runs one worker in this process"
+                raise SettingsError(name, value, problem, f"leave {name} out, or use backend=ray")
         for name in self.objectives:
             if name not in COSTS:
                 raise SettingsError(
                     "objectives", name, "unknown cost", f"use any of {', '.join(COSTS)}"
                 )
         if not self.objectives or len(set(self.objectives)) < len(self.objectives):
+            problem = "must name at least one cost, each once"
             raise SettingsError(
-                "objectives",
-                list(self.objectives),
-                "must name at least one cost, each once",
-                "use e.g. trainable_params",
+                "objectives", list(self.objectives), problem, "use e.g. trainable_params"
             )
 
 

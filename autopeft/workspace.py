@@ -59,12 +59,9 @@ class Workspace:
     def settings(self) -> SearchSettings:
         """Return the settings of the search in this folder, or raise a StorageError."""
         if not (self.folder / SETTINGS).exists():
-            raise StorageError(
-                "folder",
-                str(self.folder),
-                f"holds no search ({SETTINGS} is missing)",
-                "give the --output folder of a search",
-            )
+            problem = f"holds no search ({SETTINGS} is missing)"
+            remedy = "give the --output folder of a search"
+            raise StorageError("folder", str(self.folder), problem, remedy)
         return SearchSettings.from_mapping(read_settings(self.folder / SETTINGS))
 
     def remember(self, name: str, value: Any) -> None:

@@ -113,33 +113,29 @@ def judge(
     pairs = [(m, tuned) for m in members] + list(zip(members, fair, strict=True))
     if reference is not None:
         pairs.append((tuned, reference))
-    found = dict(zip([_key(*pair) for pair in pairs], _compare(pairs, seed), strict=True))
+    found = dict(zip([(a.digest, b.digest) for a, b in pairs], _compare(pairs, seed), strict=True))
     levels = tuple(
-        _level(member, opponent, found[_key(member, opponent)], cost)
+        _level(member, opponent, found[member.digest, opponent.digest], cost)
         for member, opponent in zip(members, fair, strict=True)
     )
-    lora_gain = found[_key(tuned, reference)] if reference is not None else None
+    lora_gain = found[tuned.digest, reference.digest] if reference is not None else None
     winners = []
     for member, opponent in zip(members, fair, strict=True):
-        against = found[_key(member, tuned)]
+        against = found[member.digest, tuned.digest]
         ratio = _ratio(member, tuned, cost)
         if against.low > 0 and ratio <= 1.0:
-            winners.append((member, against, ratio))
+            winners.append((member, against))
         elif lora_gain is not None and lora_gain.low > 0 and ratio <= _MUCH_CHEAPER:
             # How far a cheaper member may fall short and still be as good.
             margin = max(_TOLERANCE * lora_gain.gain, min(_SMALL, _SMALL_SHARE * lora_gain.gain))
-            beats_its_level = opponent is tuned or found[_key(member, opponent)].low > 0
+            beats_its_level = opponent is tuned or found[member.digest, opponent.digest].low > 0
             if against.low > -margin and beats_its_level:
-                winners.append((member, against, ratio))
+                winners.append((member, against))
     return Verdict(
         bool(winners),
         _sentence(winners, members, tuned, found, lora_gain, quality, cost),
         levels,
     )
-
-
-def _key(first: Finalist, second: Finalist) -> tuple[str, str]:
-    return first.digest, second.digest
 
 
 def _rows(finalist: Finalist) -> Array:
@@ -230,7 +226,7 @@ def _level(
 
 
 def _sentence(
-    winners: Sequence[tuple[Finalist, _Comparison, float]],
+    winners: Sequence[tuple[Finalist, _Comparison]],
     members: Sequence[Finalist],
     tuned: Finalist,
     found: dict[tuple[str, str], _Comparison],
@@ -241,23 +237,26 @@ def _sentence(
     tuned_value = f"{tuned.mean(quality.name):.3f}"
     n_tests = f"corrected for {len(found)} comparisons"
     if winners:
-        member, gain, ratio = max(winners, key=lambda w: (w[1].low > 0, w[1].gain))
-        name = _describe(member)
+        member, gain = max(winners, key=lambda w: (w[1].low > 0, w[1].gain))
+    else:
+        member = max(members, key=lambda m: found[m.digest, tuned.digest].gain)
+        gain = found[member.digest, tuned.digest]
+    name = f"{'+'.join(member.candidate.plan.methods) or 'no adapter'} {member.digest[:8]}"
+    value = f"{quality.name} {member.mean(quality.name):.3f}"
+    ratio = _ratio(member, tuned, cost)
+    price = f" at {ratio:.2g} times its {cost.name}" if cost is not None else ""
+    if winners:
         what = "is better than" if gain.low > 0 else "is as good as"
-        price = f" at {ratio:.2g} times its {cost.name}" if cost is not None else ""
         return (
-            f"Yes: {name} {what} the tuned LoRA: {quality.name} {member.mean(quality.name):.3f} "
+            f"Yes: {name} {what} the tuned LoRA: {value} "
             f"against {tuned_value} on the test split ({_interval(gain)}, {n_tests}){price}."
         )
-    best = max(members, key=lambda m: found[_key(m, tuned)].gain)
-    gain = found[_key(best, tuned)]
-    price = f" at {_ratio(best, tuned, cost):.2g} times its {cost.name}" if cost is not None else ""
     doubt = ""
     if lora_gain is not None and lora_gain.low <= 0:
         doubt = f"; LoRA itself is not better than no adapter ({_interval(lora_gain)})"
     return (
-        f"No: LoRA is as good. The best other member ({_describe(best)}) has {quality.name} "
-        f"{best.mean(quality.name):.3f} against {tuned_value} for the tuned LoRA on the test split "
+        f"No: LoRA is as good. The best other member ({name}) has {value} "
+        f"against {tuned_value} for the tuned LoRA on the test split "
         f"({_interval(gain)}, {n_tests}){price}{doubt}."
     )
 
@@ -266,22 +265,13 @@ def _interval(gain: _Comparison) -> str:
     return f"difference {gain.gain:+.3f}, 95 % interval {gain.low:+.3f} to {gain.high:+.3f}"
 
 
-def _describe(finalist: Finalist) -> str:
-    methods = "+".join(finalist.candidate.plan.methods) or "no adapter"
-    return f"{methods} {finalist.digest[:8]}"
-
-
 def check_pick(rule: str) -> Constraint | None:
     """Return the limit that a pick rule states, or None for a named rule."""
     if rule in PICKS:
         return None
     if "<" not in rule and "\u2264" not in rule:
-        raise SettingsError(
-            "pick",
-            rule,
-            "no such rule",
-            f"use {', '.join(PICKS)}, or a limit such as trainable_params<=50k",
-        )
+        remedy = f"use {', '.join(PICKS)}, or a limit such as trainable_params<=50k"
+        raise SettingsError("pick", rule, "no such rule", remedy)
     try:
         return Constraint.parse(rule)
     except SettingsError as error:

@@ -212,12 +212,9 @@ class RayBackend:
         try:
             ray.init(address=self.address, runtime_env=environment, log_to_driver=False)
         except (ConnectionError, ValueError, RuntimeError) as error:
-            raise SettingsError(
-                "ray_address",
-                self.address,
-                f"no Ray cluster answers ({type(error).__name__})",
-                "start one with `ray start --head`, or leave it out",
-            ) from None
+            problem = f"no Ray cluster answers ({type(error).__name__})"
+            remedy = "start one with `ray start --head`, or leave it out"
+            raise SettingsError("ray_address", self.address, problem, remedy) from None
         return self
 
     def __exit__(self, *error: object) -> None:

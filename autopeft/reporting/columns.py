@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from autopeft.confirm.verdict import LevelVerdict
 from autopeft.costs.objectives import COSTS, Objective
 from autopeft.reporting.front_view import FrontEntry, FrontView
 from autopeft.utils.formatting import human_value
@@ -144,7 +143,10 @@ def facts(shown: FrontView, entry: FrontEntry) -> list[tuple[str, str]]:
     rows += [(full_name(o.name), _exact(getattr(entry.price, o.name), o)) for o in others]
     level = next((level for level in shown.verdict.levels if level.digest == entry.digest), None)
     if level is not None:
-        rows.append(("against the tuned LoRA", _comparison(level)))
+        low, high = level.gain_ci
+        gain = f"{level.gain:+.4f} (corrected 95 % interval {low:+.4f} to {high:+.4f})"
+        text = f"{level.result}: {gain} at {level.cost_ratio:.3g} times its cost"
+        rows.append(("against the tuned LoRA", text))
     if entry.adapter_score is not None:
         score = entry.adapter_score
         text = f"{metrics_text(score.metrics)} on {score.n_rows} {score.split} rows"
@@ -159,14 +161,6 @@ def training_facts(entry: FrontEntry) -> list[tuple[str, str]]:
     rates = settings.pop("method_rates")
     rows = [(name, f"{value}") for name, value in settings.items()]
     return [*rows, *((f"learning_rate ({method})", f"{rate}") for method, rate in rates.items())]
-
-
-def _comparison(level: LevelVerdict) -> str:
-    low, high = level.gain_ci
-    return (
-        f"{level.result}: {level.gain:+.4f} (corrected 95 % interval {low:+.4f} to {high:+.4f}) "
-        f"at {level.cost_ratio:.3g} times its cost"
-    )
 
 
 def _exact(value: float, objective: Objective) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -161,7 +162,7 @@ def view(record: SearchRecord) -> FrontView:
     """
     objectives = record.objectives
     trials = {trial.digest: trial.number for trial in record.trials}
-    finalists = [_confirmed(record, f, trials.get(f.candidate.digest)) for f in record.finalists]
+    finalists = [_confirmed(record, f, trials.get(f.digest)) for f in record.finalists]
     confirmed = {entry.digest for entry in finalists}
     search_only = {
         trial.digest: _unconfirmed(record, trial)
@@ -173,8 +174,15 @@ def view(record: SearchRecord) -> FrontView:
     adapters = [e for e in finalists or unconfirmed if e.candidate.plan.specs]
     front, dominated = _split(_by_cost(adapters, objectives), objectives)
     known = search_only | {entry.digest: entry for entry in (*finalists, *front, *dominated)}
-    best, warnings = _pick(record, {entry.digest for entry in front})
+    # Test numbers decide which finalists are dominated; validation picks the best of the rest.
+    members = {entry.digest for entry in front}
+    rows = [finalist for finalist in record.finalists if finalist.digest in members]
+    best, warnings = pick_best(rows, objectives, rule=record.pick), record.warnings
+    if rows and best is None:
+        text = f"no member of the front keeps pick={record.pick}, so none is the pick"
+        warnings = (*warnings, text)
     unconfirmed = [e for e in unconfirmed if e.candidate.plan.specs] if finalists else []
+    counts = Counter(trial.state for trial in record.trials)
     layers = (spec.layer for trial in record.trials for spec in trial.plan.specs)
     return FrontView(
         objectives=objectives,
@@ -184,12 +192,12 @@ def view(record: SearchRecord) -> FrontView:
         reference=known.get(record.reference) if record.reference else None,
         verdict=record.verdict or _undecided(record),
         budget=record.budget,
-        trials=record.trial_counts(),
+        trials={state: counts[state] for state in ("complete", "pruned", "failed")},
         dominated_finalists=tuple(dominated),
         unconfirmed=tuple(_by_cost(unconfirmed, objectives)),
         data=record.data,
         versions=dict(record.versions),
-        warnings=(*record.warnings, *warnings),
+        warnings=warnings,
         settings=finite(record.settings),
         n_layers=1 + max(layers, default=-1),
         started=record.started,
@@ -213,7 +221,7 @@ def _confirmed(record: SearchRecord, finalist: Finalist, trial: int | None) -> F
             measured = [seed.objectives[cost.name] for seed in finalist.seeds]
             values[cost.name] = sum(measured) / len(measured)
             intervals[cost.name] = cost_interval(measured)
-    adapter, score = _adapter(record, finalist.candidate.digest)
+    adapter, score = _adapter(record, finalist.digest)
     return FrontEntry(
         candidate=finalist.candidate,
         price=finalist.costs,
@@ -291,18 +299,6 @@ def _split(
             winner = front[int(beats.argmax())].digest if beats.any() else None
             rest.append(replace(entry, dominated_by=winner))
     return front, rest
-
-
-def _pick(record: SearchRecord, members: Container[str]) -> tuple[str | None, list[str]]:
-    """The pick's digest, and a warning if no member of the front fits the rule.
-
-    Test numbers decide which finalists are dominated; validation picks the best of the rest.
-    """
-    rows = [f for f in record.finalists if f.candidate.digest in members]
-    best = pick_best(rows, record.objectives, rule=record.pick)
-    if rows and best is None:
-        return best, [f"no member of the front keeps pick={record.pick}, so none is the pick"]
-    return best, []
 
 
 def _undecided(record: SearchRecord) -> Verdict:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -82,11 +81,6 @@ class SearchRecord:
     started: str = ""
     ended: str = ""
     is_complete: bool = True
-
-    def trial_counts(self) -> dict[str, int]:
-        """Count trials by state: complete, pruned, failed."""
-        counts = Counter(trial.state for trial in self.trials)
-        return {state: counts[state] for state in ("complete", "pruned", "failed")}
 
 
 @dataclass(frozen=True)
