@@ -148,7 +148,8 @@ class SearchResult:
             SettingsError: if no member, or more than one, matches.
         """
         from autopeft.costs.constraints import Constraint
-        from autopeft.utils.pareto import knee, orient
+        from autopeft.trial import oriented
+        from autopeft.utils.pareto import knee
 
         if "<" in which:
             limit, quality = Constraint.parse(which), self.view.quality
@@ -164,10 +165,8 @@ class SearchResult:
         if which == "baseline" and self.baseline is not None:
             return self.baseline
         if which == "knee" and self.view.front:
-            objectives = self.view.objectives
-            values = [[e.objectives[o.name] for o in objectives] for e in self.view.front]
-            index = knee(orient(values, [o.direction for o in objectives]))
-            return self._member(self.view.front[index])
+            values = [entry.objectives for entry in self.view.front]
+            return self.front[knee(oriented(values, self.view.objectives))]
         entries = self.view.entries()
         found = [e for e in entries if len(which) >= 3 and e.digest.startswith(which)]
         if len(found) != 1:

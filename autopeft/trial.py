@@ -120,13 +120,13 @@ Outcome = Trial
 """The name that a trial that has ended had in the first edition."""
 
 
-def points_of(trials: Sequence[Trial], objectives: Sequence[Objective]) -> Array:
-    """Oriented values of trials, one row each; NaN where a trial lacks a value.
+def oriented(values: Sequence[Mapping[str, float]], objectives: Sequence[Objective]) -> Array:
+    """Return values by name as rows in which larger is better; NaN where one lacks a value.
 
     Returns:
-        Shape (len(trials), len(objectives)).
+        Shape (len(values), len(objectives)).
     """
-    rows = [[o.sign() * trial.values.get(o.name, np.nan) for o in objectives] for trial in trials]
+    rows = [[o.sign() * each.get(o.name, np.nan) for o in objectives] for each in values]
     return np.array(rows, dtype=float).reshape(-1, len(objectives))
 
 
@@ -136,7 +136,7 @@ def front_of(trials: Sequence[Trial], objectives: Sequence[Objective]) -> tuple[
     The order is by the second objective, or by the quality if it is alone.
     """
     complete = [trial for trial in trials if trial.state == "complete"]
-    mask = non_dominated(points_of(complete, objectives))
+    mask = non_dominated(oriented([trial.values for trial in complete], objectives))
     members = [trial for trial, is_kept in zip(complete, mask, strict=True) if is_kept]
     key = objectives[1] if len(objectives) > 1 else objectives[0]
     return tuple(sorted(members, key=lambda trial: -key.sign() * trial.values[key.name]))

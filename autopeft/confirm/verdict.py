@@ -109,32 +109,41 @@ def judge(
     cost = objectives[1] if len(objectives) > 1 else None
     reference = next((f for f in finalists if f.origin == "reference" and f.seeds), None)
     # One comparison for each member with the tuned LoRA, one with the best LoRA it can afford.
-    fair = [_fair_opponent(member, loras, tuned, quality, cost) for member in members]
+    fair = []
+    for member in members:
+        affordable = [lora for lora in loras if _ratio(lora, member, cost) <= 1.0]
+        fair.append(best_on_validation(affordable, quality) if affordable else tuned)
     pairs = [(m, tuned) for m in members] + list(zip(members, fair, strict=True))
     if reference is not None:
         pairs.append((tuned, reference))
     found = dict(zip([(a.digest, b.digest) for a, b in pairs], _compare(pairs, seed), strict=True))
-    levels = tuple(
-        _level(member, opponent, found[member.digest, opponent.digest], cost)
-        for member, opponent in zip(members, fair, strict=True)
-    )
     lora_gain = found[tuned.digest, reference.digest] if reference is not None else None
-    winners = []
+    levels, winners = [], []
     for member, opponent in zip(members, fair, strict=True):
-        against = found[member.digest, tuned.digest]
+        level, against = found[member.digest, opponent.digest], found[member.digest, tuned.digest]
+        levels.append(
+            LevelVerdict(
+                member.digest,
+                "wins" if level.low > 0 else "loses" if level.high < 0 else "ties",
+                level.gain,
+                (level.low, level.high),
+                _ratio(member, opponent, cost),
+                opponent.digest,
+            )
+        )
         ratio = _ratio(member, tuned, cost)
         if against.low > 0 and ratio <= 1.0:
             winners.append((member, against))
         elif lora_gain is not None and lora_gain.low > 0 and ratio <= _MUCH_CHEAPER:
             # How far a cheaper member may fall short and still be as good.
             margin = max(_TOLERANCE * lora_gain.gain, min(_SMALL, _SMALL_SHARE * lora_gain.gain))
-            beats_its_level = opponent is tuned or found[member.digest, opponent.digest].low > 0
+            beats_its_level = opponent is tuned or level.low > 0
             if against.low > -margin and beats_its_level:
                 winners.append((member, against))
     return Verdict(
         bool(winners),
         _sentence(winners, members, tuned, found, lora_gain, quality, cost),
-        levels,
+        tuple(levels),
     )
 
 
@@ -198,31 +207,6 @@ def _cost(finalist: Finalist, cost: Objective | None) -> float:
 def _ratio(first: Finalist, second: Finalist, cost: Objective | None) -> float:
     below = _cost(second, cost)
     return _cost(first, cost) / below if below > 0 else float("inf")
-
-
-def _fair_opponent(
-    member: Finalist,
-    loras: Sequence[Finalist],
-    tuned: Finalist,
-    quality: Objective,
-    cost: Objective | None,
-) -> Finalist:
-    """Return the best LoRA that costs no more than the member, else the tuned one."""
-    affordable = [lora for lora in loras if _ratio(lora, member, cost) <= 1.0]
-    return best_on_validation(affordable, quality) if affordable else tuned
-
-
-def _level(
-    member: Finalist, opponent: Finalist, found: _Comparison, cost: Objective | None
-) -> LevelVerdict:
-    return LevelVerdict(
-        member.digest,
-        "wins" if found.low > 0 else "loses" if found.high < 0 else "ties",
-        found.gain,
-        (found.low, found.high),
-        _ratio(member, opponent, cost),
-        against=opponent.digest,
-    )
 
 
 def _sentence(

@@ -17,8 +17,8 @@ from autopeft.costs.objectives import Objective
 from autopeft.plan import Candidate
 from autopeft.plan_text import plan_summary
 from autopeft.reporting.record import AdapterScore, BudgetReport, DataSummary, SearchRecord
-from autopeft.trial import Trial
-from autopeft.utils.pareto import non_dominated, orient
+from autopeft.trial import Trial, oriented
+from autopeft.utils.pareto import non_dominated
 from autopeft.utils.serialize import finite
 
 Number = int | float
@@ -288,8 +288,7 @@ def _split(
     entries: Sequence[FrontEntry], objectives: Sequence[Objective]
 ) -> tuple[list[FrontEntry], list[FrontEntry]]:
     """The non-dominated entries, and the rest, each with a member that dominates it."""
-    rows = [[e.objectives[o.name] for o in objectives] for e in entries]
-    points = orient(rows, [o.direction for o in objectives])
+    points = oriented([entry.objectives for entry in entries], objectives)
     mask = non_dominated(points)
     front = [entry for entry, is_kept in zip(entries, mask, strict=True) if is_kept]
     rest = []

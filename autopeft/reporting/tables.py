@@ -81,14 +81,6 @@ def budget_table(budget: BudgetReport) -> Table:
     return table
 
 
-def _trials_line(shown: FrontView) -> str:
-    counts = ", ".join(f"{n} {state}" for state, n in shown.trials.items())
-    return (
-        f"Budget {shown.budget.limit}: {shown.budget.n_trials} trials ({counts}), "
-        f"{human_count(shown.budget.spent_flops)} training FLOPs."
-    )
-
-
 def summary(shown: FrontView) -> RenderableType:
     """Return what is printed when a search ends: verdict, front, legend, budget, warnings."""
     parts: list[RenderableType] = [Text(shown.verdict.text, style="bold"), Text("")]
@@ -102,7 +94,10 @@ def summary(shown: FrontView) -> RenderableType:
     if hidden:
         text = f"front.json lists {hidden} more candidates that are not on the front."
         parts.append(Text(text, style="dim"))
-    parts += [Text(""), Text(_trials_line(shown)), budget_table(shown.budget)]
+    counts = ", ".join(f"{n} {state}" for state, n in shown.trials.items())
+    trials = f"Budget {shown.budget.limit}: {shown.budget.n_trials} trials ({counts}), "
+    trials += f"{human_count(shown.budget.spent_flops)} training FLOPs."
+    parts += [Text(""), Text(trials), budget_table(shown.budget)]
     if shown.fidelity is not None:
         parts.append(Text(f"Rungs: {shown.fidelity.text()}."))
     parts += [Text(f"Warning: {line}") for line in shown.warnings]

@@ -1,35 +1,15 @@
 """The non-dominated set, its hypervolume, and the rules that pick one member of it.
 
-Everything here takes plain arrays. Points are *oriented*: every column is "larger is better"; use
-`orient` to turn minimized objectives round. NaN policy, everywhere: a point with a NaN is on no
-front and dominates nothing.
+Everything here takes plain arrays. Points are *oriented*: every column is "larger is better". NaN
+policy, everywhere: a point with a NaN is on no front and dominates nothing.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
-
-
-def orient(values: ArrayLike, directions: Sequence[Literal["maximize", "minimize"]]) -> Array:
-    """Turn minimized columns round, so that larger is better in every column.
-
-    Args:
-        values: Shape (n, m), in the objectives' own directions.
-        directions: One a column.
-
-    Returns:
-        Shape (n, m).
-    """
-    points = np.asarray(values, dtype=float).reshape(-1, len(directions))
-    signs = np.array([1.0 if d == "maximize" else -1.0 for d in directions])
-    oriented: Array = points * signs
-    return oriented
 
 
 def non_dominated(points: ArrayLike) -> NDArray[np.bool_]:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from autopeft.utils.pareto import hypervolume, knee, non_dominated, one_standard_error, orient
+from autopeft.utils.pareto import hypervolume, knee, non_dominated, one_standard_error
 
 small = st.integers(0, 5).map(float)
 
@@ -41,10 +41,6 @@ def test_a_point_with_nan_is_on_no_front_and_dominates_nothing() -> None:
 
 def test_equal_points_are_all_kept() -> None:
     assert non_dominated([[1.0, 2.0], [1.0, 2.0], [0.0, 1.0]]).tolist() == [True, True, False]
-
-
-def test_orient_turns_minimized_columns_round() -> None:
-    assert orient([[1.0, 2.0]], ["maximize", "minimize"]).tolist() == [[1.0, -2.0]]
 
 
 @settings(deadline=None, max_examples=60)
