@@ -277,7 +277,6 @@ def _terminable() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield

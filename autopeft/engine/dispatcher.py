@@ -344,10 +344,9 @@ class Dispatcher:
         self._close_phase(time.monotonic())
         return dict(self._phase_seconds)
 
-    def progress(self) -> Progress:
-        """Return the state now."""
+    def _notify(self) -> None:
         controller = self._controller
-        return Progress(
+        progress = Progress(
             self.phase,
             controller.objectives,
             controller.counts(),
@@ -358,6 +357,4 @@ class Dispatcher:
             self._n_to_confirm,
             self.seconds_left,
         )
-
-    def _notify(self) -> None:
-        self._on_progress(self.progress())
+        self._on_progress(progress)

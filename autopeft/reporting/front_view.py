@@ -221,7 +221,7 @@ def _confirmed(record: SearchRecord, finalist: Finalist, trial: int | None) -> F
             measured = [seed.objectives[cost.name] for seed in finalist.seeds]
             values[cost.name] = sum(measured) / len(measured)
             intervals[cost.name] = cost_interval(measured)
-    adapter, score = _adapter(record, finalist.digest)
+    score = record.adapter_scores.get(finalist.digest)
     return FrontEntry(
         candidate=finalist.candidate,
         price=finalist.costs,
@@ -229,7 +229,7 @@ def _confirmed(record: SearchRecord, finalist: Finalist, trial: int | None) -> F
         objectives_ci=intervals,
         validation=_mean_metrics([seed.validation for seed in finalist.seeds]),
         seeds=tuple(SeedLine(s.seed, dict(s.validation), dict(s.test)) for s in finalist.seeds),
-        adapter=adapter,
+        adapter=f"adapters/{finalist.digest}" if score else None,
         adapter_score=score,
         origin=finalist.origin,
         trial=trial,
@@ -248,23 +248,18 @@ def _unconfirmed(record: SearchRecord, trial: Trial) -> FrontEntry:
         else trial.values.get(o.name, math.nan)
         for o in record.objectives
     }
-    adapter, score = _adapter(record, trial.digest)
+    score = record.adapter_scores.get(trial.digest)
     return FrontEntry(
         candidate=trial.candidate,
         price=trial.costs,
         objectives=values,
         objectives_ci={name: (v, v) if name in known else None for name, v in values.items()},
         validation={quality.name: values[quality.name]},
-        adapter=adapter,
+        adapter=f"adapters/{trial.digest}" if score else None,
         adapter_score=score,
         origin=trial.origin,
         trial=trial.number,
     )
-
-
-def _adapter(record: SearchRecord, digest: str) -> tuple[str | None, AdapterScore | None]:
-    score = record.adapter_scores.get(digest)
-    return (None if score is None else f"adapters/{digest}"), score
 
 
 def _mean_metrics(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
