@@ -317,15 +317,15 @@ class SearchController:
             self._fail(trial, f"{bad[0]} is {values[bad[0]]}")
             return
         self._store.complete(trial.number, list(values.values()), measured)
-        self._end(trial, state="complete", values=values, measured=measured)
+        self._note_end(self._put(trial, state="complete", values=values, measured=measured))
 
     def _prune(self, trial: Trial, reason: str, gap: float = 1.0) -> None:
         self._store.prune(trial.number, reason, gap)
-        self._end(trial, state="pruned", reason=reason)
+        self._note_end(self._put(trial, state="pruned", reason=reason))
 
     def _fail(self, trial: Trial, reason: str) -> None:
         self._store.fail(trial.number, reason)
-        self._end(trial, state="failed", reason=reason)
+        self._note_end(self._put(trial, state="failed", reason=reason))
 
     # --- the trials so far: a change replaces one value, nothing is rebuilt -----------------------
 
@@ -345,9 +345,6 @@ class SearchController:
     def _put(self, trial: Trial, **changes: Any) -> Trial:
         changed = self._trials[trial.number] = replace(trial, **changes)
         return changed
-
-    def _end(self, trial: Trial, **changes: Any) -> None:
-        self._note_end(self._put(trial, **changes))
 
     def _note_end(self, trial: Trial) -> None:
         self._counts[trial.state] += 1
@@ -432,10 +429,8 @@ class SearchController:
         """Some candidate must keep the constraints."""
         if not self.constraints:
             return
-        draws = [self.space.point_sampler.stratified(self._rng) for _ in range(100)]
-        cheapest = min(draws, key=lambda point: float(self.space.n_params(point.options)))
-        candidates = map(self.space.encoder.to_candidate, (cheapest, *draws))
-        prices = [self.prices.price(candidate) for candidate in candidates]
+        draws = [self.space.sample_stratified(self._rng) for _ in range(100)]
+        prices = [self.prices.price(candidate) for candidate in draws]
         for limit in self.constraints:
             if not any(limit.allows(price) for price in prices):
                 least = min(getattr(price, limit.name) for price in prices)

@@ -80,10 +80,11 @@ def open_storage(storage: str | Path | BaseStorage | None) -> BaseStorage:
     if "://" not in text and not text.endswith((".log", ".db")):
         raise StorageError("storage", text, "neither a URL nor a .db or .log file", _REMEDY)
     try:
-        if text.endswith(".log") and "://" not in text:
+        if "://" in text:
+            return _relational(text)
+        if text.endswith(".log"):
             return JournalStorage(JournalFileBackend(text))
-        url = text if "://" in text else f"sqlite:///{text}"
-        return _relational(url)
+        return _relational(f"sqlite:///{text}")
     except Exception as error:
         raise StorageError(
             "storage", text, f"cannot be opened ({_first_line(error)})", _REMEDY
@@ -305,14 +306,7 @@ def read_trial(
     candidate: Candidate | None = None,
     costs: Price | None = None,
 ) -> Trial:
-    """Convert one of Optuna's trials.
-
-    Args:
-        frozen: The trial.
-        objectives: Quality first.
-        candidate: Its candidate; None to read it from the user attributes.
-        costs: Its costs; None to read them from the user attributes.
-    """
+    """Convert one of Optuna's trials; its attributes hold what is None."""
     attributes = frozen.user_attrs
     values = (frozen.values or ()) if frozen.state == TrialState.COMPLETE else ()
     return Trial(

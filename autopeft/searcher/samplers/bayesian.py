@@ -126,17 +126,18 @@ class BayesianSampler(StratifiedSampler):
         observations = Observations.of(history, _N_OBSERVATIONS)
         self.costs.fit(history.trials)
         observations = self._with_warm_start(observations)
-        self.model.fit(self._features(observations.points), observations.values, observations.noise)
+        self._fit_model(observations)
         pending = [p for i in history.running if (p := history.points[i]) is not None]
         if pending:
             # Assume that running trials reach their expected quality, so that proposals keep away
             # from them.
             mean, spread = self.model.predict(self._features(pending))
             observations = observations.extended(pending, mean, spread)
-            self.model.fit(
-                self._features(observations.points), observations.values, observations.noise
-            )
+            self._fit_model(observations)
         return observations
+
+    def _fit_model(self, observations: Observations) -> None:
+        self.model.fit(self._features(observations.points), observations.values, observations.noise)
 
     def _with_warm_start(self, observations: Observations) -> Observations:
         """Add the earlier search's trials, with noise that says how well they predict this one."""
@@ -261,12 +262,12 @@ class BayesianSampler(StratifiedSampler):
             return super().propose(trials)
         logs = self._log_params(samples)
         distance = np.abs(logs[:, None] - taken[None, :]).min(axis=1) / max(high - low, 1e-9)
-        method_of = self.space.grid.method_of
         n_uses = np.zeros(len(self.space.grid.methods))
         for point in points:
-            n_uses[np.unique(method_of[point.options[point.options > 0]])] += 1.0
-        novelty = [
-            np.mean(1.0 / (1.0 + n_uses[np.unique(method_of[p.options[p.options > 0]])]))
-            for p in samples
-        ]
+            n_uses[self._methods_of(point)] += 1.0
+        novelty = [np.mean(1.0 / (1.0 + n_uses[self._methods_of(p)])) for p in samples]
         return samples[int(np.argmax(distance + 0.1 * np.array(novelty)))]
+
+    def _methods_of(self, point: Point) -> NDArray[np.int64]:
+        """Return the indices of the methods that a point uses."""
+        return np.unique(self.space.grid.method_of[point.options[point.options > 0]])

@@ -144,14 +144,8 @@ class Observations:
             score += 0.3 * is_final
             kept = np.sort(np.argsort(-score)[:n_max])
             rows, values, noise, is_final = rows[kept], values[kept], noise[kept], is_final[kept]
-        points = [history.points[i] for i in rows]
-        return cls(
-            tuple(point for point in points if point is not None),
-            values,
-            noise,
-            is_final,
-            tuple(history.trials[i] for i in rows),
-        )
+        points = tuple(p for i in rows if (p := history.points[i]) is not None)
+        return cls(points, values, noise, is_final, tuple(history.trials[i] for i in rows))
 
     def extended(
         self, points: Sequence[Point], values: Array, noise: Array, *, is_final: bool = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from importlib import resources
@@ -80,12 +81,7 @@ class SpaceConfig:
             raise SpaceError("space.methods", self.methods, "must name a method", "use e.g. [lora]")
         for name, override in self.methods.items():
             _check_override(f"space.methods.{name}", override)
-        kind, _, size = self.granularity.partition(":")
-        if kind == "group":
-            is_known = size.isdigit() and int(size) > 0
-        else:
-            is_known = self.granularity in ("model", "layer", "site")
-        if not is_known:
+        if not re.fullmatch(r"model|layer|site|group:0*[1-9][0-9]*", self.granularity):
             raise SpaceError(
                 "space.granularity",
                 self.granularity,
@@ -147,8 +143,7 @@ def _known_layers(layers: str | tuple[int, ...]) -> str | tuple[int, ...]:
     """Return the layers; block indices sorted, each once."""
     if not isinstance(layers, str) and layers:
         return tuple(sorted(set(layers)))
-    kind, _, count = str(layers).partition(":")
-    if layers == "all" or (kind in ("last", "first") and count.isdigit() and int(count) > 0):
+    if re.fullmatch(r"all|(last|first):0*[1-9][0-9]*", str(layers)):
         return layers
     raise SpaceError(
         "space.layers",

@@ -242,26 +242,17 @@ def _present(topology: Topology, roles: Sequence[str]) -> tuple[str, ...]:
 def _placements(config: SpaceConfig, topology: Topology) -> dict[str, tuple[str, ...]]:
     """Return the placements of roles the model has; with granularity "site", one per role."""
     has = [role for role in topology.shapes if _has_role(topology, role)]
+    problem = ("the model has none of these roles", f"use {', '.join(has)}")
     allowed: tuple[str, ...] | None = None
     if config.roles is not None:
         allowed = _present(topology, config.roles)
         if not allowed:
-            raise SpaceError(
-                "space.roles",
-                list(config.roles),
-                "the model has none of these roles",
-                f"use {', '.join(has)}",
-            )
+            raise SpaceError("space.roles", list(config.roles), *problem)
     result: dict[str, tuple[str, ...]] = {}
     for name, roles in config.placements.items():
         present = _present(topology, roles)
         if not present and config.has_own_placements:
-            raise SpaceError(
-                f"space.placements.{name}",
-                list(roles),
-                "the model has none of these roles",
-                f"use {', '.join(has)}",
-            )
+            raise SpaceError(f"space.placements.{name}", list(roles), *problem)
         kept = tuple(r for r in present if allowed is None or r in allowed)
         if kept and kept not in result.values():
             result[name] = kept

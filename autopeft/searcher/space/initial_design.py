@@ -41,7 +41,7 @@ def baselines(encoder: Encoder, n_max: int | None = None) -> tuple[Point, ...]:
     """Return the LoRA grid: two placements x ranks x learning rates, most informative first.
 
     The first four cover both placements at two rates, the next ones other ranks. Empty if the space
-    has no LoRA; of a length of at most `n_max`.
+    has no LoRA; at most `n_max`.
     """
     ranks = lora_ranks(encoder)
     if not ranks:
