@@ -76,26 +76,6 @@ def token_positions(
     return np.where(is_token, split.offsets[rows][:, None] + columns, 0), is_token
 
 
-def padded(
-    flat: NDArray[Any], split: EncodedSplit, rows: NDArray[np.int64], fill: int
-) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Return rows of a flat array, padded to the longest.
-
-    Args:
-        flat: One entry per token, laid out like `split.tokens`; further axes are kept.
-        split: Its offsets are used.
-        rows: Positions in the split, shape (b,).
-        fill: Value beyond a row's end.
-
-    Returns:
-        The padded array, shape (b, t, ...), and True where there is a token, shape (b, t).
-    """
-    index, is_token = token_positions(split, rows)
-    out = flat[index]
-    out[~is_token] = fill
-    return out, is_token
-
-
 def collate(
     data: TaskData, split: SplitName, rows: NDArray[np.int64], device: str | torch.device = "cpu"
 ) -> Batch:
@@ -108,19 +88,19 @@ def collate(
         device: Device of the tensors.
     """
     source = data.splits[split]
-    tokens, is_token = padded(source.tokens, source, rows, data.pad_id)
-    type_ids = None
-    if source.type_ids is not None:
-        type_ids = _tensor(padded(source.type_ids, source, rows, 0)[0], device)
+    positions, is_token = token_positions(source, rows)
+
+    def tensor(array: NDArray[Any]) -> torch.Tensor:
+        return torch.from_numpy(array.astype(np.int64)).to(device, non_blocking=True)
+
+    def padded(flat: NDArray[Any], fill: int) -> torch.Tensor:
+        return tensor(np.where(is_token, flat[positions], fill))
+
     return Batch(
         split=split,
         rows=rows,
-        input_ids=_tensor(tokens, device),
-        attention_mask=_tensor(is_token, device),
-        targets=_tensor(source.targets[rows], device),
-        type_ids=type_ids,
+        input_ids=padded(source.tokens, data.pad_id),
+        attention_mask=tensor(is_token),
+        targets=tensor(source.targets[rows]),
+        type_ids=None if source.type_ids is None else padded(source.type_ids, 0),
     )
-
-
-def _tensor(array: NDArray[Any], device: str | torch.device) -> torch.Tensor:
-    return torch.from_numpy(array.astype(np.int64)).to(device, non_blocking=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
@@ -75,7 +75,6 @@ class TaskData:
         pad_id: Token id that pads batches; the attention mask hides it.
         n_dropped: Rows dropped because a text or label was empty.
         n_duplicates: Rows dropped from train or validation because a later split has their text.
-        dropped_from: Source -> number of rows dropped from it.
     """
 
     task: str
@@ -84,7 +83,6 @@ class TaskData:
     pad_id: int
     n_dropped: int = 0
     n_duplicates: int = 0
-    dropped_from: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def train(self) -> EncodedSplit:
@@ -112,8 +110,7 @@ class TaskData:
         digest = hashlib.sha256(repr((self.task, self.labels, self.pad_id)).encode())
         for name in SPLITS:
             split = self.splits[name]
-            arrays = (split.tokens, split.offsets, split.targets, split.type_ids)
-            for array in arrays:
+            for array in (split.tokens, split.offsets, split.targets, split.type_ids):
                 digest.update(b"none" if array is None else np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()[:16]
 

@@ -76,9 +76,7 @@ def encode_prompts(tokenizer: Any, rows: Rows, max_length: int) -> EncodedSplit:
     start = _start_ids(tokenizer)
     end = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
     plain = {"add_special_tokens": False, "return_attention_mask": False}
-    texts = [
-        prompt + completion for prompt, completion in zip(rows.first, rows.target, strict=True)
-    ]
+    texts = ["".join(both) for both in zip(rows.first, rows.target, strict=True)]
     wholes = tokenizer(texts, **plain)["input_ids"]
     fronts = tokenizer(list(rows.first), **plain)["input_ids"]
     ids: list[list[int]] = []
@@ -109,7 +107,7 @@ def _split(
 ) -> EncodedSplit:
     return EncodedSplit(
         tokens=_flat(ids).astype(np.int32),
-        offsets=_offsets(ids),
+        offsets=np.cumsum([0, *map(len, ids)], dtype=np.int64),
         targets=targets,
         source_rows=rows.source_rows,
         source=rows.source,
@@ -127,8 +125,3 @@ def _start_ids(tokenizer: Any) -> list[int]:
 
 def _flat(rows: Sequence[Sequence[int]]) -> NDArray[np.int64]:
     return np.fromiter(chain.from_iterable(rows), dtype=np.int64)
-
-
-def _offsets(rows: Sequence[Sequence[int]]) -> NDArray[np.int64]:
-    lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
-    return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])

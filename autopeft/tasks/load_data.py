@@ -46,25 +46,32 @@ def load_data(settings: SearchSettings, tokenizer: Any) -> TaskData:
     task = task_class(settings.task)
     tables = _read(settings, task)
     cleaned = {name: task.clean(settings, table) for name, table in tables.items()}
+    # By source, which several splits may share.
     dropped = {
         tables[name].source: tables[name].n_rows - len(rows) for name, rows in cleaned.items()
     }
     task.check_rows(settings, cleaned["train"])
     splits, n_duplicates = _split(cleaned, task, settings.seed)
-    splits = {name: _limit(name, rows, task, settings) for name, rows in splits.items()}
+    limits: Mapping[SplitName, int | None] = {
+        "train": settings.max_train_rows,
+        "validation": settings.max_validation_rows,
+        "test": settings.max_test_rows,
+    }
+    for name, rows in splits.items():
+        sample = stratified_sample(task.strata(rows), limits[name], settings.seed)
+        splits[name] = rows.take(sample)
     _check_sizes(splits)
     labels = task.labels_of(splits)
-    encoded = {
-        name: task.encode(tokenizer, splits[name], labels, settings.max_length) for name in SPLITS
-    }
     return TaskData(
         task=task.name,
-        splits=encoded,
+        splits={
+            name: task.encode(tokenizer, splits[name], labels, settings.max_length)
+            for name in SPLITS
+        },
         labels=labels,
         pad_id=padding_id(tokenizer),
         n_dropped=sum(dropped.values()),
         n_duplicates=n_duplicates,
-        dropped_from={source: count for source, count in dropped.items() if count},
     )
 
 
@@ -72,10 +79,7 @@ def _read(settings: SearchSettings, task: type[Task]) -> dict[SplitName, Table]:
     """Return the tables that the settings name; "train" is always among them."""
     if not settings.data:
         raise DataError("data", settings.data, "no data given", "name a file or a hub dataset")
-    named: dict[SplitName, str | None] = {
-        "validation": settings.validation,
-        "test": settings.test,
-    }
+    named: dict[SplitName, str | None] = {"validation": settings.validation, "test": settings.test}
     tables: dict[SplitName, Table] = {}
     hub: dict[str, Table] = {}
     if is_file_name(settings.data):
@@ -137,15 +141,6 @@ def _split(
     for name, part in zip(wanted, parts, strict=True):
         splits[name] = rows.take(part)
     return splits, n_duplicates
-
-
-def _limit(name: SplitName, rows: Rows, task: type[Task], settings: SearchSettings) -> Rows:
-    limit = {
-        "train": settings.max_train_rows,
-        "validation": settings.max_validation_rows,
-        "test": settings.max_test_rows,
-    }[name]
-    return rows.take(stratified_sample(task.strata(rows), limit, settings.seed))
 
 
 def _check_sizes(splits: Mapping[SplitName, Rows]) -> None:

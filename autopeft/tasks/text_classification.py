@@ -165,18 +165,11 @@ class TextClassification:
 
         loss = float(scores.losses.mean())
         every = np.arange(len(self.labels))
+        pair = (scores.targets, scores.predictions)
         metrics = {
             "accuracy": float(scores.correct.mean()),
-            "f1": float(
-                f1_score(
-                    scores.targets,
-                    scores.predictions,
-                    labels=every,
-                    average="macro",
-                    zero_division=0.0,
-                )
-            ),
-            "matthews": float(matthews_corrcoef(scores.targets, scores.predictions)),
+            "f1": float(f1_score(*pair, labels=every, average="macro", zero_division=0.0)),
+            "matthews": float(matthews_corrcoef(*pair)),
             "loss": loss,
         }
         rows = -scores.losses if self.quality.name == "loss" else scores.correct

@@ -82,8 +82,7 @@ class ActivationCache:
         self._max_bytes = max_bytes
         self._folder = folder
         self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        self._stores: OrderedDict[tuple[int, SplitName], tuple[ActivationStore, int]]
-        self._stores = OrderedDict()
+        self._stores = OrderedDict[tuple[int, SplitName], tuple[ActivationStore, int]]()
         self._cuts: dict[int, _Cut] = {}
 
     def below(self, lowest_layer: int | None) -> Acceleration:
@@ -118,7 +117,7 @@ class ActivationCache:
         for lower in sorted((c for c in self._cuts if c < cut), reverse=True):
             held = self._stores.get((lower, split))
             if held is not None and not len(held[0].missing(rows)):
-                return self._cuts[lower].skipping_with(held[0], rows)
+                return self._cuts[lower].skipping(held[0], rows)
         return nullcontext()
 
     def store(self, cut: int, split: SplitName, width: int) -> ActivationStore | None:
@@ -128,7 +127,7 @@ class ActivationCache:
             self._stores.move_to_end(key)
             return self._stores[key][0]
         rows = self.data.splits[split]
-        size = ActivationStore.n_bytes(rows, width, self._dtype)
+        size = len(rows.tokens) * width * self._dtype.itemsize
         if size > self._max_bytes:
             return None
         while sum(used for _, used in self._stores.values()) + size > self._max_bytes:
@@ -160,10 +159,7 @@ class _Cut:
     def serving(self, batch: Batch) -> Iterator[None]:
         """Skip the lower blocks for this batch; compute and keep what is not cached yet."""
         hidden = None if self._cache.is_off else self._hidden(batch)
-        if hidden is None:
-            yield
-            return
-        with self._skipping(hidden):
+        with nullcontext() if hidden is None else self._skipping(hidden):
             yield
 
     def _hidden(self, batch: Batch) -> torch.Tensor | None:
@@ -205,7 +201,7 @@ class _Cut:
             with self._cache.highest_below(self._cut, split, rows[part]):
                 store.put(rows[part], _hidden_of(self._run_to(self._cut - 1, batch)))
 
-    def skipping_with(
+    def skipping(
         self, store: ActivationStore, rows: NDArray[np.int64]
     ) -> AbstractContextManager[None]:
         """Skip the blocks below this cut for rows that are all cached."""
@@ -241,7 +237,7 @@ class _Cut:
         try:
             self._cache.model(**batch.model_inputs())
         except _Reached as reached:
-            return reached.output
+            return reached.args[0]
         finally:
             handle.remove()
         raise RuntimeError(f"{self._cache.block_paths[layer]} was not called")
@@ -270,11 +266,7 @@ class _Cut:
 
 
 class _Reached(Exception):
-    """Ends a forward pass at a block and carries that block's output."""
-
-    def __init__(self, output: Any) -> None:
-        super().__init__("reached")
-        self.output = output
+    """Ends a forward pass at a block; its argument is that block's output."""
 
 
 def _hidden_of(output: Any) -> torch.Tensor:
@@ -324,11 +316,6 @@ class ActivationStore:
                     f"{path}.filled", shared=True, size=len(split), dtype=torch.uint8
                 )
         self._is_filled: NDArray[np.uint8] = self._filled.numpy()
-
-    @staticmethod
-    def n_bytes(split: EncodedSplit, width: int, dtype: torch.dtype) -> int:
-        """Return the size of a store of this split."""
-        return len(split.tokens) * width * dtype.itemsize
 
     def missing(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return those of the rows that are not filled yet."""

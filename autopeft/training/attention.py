@@ -83,15 +83,16 @@ def _by_measurement(device: str, usual: AttentionFunction) -> AttentionFunction:
     ) -> tuple[torch.Tensor, Any]:
         length = 1 << (key.shape[2] - 1).bit_length()
         kernel = fastest_kernel(device, min(length, 2 * PLAIN_LENGTH), query.shape[-1])
-        if kernel == "plain" and _needs_fused(options):
-            kernel = "fused fp32"
+        has_dropout = bool(options.get("dropout"))
+        if kernel == "plain" and (has_dropout or options.get("position_bias") is not None):
+            kernel = "fused fp32"  # The plain formula lacks both.
         arguments = (module, query, key, value, attention_mask)
         case = (kernel, type(module))
         if kernel == "fused" or not _IS_VERIFIED.get(case, True):
             return usual(*arguments, **options)
         function = plain_attention if kernel == "plain" else partial(_fp32_attention, usual)
         output, rest = function(*arguments, **options)
-        if case not in _IS_VERIFIED and not options.get("dropout"):
+        if case not in _IS_VERIFIED and not has_dropout:
             with torch.no_grad():
                 expected = usual(*arguments, **options)[0]
             attends = _attends(attention_mask, query)
@@ -104,11 +105,6 @@ def _by_measurement(device: str, usual: AttentionFunction) -> AttentionFunction:
         return output, rest
 
     return attend
-
-
-def _needs_fused(options: dict[str, Any]) -> bool:
-    """Return whether the options ask for something that the plain formula lacks."""
-    return bool(options.get("dropout")) or options.get("position_bias") is not None
 
 
 def _attends(mask: torch.Tensor | None, query: torch.Tensor) -> torch.Tensor:

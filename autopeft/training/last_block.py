@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -72,9 +71,9 @@ class LastBlock:
         window = None if self.is_off else self._task.windows(batch)[self._window]
         if window is None or window.size >= length or not self._is_good(batch, window):
             yield
-            return
-        with self._narrowed(window, length):
-            yield
+        else:
+            with self._narrowed(window, length):
+                yield
 
     def _is_good(self, batch: Batch, window: Window) -> bool:
         """Compare the block's output with and without narrowing, once per kind of adapter."""
@@ -125,7 +124,7 @@ class LastBlock:
 
     @contextmanager
     def _narrowed(self, window: Window, length: int) -> Iterator[None]:
-        positions = _Positions.of(window, length)
+        positions = _Positions(window, length)
         block = _at(self._model, self._block)
         with ExitStack() as stack:
             for path in self._modules:
@@ -148,30 +147,16 @@ def _at(model: nn.Module, path: str) -> nn.Module:
     return module
 
 
-@dataclass(frozen=True)
 class _Positions:
-    """The positions of a window in one batch.
+    """The positions of a window in one batch of texts of equal length."""
 
-    Attributes:
-        rows: Number of texts.
-        length: Tokens per text.
-        size: Positions per text.
-        columns: Positions in each text, shape (rows, size).
-        flat: The same as indices into all tokens concatenated, shape (rows * size,).
-    """
-
-    rows: int
-    length: int
-    size: int
-    columns: torch.Tensor
-    flat: torch.Tensor
-
-    @classmethod
-    def of(cls, window: Window, length: int) -> _Positions:
-        columns = window.columns()
-        rows = len(columns)
-        offsets = torch.arange(rows, device=columns.device)[:, None] * length
-        return cls(rows, length, window.size, columns, (offsets + columns).flatten())
+    def __init__(self, window: Window, length: int) -> None:
+        self.length = length
+        self.columns = window.columns()  # Positions in each text, shape (rows, size).
+        self.rows, self.size = self.columns.shape
+        offsets = torch.arange(self.rows, device=self.columns.device)[:, None] * length
+        # The same as indices into all tokens concatenated, shape (rows * size,).
+        self.flat = (offsets + self.columns).flatten()
 
     def pick(self, x: torch.Tensor) -> torch.Tensor:
         """(rows, length, ...) -> (rows, size, ...)."""

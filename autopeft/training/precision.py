@@ -66,9 +66,7 @@ def _measured(device: str, width: int) -> Precision:
         return "fp32"
     up = nn.Linear(width, 4 * width, device=device).requires_grad_(False)
     down = nn.Linear(4 * width, width, device=device).requires_grad_(False)
-    hidden = torch.randn(
-        512, width, generator=torch.Generator().manual_seed(0), requires_grad=False
-    ).to(device)
+    hidden = torch.randn(512, width, generator=torch.Generator().manual_seed(0)).to(device)
     fp32, bf16 = (
         _seconds(up, down, hidden.clone().requires_grad_(), precision, device)
         for precision in PRECISIONS

@@ -250,7 +250,9 @@ class Trainer:
             TrainingFailure: if a loss is no longer finite (on an accelerator, some steps later).
         """
         torch.nn.utils.clip_grad_norm_(self._parameters, MAX_GRADIENT_NORM, foreach=True)
-        self._set_rates()
+        factor = rate_factor(self.step, self._train.steps, self._train.warmup_fraction)
+        for options in self._optimizer.param_groups:
+            options["lr"] = options["peak"] * factor
         self._optimizer.step()
         self._attached.after_update(self.step + 1)
         self._optimizer.zero_grad(set_to_none=True)
@@ -258,11 +260,6 @@ class Trainer:
         self.step += 1
         if len(self._unchecked) >= CHECK_EVERY.get(torch.device(self._device).type, 1):
             self._check_losses()
-
-    def _set_rates(self) -> None:
-        factor = rate_factor(self.step, self._train.steps, self._train.warmup_fraction)
-        for options in self._optimizer.param_groups:
-            options["lr"] = options["peak"] * factor
 
     def _check_losses(self) -> None:
         if not self._unchecked:

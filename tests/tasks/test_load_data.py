@@ -109,7 +109,6 @@ def test_empty_rows_are_dropped_and_counted(tmp_path: Path, encoder_tokenizer: A
     rows += [{"text": " ", "label": "pos"}, {"text": "good", "label": ""}]
     data = load_data(SearchSettings(data=write_csv(tmp_path / "d.csv", rows)), encoder_tokenizer)
     assert data.n_dropped == 2
-    assert data.dropped_from == {"d.csv": 2}
 
 
 def test_a_text_is_in_one_split_only(tmp_path: Path, encoder_tokenizer: Any) -> None:
