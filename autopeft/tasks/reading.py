@@ -34,15 +34,7 @@ class Table:
         return len(next(iter(self.columns.values()), ()))
 
     def column(self, field: str, name: str) -> Sequence[Any]:
-        """Return one column.
-
-        Args:
-            field: The setting that names the column, for the error.
-            name: The column.
-
-        Raises:
-            DataError: if there is no such column.
-        """
+        """Return the column that the setting `field` names; raise a DataError if it is missing."""
         if name not in self.columns:
             found = ", ".join(map(repr, self.columns)) or "none"
             raise DataError(

@@ -34,11 +34,7 @@ def check_task(name: str | None) -> str:
 
 
 def task_class(name: str | None) -> type[Task]:
-    """Return the class of a task; None stands for the default.
-
-    Raises:
-        SettingsError: if there is no such task.
-    """
+    """Return the class of a task; raises as `check_task` does."""
     module, _, attribute = TASKS[check_task(name)].partition(":")
     found: type[Task] = getattr(import_module(module), attribute)
     return found

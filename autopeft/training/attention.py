@@ -40,10 +40,6 @@ def training_attention(precision: Precision, device: str) -> AbstractContextMana
     """Return a context in which transformers' SDPA attention uses the fastest training kernel.
 
     Affects models with SDPA attention (nearly all); results differ by rounding only.
-
-    Args:
-        precision: Precision of the training.
-        device: Device of the model.
     """
     if precision != "bf16" or torch.device(device).type == "cuda":
         return nullcontext()  # On GPUs the fused kernels are the fastest.
@@ -108,12 +104,7 @@ def _by_measurement(device: str, usual: AttentionFunction) -> AttentionFunction:
 
 
 def _attends(mask: torch.Tensor | None, query: torch.Tensor) -> torch.Tensor:
-    """Return which queries attend to any key, shape (b, t, heads); others have no defined result.
-
-    Args:
-        mask: Boolean or additive, broadcastable to (b, heads, t, keys).
-        query: Shape (b, heads, t, width of a head).
-    """
+    """Return which queries attend to any key, shape (b, t, heads); other results are undefined."""
     if mask is None:
         attends = query.new_ones((), dtype=torch.bool)
     elif mask.dtype == torch.bool:

@@ -36,13 +36,10 @@ def evaluate(
         data: The encoded data.
         split: Name of the split.
         device: Device of the model.
-        rows: Positions in the split, each once; None: all of them, in order.
+        rows: Positions in the split, each once, and the order of the result's `rows`; None: all.
         precision: Precision of the computation.
         cache: Skips the frozen blocks below the lowest adapter.
         last_block: Skips positions of the last block that are not read.
-
-    Returns:
-        The evaluation; its `rows` are in the order of `rows`.
     """
     model.eval()
     source = data.splits[split]

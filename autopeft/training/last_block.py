@@ -77,7 +77,11 @@ class LastBlock:
 
     def _is_good(self, batch: Batch, window: Window) -> bool:
         """Compare the block's output with and without narrowing, once per kind of adapter."""
-        kinds = self._kinds()
+        # The classes of the block's modules and parents; a prompt replaces a parent.
+        names = self._block.split(".")
+        parents = [_at(self._model, ".".join(names[:n])) for n in range(1, len(names))]
+        inner = _at(self._model, self._block).modules()
+        kinds = frozenset(type(module).__name__ for module in (*parents, *inner))
         if kinds in self._checked:
             return True
         self._checked.add(kinds)
@@ -100,13 +104,6 @@ class LastBlock:
             narrow[is_read], whole[is_read], TOLERANCE[self._precision], what=what
         )
         return not self.is_off
-
-    def _kinds(self) -> frozenset[str]:
-        """Return the classes of the block's modules and parents; a prompt replaces a parent."""
-        names = self._block.split(".")
-        parents = [_at(self._model, ".".join(names[:n])) for n in range(1, len(names))]
-        inner = _at(self._model, self._block).modules()
-        return frozenset(type(module).__name__ for module in (*parents, *inner))
 
     def _output(self, batch: Batch) -> torch.Tensor:
         """Return the last block's output, shape (b, t, width)."""

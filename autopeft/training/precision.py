@@ -109,11 +109,6 @@ def rounded_once(model: nn.Module, precision: Precision, device: str) -> Iterato
 
     The result is bit for bit the same. `module.weight` is unchanged, for methods that read it.
     Does nothing on an accelerator: memory is scarce there, and rounding is cheap.
-
-    Args:
-        model: Model with its adapters.
-        precision: Precision of the computation.
-        device: Device of the model.
     """
     if precision != "bf16" or torch.device(device).type != "cpu":
         yield

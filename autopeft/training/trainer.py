@@ -162,11 +162,7 @@ class Trainer:
         )
 
     def train_to(self, to_step: int) -> None:
-        """Train up to a step without evaluating.
-
-        Raises:
-            TrainingFailure: if the loss is no longer finite.
-        """
+        """Train up to a step without evaluating; raises as `advance` does."""
         to_step = min(to_step, self._train.steps)
         watch = Stopwatch(self._cache)
         train_adapters_only(self._model)
@@ -241,10 +237,7 @@ class Trainer:
         return loss if penalty is None else loss + penalty
 
     def update(self, loss: torch.Tensor) -> None:
-        """Finish a step whose gradients have been computed.
-
-        Args:
-            loss: The differentiated loss, detached.
+        """Finish a step whose gradients have been computed, given its detached loss.
 
         Raises:
             TrainingFailure: if a loss is no longer finite (on an accelerator, some steps later).
