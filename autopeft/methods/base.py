@@ -238,10 +238,7 @@ def dense_update_flops(
 ) -> AdapterFlops:
     """Return the FLOPs of (dW) x beside W x: a full product forward and for each gradient.
 
-    Args:
-        shape: The module's.
-        forward_per_step: FLOPs of building dW.
-        backward_per_step: FLOPs of the gradients of its factors.
+    Each step also builds dW, and computes the gradients of its factors.
     """
     product = 2.0 * shape[0] * shape[1]
     return AdapterFlops(product, product, product, forward_per_step, backward_per_step)

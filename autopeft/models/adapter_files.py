@@ -142,11 +142,7 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 
 
 def read_tensors(path: Path, expected: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Read a safetensors file and check its names and shapes.
-
-    Args:
-        path: The file.
-        expected: Name -> a tensor of the right shape.
+    """Read a safetensors file and check its names and shapes against the expected tensors.
 
     Raises:
         AdapterError: if the file is missing, a pickle or damaged, or if names or shapes differ.

@@ -112,14 +112,11 @@ def new_modules(model: nn.Module, names: Collection[str] | None) -> tuple[str, .
     prefix = getattr(model, "base_model_prefix", "")
     start = f"{prefix}."
 
-    def bare(name: str) -> str:
-        return name.removeprefix(start)
-
-    held = None if names is None else {bare(name) for name in names}
+    held = None if names is None else {name.removeprefix(start) for name in names}
     found = set()
     # Tied weights appear once, under their first name, so a tied head does not count as new.
     for name, _ in model.named_parameters():
         around = not name.startswith(start) or "pooler" in name.split(".")
-        if around and prefix and (held is None or bare(name) not in held):
+        if around and prefix and (held is None or name.removeprefix(start) not in held):
             found.add(name.rpartition(".")[0])
     return tuple(sorted(found))

@@ -39,21 +39,15 @@ def load_config(
 
 
 def prepare_config(config: Any) -> ConfigBefore:
-    """Prepare a configuration for training: no dropout, no cache of keys and values.
-
-    Returns:
-        (name of the sub-configuration or "", field) -> the value before.
-    """
+    """Prepare a configuration for training (no dropout, no cache); return what was changed."""
     before: ConfigBefore = {}
     for part in ("", *getattr(config, "sub_configs", {})):
         holder = getattr(config, part, None) if part else config
         for name, value in list(vars(holder).items()) if holder is not None else ():
-            if "drop" in name and isinstance(value, float) and 0.0 < value < 1.0:
+            is_dropout = "drop" in name and isinstance(value, float) and 0.0 < value < 1.0
+            if is_dropout or (name == "use_cache" and value is True):
                 before[part, name] = value
-                setattr(holder, name, 0.0)
-            elif name == "use_cache" and value is True:
-                before[part, name] = value
-                setattr(holder, name, False)
+                setattr(holder, name, 0.0 if is_dropout else False)
     return before
 
 

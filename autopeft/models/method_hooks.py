@@ -218,8 +218,7 @@ class _AdaLora(MethodHooks):
 class RankAllocation:
     """AdaLoRA's training (arXiv 2303.10512): drop unimportant triplets, keep the rest orthogonal.
 
-    Args:
-        tuner: An `AdaLoraModel`; its configuration holds the schedule.
+    The tuner, an `AdaLoraModel`, holds the schedule in its configuration.
     """
 
     def __init__(self, tuner: Any) -> None:
@@ -320,7 +319,6 @@ class _Shira(_NoHookWarning):
         torch.sparse.check_sparse_tensor_invariants.disable()  # type: ignore[no-untyped-call]
 
 
-_NO_HOOKS = MethodHooks()
 _HOOKS: dict[str, MethodHooks] = {
     "pissa": _Pissa(),
     "psoft": _Psoft(),
@@ -337,4 +335,4 @@ _HOOKS: dict[str, MethodHooks] = {
 
 def hooks_for(method: str) -> MethodHooks:
     """Return the hooks of the method of that name."""
-    return _HOOKS.get(method, _NO_HOOKS)
+    return _HOOKS.get(method) or MethodHooks()

@@ -27,11 +27,8 @@ def own_parameters(module: nn.Module) -> list[nn.Parameter]:
 class LinearView(nn.Linear):
     """A Conv1D as the linear layer it is: same storage, same arithmetic to the last bit.
 
-    Some of peft's methods know Conv1D only in part (LoRA copies the weight for DoRA) or not at all
-    (OFT, MiSS); all of them know linear layers.
-
-    Args:
-        conv: Its weight has shape (in, out).
+    Some of peft's methods know Conv1D, whose weight has shape (in, out), only in part (LoRA copies
+    the weight for DoRA) or not at all (OFT, MiSS); all of them know linear layers.
     """
 
     def __init__(self, conv: Conv1D) -> None:

@@ -114,12 +114,7 @@ def _is_plain_lora(layer: Any, base: Any) -> bool:
 
 
 class _Site(nn.Module):
-    """All candidates' modules at one path.
-
-    Args:
-        base: The base model's own module.
-        lanes: Each candidate's module there, None where it has none.
-    """
+    """The base model's own module at one path and each candidate's, None where it has none."""
 
     base: nn.Module
     own: nn.ModuleDict
@@ -152,11 +147,9 @@ class _SplitSite(_Site):
     def forward(self, x: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
         """(lanes * b, ..., in) -> (lanes * b, ..., out)."""
         self._check(x)
-        parts = [
-            (self.own[str(index)] if str(index) in self.own else self.base)(part, *rest, **options)
-            for index, part in enumerate(x.chunk(self.n_lanes))
-        ]
-        return torch.cat(parts)
+        own = dict(self.own.items())
+        parts = enumerate(x.chunk(self.n_lanes))
+        return torch.cat([own.get(str(i), self.base)(part, *rest, **options) for i, part in parts])
 
 
 class _LowRankSite(_Site):
@@ -176,12 +169,8 @@ class _LowRankSite(_Site):
         self._check(x)
         y: torch.Tensor = self.base(x)
         down = torch.stack([_padded(weight, 0, self._rank) for weight in self._down])
-        up = torch.stack(
-            [
-                _padded(weight * scaling, 1, self._rank)
-                for weight, scaling in zip(self._up, self._scalings, strict=True)
-            ]
-        )
+        scaled = (w * scaling for w, scaling in zip(self._up, self._scalings, strict=True))
+        up = torch.stack([_padded(weight, 1, self._rank) for weight in scaled])
         rows = x.reshape(self.n_lanes, -1, x.shape[-1]).to(down.dtype)
         is_all = len(self._owners) == self.n_lanes
         if not is_all:

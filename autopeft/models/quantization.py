@@ -162,21 +162,14 @@ def check_backend(name: str, device: str) -> None:
 
 
 def quantized_modules(model: nn.Module, blocks: tuple[str, ...], name: str) -> dict[str, Shape]:
-    """Return path -> (out, in) of the modules that a scheme quantizes.
-
-    Args:
-        model: The unquantized model; may be on `meta`.
-        blocks: Paths of its blocks.
-        name: The scheme's name.
-    """
+    """Return path -> (out, in) of the modules in an unquantized model that a scheme quantizes."""
     scheme = scheme_of(name)
     # T5 needs full precision in some modules; transformers keeps it there.
     exempt = list(getattr(model, "_keep_in_fp32_modules", None) or ())
     found: dict[str, Shape] = {}
     for path, module in model.named_modules():
-        if not path.startswith(tuple(f"{block}." for block in blocks)):
-            continue
-        if not should_convert_module(path, exempt):
+        is_inside = path.startswith(tuple(f"{block}." for block in blocks))
+        if not is_inside or not should_convert_module(path, exempt):
             continue
         if type(module) is nn.Linear:
             found[path] = (module.out_features, module.in_features)
@@ -192,14 +185,7 @@ def quantized_modules(model: nn.Module, blocks: tuple[str, ...], name: str) -> d
 def load_arguments(
     model: nn.Module, blocks: tuple[str, ...], name: str, device: str
 ) -> dict[str, Any]:
-    """Return the arguments of `from_pretrained` that quantize a model on a device.
-
-    Args:
-        model: The same model on `meta`.
-        blocks: Paths of its blocks.
-        name: The scheme's name.
-        device: Device of the loaded model.
-    """
+    """Return the arguments of `from_pretrained` that load a model on `meta`, but quantized."""
     inside = quantized_modules(model, blocks, name)
     outside = [
         # In brackets: a bare name would also match the end of a longer one.
@@ -213,9 +199,8 @@ def load_arguments(
 def pass_marks(model: nn.Module, holder: nn.Module) -> None:
     """Copy transformers' marks of quantization from a model to a holder of its modules."""
     for mark in _MARKS:
-        value = getattr(model, mark, None)
-        if value is not None:
-            setattr(holder, mark, value)
+        if getattr(model, mark, None) is not None:
+            setattr(holder, mark, getattr(model, mark))
 
 
 def is_quantized(model: nn.Module) -> bool:
@@ -257,20 +242,15 @@ def quantized_table(table: PriceTable, modules: Mapping[str, Shape], name: str) 
 
     FLOPs stay the same: weights are unpacked before they are multiplied. Memory to unpack the
     largest one counts as weights.
-
-    Args:
-        table: The table of the unquantized model.
-        modules: Path -> (out, in) of the quantized modules.
-        name: The scheme's name.
     """
     scheme = scheme_of(name)
-    before = sum(out * in_ for out, in_ in modules.values()) * _FLOAT_BYTES
-    after = sum(scheme.weight_bytes(shape) for shape in modules.values())
-    room = max(out * in_ for out, in_ in modules.values()) * _FLOAT_BYTES
+    sizes = [out * in_ * _FLOAT_BYTES for out, in_ in modules.values()]
+    quantized = sum(scheme.weight_bytes(shape) for shape in modules.values())
     blocks = table.blocks
     if scheme.keeps_input:
         blocks = tuple(_keeping_inputs(block) for block in blocks)
-    return replace(table, weight_bytes=table.weight_bytes - before + after + room, blocks=blocks)
+    weight_bytes = table.weight_bytes - sum(sizes) + quantized + max(sizes)
+    return replace(table, weight_bytes=weight_bytes, blocks=blocks)
 
 
 def _keeping_inputs(block: BlockCosts) -> BlockCosts:

@@ -57,13 +57,10 @@ def save_adapter(
 
     Args:
         attached: The candidate.
-        folder: Folder to write; created if needed.
+        folder: Folder to write; created if needed. It is returned.
         base_model: Folder or hub id of the base model; default: the backbone's.
         revision: Its revision on the hub; default: the backbone's.
         extra: Further JSON for `plan.json`.
-
-    Returns:
-        The folder.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -191,17 +188,9 @@ def load_adapter(base: str | nn.Module, folder: str | Path) -> Any:
 def load_attached(
     base: str | nn.Module, folder: str | Path, *, quantization: str | None = None
 ) -> Attached:
-    """Load a folder written by `save_adapter`; return the attached candidate.
+    """Load a folder written by `save_adapter` like `load_adapter`; return the attached candidate.
 
-    Args:
-        base: Folder or hub id of the base model, or the model itself.
-        folder: A folder written by `save_adapter`.
-        quantization: How to store the weights of a base model loaded by name; default: as when it
-            was saved.
-
-    Raises:
-        AdapterError: if the folder is damaged, unsafe or does not fit; the base is then unchanged.
-        ModelError: if the base model cannot be loaded.
+    A base model given by name gets `quantization`; default: the one it had when it was saved.
     """
     folder = Path(folder)
     if not (folder / PLAN_FILE).is_file():
@@ -282,12 +271,10 @@ def _fill(attached: Attached, folder: Path) -> None:
         if is_whole:
             expected |= {f"{PEFT_ROOT}{name}": t for name, t in head.items()}
         loads.append((part, read_tensors(folder / place / TENSOR_FILE, expected)))
-    found_head: dict[str, torch.Tensor] = {}
-    if head and is_whole:
-        found = loads[0][1]
-        found_head = {name: found.pop(f"{PEFT_ROOT}{name}") for name in head}
-    elif head:
-        found_head = read_tensors(folder / HEAD_FILE, head)
+    if is_whole:
+        found_head = {name: loads[0][1].pop(f"{PEFT_ROOT}{name}") for name in head}
+    else:
+        found_head = read_tensors(folder / HEAD_FILE, head) if head else {}
     for part, tensors in loads:
         _set_part(part, tensors)
     with torch.no_grad():

@@ -53,12 +53,7 @@ class BottleneckConfig(TargetedConfig):
 
 
 class BottleneckLayer(OwnLayer):
-    """A linear module h = W x and h + s U f(D h) after it, or h + s U f(D x) beside it.
-
-    Args:
-        base_layer: A module with `in_features` and `out_features`.
-        adapter_name: The first active adapter.
-    """
+    """A linear module h = W x and h + s U f(D h) after it, or h + s U f(D x) beside it."""
 
     adapter_layer_names = ("bottleneck_down", "bottleneck_up")
     other_param_names = ("bottleneck_dropout", "bottleneck_scaling")

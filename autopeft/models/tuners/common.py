@@ -22,20 +22,13 @@ def register(kind: str, config: type[PeftConfig], tuner: type[BaseTuner]) -> Non
     """Register a tuner with peft.
 
     peft's `register_peft_method` takes members of the enumeration `PeftType` only, which cannot be
-    extended. Its tables also accept plain strings as keys. No upstream issue known.
-
-    Args:
-        kind: The "peft_type" in `adapter_config.json`.
-        config: The configuration's class.
-        tuner: The tuner's class.
+    extended. Its tables also accept plain strings as keys, the "peft_type" in
+    `adapter_config.json`. No upstream issue known.
     """
-    tables: tuple[tuple[dict[Any, Any], Any], ...] = (
-        (PEFT_TYPE_TO_CONFIG_MAPPING, config),
-        (PEFT_TYPE_TO_TUNER_MAPPING, tuner),
-        (PEFT_TYPE_TO_PREFIX_MAPPING, tuner.prefix),
-    )
-    for table, entry in tables:
-        table[kind] = entry
+    key: Any = kind
+    PEFT_TYPE_TO_CONFIG_MAPPING[key] = config
+    PEFT_TYPE_TO_TUNER_MAPPING[key] = tuner
+    PEFT_TYPE_TO_PREFIX_MAPPING[key] = tuner.prefix
 
 
 @dataclass
@@ -71,12 +64,7 @@ class TargetedConfig(PeftConfig):  # type: ignore[misc]
 
 
 class OwnLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
-    """A wrapped module with adapters that cannot be merged into its weights.
-
-    Args:
-        base_layer: The module.
-        adapter_name: The first active adapter.
-    """
+    """A wrapped module with adapters that cannot be merged into its weights."""
 
     def __init__(self, base_layer: nn.Module, adapter_name: str) -> None:
         super().__init__()
@@ -105,11 +93,7 @@ class OwnLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
             yield from getattr(layer, name).parameters()
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Raise an error: such an adapter cannot be merged.
-
-        Raises:
-            NotImplementedError: always.
-        """
+        """Raise an error: such an adapter cannot be merged."""
         raise NotImplementedError(
             f"{type(self).__name__} does not change a weight: it cannot be merged"
         )
@@ -160,12 +144,7 @@ class OwnModel(BaseTuner):  # type: ignore[misc]
 
 
 class StandInLayer(OwnLayer):
-    """A layer around a module that other code reads: it passes attributes through.
-
-    Args:
-        base_layer: The module.
-        adapter_name: The first active adapter.
-    """
+    """A layer around a module that other code reads: it passes attributes through."""
 
     def __getattr__(self, name: str) -> Any:
         try:

@@ -37,12 +37,7 @@ class GatedPrefixConfig(TargetedConfig):
 
 
 class GatedPrefixLayer(StandInLayer):
-    """A self-attention whose heads also attend to a prefix.
-
-    Args:
-        base_layer: The attention.
-        adapter_name: The first active adapter.
-    """
+    """A self-attention whose heads also attend to a prefix."""
 
     adapter_layer_names = ("gated_prefix_keys", "gated_prefix_values", "gated_prefix_gates")
 
@@ -87,15 +82,7 @@ class GatedPrefixLayer(StandInLayer):
         return result
 
     def attended(self, query: torch.Tensor, scaling: float) -> torch.Tensor:
-        """Return what the prefixes add to the heads' outputs.
-
-        Args:
-            query: Shape (b, heads, t, size of a head).
-            scaling: Factor of the scores.
-
-        Returns:
-            Shape (b, t, heads, size of a head).
-        """
+        """Return what the prefixes add: (b, heads, t, head size) -> (b, t, heads, head size)."""
         b, heads, t, size = query.shape
         # Batched over heads, not rows: no row needs a copy of the prefix.
         flat = query.transpose(0, 1).reshape(heads, b * t, size)

@@ -35,12 +35,7 @@ class PromptConfig(TargetedConfig):
 
 
 class PromptLayer(StandInLayer):
-    """A model without its head, with virtual tokens in every row.
-
-    Args:
-        base_layer: The model.
-        adapter_name: The first active adapter.
-    """
+    """A model without its head, with virtual tokens in every row."""
 
     adapter_layer_names = ("prompt_tuning_tokens",)
 
@@ -105,8 +100,7 @@ class PromptLayer(StandInLayer):
         ids, embedded = call.pop("input_ids", None), call.pop("inputs_embeds", None)
         if (ids is None) == (embedded is None):
             raise ValueError("exactly one of input_ids and inputs_embeds must be given")
-        if embedded is None:
-            embedded = self._embeddings()(ids)
+        embedded = self._embeddings()(ids) if embedded is None else embedded
         return embedded, embedded.shape[1]
 
 
