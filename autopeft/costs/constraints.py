@@ -71,8 +71,7 @@ class Constraint:
             number = float(match["number"])
         except ValueError:
             raise SettingsError("constraint", text, "cannot read the number", _REMEDY) from None
-        factors = _BYTES | {k: v for k, v in _FACTORS.items() if k != "b"}
-        factors = factors if name.endswith("_bytes") else _FACTORS
+        factors = _FACTORS | _BYTES if name.endswith("_bytes") else _FACTORS
         if unit == "%":
             if name != "trainable_params" or not base_params:
                 raise SettingsError(

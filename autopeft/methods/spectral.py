@@ -57,7 +57,7 @@ class FourierFt(Method):
     """
 
     def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
-        """One coefficient for each frequency."""
+        """The coefficients."""
         return rank
 
     def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
@@ -72,7 +72,7 @@ class FourierFt(Method):
         )
 
     def max_rank(self, shape: Shape) -> int:
-        """There are as many frequencies as entries."""
+        """There are as many coefficients as entries."""
         return shape[0] * shape[1]
 
     def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
@@ -89,15 +89,11 @@ _WAVELET_SCALING = 12.5
 """peft's default, 25, at alpha ratio 2."""
 
 
-class WaveFt(Method):
+class WaveFt(FourierFt):
     """x -> W x + scaling V x: V has `rank` learned Haar coefficients at random places.
 
     The coefficients start at zero. Their places come from a seed and are not saved.
     """
-
-    def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
-        """One number for each coefficient."""
-        return rank
 
     def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
         """A second full product for each token; each step one transposed convolution."""
@@ -117,10 +113,6 @@ class WaveFt(Method):
             input_grad_per_step=shape[0] * shape[1],
             keeps_input=True,
         )
-
-    def max_rank(self, shape: Shape) -> int:
-        """There are as many coefficients as entries."""
-        return shape[0] * shape[1]
 
     def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
         """Arguments of `WaveFTConfig`; it has no dropout."""

@@ -155,8 +155,7 @@ def _topology(
 ) -> Topology:
     common: dict[str, Shape] = {}
     for role in ROLES:
-        all_ = [sites[layer, role] for layer in range(n_layers) if (layer, role) in sites]
-        if all_:
+        if all_ := [sites[layer, role] for layer in range(n_layers) if (layer, role) in sites]:
             common[role] = max(sorted(set(all_)), key=all_.count)
     overrides = {
         (layer, role): sites.get((layer, role))
@@ -250,10 +249,8 @@ def _block_lists(model: nn.Module, role_map: RoleMap, name: str) -> list[tuple[s
     """Return (path, length) of the lists of blocks, the encoder's before the decoder's."""
     if "blocks" in role_map:
         given = role_map["blocks"]
-        return [
-            (path, len(_module_list(model, path)))
-            for path in ((given,) if isinstance(given, str) else given)
-        ]
+        paths = (given,) if isinstance(given, str) else given
+        return [(path, len(_module_list(model, path))) for path in paths]
     lists = [
         (path, module)
         for path, module in _module_lists(model)

@@ -27,7 +27,7 @@ def merged(attached: Attached, paths: frozenset[str] | None = None) -> Iterator[
         Module path -> the values its parameters had before, by name.
     """
     model = attached.model
-    layers = {
+    layers: dict[str, Any] = {
         path: layer
         for part in attached.parts
         for path, layer in part.layers.items()
@@ -39,7 +39,7 @@ def merged(attached: Attached, paths: frozenset[str] | None = None) -> Iterator[
         for path, layer in layers.items():
             original = attached.originals[path]
             # Methods that rewrite the weight have their own copy of the module.
-            both = (*own_parameters(original), *own_parameters(_base(layer)))
+            both = (*own_parameters(original), *own_parameters(layer.get_base_layer()))
             undo[path] = [(p, p.data, p.data.clone()) for p in {id(p): p for p in both}.values()]
             values = {id(p): value for p, _, value in undo[path]}
             before[path] = {
@@ -56,16 +56,11 @@ def merged(attached: Attached, paths: frozenset[str] | None = None) -> Iterator[
             replace_module(model, path, layer)
 
 
-def _base(layer: Any) -> nn.Module:
-    base: nn.Module = layer.get_base_layer()
-    return base
-
-
 def _merge(layer: Any, original: nn.Module) -> nn.Module:
     """Merge a layer's adapter into its base module; return the module to put in its place."""
     assert isinstance(layer, BaseTunerLayer)
     layer.merge(safe_merge=True)
-    merged_base = _base(layer)
+    merged_base: nn.Module = layer.get_base_layer()
     if isinstance(merged_base, LinearView):
         for name, parameter in original.named_parameters(recurse=False):
             data = getattr(merged_base, name).data

@@ -75,24 +75,20 @@ class BlockProbe:
         self.modules = {
             role: [model.get_submodule(path) for path in paths] for role, paths in roles.items()
         }
-        if "attn" in self.modules:
+        if self.modules.pop("attn", None):
             # A prefix changes what the heads pass to the output projection. It is watched first, so
             # that this projection, too, sees a live input.
-            self.modules = {**self.modules, "attn": self.modules["attn.o"]}
-            self.modules = {"attn": self.modules.pop("attn"), **self.modules}
+            self.modules = {"attn": self.modules["attn.o"], **self.modules}
         self.encoder = None if encoder_output is None else storage_id(encoder_output)
         self.hidden = storage_id(call.hidden)
+        given = {storage_id(t): t for t in tensors_in((call.args, call.kwargs))}
         self.context = {
-            storage_id(t): float(t.untyped_storage().nbytes())
-            for t in tensors_in((call.args, call.kwargs))
-            if storage_id(t) not in (self.hidden, self.encoder)
+            storage: float(tensor.untyped_storage().nbytes())
+            for storage, tensor in given.items()
+            if storage not in (self.hidden, self.encoder)
         }
         self.context_numbers = context_numbers
-        self.has_encoder = (
-            self.encoder is not None
-            and any(storage_id(t) == self.encoder for t in tensors_in((call.args, call.kwargs)))
-            and self.encoder != self.hidden
-        )
+        self.has_encoder = self.encoder in given and self.encoder != self.hidden
 
     def price(self) -> BlockCosts:
         """Run the block for every set of sources."""
