@@ -107,7 +107,7 @@ def _live_bytes(model: nn.Module) -> int:
 
 
 def test_the_settings_offer_every_scheme() -> None:
-    choices = SearchSettings.__dataclass_fields__["quantization"].metadata["choices"]
+    choices = SearchSettings.__dataclass_fields__["quantization"].metadata["limits"]["choices"]
     assert choices == ("none", *SCHEMES)
     with pytest.raises(SettingsError, match="use one of none, bnb-4bit"):
         check_backend("3-bit", "cpu")
