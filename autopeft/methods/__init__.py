@@ -33,8 +33,9 @@ HEAD_RATES = (1e-3, 3e-2)
 """(low, high) of the learning rates worth searching for a new head."""
 
 _FAMILIES = """
-lora ia3 oft ln_tuning miss products delora spectral gralora rotations outputs weight_based
-bottleneck virtual_tokens glora vera vector_banks random_bases adalora
+lora ia3 oft ln_tuning miss loha lokr hira delora c3a fourierft waveft gralora boft hra psoft road
+beft shira peanut deft osf supertuning bottleneck prefix prompt glora vera vblora unilora tinylora
+randlora adalora
 """.split()
 """Files of this package, in the order of the table of methods."""
 

@@ -1,7 +1,4 @@
-"""LoRAs whose entries come from learned vectors that sites share: VB-LoRA and Uni-LoRA.
-
-Sources: VB-LoRA arXiv 2405.15179, Uni-LoRA arXiv 2506.00799.
-"""
+"""VB-LoRA: LoRAs put together from pieces out of one bank of vectors (arXiv 2405.15179)."""
 
 from __future__ import annotations
 
@@ -14,8 +11,10 @@ from autopeft.plan import TrainSettings
 _TOP = 2
 """Vectors mixed into one piece: the paper's K."""
 
+
 _SHORTEST, _LONGEST = 8, 256
 """Shortest and longest vector; the paper uses 256."""
+
 
 _MOST_VECTORS = 90
 """Vectors in a bank, as in the paper; fewer where vectors are short, or the logits would outnumber
@@ -86,53 +85,6 @@ def _n_vectors(length: int) -> int:
     return min(length, _MOST_VECTORS)
 
 
-_UNILORA_RANK = 4
-"""Rank of the LoRAs; the paper's."""
-
-
-class UniLora(Method):
-    """x -> W x + B A x: every entry of A and B is one of `rank` learned numbers, scaled.
-
-    The assignment comes from a seed and is not saved.
-    """
-
-    def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
-        """None: a site has no parameters of its own."""
-        return 0
-
-    def shared_params(self, rank: int, pool: int = 0) -> int:
-        """The vector."""
-        return rank
-
-    def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
-        """LoRA's."""
-        return low_rank_flops(_UNILORA_RANK, shape)
-
-    def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
-        """LoRA's, and B; A where the input needs a gradient: both are made at each step."""
-        out, in_ = shape
-        return AdapterMemory(
-            per_token=_UNILORA_RANK,
-            per_step=_UNILORA_RANK * out,
-            input_grad_per_step=_UNILORA_RANK * in_,
-            keeps_input=True,
-            drops_input=True,
-        )
-
-    def max_rank(self, shape: Shape) -> int:
-        """With more numbers than one site has entries, some might be unused."""
-        return _UNILORA_RANK * sum(shape)
-
-    def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
-        """Arguments of `UniLoraConfig`; it has no alpha."""
-        return {
-            "peft_type": "UNILORA",
-            "r": _UNILORA_RANK,
-            "theta_d_length": rank,
-            "unilora_dropout": train.dropout,
-        }
-
-
 METHODS: tuple[Method, ...] = (
     VbLora(
         name="vblora",
@@ -143,16 +95,5 @@ METHODS: tuple[Method, ...] = (
         # A bank of zeros would never get a gradient, so A and B start with small values.
         starts_at_identity=False,
         exact_start=False,
-    ),
-    UniLora(
-        name="unilora",
-        default_ranks=(64, 256, 1024, 2048, 4096),
-        learning_rate=(8e-3, 3e-1),
-        converts_to_lora=True,
-        shared_state=True,
-        # With a vector of zeros neither A nor B would get a gradient.
-        starts_at_identity=False,
-        exact_start=False,
-        quantized_base=False,  # peft stores the scales in the type of the base weight.
     ),
 )

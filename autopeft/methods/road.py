@@ -1,7 +1,4 @@
-"""Vectors that change a module's output: RoAd and BEFT.
-
-Sources: RoAd arXiv 2409.00119, BEFT arXiv 2509.15974.
-"""
+"""RoAd: pairs of a module's outputs are rotated and scaled in their plane (arXiv 2409.00119)."""
 
 from __future__ import annotations
 
@@ -12,6 +9,7 @@ from autopeft.plan import TrainSettings
 
 _VARIANTS = (1, 2, 4)
 """Variants: one angle and scale for each pair of outputs, one for each output, or two."""
+
 
 _GROUP = 2
 """Size of the groups within which outputs are paired; this one divides every even width."""
@@ -50,39 +48,11 @@ class Road(Method):
         return {"peft_type": "ROAD", "variant": f"road_{rank}", "group_size": _GROUP}
 
 
-class Beft(Method):
-    """y -> y + b: b starts at zero."""
-
-    def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
-        """One number for each output."""
-        return shape[0]
-
-    def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
-        """None: a sum is no matrix product."""
-        return AdapterFlops()
-
-    def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
-        """Nothing is kept for a sum."""
-        return AdapterMemory()
-
-    def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
-        """Arguments of `BeftConfig`; it has no dropout."""
-        return {"peft_type": "BEFT"}
-
-
 METHODS: tuple[Method, ...] = (
     Road(
         name="road",
         default_ranks=_VARIANTS,
         learning_rate=(4e-3, 1.5e-1),
-        transposed_base=False,
-    ),
-    Beft(
-        name="beft",
-        default_ranks=(),
-        learning_rate=(1.5e-3, 5e-2),
-        # It cannot be merged into a module without a bias, as in most decoders.
-        mergeable=False,
         transposed_base=False,
     ),
 )
