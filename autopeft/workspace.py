@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import yaml
 
 from autopeft.errors import SettingsError, StorageError
-from autopeft.settings import SearchSettings
+from autopeft.settings import RENAMED, SearchSettings
 from autopeft.utils.files import write_text
 from autopeft.utils.serialize import read_json, strict_json
 from autopeft.utils.yaml_files import read_yaml
@@ -62,7 +62,9 @@ class Workspace:
             problem = f"holds no search ({SETTINGS} is missing)"
             remedy = "give the --output folder of a search"
             raise StorageError("folder", str(self.folder), problem, remedy)
-        return SearchSettings.from_mapping(read_settings(self.folder / SETTINGS))
+        rows = read_settings(self.folder / SETTINGS)
+        # A search of an earlier version stays usable: its settings may have former names.
+        return SearchSettings.from_mapping({RENAMED.get(key, key): rows[key] for key in rows})
 
     def remember(self, name: str, value: Any) -> None:
         """Keep a small value, a dataclass or plain values, in `state/`."""

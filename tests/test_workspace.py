@@ -72,3 +72,11 @@ def test_a_space_of_tuples_can_be_kept(tmp_path: Path) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"nowhere\.yaml"):
         read_settings(tmp_path / "nowhere.yaml")
+
+
+def test_the_settings_of_an_earlier_version_are_read_by_their_new_names(tmp_path: Path) -> None:
+    """Regression: a folder written before settings were renamed could not be read."""
+    (tmp_path / "settings.yaml").write_text("model: m\ndata: d\nprefix_cache: false\npack: 2\n")
+    settings = Workspace(tmp_path).settings()
+    assert settings.activation_cache is False
+    assert settings.trials_per_worker == 2
