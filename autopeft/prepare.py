@@ -84,12 +84,7 @@ class PreparedSearch:
     @property
     def data_bytes(self) -> int:
         """Size of the encoded data, which the workers share."""
-        return sum(
-            array.nbytes
-            for rows in self.data.splits.values()
-            for array in (rows.tokens, rows.offsets, rows.targets, rows.type_ids)
-            if array is not None
-        )
+        return self.data.n_bytes
 
     def splits(self) -> dict[str, Any]:
         """Return the source rows of each split; re-scoring from outside needs them."""
@@ -150,9 +145,10 @@ def prepare(
     settings = expand(settings)
     with phase("startup"):
         tokenizer = load_tokenizer(settings.model, revision=settings.model_revision)
-        data = load_data(settings, tokenizer)
-        task = make_task(settings, data)
-        note(_describe(data))
+        task = make_task(settings)
+        data = load_data(settings, task, tokenizer)
+        task = task.bound(data)
+        note("data: " + "; ".join(data.lines()))
     objectives = (task.quality, *(COSTS[name] for name in settings.objectives))
     lengths = data.length_statistics(settings.batch_size)
     device, gpus = _device(settings)
@@ -178,7 +174,7 @@ def prepare(
         prices = prices.as_trained(
             has_activation_cache=settings.activation_cache,
             read_share=1.0 if window is None else read_share(task, data, window, settings),
-            logit_weights=n_logit_weights(meta) if not data.labels else 0,
+            logit_weights=n_logit_weights(meta),
             logit_tokens=lengths.mean_targets * settings.batch_size,
         )
     space = SearchSpace.from_source(
@@ -249,7 +245,7 @@ def validation_rows(settings: SearchSettings, n_rows: int = 32) -> dict[str, Any
     settings = expand(settings)
     try:
         tokenizer = load_tokenizer(settings.model, revision=settings.model_revision)
-        data = load_data(settings, tokenizer)
+        data = load_data(settings, make_task(settings), tokenizer)
     except UserError:
         return None
     n = min(n_rows, len(data.validation))
@@ -289,13 +285,6 @@ def _workers(
     if feeding < n_cores():
         note(f"{feeding} workers on {n_cores()} cores; --workers overrides")
     return feeding
-
-
-def _describe(data: TaskData) -> str:
-    sizes = ", ".join(f"{len(rows)} {name}" for name, rows in data.splits.items())
-    dropped = f"; {data.n_dropped} empty rows dropped" if data.n_dropped else ""
-    doubled = f"; {data.n_duplicates} duplicates dropped" if data.n_duplicates else ""
-    return f"data: {sizes} rows{dropped}{doubled}"
 
 
 def check_budget(prepared: PreparedSearch, *, spent_seconds: float) -> None:

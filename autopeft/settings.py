@@ -33,13 +33,18 @@ class SearchSettings:
         "", "Training data: a CSV, TSV, JSON, JSONL or Parquet file, or the hub id of a dataset."
     )
     task: str | None = _setting(None, "Kind of problem.")
-    text: str = _setting("text", "Column with the text to classify.")
+    text: str | None = _setting(None, "Column with the text. By default, it is recognized.")
     text_pair: str | None = _setting(
         None, "Column with the second text, to classify pairs of texts."
     )
-    label: str = _setting("label", "Column with the label of the text.")
-    prompt: str = _setting("prompt", "Column with the prompt of a completion; it adds no loss.")
-    completion: str = _setting("completion", "Column with the completion to learn.")
+    label: str | None = _setting(None, "Column with the label. By default, it is recognized.")
+    prompt: str | None = _setting(None, "Column with the prompt of a completion; it adds no loss.")
+    completion: str | None = _setting(None, "Column with the completion to learn.")
+    columns: Mapping[str, str] | None = _setting(
+        None,
+        "Further columns of a task, role=column pairs such as chosen=better,rejected=worse; see "
+        "`autopeft tasks`. By default, they are recognized.",
+    )
     validation: str | None = _setting(
         None,
         "Validation data: a file, or a split of the hub dataset. By default, rows are split off "
@@ -62,8 +67,11 @@ class SearchSettings:
         "Where adapters can go, for a model whose modules are not recognized: role=path pairs "
         "such as blocks=encoder.stages,attn.q=mix.query.",
     )
-    max_length: int = _setting(
-        128, "Maximum length of a row in tokens; longer rows are truncated.", minimum=2
+    max_length: int | None = _setting(
+        None,
+        "Maximum length of a row in tokens; longer rows are cut. By default, the rows' lengths "
+        "decide.",
+        minimum=2,
     )
     max_train_rows: int | None = _setting(
         None, "Maximum number of training rows. By default, all are used.", minimum=1
@@ -240,6 +248,11 @@ class SearchSettings:
         values: dict[str, Any] = finite(to_plain(self))
         return values
 
+    def column_names(self) -> dict[str, str]:
+        """Return role -> column for every column that the settings name."""
+        named = {role: getattr(self, role) for role in _COLUMNS}
+        return {**{k: v for k, v in named.items() if v is not None}, **(self.columns or {})}
+
     def __post_init__(self) -> None:
         for each in fields(self):
             _check(each.name, getattr(self, each.name), **each.metadata["limits"])
@@ -297,6 +310,12 @@ RENAMED = {
 }
 """Former name of a setting -> its name now."""
 
+_COLUMNS = ("text", "text_pair", "label", "prompt", "completion")
+"""Roles of columns that have a setting of their own."""
+
+_PAIRS = {"role_map": "attn.q=mix.query", "columns": "text=review"}
+"""Setting that is a mapping -> an example of how a flag writes it."""
+
 _LISTS = ("objectives", "constraints")
 """Settings that may be written as one text with commas."""
 
@@ -309,10 +328,10 @@ def _parse_flag(key: str, value: Any) -> Any:
         texts = [item.split(",") if isinstance(item, str) else [item] for item in value]
         parts = [part.strip() if isinstance(part, str) else part for text in texts for part in text]
         return [part for part in parts if part != ""]
-    if key == "role_map" and isinstance(value, str):
+    if key in _PAIRS and isinstance(value, str):
         pairs = [part.partition("=") for part in value.split(",") if part.strip()]
         if not all(left.strip() and right.strip() for left, _, right in pairs):
-            raise SettingsError(key, value, "must be role=path pairs", "use e.g. attn.q=mix.query")
+            raise SettingsError(key, value, "must be name=value pairs", f"use e.g. {_PAIRS[key]}")
         return {left.strip(): right.strip() for left, _, right in pairs}
     if key == "budget" and isinstance(value, list):
         return ",".join(map(str, value))

@@ -44,7 +44,7 @@ class Executor:
     def __init__(self, context: WorkerContext) -> None:
         self.context = context
         settings = context.settings
-        self.task: Task = make_task(settings, context.data)
+        self.task: Task = make_task(settings).bound(context.data)
         self.backbone: Backbone = load_backbone(
             settings.model,
             auto_class=self.task.auto_class,

@@ -1,10 +1,12 @@
-"""The Task protocol, and the scores that a task computes."""
+"""The Task base class, and what an evaluation returns."""
 
 from __future__ import annotations
 
+import copy
+from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -12,15 +14,18 @@ from numpy.typing import NDArray
 
 from autopeft.costs.objectives import Objective
 from autopeft.errors import SettingsError
-from autopeft.settings import SearchSettings
 from autopeft.tasks.batch import Batch, Window
-from autopeft.tasks.data import EncodedSplit, SplitName, TaskData
-from autopeft.tasks.rows import Rows
+from autopeft.tasks.columns import Column, check_kind, find_columns
+from autopeft.tasks.data import TEXT_INPUTS, EncodedSplit, SplitName, TaskData
+from autopeft.tasks.examples import Examples, is_missing
 
 if TYPE_CHECKING:
+    from autopeft.settings import SearchSettings
     from autopeft.tasks.reading import Table
 
 FloatArray = NDArray[np.float64]
+Scores = Mapping[str, NDArray[Any]]
+"""Name -> one value per row, shape (n_rows, ...): "loss", "weight" and what the task predicts."""
 
 
 @dataclass(frozen=True)
@@ -28,127 +33,180 @@ class Evaluation:
     """Scores of one split.
 
     Attributes:
-        loss: Mean loss: per row, or per completion token for causal LM.
+        loss: Mean loss: per row, or per learned token.
         metrics: Every metric of the task by name.
         rows: Quality of each row in the order of the split, shape (n_rows,), larger is better.
             A paired bootstrap resamples these.
+        draws: The quality, signed so that larger is better, on resamples of the rows, shape
+            (n_draws,); empty where the quality is a mean over `rows`.
     """
 
     loss: float
     metrics: Mapping[str, float]
     rows: FloatArray
+    draws: FloatArray | None = None
 
 
-@dataclass(frozen=True)
-class BatchScores:
-    """Scores of one batch, kept on the device: copying them would wait for the accelerator.
+class Task(ABC):
+    """One kind of problem: its columns, cleaning, encoding, loss, prediction and metrics.
 
-    Attributes:
-        losses: Summed loss of each row, shape (b,), float32.
-        weights: Number of terms in each row's loss (1, or its completion tokens), shape (b,).
-        correct: Number of terms predicted correctly, shape (b,).
-        predictions: Index of the predicted label, shape (b,); for causal LM, `correct` again.
-    """
-
-    losses: torch.Tensor
-    weights: torch.Tensor
-    correct: torch.Tensor
-    predictions: torch.Tensor
-
-
-@dataclass(frozen=True)
-class SplitScores:
-    """`BatchScores` of a whole split in its order, each of shape (n_rows,)."""
-
-    losses: FloatArray
-    weights: FloatArray
-    correct: FloatArray
-    predictions: NDArray[np.int64]
-    targets: NDArray[np.int64]
-
-
-class Task(Protocol):
-    """One kind of problem: its columns, encoding, loss, prediction and metrics.
+    A search configures a task with its settings, encodes the data with it, and binds it to them.
+    Subclass it for a problem of your own, and pass an object as `task`, or register it.
 
     Attributes:
         name: Its name in the settings.
+        description: One line for `autopeft tasks`.
+        columns: What it reads from a source.
+        target: Role of the column to be learned; a split that has no values there is ignored.
+        identity: Roles of the columns that tell rows apart: rows equal there never fall into
+            different splits. None: all of them.
         auto_class: Name of the class of transformers that loads a model for it.
+        input_names: Names of the tensors that the model's forward gets.
+        metrics: Every metric that an evaluation reports; the first is the default quality.
+        can_share_batch: Whether rows of several adapters may be computed in one batch.
+        is_autoregressive: Whether the loss needs a model that does not see later tokens.
+        settings: The settings of the search.
         quality: The objective that a search optimizes.
-        metrics: Every metric that an evaluation reports.
+        labels: Label names in the order of their index.
+        pad_id: Id of the padding token.
     """
 
-    name: str
-    auto_class: str
-    quality: Objective
+    name: ClassVar[str]
+    description: ClassVar[str]
+    columns: ClassVar[tuple[Column, ...]]
+    target: ClassVar[str]
+    identity: ClassVar[tuple[str, ...]] = ()
+    auto_class: ClassVar[str]
+    input_names: ClassVar[tuple[str, ...]] = TEXT_INPUTS
     metrics: tuple[Objective, ...]
+    can_share_batch: ClassVar[bool] = True
+    is_autoregressive: ClassVar[bool] = False
 
-    @staticmethod
-    def target_column(settings: SearchSettings) -> tuple[str, str]:
-        """Return the setting and the column of what is to be learned."""
-        ...
+    settings: SearchSettings
+    quality: Objective
+    labels: tuple[str, ...] = ()
+    pad_id: int = 0
 
-    @staticmethod
-    def clean(settings: SearchSettings, table: Table) -> Rows:
-        """Return the complete rows of a table as text."""
-        ...
+    def __init__(
+        self, labels: tuple[str, ...] = (), pad_id: int = 0, metric: str | None = None
+    ) -> None:
+        self.labels = labels
+        self.pad_id = pad_id
+        self.quality = choose_quality(self.name, metric, self.metrics)
 
-    @staticmethod
-    def strata(rows: Rows) -> Sequence[Hashable]:
-        """Return what splits balance, one value per row."""
-        ...
+    # Before the data is read
 
-    @staticmethod
-    def check_rows(settings: SearchSettings, rows: Rows) -> None:
-        """Raise a DataError if the rows of the training source cannot be learned from."""
-        ...
-
-    @staticmethod
-    def labels_of(splits: Mapping[SplitName, Rows]) -> tuple[str, ...]:
-        """Return the label names in the order of their index; empty if there are none."""
-        ...
-
-    @staticmethod
-    def encode(
-        tokenizer: Any, rows: Rows, labels: tuple[str, ...], max_length: int
-    ) -> EncodedSplit:
-        """Tokenize rows, each at most `max_length` tokens long."""
-        ...
-
-    @classmethod
-    def from_data(cls, data: TaskData, metric: str | None) -> Task:
-        """Return the task for encoded data; None: the task's default metric.
+    def configured(self, settings: SearchSettings) -> Self:
+        """Return the task for a search.
 
         Raises:
-            SettingsError: if the task does not measure the metric.
+            SettingsError: if it does not measure the metric asked for.
         """
-        ...
+        twin = copy.copy(self)
+        twin.settings = settings
+        twin.quality = choose_quality(self.name, settings.metric, self.metrics)
+        return twin
+
+    # From rows to arrays
+
+    def clean(self, table: Table) -> Examples:
+        """Return the complete rows of a source, and count the others by what they lack.
+
+        Raises:
+            DataError: if a column is missing, or a cell is of the wrong kind.
+        """
+        names = find_columns(self.columns, self.settings.column_names(), table)
+        columns: dict[str, Sequence[Any]] = {}
+        problems: list[str | None] = [None] * table.n_rows
+        for column in self.columns:
+            if column.role not in names:
+                continue
+            values = table.column(column.role, names[column.role])
+            check_kind(column, names[column.role], table, values)
+            columns[column.role] = self.clean_column(column, values)
+            if column.is_required or column.role in self.settings.column_names():
+                for row, value in enumerate(columns[column.role]):
+                    if is_missing(value) and problems[row] is None:
+                        problems[row] = f"the {column.role} is missing"
+        return Examples.kept(columns, problems, table.source, table.notes)
+
+    def clean_column(self, column: Column, values: Sequence[Any]) -> Sequence[Any]:
+        """Return the cells of a column as the task uses them; None where one is missing."""
+        return values
+
+    def strata(self, rows: Examples) -> Sequence[Hashable]:
+        """Return what splits balance, one value per row; by default nothing."""
+        return [0] * len(rows)
+
+    def check_rows(self, rows: Examples) -> None:  # noqa: B027  (most tasks take any rows)
+        """Raise a DataError if the rows of the training source cannot be learned from."""
+
+    def labels_of(self, splits: Mapping[SplitName, Examples]) -> tuple[str, ...]:
+        """Return the label names in the order of their index; by default there are none."""
+        return ()
+
+    @abstractmethod
+    def encode(
+        self, processor: Any, rows: Examples, labels: tuple[str, ...], max_length: int
+    ) -> EncodedSplit:
+        """Encode rows for the model, each sequence at most `max_length` tokens long.
+
+        A row that cannot be encoded is left out and counted in `dropped`.
+        """
+
+    def bound(self, data: TaskData) -> Self:
+        """Return the task for encoded data, ready to compute losses and scores."""
+        twin = copy.copy(self)
+        twin.labels, twin.pad_id = data.labels, data.pad_id
+        return twin
+
+    # Model
 
     def model_kwargs(self) -> dict[str, Any]:
         """Return arguments for `from_pretrained`, e.g. the labels."""
-        ...
+        return {}
 
     def windows(self, batch: Batch) -> Mapping[str, Window]:
         """Return the positions where a model may read its last hidden states, by name.
 
         Which one it reads, if any, depends on the model (`autopeft.profiling.output_positions`).
+        Without windows, the last block computes all positions.
         """
-        ...
+        return {}
+
+    # Training and evaluation
+
+    @abstractmethod
+    def row_losses(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return each row's summed loss and its number of terms, both float32 of shape (b,)."""
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """Return the mean loss of a batch, a differentiable float32 scalar."""
-        ...
+        losses, weights = self.row_losses(model, batch)
+        return losses.sum() / weights.sum().clamp(min=1.0)
 
     def losses(self, model: torch.nn.Module, batch: Batch, n_parts: int) -> torch.Tensor:
         """Return the mean loss of each of `n_parts` equal parts of a batch, shape (n_parts,)."""
-        ...
+        losses, weights = self.row_losses(model, batch)
+        sums = losses.view(n_parts, -1).sum(dim=1)
+        return sums / weights.view(n_parts, -1).sum(dim=1).clamp(min=1.0)
 
-    def score(self, model: torch.nn.Module, batch: Batch) -> BatchScores:
-        """Return the scores of a batch; called under `torch.inference_mode()`."""
-        ...
+    @abstractmethod
+    def score(self, model: torch.nn.Module, batch: Batch) -> Mapping[str, torch.Tensor]:
+        """Return "loss" and "weight" as `row_losses` does, and what `summarize` needs of each row.
 
-    def summarize(self, scores: SplitScores) -> Evaluation:
-        """Return loss, metrics and row qualities of a split."""
-        ...
+        Called under `torch.inference_mode()`. Tensors stay on the device, shape (b, ...).
+        """
+
+    @abstractmethod
+    def summarize(self, scores: Scores, split: EncodedSplit, rows: NDArray[np.int64]) -> Evaluation:
+        """Return loss, metrics and row qualities.
+
+        Args:
+            scores: What `score` returned, for all rows.
+            split: The encoded rows.
+            rows: Positions of the scored rows in the split, shape (n_rows,).
+        """
 
 
 def choose_quality(task: str, wanted: str | None, metrics: Sequence[Objective]) -> Objective:

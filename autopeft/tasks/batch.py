@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from autopeft.tasks.data import EncodedSplit, SplitName, TaskData
+from autopeft.tasks.data import IGNORED, EncodedSplit, SplitName, TaskData
 
 
 @dataclass(frozen=True)
@@ -19,25 +20,45 @@ class Batch:
     Attributes:
         split: Name of the split.
         rows: Positions of the rows in the split, shape (b,).
-        input_ids: Shape (b, t), int64.
-        attention_mask: Shape (b, t), int64: 1 for tokens, 0 for padding.
-        targets: Shape (b,), int64: label index, or length of the prompt.
-        type_ids: Shape (b, t), int64, or None.
+        sequences: Positions of their sequences in the split, shape (b * sequences_per_row,).
+        tensors: Name -> tensor. "input_ids" and "attention_mask" (1 for tokens, 0 for padding) have
+            shape (b * sequences_per_row, t), int64; so have the split's token arrays, padded with
+            -100 if they are labels, else with 0. Row arrays have shape (b, ...), and rows of their
+            own lengths (b, longest).
+        input_names: Names of the tensors that the model's forward gets.
     """
 
     split: SplitName
     rows: NDArray[np.int64]
-    input_ids: torch.Tensor
-    attention_mask: torch.Tensor
-    targets: torch.Tensor
-    type_ids: torch.Tensor | None = None
+    sequences: NDArray[np.int64]
+    tensors: Mapping[str, torch.Tensor]
+    input_names: tuple[str, ...]
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self.tensors[name]
+
+    @property
+    def input_ids(self) -> torch.Tensor:
+        """Token ids, shape (b * sequences_per_row, t), int64."""
+        return self.tensors["input_ids"]
+
+    @property
+    def attention_mask(self) -> torch.Tensor:
+        """1 for tokens and 0 for padding, shape as `input_ids`."""
+        return self.tensors["attention_mask"]
+
+    @property
+    def labels(self) -> torch.Tensor:
+        """What is to be learned; shape and meaning are the task's."""
+        return self.tensors["labels"]
 
     def model_inputs(self) -> dict[str, Any]:
         """Return the keyword arguments of the model's forward."""
-        inputs = {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
-        if self.type_ids is not None:
-            inputs["token_type_ids"] = self.type_ids
-        return inputs
+        return {name: self.tensors[name] for name in self.input_names if name in self.tensors}
+
+    def with_tensors(self, **tensors: torch.Tensor) -> Batch:
+        """Return the batch with some tensors added or replaced."""
+        return replace(self, tensors={**self.tensors, **tensors})
 
 
 @dataclass(frozen=True)
@@ -64,16 +85,22 @@ class Window:
 
 
 def token_positions(
-    split: EncodedSplit, rows: NDArray[np.int64]
+    split: EncodedSplit, sequences: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Return where the tokens of rows are in a flat array, and True where there is a token.
+    """Return where the tokens of sequences are in a flat array, and True where there is a token.
 
-    Both have shape (b, t); positions beyond a row's end are 0.
+    Both have shape (b, t); positions beyond a sequence's end are 0.
     """
-    lengths = split.lengths[rows]
+    return _positions(split.offsets, sequences)
+
+
+def _positions(
+    offsets: NDArray[np.int64], rows: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    lengths = offsets[rows + 1] - offsets[rows]
     columns = np.arange(int(lengths.max()))
-    is_token = columns < lengths[:, None]
-    return np.where(is_token, split.offsets[rows][:, None] + columns, 0), is_token
+    is_value = columns < lengths[:, None]
+    return np.where(is_value, offsets[rows][:, None] + columns, 0), is_value
 
 
 def collate(
@@ -88,19 +115,29 @@ def collate(
         device: Device of the tensors.
     """
     source = data.splits[split]
-    positions, is_token = token_positions(source, rows)
+    per_row = source.sequences_per_row
+    sequences = (rows[:, None] * per_row + np.arange(per_row)).ravel()
+    tensors: dict[str, torch.Tensor] = {}
 
     def tensor(array: NDArray[Any]) -> torch.Tensor:
-        return torch.from_numpy(array.astype(np.int64)).to(device, non_blocking=True)
+        kind = np.float32 if np.issubdtype(array.dtype, np.floating) else np.int64
+        return torch.from_numpy(np.ascontiguousarray(array, dtype=kind)).to(
+            device, non_blocking=True
+        )
 
-    def padded(flat: NDArray[Any], fill: int) -> torch.Tensor:
-        return tensor(np.where(is_token, flat[positions], fill))
+    if source.has_tokens:
+        positions, is_token = token_positions(source, sequences)
+        tensors["input_ids"] = tensor(np.where(is_token, source.tokens[positions], data.pad_id))
+        tensors["attention_mask"] = tensor(is_token)
+        for name, flat in source.token_arrays.items():
+            tensors[name] = tensor(np.where(is_token, flat[positions], _fill(name)))
+    for name, values in source.row_arrays.items():
+        tensors[name] = tensor(values[rows])
+    for name, ragged in source.ragged.items():
+        positions, is_value = _positions(ragged.offsets, rows)
+        tensors[name] = tensor(np.where(is_value, ragged.values[positions], _fill(name)))
+    return Batch(split, rows, sequences, tensors, data.input_names)
 
-    return Batch(
-        split=split,
-        rows=rows,
-        input_ids=padded(source.tokens, data.pad_id),
-        attention_mask=tensor(is_token),
-        targets=tensor(source.targets[rows]),
-        type_ids=None if source.type_ids is None else padded(source.type_ids, 0),
-    )
+
+def _fill(name: str) -> int:
+    return IGNORED if name == "labels" else 0

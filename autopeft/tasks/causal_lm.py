@@ -1,159 +1,132 @@
-"""Supervised fine-tuning of a decoder: learns completions of prompts."""
+"""Fine-tuning of a decoder: learns completions of prompts."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn import functional
 
 from autopeft.costs.objectives import objective
 from autopeft.errors import TrainingFailure
-from autopeft.settings import SearchSettings
-from autopeft.tasks.base import BatchScores, Evaluation, SplitScores, choose_quality
+from autopeft.tasks.base import Evaluation, Scores, Task
 from autopeft.tasks.batch import Batch, Window
-from autopeft.tasks.data import EncodedSplit, SplitName, TaskData
+from autopeft.tasks.columns import Column
+from autopeft.tasks.data import IGNORED, EncodedSplit
 from autopeft.tasks.encoding import encode_prompts
-from autopeft.tasks.rows import Rows, as_texts
-
-if TYPE_CHECKING:
-    from autopeft.tasks.reading import Table
+from autopeft.tasks.examples import Examples
 
 MAX_STRATA = 20
 """Splits balance the completions if there are at most this many different ones."""
 
 
-class CausalLM:
+class CausalLM(Task):
     """Next-token prediction on completions; prompts add no loss.
 
     Args:
+        labels: Not used.
+        pad_id: Id of the padding token.
         metric: Quality to optimize: loss (default), perplexity or token_accuracy.
     """
 
     name = "causal-lm"
+    description = "completions of prompts by a decoder"
+    columns = (
+        Column("prompt", "text", "the prompt, which adds no loss", False, ("question", "input")),
+        Column("completion", "text", "the completion to learn", names=("answer", "response")),
+    )
+    target = "completion"
     auto_class = "AutoModelForCausalLM"
     metrics = tuple(objective(name) for name in ("loss", "perplexity", "token_accuracy"))
+    is_autoregressive = True
 
-    def __init__(self, metric: str | None = None) -> None:
-        self.quality = choose_quality(self.name, metric, self.metrics)
+    def clean_column(self, column: Column, values: Sequence[Any]) -> Sequence[Any]:
+        """Return the cells; a missing prompt is empty."""
+        return [v or "" for v in values] if column.role == "prompt" else values
 
-    @staticmethod
-    def target_column(settings: SearchSettings) -> tuple[str, str]:
-        """Return the setting and the column with the completions."""
-        return "completion", settings.completion
-
-    @staticmethod
-    def clean(settings: SearchSettings, table: Table) -> Rows:
-        """Return the rows that have a completion; a prompt may be empty."""
-        target = as_texts(table.column("completion", settings.completion))
-        first = as_texts(table.column("prompt", settings.prompt))
-        return Rows.kept(first, None, target, [bool(t.strip()) for t in target], table.source)
-
-    @staticmethod
-    def strata(rows: Rows) -> Sequence[Hashable]:
+    def strata(self, rows: Examples) -> Sequence[Hashable]:
         """Return the completions if they are few, else one stratum."""
-        return rows.target if len(set(rows.target)) <= MAX_STRATA else [0] * len(rows)
+        completions = rows["completion"]
+        return completions if len(set(completions)) <= MAX_STRATA else [0] * len(rows)
 
-    @staticmethod
-    def check_rows(settings: SearchSettings, rows: Rows) -> None:
-        """Accept any completions."""
-
-    @staticmethod
-    def labels_of(splits: Mapping[SplitName, Rows]) -> tuple[str, ...]:
-        """Return no labels."""
-        return ()
-
-    @staticmethod
     def encode(
-        tokenizer: Any, rows: Rows, labels: tuple[str, ...], max_length: int
+        self, processor: Any, rows: Examples, labels: tuple[str, ...], max_length: int
     ) -> EncodedSplit:
-        """Tokenize prompts and completions; the target is the length of the prompt."""
-        return encode_prompts(tokenizer, rows, max_length)
-
-    @classmethod
-    def from_data(cls, data: TaskData, metric: str | None) -> CausalLM:
-        """Return the task for encoded data."""
-        return cls(metric)
-
-    def model_kwargs(self) -> dict[str, Any]:
-        """Return nothing: a decoder needs no arguments."""
-        return {}
+        """Tokenize prompts and completions; "labels" are -100 on the prompt."""
+        return encode_prompts(processor, rows, max_length)
 
     def windows(self, batch: Batch) -> dict[str, Window]:
-        """Return the positions that predict completion tokens; size: the longest completion."""
+        """Return the positions that predict learned tokens; size: the longest span of them."""
         length = batch.input_ids.shape[1]
-        begin = batch.targets.clamp(min=1) - 1  # (b,)
-        n_tokens = batch.attention_mask.sum(dim=1)
-        size = max(1, int((n_tokens - 1 - begin).max()))
+        is_learned = batch.labels != IGNORED
+        is_learned[:, 0] = False  # No position predicts the first token.
+        columns = torch.arange(length, device=is_learned.device)
+        last = (columns * is_learned).amax(dim=1)  # (b,)
+        first = torch.where(is_learned, columns, length).amin(dim=1).clamp(max=last)
+        begin = (first - 1).clamp(min=0)
+        size = max(1, int((last - begin).max()))
         return {"completion": Window(begin.clamp(max=length - size), size)}
 
+    def row_losses(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the summed cross-entropy and the number of learned tokens of each row."""
+        logits, targets, owner = learned_logits(model, batch)
+        losses = functional.cross_entropy(logits, targets, reduction="none")
+        empty = torch.zeros(len(batch.sequences), device=losses.device)
+        sums = empty.index_add(0, owner, losses)
+        return sums, empty.index_add(0, owner, torch.ones_like(losses))
+
     def loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        """Return the mean cross-entropy over the completion tokens of the batch."""
-        logits, targets, _ = _completion_logits(model, batch)
+        """Return the mean cross-entropy over the learned tokens of the batch."""
+        logits, targets, _ = learned_logits(model, batch)
         return functional.cross_entropy(logits, targets)
 
-    def losses(self, model: torch.nn.Module, batch: Batch, n_parts: int) -> torch.Tensor:
-        """Return the mean cross-entropy over the completion tokens of each part."""
-        logits, targets, owner = _completion_logits(model, batch)
-        part = owner // (len(batch.rows) // n_parts)
-        return torch.stack(
-            [
-                functional.cross_entropy(logits[part == index], targets[part == index])
-                for index in range(n_parts)
-            ]
-        )
-
-    def score(self, model: torch.nn.Module, batch: Batch) -> BatchScores:
-        """Return the summed loss and the number of correct tokens of each row."""
-        logits, targets, owner = _completion_logits(model, batch)
+    def score(self, model: torch.nn.Module, batch: Batch) -> Mapping[str, torch.Tensor]:
+        """Return the summed loss, the number of learned tokens and of correct ones of each row."""
+        logits, targets, owner = learned_logits(model, batch)
         losses = functional.cross_entropy(logits, targets, reduction="none")
         right = logits.argmax(dim=-1) == targets
-        empty = torch.zeros(len(batch.rows), device=losses.device)
-        correct = empty.index_add(0, owner, right.float())
-        return BatchScores(
-            losses=empty.index_add(0, owner, losses),
-            weights=empty.index_add(0, owner, torch.ones_like(losses)),
-            correct=correct,
-            predictions=correct.long(),
-        )
+        empty = torch.zeros(len(batch.sequences), device=losses.device)
+        return {
+            "loss": empty.index_add(0, owner, losses),
+            "weight": empty.index_add(0, owner, torch.ones_like(losses)),
+            "correct": empty.index_add(0, owner, right.float()),
+        }
 
-    def summarize(self, scores: SplitScores) -> Evaluation:
-        """Return loss, perplexity and accuracy over all completion tokens of the split.
+    def summarize(self, scores: Scores, split: EncodedSplit, rows: NDArray[np.int64]) -> Evaluation:
+        """Return loss, perplexity and accuracy over all learned tokens of the split.
 
         The quality of a row is its share of correct tokens if the metric is token_accuracy, else
         minus its mean loss.
         """
-        n_tokens = float(scores.weights.sum())
-        loss = float(scores.losses.sum()) / n_tokens
+        n_tokens = float(scores["weight"].sum())
+        loss = float(scores["loss"].sum()) / n_tokens
         metrics = {
             "loss": loss,
             # A float overflows beyond e^700; such a model is useless in any case.
             "perplexity": math.exp(min(loss, 700.0)),
-            "token_accuracy": float(scores.correct.sum()) / n_tokens,
+            "token_accuracy": float(scores["correct"].sum()) / n_tokens,
         }
         is_accuracy = self.quality.name == "token_accuracy"
-        per_row = scores.correct if is_accuracy else -scores.losses
-        return Evaluation(loss, metrics, per_row / np.maximum(scores.weights, 1.0))
+        per_row = scores["correct"] if is_accuracy else -scores["loss"]
+        return Evaluation(loss, metrics, per_row / np.maximum(scores["weight"], 1.0))
 
 
-def _completion_logits(
+def learned_logits(
     model: torch.nn.Module, batch: Batch
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Compute logits only at positions that predict a completion token.
+    """Compute logits only at positions that predict a learned token.
 
     Returns:
-        Logits, shape (n, vocabulary), float32; the tokens to predict, shape (n,); and the batch
-        row of each, shape (n,).
+        Logits, shape (n, vocabulary), float32; the tokens to predict, shape (n,); and the sequence
+        in the batch of each, shape (n,).
     """
-    length = batch.input_ids.shape[1]
-    columns = torch.arange(length, device=batch.input_ids.device)
-    # Column j predicts token j + 1; nothing predicts a text's first token.
-    starts = batch.targets.clamp(min=1)[:, None]  # (b, 1)
-    is_target = (columns >= starts) & batch.attention_mask.bool()  # (b, t)
+    is_target = batch.labels != IGNORED  # (b, t)
+    is_target[:, 0] = False  # Column j predicts token j + 1; nothing predicts the first token.
     owner, column = is_target.nonzero(as_tuple=True)  # (n,), (n,)
     with _only_at(model, owner, column - 1):
         logits: torch.Tensor = model(**batch.model_inputs(), use_cache=False).logits
@@ -162,7 +135,7 @@ def _completion_logits(
             f"{type(model).__name__} does not compute its logits with its output embedding; "
             "autopeft cannot skip the logits of the prompt"
         )
-    return logits[0].float(), batch.input_ids[owner, column], owner
+    return logits[0].float(), batch.labels[owner, column], owner
 
 
 @contextmanager

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,39 +14,106 @@ from numpy.typing import NDArray
 SplitName = Literal["train", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 
+TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+"""What the forward of a text model gets, as far as the data has it."""
+
+IGNORED = -100
+"""The label of a token that adds no loss, as in torch and transformers."""
+
 
 @dataclass(frozen=True)
-class EncodedSplit:
-    """Tokenized rows, concatenated.
+class Ragged:
+    """Rows of unlike length, concatenated.
 
     Attributes:
-        tokens: Token ids of all rows, shape (n_tokens,), int32.
-        offsets: Row i is `tokens[offsets[i]:offsets[i + 1]]`, shape (n_rows + 1,), int64.
-        targets: Shape (n_rows,), int64. Classification: index of the label. Causal LM: length of
-            the prompt, which adds no loss.
-        source_rows: Index of each row in its source, from 0, shape (n_rows,), int64. It identifies
-            the rows for anyone who scores them again.
-        source: File name, or hub id and split.
-        type_ids: Index in the pair of each token's text, like `tokens` but int8; None for single
-            texts.
-        n_truncated: Number of rows that were cut to the longest allowed length.
+        values: All rows one after another, shape (n_values, ...).
+        offsets: Row i is `values[offsets[i]:offsets[i + 1]]`, shape (n_rows + 1,), int64.
     """
 
-    tokens: NDArray[np.int32]
+    values: NDArray[Any]
     offsets: NDArray[np.int64]
-    targets: NDArray[np.int64]
-    source_rows: NDArray[np.int64]
-    source: str
-    type_ids: NDArray[np.int8] | None = None
-    n_truncated: int = 0
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
     @cached_property
     def lengths(self) -> NDArray[np.int64]:
-        """Tokens of each row, shape (n_rows,)."""
+        """Values of each row, shape (n_rows,)."""
         return np.diff(self.offsets)
+
+
+@dataclass(frozen=True)
+class EncodedSplit:
+    """Rows of a split, ready for the model.
+
+    A row has `sequences_per_row` sequences of tokens: one for most tasks, two for a preference
+    (chosen, rejected). The sequences of row i are `i * sequences_per_row` and those that follow.
+    A task without tokens, such as images, has none and keeps its inputs in `row_arrays`.
+
+    Attributes:
+        tokens: Token ids of all sequences, shape (n_tokens,), int32.
+        offsets: Sequence i is `tokens[offsets[i]:offsets[i + 1]]`, shape (n_sequences + 1,), int64.
+        source_rows: Index of each row in its source, from 0, shape (n_rows,), int64. It identifies
+            the rows for anyone who scores them again.
+        source: File name, or hub id and split.
+        token_arrays: Name -> one value per token, shape (n_tokens,): "labels" (-100: no loss),
+            "token_type_ids".
+        row_arrays: Name -> one value per row, shape (n_rows, ...): "labels", "pixel_values".
+        ragged: Name -> rows of their own lengths, such as the "labels" of a decoder beside an
+            encoder.
+        texts: Name -> one text per row, for metrics on generated text: "prompt", "reference".
+        sequences_per_row: Sequences of tokens in a row.
+        n_truncated: Number of rows that were cut to the longest allowed length.
+        dropped: Reason -> rows that could not be encoded.
+    """
+
+    tokens: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+    source_rows: NDArray[np.int64]
+    source: str
+    token_arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    row_arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    ragged: Mapping[str, Ragged] = field(default_factory=dict)
+    texts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    sequences_per_row: int = 1
+    n_truncated: int = 0
+    dropped: Mapping[str, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.source_rows)
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether the rows have sequences of tokens."""
+        return len(self.offsets) > 1
+
+    @cached_property
+    def sequence_lengths(self) -> NDArray[np.int64]:
+        """Tokens of each sequence, shape (n_sequences,)."""
+        return np.diff(self.offsets)
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int64]:
+        """Length of each row's longest sequence, shape (n_rows,); 1 without tokens."""
+        if not self.has_tokens:
+            return np.ones(len(self), dtype=np.int64)
+        longest: NDArray[np.int64] = self.sequence_lengths.reshape(
+            len(self), self.sequences_per_row
+        ).max(axis=1)
+        for rows in self.ragged.values():
+            longest = np.maximum(longest, rows.lengths)
+        return longest
+
+    def arrays(self) -> Iterator[tuple[str, NDArray[Any]]]:
+        """Yield every array with a name of its own, in a fixed order."""
+        yield "tokens", self.tokens
+        yield "offsets", self.offsets
+        for kind, arrays in (("token", self.token_arrays), ("row", self.row_arrays)):
+            for name in sorted(arrays):
+                yield f"{kind}:{name}", arrays[name]
+        for name in sorted(self.ragged):
+            yield f"ragged:{name}", self.ragged[name].values
+            yield f"ragged:{name}:offsets", self.ragged[name].offsets
 
 
 @dataclass(frozen=True)
@@ -71,18 +138,24 @@ class TaskData:
     Attributes:
         task: Name of the task it was encoded for.
         splits: Split name -> rows.
-        labels: Label names, index = target; empty for causal LM.
+        labels: Label names, index = target; empty if the task has none.
         pad_id: Token id that pads batches; the attention mask hides it.
-        n_dropped: Rows dropped because a text or label was empty.
-        n_duplicates: Rows dropped from train or validation because a later split has their text.
+        input_names: Names of the tensors that the model's forward gets, as far as a batch has them.
+        max_length: Longest sequence allowed, in tokens.
+        dropped: Reason -> number of rows dropped for it.
+        n_duplicates: Rows dropped from train or validation because a later split has them too.
+        notes: What else was noticed when reading, one sentence each.
     """
 
     task: str
     splits: Mapping[SplitName, EncodedSplit]
     labels: tuple[str, ...]
     pad_id: int
-    n_dropped: int = 0
+    input_names: tuple[str, ...] = TEXT_INPUTS
+    max_length: int = 0
+    dropped: Mapping[str, int] = field(default_factory=dict)
     n_duplicates: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def train(self) -> EncodedSplit:
@@ -100,19 +173,43 @@ class TaskData:
         return self.splits["test"]
 
     @property
+    def n_dropped(self) -> int:
+        """Rows dropped for any reason but being a duplicate."""
+        return sum(self.dropped.values())
+
+    @property
     def n_truncated(self) -> int:
         """Number of rows that were cut to the longest allowed length."""
         return sum(split.n_truncated for split in self.splits.values())
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of all arrays, which the workers share."""
+        return sum(a.nbytes for split in self.splits.values() for _, a in split.arrays())
 
     @cached_property
     def fingerprint(self) -> str:
         """First 16 hex digits of a SHA-256 over all arrays and labels."""
         digest = hashlib.sha256(repr((self.task, self.labels, self.pad_id)).encode())
         for name in SPLITS:
-            split = self.splits[name]
-            for array in (split.tokens, split.offsets, split.targets, split.type_ids):
-                digest.update(b"none" if array is None else np.ascontiguousarray(array).tobytes())
+            for key, array in self.splits[name].arrays():
+                digest.update(f"{key}{array.dtype}{array.shape}".encode())
+                digest.update(np.ascontiguousarray(array).tobytes())
+            for key, texts in sorted(self.splits[name].texts.items()):
+                digest.update(repr((key, texts)).encode())
         return digest.hexdigest()[:16]
+
+    def lines(self) -> list[str]:
+        """Return what a user should know about the data, one line each; rows first."""
+        sizes = ", ".join(f"{len(rows)} {name}" for name, rows in self.splits.items())
+        lines = [f"{sizes} rows"]
+        lines += [f"{count} rows dropped: {reason}" for reason, count in self.dropped.items()]
+        if self.n_duplicates:
+            lines.append(f"{self.n_duplicates} duplicates of a later split dropped")
+        if self.n_truncated:
+            total = sum(map(len, self.splits.values()))
+            lines.append(f"{self.n_truncated} of {total} rows cut to {self.max_length} tokens")
+        return [*lines, *self.notes]
 
     def length_statistics(self, batch_size: int) -> LengthStatistics:
         """Return the lengths of training rows in batches of `batch_size` rows of similar length."""
@@ -120,11 +217,14 @@ class TaskData:
         n_full = max(1, len(lengths) // batch_size)
         # The longest row of each batch of sorted rows; training batches come close to it.
         ends = np.minimum(np.arange(1, n_full + 1) * batch_size, len(lengths)) - 1
-        targets = np.ones_like(lengths)
-        if not self.labels:
-            targets = self.train.lengths - np.maximum(self.train.targets, 1)
+        n_targets = 1.0
+        labels = self.train.token_arrays.get("labels")
+        if labels is None and "labels" in self.train.ragged:
+            labels = self.train.ragged["labels"].values
+        if labels is not None:
+            n_targets = float((labels != IGNORED).sum()) / len(self.train)
         return LengthStatistics(
             mean_padded=float(lengths[ends].mean()),
             longest=int(lengths[-1]),
-            mean_targets=float(targets.mean()),
+            mean_targets=n_targets,
         )

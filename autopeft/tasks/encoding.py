@@ -1,24 +1,24 @@
-"""Tokenizes rows with the model's own tokenizer."""
+"""Tokenizes texts with the model's own tokenizer."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autopeft.tasks.data import EncodedSplit
-from autopeft.tasks.rows import Rows
+from autopeft.tasks.data import IGNORED, EncodedSplit
+from autopeft.tasks.examples import Examples
 
 _NO_LIMIT = 1_000_000  # A tokenizer without a limit reports an absurdly large one.
 
 
-def usable_length(tokenizer: Any, max_length: int) -> int:
-    """Return `max_length`, or the model's own limit if that is lower."""
+def tokenizer_limit(tokenizer: Any) -> int | None:
+    """Return the longest sequence that a tokenizer's model takes, in tokens, if it says so."""
     own = int(getattr(tokenizer, "model_max_length", None) or _NO_LIMIT)
-    return min(max_length, own) if own < _NO_LIMIT else max_length
+    return own if own < _NO_LIMIT else None
 
 
 def padding_id(tokenizer: Any) -> int:
@@ -28,40 +28,48 @@ def padding_id(tokenizer: Any) -> int:
     is used. A decoder that classifies must know which token it is, see
     `TextClassification.model_kwargs`.
     """
-    for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+    for candidate in (
+        getattr(tokenizer, "pad_token_id", None),
+        getattr(tokenizer, "eos_token_id", None),
+    ):
         if candidate is not None:
             return int(candidate)
     return 0
 
 
 def encode_texts(
-    tokenizer: Any, rows: Rows, targets: NDArray[np.int64], max_length: int
+    tokenizer: Any, rows: Examples, targets: NDArray[Any], max_length: int
 ) -> EncodedSplit:
-    """Tokenize texts, or pairs of texts. The longer text of a pair is cut first.
+    """Tokenize the "text" of rows, or "text" and "text_pair". The longer one is cut first.
 
     Args:
         tokenizer: A tokenizer of transformers.
         rows: The texts.
-        targets: Label index of each row, shape (n_rows,).
+        targets: What is to be learned of each row, shape (n_rows, ...).
         max_length: Longest row, in tokens, special ones included.
     """
-    limit = usable_length(tokenizer, max_length)
-    second = {} if rows.second is None else {"text_pair": list(rows.second)}
+    second = {"text_pair": list(rows["text_pair"])} if "text_pair" in rows.columns else {}
     coded = tokenizer(
-        list(rows.first), **second, truncation=True, max_length=limit, return_attention_mask=False
+        list(rows["text"]),
+        **second,
+        truncation=True,
+        max_length=max_length,
+        return_attention_mask=False,
     )
-    type_ids = None
-    if rows.second is not None and "token_type_ids" in coded:
-        type_ids = _flat(coded["token_type_ids"]).astype(np.int8)
+    kinds: dict[str, NDArray[Any]] = {}
+    if second and "token_type_ids" in coded:
+        kinds["token_type_ids"] = flat(coded["token_type_ids"]).astype(np.int8)
     ids = coded["input_ids"]
     # Only fast tokenizers report what they cut off. Rows at the limit are counted instead: exact
     # enough for a message.
-    n_truncated = sum(len(row) >= limit for row in ids)
-    return _split(rows, ids, targets, n_truncated, type_ids)
+    n_truncated = sum(len(row) >= max_length for row in ids)
+    return split_of(
+        rows, ids, token_arrays=kinds, row_arrays={"labels": targets}, n_truncated=n_truncated
+    )
 
 
-def encode_prompts(tokenizer: Any, rows: Rows, max_length: int) -> EncodedSplit:
-    """Tokenize prompts and completions, and append the end-of-text token.
+def encode_prompts(tokenizer: Any, rows: Examples, max_length: int) -> EncodedSplit:
+    """Tokenize the "prompt" and "completion" of rows, and append the end-of-text token.
 
     The prompt is tokenized alone, as it is when the model is used; the completion as the text that
     follows it. A row that is too long loses the beginning of its prompt, because without a
@@ -69,51 +77,77 @@ def encode_prompts(tokenizer: Any, rows: Rows, max_length: int) -> EncodedSplit:
 
     Args:
         tokenizer: A tokenizer of transformers.
-        rows: Prompts, which may be empty, and completions.
+        rows: Prompts, which may be missing or empty, and completions.
         max_length: Longest row, in tokens.
     """
-    limit = usable_length(tokenizer, max_length)
     start = _start_ids(tokenizer)
     end = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
     plain = {"add_special_tokens": False, "return_attention_mask": False}
-    texts = ["".join(both) for both in zip(rows.first, rows.target, strict=True)]
+    completions = rows["completion"]
+    prompts = rows.columns.get("prompt", ("",) * len(rows))
+    texts = ["".join(both) for both in zip(prompts, completions, strict=True)]
     wholes = tokenizer(texts, **plain)["input_ids"]
-    fronts = tokenizer(list(rows.first), **plain)["input_ids"]
+    fronts = tokenizer(list(prompts), **plain)["input_ids"]
     ids: list[list[int]] = []
-    prompt_lengths: list[int] = []
+    labels: list[list[int]] = []
     n_truncated = 0
-    for front, whole, completion in zip(fronts, wholes, rows.target, strict=True):
+    for front, whole, completion in zip(fronts, wholes, completions, strict=True):
         back = whole[len(front) :]
         if whole[: len(front)] != front:
             # The tokenizer would merge the end of the prompt with the start of the completion.
             back = tokenizer(completion, **plain)["input_ids"]
         back = back + end
-        room = limit - len(start) - len(back)
+        room = max_length - len(start) - len(back)
         if room < len(front):
             n_truncated += 1
             front = front[len(front) - max(room, 0) :] if room > 0 else []
-            back = back[: limit - len(start)]
+            back = back[: max_length - len(start)]
         ids.append([*start, *front, *back])
-        prompt_lengths.append(len(start) + len(front))
-    return _split(rows, ids, np.asarray(prompt_lengths, dtype=np.int64), n_truncated)
-
-
-def _split(
-    rows: Rows,
-    ids: Sequence[Sequence[int]],
-    targets: NDArray[np.int64],
-    n_truncated: int,
-    type_ids: NDArray[np.int8] | None = None,
-) -> EncodedSplit:
-    return EncodedSplit(
-        tokens=_flat(ids).astype(np.int32),
-        offsets=np.cumsum([0, *map(len, ids)], dtype=np.int64),
-        targets=targets,
-        source_rows=rows.source_rows,
-        source=rows.source,
-        type_ids=type_ids,
+        # Nothing predicts the first token of a text.
+        n_given = max(1, len(start) + len(front))
+        labels.append([*[IGNORED] * n_given, *ids[-1][n_given:]])
+    return split_of(
+        rows,
+        ids,
+        token_arrays={"labels": flat(labels).astype(np.int32)},
         n_truncated=n_truncated,
     )
+
+
+def split_of(
+    rows: Examples,
+    ids: Sequence[Sequence[int]],
+    *,
+    token_arrays: Mapping[str, NDArray[Any]] | None = None,
+    row_arrays: Mapping[str, NDArray[Any]] | None = None,
+    n_truncated: int = 0,
+    **rest: Any,
+) -> EncodedSplit:
+    """Return the encoded split of rows.
+
+    Args:
+        rows: The rows.
+        ids: Token ids of each sequence.
+        token_arrays: Name -> one value per token.
+        row_arrays: Name -> one value per row.
+        n_truncated: Number of rows that were cut.
+        rest: Further fields of `EncodedSplit`.
+    """
+    return EncodedSplit(
+        tokens=flat(ids).astype(np.int32),
+        offsets=np.cumsum([0, *map(len, ids)], dtype=np.int64),
+        source_rows=rows.source_rows,
+        source=rows.source,
+        token_arrays=token_arrays or {},
+        row_arrays=row_arrays or {},
+        n_truncated=n_truncated,
+        **rest,
+    )
+
+
+def flat(rows: Sequence[Sequence[int]]) -> NDArray[np.int64]:
+    """Return rows of whole numbers one after another."""
+    return np.fromiter(chain.from_iterable(rows), dtype=np.int64)
 
 
 def _start_ids(tokenizer: Any) -> list[int]:
@@ -121,7 +155,3 @@ def _start_ids(tokenizer: Any) -> list[int]:
     begin = tokenizer.bos_token_id
     coded = list(tokenizer("a", return_attention_mask=False)["input_ids"])
     return [int(begin)] if begin is not None and coded[:1] == [begin] else []
-
-
-def _flat(rows: Sequence[Sequence[int]]) -> NDArray[np.int64]:
-    return np.fromiter(chain.from_iterable(rows), dtype=np.int64)

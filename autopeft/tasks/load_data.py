@@ -1,7 +1,9 @@
-"""Reads, cleans, splits, checks and tokenizes the data that the settings name."""
+"""Reads, cleans, splits, checks and encodes the data that the settings name."""
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Hashable, Mapping
 from typing import Any
 
@@ -10,15 +12,17 @@ import numpy as np
 from autopeft.errors import DataError
 from autopeft.settings import SearchSettings
 from autopeft.tasks.base import Task
-from autopeft.tasks.data import SPLITS, SplitName, TaskData
-from autopeft.tasks.encoding import padding_id
+from autopeft.tasks.data import SPLITS, EncodedSplit, SplitName, TaskData
+from autopeft.tasks.encoding import padding_id, tokenizer_limit
+from autopeft.tasks.examples import Examples
 from autopeft.tasks.reading import Table, is_file_name, read_file, read_hub
-from autopeft.tasks.registry import task_class
-from autopeft.tasks.rows import Rows
 from autopeft.tasks.splitting import SHARES, stratified_parts, stratified_sample
 
 MIN_ROWS: Mapping[SplitName, int] = {"train": 8, "validation": 4, "test": 4}
 """Fewest usable rows of a split."""
+
+COVERED_SHARE = 0.99
+"""Share of the training rows that the default `max_length` leaves whole."""
 
 _HUB_SPLITS: Mapping[SplitName, tuple[str, ...]] = {
     "train": ("train",),
@@ -27,31 +31,29 @@ _HUB_SPLITS: Mapping[SplitName, tuple[str, ...]] = {
 }
 
 
-def load_data(settings: SearchSettings, tokenizer: Any) -> TaskData:
-    """Read, clean, split, check and tokenize the data of a search.
+def load_data(
+    settings: SearchSettings, task: Task, processor: Any, *, model_limit: int | None = None
+) -> TaskData:
+    """Read, clean, split, check and encode the data of a search.
 
     Validation and test rows come from the files or splits that the settings name, else from the
     hub dataset's own splits, else they are split off the training data: stratified, seeded, and
-    with all rows of one text in one split. Rows with an empty text or label are dropped and
-    counted; so are training rows whose text is also in validation or test.
+    with equal rows (`Task.identity`) in one split. Incomplete rows are dropped and counted; so are
+    training rows that are also in validation or test.
 
     Args:
-        settings: The settings of the model and the data, and `seed`, are used.
-        tokenizer: The model's tokenizer, from transformers.
+        settings: The settings of the data, and `seed`, are used.
+        task: Configured with the settings.
+        processor: What the task encodes with: the model's tokenizer or processor.
+        model_limit: Longest sequence that the model takes, in tokens; None: unknown.
 
     Raises:
         DataError: if the data cannot be read or cannot be learned from; before any training.
-        SettingsError: if there is no such task.
     """
-    task = task_class(settings.task)
     tables = _read(settings, task)
-    cleaned = {name: task.clean(settings, table) for name, table in tables.items()}
-    # By source, which several splits may share.
-    dropped = {
-        tables[name].source: tables[name].n_rows - len(rows) for name, rows in cleaned.items()
-    }
-    task.check_rows(settings, cleaned["train"])
-    splits, n_duplicates = _split(cleaned, task, settings.seed)
+    cleaned = {name: task.clean(table) for name, table in tables.items()}
+    task.check_rows(cleaned["train"])
+    splits, duplicates = _split(cleaned, task, settings.seed)
     limits: Mapping[SplitName, int | None] = {
         "train": settings.max_train_rows,
         "validation": settings.max_validation_rows,
@@ -60,22 +62,72 @@ def load_data(settings: SearchSettings, tokenizer: Any) -> TaskData:
     for name, rows in splits.items():
         sample = stratified_sample(task.strata(rows), limits[name], settings.seed)
         splits[name] = rows.take(sample)
-    _check_sizes(splits)
+    _check_sizes(splits, cleaned, duplicates)
     labels = task.labels_of(splits)
+    max_length, whole = _max_length(settings, task, processor, splits["train"], labels, model_limit)
+    encoded: dict[SplitName, EncodedSplit] = {"train": whole} if whole is not None else {}
+    for name in SPLITS:
+        if name not in encoded:
+            encoded[name] = task.encode(processor, splits[name], labels, max_length)
+        _check_encoded(name, encoded[name], max_length)
+    # By source, which several splits may share.
+    by_source = {rows.source: rows for rows in cleaned.values()}
+    dropped = Counter[str]()
+    for rows in by_source.values():
+        dropped.update(rows.dropped)
+    for split in encoded.values():
+        dropped.update(split.dropped)
     return TaskData(
         task=task.name,
-        splits={
-            name: task.encode(tokenizer, splits[name], labels, settings.max_length)
-            for name in SPLITS
-        },
+        splits={name: encoded[name] for name in SPLITS},
         labels=labels,
-        pad_id=padding_id(tokenizer),
-        n_dropped=sum(dropped.values()),
-        n_duplicates=n_duplicates,
+        pad_id=padding_id(processor),
+        input_names=task.input_names,
+        max_length=max_length,
+        dropped=dict(dropped),
+        n_duplicates=sum(duplicates.values()),
+        notes=tuple(dict.fromkeys(note for rows in by_source.values() for note in rows.notes)),
     )
 
 
-def _read(settings: SearchSettings, task: type[Task]) -> dict[SplitName, Table]:
+def _max_length(
+    settings: SearchSettings,
+    task: Task,
+    processor: Any,
+    train: Examples,
+    labels: tuple[str, ...],
+    model_limit: int | None,
+) -> tuple[int, EncodedSplit | None]:
+    """Return the longest sequence allowed, and the encoded training rows if they are known already.
+
+    By default, the lengths of the training rows decide.
+    """
+    limits = [limit for limit in (tokenizer_limit(processor), model_limit) if limit is not None]
+    limit = min(limits) if limits else None
+    if settings.max_length is not None:
+        if limit is not None and settings.max_length > limit:
+            raise DataError(
+                "max_length",
+                settings.max_length,
+                f"the model takes at most {limit} tokens",
+                f"use {limit} or less, or leave it out",
+            )
+        return settings.max_length, None
+    whole = task.encode(processor, train, labels, limit or _UNLIMITED)
+    if not whole.has_tokens:
+        return limit or 0, whole
+    lengths = whole.lengths
+    covering = int(np.quantile(lengths, COVERED_SHARE, method="higher"))
+    longest = int(lengths.max())
+    # A few longer rows cost little; a few very long ones would set the price of every batch.
+    length = longest if longest <= 1.5 * covering else 8 * math.ceil(covering / 8)
+    return (longest, whole) if length >= longest else (length, None)
+
+
+_UNLIMITED = 1 << 30
+
+
+def _read(settings: SearchSettings, task: Task) -> dict[SplitName, Table]:
     """Return the tables that the settings name; "train" is always among them."""
     if not settings.data:
         raise DataError("data", settings.data, "no data given", "name a file or a hub dataset")
@@ -97,7 +149,7 @@ def _read(settings: SearchSettings, task: type[Task]) -> dict[SplitName, Table]:
         tables = {
             name: table
             for name, table in tables.items()
-            if name == "train" or _has_targets(settings, task, table)
+            if name == "train" or _has_targets(task, table)
         }
     for name, source in named.items():
         if source is not None:
@@ -114,43 +166,73 @@ def _named(name: SplitName, source: str, hub: Mapping[str, Table]) -> Table:
     raise DataError(name, source, "neither a file nor a split of the data", remedy)
 
 
-def _has_targets(settings: SearchSettings, task: type[Task], table: Table) -> bool:
+def _has_targets(task: Task, table: Table) -> bool:
     """Return False for the hidden test sets of the hub, whose labels are all unknown."""
-    _, column = task.target_column(settings)
-    return any(value is not None for value in table.columns.get(column, ()))
+    try:
+        return len(task.clean(table)) > 0
+    except DataError:
+        return False
 
 
 def _split(
-    given: Mapping[SplitName, Rows], task: type[Task], seed: int
-) -> tuple[dict[SplitName, Rows], int]:
-    """Return all three splits, and the number of rows dropped as duplicates of a later split."""
+    given: Mapping[SplitName, Examples], task: Task, seed: int
+) -> tuple[dict[SplitName, Examples], dict[SplitName, int]]:
+    """Return all three splits, and how many rows of each were dropped as those of a later one."""
     splits = dict(given)
-    n_duplicates = 0
+    duplicates: dict[SplitName, int] = {}
     seen: set[Hashable] = set()
-    for name in ("test", "validation", "train"):
+    for name in reversed(SPLITS):
         if name in splits:
-            keys = splits[name].keys()
+            keys = _keys(splits[name], task)
             fresh = np.asarray([key not in seen for key in keys], dtype=bool)
-            n_duplicates += int((~fresh).sum())
+            duplicates[name] = int((~fresh).sum())
             splits[name] = splits[name].take(np.flatnonzero(fresh).astype(np.int64))
             seen.update(keys)
     wanted: list[SplitName] = [n for n in SPLITS if n == "train" or n not in splits]
     rows = splits["train"]
     shares = [SHARES[name] for name in wanted]
-    parts = stratified_parts(rows.keys(), task.strata(rows), shares, seed)
+    parts = stratified_parts(_keys(rows, task), task.strata(rows), shares, seed)
     for name, part in zip(wanted, parts, strict=True):
         splits[name] = rows.take(part)
-    return splits, n_duplicates
+    return splits, duplicates
 
 
-def _check_sizes(splits: Mapping[SplitName, Rows]) -> None:
-    """Raise a DataError if a split is too small to learn from or to score."""
+def _keys(rows: Examples, task: Task) -> list[Hashable]:
+    return rows.keys(*(role for role in task.identity if role in rows.columns))
+
+
+def _check_sizes(
+    splits: Mapping[SplitName, Examples],
+    given: Mapping[SplitName, Examples],
+    duplicates: Mapping[SplitName, int],
+) -> None:
+    """Raise a DataError, with the cause, if a split is too small to learn from or to score."""
     for name in SPLITS:
         rows = splits[name]
-        if len(rows) < MIN_ROWS[name]:
-            raise DataError(
-                name if name != "train" else "data",
-                rows.source,
-                f"`usable {name} rows >= {MIN_ROWS[name]}` must hold, but there are {len(rows)}",
-                "give more rows (those with an empty text or label do not count)",
-            )
+        if len(rows) >= MIN_ROWS[name]:
+            continue
+        source = given.get(name, given["train"])
+        problem = f"`usable {name} rows >= {MIN_ROWS[name]}` must hold, but there are {len(rows)}"
+        causes = [f"{count} dropped because {reason}" for reason, count in source.dropped.items()]
+        remedy = "give more rows"
+        if duplicates.get(name, 0) > len(rows):
+            causes.append(f"{duplicates[name]} are also in a later split")
+            remedy = "give different files for training, validation and test"
+        elif source.dropped:
+            remedy = "fill in what is missing, or name other columns with --columns"
+        if causes:
+            problem += f" ({'; '.join(causes)})"
+        raise DataError(name if name != "train" else "data", rows.source, problem, remedy)
+
+
+def _check_encoded(name: SplitName, rows: EncodedSplit, max_length: int) -> None:
+    """Raise a DataError if too few rows could be encoded."""
+    if len(rows) >= MIN_ROWS[name]:
+        return
+    causes = "; ".join(f"{count}: {reason}" for reason, count in rows.dropped.items())
+    raise DataError(
+        "max_length",
+        max_length,
+        f"only {len(rows)} {name} rows of {rows.source} are left ({causes})",
+        "use a larger max_length, or shorter rows",
+    )

@@ -27,6 +27,12 @@ class Table:
 
     source: str
     columns: Columns
+    notes: tuple[str, ...] = ()
+
+    @property
+    def column_names(self) -> list[str]:
+        """Names of the columns."""
+        return list(self.columns)
 
     @property
     def n_rows(self) -> int:

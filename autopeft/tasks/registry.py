@@ -11,7 +11,6 @@ from autopeft.errors import SettingsError
 if TYPE_CHECKING:
     from autopeft.settings import SearchSettings
     from autopeft.tasks.base import Task
-    from autopeft.tasks.data import TaskData
 
 TASKS: Mapping[str, str] = {
     "text-classification": "autopeft.tasks.text_classification:TextClassification",
@@ -40,10 +39,10 @@ def task_class(name: str | None) -> type[Task]:
     return found
 
 
-def make_task(settings: SearchSettings, data: TaskData) -> Task:
-    """Return the task of a search.
+def make_task(settings: SearchSettings) -> Task:
+    """Return the task of a search; it is not bound to data yet.
 
     Raises:
         SettingsError: if there is no such task, or it does not measure the metric asked for.
     """
-    return task_class(settings.task).from_data(data, settings.metric)
+    return task_class(settings.task)().configured(settings)

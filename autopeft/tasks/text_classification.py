@@ -1,28 +1,29 @@
-"""Classification of texts or pairs of texts, one label each."""
+"""Classification of texts, or of pairs of texts, into one class each."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn import functional
 
 from autopeft.costs.objectives import objective
 from autopeft.errors import DataError
-from autopeft.settings import SearchSettings
-from autopeft.tasks.base import BatchScores, Evaluation, SplitScores, choose_quality
+from autopeft.tasks.base import Evaluation, Scores, Task
 from autopeft.tasks.batch import Batch, Window
-from autopeft.tasks.data import SPLITS, EncodedSplit, SplitName, TaskData
+from autopeft.tasks.columns import Column
+from autopeft.tasks.data import SPLITS, EncodedSplit, SplitName
 from autopeft.tasks.encoding import encode_texts
-from autopeft.tasks.rows import Rows, as_texts
+from autopeft.tasks.examples import Examples
 
-if TYPE_CHECKING:
-    from autopeft.tasks.reading import Table
+TEXT_NAMES = ("sentence", "review", "content", "document", "tweet", "headline", "comment", "body")
+LABEL_NAMES = ("labels", "class", "category", "sentiment", "target")
 
 
-class TextClassification:
+class TextClassification(Task):
     """Predicts one label per text.
 
     Args:
@@ -32,65 +33,55 @@ class TextClassification:
     """
 
     name = "text-classification"
+    description = "one class for each text, or for each pair of texts"
+    columns = (
+        Column("text", "text", "the text to classify", names=(*TEXT_NAMES, "sentence1", "premise")),
+        Column(
+            "text_pair", "text", "the second text of a pair", False, ("sentence2", "hypothesis")
+        ),
+        Column("label", "label", "the class", names=LABEL_NAMES),
+    )
+    target = "label"
+    identity = ("text", "text_pair")
     auto_class = "AutoModelForSequenceClassification"
     metrics = tuple(objective(name) for name in ("accuracy", "f1", "matthews", "loss"))
 
-    def __init__(self, labels: tuple[str, ...], pad_id: int, metric: str | None = None) -> None:
-        self.labels = labels
-        self.pad_id = pad_id
-        self.quality = choose_quality(self.name, metric, self.metrics)
+    def clean_column(self, column: Column, values: Sequence[Any]) -> Sequence[Any]:
+        """Return labels as text: a whole number loses its decimal point."""
+        return [as_label(value) for value in values] if column.role == "label" else values
 
-    @staticmethod
-    def target_column(settings: SearchSettings) -> tuple[str, str]:
-        """Return the setting and the column with the labels."""
-        return "label", settings.label
-
-    @staticmethod
-    def clean(settings: SearchSettings, table: Table) -> Rows:
-        """Return the rows that have a text, a label and, for pairs, a second text."""
-        target = [label.strip() for label in as_texts(table.column("label", settings.label))]
-        first = as_texts(table.column("text", settings.text))
-        keep = [bool(t.strip() and label) for t, label in zip(first, target, strict=True)]
-        second = None
-        if settings.text_pair is not None:
-            second = as_texts(table.column("text_pair", settings.text_pair))
-            keep = [ok and bool(t.strip()) for ok, t in zip(keep, second, strict=True)]
-        return Rows.kept(first, second, target, keep, table.source)
-
-    @staticmethod
-    def strata(rows: Rows) -> Sequence[Hashable]:
+    def strata(self, rows: Examples) -> Sequence[Hashable]:
         """Return the labels."""
-        return rows.target
+        return rows["label"]
 
-    @staticmethod
-    def check_rows(settings: SearchSettings, rows: Rows) -> None:
+    def check_rows(self, rows: Examples) -> None:
         """Raise a DataError if the labels of the training source cannot be classes."""
-        labels = set(rows.target)
+        labels = set(rows["label"])
+        name = self.settings.column_names().get("label", "label")
         if len(labels) == 1:
             raise DataError(
                 "label",
-                settings.label,
+                name,
                 f"the column has one class only ({labels.pop()!r})",
                 "give rows of at least two classes",
             )
         if labels and len(labels) > len(rows) / 2:
             raise DataError(
                 "label",
-                settings.label,
+                name,
                 f"the column has {len(labels)} different values in {len(rows)} rows",
                 "name a column with classes, not with numbers or free text",
             )
 
-    @staticmethod
-    def labels_of(splits: Mapping[SplitName, Rows]) -> tuple[str, ...]:
+    def labels_of(self, splits: Mapping[SplitName, Examples]) -> tuple[str, ...]:
         """Return the labels of the training rows.
 
         Raises:
             DataError: if another split has a label that they lack.
         """
-        labels = set(splits["train"].target)
+        labels = set(splits["train"]["label"])
         for name in SPLITS:
-            unknown = sorted(set(splits[name].target) - labels)
+            unknown = sorted(set(splits[name]["label"]) - labels)
             if unknown:
                 raise DataError(
                     "label",
@@ -100,19 +91,13 @@ class TextClassification:
                 )
         return tuple(sorted(labels, key=_label_order))
 
-    @staticmethod
     def encode(
-        tokenizer: Any, rows: Rows, labels: tuple[str, ...], max_length: int
+        self, processor: Any, rows: Examples, labels: tuple[str, ...], max_length: int
     ) -> EncodedSplit:
-        """Tokenize texts or pairs; the target is the index of the label."""
+        """Tokenize texts or pairs; "labels" is the index of each row's label."""
         index = {label: i for i, label in enumerate(labels)}
-        targets = np.asarray([index[label] for label in rows.target], dtype=np.int64)
-        return encode_texts(tokenizer, rows, targets, max_length)
-
-    @classmethod
-    def from_data(cls, data: TaskData, metric: str | None) -> TextClassification:
-        """Return the task for encoded data."""
-        return cls(data.labels, data.pad_id, metric)
+        targets = np.asarray([index[label] for label in rows["label"]], dtype=np.int64)
+        return encode_texts(processor, rows, targets, max_length)
 
     def model_kwargs(self) -> dict[str, Any]:
         """Return size of the head, label names and padding token.
@@ -134,27 +119,22 @@ class TextClassification:
         last = (columns * is_token).argmax(dim=1)  # (b,)
         return {"first": Window(torch.zeros_like(last), 1), "last": Window(last, 1)}
 
-    def loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        """Return the mean cross-entropy of the batch's rows."""
-        return functional.cross_entropy(_logits(model, batch), batch.targets)
+    def row_losses(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the cross-entropy of each row, and ones."""
+        losses = functional.cross_entropy(row_logits(model, batch), batch.labels, reduction="none")
+        return losses, torch.ones_like(losses)
 
-    def losses(self, model: torch.nn.Module, batch: Batch, n_parts: int) -> torch.Tensor:
-        """Return the mean cross-entropy of the rows of each part."""
-        parts = zip(_logits(model, batch).chunk(n_parts), batch.targets.chunk(n_parts), strict=True)
-        return torch.stack([functional.cross_entropy(*part) for part in parts])
-
-    def score(self, model: torch.nn.Module, batch: Batch) -> BatchScores:
+    def score(self, model: torch.nn.Module, batch: Batch) -> Mapping[str, torch.Tensor]:
         """Return the loss and the predicted label of each row."""
-        logits = _logits(model, batch)
-        predictions = logits.argmax(dim=-1)  # (b,)
-        return BatchScores(
-            losses=functional.cross_entropy(logits, batch.targets, reduction="none"),
-            weights=torch.ones_like(batch.targets),
-            correct=predictions == batch.targets,
-            predictions=predictions,
-        )
+        logits = row_logits(model, batch)
+        losses = functional.cross_entropy(logits, batch.labels, reduction="none")
+        return {
+            "loss": losses,
+            "weight": torch.ones_like(losses),
+            "prediction": logits.argmax(dim=-1),
+        }
 
-    def summarize(self, scores: SplitScores) -> Evaluation:
+    def summarize(self, scores: Scores, split: EncodedSplit, rows: NDArray[np.int64]) -> Evaluation:
         """Return accuracy, macro F1, Matthews correlation and loss.
 
         The quality of a row is minus its loss if the metric is the loss, else 1 if correct and 0 if
@@ -163,23 +143,36 @@ class TextClassification:
         # Slow to import, and training steps do not need it.
         from sklearn.metrics import f1_score, matthews_corrcoef
 
-        loss = float(scores.losses.mean())
+        targets, predictions = split.row_arrays["labels"][rows], scores["prediction"]
+        correct = (predictions == targets).astype(np.float64)
+        loss = float(scores["loss"].mean())
         every = np.arange(len(self.labels))
-        pair = (scores.targets, scores.predictions)
         metrics = {
-            "accuracy": float(scores.correct.mean()),
-            "f1": float(f1_score(*pair, labels=every, average="macro", zero_division=0.0)),
-            "matthews": float(matthews_corrcoef(*pair)),
+            "accuracy": float(correct.mean()),
+            "f1": float(
+                f1_score(targets, predictions, labels=every, average="macro", zero_division=0.0)
+            ),
+            "matthews": float(matthews_corrcoef(targets, predictions)),
             "loss": loss,
         }
-        rows = -scores.losses if self.quality.name == "loss" else scores.correct
-        return Evaluation(loss, metrics, rows)
+        return Evaluation(
+            loss, metrics, -scores["loss"] if self.quality.name == "loss" else correct
+        )
 
 
-def _logits(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-    """Return the logits, shape (b, n_labels), float32 in any precision."""
+def row_logits(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+    """Return the logits of each row, shape (b, n_labels), float32 in any precision."""
     logits: torch.Tensor = model(**batch.model_inputs()).logits
     return logits.float()
+
+
+def as_label(value: Any) -> str | None:
+    """Return a label's name: a whole number loses its decimal point, spaces around go."""
+    if value is None or (isinstance(value, float) and value != value):
+        return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value).strip()
 
 
 def _label_order(label: str) -> tuple[int, float, str]:

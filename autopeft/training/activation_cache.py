@@ -77,8 +77,8 @@ class ActivationCache:
         self.device = device
         self.precision = precision
         self.setup_seconds = 0.0
-        # Lower blocks can be skipped only if the blocks form a chain.
-        self.is_off = not is_chain(self.block_paths)
+        # Lower blocks can be skipped only if the blocks form a chain, and states are kept by token.
+        self.is_off = not (is_chain(self.block_paths) and data.train.has_tokens)
         self._max_bytes = max_bytes
         self._folder = folder
         self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
@@ -111,13 +111,13 @@ class ActivationCache:
         return [self.model.get_submodule(path) for path in self.block_paths]
 
     def highest_below(
-        self, cut: int, split: SplitName, rows: NDArray[np.int64]
+        self, cut: int, split: SplitName, sequences: NDArray[np.int64]
     ) -> AbstractContextManager[None]:
-        """Serve these rows from the highest cut below `cut` that holds all of them, if any."""
+        """Serve these sequences from the highest cut below `cut` that holds all of them, if any."""
         for lower in sorted((c for c in self._cuts if c < cut), reverse=True):
             held = self._stores.get((lower, split))
-            if held is not None and not len(held[0].missing(rows)):
-                return self._cuts[lower].skipping(held[0], rows)
+            if held is not None and not len(held[0].missing(sequences)):
+                return self._cuts[lower].skipping(held[0], sequences)
         return nullcontext()
 
     def store(self, cut: int, split: SplitName, width: int) -> ActivationStore | None:
@@ -172,10 +172,10 @@ class _Cut:
             store = self._cache.store(self._cut, batch.split, self._width)
             if store is None:
                 return None
-            missing = store.missing(np.unique(batch.rows))
+            missing = store.missing(np.unique(batch.sequences))
             if len(missing):
                 self._fill(store, batch.split, missing)
-            hidden = store.get(batch.rows, self._cache.device, self._dtype)
+            hidden = store.get(batch.sequences, self._cache.device, self._dtype)
             is_good = self._is_checked or self._check(batch, hidden)
         if len(missing):
             self._cache.setup_seconds += time.perf_counter() - started
@@ -194,18 +194,19 @@ class _Cut:
         self._width = first.shape[-1]
         return True
 
-    def _fill(self, store: ActivationStore, split: SplitName, rows: NDArray[np.int64]) -> None:
-        lengths = self._cache.data.splits[split].lengths[rows]
-        for part in evaluation_batches(lengths, FILL_TOKENS):
+    def _fill(self, store: ActivationStore, split: SplitName, sequences: NDArray[np.int64]) -> None:
+        source = self._cache.data.splits[split]
+        rows = np.unique(sequences // source.sequences_per_row)
+        for part in evaluation_batches(source.lengths[rows], FILL_TOKENS):
             batch = collate(self._cache.data, split, rows[part], self._cache.device)
-            with self._cache.highest_below(self._cut, split, rows[part]):
-                store.put(rows[part], _hidden_of(self._run_to(self._cut - 1, batch)))
+            with self._cache.highest_below(self._cut, split, batch.sequences):
+                store.put(batch.sequences, _hidden_of(self._run_to(self._cut - 1, batch)))
 
     def skipping(
-        self, store: ActivationStore, rows: NDArray[np.int64]
+        self, store: ActivationStore, sequences: NDArray[np.int64]
     ) -> AbstractContextManager[None]:
-        """Skip the blocks below this cut for rows that are all cached."""
-        return self._skipping(store.get(rows, self._cache.device, self._dtype))
+        """Skip the blocks below this cut for sequences that are all cached."""
+        return self._skipping(store.get(sequences, self._cache.device, self._dtype))
 
     def _check(self, batch: Batch, hidden: torch.Tensor) -> bool:
         """Compare the last block's output with and without the cache, once."""
@@ -276,12 +277,12 @@ def _hidden_of(output: Any) -> torch.Tensor:
 
 
 class ActivationStore:
-    """Hidden states of a split's rows, in memory or in a file that workers share.
+    """Hidden states of a split's sequences, in memory or in a file that workers share.
 
-    One state per token, concatenated like the split's tokens, and filled row by row. With a file,
-    every process that opens it sees the rows that any of them has filled. Two that fill the same
-    row at once write the same values, so no lock is needed; a row is marked as filled only after
-    its values are written.
+    One state per token, concatenated like the split's tokens, and filled one by one. With a file,
+    every process that opens it sees the sequences that any of them has filled. Two that fill
+    the same one at once write the same values, so no lock is needed; it is marked as filled
+    only after its values are written.
 
     Args:
         split: The rows.
@@ -301,46 +302,46 @@ class ActivationStore:
         path: Path | None = None,
     ) -> None:
         self._split = split
-        n_tokens = len(split.tokens)
+        n_tokens, n_sequences = len(split.tokens), len(split.offsets) - 1
         # A training cannot write to what is allocated in inference mode, where the caller may be.
         with torch.inference_mode(False):
             if path is None:
                 self._states = torch.empty(n_tokens, width, dtype=dtype, device=device)
-                self._filled = torch.zeros(len(split), dtype=torch.uint8)
+                self._filled = torch.zeros(n_sequences, dtype=torch.uint8)
             else:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self._states = torch.from_file(
                     str(path), shared=True, size=n_tokens * width, dtype=dtype
                 ).view(n_tokens, width)
                 self._filled = torch.from_file(
-                    f"{path}.filled", shared=True, size=len(split), dtype=torch.uint8
+                    f"{path}.filled", shared=True, size=n_sequences, dtype=torch.uint8
                 )
         self._is_filled: NDArray[np.uint8] = self._filled.numpy()
 
-    def missing(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return those of the rows that are not filled yet."""
-        is_missing: NDArray[np.bool_] = self._is_filled[rows] == 0
-        return rows[is_missing]
+    def missing(self, sequences: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return those of the sequences that are not filled yet."""
+        is_missing: NDArray[np.bool_] = self._is_filled[sequences] == 0
+        return sequences[is_missing]
 
-    def put(self, rows: NDArray[np.int64], hidden: torch.Tensor) -> None:
-        """Fill rows.
+    def put(self, sequences: NDArray[np.int64], hidden: torch.Tensor) -> None:
+        """Fill sequences.
 
         Args:
-            rows: Positions in the split, shape (b,).
+            sequences: Positions in the split, shape (b,).
             hidden: Their hidden states, padded on the right, shape (b, t, width).
         """
-        positions, is_token = token_positions(self._split, rows)
+        positions, is_token = token_positions(self._split, sequences)
         tokens = torch.from_numpy(is_token).to(hidden.device)
         self._states[positions[is_token]] = hidden[tokens].to(
             self._states.device, self._states.dtype
         )
-        self._is_filled[rows] = 1
+        self._is_filled[sequences] = 1
 
     def get(
-        self, rows: NDArray[np.int64], device: str | torch.device, dtype: torch.dtype
+        self, sequences: NDArray[np.int64], device: str | torch.device, dtype: torch.dtype
     ) -> torch.Tensor:
-        """Return the states of filled rows, shape (b, t, width), zero beyond a row's end."""
-        positions, is_token = token_positions(self._split, rows)
+        """Return the states of filled sequences, shape (b, t, width), zero beyond an end."""
+        positions, is_token = token_positions(self._split, sequences)
         flat = torch.from_numpy(positions.ravel()).to(self._states.device)
         hidden = self._states.index_select(0, flat).to(device, dtype)
         hidden = hidden.view(*positions.shape, -1)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from autopeft.tasks.base import BatchScores, Evaluation, SplitScores, Task
+from autopeft.tasks.base import Evaluation, Task
 from autopeft.tasks.batch import collate
 from autopeft.tasks.data import SplitName, TaskData
 from autopeft.training.acceleration import NO_ACCELERATION, Acceleration
@@ -46,28 +50,25 @@ def evaluate(
     wanted = np.arange(len(source), dtype=np.int64) if rows is None else rows
     budget = TOKEN_BUDGET.get(torch.device(device).type, TOKEN_BUDGET["cpu"])
     order: list[IntArray] = []
-    scored: list[BatchScores] = []
+    scored: list[Mapping[str, torch.Tensor]] = []
     with torch.inference_mode(), rounded_once(model, precision, device):
         for places in evaluation_batches(source.lengths[wanted], budget):
             batch = collate(data, split, wanted[places], device)
             with autocast(precision, device), cache.serving(batch), last_block.serving(batch):
                 scored.append(task.score(model, batch))
             order.append(places)
-    return task.summarize(_joined(np.concatenate(order), scored, source.targets[wanted]))
+    return task.summarize(_joined(np.concatenate(order), scored), source, wanted)
 
 
-def _joined(order: IntArray, scored: list[BatchScores], targets: IntArray) -> SplitScores:
+def _joined(
+    order: IntArray, scored: Sequence[Mapping[str, torch.Tensor]]
+) -> dict[str, NDArray[Any]]:
     """Concatenate the scores and restore the order of the rows."""
-
-    def back(parts: list[torch.Tensor], kind: type[np.generic]) -> np.ndarray:
-        out = np.empty(len(order), dtype=kind)
-        out[order] = torch.cat(parts).cpu().numpy()
-        return out
-
-    return SplitScores(
-        losses=back([s.losses for s in scored], np.float64),
-        weights=back([s.weights for s in scored], np.float64),
-        correct=back([s.correct for s in scored], np.float64),
-        predictions=back([s.predictions for s in scored], np.int64),
-        targets=targets,
-    )
+    joined = {}
+    for name in scored[0]:
+        values = torch.cat([scores[name] for scores in scored]).cpu().numpy()
+        if np.issubdtype(values.dtype, np.floating):
+            values = values.astype(np.float64)
+        joined[name] = np.empty_like(values)
+        joined[name][order] = values
+    return joined

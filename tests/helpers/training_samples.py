@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
-from autopeft.tasks.data import EncodedSplit, SplitName, TaskData
+from autopeft.tasks.data import IGNORED, EncodedSplit, SplitName, TaskData
 
 VOCABULARY = 40
 GOOD, BAD, END = 5, 6, 3
@@ -50,13 +50,22 @@ class Attached:
         pass
 
 
-def split_of(rows: list[list[int]], targets: list[int]) -> EncodedSplit:
+def split_of(
+    rows: list[list[int]], *, labels: list[int] | None = None, prompts: list[int] | None = None
+) -> EncodedSplit:
+    """Rows with a label each, or with prompts of these lengths and completions to learn."""
+    learned = [row[: max(1, n)] for row, n in zip(rows, prompts or [], strict=bool(prompts))]
+    flat = [
+        [*[IGNORED] * len(given), *row[len(given) :]]
+        for given, row in zip(learned, rows, strict=bool(prompts))
+    ]
     return EncodedSplit(
         tokens=np.concatenate(rows).astype(np.int32),
         offsets=np.cumsum([0, *map(len, rows)]).astype(np.int64),
-        targets=np.asarray(targets, dtype=np.int64),
         source_rows=np.arange(len(rows), dtype=np.int64),
         source="memory",
+        token_arrays={"labels": np.concatenate(flat).astype(np.int32)} if flat else {},
+        row_arrays={} if labels is None else {"labels": np.asarray(labels, dtype=np.int64)},
     )
 
 
@@ -75,7 +84,10 @@ def _rows(n: int, seed: int) -> tuple[list[list[int]], list[int]]:
 @pytest.fixture
 def classification_data() -> TaskData:
     sizes: dict[SplitName, int] = {"train": 160, "validation": 60, "test": 40}
-    splits = {name: split_of(*_rows(size, seed)) for seed, (name, size) in enumerate(sizes.items())}
+    splits: dict[SplitName, EncodedSplit] = {}
+    for seed, (name, size) in enumerate(sizes.items()):
+        rows, labels = _rows(size, seed)
+        splits[name] = split_of(rows, labels=labels)
     return TaskData("text-classification", splits, ("bad", "good"), pad_id=0)
 
 
@@ -87,7 +99,8 @@ def causal_data() -> TaskData:
         rows, labels = _rows(60, seed)
         ends = [[GOOD if label else BAD, END] for label in labels]
         splits[name] = split_of(
-            [row + end for row, end in zip(rows, ends, strict=True)], [len(row) for row in rows]
+            [row + end for row, end in zip(rows, ends, strict=True)],
+            prompts=[len(row) for row in rows],
         )
     return TaskData("causal-lm", splits, (), pad_id=0)
 

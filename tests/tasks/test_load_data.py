@@ -10,8 +10,9 @@ import pytest
 
 from autopeft.errors import DataError
 from autopeft.settings import SearchSettings
-from autopeft.tasks.data import SPLITS
+from autopeft.tasks.data import IGNORED, SPLITS, TaskData
 from autopeft.tasks.load_data import load_data
+from autopeft.tasks.registry import make_task
 
 
 def sentiment_rows(n: int = 60) -> list[dict[str, str]]:
@@ -29,6 +30,10 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> str:
     return str(path)
 
 
+def load(settings: SearchSettings, tokenizer: Any) -> TaskData:
+    return load_data(settings, make_task(settings), tokenizer)
+
+
 def texts_of(tokenizer: Any, data: Any, split: str) -> list[str]:
     part = data.splits[split]
     return [
@@ -41,7 +46,7 @@ def texts_of(tokenizer: Any, data: Any, split: str) -> list[str]:
 
 def test_csv_is_split_encoded_and_labeled(tmp_path: Path, encoder_tokenizer: Any) -> None:
     rows = sentiment_rows()
-    data = load_data(SearchSettings(data=write_csv(tmp_path / "d.csv", rows)), encoder_tokenizer)
+    data = load(SearchSettings(data=write_csv(tmp_path / "d.csv", rows)), encoder_tokenizer)
     assert data.labels == ("neg", "pos")
     assert sum(len(data.splits[name]) for name in SPLITS) == 60
     seen: set[int] = set()
@@ -51,7 +56,10 @@ def test_csv_is_split_encoded_and_labeled(tmp_path: Path, encoder_tokenizer: Any
         assert not seen & set(part.source_rows.tolist())
         seen |= set(part.source_rows.tolist())
         for text, target, row in zip(
-            texts_of(encoder_tokenizer, data, name), part.targets, part.source_rows, strict=True
+            texts_of(encoder_tokenizer, data, name),
+            part.row_arrays["labels"],
+            part.source_rows,
+            strict=True,
         ):
             assert text == rows[row]["text"]
             assert data.labels[target] == rows[row]["label"]
@@ -72,7 +80,7 @@ def test_kinds_of_file_give_the_same_data(tmp_path: Path, encoder_tokenizer: Any
     paths[3].write_text(json.dumps(rows))
     frame.to_parquet(paths[4])
     frame.to_csv(paths[5], index=False)
-    prints = {load_data(SearchSettings(data=str(p)), encoder_tokenizer).fingerprint for p in paths}
+    prints = {load(SearchSettings(data=str(p)), encoder_tokenizer).fingerprint for p in paths}
     assert len(prints) == 1
 
 
@@ -81,25 +89,25 @@ def test_a_folder_is_read_like_a_hub_data_set(tmp_path: Path, encoder_tokenizer:
     folder.mkdir()
     write_csv(folder / "train.csv", sentiment_rows(60)[:40])
     write_csv(folder / "test.csv", sentiment_rows(60)[40:])
-    data = load_data(SearchSettings(data=str(folder)), encoder_tokenizer)
+    data = load(SearchSettings(data=str(folder)), encoder_tokenizer)
     assert data.test.source.endswith(":test")
     assert len(data.test) == 20
     assert len(data.train) + len(data.validation) == 40
     named = SearchSettings(data=str(folder), validation="test", test=str(folder / "test.csv"))
     with pytest.raises(DataError, match="usable validation rows"):
-        load_data(named, encoder_tokenizer)  # validation is the test split: no row is left for it
+        load(named, encoder_tokenizer)  # validation is the test split: no row is left for it
 
 
 def test_numbers_as_labels_are_ordered_by_value(tmp_path: Path, encoder_tokenizer: Any) -> None:
     rows = [{"text": f"the film w{i}", "label": float(i % 12)} for i in range(120)]
     pd.DataFrame(rows).to_parquet(tmp_path / "d.parquet")
-    data = load_data(SearchSettings(data=str(tmp_path / "d.parquet")), encoder_tokenizer)
+    data = load(SearchSettings(data=str(tmp_path / "d.parquet")), encoder_tokenizer)
     assert data.labels == tuple(str(i) for i in range(12))
 
 
 def test_words_that_look_missing_are_kept(tmp_path: Path, encoder_tokenizer: Any) -> None:
     rows = [{"text": f"w{i}", "label": "None" if i % 2 else "NA"} for i in range(60)]
-    data = load_data(SearchSettings(data=write_csv(tmp_path / "d.csv", rows)), encoder_tokenizer)
+    data = load(SearchSettings(data=write_csv(tmp_path / "d.csv", rows)), encoder_tokenizer)
     assert data.labels == ("NA", "None")
     assert data.n_dropped == 0
 
@@ -107,13 +115,13 @@ def test_words_that_look_missing_are_kept(tmp_path: Path, encoder_tokenizer: Any
 def test_empty_rows_are_dropped_and_counted(tmp_path: Path, encoder_tokenizer: Any) -> None:
     rows = sentiment_rows()
     rows += [{"text": " ", "label": "pos"}, {"text": "good", "label": ""}]
-    data = load_data(SearchSettings(data=write_csv(tmp_path / "d.csv", rows)), encoder_tokenizer)
+    data = load(SearchSettings(data=write_csv(tmp_path / "d.csv", rows)), encoder_tokenizer)
     assert data.n_dropped == 2
 
 
 def test_a_text_is_in_one_split_only(tmp_path: Path, encoder_tokenizer: Any) -> None:
     rows = sentiment_rows(40) + [{**r, "text": r["text"].upper() + " "} for r in sentiment_rows(40)]
-    data = load_data(SearchSettings(data=write_csv(tmp_path / "d.csv", rows)), encoder_tokenizer)
+    data = load(SearchSettings(data=write_csv(tmp_path / "d.csv", rows)), encoder_tokenizer)
     owner: dict[int, str] = {}
     for name in SPLITS:
         for row in data.splits[name].source_rows:
@@ -129,7 +137,7 @@ def test_own_splits_are_used_and_their_texts_leave_train(
         validation=write_csv(tmp_path / "val.csv", rows[:10]),
         test=write_csv(tmp_path / "test.csv", rows[5:20]),
     )
-    data = load_data(settings, encoder_tokenizer)
+    data = load(settings, encoder_tokenizer)
     assert len(data.test) == 15  # kept whole
     assert len(data.validation) == 5  # five of its rows are in test
     assert len(data.train) == 40
@@ -144,10 +152,10 @@ def test_limits_keep_the_labels_balanced(tmp_path: Path, encoder_tokenizer: Any)
         max_validation_rows=10,
         max_test_rows=14,
     )
-    data = load_data(settings, encoder_tokenizer)
+    data = load(settings, encoder_tokenizer)
     assert [len(data.splits[name]) for name in SPLITS] == [20, 10, 14]
     for name in SPLITS:
-        assert abs(data.splits[name].targets.mean() - 0.5) <= 0.1
+        assert abs(data.splits[name].row_arrays["labels"].mean() - 0.5) <= 0.1
 
 
 def test_pairs_carry_type_ids(tmp_path: Path, encoder_tokenizer: Any) -> None:
@@ -155,16 +163,16 @@ def test_pairs_carry_type_ids(tmp_path: Path, encoder_tokenizer: Any) -> None:
     settings = SearchSettings(
         data=write_csv(tmp_path / "d.csv", rows), text="a", text_pair="b", label="y"
     )
-    part = load_data(settings, encoder_tokenizer).train
-    assert part.type_ids is not None
-    assert part.type_ids[: part.offsets[1]].tolist() == [0, 0, 0, 0, 1, 1, 1]
+    part = load(settings, encoder_tokenizer).train
+    assert part.token_arrays["token_type_ids"] is not None
+    assert part.token_arrays["token_type_ids"][: part.offsets[1]].tolist() == [0, 0, 0, 0, 1, 1, 1]
 
 
 def test_long_rows_are_cut_and_counted(tmp_path: Path, encoder_tokenizer: Any) -> None:
     rows = sentiment_rows()
     rows[0]["text"] = "good " * 100
     path = write_csv(tmp_path / "d.csv", rows)
-    data = load_data(SearchSettings(data=path, max_length=16), encoder_tokenizer)
+    data = load(SearchSettings(data=path, max_length=16), encoder_tokenizer)
     assert data.n_truncated == 1
     longest = max(int(data.splits[name].lengths.max()) for name in SPLITS)
     assert longest == 16
@@ -175,10 +183,13 @@ def test_prompts_and_completions(tmp_path: Path, name: str, request: pytest.Fixt
     tokenizer = request.getfixturevalue(name)
     rows = [{"prompt": f"review : w{i}", "completion": " positive"} for i in range(60)]
     settings = SearchSettings(data=write_csv(tmp_path / "d.csv", rows), task="causal-lm")
-    data = load_data(settings, tokenizer)
+    data = load(settings, tokenizer)
     assert data.labels == ()
     part = data.train
-    first, length = part.tokens[: part.offsets[1]], int(part.targets[0])
+    first, length = (
+        part.tokens[: part.offsets[1]],
+        int((part.token_arrays["labels"][: part.offsets[1]] == IGNORED).sum()),
+    )
     row = rows[part.source_rows[0]]
     start = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
     assert first[:length].tolist() == start + tokenizer.encode(
@@ -197,22 +208,22 @@ def test_a_long_prompt_loses_its_beginning(tmp_path: Path, starting_tokenizer: A
     settings = SearchSettings(
         data=write_csv(tmp_path / "d.csv", rows), task="causal-lm", max_length=10
     )
-    part = load_data(settings, starting_tokenizer).train
+    part = load(settings, starting_tokenizer).train
     words = starting_tokenizer.convert_ids_to_tokens(part.tokens[: part.offsets[1]])
     assert words == ["<s>", *["film"] * 6, ":", "good", "</s>"]
-    assert part.targets[0] == 8
+    assert (part.token_arrays["labels"][: part.offsets[1]] == IGNORED).sum() == 8
 
 
 def test_fingerprint_follows_the_data(tmp_path: Path, encoder_tokenizer: Any) -> None:
     path = write_csv(tmp_path / "d.csv", sentiment_rows())
     one, same, other = (
-        load_data(SearchSettings(data=path, seed=seed), encoder_tokenizer) for seed in (0, 0, 1)
+        load(SearchSettings(data=path, seed=seed), encoder_tokenizer) for seed in (0, 0, 1)
     )
     assert one.fingerprint == same.fingerprint != other.fingerprint
 
 
 def test_length_statistics(tmp_path: Path, encoder_tokenizer: Any) -> None:
-    data = load_data(
+    data = load(
         SearchSettings(data=write_csv(tmp_path / "d.csv", sentiment_rows())), encoder_tokenizer
     )
     found = data.length_statistics(8)
@@ -234,7 +245,7 @@ def test_data_that_cannot_be_learned_from(
 ) -> None:
     settings = SearchSettings(data=write_csv(tmp_path / "d.csv", BAD_ROWS[problem]))
     with pytest.raises(DataError, match=problem) as raised:
-        load_data(settings, encoder_tokenizer)
+        load(settings, encoder_tokenizer)
     assert "\n" not in str(raised.value)
     assert raised.value.exit_status == 2
 
@@ -246,13 +257,13 @@ def test_label_missing_in_train(tmp_path: Path, encoder_tokenizer: Any) -> None:
         test=write_csv(tmp_path / "t.csv", other),
     )
     with pytest.raises(DataError, match=r"label='third': occurs in test but in no training row"):
-        load_data(settings, encoder_tokenizer)
+        load(settings, encoder_tokenizer)
 
 
 def test_unknown_column_names_those_found(tmp_path: Path, encoder_tokenizer: Any) -> None:
     settings = SearchSettings(data=write_csv(tmp_path / "d.csv", sentiment_rows()), text="body")
     with pytest.raises(DataError, match=r"text='body': no such column.*'text', 'label'"):
-        load_data(settings, encoder_tokenizer)
+        load(settings, encoder_tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -273,16 +284,16 @@ def test_unreadable_files(
 ) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=problem):
-        load_data(SearchSettings(data=str(tmp_path / name)), encoder_tokenizer)
+        load(SearchSettings(data=str(tmp_path / name)), encoder_tokenizer)
 
 
 def test_missing_things(tmp_path: Path, encoder_tokenizer: Any) -> None:
     with pytest.raises(DataError, match="no such file"):
-        load_data(SearchSettings(data=str(tmp_path / "none.csv")), encoder_tokenizer)
+        load(SearchSettings(data=str(tmp_path / "none.csv")), encoder_tokenizer)
     with pytest.raises(DataError, match="neither a file here nor a dataset"):
-        load_data(SearchSettings(data=str(tmp_path / "none")), encoder_tokenizer)
+        load(SearchSettings(data=str(tmp_path / "none")), encoder_tokenizer)
     with pytest.raises(DataError, match="no data given"):
-        load_data(SearchSettings(), encoder_tokenizer)
+        load(SearchSettings(), encoder_tokenizer)
     path = write_csv(tmp_path / "d.csv", sentiment_rows())
     with pytest.raises(DataError, match="test='held_out': neither a file nor a split"):
-        load_data(SearchSettings(data=path, test="held_out"), encoder_tokenizer)
+        load(SearchSettings(data=path, test="held_out"), encoder_tokenizer)

@@ -11,7 +11,7 @@ from sklearn.metrics import f1_score, matthews_corrcoef
 from torch.nn import functional
 
 from autopeft.tasks.causal_lm import CausalLM
-from autopeft.tasks.data import TaskData
+from autopeft.tasks.data import IGNORED, TaskData
 from autopeft.tasks.text_classification import TextClassification
 from autopeft.training import evaluation
 from autopeft.training.evaluation import evaluate
@@ -31,6 +31,7 @@ def test_classification_agrees_with_row_by_row(
     task = TextClassification(classification_data.labels, 0)
     found = evaluate(model, task, classification_data, "validation", device="cpu")
     split = classification_data.validation
+    targets = split.row_arrays["labels"]
     losses, predictions = [], []
     with torch.no_grad():
         for i in range(len(split)):
@@ -38,16 +39,16 @@ def test_classification_agrees_with_row_by_row(
                 None
             ].long()
             logits = model(input_ids=tokens).logits
-            losses.append(float(functional.cross_entropy(logits, torch.tensor([split.targets[i]]))))
+            losses.append(float(functional.cross_entropy(logits, torch.tensor([targets[i]]))))
             predictions.append(int(logits.argmax()))
-    right = np.asarray(predictions) == split.targets
+    right = np.asarray(predictions) == targets
     assert found.loss == pytest.approx(np.mean(losses), rel=1e-5)
     np.testing.assert_array_equal(found.rows, right.astype(float))
     assert found.metrics["accuracy"] == pytest.approx(right.mean())
     assert found.metrics["f1"] == pytest.approx(
-        f1_score(split.targets, predictions, average="macro", zero_division=0.0)
+        f1_score(targets, predictions, average="macro", zero_division=0.0)
     )
-    assert found.metrics["matthews"] == pytest.approx(matthews_corrcoef(split.targets, predictions))
+    assert found.metrics["matthews"] == pytest.approx(matthews_corrcoef(targets, predictions))
     by_loss = TextClassification(classification_data.labels, 0, "loss")
     rows = evaluate(model, by_loss, classification_data, "validation", device="cpu").rows
     np.testing.assert_allclose(rows, -np.asarray(losses), rtol=1e-4)
@@ -62,7 +63,8 @@ def test_causal_lm_agrees_with_all_logits(causal_data: TaskData, llama_with_lora
         for i in range(len(split)):
             tokens = torch.tensor(split.tokens[split.offsets[i] : split.offsets[i + 1]]).long()
             logits = model(input_ids=tokens[None]).logits[0]
-            start = int(split.targets[i])
+            labels = split.token_arrays["labels"][split.offsets[i] : split.offsets[i + 1]]
+            start = int((labels == IGNORED).sum())
             wanted = tokens[start:]
             row_losses.append(float(functional.cross_entropy(logits[start - 1 : -1], wanted)))
             n_right += float((logits[start - 1 : -1].argmax(-1) == wanted).sum())
@@ -109,4 +111,4 @@ def test_unknown_metric() -> None:
     from autopeft.errors import SettingsError
 
     with pytest.raises(SettingsError, match="metric='bleu': not measured by causal-lm"):
-        CausalLM("bleu")
+        CausalLM(metric="bleu")

@@ -21,7 +21,7 @@ from autopeft.profiling.measure import price_table
 from autopeft.profiling.output_positions import n_logit_weights, narrow_modules
 from autopeft.tasks.batch import Batch, collate
 from autopeft.tasks.causal_lm import CausalLM
-from autopeft.tasks.data import TaskData
+from autopeft.tasks.data import IGNORED, TEXT_INPUTS, TaskData
 from autopeft.tasks.text_classification import TextClassification
 from autopeft.training.acceleration import NO_ACCELERATION
 from autopeft.training.activation_cache import ActivationCache
@@ -55,8 +55,15 @@ def batch_of(backbone: Backbone, *, equal: bool = False) -> Batch:
     lengths = torch.tensor([length, length, length, length] if equal else [length, 6, 9, 4])
     mask = (torch.arange(length) < lengths[:, None]).long()
     is_lm = backbone.auto_class.endswith("ForCausalLM")
-    targets = torch.tensor([8, 3, 7, 2]) if is_lm else torch.tensor([0, 1, 0, 1])
-    return Batch("train", np.arange(rows), torch.where(mask.bool(), ids, _PAD), mask, targets)
+    ids = torch.where(mask.bool(), ids, _PAD)
+    labels = torch.tensor([0, 1, 0, 1])
+    if is_lm:
+        prompts = torch.tensor([8, 3, 7, 2])[:, None]
+        is_learned = (torch.arange(length) >= prompts) & mask.bool()
+        labels = torch.where(is_learned, ids, IGNORED)
+    tensors = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    every = np.arange(rows)
+    return Batch("train", every, every, tensors, TEXT_INPUTS)
 
 
 def gradients(attached: Any, task: Any, batch: Batch, last_block: Any) -> dict[str, torch.Tensor]:
@@ -255,8 +262,8 @@ def test_it_costs_what_it_is_priced_at(name: str) -> None:
     batch = batch_of(backbone)
     rows, length = batch.input_ids.shape
     size = task.windows(batch)[window].size
-    n_targets = int((batch.attention_mask.sum(1) - batch.targets).sum())
     is_lm = window == "completion"
+    n_targets = int((batch.labels != IGNORED).sum()) if is_lm else 0
     whole = price_table(
         build(name, device="meta"), batch_size=rows, mean_length=length, longest_length=length
     )
@@ -303,7 +310,10 @@ def test_a_row_of_one_token_is_left_alone() -> None:
     backbone = build("bert")
     task, window = task_of(backbone)
     data = TaskData(
-        "text-classification", {"train": split_of([[3], [4]], [0, 1])}, ("a", "b", "c"), pad_id=_PAD
+        "text-classification",
+        {"train": split_of([[3], [4]], labels=[0, 1])},
+        ("a", "b", "c"),
+        pad_id=_PAD,
     )
     last_block = last_block_of(backbone, task, window)
     batch = collate(data, "train", np.arange(2))

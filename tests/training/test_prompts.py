@@ -15,7 +15,7 @@ from autopeft.models.backbone import Backbone
 from autopeft.plan import MODEL, AdapterPlan, Candidate, LayerSpec, TrainSettings
 from autopeft.tasks.batch import collate
 from autopeft.tasks.causal_lm import CausalLM
-from autopeft.tasks.data import TaskData
+from autopeft.tasks.data import IGNORED, TaskData
 from autopeft.tasks.text_classification import TextClassification
 from autopeft.training.acceleration import NO_ACCELERATION
 from autopeft.training.activation_cache import ActivationCache
@@ -68,11 +68,9 @@ def test_the_completion_is_scored_at_its_own_tokens(causal_data: TaskData) -> No
         with torch.no_grad():
             logits = attached.model(**batch.model_inputs()).logits
     total, n = 0.0, 0
-    for row, start in enumerate(batch.targets.tolist()):
-        for column in range(start, int(batch.attention_mask[row].sum())):
-            wanted = batch.input_ids[row, column]
-            total -= float(logits[row, column - 1].log_softmax(-1)[wanted])
-            n += 1
+    for row, column in (batch.labels != IGNORED).nonzero().tolist():
+        total -= float(logits[row, column - 1].log_softmax(-1)[batch.input_ids[row, column]])
+        n += 1
     assert float(loss.detach()) == pytest.approx(total / n, rel=1e-4)
 
 
