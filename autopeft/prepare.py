@@ -22,7 +22,7 @@ from autopeft.costs.objectives import COSTS, Objective
 from autopeft.engine.budget import Budget
 from autopeft.engine.messages import WorkerContext
 from autopeft.errors import SettingsError, UserError
-from autopeft.models.backbone import Backbone, build_meta, load_tokenizer
+from autopeft.models.backbone import Backbone, build_meta
 from autopeft.models.quantization import check_backend
 from autopeft.profiling.measure import price_table
 from autopeft.profiling.output_positions import n_logit_weights, read_positions
@@ -32,7 +32,7 @@ from autopeft.settings import SearchSettings
 from autopeft.tasks.base import Task
 from autopeft.tasks.batch import collate
 from autopeft.tasks.data import TaskData
-from autopeft.tasks.load_data import load_data
+from autopeft.tasks.load_data import load_data, read_tables
 from autopeft.tasks.registry import make_task
 from autopeft.training.batching import training_batches
 from autopeft.training.trainer import EARLIEST_STEP, rung_steps
@@ -144,11 +144,8 @@ def prepare(
     check_pick(settings.pick)
     settings = expand(settings)
     with phase("startup"):
-        tokenizer = load_tokenizer(settings.model, revision=settings.model_revision)
-        task = make_task(settings)
-        data = load_data(settings, task, tokenizer)
-        task = task.bound(data)
-        note("data: " + "; ".join(data.lines()))
+        data, task = load_task(settings)
+        note(f"task {task.name}; data: " + "; ".join(data.lines()))
     objectives = (task.quality, *(COSTS[name] for name in settings.objectives))
     lengths = data.length_statistics(settings.batch_size)
     device, gpus = _device(settings)
@@ -210,6 +207,15 @@ def prepare(
     )
 
 
+def load_task(settings: SearchSettings) -> tuple[TaskData, Task]:
+    """Return the encoded data of a search, and the task bound to them."""
+    tables = read_tables(settings)
+    task = make_task(settings, tables["train"])
+    processor = task.load_processor(settings.model, settings.model_revision)
+    data = load_data(settings, task, processor, tables)
+    return data, task.bound(data)
+
+
 def read_window(meta: Backbone, task: Task, data: TaskData) -> str | None:
     """Return which of the task's windows holds all hidden states that the model's head reads.
 
@@ -244,8 +250,7 @@ def validation_rows(settings: SearchSettings, n_rows: int = 32) -> dict[str, Any
     """Return the first validation rows of a search as model inputs; None if its data is gone."""
     settings = expand(settings)
     try:
-        tokenizer = load_tokenizer(settings.model, revision=settings.model_revision)
-        data = load_data(settings, make_task(settings), tokenizer)
+        data, _ = load_task(settings)
     except UserError:
         return None
     n = min(n_rows, len(data.validation))

@@ -13,7 +13,7 @@ from autopeft.models.backbone import Backbone, load_backbone
 from autopeft.models.multi_adapter import MultiAdapter, can_share_batch_in
 from autopeft.profiling.output_positions import narrow_modules
 from autopeft.tasks.base import Task
-from autopeft.tasks.registry import make_task
+from autopeft.tasks.registry import named_task
 from autopeft.training.acceleration import NO_ACCELERATION, Acceleration
 from autopeft.training.activation_cache import ActivationCache
 from autopeft.training.last_block import LastBlock
@@ -44,7 +44,7 @@ class Executor:
     def __init__(self, context: WorkerContext) -> None:
         self.context = context
         settings = context.settings
-        self.task: Task = make_task(settings).bound(context.data)
+        self.task: Task = named_task(settings).bound(context.data)
         self.backbone: Backbone = load_backbone(
             settings.model,
             auto_class=self.task.auto_class,

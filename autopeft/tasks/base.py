@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from autopeft.costs.objectives import Objective
 from autopeft.errors import SettingsError
+from autopeft.models.backbone import load_tokenizer
 from autopeft.tasks.batch import Batch, Window
 from autopeft.tasks.columns import Column, check_kind, find_columns
 from autopeft.tasks.data import TEXT_INPUTS, EncodedSplit, SplitName, TaskData
@@ -106,6 +107,29 @@ class Task(ABC):
         twin.settings = settings
         twin.quality = choose_quality(self.name, settings.metric, self.metrics)
         return twin
+
+    @classmethod
+    def check_fit(cls, table: Table, names: Mapping[str, str]) -> None:
+        """Check the first rows of a source whose columns have been found.
+
+        Args:
+            table: The source.
+            names: Role -> column.
+
+        Raises:
+            DataError: if they are not what this task learns from.
+        """
+        for column in cls.columns:
+            if column.role in names:
+                check_kind(column, names[column.role], table, table.head(names[column.role]))
+
+    def load_processor(self, model: str, revision: str | None = None) -> Any:
+        """Return what `encode` needs of the model: its tokenizer, unless a task says otherwise.
+
+        Raises:
+            ModelError: if the model has none.
+        """
+        return load_tokenizer(model, revision=revision)
 
     # From rows to arrays
 

@@ -32,9 +32,14 @@ _HUB_SPLITS: Mapping[SplitName, tuple[str, ...]] = {
 
 
 def load_data(
-    settings: SearchSettings, task: Task, processor: Any, *, model_limit: int | None = None
+    settings: SearchSettings,
+    task: Task,
+    processor: Any,
+    given: Mapping[SplitName, Table],
+    *,
+    model_limit: int | None = None,
 ) -> TaskData:
-    """Read, clean, split, check and encode the data of a search.
+    """Clean, split, check and encode the data of a search.
 
     Validation and test rows come from the files or splits that the settings name, else from the
     hub dataset's own splits, else they are split off the training data: stratified, seeded, and
@@ -45,12 +50,17 @@ def load_data(
         settings: The settings of the data, and `seed`, are used.
         task: Configured with the settings.
         processor: What the task encodes with: the model's tokenizer or processor.
+        given: The sources, from `read_tables`.
         model_limit: Longest sequence that the model takes, in tokens; None: unknown.
 
     Raises:
-        DataError: if the data cannot be read or cannot be learned from; before any training.
+        DataError: if the data cannot be learned from; before any training.
     """
-    tables = _read(settings, task)
+    tables = {
+        name: table
+        for name, table in given.items()
+        if name == "train" or _is_named(settings, name) or _has_targets(task, table)
+    }
     cleaned = {name: task.clean(table) for name, table in tables.items()}
     task.check_rows(cleaned["train"])
     splits, duplicates = _split(cleaned, task, settings.seed)
@@ -127,8 +137,12 @@ def _max_length(
 _UNLIMITED = 1 << 30
 
 
-def _read(settings: SearchSettings, task: Task) -> dict[SplitName, Table]:
-    """Return the tables that the settings name; "train" is always among them."""
+def read_tables(settings: SearchSettings) -> dict[SplitName, Table]:
+    """Return the sources that the settings name; "train" is always among them.
+
+    Raises:
+        DataError: if one cannot be read.
+    """
     if not settings.data:
         raise DataError("data", settings.data, "no data given", "name a file or a hub dataset")
     named: dict[SplitName, str | None] = {"validation": settings.validation, "test": settings.test}
@@ -146,11 +160,6 @@ def _read(settings: SearchSettings, task: Task) -> dict[SplitName, Table]:
             raise DataError(
                 "data", settings.data, f"has no split 'train' (but {sorted(hub)})", "use another"
             )
-        tables = {
-            name: table
-            for name, table in tables.items()
-            if name == "train" or _has_targets(task, table)
-        }
     for name, source in named.items():
         if source is not None:
             tables[name] = _named(name, source, hub)
@@ -164,6 +173,10 @@ def _named(name: SplitName, source: str, hub: Mapping[str, Table]) -> Table:
         return read_file(name, source)
     remedy = f"use a file or one of the splits {sorted(hub)}" if hub else "name a file"
     raise DataError(name, source, "neither a file nor a split of the data", remedy)
+
+
+def _is_named(settings: SearchSettings, name: SplitName) -> bool:
+    return (settings.validation if name == "validation" else settings.test) is not None
 
 
 def _has_targets(task: Task, table: Table) -> bool:

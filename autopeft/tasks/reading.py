@@ -34,6 +34,10 @@ class Table:
         """Names of the columns."""
         return list(self.columns)
 
+    def head(self, name: str) -> Sequence[Any]:
+        """Return the first values of a column."""
+        return self.columns[name][:100]
+
     @property
     def n_rows(self) -> int:
         """Number of rows, empty ones included."""

@@ -6,43 +6,86 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from autopeft.errors import SettingsError
+from autopeft.errors import DataError, SettingsError
+from autopeft.tasks.columns import find_columns
 
 if TYPE_CHECKING:
     from autopeft.settings import SearchSettings
     from autopeft.tasks.base import Task
+    from autopeft.tasks.reading import Table
 
 TASKS: Mapping[str, str] = {
     "text-classification": "autopeft.tasks.text_classification:TextClassification",
     "causal-lm": "autopeft.tasks.causal_lm:CausalLM",
 }
-"""Task name -> its class as `module:name`. The first one is the default."""
+"""Task name -> its class as `module:name`. Data without a named task gets the first that fits."""
 
 
-def check_task(name: str | None) -> str:
-    """Return the name of a task; None stands for the default.
+def check_task(name: str | None) -> None:
+    """Check the name of a task; None: it is recognized from the data.
 
     Raises:
         SettingsError: if there is no such task.
     """
-    if name is None:
-        return next(iter(TASKS))
-    if name not in TASKS:
+    if name is not None and name not in TASKS:
         raise SettingsError("task", name, "no such task", f"use one of {', '.join(TASKS)}")
-    return name
 
 
-def task_class(name: str | None) -> type[Task]:
+def task_class(name: str) -> type[Task]:
     """Return the class of a task; raises as `check_task` does."""
-    module, _, attribute = TASKS[check_task(name)].partition(":")
+    check_task(name)
+    module, _, attribute = TASKS[name].partition(":")
     found: type[Task] = getattr(import_module(module), attribute)
     return found
 
 
-def make_task(settings: SearchSettings) -> Task:
+def named_task(settings: SearchSettings) -> Task:
+    """Return the task that resolved settings name; it is not bound to data yet."""
+    assert settings.task is not None, "resolved settings name their task"
+    return task_class(settings.task)().configured(settings)
+
+
+def make_task(settings: SearchSettings, table: Table) -> Task:
     """Return the task of a search; it is not bound to data yet.
 
+    Args:
+        settings: Name the task, or leave it to the data.
+        table: The training data.
+
     Raises:
-        SettingsError: if there is no such task, or it does not measure the metric asked for.
+        SettingsError: if there is no such task, it does not measure the metric asked for, or the
+            data fits none.
     """
-    return task_class(settings.task)().configured(settings)
+    name = settings.task or _recognized(settings, table)
+    return task_class(name)().configured(settings)
+
+
+def _recognized(settings: SearchSettings, table: Table) -> str:
+    """Return the first task that the columns of the data fit; tasks are in order of preference."""
+    named = settings.column_names()
+    misfit: DataError | None = None
+    for name in TASKS:
+        task = task_class(name)
+        if not set(named).issubset(column.role for column in task.columns):
+            continue
+        try:
+            names = find_columns(task.columns, named, table)
+        except DataError as error:
+            if error.field in named:
+                raise
+            continue
+        try:
+            task.check_fit(table, names)
+        except DataError as error:
+            misfit = misfit or error
+            continue
+        return name
+    if misfit is not None:
+        raise misfit
+    shown = ", ".join(table.column_names)
+    raise SettingsError(
+        "task",
+        settings.task,
+        f"no task fits the columns of {table.source}: {shown}",
+        "name a --task and its columns (see `autopeft tasks`)",
+    )

@@ -11,7 +11,7 @@ import pytest
 from autopeft.errors import DataError
 from autopeft.settings import SearchSettings
 from autopeft.tasks.data import IGNORED, SPLITS, TaskData
-from autopeft.tasks.load_data import load_data
+from autopeft.tasks.load_data import load_data, read_tables
 from autopeft.tasks.registry import make_task
 
 
@@ -31,7 +31,8 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> str:
 
 
 def load(settings: SearchSettings, tokenizer: Any) -> TaskData:
-    return load_data(settings, make_task(settings), tokenizer)
+    tables = read_tables(settings)
+    return load_data(settings, make_task(settings, tables["train"]), tokenizer, tables)
 
 
 def texts_of(tokenizer: Any, data: Any, split: str) -> list[str]:

@@ -4,17 +4,12 @@ import pytest
 
 from autopeft.api import merge_settings
 from autopeft.errors import SettingsError
-from autopeft.tasks.registry import TASKS, check_task, task_class
+from autopeft.tasks.registry import TASKS, task_class
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_a_task_has_the_name_that_it_is_listed_by(name: str) -> None:
     assert task_class(name).name == name
-
-
-def test_the_first_task_is_the_default() -> None:
-    assert check_task(None) == "text-classification"
-    assert task_class(None).name == "text-classification"
 
 
 def test_an_unknown_task_is_reported_before_anything_is_read() -> None:
