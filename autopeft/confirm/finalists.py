@@ -26,6 +26,9 @@ class SeedScore:
         test_rows: Quality of each test row (1.0 right, 0.0 wrong; or minus its loss), in the order
             of the split; a paired bootstrap needs it. Shape (n_test_rows,).
         objectives: Value by objective name; the quality is that of the test split.
+        test_draws: Where the quality is no mean over `test_rows`, as F1: the quality, signed so
+            that larger is better, on resamples of the test rows. All candidates of a search share
+            the resamples, so draws of the same position are paired. Shape (n_draws,).
     """
 
     seed: int
@@ -33,6 +36,7 @@ class SeedScore:
     test: Mapping[str, float]
     test_rows: tuple[float, ...]
     objectives: Mapping[str, float]
+    test_draws: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 from autopeft.confirm.finalists import Finalist
@@ -17,8 +19,9 @@ LEVEL = 0.95
 
 METHOD = (
     "95 % t intervals. Quality: variance between seeds plus variance between test rows "
-    "(Welch-Satterthwaite degrees of freedom); between seeds alone where the metric is not a mean "
-    "over rows, as F1. Measured costs: variance between seeds. Prices are exact."
+    "(Welch-Satterthwaite degrees of freedom); where the metric is not a mean over rows, as F1, a "
+    "bootstrap over rows of the metric itself. Measured costs: variance between seeds. Prices are "
+    "exact."
 )
 """How the intervals are computed, for readers of front.json."""
 
@@ -48,6 +51,18 @@ def _t_interval(mean: float, parts: Sequence[tuple[float, int]]) -> Interval | N
     return (mean - half, mean + half)
 
 
+def mean_draws(finalist: Finalist) -> NDArray[np.float64] | None:
+    """Return the bootstrap draws of the signed quality, averaged over seeds, shape (n_draws,).
+
+    None where the quality is a mean over rows, so that the rows themselves can be resampled.
+    """
+    lengths = {len(seed.test_draws) for seed in finalist.seeds}
+    if len(lengths) != 1 or 0 in lengths:
+        return None
+    draws: NDArray[np.float64] = np.mean([seed.test_draws for seed in finalist.seeds], axis=0)
+    return draws
+
+
 def _row_means(finalist: Finalist) -> list[float]:
     """Return the quality of each test row, averaged over seeds; [] if their numbers differ."""
     lengths = {len(seed.test_rows) for seed in finalist.seeds}
@@ -61,7 +76,7 @@ def _row_scale(finalist: Finalist, quality: Objective) -> float | None:
     """Return the metric's derivative by the mean row quality; None where it is no mean over rows.
 
     1 for a mean over rows (accuracy; loss, even when it weighs rows by their tokens), the metric
-    itself for perplexity (the delta method), None for F1 and the like.
+    itself for perplexity (the delta method), None for others.
     """
     if quality.name == "loss":
         return 1.0
@@ -85,6 +100,10 @@ def quality_interval(finalist: Finalist, quality: Objective) -> Interval | None:
     """
     scores = [seed.test[quality.name] for seed in finalist.seeds]
     parts = [(_variance_of_mean(scores), len(scores) - 1)] if len(scores) > 1 else []
+    draws = mean_draws(finalist)
+    if draws is not None:
+        parts.append((float(np.var(draws, ddof=1)), len(draws) - 1))
+        return _t_interval(sum(scores) / len(scores), parts)
     rows = _row_means(finalist)
     scale = _row_scale(finalist, quality) if len(rows) > 1 else None
     is_share = scale is not None and all(0.0 <= row <= 1.0 for row in rows)

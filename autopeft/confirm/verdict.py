@@ -16,8 +16,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from autopeft.confirm.finalists import Finalist, best_on_validation
-from autopeft.confirm.intervals import LEVEL
+from autopeft.confirm.finalists import Finalist, SeedScore, best_on_validation
+from autopeft.confirm.intervals import LEVEL, mean_draws
 from autopeft.costs.constraints import Constraint
 from autopeft.costs.objectives import Objective
 from autopeft.errors import SettingsError
@@ -116,7 +116,9 @@ def judge(
     pairs = [(m, tuned) for m in members] + list(zip(members, fair, strict=True))
     if reference is not None:
         pairs.append((tuned, reference))
-    found = dict(zip([(a.digest, b.digest) for a, b in pairs], _compare(pairs, seed), strict=True))
+    found = dict(
+        zip([(a.digest, b.digest) for a, b in pairs], _compare(pairs, quality, seed), strict=True)
+    )
     lora_gain = found[tuned.digest, reference.digest] if reference is not None else None
     levels, winners = [], []
     for member, opponent in zip(members, fair, strict=True):
@@ -153,7 +155,32 @@ def _rows(finalist: Finalist) -> Array:
     return mean
 
 
-def _compare(pairs: Sequence[tuple[Finalist, Finalist]], seed: int) -> list[_Comparison]:
+def _level(score: SeedScore, quality: Objective) -> float:
+    """Return a retraining's test quality, larger is better, on the scale of its resamples."""
+    if score.test_draws:
+        return quality.sign() * score.test[quality.name]
+    return float(np.mean(score.test_rows))
+
+
+def _resampled(
+    arms: Sequence[Finalist], quality: Objective, rng: np.random.Generator
+) -> tuple[Array, Array]:
+    """Return the quality of each arm, (arms,), and on resamples of the rows, (resamples, arms)."""
+    levels = np.array([np.mean([_level(s, quality) for s in f.seeds]) for f in arms])
+    draws = [mean_draws(f) for f in arms]
+    shared = [d for d in draws if d is not None]
+    if len(shared) == len(arms):
+        return levels, np.array(shared).T
+    rows = np.array([_rows(f) for f in arms])  # (arms, test rows)
+    n_rows = rows.shape[1]
+    # Bootstrap weights: how often each row is drawn; (resamples, test rows).
+    counts = rng.multinomial(n_rows, np.full(n_rows, 1.0 / n_rows), size=_N_RESAMPLES)
+    return rows.mean(axis=1), counts @ rows.T / n_rows
+
+
+def _compare(
+    pairs: Sequence[tuple[Finalist, Finalist]], quality: Objective, seed: int
+) -> list[_Comparison]:
     """Return differences with simultaneous intervals.
 
     Source: Westfall and Young, Resampling-Based Multiple Testing (1993), the single-step max-T.
@@ -161,17 +188,13 @@ def _compare(pairs: Sequence[tuple[Finalist, Finalist]], seed: int) -> list[_Com
     rng = np.random.default_rng(seed)
     arms = {f.digest: f for pair in pairs for f in pair}
     names = list(arms)
-    rows = np.array([_rows(f) for f in arms.values()])  # (arms, test rows)
-    n_arms, n_rows = rows.shape
     first = np.array([names.index(a.digest) for a, _ in pairs])
     second = np.array([names.index(b.digest) for _, b in pairs])
     n_seeds = np.array([len(f.seeds) for f in arms.values()])
-    between = _pooled_seed_variance(list(arms.values())) / n_seeds  # (arms,)
-    # Bootstrap weights: how often each row is drawn; (resamples, test rows).
-    counts = rng.multinomial(n_rows, np.full(n_rows, 1.0 / n_rows), size=_N_RESAMPLES)
-    means = counts @ rows.T / n_rows  # (resamples, arms)
-    means = means + rng.standard_normal((_N_RESAMPLES, n_arms)) * np.sqrt(between)
-    gains = rows.mean(axis=1)[first] - rows.mean(axis=1)[second]
+    between = _pooled_seed_variance(list(arms.values()), quality) / n_seeds  # (arms,)
+    levels, means = _resampled(list(arms.values()), quality, rng)
+    means = means + rng.standard_normal(means.shape) * np.sqrt(between)
+    gains = levels[first] - levels[second]
     draws = means[:, first] - means[:, second] - gains  # (resamples, pairs)
     errors = draws.std(axis=0)
     scale = np.where(errors > 0, errors, 1.0)
@@ -183,12 +206,19 @@ def _compare(pairs: Sequence[tuple[Finalist, Finalist]], seed: int) -> list[_Com
     ]
 
 
-def _pooled_seed_variance(finalists: Sequence[Finalist]) -> float:
+def _row_variance(finalist: Finalist) -> float:
+    """Return the variance of the mean quality between samples of test rows."""
+    draws = mean_draws(finalist)
+    if draws is not None:
+        return float(draws.var())
+    rows = _rows(finalist)
+    return float(rows.var() / len(rows))
+
+
+def _pooled_seed_variance(finalists: Sequence[Finalist], quality: Objective) -> float:
     """Return the variance of one seed's mean score, pooled: three seeds alone estimate it badly."""
     spreads = [
-        np.array([float(np.mean(s.test_rows)) for s in f.seeds])
-        for f in finalists
-        if len(f.seeds) > 1
+        np.array([_level(s, quality) for s in f.seeds]) for f in finalists if len(f.seeds) > 1
     ]
     freedom = sum(len(s) - 1 for s in spreads)
     if not freedom:
@@ -292,9 +322,7 @@ def pick_best(
         shown = np.log(costs) if (costs > 0).all() else costs
         return rows[knee(np.column_stack([scores, -shown]))].digest
     if rule == "one_se" and cost is not None:
-        between = _pooled_seed_variance(rows)
-        errors = np.array(
-            [np.sqrt(between / len(f.seeds) + _rows(f).var() / len(_rows(f))) for f in rows]
-        )
+        between = _pooled_seed_variance(rows, quality)
+        errors = np.array([np.sqrt(between / len(f.seeds) + _row_variance(f)) for f in rows])
         return rows[one_standard_error(scores, errors, costs)].digest
     return rows[int(np.argmax(scores))].digest

@@ -132,7 +132,8 @@ class JobExecution:
             seed=self.job.seed,
             validation={**validation.metrics, "loss": validation.loss},
             test={**test.metrics, "loss": test.loss},
-            test_rows=tuple(float(row) for row in test.rows),
+            test_rows=tuple(map(float, test.rows)),
+            test_draws=tuple(map(float, test.draws)) if test.draws is not None else (),
             objectives=objectives,
         )
 
