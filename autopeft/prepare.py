@@ -23,6 +23,7 @@ from autopeft.engine.budget import Budget
 from autopeft.engine.messages import WorkerContext
 from autopeft.errors import SettingsError, UserError
 from autopeft.models.backbone import Backbone, build_meta
+from autopeft.models.loading import load_config, position_limit
 from autopeft.models.quantization import check_backend
 from autopeft.profiling.measure import price_table
 from autopeft.profiling.output_positions import n_logit_weights, read_positions
@@ -210,9 +211,10 @@ def prepare(
 def load_task(settings: SearchSettings) -> tuple[TaskData, Task]:
     """Return the encoded data of a search, and the task bound to them."""
     tables = read_tables(settings)
-    task = make_task(settings, tables["train"])
+    config, _ = load_config(settings.model, model_kwargs=None, revision=settings.model_revision)
+    task = make_task(settings, tables["train"], config)
     processor = task.load_processor(settings.model, settings.model_revision)
-    data = load_data(settings, task, processor, tables)
+    data = load_data(settings, task, processor, tables, model_limit=position_limit(config))
     return data, task.bound(data)
 
 

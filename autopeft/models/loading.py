@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 
 from autopeft.errors import ModelError
 from autopeft.models import checkpoint
+from autopeft.models.sites import max_positions
 from autopeft.utils.quiet import quiet_transformers
 
 ConfigBefore = dict[tuple[str, str], Any]
@@ -49,6 +52,25 @@ def prepare_config(config: Any) -> ConfigBefore:
                 before[part, name] = value
                 setattr(holder, name, 0.0 if is_dropout else False)
     return before
+
+
+def position_limit(config: Any) -> int | None:
+    """Return the longest row that a model's positions allow, in tokens; None if it says nothing.
+
+    Tables of positions are asked themselves: RoBERTa's cannot use its first rows.
+    """
+    text = config.get_text_config()
+    stated = getattr(text, "max_position_embeddings", None)
+    shallow = copy.deepcopy(config)
+    try:
+        for part in {id(c): c for c in (shallow, shallow.get_text_config())}.values():
+            part.num_hidden_layers = 1
+        with torch.device("meta"), quiet_transformers():
+            table = max_positions(transformers.AutoModel.from_config(shallow))
+    except Exception:  # A model that cannot be this shallow; its configuration has to do.
+        table = None
+    limits = [int(n) for n in (stated, table) if isinstance(n, int) and n > 0]
+    return min(limits) if limits else None
 
 
 def restore_config(config: Any, before: ConfigBefore) -> None:

@@ -67,6 +67,7 @@ class Task(ABC):
         can_share_batch: Whether rows of several adapters may be computed in one batch.
         is_autoregressive: Whether the loss needs a model that does not see later tokens.
         settings: The settings of the search.
+        model_config: The configuration of the model, from transformers; None where not needed.
         quality: The objective that a search optimizes.
         labels: Label names in the order of their index.
         pad_id: Id of the padding token.
@@ -84,6 +85,7 @@ class Task(ABC):
     is_autoregressive: ClassVar[bool] = False
 
     settings: SearchSettings
+    model_config: Any = None
     quality: Objective
     labels: tuple[str, ...] = ()
     pad_id: int = 0
@@ -97,14 +99,18 @@ class Task(ABC):
 
     # Before the data is read
 
-    def configured(self, settings: SearchSettings) -> Self:
+    def configured(self, settings: SearchSettings, model_config: Any = None) -> Self:
         """Return the task for a search.
+
+        Args:
+            settings: The settings of the search.
+            model_config: The configuration of its model, from transformers.
 
         Raises:
             SettingsError: if it does not measure the metric asked for.
         """
         twin = copy.copy(self)
-        twin.settings = settings
+        twin.settings, twin.model_config = settings, model_config
         twin.quality = choose_quality(self.name, settings.metric, self.metrics)
         return twin
 
@@ -167,6 +173,10 @@ class Task(ABC):
 
     def labels_of(self, splits: Mapping[SplitName, Examples]) -> tuple[str, ...]:
         """Return the label names in the order of their index; by default there are none."""
+        return ()
+
+    def notes(self, labels: tuple[str, ...]) -> tuple[str, ...]:
+        """Return what a user should know about the data or the model, one sentence each."""
         return ()
 
     @abstractmethod

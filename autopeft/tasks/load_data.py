@@ -96,7 +96,10 @@ def load_data(
         max_length=max_length,
         dropped=dict(dropped),
         n_duplicates=sum(duplicates.values()),
-        notes=tuple(dict.fromkeys(note for rows in by_source.values() for note in rows.notes)),
+        notes=(
+            *dict.fromkeys(note for rows in by_source.values() for note in rows.notes),
+            *task.notes(labels),
+        ),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from autopeft.errors import DataError, SettingsError
 from autopeft.tasks.columns import find_columns
@@ -45,19 +45,20 @@ def named_task(settings: SearchSettings) -> Task:
     return task_class(settings.task)().configured(settings)
 
 
-def make_task(settings: SearchSettings, table: Table) -> Task:
+def make_task(settings: SearchSettings, table: Table, model_config: Any = None) -> Task:
     """Return the task of a search; it is not bound to data yet.
 
     Args:
         settings: Name the task, or leave it to the data.
         table: The training data.
+        model_config: The configuration of the model.
 
     Raises:
         SettingsError: if there is no such task, it does not measure the metric asked for, or the
             data fits none.
     """
     name = settings.task or _recognized(settings, table)
-    return task_class(name)().configured(settings)
+    return task_class(name)().configured(settings, model_config)
 
 
 def _recognized(settings: SearchSettings, table: Table) -> str:

@@ -18,6 +18,7 @@ from autopeft.tasks.columns import Column
 from autopeft.tasks.data import SPLITS, EncodedSplit, SplitName
 from autopeft.tasks.encoding import encode_texts
 from autopeft.tasks.examples import Examples
+from autopeft.tasks.labels import as_label, has_head, in_order
 
 TEXT_NAMES = ("sentence", "review", "content", "document", "tweet", "headline", "comment", "body")
 LABEL_NAMES = ("labels", "class", "category", "sentiment", "target")
@@ -89,7 +90,18 @@ class TextClassification(Task):
                     f"occurs in {name} but in no training row",
                     "add training rows with it, or drop it",
                 )
-        return tuple(sorted(labels, key=_label_order))
+        return in_order(labels, self.model_config)[0]
+
+    def notes(self, labels: tuple[str, ...]) -> tuple[str, ...]:
+        """Say so if the checkpoint's head is replaced."""
+        if not self._replaces_head(labels):
+            return ()
+        names = ", ".join(map(str, (getattr(self.model_config, "id2label", None) or {}).values()))
+        return (f"the model's head knows other classes ({names}); a new head is trained",)
+
+    def _replaces_head(self, labels: tuple[str, ...]) -> bool:
+        is_known = in_order(labels, self.model_config)[1]
+        return not is_known and has_head(self.model_config, "SequenceClassification")
 
     def encode(
         self, processor: Any, rows: Examples, labels: tuple[str, ...], max_length: int
@@ -164,20 +176,3 @@ def row_logits(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     """Return the logits of each row, shape (b, n_labels), float32 in any precision."""
     logits: torch.Tensor = model(**batch.model_inputs()).logits
     return logits.float()
-
-
-def as_label(value: Any) -> str | None:
-    """Return a label's name: a whole number loses its decimal point, spaces around go."""
-    if value is None or (isinstance(value, float) and value != value):
-        return None
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return str(value).strip()
-
-
-def _label_order(label: str) -> tuple[int, float, str]:
-    """Sort numbers by value and before words, so that "10" follows "9"."""
-    try:
-        return 0, float(label), label
-    except ValueError:
-        return 1, 0.0, label

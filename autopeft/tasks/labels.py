@@ -1,0 +1,72 @@
+"""Names of classes, and their order in a checkpoint that already has a head."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from typing import Any
+
+
+def as_label(value: Any) -> str | None:
+    """Return a label's name: a whole number loses its decimal point, spaces around go.
+
+    Example:
+        >>> from autopeft.tasks.labels import as_label
+        >>> as_label(2.0), as_label(" good "), as_label(True), as_label(float("nan"))
+        ('2', 'good', 'True', None)
+    """
+    if value is None or (isinstance(value, float) and value != value):
+        return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value).strip() or None
+
+
+def label_order(label: str) -> tuple[int, float, str]:
+    """Return a key that sorts numbers by value and before words, so that "10" follows "9"."""
+    try:
+        return 0, float(label), label
+    except ValueError:
+        return 1, 0.0, label
+
+
+def in_order(labels: Collection[str], config: Any) -> tuple[tuple[str, ...], bool]:
+    """Return the labels in the order of the model's outputs, and whether the checkpoint knows it.
+
+    A fine-tuned classifier names its outputs (`id2label`). Where these are the names in the data,
+    letter case aside, its order and all its classes are taken, so that its head stays of use. Where
+    they are not, nobody can tell which output means what, and the labels are sorted.
+
+    Args:
+        labels: Label names in the data.
+        config: The model's configuration, from transformers; None: unknown.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> from autopeft.tasks.labels import in_order
+        >>> in_order({"neg", "pos"}, SimpleNamespace(id2label={0: "POS", 1: "NEG"}))
+        (('pos', 'neg'), True)
+        >>> in_order({"neg", "pos"}, SimpleNamespace(id2label={0: "LABEL_0", 1: "LABEL_1"}))
+        (('neg', 'pos'), False)
+    """
+    named = dict(getattr(config, "id2label", None) or {})
+    outputs = [str(named[index]) for index in sorted(named)]
+    # Without names of its own, a classifier calls its outputs LABEL_0, LABEL_1, ...
+    plain = [re.sub(r"^LABEL_(?=\d+$)", "", name) for name in outputs]
+    for names in (outputs, plain):
+        spelled = {label.casefold(): label for label in labels}
+        known = [name.casefold() for name in names]
+        if len(set(known)) == len(known) and set(spelled) <= set(known):
+            found = (spelled.get(k, name) for k, name in zip(known, names, strict=True))
+            return tuple(found), True
+    return tuple(sorted(labels, key=label_order)), False
+
+
+def has_head(config: Any, kind: str) -> bool:
+    """Return whether a checkpoint was saved with a head of a kind, e.g. "SequenceClassification".
+
+    Args:
+        config: The model's configuration, from transformers; None: unknown.
+        kind: End of the name of transformers' class for it.
+    """
+    return any(str(name).endswith(kind) for name in getattr(config, "architectures", None) or ())
