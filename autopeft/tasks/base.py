@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from autopeft.costs.objectives import Objective
 from autopeft.errors import SettingsError
 from autopeft.models.backbone import load_tokenizer
+from autopeft.models.loading import auto_loader
 from autopeft.tasks.batch import Batch, Window
 from autopeft.tasks.columns import Column, check_kind, find_columns
 from autopeft.tasks.data import TEXT_INPUTS, EncodedSplit, SplitName, TaskData
@@ -113,6 +114,19 @@ class Task(ABC):
         twin.settings, twin.model_config = settings, model_config
         twin.quality = choose_quality(self.name, settings.metric, self.metrics)
         return twin
+
+    @classmethod
+    def fits_model(cls, config: Any) -> bool:
+        """Return whether `auto_class` loads models of this configuration; None: unknown, True.
+
+        An encoder-decoder can be loaded as a decoder alone, which is not what its user means.
+        """
+        if config is None:
+            return True
+        if cls.is_autoregressive and getattr(config, "is_encoder_decoder", False):
+            return False
+        mapping = getattr(auto_loader(cls.auto_class), "_model_mapping", None)
+        return mapping is None or type(config) in mapping or bool(getattr(config, "auto_map", None))
 
     @classmethod
     def check_fit(cls, table: Table, names: Mapping[str, str]) -> None:

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.nn import functional
 
-from autopeft.costs.objectives import objective
 from autopeft.errors import TrainingFailure
-from autopeft.tasks.base import Evaluation, Scores, Task
 from autopeft.tasks.batch import Batch, Window
 from autopeft.tasks.columns import Column
 from autopeft.tasks.data import IGNORED, EncodedSplit
 from autopeft.tasks.encoding import encode_prompts
 from autopeft.tasks.examples import Examples
+from autopeft.tasks.language import LanguageTask
 
 MAX_STRATA = 20
 """Splits balance the completions if there are at most this many different ones."""
 
 
-class CausalLM(Task):
+class CausalLM(LanguageTask):
     """Next-token prediction on completions; prompts add no loss.
 
     Args:
@@ -42,7 +38,6 @@ class CausalLM(Task):
     )
     target = "completion"
     auto_class = "AutoModelForCausalLM"
-    metrics = tuple(objective(name) for name in ("loss", "perplexity", "token_accuracy"))
     is_autoregressive = True
 
     def clean_column(self, column: Column, values: Sequence[Any]) -> Sequence[Any]:
@@ -96,24 +91,6 @@ class CausalLM(Task):
             "weight": empty.index_add(0, owner, torch.ones_like(losses)),
             "correct": empty.index_add(0, owner, right.float()),
         }
-
-    def summarize(self, scores: Scores, split: EncodedSplit, rows: NDArray[np.int64]) -> Evaluation:
-        """Return loss, perplexity and accuracy over all learned tokens of the split.
-
-        The quality of a row is its share of correct tokens if the metric is token_accuracy, else
-        minus its mean loss.
-        """
-        n_tokens = float(scores["weight"].sum())
-        loss = float(scores["loss"].sum()) / n_tokens
-        metrics = {
-            "loss": loss,
-            # A float overflows beyond e^700; such a model is useless in any case.
-            "perplexity": math.exp(min(loss, 700.0)),
-            "token_accuracy": float(scores["correct"].sum()) / n_tokens,
-        }
-        is_accuracy = self.quality.name == "token_accuracy"
-        per_row = scores["correct"] if is_accuracy else -scores["loss"]
-        return Evaluation(loss, metrics, per_row / np.maximum(scores["weight"], 1.0))
 
 
 def learned_logits(

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 TASKS: Mapping[str, str] = {
     "text-classification": "autopeft.tasks.text_classification:TextClassification",
     "causal-lm": "autopeft.tasks.causal_lm:CausalLM",
+    "seq2seq": "autopeft.tasks.seq2seq:Seq2Seq",
+    "image-classification": "autopeft.tasks.image_classification:ImageClassification",
 }
 """Task name -> its class as `module:name`. Data without a named task gets the first that fits."""
 
@@ -57,17 +59,19 @@ def make_task(settings: SearchSettings, table: Table, model_config: Any = None) 
         SettingsError: if there is no such task, it does not measure the metric asked for, or the
             data fits none.
     """
-    name = settings.task or _recognized(settings, table)
+    name = settings.task or _recognized(settings, table, model_config)
     return task_class(name)().configured(settings, model_config)
 
 
-def _recognized(settings: SearchSettings, table: Table) -> str:
-    """Return the first task that the columns of the data fit; tasks are in order of preference."""
+def _recognized(settings: SearchSettings, table: Table, model_config: Any) -> str:
+    """Return the first task that model and columns fit; tasks are in order of preference."""
     named = settings.column_names()
     misfit: DataError | None = None
     for name in TASKS:
         task = task_class(name)
-        if not set(named).issubset(column.role for column in task.columns):
+        if not task.fits_model(model_config) or not set(named).issubset(
+            column.role for column in task.columns
+        ):
             continue
         try:
             names = find_columns(task.columns, named, table)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ class TextClassification(Task):
 
     name = "text-classification"
     description = "one class for each text, or for each pair of texts"
-    columns = (
+    columns: ClassVar[tuple[Column, ...]] = (
         Column("text", "text", "the text to classify", names=(*TEXT_NAMES, "sentence1", "premise")),
         Column(
             "text_pair", "text", "the second text of a pair", False, ("sentence2", "hypothesis")
@@ -43,7 +43,7 @@ class TextClassification(Task):
         Column("label", "label", "the class", names=LABEL_NAMES),
     )
     target = "label"
-    identity = ("text", "text_pair")
+    identity: ClassVar[tuple[str, ...]] = ("text", "text_pair")
     auto_class = "AutoModelForSequenceClassification"
     metrics = tuple(objective(name) for name in ("accuracy", "f1", "matthews", "loss"))
 

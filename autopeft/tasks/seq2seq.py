@@ -1,0 +1,121 @@
+"""Fine-tuning of an encoder-decoder, such as T5 or BART: learns a text from a text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from autopeft.errors import ModelError
+from autopeft.tasks.batch import Batch
+from autopeft.tasks.columns import Column
+from autopeft.tasks.data import IGNORED, EncodedSplit, Ragged
+from autopeft.tasks.encoding import flat, split_of
+from autopeft.tasks.examples import Examples
+from autopeft.tasks.language import LanguageTask
+
+
+class Seq2Seq(LanguageTask):
+    """Learns the target text of each source text.
+
+    Args:
+        labels: Not used.
+        pad_id: Id of the padding token.
+        metric: Quality to optimize: loss (default), perplexity or token_accuracy.
+    """
+
+    name = "seq2seq"
+    description = "a text for each text by an encoder-decoder: translation, summaries"
+    columns = (
+        Column(
+            "source",
+            "text",
+            "the text to read",
+            names=("input", "prompt", "article", "document", "question", "dialogue", "text"),
+        ),
+        Column(
+            "target",
+            "text",
+            "the text to write",
+            names=("output", "completion", "highlights", "summary", "answer", "response"),
+        ),
+    )
+    target = "target"
+    auto_class = "AutoModelForSeq2SeqLM"
+    input_names = ("input_ids", "attention_mask", "decoder_input_ids")
+
+    def encode(
+        self, processor: Any, rows: Examples, labels: tuple[str, ...], max_length: int
+    ) -> EncodedSplit:
+        """Tokenize sources and targets; the decoder reads the targets shifted by one.
+
+        Both are cut at their ends. Equal to `DataCollatorForSeq2Seq` with the model's own
+        `prepare_decoder_input_ids_from_labels`.
+        """
+        how = {"truncation": True, "max_length": max_length, "return_attention_mask": False}
+        ids = processor(list(rows["source"]), **how)["input_ids"]
+        targets = processor(text_target=list(rows["target"]), **how)["input_ids"]
+        start = self._start_id()
+        shifted = [[start, *target[:-1]] for target in targets]
+        offsets = np.cumsum([0, *map(len, targets)], dtype=np.int64)
+        n_truncated = sum(
+            max(len(source), len(target)) >= max_length
+            for source, target in zip(ids, targets, strict=True)
+        )
+        return split_of(
+            rows,
+            ids,
+            ragged={
+                "labels": Ragged(flat(targets).astype(np.int32), offsets),
+                "decoder_input_ids": Ragged(flat(shifted).astype(np.int32), offsets),
+            },
+            n_truncated=n_truncated,
+        )
+
+    def _start_id(self) -> int:
+        """Return the token that a decoder starts from."""
+        start = getattr(self.model_config, "decoder_start_token_id", None)
+        if start is None:
+            raise ModelError(
+                "model",
+                self.settings.model,
+                "its configuration names no decoder_start_token_id",
+                "use an encoder-decoder such as T5 or BART, or another --task",
+            )
+        return int(start)
+
+    def row_losses(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the summed cross-entropy and the number of target tokens of each row."""
+        losses, _ = self._token_losses(model, batch)
+        return losses.sum(dim=1), (batch.labels != IGNORED).sum(dim=1).float()
+
+    def score(self, model: torch.nn.Module, batch: Batch) -> Mapping[str, torch.Tensor]:
+        """Return the summed loss, the number of target tokens and of correct ones of each row."""
+        losses, logits = self._token_losses(model, batch)
+        is_learned = batch.labels != IGNORED
+        is_right = (logits.argmax(dim=-1) == batch.labels) & is_learned
+        return {
+            "loss": losses.sum(dim=1),
+            "weight": is_learned.sum(dim=1).float(),
+            "correct": is_right.sum(dim=1).float(),
+        }
+
+    def prompt_and_reference(self, split: EncodedSplit, row: int) -> tuple[list[int], list[int]]:
+        """Return the tokens of the source and of the target."""
+        target = split.ragged["labels"]
+        return (
+            split.tokens[split.offsets[row] : split.offsets[row + 1]].tolist(),
+            target.values[target.offsets[row] : target.offsets[row + 1]].tolist(),
+        )
+
+    @staticmethod
+    def _token_losses(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the loss of each target token, (b, t), 0 for padding; and logits (b, t, v)."""
+        logits: torch.Tensor = model(**batch.model_inputs(), use_cache=False).logits.float()
+        losses = functional.cross_entropy(
+            logits.transpose(1, 2), batch.labels, reduction="none", ignore_index=IGNORED
+        )
+        return losses, logits
