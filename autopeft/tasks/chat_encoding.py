@@ -279,27 +279,42 @@ class _Encoder:
     ) -> list[Encoded | None]:
         found: list[Encoded | None] = [None] * len(rows)
         current, waiting = list(rows), list(range(len(rows)))
-        lengths: dict[int, int] = {}
+        lengths: dict[int, int] = {}  # Of rows that are cut, before that.
         for n_passes_left in reversed(range(_MAX_PASSES)):
-            drafts = self.template.drafts(
+            rendered = self.template.rendered(
                 [current[i] for i in waiting], [numbers[i] for i in waiting]
             )
-            later = []
-            for index, draft in zip(waiting, drafts, strict=True):
-                n_tokens = len(draft.ids)
-                full_length = lengths.setdefault(index, n_tokens)
-                is_long = n_tokens > self.limit and self.on_long == "cut" and draft.spans
-                shorter = None
-                if is_long and n_passes_left:
-                    shorter = shortened(self.template, current[index], n_tokens, self.limit)
-                if shorter is not None:
-                    current[index] = shorter
-                    later.append(index)
+            shorter: dict[int, Conversation] = {}
+            ready = []
+            for index, each in zip(waiting, rendered, strict=True):
+                n_tokens = len(each.ids)
+                less = self._shortened(current[index], n_tokens) if n_passes_left else None
+                if less is None:
+                    ready.append((index, each))
                 else:
+                    shorter[index] = less
+                    lengths.setdefault(index, n_tokens)
+            drafts = self.template.drafts([each for _, each in ready])
+            for (index, each), draft in zip(ready, drafts, strict=True):
+                n_tokens, less = len(draft.ids), None
+                if n_passes_left and n_tokens != len(each.ids):
+                    less = self._shortened(current[index], n_tokens)
+                if less is None:
                     self._count(draft)
-                    found[index] = self._finished(draft, full_length)
-            waiting = later
+                    found[index] = self._finished(draft, lengths.get(index, n_tokens))
+                else:
+                    shorter[index] = less
+                    lengths.setdefault(index, n_tokens)
+            for index, less in shorter.items():
+                current[index] = less
+            waiting = sorted(shorter)
         return found
+
+    def _shortened(self, row: Conversation, n_tokens: int) -> Conversation | None:
+        """Return a shorter conversation; None if it is to stay as it is."""
+        if n_tokens <= self.limit or self.on_long == "drop":
+            return None
+        return shortened(self.template, row, n_tokens, self.limit)
 
     def _count(self, draft: Draft) -> None:
         counts, n_left_out = self.counts, draft.n_turns - len(draft.spans)
@@ -368,6 +383,8 @@ def shortened(
         limit: Number of tokens to reach. A text cut by n tokens may lose fewer of them, because
             tokens at the cut merge anew; call this again then.
     """
+    if not row.learned:
+        return None
     original, last = row, row.learned[-1]
     if last + 1 < len(row.messages):
         row = without_messages(row, last + 1, len(row.messages))

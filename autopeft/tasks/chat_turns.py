@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,15 @@ def closing_token(tokenizer: Any, ids: Sequence[int]) -> int | None:
 
 
 @dataclass(frozen=True)
+class Rendered:
+    """A conversation in the form that the chat template takes, its text and its tokens."""
+
+    row: Conversation
+    text: str
+    ids: list[int]
+
+
+@dataclass(frozen=True)
 class Draft:
     """Tokens of a row before they are cut.
 
@@ -99,8 +109,8 @@ class ChatTemplate:
     column: str
     _marked: dict[bool, bool] = field(default_factory=dict)
 
-    def drafts(self, rows: Sequence[Conversation], numbers: Sequence[int]) -> list[Draft]:
-        """Return the tokens of conversations, and which of them are learned.
+    def rendered(self, rows: Sequence[Conversation], numbers: Sequence[int]) -> list[Rendered]:
+        """Return conversations as texts and tokens.
 
         Args:
             rows: Conversations.
@@ -117,11 +127,16 @@ class ChatTemplate:
                 "use an instruction-tuned model, set the tokenizer's chat_template, or give prompt"
                 " and completion as text",
             )
-        rendered = [self._rendered(row, n) for row, n in zip(rows, numbers, strict=True)]
-        rows = [row for row, _ in rendered]
-        found: dict[int, Draft] = {}
+        found = [self._rendered(row, n) for row, n in zip(rows, numbers, strict=True)]
+        ids = token_ids(self.tokenizer, [text for _, text in found])
+        return [Rendered(*both, tokens) for both, tokens in zip(found, ids, strict=True)]
+
+    def drafts(self, rendered: Sequence[Rendered]) -> list[Draft]:
+        """Return which tokens of conversations are learned."""
+        rows = [each.row for each in rendered]
         # A prompt with one answer needs no marks: whatever follows the prompt is learned.
         several = [i for i, row in enumerate(rows) if row.n_prompt != len(row.messages) - 1]
+        found: dict[int, Draft] = {}
         for group in _same_options(rows, several):
             if self._is_marked(rows[group[0]].tools is not None):
                 found.update(self._marked_drafts(rows, group))
@@ -234,27 +249,58 @@ class ChatTemplate:
 
     # All other templates
 
-    def _unmarked_drafts(self, rendered: Sequence[tuple[Conversation, str]]) -> list[Draft]:
+    def _unmarked_drafts(self, rendered: Sequence[Rendered]) -> list[Draft]:
         """Return rows whose turns are found by rendering the conversation up to each of them."""
-        parts: list[list[tuple[str | None, str | None]]] = []
-        for row, text in rendered:
-            last = len(row.messages) - 1
-            parts.append(
-                [
-                    (
-                        self._beginning(row, turn, prompt=True),
-                        text if turn == last else self._beginning(row, turn + 1),
-                    )
-                    for turn in row.learned
-                ]
-            )
-        texts = {text for _, text in rendered}
-        texts |= {text for turns in parts for turn in turns for text in turn if text is not None}
+        turns = [self._turns(each) for each in rendered]
+        pieces = [_pieces(each.text, parts) for each, parts in zip(rendered, turns, strict=True)]
+        ids = self._ids({piece for row in pieces for piece in row})
+        found: dict[int, Draft] = {}
+        for place, (each, row) in enumerate(zip(rendered, pieces, strict=True)):
+            if row and list(chain.from_iterable(ids[piece] for piece in row)) == each.ids:
+                ends = np.cumsum([len(ids[piece]) for piece in row[:-1]]).tolist()
+                spans = list(zip(ends[::2], ends[1::2], strict=True))
+                found[place] = Draft(each.ids, spans, len(spans))
+        # What is left: turns that the template changes, or whose tokens merge with their header.
+        left = [place for place in range(len(rendered)) if place not in found]
+        texts = {text for place in left for turn in turns[place] for text in turn if text}
+        ids = self._ids(texts) | {rendered[place].text: rendered[place].ids for place in left}
+        added = frozenset(self.tokenizer.added_tokens_decoder) if left else frozenset()
+        for place in left:
+            found[place] = _draft(rendered[place].text, turns[place], ids, added)
+        return [found[place] for place in range(len(rendered))]
+
+    def _turns(self, each: Rendered) -> list[tuple[str | None, str | None]]:
+        """Return the text up to each turn to learn, with its header, and the text with it."""
+        end, last = self.tokenizer.eos_token, len(each.row.messages) - 1
+        found = []
+        for turn in each.row.learned:
+            before = self._beginning(each.row, turn, prompt=True)
+            after = each.text if turn == last else self._beginning(each.row, turn + 1)
+            if after is not None and end and not each.text.startswith(after):
+                # Some templates, Phi's for one, end a conversation with a token of its own.
+                bare = after.removesuffix(end)
+                after = bare if each.text.startswith(bare) else after
+            found.append((before, after))
+        return found
+
+    def _ids(self, texts: Iterable[str]) -> dict[str, list[int]]:
         order = sorted(texts)
-        ids = dict(zip(order, token_ids(self.tokenizer, order), strict=True))
-        added = frozenset(self.tokenizer.added_tokens_decoder)
-        pairs = zip(rendered, parts, strict=True)
-        return [_draft(text, turns, ids, added) for (_, text), turns in pairs]
+        return dict(zip(order, token_ids(self.tokenizer, order), strict=True))
+
+
+def _pieces(text: str, turns: Sequence[tuple[str | None, str | None]]) -> list[str]:
+    """Return a text in pieces: before a turn, the turn, and so on; empty if it is not made so.
+
+    Tokenizing pieces costs less than tokenizing the text up to each turn. Where the tokens of the
+    pieces are those of the text, each piece ends where a token ends.
+    """
+    found, place = [], 0
+    for end in chain.from_iterable(turns):
+        if end is None or len(end) < place or not text.startswith(end):
+            return []
+        found.append(text[place : len(end)])
+        place = len(end)
+    return [*found, text[place:]] if found else []
 
 
 def _draft(
