@@ -35,7 +35,7 @@ OnLong = Literal["cut", "drop"]
 
 TOO_LONG = "longer than max_length"
 NOTHING_LEFT = "no token of the completion within max_length"
-NO_TURN = "no turn of the assistant that the chat template renders apart"
+NO_TURN = "no assistant turn that follows a prompt"
 
 _CHUNK = 1000  # Rows that are tokenized at once: enough to be fast, few enough for the memory.
 _MAX_PASSES = 4  # A text cut by n tokens may lose n - 1 of them: tokens at the cut merge anew.
@@ -98,6 +98,7 @@ def encode_rows(
     on_long: OnLong = "cut",
     numbers: Sequence[int] | None = None,
     column: str = "messages",
+    role: str = "messages",
 ) -> EncodedRows:
     """Return rows as tokens.
 
@@ -121,11 +122,12 @@ def encode_rows(
         on_long: What becomes of longer rows.
         numbers: Number of each row in its source, for errors; None: their order, from 1.
         column: Name of the column, for errors.
+        role: The setting that names it, for errors.
 
     Raises:
         DataError: if the tokenizer has no chat template, or its template refuses a conversation.
     """
-    encoder = _Encoder(tokenizer, max_length, on_long, column)
+    encoder = _Encoder(tokenizer, max_length, on_long, column, role)
     order = numbers if numbers is not None else range(1, len(rows) + 1)
     found: list[Encoded | None] = []
     for start in range(0, len(rows), _CHUNK):
@@ -158,7 +160,13 @@ def encode_preferences(
     order = numbers if numbers is not None else range(1, len(pairs) + 1)
     doubled = [number for number in order for _ in range(2)]
     found = encode_rows(
-        tokenizer, answers, max_length, on_long=on_long, numbers=doubled, column=column
+        tokenizer,
+        answers,
+        max_length,
+        on_long=on_long,
+        numbers=doubled,
+        column=column,
+        role="chosen",
     )
     by_place = dict(zip(found.kept.tolist(), found.rows, strict=True))
     kept = [i for i in range(len(pairs)) if 2 * i in by_place and 2 * i + 1 in by_place]
@@ -190,11 +198,12 @@ class _Encoder:
     limit: int
     on_long: OnLong
     column: str
+    role: str
     dropped: Counter[str] = field(default_factory=Counter)
     counts: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
-        self.template = ChatTemplate(self.tokenizer, self.column)
+        self.template = ChatTemplate(self.tokenizer, self.column, self.role)
         self.start = _start_ids(self.tokenizer)
         eos = self.tokenizer.eos_token_id
         self.bos = self.tokenizer.bos_token_id
@@ -228,6 +237,11 @@ class _Encoder:
                 f"{counts['turns left out']} of {counts['turns']} assistant turns, in"
                 f" {counts['rows left out']} of {n_rows} conversations, add no loss: the chat"
                 " template renders them in another way once more turns follow"
+            )
+        if counts["turns unasked"]:
+            found.append(
+                f"{counts['turns unasked']} of {counts['turns']} assistant turns add no loss: they"
+                " begin their conversation"
             )
         if counts["differ"]:
             found.append(
@@ -317,12 +331,14 @@ class _Encoder:
         return shortened(self.template, row, n_tokens, self.limit)
 
     def _count(self, draft: Draft) -> None:
-        counts, n_left_out = self.counts, draft.n_turns - len(draft.spans)
+        counts = self.counts
+        n_left_out = draft.n_turns - draft.n_unasked - len(draft.spans)
         if not counts["conversations"] and draft.spans:
             start, stop = draft.spans[-1]
             counts["no end"] += closing_token(self.tokenizer, draft.ids[start:stop]) is None
         counts["conversations"] += 1
         counts["turns"] += draft.n_turns
+        counts["turns unasked"] += draft.n_unasked
         counts["turns left out"] += n_left_out
         counts["rows left out"] += n_left_out > 0
         counts["differ"] += draft.differs

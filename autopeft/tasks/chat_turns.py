@@ -85,6 +85,7 @@ class Draft:
         ids: Token ids.
         spans: Start and end of what is learned, in order.
         n_turns: Number of turns that were to be learned.
+        n_unasked: Number of them that have nothing before them which the template could render.
         is_merged: Whether the end of a prompt merges with the start of its completion.
         differs: Whether the template renders the last answer in another way than it prompts for it.
     """
@@ -92,6 +93,7 @@ class Draft:
     ids: list[int]
     spans: list[tuple[int, int]]
     n_turns: int = 1
+    n_unasked: int = 0
     is_merged: bool = False
     differs: bool = False
 
@@ -103,10 +105,12 @@ class ChatTemplate:
     Attributes:
         tokenizer: A tokenizer of transformers.
         column: Name of the column with the conversations, for errors.
+        role: The setting that names it, for errors.
     """
 
     tokenizer: Any
     column: str
+    role: str = "messages"
     _marked: dict[bool, bool] = field(default_factory=dict)
 
     def rendered(self, rows: Sequence[Conversation], numbers: Sequence[int]) -> list[Rendered]:
@@ -121,7 +125,7 @@ class ChatTemplate:
         """
         if rows and not has_chat_template(self.tokenizer):
             raise DataError(
-                "messages",
+                self.role,
                 self.column,
                 f"row {numbers[0]} is a conversation, but the tokenizer has no chat template",
                 "use an instruction-tuned model, set the tokenizer's chat_template, or give prompt"
@@ -179,7 +183,7 @@ class ChatTemplate:
                 return written, text
             reason = " ".join(str(error).split())[:200]
             raise DataError(
-                "messages",
+                self.role,
                 self.column,
                 f"row {number} is refused by the tokenizer's chat template ({reason})",
                 "change the roles or their order in that row, or use a model whose template takes"
@@ -318,23 +322,25 @@ def _draft(
         ids: The tokens of all these texts.
         added: Tokens that the tokenizer adds to its vocabulary, such as end tokens.
     """
-    if not turns:
-        return Draft(ids[text], [], n_turns=0)
-    end_of_last = turns[-1][1]
+    asked = [(before, after) for before, after in turns if before is not None]
+    n_unasked = len(turns) - len(asked)
+    if not asked:
+        return Draft(ids[text], [], len(turns), n_unasked)
+    end_of_last = asked[-1][1]
     if end_of_last is not None and _boundary(end_of_last, text, ids, added) is None:
         text = end_of_last  # What follows changes the last turn, and is not learned anyway.
     spans = []
     is_merged = differs = False
-    for number, (before, after) in enumerate(turns, start=1):
-        start = None if before is None else _boundary(before, text, ids)
+    for number, (before, after) in enumerate(asked, start=1):
+        start = _boundary(before, text, ids)
         stop = None if after is None else _boundary(after, text, ids, added)
-        if start is not None and before is not None:
+        if start is not None:
             is_merged |= start < len(ids[before])
-        elif number == len(turns) and before is not None:
+        elif number == len(asked):
             start, differs = n_common(ids[before], ids[text]), True
         if start is not None and stop is not None and start < stop:
             spans.append((start, stop))
-    return Draft(ids[text], spans, len(turns), is_merged, differs)
+    return Draft(ids[text], spans, len(turns), n_unasked, is_merged, differs)
 
 
 def _boundary(

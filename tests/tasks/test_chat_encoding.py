@@ -147,6 +147,14 @@ TALK = (
     user("And the sun?"),
     assistant("It is in the sky."),
 )
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "look",
+        "description": "Looks at something.",
+        "parameters": {"type": "object", "properties": {"at": {"type": "string"}}},
+    },
+}
 TEMPLATES: Mapping[str, tuple[str, dict[str, Any]]] = {
     "chatml": (CHATML, {"eos": "<|im_end|>"}),
     "llama3": (LLAMA3, {"eos": "<|eot|>", "starts": True}),
@@ -278,6 +286,33 @@ def test_the_end_of_a_turn_is_the_templates_own(name: str, end: str | None) -> N
     assert end_of_turn(tokenizer) == wanted
 
 
+def test_turns_that_call_tools_are_learned() -> None:
+    tokenizer = chat_tokenizer(trl_template("qwen3"), bos=None, eos="<|im_end|>")
+    call = {"name": "look", "arguments": {"at": "sky"}}
+    talk = [
+        *TALK[:3],
+        {"role": "assistant", "content": "<think>\nhm\n</think>\n\n", "tool_calls": [call]},
+        {"role": "tool", "content": "blue"},
+        assistant("<think>\nok\n</think>\n\nBlue."),
+    ]
+    row = read_row({"messages": talk, "tools": [TOOL]}, 1)
+    found = encode_rows(tokenizer, [row], 10_000)  # type: ignore[list-item]
+    assert learned_texts(tokenizer, found.rows[0]) == [
+        '<think>\nhm\n</think>\n\n<tool_call>\n{"name": "look", "arguments": {"at": "sky"}}\n'
+        "</tool_call><|im_end|>\n",
+        "<think>\nok\n</think>\n\nBlue.<|im_end|>\n",
+    ]
+    assert "1 of 3 assistant turns" in found.notes[0]
+
+
+def test_a_template_for_tools_is_used_with_tools() -> None:
+    tokenizer = chat_tokenizer(None)
+    tokenizer.chat_template = {"default": CHATML, "tool_use": "tools" + CHATML}
+    rows = [Conversation(TALK), Conversation(TALK, tools=(TOOL,))]
+    plain, with_tools = encode_rows(tokenizer, rows, 10_000).rows
+    assert tokenizer.decode(with_tools.ids) == "tools" + tokenizer.decode(plain.ids)
+
+
 def test_tools_reach_the_template() -> None:
     tokenizer = tokenizer_of("llama3")
     tool = {"type": "function", "function": {"name": "look", "parameters": {}}}
@@ -336,6 +371,47 @@ def test_a_completion_ends_once_and_a_prompt_begins_once(starts: bool) -> None:
                 completion if "</s>" in completion else f"{completion}</s>"
             )
             assert tokenizer.decode(row.ids[row.prompt_length :]).startswith(" is blue</s>")
+
+
+def word_start_tokenizer(template: str | None, *, ends: bool = False) -> PreTrainedTokenizerFast:
+    """Marks the start of a text like that of a word, as Llama 2 does; `ends`: and puts an end."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
+    letters = sorted({*TEXT, *"[]/INSTW.", "\u2581"} - {" "})
+    trainer = trainers.BpeTrainer(
+        vocab_size=90,
+        special_tokens=["<unk>", "<s>", "</s>"],
+        initial_alphabet=letters,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([TEXT] * 4, trainer)
+    specials = [(name, tokenizer.token_to_id(name)) for name in ("<s>", "</s>")]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>" if ends else "<s> $A", special_tokens=specials
+    )
+    found = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+    found.chat_template = template
+    return found
+
+
+def test_a_tokenizer_that_marks_the_start_of_a_text_gives_the_rows_of_trl() -> None:
+    tokenizer = word_start_tokenizer(MISTRAL)
+    assert our_rows(tokenizer, COMPLETIONS) == trl_rows(tokenizer, COMPLETIONS)
+    pairs = [{"prompt": "the sky", "completion": " is blue"}, {"prompt": "", "completion": "sun"}]
+    assert our_rows(tokenizer, pairs) == trl_rows(tokenizer, pairs)
+    row = encoded(tokenizer, Conversation(TALK))
+    assert len(learned_texts(tokenizer, row)) == 2
+    whole = tokenizer.apply_chat_template(list(TALK), tokenize=False)
+    assert encoded(tokenizer, PlainText(whole)).ids.tolist() == row.ids.tolist()
+
+
+def test_a_tokenizer_that_ends_a_text_itself_does_not_end_it_twice() -> None:
+    pair = PromptCompletion("the sky", " is blue")
+    row = encoded(word_start_tokenizer(None, ends=True), pair)
+    assert row.ids.tolist() == encoded(word_start_tokenizer(None), pair).ids.tolist()
 
 
 def test_a_tokenizer_may_have_no_end_of_text_token() -> None:
@@ -534,7 +610,7 @@ def test_a_conversation_that_begins_with_an_answer_loses_that_turn() -> None:
     )
     assert found.kept.tolist() == [0]
     assert sum(found.dropped.values()) == 1
-    assert "2 of 3 assistant turns" in found.notes[0]
+    assert found.notes == ("2 of 3 assistant turns add no loss: they begin their conversation",)
 
 
 # TRL's own preprocessing
@@ -634,16 +710,6 @@ def test_the_line_break_of_a_header_is_not_learned() -> None:
         if ids[end - len(header) : end] == header:
             labels[end - 1] = IGNORED
     assert our_rows(tokenizer, rows) == [(ids, labels)]
-
-
-TOOL = {
-    "type": "function",
-    "function": {
-        "name": "look",
-        "description": "Looks at something.",
-        "parameters": {"type": "object", "properties": {"at": {"type": "string"}}},
-    },
-}
 
 
 @pytest.mark.parametrize("name", ["qwen2_5", "qwen3", "llama3_1", "gemma4", "glm4moe", "phi3"])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import doctest
 import json
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autopeft.errors import DataError
+from autopeft.tasks import conversations
 from autopeft.tasks.conversations import (
     Conversation,
     PlainText,
@@ -191,6 +193,10 @@ def test_an_instruction_is_a_turn_where_there_is_a_template() -> None:
     assert isinstance(talk, Conversation)
     assert talk.n_prompt == 2
     assert talk.messages[0] == SYSTEM
+
+
+def test_the_examples_are_true() -> None:
+    assert doctest.testmod(conversations).failed == 0
 
 
 def test_a_text_is_learned_as_a_whole() -> None:
