@@ -21,10 +21,11 @@ from autopeft.costs.constraints import Constraint, parse_constraints
 from autopeft.costs.objectives import COSTS, Objective
 from autopeft.engine.budget import Budget
 from autopeft.engine.messages import WorkerContext
-from autopeft.errors import SettingsError, UserError
+from autopeft.errors import ModelError, SettingsError, UserError
 from autopeft.models.backbone import Backbone, build_meta
 from autopeft.models.loading import load_config, position_limit
 from autopeft.models.quantization import check_backend
+from autopeft.profiling.causality import sees_later_tokens
 from autopeft.profiling.measure import price_table
 from autopeft.profiling.output_positions import n_logit_weights, read_positions
 from autopeft.searcher.space.config import prompt_sizes
@@ -215,6 +216,13 @@ def load_task(settings: SearchSettings) -> tuple[TaskData, Task]:
     task = make_task(settings, tables["train"], config)
     processor = task.load_processor(settings.model, settings.model_revision)
     data = load_data(settings, task, processor, tables, model_limit=position_limit(config))
+    if task.is_autoregressive and sees_later_tokens(config, task.auto_class):
+        raise ModelError(
+            "model",
+            settings.model,
+            f"sees later tokens, so {task.name} would learn nothing: it reads the answer",
+            "use a decoder, or another --task",
+        )
     return data, task.bound(data)
 
 
