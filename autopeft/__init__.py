@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from autopeft.api import export, price, report, resume, search
+    from autopeft.api import export, init, preview, price, report, resume, search
     from autopeft.confirm.verdict import Verdict
     from autopeft.costs import Price, PriceTable, Topology
     from autopeft.costs.objectives import Objective
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from autopeft.trial import Outcome
 
 _NAMES = {
-    "autopeft.api": ("export", "price", "report", "resume", "search"),
+    "autopeft.api": ("export", "init", "preview", "price", "report", "resume", "search"),
     "autopeft.confirm.verdict": ("Verdict",),
     "autopeft.costs": ("Price", "PriceTable", "Topology"),
     "autopeft.costs.objectives": ("Objective",),
@@ -66,7 +66,9 @@ __all__ = [
     "Verdict",
     "__version__",
     "export",
+    "init",
     "load_adapter",
+    "preview",
     "price",
     "report",
     "resume",

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from autopeft.callbacks import Callback
     from autopeft.models.export import Exported
     from autopeft.result import SearchResult
+    from autopeft.tasks.preview import Preview
 
 
 def search(
@@ -163,6 +164,78 @@ def price(
         rows[key] = PricedRow(kind if is_allowed else f"{kind}, excluded", candidate, cost)
     ordered = sorted(rows.values(), key=lambda row: row.price.trainable_params)
     return PriceList(tuple(lines), tuple(ordered))
+
+
+def init(model: str, data: str, *, to: str | Path = "search.yaml", **overrides: Any) -> Path:
+    """Look at a model and data, and write a commented settings file for a search.
+
+    Args:
+        model: Folder or hub id of the model.
+        data: The data, as the setting `data`.
+        to: File to write; must not exist.
+        **overrides: As for `search`.
+
+    Returns:
+        The file.
+
+    Raises:
+        UserError: for a mistake in the settings or the data, or if the file exists.
+
+    Example:
+        >>> written = autopeft.init(
+        ...     "~/.cache/autopeft/all-MiniLM-L6-v2", "~/.cache/autopeft/movie_snippets.csv"
+        ... )
+        >>> "text-classification" in written.read_text()
+        True
+    """
+    target = Path(to).expanduser()
+    if target.exists():
+        raise StorageError("to", str(to), "exists", "name another file with --to")
+    asked = merge_settings({"model": model, "data": data}, overrides)
+    with paused_gc():
+        from autopeft.prepare import expand, load_task
+        from autopeft.settings_file import settings_text
+        from autopeft.tasks.columns import find_columns
+        from autopeft.tasks.load_data import read_tables
+    expanded = expand(asked)
+    encoded, task = load_task(expanded)
+    columns = find_columns(task.columns, expanded.column_names(), read_tables(expanded)["train"])
+    write_text(target, settings_text(asked, task, encoded, columns))
+    return target
+
+
+def preview(
+    settings: SearchSettings | str | Path | Mapping[str, Any] | None = None,
+    *,
+    n_rows: int = 3,
+    **overrides: Any,
+) -> Preview:
+    """Show training rows as the model sees them, and what is dropped and cut.
+
+    Args:
+        settings: As for `search`; no output folder is needed.
+        n_rows: Rows to show.
+        **overrides: As for `search`.
+
+    Raises:
+        UserError: for a mistake in the settings or the data.
+
+    Example:
+        >>> seen = autopeft.preview(
+        ...     model="~/.cache/autopeft/all-MiniLM-L6-v2",
+        ...     data="~/.cache/autopeft/movie_snippets.csv",
+        ... )
+        >>> seen.rows[0].target in ("neg", "pos")
+        True
+    """
+    asked = merge_settings(settings, overrides)
+    with paused_gc():
+        from autopeft.prepare import expand, load_task
+        from autopeft.tasks.preview import preview_of
+    expanded = expand(asked)
+    data, task = load_task(expanded)
+    processor = task.load_processor(expanded.model, expanded.model_revision)
+    return preview_of(data, processor, n_rows)
 
 
 def report(folder: str | Path) -> SearchResult:

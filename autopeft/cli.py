@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from autopeft.result import SearchResult
 
 _REPEATED = ("objectives", "constraints")
-_NAMES = {"task": TASKS}
-"""Setting -> the names that it takes, the default first."""
 _TYPES: dict[str, Any] = {"int": int, "float": float}
 
 
@@ -37,9 +35,8 @@ def _settings_options(*, only: frozenset[str] | None = None) -> Callable[[Any], 
                 names.append(names[0].removesuffix("s"))
             kind = str(field.type).split("|")[0].strip()
             help_text, default = field.metadata["help"], field.default
-            if field.name in _NAMES:
-                help_text += f" One of {', '.join(_NAMES[field.name])}."
-                default = next(iter(_NAMES[field.name]))
+            if field.name == "task":
+                help_text += f" One of {', '.join(TASKS)}."
             shown = ", ".join(default) if isinstance(default, tuple) else default
             command = click.option(
                 *names,
@@ -101,6 +98,28 @@ def price(settings: str | None, **flags: Any) -> None:
     from autopeft.reporting.tables import price_table
 
     _print(price_table(api.price(settings, **_given(flags))))
+
+
+@app.command()
+@click.argument("model")
+@click.argument("data")
+@click.option("--to", default="search.yaml", show_default=True, help="File to write.")
+@_settings_options(only=frozenset({"task", "columns", "validation", "test", "data_name"}))
+def init(model: str, data: str, to: str, **flags: Any) -> None:
+    """Look at MODEL and DATA and write a commented settings file."""
+    written = api.init(model, data, to=to, **_given(flags))
+    click.echo(f"written: {written}\nnext: autopeft preview {written}")
+
+
+@app.command()
+@click.argument("settings", required=False, type=click.Path())
+@click.option("--rows", default=3, show_default=True, help="Training rows to show.")
+@_settings_options()
+def preview(settings: str | None, rows: int, **flags: Any) -> None:
+    """Show training rows as the model sees them: what is learned, lengths, and what is cut."""
+    from autopeft.reporting.data_tables import preview_text
+
+    _print(preview_text(api.preview(settings, n_rows=rows, **_given(flags))))
 
 
 @app.command()
@@ -170,6 +189,14 @@ def methods(markdown: bool) -> None:
     from autopeft.reporting.tables import methods_table
 
     _print(methods_table())
+
+
+@app.command()
+def tasks() -> None:
+    """List the tasks: the columns they read, and the metrics they measure."""
+    from autopeft.reporting.data_tables import tasks_table
+
+    _print(tasks_table())
 
 
 @app.command()

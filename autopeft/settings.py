@@ -32,7 +32,9 @@ class SearchSettings:
     data: str = _setting(
         "", "Training data: a CSV, TSV, JSON, JSONL or Parquet file, or the hub id of a dataset."
     )
-    task: str | None = _setting(None, "Kind of problem.")
+    task: str | None = _setting(
+        None, "Kind of problem. By default, it is recognized from the data's columns."
+    )
     text: str | None = _setting(None, "Column with the text. By default, it is recognized.")
     text_pair: str | None = _setting(
         None, "Column with the second text, to classify pairs of texts."

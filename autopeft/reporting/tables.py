@@ -18,7 +18,8 @@ from autopeft.utils.formatting import human_count, human_seconds, human_value
 _MARKS = {"the pick": "*", "tuned LoRA": "L"}
 
 
-def _table() -> Table:
+def plain_table() -> Table:
+    """Return an empty table in the style of all of them."""
     return Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
 
 
@@ -34,7 +35,7 @@ def front_table(shown: FrontView) -> Table:
     columns = front_columns(shown)
     if len(shown.costs) > 1:
         columns = [column for column in columns if column.kind != "adapter"]
-    table = _table()
+    table = plain_table()
     for column in columns:
         if column.kind == "adapter":
             table.add_column(column.heading, ratio=1, overflow="fold")
@@ -57,7 +58,7 @@ def front_table(shown: FrontView) -> Table:
 def adapter_table(shown: FrontView) -> Table:
     """Return the plans of the rows of `front_table`, under the same marks."""
     number, *_, adapter = front_columns(shown)
-    table = _table()
+    table = plain_table()
     table.add_column("", no_wrap=True)
     table.add_column(adapter.heading, overflow="fold")
     for entry in rows_of(shown):
@@ -68,7 +69,7 @@ def adapter_table(shown: FrontView) -> Table:
 
 def budget_table(budget: BudgetReport) -> Table:
     """Return wall-clock time by phase, then worker time by activity."""
-    table = _table()
+    table = plain_table()
     table.add_column("time")
     table.add_column("spent", justify="right")
     table.add_column("share", justify="right")
@@ -106,7 +107,7 @@ def summary(shown: FrontView) -> RenderableType:
 
 def price_table(prices: PriceList) -> RenderableType:
     """Return the space in words, then a sample of its candidates, cheapest first."""
-    table = _table()
+    table = plain_table()
     costs = ("trainable_params", "adapter_bytes", "train_flops", "peak_memory_bytes")
     for name in costs:
         table.add_column(heading(name), justify="right", no_wrap=True)
@@ -122,7 +123,7 @@ def methods_table() -> Table:
     """Return every method and its properties, one line each; the guide lists all sizes."""
     from autopeft.methods.table import rows
 
-    table = _table()
+    table = plain_table()
     for name in ("method", "where", "sizes", "rate", "merge", "LoRA", "quant", "shared"):
         table.add_column(name, no_wrap=name != "where", min_width=6 if name == "where" else None)
     for name, where, sizes, rate, *flags in rows():
@@ -138,7 +139,7 @@ def spaces_table() -> Table:
     """Return every shipped space with its description."""
     from autopeft.searcher.space.space import available_spaces
 
-    table = _table()
+    table = plain_table()
     table.add_column("space", no_wrap=True)
     table.add_column("description")
     for name, description in available_spaces().items():

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from autopeft.tasks.data import IGNORED, EncodedSplit
 from autopeft.tasks.examples import Examples
+from autopeft.utils.quiet import quiet_transformers
 
 _NO_LIMIT = 1_000_000  # A tokenizer without a limit reports an absurdly large one.
 
@@ -49,23 +50,43 @@ def encode_texts(
         max_length: Longest row, in tokens, special ones included.
     """
     second = {"text_pair": list(rows["text_pair"])} if "text_pair" in rows.columns else {}
-    coded = tokenizer(
-        list(rows["text"]),
-        **second,
-        truncation=True,
-        max_length=max_length,
-        return_attention_mask=False,
-    )
+    columns = {"text": list(rows["text"]), **second}
+    coded, n_truncated = tokenized(tokenizer, columns, max_length)
     kinds: dict[str, NDArray[Any]] = {}
     if second and "token_type_ids" in coded:
         kinds["token_type_ids"] = flat(coded["token_type_ids"]).astype(np.int8)
-    ids = coded["input_ids"]
-    # Only fast tokenizers report what they cut off. Rows at the limit are counted instead: exact
-    # enough for a message.
-    n_truncated = sum(len(row) >= max_length for row in ids)
     return split_of(
-        rows, ids, token_arrays=kinds, row_arrays={"labels": targets}, n_truncated=n_truncated
+        rows,
+        coded["input_ids"],
+        token_arrays=kinds,
+        row_arrays={"labels": targets},
+        n_truncated=n_truncated,
     )
+
+
+def tokenized(
+    tokenizer: Any, columns: Mapping[str, list[str]], max_length: int
+) -> tuple[dict[str, list[list[int]]], int]:
+    """Return what a tokenizer returns for texts, and the number of rows that it cut.
+
+    Args:
+        tokenizer: A tokenizer of transformers.
+        columns: Its arguments: "text" and perhaps "text_pair", or "text_target".
+        max_length: Longest row, in tokens, special ones included.
+    """
+    with quiet_transformers():
+        found = dict(tokenizer(**columns, return_attention_mask=False))
+        long = [row for row, ids in enumerate(found["input_ids"]) if len(ids) > max_length]
+        if long:
+            # Cutting all rows at once would not tell which were too long.
+            part = {name: [texts[row] for row in long] for name, texts in columns.items()}
+            cut = tokenizer(
+                **part, truncation=True, max_length=max_length, return_attention_mask=False
+            )
+            for name, values in found.items():
+                for place, row in enumerate(long):
+                    values[row] = cut[name][place]
+    return found, len(long)
 
 
 def encode_prompts(tokenizer: Any, rows: Examples, max_length: int) -> EncodedSplit:

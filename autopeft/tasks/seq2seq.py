@@ -13,7 +13,7 @@ from autopeft.errors import ModelError
 from autopeft.tasks.batch import Batch
 from autopeft.tasks.columns import Column
 from autopeft.tasks.data import IGNORED, EncodedSplit, Ragged
-from autopeft.tasks.encoding import flat, split_of
+from autopeft.tasks.encoding import flat, split_of, tokenized
 from autopeft.tasks.examples import Examples
 from autopeft.tasks.language import LanguageTask
 
@@ -55,24 +55,20 @@ class Seq2Seq(LanguageTask):
         Both are cut at their ends. Equal to `DataCollatorForSeq2Seq` with the model's own
         `prepare_decoder_input_ids_from_labels`.
         """
-        how = {"truncation": True, "max_length": max_length, "return_attention_mask": False}
-        ids = processor(list(rows["source"]), **how)["input_ids"]
-        targets = processor(text_target=list(rows["target"]), **how)["input_ids"]
+        sources, n_sources = tokenized(processor, {"text": list(rows["source"])}, max_length)
+        written, n_targets = tokenized(processor, {"text_target": list(rows["target"])}, max_length)
+        targets = written["input_ids"]
         start = self._start_id()
         shifted = [[start, *target[:-1]] for target in targets]
         offsets = np.cumsum([0, *map(len, targets)], dtype=np.int64)
-        n_truncated = sum(
-            max(len(source), len(target)) >= max_length
-            for source, target in zip(ids, targets, strict=True)
-        )
         return split_of(
             rows,
-            ids,
+            sources["input_ids"],
             ragged={
                 "labels": Ragged(flat(targets).astype(np.int32), offsets),
                 "decoder_input_ids": Ragged(flat(shifted).astype(np.int32), offsets),
             },
-            n_truncated=n_truncated,
+            n_truncated=n_sources + n_targets,
         )
 
     def _start_id(self) -> int:
