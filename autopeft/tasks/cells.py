@@ -78,7 +78,7 @@ class Cell:
         Raises:
             DataError: unless it is text or a number.
         """
-        value = self.value
+        value = self.value.item() if isinstance(self.value, np.generic) else self.value
         if isinstance(value, str):
             if _MESSAGES_AS_TEXT.match(value):
                 self.fail(
@@ -233,7 +233,7 @@ def without_none(value: Any) -> Any:
     """Drop what is None in mappings: Arrow adds the keys of other rows, with None."""
     if isinstance(value, Mapping):
         return {key: without_none(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple | np.ndarray):
         return [without_none(item) for item in value]
     return value
 

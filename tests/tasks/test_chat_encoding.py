@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from autopeft.errors import DataError
+from autopeft.tasks import chat_turns
 from autopeft.tasks.chat_encoding import (
     IGNORED,
     NOTHING_LEFT,
@@ -336,6 +338,30 @@ def test_a_template_may_want_the_arguments_of_a_call_as_text() -> None:
     call = {"name": "look", "arguments": {"at": "sky"}}
     row = read_row({"messages": [user("Look"), {"role": "assistant", "tool_calls": [call]}]}, 1)
     assert learned_texts(tokenizer, encoded(tokenizer, row)) == ['{"at": "sky"}<|im_end|>\n']
+
+
+@pytest.mark.parametrize("name", ["chatml", "mistral", "phi3", "names"])
+def test_pieces_of_a_text_tell_the_turns_that_its_beginnings_tell(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer, chooser = tokenizer_of(name), random.Random(0)
+    words = [" ", "\n", "\n\n", "the sky", "a", "1", "\u00e9", "<|im_end|>", "<think>", "."]
+
+    def text() -> str:
+        return "".join(chooser.choices(words, k=chooser.choice([0, 1, 3, 9])))
+
+    rows = [
+        Conversation(tuple(m for _ in range(1 + i % 4) for m in (user(text()), assistant(text()))))
+        for i in range(80)
+    ]
+    fast = encode_rows(tokenizer, rows, 10_000)
+    monkeypatch.setattr(chat_turns, "_pieces", lambda text, turns: [])
+    exact = encode_rows(tokenizer, rows, 10_000)
+    assert fast.notes == exact.notes
+    for one, other in zip(fast.rows, exact.rows, strict=True):
+        assert one.ids.tolist() == other.ids.tolist()
+        assert one.labels.tolist() == other.labels.tolist()
+        assert one.prompt_length == other.prompt_length
 
 
 # Texts

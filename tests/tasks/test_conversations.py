@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -140,6 +141,26 @@ def test_tool_calls_have_arguments_by_name() -> None:
     assert message["tool_calls"][0]["function"] == {"name": "look", "arguments": {}}
 
 
+def test_a_table_of_arrow_gives_the_messages_that_were_written() -> None:
+    def called(name: str, **arguments: Any) -> dict[str, Any]:
+        function = {"name": name, "arguments": arguments}
+        return {"role": "assistant", "tool_calls": [{"type": "function", "function": function}]}
+
+    talks = [
+        [
+            ASKED,
+            called("look", at="sky"),
+            {"role": "tool", "name": "look", "content": "blue"},
+            BLUE,
+        ],
+        [SYSTEM, ASKED, called("add", a=1, b=2)],
+        [ASKED, BLUE],
+    ]
+    table = Dataset.from_list([{"messages": talk} for talk in talks])
+    found = read_rows({"messages": table["messages"][:]})
+    assert [row.messages for row in found.rows] == [tuple(talk) for talk in talks]
+
+
 def test_tools_from_arrow_lose_what_other_tools_have() -> None:
     filled = {"type": "function", "function": {**TOOL["function"], "strict": None}}  # type: ignore[dict-item]
     assert read(messages=[ASKED, BLUE], tools=[filled]).tools == (TOOL,)
@@ -173,6 +194,7 @@ def test_prompt_and_completion_are_text_or_messages() -> None:
     assert read(prompt="1 + 1 =", completion=" 2") == PromptCompletion("1 + 1 =", " 2")
     assert read(prompt=None, completion="Once") == PromptCompletion("", "Once")
     assert read(prompt=7, completion=49.0) == PromptCompletion("7", "49")
+    assert read(prompt=np.int64(7), completion=np.float32(0.5)) == PromptCompletion("7", "0.5")
     row = read(prompt=[SYSTEM, ASKED], completion=[BLUE])
     assert row == Conversation((SYSTEM, ASKED, BLUE), n_prompt=2)
 
