@@ -195,11 +195,10 @@ def init(model: str, data: str, *, to: str | Path = "search.yaml", **overrides: 
     with paused_gc():
         from autopeft.prepare import expand, load_task
         from autopeft.settings_file import settings_text
-        from autopeft.tasks.columns import find_columns
         from autopeft.tasks.load_data import read_tables
     expanded = expand(asked)
     encoded, task = load_task(expanded)
-    columns = find_columns(task.columns, expanded.column_names(), read_tables(expanded)["train"])
+    columns = task.find_columns(expanded.column_names(), read_tables(expanded)["train"])
     write_text(target, settings_text(asked, task, encoded, columns))
     return target
 

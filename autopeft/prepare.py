@@ -214,7 +214,7 @@ def load_task(settings: SearchSettings) -> tuple[TaskData, Task]:
     tables = read_tables(settings)
     config, _ = load_config(settings.model, model_kwargs=None, revision=settings.model_revision)
     task = make_task(settings, tables["train"], config)
-    processor = task.load_processor(settings.model, settings.model_revision)
+    processor = task.processor = task.load_processor(settings.model, settings.model_revision)
     data = load_data(settings, task, processor, tables, model_limit=position_limit(config))
     if task.is_autoregressive and sees_later_tokens(config, task.auto_class):
         raise ModelError(

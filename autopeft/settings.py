@@ -75,6 +75,12 @@ class SearchSettings:
         "decide.",
         minimum=2,
     )
+    on_long: str = _setting(
+        "cut",
+        "What becomes of longer rows: cut (chats keep system prompt and last answer, prompts lose "
+        "their beginning), or drop.",
+        choices=("cut", "drop"),
+    )
     max_train_rows: int | None = _setting(
         None, "Maximum number of training rows. By default, all are used.", minimum=1
     )

@@ -60,7 +60,7 @@ def test_an_encoder_is_read_at_its_first_token(tiny_model: Path, tiny_data: Path
 
 
 def test_a_decoder_is_read_where_it_predicts_a_completion(causal: tuple[Path, Path]) -> None:
-    ready = _prepared(*causal, task="causal-lm")
+    ready = _prepared(*causal, task="sft")
     assert ready.window == "completion"
     assert 0.0 < ready.prices.read_share < 0.7
     assert ready.prices.logit_weights > 0

@@ -69,6 +69,7 @@ class Task(ABC):
         is_autoregressive: Whether the loss needs a model that does not see later tokens.
         settings: The settings of the search.
         model_config: The configuration of the model, from transformers; None where not needed.
+        processor: The model's tokenizer or processor; None until it is loaded.
         quality: The objective that a search optimizes.
         labels: Label names in the order of their index.
         pad_id: Id of the padding token.
@@ -87,6 +88,7 @@ class Task(ABC):
 
     settings: SearchSettings
     model_config: Any = None
+    processor: Any = None
     quality: Objective
     labels: tuple[str, ...] = ()
     pad_id: int = 0
@@ -129,6 +131,19 @@ class Task(ABC):
         return mapping is None or type(config) in mapping or bool(getattr(config, "auto_map", None))
 
     @classmethod
+    def find_columns(cls, named: Mapping[str, str], table: Table) -> dict[str, str]:
+        """Return the source's column for each role that it has.
+
+        Args:
+            named: Role -> column, as the settings name them.
+            table: The source.
+
+        Raises:
+            DataError: if a named column is missing, or a required one is not recognized.
+        """
+        return find_columns(cls.columns, named, table)
+
+    @classmethod
     def check_fit(cls, table: Table, names: Mapping[str, str]) -> None:
         """Check the first rows of a source whose columns have been found.
 
@@ -159,7 +174,7 @@ class Task(ABC):
         Raises:
             DataError: if a column is missing, or a cell is of the wrong kind.
         """
-        names = find_columns(self.columns, self.settings.column_names(), table)
+        names = self.find_columns(self.settings.column_names(), table)
         columns: dict[str, Sequence[Any]] = {}
         problems: list[str | None] = [None] * table.n_rows
         for column in self.columns:

@@ -65,6 +65,7 @@ class EncodedSplit:
         sequences_per_row: Sequences of tokens in a row.
         n_truncated: Number of rows that were cut to the longest allowed length.
         dropped: Reason -> rows that could not be encoded.
+        notes: What else was noticed, one sentence each.
     """
 
     tokens: NDArray[np.int32]
@@ -78,6 +79,7 @@ class EncodedSplit:
     sequences_per_row: int = 1
     n_truncated: int = 0
     dropped: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.source_rows)

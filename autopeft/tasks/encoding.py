@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autopeft.tasks.data import IGNORED, EncodedSplit
+from autopeft.tasks.data import EncodedSplit
 from autopeft.tasks.examples import Examples
 from autopeft.utils.quiet import quiet_transformers
 
@@ -89,52 +89,6 @@ def tokenized(
     return found, len(long)
 
 
-def encode_prompts(tokenizer: Any, rows: Examples, max_length: int) -> EncodedSplit:
-    """Tokenize the "prompt" and "completion" of rows, and append the end-of-text token.
-
-    The prompt is tokenized alone, as it is when the model is used; the completion as the text that
-    follows it. A row that is too long loses the beginning of its prompt, because without a
-    completion there is nothing to learn.
-
-    Args:
-        tokenizer: A tokenizer of transformers.
-        rows: Prompts, which may be missing or empty, and completions.
-        max_length: Longest row, in tokens.
-    """
-    start = _start_ids(tokenizer)
-    end = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
-    plain = {"add_special_tokens": False, "return_attention_mask": False}
-    completions = rows["completion"]
-    prompts = rows.columns.get("prompt", ("",) * len(rows))
-    texts = ["".join(both) for both in zip(prompts, completions, strict=True)]
-    wholes = tokenizer(texts, **plain)["input_ids"]
-    fronts = tokenizer(list(prompts), **plain)["input_ids"]
-    ids: list[list[int]] = []
-    labels: list[list[int]] = []
-    n_truncated = 0
-    for front, whole, completion in zip(fronts, wholes, completions, strict=True):
-        back = whole[len(front) :]
-        if whole[: len(front)] != front:
-            # The tokenizer would merge the end of the prompt with the start of the completion.
-            back = tokenizer(completion, **plain)["input_ids"]
-        back = back + end
-        room = max_length - len(start) - len(back)
-        if room < len(front):
-            n_truncated += 1
-            front = front[len(front) - max(room, 0) :] if room > 0 else []
-            back = back[: max_length - len(start)]
-        ids.append([*start, *front, *back])
-        # Nothing predicts the first token of a text.
-        n_given = max(1, len(start) + len(front))
-        labels.append([*[IGNORED] * n_given, *ids[-1][n_given:]])
-    return split_of(
-        rows,
-        ids,
-        token_arrays={"labels": flat(labels).astype(np.int32)},
-        n_truncated=n_truncated,
-    )
-
-
 def split_of(
     rows: Examples,
     ids: Sequence[Sequence[int]],
@@ -169,10 +123,3 @@ def split_of(
 def flat(rows: Sequence[Sequence[int]]) -> NDArray[np.int64]:
     """Return rows of whole numbers one after another."""
     return np.fromiter(chain.from_iterable(rows), dtype=np.int64)
-
-
-def _start_ids(tokenizer: Any) -> list[int]:
-    """Return the begin-of-text token, if the tokenizer puts one before a text."""
-    begin = tokenizer.bos_token_id
-    coded = list(tokenizer("a", return_attention_mask=False)["input_ids"])
-    return [int(begin)] if begin is not None and coded[:1] == [begin] else []

@@ -98,6 +98,7 @@ def load_data(
         n_duplicates=sum(duplicates.values()),
         notes=(
             *dict.fromkeys(note for rows in by_source.values() for note in rows.notes),
+            *dict.fromkeys(note for split in encoded.values() for note in split.notes),
             *task.notes(labels),
         ),
     )

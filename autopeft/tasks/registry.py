@@ -7,7 +7,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from autopeft.errors import DataError, SettingsError
-from autopeft.tasks.columns import find_columns
 
 if TYPE_CHECKING:
     from autopeft.settings import SearchSettings
@@ -16,11 +15,15 @@ if TYPE_CHECKING:
 
 TASKS: Mapping[str, str] = {
     "text-classification": "autopeft.tasks.text_classification:TextClassification",
-    "causal-lm": "autopeft.tasks.causal_lm:CausalLM",
+    "sft": "autopeft.tasks.sft:SupervisedFineTuning",
     "seq2seq": "autopeft.tasks.seq2seq:Seq2Seq",
     "image-classification": "autopeft.tasks.image_classification:ImageClassification",
 }
 """Task name -> its class as `module:name`. Data without a named task gets the first that fits."""
+
+
+FORMER_NAMES: Mapping[str, str] = {"causal-lm": "sft"}
+"""Former name of a task -> its name now."""
 
 
 def check_task(name: str | None) -> None:
@@ -29,14 +32,14 @@ def check_task(name: str | None) -> None:
     Raises:
         SettingsError: if there is no such task.
     """
-    if name is not None and name not in TASKS:
+    if name is not None and FORMER_NAMES.get(name, name) not in TASKS:
         raise SettingsError("task", name, "no such task", f"use one of {', '.join(TASKS)}")
 
 
 def task_class(name: str) -> type[Task]:
     """Return the class of a task; raises as `check_task` does."""
     check_task(name)
-    module, _, attribute = TASKS[name].partition(":")
+    module, _, attribute = TASKS[FORMER_NAMES.get(name, name)].partition(":")
     found: type[Task] = getattr(import_module(module), attribute)
     return found
 
@@ -74,7 +77,7 @@ def _recognized(settings: SearchSettings, table: Table, model_config: Any) -> st
         ):
             continue
         try:
-            names = find_columns(task.columns, named, table)
+            names = task.find_columns(named, table)
         except DataError as error:
             if error.field in named:
                 raise

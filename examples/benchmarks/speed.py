@@ -76,7 +76,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "smollm2": {
         "model": f"{_CACHE}/SmolLM2-135M-Instruct",
         "data": f"{_CACHE}/movie_sft.csv",
-        "task": "causal-lm",
+        "task": "sft",
         "max_train_rows": 200,
         "max_validation_rows": 20,
         "max_test_rows": 20,
@@ -250,7 +250,7 @@ def _trainer(
         for spec in _plan(layout.topology, lowest).specs
         for path in layout.modules[spec.layer, spec.role]
     ]
-    is_lm = task.name == "causal-lm"
+    is_lm = task.name == "sft"
     config = LoraConfig(
         r=_RANK,
         lora_alpha=2 * _RANK,
@@ -300,7 +300,7 @@ def user_rows(ready: PreparedSearch, name: SplitName = "train") -> list[dict[str
     for row in range(len(split)):
         tokens = split.tokens[split.offsets[row] : split.offsets[row + 1]].tolist()
         target = int(split.targets[row])
-        is_lm = ready.task.name == "causal-lm"
+        is_lm = ready.task.name == "sft"
         labels: Any = [-100] * target + tokens[target:] if is_lm else target
         found.append({"input_ids": tokens, "attention_mask": [1] * len(tokens), "labels": labels})
     return found

@@ -102,7 +102,7 @@ def causal_data() -> TaskData:
             [row + end for row, end in zip(rows, ends, strict=True)],
             prompts=[len(row) for row in rows],
         )
-    return TaskData("causal-lm", splits, (), pad_id=0)
+    return TaskData("sft", splits, (), pad_id=0)
 
 
 def tiny_bert(layers: int = 3, seed: int = 0) -> BertForSequenceClassification:

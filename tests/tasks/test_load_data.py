@@ -183,7 +183,7 @@ def test_long_rows_are_cut_and_counted(tmp_path: Path, encoder_tokenizer: Any) -
 def test_prompts_and_completions(tmp_path: Path, name: str, request: pytest.FixtureRequest) -> None:
     tokenizer = request.getfixturevalue(name)
     rows = [{"prompt": f"review : w{i}", "completion": " positive"} for i in range(60)]
-    settings = SearchSettings(data=write_csv(tmp_path / "d.csv", rows), task="causal-lm")
+    settings = SearchSettings(data=write_csv(tmp_path / "d.csv", rows), task="sft")
     data = load(settings, tokenizer)
     assert data.labels == ()
     part = data.train
@@ -206,9 +206,7 @@ def test_prompts_and_completions(tmp_path: Path, name: str, request: pytest.Fixt
 
 def test_a_long_prompt_loses_its_beginning(tmp_path: Path, starting_tokenizer: Any) -> None:
     rows = [{"prompt": f"w{i} " + "film " * 30 + ":", "completion": " good"} for i in range(60)]
-    settings = SearchSettings(
-        data=write_csv(tmp_path / "d.csv", rows), task="causal-lm", max_length=10
-    )
+    settings = SearchSettings(data=write_csv(tmp_path / "d.csv", rows), task="sft", max_length=10)
     part = load(settings, starting_tokenizer).train
     words = starting_tokenizer.convert_ids_to_tokens(part.tokens[: part.offsets[1]])
     assert words == ["<s>", *["film"] * 6, ":", "good", "</s>"]

@@ -13,8 +13,8 @@ from autopeft.models.attach import attach
 from autopeft.models.backbone import Backbone
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
 from autopeft.tasks.batch import collate
-from autopeft.tasks.causal_lm import CausalLM
 from autopeft.tasks.data import TaskData
+from autopeft.tasks.sft import SupervisedFineTuning
 from autopeft.tasks.text_classification import TextClassification
 from autopeft.training.acceleration import NO_ACCELERATION
 from autopeft.training.activation_cache import ActivationCache
@@ -68,11 +68,13 @@ def test_training_learns_the_same(
 
 
 def test_a_decoder_learns_the_same(causal_data: TaskData, llama_with_lora: Build) -> None:
-    _, expected = train(llama_with_lora([2], depth=3), CausalLM(), causal_data, NO_ACCELERATION)
+    _, expected = train(
+        llama_with_lora([2], depth=3), SupervisedFineTuning(), causal_data, NO_ACCELERATION
+    )
     cached = llama_with_lora([2], depth=3)
     paths = [f"model.layers.{i}" for i in range(3)]
     cache = ActivationCache(cached.model, paths, causal_data)
-    _, found = train(cached, CausalLM(), causal_data, cache.below(2))
+    _, found = train(cached, SupervisedFineTuning(), causal_data, cache.below(2))
     assert found[-1].loss == pytest.approx(expected[-1].loss, rel=5e-3)
     assert not cache.is_off
 

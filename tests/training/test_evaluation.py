@@ -10,8 +10,8 @@ import torch
 from sklearn.metrics import f1_score, matthews_corrcoef
 from torch.nn import functional
 
-from autopeft.tasks.causal_lm import CausalLM
 from autopeft.tasks.data import IGNORED, TaskData
+from autopeft.tasks.sft import SupervisedFineTuning
 from autopeft.tasks.text_classification import TextClassification
 from autopeft.training import evaluation
 from autopeft.training.evaluation import evaluate
@@ -56,7 +56,7 @@ def test_classification_agrees_with_row_by_row(
 
 def test_causal_lm_agrees_with_all_logits(causal_data: TaskData, llama_with_lora: Build) -> None:
     model = llama_with_lora().model
-    found = evaluate(model, CausalLM(), causal_data, "test", device="cpu")
+    found = evaluate(model, SupervisedFineTuning(), causal_data, "test", device="cpu")
     split = causal_data.test
     row_losses, n_right = [], 0.0
     with torch.no_grad():
@@ -80,7 +80,7 @@ def test_logits_are_computed_for_completions_only(
     model = llama_with_lora().model
     seen: list[int] = []
     model.lm_head.register_forward_hook(lambda _m, _i, out: seen.append(out.shape[:-1].numel()))
-    evaluate(model, CausalLM(), causal_data, "validation", device="cpu")
+    evaluate(model, SupervisedFineTuning(), causal_data, "validation", device="cpu")
     assert sum(seen) == 2 * len(causal_data.validation)
 
 
@@ -110,5 +110,5 @@ def test_decoder_classifies_by_its_last_real_token(classification_data: TaskData
 def test_unknown_metric() -> None:
     from autopeft.errors import SettingsError
 
-    with pytest.raises(SettingsError, match="metric='bleu': not measured by causal-lm"):
-        CausalLM(metric="bleu")
+    with pytest.raises(SettingsError, match="metric='bleu': not measured by sft"):
+        SupervisedFineTuning(metric="bleu")

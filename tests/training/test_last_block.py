@@ -20,8 +20,8 @@ from autopeft.plan import MODEL, AdapterPlan, Candidate, LayerSpec, TrainSetting
 from autopeft.profiling.measure import price_table
 from autopeft.profiling.output_positions import n_logit_weights, narrow_modules
 from autopeft.tasks.batch import Batch, collate
-from autopeft.tasks.causal_lm import CausalLM
 from autopeft.tasks.data import IGNORED, TEXT_INPUTS, TaskData
+from autopeft.tasks.sft import SupervisedFineTuning
 from autopeft.tasks.text_classification import TextClassification
 from autopeft.training.acceleration import NO_ACCELERATION
 from autopeft.training.activation_cache import ActivationCache
@@ -42,7 +42,7 @@ def last_block_of(backbone: Backbone, task: Any, window: str) -> LastBlock:
 def task_of(backbone: Backbone) -> tuple[Any, str]:
     """A task for a tiny model, and the window that its head reads."""
     if backbone.auto_class.endswith("ForCausalLM"):
-        return CausalLM(), "completion"
+        return SupervisedFineTuning(), "completion"
     is_decoder = "Llama" in type(backbone.model).__name__
     return TextClassification(("a", "b", "c"), _PAD), "last" if is_decoder else "first"
 
@@ -224,7 +224,7 @@ def test_whole_trainings_learn_the_same_alone_and_together(
 ) -> None:
     is_lm = kind == "llama"
     data = causal_data if is_lm else classification_data
-    task: Any = CausalLM() if is_lm else TextClassification(data.labels, 0)
+    task: Any = SupervisedFineTuning() if is_lm else TextClassification(data.labels, 0)
     window = "completion" if is_lm else "first"
 
     def fresh() -> Backbone:

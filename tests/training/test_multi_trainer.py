@@ -12,8 +12,8 @@ from autopeft.models.attach import attach
 from autopeft.models.backbone import Backbone
 from autopeft.models.multi_adapter import MultiAdapter
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
-from autopeft.tasks.causal_lm import CausalLM
 from autopeft.tasks.data import TaskData
+from autopeft.tasks.sft import SupervisedFineTuning
 from autopeft.tasks.text_classification import TextClassification
 from autopeft.training.acceleration import NO_ACCELERATION, Acceleration
 from autopeft.training.activation_cache import ActivationCache
@@ -115,8 +115,8 @@ def test_each_learns_what_it_learns_alone(
 @pytest.mark.parametrize("seeds", [(0, 0, 0), (1, 2, 3)])
 def test_a_decoder_too(causal_data: TaskData, seeds: tuple[int, ...]) -> None:
     """With seeds of their own, rows of other lengths and numbers of tokens meet in a batch."""
-    alone = _Candidates(_llama(), CausalLM(), causal_data, seeds=seeds)
-    together = _Candidates(_llama(), CausalLM(), causal_data, seeds=seeds)
+    alone = _Candidates(_llama(), SupervisedFineTuning(), causal_data, seeds=seeds)
+    together = _Candidates(_llama(), SupervisedFineTuning(), causal_data, seeds=seeds)
     together.trainer.train_to(_STEPS)
     for index in range(3):
         _assert_equal(together.values(index), alone.train_alone(index))

@@ -14,8 +14,8 @@ from autopeft.models.attach import attach
 from autopeft.models.backbone import Backbone
 from autopeft.plan import MODEL, AdapterPlan, Candidate, LayerSpec, TrainSettings
 from autopeft.tasks.batch import collate
-from autopeft.tasks.causal_lm import CausalLM
 from autopeft.tasks.data import IGNORED, TaskData
+from autopeft.tasks.sft import SupervisedFineTuning
 from autopeft.tasks.text_classification import TextClassification
 from autopeft.training.acceleration import NO_ACCELERATION
 from autopeft.training.activation_cache import ActivationCache
@@ -47,7 +47,7 @@ def test_a_task_learns_with_a_prompt_as_with_any_adapter(
 ) -> None:
     is_causal = kind == "causal"
     data = causal_data if is_causal else classification_data
-    task: Any = CausalLM() if is_causal else TextClassification(data.labels, 0)
+    task: Any = SupervisedFineTuning() if is_causal else TextClassification(data.labels, 0)
     train = TrainSettings(3e-2, steps=25)
     backbone = _llama() if is_causal else _bert()
     with attach(backbone, Candidate(AdapterPlan([_PROMPT]), train), seed=0) as attached:
@@ -64,7 +64,7 @@ def test_the_completion_is_scored_at_its_own_tokens(causal_data: TaskData) -> No
     candidate = Candidate(AdapterPlan([_PROMPT]), TrainSettings(1e-2))
     with attach(_llama(), candidate, seed=0) as attached:
         batch = collate(causal_data, "validation", np.arange(5))
-        loss = CausalLM().loss(attached.model, batch)
+        loss = SupervisedFineTuning().loss(attached.model, batch)
         with torch.no_grad():
             logits = attached.model(**batch.model_inputs()).logits
     total, n = 0.0, 0

@@ -12,8 +12,8 @@ from torch import nn
 
 from autopeft.errors import SettingsError, TrainingFailure
 from autopeft.plan import TrainSettings
-from autopeft.tasks.causal_lm import CausalLM
 from autopeft.tasks.data import TaskData
+from autopeft.tasks.sft import SupervisedFineTuning
 from autopeft.tasks.text_classification import TextClassification
 from autopeft.training.batching import rung_sample
 from autopeft.training.trainer import Trainer, rate_factor, rung_steps, train_adapters_only
@@ -62,7 +62,12 @@ def test_a_minimized_quality_is_scored_by_the_loss_itself(
 
 def test_causal_lm_learns(causal_data: TaskData, llama_with_lora: Build) -> None:
     training = Trainer(
-        llama_with_lora(), CausalLM(), causal_data, train_settings(), seed=0, precision="fp32"
+        llama_with_lora(),
+        SupervisedFineTuning(),
+        causal_data,
+        train_settings(),
+        seed=0,
+        precision="fp32",
     )
     first, last = [training.advance(step) for step in (1, 60)]
     assert last.loss < first.loss - 0.2
@@ -149,7 +154,7 @@ def test_nothing_to_train_is_a_reference(causal_data: TaskData, llama_with_lora:
     attached = llama_with_lora()
     attached.model.requires_grad_(False)
     training = Trainer(
-        attached, CausalLM(), causal_data, train_settings(), seed=0, precision="fp32"
+        attached, SupervisedFineTuning(), causal_data, train_settings(), seed=0, precision="fp32"
     )
     first, last = [training.advance(step) for step in (1, 60)]
     assert first.loss == last.loss

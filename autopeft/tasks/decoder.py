@@ -1,59 +1,27 @@
-"""Fine-tuning of a decoder: learns completions of prompts."""
+"""What tasks of a decoder share: losses of learned tokens, without logits of the others."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch.nn import functional
 
 from autopeft.errors import TrainingFailure
 from autopeft.tasks.batch import Batch, Window
-from autopeft.tasks.columns import Column
-from autopeft.tasks.data import IGNORED, EncodedSplit
-from autopeft.tasks.encoding import encode_prompts
-from autopeft.tasks.examples import Examples
+from autopeft.tasks.data import IGNORED
 from autopeft.tasks.language import LanguageTask
 
-MAX_STRATA = 20
-"""Splits balance the completions if there are at most this many different ones."""
 
+class DecoderTask(LanguageTask):
+    """Next-token prediction: computes logits only where a token is learned.
 
-class CausalLM(LanguageTask):
-    """Next-token prediction on completions; prompts add no loss.
-
-    Args:
-        labels: Not used.
-        pad_id: Id of the padding token.
-        metric: Quality to optimize: loss (default), perplexity or token_accuracy.
+    Encoded rows have the token array "labels": the token itself where it is learned, else -100.
     """
 
-    name = "causal-lm"
-    description = "completions of prompts by a decoder"
-    columns = (
-        Column("prompt", "text", "the prompt, which adds no loss", False, ("question", "input")),
-        Column("completion", "text", "the completion to learn", names=("answer", "response")),
-    )
-    target = "completion"
     auto_class = "AutoModelForCausalLM"
     is_autoregressive = True
-
-    def clean_column(self, column: Column, values: Sequence[Any]) -> Sequence[Any]:
-        """Return the cells; a missing prompt is empty."""
-        return [v or "" for v in values] if column.role == "prompt" else values
-
-    def strata(self, rows: Examples) -> Sequence[Hashable]:
-        """Return the completions if they are few, else one stratum."""
-        completions = rows["completion"]
-        return completions if len(set(completions)) <= MAX_STRATA else [0] * len(rows)
-
-    def encode(
-        self, processor: Any, rows: Examples, labels: tuple[str, ...], max_length: int
-    ) -> EncodedSplit:
-        """Tokenize prompts and completions; "labels" are -100 on the prompt."""
-        return encode_prompts(processor, rows, max_length)
 
     def windows(self, batch: Batch) -> dict[str, Window]:
         """Return the positions that predict learned tokens; size: the longest span of them."""
