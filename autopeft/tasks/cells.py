@@ -46,16 +46,27 @@ _MESSAGES_REMEDY = 'write a list such as [{"role": "user", "content": "Hello"}, 
 
 @dataclass(frozen=True)
 class Cell:
-    """One value of a row, which an error can name."""
+    """One value of a row, which an error can name.
+
+    Attributes:
+        role: What it means, and the setting that names its column.
+        column: Name of its column.
+        number: Number of its row in the source, from 1.
+        value: The value.
+        source: File name, or hub id and split; "" if unknown.
+    """
 
     role: str
     column: str
     number: int
     value: Any
+    source: str = ""
 
     def fail(self, problem: str, remedy: str) -> NoReturn:
         """Raise a DataError that names the row."""
-        raise DataError(self.role, self.column, f"row {self.number} {problem}", remedy)
+        where = row_name(self.number, self.source)
+        comma = "," if problem.startswith("message ") else ""
+        raise DataError(self.role, self.column, f"{where}{comma} {problem}", remedy)
 
     @property
     def is_missing(self) -> bool:
@@ -214,6 +225,11 @@ class Cell:
                 {"type": "function", **rest, "function": {**function, "arguments": arguments}}
             )
         return found
+
+
+def row_name(number: int, source: str) -> str:
+    """Return how an error names a row."""
+    return f"row {number} of {source}" if source else f"row {number}"
 
 
 def as_list(value: Any) -> list[Any] | None:

@@ -99,6 +99,7 @@ def encode_rows(
     numbers: Sequence[int] | None = None,
     column: str = "messages",
     role: str = "messages",
+    source: str = "",
 ) -> EncodedRows:
     """Return rows as tokens.
 
@@ -123,11 +124,12 @@ def encode_rows(
         numbers: Number of each row in its source, for errors; None: their order, from 1.
         column: Name of the column, for errors.
         role: The setting that names it, for errors.
+        source: File name, or hub id and split, for errors.
 
     Raises:
         DataError: if the tokenizer has no chat template, or its template refuses a conversation.
     """
-    encoder = _Encoder(tokenizer, max_length, on_long, column, role)
+    encoder = _Encoder(tokenizer, max_length, on_long, column, role, source)
     order = numbers if numbers is not None else range(1, len(rows) + 1)
     found: list[Encoded | None] = []
     for start in range(0, len(rows), _CHUNK):
@@ -150,6 +152,7 @@ def encode_preferences(
     on_long: OnLong = "cut",
     numbers: Sequence[int] | None = None,
     column: str = "chosen",
+    source: str = "",
 ) -> EncodedRows:
     """Return pairs of answers as tokens: rows 2 i and 2 i + 1 are those of pair `kept[i]`.
 
@@ -167,6 +170,7 @@ def encode_preferences(
         numbers=doubled,
         column=column,
         role="chosen",
+        source=source,
     )
     by_place = dict(zip(found.kept.tolist(), found.rows, strict=True))
     kept = [i for i in range(len(pairs)) if 2 * i in by_place and 2 * i + 1 in by_place]
@@ -199,11 +203,12 @@ class _Encoder:
     on_long: OnLong
     column: str
     role: str
+    source: str
     dropped: Counter[str] = field(default_factory=Counter)
     counts: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
-        self.template = ChatTemplate(self.tokenizer, self.column, self.role)
+        self.template = ChatTemplate(self.tokenizer, self.column, self.role, self.source)
         self.start = _start_ids(self.tokenizer)
         eos = self.tokenizer.eos_token_id
         self.bos = self.tokenizer.bos_token_id

@@ -13,7 +13,7 @@ import numpy as np
 from jinja2 import TemplateError
 
 from autopeft.errors import DataError
-from autopeft.tasks.cells import Message
+from autopeft.tasks.cells import Message, row_name
 from autopeft.tasks.conversations import Conversation
 
 _MAX_MERGED = 3  # Tokens of a prompt's end that may merge with what follows.
@@ -106,11 +106,13 @@ class ChatTemplate:
         tokenizer: A tokenizer of transformers.
         column: Name of the column with the conversations, for errors.
         role: The setting that names it, for errors.
+        source: File name, or hub id and split, for errors.
     """
 
     tokenizer: Any
     column: str
     role: str = "messages"
+    source: str = ""
     _marked: dict[bool, bool] = field(default_factory=dict)
 
     def rendered(self, rows: Sequence[Conversation], numbers: Sequence[int]) -> list[Rendered]:
@@ -127,7 +129,8 @@ class ChatTemplate:
             raise DataError(
                 self.role,
                 self.column,
-                f"row {numbers[0]} is a conversation, but the tokenizer has no chat template",
+                f"{row_name(numbers[0], self.source)} is a conversation, but the tokenizer has no"
+                " chat template",
                 "use an instruction-tuned model, set the tokenizer's chat_template, or give prompt"
                 " and completion as text",
             )
@@ -185,7 +188,8 @@ class ChatTemplate:
             raise DataError(
                 self.role,
                 self.column,
-                f"row {number} is refused by the tokenizer's chat template ({reason})",
+                f"{row_name(number, self.source)} is refused by the tokenizer's chat template"
+                f" ({reason})",
                 "change the roles or their order in that row, or use a model whose template takes"
                 " them",
             ) from error

@@ -165,6 +165,7 @@ def read_row(
     columns: Mapping[str, str] | None = None,
     *,
     has_template: bool = True,
+    source: str = "",
 ) -> Row | Unusable:
     """Return what a row means, or why nothing can be learned from it.
 
@@ -176,6 +177,7 @@ def read_row(
         columns: Role -> name of the column, for errors; None: the roles.
         has_template: Whether the tokenizer has a chat template. An instruction becomes a
             conversation if so, else a text with `SEPARATOR` between its parts.
+        source: File name, or hub id and split, for errors.
 
     Raises:
         DataError: if a value is of the wrong kind; it names column, row and remedy.
@@ -186,7 +188,7 @@ def read_row(
         >>> read_row({"prompt": "The sky is", "completion": None}, 2)
         Unusable(reason='no completion')
     """
-    cells = _cells(values, number, columns)
+    cells = _cells(values, number, columns, source)
     if "messages" in cells:
         cell = cells["messages"]
         return Unusable("no messages") if cell.is_missing else _talk(cells, cell.messages(), None)
@@ -201,7 +203,11 @@ def read_row(
 
 
 def read_preference(
-    values: Mapping[str, Any], number: int, columns: Mapping[str, str] | None = None
+    values: Mapping[str, Any],
+    number: int,
+    columns: Mapping[str, str] | None = None,
+    *,
+    source: str = "",
 ) -> Preference | Unusable:
     """Return the two answers of a row, or why nothing can be learned from it.
 
@@ -213,6 +219,7 @@ def read_preference(
             text or messages. `system`, `tools` and `template_options` may stand beside messages.
         number: Number of the row in its source, from 1; errors name it.
         columns: Role -> name of the column, for errors; None: the roles.
+        source: File name, or hub id and split, for errors.
 
     Raises:
         DataError: if a value is of the wrong kind; it names column, row and remedy.
@@ -221,7 +228,7 @@ def read_preference(
         >>> read_preference({"prompt": "1 + 1 = ", "chosen": "2", "rejected": "3"}, 1).rejected
         PromptCompletion(prompt='1 + 1 = ', completion='3')
     """
-    cells = _cells(values, number, columns)
+    cells = _cells(values, number, columns, source)
     chosen, rejected = cells["chosen"], cells["rejected"]
     for cell in (chosen, rejected):
         if cell.is_missing:
@@ -269,6 +276,7 @@ def read_rows(
     columns: Mapping[str, str] | None = None,
     *,
     has_template: bool = True,
+    source: str = "",
 ) -> Meanings:
     """Return what the rows of a table mean; see `read_row` and `read_preference`.
 
@@ -276,6 +284,7 @@ def read_rows(
         values: Role -> one value a row.
         columns: Role -> name of the column, for errors; None: the roles.
         has_template: Whether the tokenizer has a chat template.
+        source: File name, or hub id and split, for errors.
 
     Raises:
         DataError: if a value is of the wrong kind; it names column, row and remedy.
@@ -286,9 +295,9 @@ def read_rows(
     for index, row in enumerate(_by_row(values)):
         meaning: Row | Preference | Unusable
         if "chosen" in values:
-            meaning = read_preference(row, index + 1, columns)
+            meaning = read_preference(row, index + 1, columns, source=source)
         else:
-            meaning = read_row(row, index + 1, columns, has_template=has_template)
+            meaning = read_row(row, index + 1, columns, has_template=has_template, source=source)
         if isinstance(meaning, Unusable):
             dropped[meaning.reason] += 1
         else:
@@ -318,11 +327,12 @@ def _by_row(values: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
 
 
 def _cells(
-    values: Mapping[str, Any], number: int, columns: Mapping[str, str] | None
+    values: Mapping[str, Any], number: int, columns: Mapping[str, str] | None, source: str
 ) -> dict[str, Cell]:
     names = columns or {}
     return {
-        role: Cell(role, names.get(role, role), number, value) for role, value in values.items()
+        role: Cell(role, names.get(role, role), number, value, source)
+        for role, value in values.items()
     }
 
 

@@ -619,8 +619,10 @@ def test_a_row_with_nothing_left_to_learn_is_dropped_and_counted() -> None:
 
 
 def test_conversations_need_a_chat_template() -> None:
-    with pytest.raises(DataError, match="messages='talk': row 7 is a conversation") as raised:
-        encode_rows(chat_tokenizer(None), [Conversation(TALK)], 9, numbers=[7], column="talk")
+    with pytest.raises(DataError, match="messages='talk': row 7 of a is a conver") as raised:
+        encode_rows(
+            chat_tokenizer(None), [Conversation(TALK)], 9, numbers=[7], column="talk", source="a"
+        )
     assert "use an instruction-tuned model" in raised.value.remedy
 
 
