@@ -206,6 +206,7 @@ class _Encoder:
     source: str
     dropped: Counter[str] = field(default_factory=Counter)
     counts: Counter[str] = field(default_factory=Counter)
+    left_out: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.template = ChatTemplate(self.tokenizer, self.column, self.role, self.source)
@@ -253,6 +254,11 @@ class _Encoder:
                 f"in {counts['differ']} of {n_rows} conversations the chat template renders the"
                 " last answer in another way than it prompts for it; it is learned from where the"
                 " two differ"
+            )
+        if counts["rows changed"]:
+            found.append(
+                f"in {counts['rows changed']} of {n_rows} conversations the chat template leaves"
+                f" out, or changes, what these say: {', '.join(sorted(self.left_out))}"
             )
         if counts["merged"]:
             found.append(
@@ -319,7 +325,7 @@ class _Encoder:
                 if n_passes_left and n_tokens != len(each.ids):
                     less = self._shortened(current[index], n_tokens)
                 if less is None:
-                    self._count(draft)
+                    self._count(draft, each.left_out)
                     found[index] = self._finished(draft, lengths.get(index, n_tokens))
                 else:
                     shorter[index] = less
@@ -335,8 +341,10 @@ class _Encoder:
             return None
         return shortened(self.template, row, n_tokens, self.limit)
 
-    def _count(self, draft: Draft) -> None:
+    def _count(self, draft: Draft, left_out: set[str]) -> None:
         counts = self.counts
+        counts["rows changed"] += bool(left_out)
+        self.left_out |= left_out
         n_left_out = draft.n_turns - draft.n_unasked - len(draft.spans)
         if not counts["conversations"] and draft.spans:
             start, stop = draft.spans[-1]

@@ -76,6 +76,19 @@ class Rendered:
     text: str
     ids: list[int]
 
+    @property
+    def left_out(self) -> set[str]:
+        """Roles of messages whose text is not in the conversation's, and "tools" likewise."""
+        contents = [(str(m["role"]), str(m.get("content", ""))) for m in self.row.messages]
+        for tool in self.row.tools or ():
+            contents.append(("tools", str(tool.get("function", tool).get("name", ""))))
+        return {
+            role
+            for role, text in contents
+            # Templates may strip a text, or write it as JSON.
+            if text.strip() not in self.text and json.dumps(text)[1:-1] not in self.text
+        }
+
 
 @dataclass(frozen=True)
 class Draft:

@@ -360,8 +360,9 @@ def _tools(cells: Mapping[str, Cell]) -> tuple[Mapping[str, Any], ...] | None:
     remedy = 'write a list such as [{"type": "function", "function": {"name": ...}}]'
     tools = cell.items("a list of tools", remedy)
     for tool in tools:
-        if not isinstance(tool, Mapping):
-            cell.fail(f"holds {kind_of(tool)} where a tool is meant ({shown(tool)})", remedy)
+        function = tool.get("function", tool) if isinstance(tool, Mapping) else tool
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            cell.fail(f"holds {kind_of(tool)} that is no tool ({shown(tool)})", remedy)
     # Some templates announce tools even if the list is empty.
     return tuple(tool if is_text else without_none(tool) for tool in tools) or None
 

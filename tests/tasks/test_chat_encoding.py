@@ -332,6 +332,24 @@ def test_options_reach_the_template() -> None:
     assert tokenizer.decode(row.ids).startswith("brief <|im_start|>user")
 
 
+def test_what_a_template_leaves_out_is_told() -> None:
+    tokenizer = tokenizer_of("chatml")
+    found = encode_rows(tokenizer, [Conversation(TALK, tools=(TOOL,)), Conversation(TALK)], 1_000)
+    assert found.notes == (
+        "in 1 of 2 conversations the chat template leaves out, or changes, what these say: tools",
+    )
+    rows = [Conversation((SYSTEM, *TALK)), Conversation(TALK)]
+    silent = MISTRAL.replace("m.content + '\n'", "''")
+    (note,) = encode_rows(chat_tokenizer(silent), rows, 1_000).notes
+    assert note.endswith("what these say: system")
+    spaced = (user(" What color?\n"), assistant('It is "blue".\n\n'))
+    assert encode_rows(tokenizer_of("llama3"), [Conversation(spaced)], 1_000).notes == ()
+    thought = (user("a"), assistant("<think>\nhm\n</think>\n\nb"), *TALK[:2])
+    tokenizer = chat_tokenizer(trl_template("qwen3"), eos="<|im_end|>")
+    notes = encode_rows(tokenizer, [Conversation(thought)], 1_000).notes
+    assert notes[1].endswith("what these say: assistant")
+
+
 def test_a_template_may_want_the_arguments_of_a_call_as_text() -> None:
     template = CHATML.replace("m.content", "(m.content or m.tool_calls[0].function.arguments)")
     tokenizer = chat_tokenizer(template)

@@ -284,7 +284,8 @@ def test_a_row_without_anything_to_learn_says_why(values: dict[str, Any], reason
         ({"messages": [{"from": "function_call", "value": "look"}]}, "its text is no JSON"),
         # What stands beside messages.
         ({"messages": [ASKED, BLUE], "tools": "look"}, "where a list of tools is meant"),
-        ({"messages": [ASKED, BLUE], "tools": ["look"]}, "holds text where a tool is meant"),
+        ({"messages": [ASKED, BLUE], "tools": ["look"]}, r"holds text that is no tool \(look\)"),
+        ({"messages": [ASKED, BLUE], "tools": [{"function": 1}]}, "a mapping that is no tool"),
         ({"messages": [ASKED, BLUE], "template_options": "x"}, "arguments of the chat template"),
         (
             {"prompt": "a", "completion": "b", "tools": [TOOL]},
