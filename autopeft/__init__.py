@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from autopeft.api import export, init, preview, price, report, resume, search
     from autopeft.confirm.verdict import Verdict
     from autopeft.costs import Price, PriceTable, Topology
-    from autopeft.costs.objectives import Objective
+    from autopeft.costs.objectives import Objective, register_cost
     from autopeft.errors import AutoPeftError, UserError
+    from autopeft.methods import register_method
     from autopeft.models.saving import load_adapter
     from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
     from autopeft.result import Member, SearchResult
@@ -22,14 +23,17 @@ if TYPE_CHECKING:
     from autopeft.searcher.samplers.optuna_adapters import AutoPeftSampler
     from autopeft.searcher.space.space import SearchSpace
     from autopeft.settings import SearchSettings
+    from autopeft.tasks.metrics import Metric, register_metric
+    from autopeft.tasks.registry import register_task
     from autopeft.trial import Outcome
 
 _NAMES = {
     "autopeft.api": ("export", "init", "preview", "price", "report", "resume", "search"),
     "autopeft.confirm.verdict": ("Verdict",),
     "autopeft.costs": ("Price", "PriceTable", "Topology"),
-    "autopeft.costs.objectives": ("Objective",),
+    "autopeft.costs.objectives": ("Objective", "register_cost"),
     "autopeft.errors": ("AutoPeftError", "UserError"),
+    "autopeft.methods": ("register_method",),
     "autopeft.models.saving": ("load_adapter",),
     "autopeft.plan": ("AdapterPlan", "Candidate", "LayerSpec", "TrainSettings"),
     "autopeft.result": ("Member", "SearchResult"),
@@ -38,6 +42,8 @@ _NAMES = {
     "autopeft.searcher.samplers.optuna_adapters": ("AutoPeftSampler",),
     "autopeft.searcher.space.space": ("SearchSpace",),
     "autopeft.settings": ("SearchSettings",),
+    "autopeft.tasks.metrics": ("Metric", "register_metric"),
+    "autopeft.tasks.registry": ("register_task",),
     "autopeft.trial": ("Outcome",),
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}
@@ -52,6 +58,7 @@ __all__ = [
     "GapPruner",
     "LayerSpec",
     "Member",
+    "Metric",
     "Objective",
     "Outcome",
     "Price",
@@ -70,6 +77,10 @@ __all__ = [
     "load_adapter",
     "preview",
     "price",
+    "register_cost",
+    "register_method",
+    "register_metric",
+    "register_task",
     "report",
     "resume",
     "search",

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autopeft.costs.objectives import with_costs
 from autopeft.costs.price import PricedRow, PriceList
 from autopeft.errors import SettingsError, StorageError
 from autopeft.settings import RESUMABLE, SearchSettings
@@ -152,13 +153,15 @@ def price(
     lines: list[str] = []
     # Nothing is trained, so the machine is not measured.
     ready = prepare(replace(asked, workers=asked.workers or 1), note=lines.append)
+    names = [cost.name for cost in ready.objectives[1:]]
+    prices = with_costs(ready.prices, [*names, *(limit.name for limit in ready.constraints)])
     rng = np.random.default_rng(ready.settings.seed)
     named = [("no adapter", ready.space.reference())]
     named += [("baseline", candidate) for candidate in ready.space.baselines()]
     named += [("draw", ready.space.sample(rng)) for _ in range(12)]
     rows = {}
     for kind, candidate in named:
-        cost = ready.prices.price(candidate)
+        cost = prices.price(candidate)
         is_allowed = all(limit.allows(cost) for limit in ready.constraints)
         key = (candidate.plan.digest, kind)
         rows[key] = PricedRow(kind if is_allowed else f"{kind}, excluded", candidate, cost)

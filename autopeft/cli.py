@@ -36,7 +36,7 @@ def _settings_options(*, only: frozenset[str] | None = None) -> Callable[[Any], 
             kind = str(field.type).split("|")[0].strip()
             help_text, default = field.metadata["help"], field.default
             if field.name == "task":
-                help_text += f" One of {', '.join(TASKS)}."
+                help_text += f" One of {', '.join(TASKS.registered)}."
             shown = ", ".join(default) if isinstance(default, tuple) else default
             command = click.option(
                 *names,

@@ -18,7 +18,7 @@ import numpy as np
 from autopeft.confirm.verdict import check_pick
 from autopeft.costs import PriceTable
 from autopeft.costs.constraints import Constraint, parse_constraints
-from autopeft.costs.objectives import COSTS, Objective
+from autopeft.costs.objectives import Objective, find_cost
 from autopeft.engine.budget import Budget
 from autopeft.engine.messages import WorkerContext
 from autopeft.errors import ModelError, SettingsError, UserError
@@ -148,7 +148,7 @@ def prepare(
     with phase("startup"):
         data, task = load_task(settings)
         note(f"task {task.name}; data: " + "; ".join(data.lines()))
-    objectives = (task.quality, *(COSTS[name] for name in settings.objectives))
+    objectives = (task.quality, *(find_cost("objectives", name) for name in settings.objectives))
     lengths = data.length_statistics(settings.batch_size)
     device, gpus = _device(settings)
     check_backend(settings.quantization, device)
@@ -189,7 +189,7 @@ def prepare(
         n_workers = settings.workers or default or _workers(device, gpus, prices, space, note)
     settings = replace(
         settings,
-        task=task.name,
+        task=settings.task or task.name,
         metric=task.quality.name,
         workers=n_workers,
         gpus_per_worker=gpus,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from autopeft.costs.objectives import COSTS
+from autopeft.costs.objectives import COSTS, find_cost
 from autopeft.errors import SettingsError
 from autopeft.utils.serialize import finite, from_plain, to_plain
 
@@ -100,7 +100,8 @@ class SearchSettings:
     )
     objectives: tuple[str, ...] = _setting(
         ("trainable_params",),
-        f"Costs to minimize beside the quality, one or more of {', '.join(COSTS)}.",
+        f"Costs to minimize beside the quality, one or more of {', '.join(COSTS.registered)}, or "
+        "a registered one.",
     )
     constraints: tuple[str, ...] = _setting(
         (),
@@ -270,10 +271,7 @@ class SearchSettings:
                 problem = "backend=local runs one worker in this process"
                 raise SettingsError(name, value, problem, f"leave {name} out, or use backend=ray")
         for name in self.objectives:
-            if name not in COSTS:
-                raise SettingsError(
-                    "objectives", name, "unknown cost", f"use any of {', '.join(COSTS)}"
-                )
+            find_cost("objectives", name)
         if not self.objectives or len(set(self.objectives)) < len(self.objectives):
             problem = "must name at least one cost, each once"
             raise SettingsError(

@@ -230,7 +230,7 @@ def _cost(finalist: Finalist, cost: Objective | None) -> float:
     if cost is None:
         return 1.0
     if cost.is_known:
-        return float(getattr(finalist.costs, cost.name))
+        return finalist.costs.value(cost.name)
     return float(np.mean([s.objectives[cost.name] for s in finalist.seeds]))
 
 

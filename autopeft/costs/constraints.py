@@ -11,7 +11,7 @@ from autopeft.costs.objectives import COSTS
 from autopeft.errors import SettingsError
 
 _PATTERN = re.compile(
-    r"^\s*(?P<name>[a-z_]+)\s*(?P<sign><=|<|=<|≤)\s*(?P<number>[\d.]+(?:e[+-]?\d+)?)\s*(?P<unit>[a-z%]*)\s*$",
+    r"^\s*(?P<name>[a-z_]\w*)\s*(?P<sign><=|<|=<|≤)\s*(?P<number>[\d.]+(?:e[+-]?\d+)?)\s*(?P<unit>[a-z%]*)\s*$",
     re.IGNORECASE,
 )
 _FACTORS = {
@@ -41,7 +41,7 @@ class Constraint:
 
     def allows(self, price: Price) -> bool:
         """Return whether a price is within the limit."""
-        return float(getattr(price, self.name)) <= self.limit
+        return price.value(self.name) <= self.limit
 
     @classmethod
     def parse(cls, text: str, *, base_params: int | None = None) -> Constraint:
@@ -58,9 +58,11 @@ class Constraint:
         match = _PATTERN.match(text)
         if match is None:
             raise SettingsError("constraint", text, "cannot be read", _REMEDY)
-        name, unit = match["name"].lower(), match["unit"].lower()
-        known = [cost.name for cost in COSTS.values() if cost.is_known]
-        if name not in known:
+        name, unit = match["name"], match["unit"].lower()
+        name = name if name in COSTS else name.lower()
+        cost = COSTS.get(name)
+        if cost is None or not cost.is_known:
+            known = [cost.name for cost in COSTS.parts() if cost.is_known]
             raise SettingsError(
                 "constraint",
                 text,

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload
 
 from autopeft.errors import SettingsError
+from autopeft.utils.registry import Registry
 
+if TYPE_CHECKING:
+    from autopeft.costs.price import Price
+    from autopeft.plan import AdapterPlan, Candidate
+
+F = TypeVar("F")
 Direction = Literal["maximize", "minimize"]
 
 
@@ -36,33 +43,172 @@ class Objective:
         return 1.0 if self.direction == "maximize" else -1.0
 
 
-COSTS: Mapping[str, Objective] = {
-    o.name: o
-    for o in (
-        Objective("trainable_params", "minimize", "parameters", is_known=True),
-        Objective("adapter_bytes", "minimize", "bytes", is_known=True),
-        Objective("train_flops", "minimize", "FLOPs", is_known=True),
-        Objective("peak_memory_bytes", "minimize", "bytes", is_known=True),
-        Objective("train_seconds", "minimize", "seconds"),
-        Objective("latency_ms", "minimize", "ms"),
-    )
-}
-"""Every efficiency objective."""
+CostFunction = Callable[["Price", "AdapterPlan"], float]
 
 
-_MINIMISED_QUALITIES = frozenset({"loss", "perplexity"})
+@dataclass(frozen=True)
+class Cost(Objective):
+    """A cost to minimize.
+
+    Attributes:
+        function: Computes a registered cost from a candidate's price and plan before training; None
+            for the costs in `Price` and for measured ones.
+    """
+
+    function: CostFunction | None = None
+
+    def of(self, price: Price, plan: AdapterPlan) -> float:
+        """Return the cost of a candidate.
+
+        Raises:
+            SettingsError: if a registered function fails, or returns no number of at least 0.
+        """
+        if self.function is None:
+            return price.value(self.name)
+        try:
+            value = float(self.function(price, plan))
+        except Exception as error:
+            reason = f"its function fails ({type(error).__name__}: {error})"
+            raise SettingsError("cost", self.name, reason, "correct the function") from error
+        if not (math.isfinite(value) and value >= 0.0):
+            problem = f"must be a number of at least 0, but is {value} for {price}"
+            raise SettingsError("cost", self.name, problem, "correct the function")
+        return value
+
+
+def _as_cost(name: str, part: Any) -> Cost:
+    if isinstance(part, Cost):
+        return part
+    if callable(part) and not isinstance(part, type):
+        unit = str(getattr(part, "unit", ""))
+        return Cost(name or part.__name__, "minimize", unit, is_known=True, function=part)
+    raise TypeError("must be a function of a candidate's price and plan")
+
+
+COSTS: Registry[Cost] = Registry("cost", "autopeft.costs", __name__, _as_cost)
+"""Every cost."""
+
+
+@overload
+def register_cost(
+    name: str | None = None, function: None = None, *, unit: str = ""
+) -> Callable[[F], F]: ...
+@overload
+def register_cost(name: str, function: F, *, unit: str = "") -> F: ...
+@overload
+def register_cost(name: F, *, unit: str = "") -> F: ...
+def register_cost(name: Any = None, function: Any = None, *, unit: str = "") -> Any:
+    """Register a cost that is known before training, to be an objective or to have a limit.
+
+    A call, or a decorator of the function.
+
+    Args:
+        name: Its name in settings; as a bare decorator, that of the function.
+        function: Returns the cost, a number of at least 0, of a candidate's `Price` and
+            `AdapterPlan`. Or where it is found, as `module:function`.
+        unit: For people.
+
+    Returns:
+        The function, or a decorator.
+
+    Raises:
+        SettingsError: if the name stands for another cost.
+
+    Example:
+        >>> @autopeft.register_cost
+        ... def deploy_cost(price, plan):
+        ...     return 0.02 * price.adapter_bytes / 1e6 + 0.001 * len(plan.specs)
+        >>> topology = autopeft.Topology(2, {"attn.q": (64, 64), "attn.v": (64, 64)})
+        >>> space = autopeft.SearchSpace.from_source({"methods": ["lora"]}, topology)
+        >>> controller = autopeft.SearchController(
+        ...     space, ["accuracy", "deploy_cost"], constraints=["deploy_cost<=0.01"]
+        ... )
+        >>> controller.ask().costs.others["deploy_cost"] <= 0.01
+        True
+    """
+    own = name if isinstance(name, str) else ""
+
+    def wrap(part: Any) -> Any:
+        if isinstance(part, Cost) or not callable(part):
+            return part
+        made = _as_cost(own, part)
+        return replace(made, unit=unit or made.unit)
+
+    return COSTS.door(name, function, wrap)
+
+
+for _cost in (
+    Cost("trainable_params", "minimize", "parameters", is_known=True),
+    Cost("adapter_bytes", "minimize", "bytes", is_known=True),
+    Cost("train_flops", "minimize", "FLOPs", is_known=True),
+    Cost("peak_memory_bytes", "minimize", "bytes", is_known=True),
+    Cost("train_seconds", "minimize", "seconds"),
+    Cost("latency_ms", "minimize", "ms"),
+):
+    register_cost(_cost.name, _cost)
+
+
+_MINIMIZED = frozenset("loss perplexity error mse rmse mae wer cer".split())
+
+
+def default_direction(name: str) -> Direction:
+    """Return the direction of a quality that says nothing of it, from the words of its name.
+
+    "minimize" if one of them is loss, perplexity, error, mse, rmse, mae, wer or cer and the first
+    is not "neg"; else "maximize".
+    """
+    words = name.lower().replace("-", "_").split("_")
+    return "minimize" if words[0] != "neg" and _MINIMIZED & set(words) else "maximize"
 
 
 def objective(name: str) -> Objective:
     """The objective of that name: a cost from `COSTS`, else a quality metric.
-
-    A quality is maximized, except "loss" and "perplexity".
 
     Raises:
         SettingsError: if the name is empty.
     """
     if not name:
         raise SettingsError("objectives", name, "an objective needs a name", "use e.g. accuracy")
-    if name in COSTS:
-        return COSTS[name]
-    return Objective(name, "minimize" if name in _MINIMISED_QUALITIES else "maximize")
+    if name in COSTS or ":" in name:
+        return find_cost("objectives", name)
+    return Objective(name, default_direction(name))
+
+
+class Pricer(Protocol):
+    """Prices candidates, as `PriceTable` does."""
+
+    def price(self, candidate: Candidate) -> Price:
+        """Return what a candidate costs."""
+
+
+@dataclass(frozen=True)
+class WithCosts:
+    """Adds registered costs to the prices of another pricer."""
+
+    prices: Pricer
+    costs: tuple[Cost, ...]
+
+    def price(self, candidate: Candidate) -> Price:
+        """Return what a candidate costs."""
+        price = self.prices.price(candidate)
+        others = {cost.name: cost.of(price, candidate.plan) for cost in self.costs}
+        return replace(price, others={**price.others, **others})
+
+
+def find_cost(field: str, value: Any) -> Cost:
+    """Return the cost that a setting names; one given as `module:function` or object is registered.
+
+    Raises:
+        SettingsError: if there is no such cost.
+    """
+    cost = COSTS.resolve(field, value)
+    if cost.name not in COSTS:
+        COSTS.register(cost.name, cost)
+    return cost
+
+
+def with_costs(prices: Pricer, names: Iterable[str]) -> Pricer:
+    """Return a pricer that also computes the registered costs among these names."""
+    known = (COSTS[name] for name in dict.fromkeys(names) if name in COSTS)
+    costs = tuple(cost for cost in known if cost.function is not None)
+    return WithCosts(prices, costs) if costs else prices

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
+from autopeft.errors import SettingsError
 from autopeft.plan import Candidate
 
 
@@ -18,6 +20,7 @@ class Price:
         peak_memory_bytes: Estimated peak in training: weights, saved activations with the masks and
             rotary tables that blocks share, gradients and optimizer state.
         inference_flops: FLOPs that the unmerged adapters add to the forward pass of one batch.
+        others: Registered cost -> its value, for those that a search optimizes or limits.
 
     Example:
         >>> topology = autopeft.Topology(2, {"attn.q": (64, 64), "attn.v": (64, 64)})
@@ -34,6 +37,20 @@ class Price:
     train_flops: float
     peak_memory_bytes: int
     inference_flops: float = 0.0
+    others: Mapping[str, float] = field(default_factory=dict)
+
+    def value(self, name: str) -> float:
+        """Return a cost by its name.
+
+        Raises:
+            SettingsError: if it is a registered one that the search neither optimizes nor limits.
+        """
+        if name in self.others:
+            return self.others[name]
+        if not hasattr(self, name):
+            problem = "this search did not compute it"
+            raise SettingsError("cost", name, problem, "name it in objectives or constraints")
+        return float(getattr(self, name))
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,7 @@ class JobExecution:
         measured = self._measure(attached, training)
         objectives = {names[0]: test.metrics[names[0]]}
         for name in names[1:]:
-            objectives[name] = float(measured[name] if name in measured else getattr(costs, name))
+            objectives[name] = float(measured[name] if name in measured else costs.value(name))
         return SeedScore(
             seed=self.job.seed,
             validation={**validation.metrics, "loss": validation.loss},

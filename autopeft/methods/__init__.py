@@ -5,13 +5,10 @@ A new family is a file with a tuple `METHODS`, listed in `_FAMILIES`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from importlib import import_module
-from types import MappingProxyType
 
-from autopeft.errors import SpaceError
 from autopeft.methods.base import LINEAR_ROLES, AdapterFlops, AdapterMemory, Method
-from autopeft.utils.serialize import nearest
+from autopeft.methods.registry import LEFT_OUT, all_methods, get, register_method
 
 __all__ = [
     "HEAD",
@@ -24,6 +21,7 @@ __all__ = [
     "all_methods",
     "get",
     "learning_rate_range",
+    "register_method",
 ]
 
 HEAD = "head"
@@ -39,45 +37,9 @@ randlora adalora
 """.split()
 """Files of this package, in the order of the table of methods."""
 
-_TABLE: Mapping[str, Method] = MappingProxyType(
-    {
-        method.name: method
-        for family in _FAMILIES
-        for method in import_module(f"{__name__}.{family}").METHODS
-    }
-)
-
-
-LEFT_OUT: Mapping[str, str] = MappingProxyType(
-    {
-        "lily": "it mixes its experts by their mean over a batch, so a row's prediction "
-        "depends on the other rows and their padding",
-        "adamss": "its subspaces come from a random clustering that its files do not hold",
-        "frod": "its bases come from a decomposition that its files do not hold and that differs "
-        "between machines",
-        "poly": "it selects skills by a task number that rows do not have",
-        "xlora": "it mixes adapters that must have been trained before",
-    }
-)
-"""Methods of peft that are not offered -> why, for error messages."""
-
-
-def all_methods() -> tuple[Method, ...]:
-    """Return every method, ordered by family."""
-    return tuple(_TABLE.values())
-
-
-def get(name: str) -> Method:
-    """Return the method of that name.
-
-    Raises:
-        SpaceError: if there is none.
-    """
-    if name in _TABLE:
-        return _TABLE[name]
-    if name in LEFT_OUT:
-        raise SpaceError("method", name, f"not offered: {LEFT_OUT[name]}", "use another method")
-    raise SpaceError("method", name, "no such method", nearest(name, _TABLE))
+for _family in _FAMILIES:
+    for _method in import_module(f"{__name__}.{_family}").METHODS:
+        register_method(_method)
 
 
 def learning_rate_range(name: str) -> tuple[float, float]:

@@ -139,8 +139,15 @@ def facts(shown: FrontView, entry: FrontEntry) -> list[tuple[str, str]]:
         (f"{shown.quality.name} ({split_name(entry.is_confirmed)})", _long(entry, shown.quality))
     ]
     rows += [(full_name(cost.name), _long(entry, cost)) for cost in shown.costs]
-    others = [cost for cost in COSTS.values() if cost.is_known and cost not in shown.costs]
-    rows += [(full_name(o.name), _exact(getattr(entry.price, o.name), o)) for o in others]
+    names = {cost.name for cost in shown.costs}
+    others = [COSTS[name] for name in (*COSTS.registered, *entry.price.others) if name in COSTS]
+    rows += [
+        (full_name(cost.name), _exact(entry.price.value(cost.name), cost))
+        for cost in dict.fromkeys(others)
+        if cost.is_known
+        and cost.name not in names
+        and (cost.function is None or cost.name in entry.price.others)
+    ]
     level = next((level for level in shown.verdict.levels if level.digest == entry.digest), None)
     if level is not None:
         low, high = level.gain_ci

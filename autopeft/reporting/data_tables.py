@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autopeft.reporting.tables import plain_table
-from autopeft.tasks.registry import TASKS, task_class
+from autopeft.tasks.registry import TASKS
 
 if TYPE_CHECKING:
     from autopeft.tasks.preview import Preview, PreviewRow
@@ -22,12 +22,11 @@ def tasks_table() -> Table:
     table.add_column("learns", ratio=2)
     table.add_column("columns", ratio=3)
     table.add_column("metrics", ratio=2)
-    for name in TASKS:
-        task = task_class(name)
+    for task in TASKS.parts():
         columns = (c.role if c.is_required else f"[{c.role}]" for c in task.columns)
         metrics = ", ".join(metric.name for metric in task.metrics)
         # Brackets would be read as markup.
-        table.add_row(name, task.description, Text(", ".join(columns)), metrics)
+        table.add_row(task.name, task.description, Text(", ".join(columns)), metrics)
     table.caption = Text("[columns] in brackets may be missing; the first metric is the default")
     return table
 

@@ -215,7 +215,7 @@ def _confirmed(record: SearchRecord, finalist: Finalist, trial: int | None) -> F
     intervals: dict[str, Interval | None] = {quality.name: quality_interval(finalist, quality)}
     for cost in costs:
         if cost.is_known:
-            value = getattr(finalist.costs, cost.name)
+            value = finalist.costs.value(cost.name)
             values[cost.name], intervals[cost.name] = value, (value, value)
         else:
             measured = [seed.objectives[cost.name] for seed in finalist.seeds]
@@ -243,9 +243,7 @@ def _unconfirmed(record: SearchRecord, trial: Trial) -> FrontEntry:
     quality, *costs = record.objectives
     known = {o.name for o in costs if o.is_known}
     values = {
-        o.name: getattr(trial.costs, o.name)
-        if o.name in known
-        else trial.values.get(o.name, math.nan)
+        o.name: trial.costs.value(o.name) if o.name in known else trial.values.get(o.name, math.nan)
         for o in record.objectives
     }
     score = record.adapter_scores.get(trial.digest)

@@ -13,7 +13,7 @@ from autopeft.errors import SettingsError
 from autopeft.plan_text import plan_summary
 from autopeft.reporting.columns import facts, metrics_text, training_facts
 from autopeft.reporting.front_view import FrontEntry, FrontView
-from autopeft.tasks.registry import TASKS, task_class
+from autopeft.tasks.registry import TASKS
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~!&])")
 
@@ -93,7 +93,7 @@ def _loading(shown: FrontView, format: str) -> list[str]:
     if format == "peft":
         load = f'model = autopeft.load_adapter({model}, "path/to/this/folder")'
         return ["import autopeft", "", load]
-    loader = task_class(shown.task).auto_class if shown.task in TASKS else "AutoModel"
+    loader = TASKS[shown.task].auto_class if shown.task in TASKS else "AutoModel"
     if format == "merged":
         load = f'model = {loader}.from_pretrained("path/to/this/folder")'
         return [f"from transformers import {loader}", "", load]

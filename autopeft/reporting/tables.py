@@ -114,7 +114,7 @@ def price_table(prices: PriceList) -> RenderableType:
     table.add_column("kind", no_wrap=True)
     table.add_column("adapter", ratio=1, overflow="fold")
     for row in prices.rows:
-        values = (human_value(getattr(row.price, name), COSTS[name].unit) for name in costs)
+        values = (human_value(row.price.value(name), COSTS[name].unit) for name in costs)
         table.add_row(*values, row.kind, plan_summary(row.candidate.plan))
     return Group(*(Text(line) for line in prices.lines), table)
 

@@ -21,6 +21,8 @@ from autopeft.utils.serialize import from_plain, to_plain
 
 _TRAIN = ("learning_rate", *(f.name for f in fields(TrainSettings) if f.name != "learning_rate"))
 
+_PRICE = tuple(f.name for f in fields(Price) if f.name != "others")
+
 
 def _cell(value: object) -> object:
     """What a cell holds: floats to the last digit, nothing for NaN, text on one line."""
@@ -32,6 +34,8 @@ def _cell(value: object) -> object:
 def _row(trial: Trial) -> dict[str, object]:
     plan, train = trial.plan, trial.train
     settings = {name: getattr(train, name) for name in _TRAIN}
+    costs = to_plain(trial.costs)
+    costs |= costs.pop("others")
     settings["method_rates"] = " ".join(f"{m}={r!r}" for m, r in train.method_rates)
     return {
         "number": trial.number,
@@ -44,7 +48,7 @@ def _row(trial: Trial) -> dict[str, object]:
         "total_rank": sum(spec.rank for spec in plan.specs),
         **settings,
         **{f"objective.{name}": value for name, value in trial.values.items()},
-        **{f"price.{name}": value for name, value in to_plain(trial.costs).items()},
+        **{f"price.{name}": value for name, value in costs.items()},
         **{f"measured.{name}": value for name, value in trial.measured.items()},
         **{f"rung.{step}": score for step, score in trial.rungs},
         "plan": plan_summary(plan, max_parts=10**9),
@@ -63,7 +67,7 @@ def _columns(objectives: Sequence[Objective], rows: Sequence[Mapping[str, object
         *_TRAIN,
         *first,
         *sorted(n for n in seen if n.startswith("objective.") and n not in first),
-        *(f"price.{f.name}" for f in fields(Price)),
+        *(f"price.{name}" for name in _PRICE),
         *sorted(n for n in seen if n.startswith("measured.")),
         *sorted((n for n in seen if n.startswith("rung.")), key=lambda n: int(n[5:])),
         "plan",
@@ -93,13 +97,15 @@ def _read_row(row: Mapping[str, str]) -> Trial:
         return {name.removeprefix(start): c for name, c in row.items() if name.startswith(start)}
 
     settings: dict[str, Any] = {name: row[name] for name in _TRAIN}
+    costs = cells("price.")
+    others = {name: float(costs.pop(name)) for name in costs.keys() - set(_PRICE)}
     settings["method_rates"] = [pair.split("=") for pair in row["method_rates"].split()]
     train = from_plain(TrainSettings, settings, from_text=True)
     rungs = ((int(step), score) for step, score in cells("rung.").items() if score)
     trial = {
         **{name: row[name] for name in ("number", "origin", "state", "reason")},
         "candidate": Candidate(read_plan(row["plan"]), train),
-        "costs": cells("price."),
+        "costs": {**costs, "others": others},
         "values": {name: value for name, value in cells("objective.").items() if value},
         "rungs": sorted(rungs),
         "measured": {name: value for name, value in cells("measured.").items() if value},

@@ -23,11 +23,10 @@ import numpy as np
 
 from autopeft.costs import Price, PriceTable
 from autopeft.costs.constraints import Constraint, parse_constraints
-from autopeft.costs.objectives import Objective, objective
+from autopeft.costs.objectives import Objective, Pricer, objective, with_costs
 from autopeft.errors import SettingsError
 from autopeft.plan import Candidate
 from autopeft.searcher.pruner import make_pruner
-from autopeft.searcher.samplers.base import Pricer
 from autopeft.searcher.samplers.optuna_adapters import OptunaAdapter, make_sampler
 from autopeft.searcher.samplers.warm_start import WarmStart, WarmStartTrial
 from autopeft.searcher.space import initial_design
@@ -109,12 +108,15 @@ class SearchController:
     ) -> None:
         self.space = space
         self.objectives = _objectives(objectives)
-        self.prices: Pricer = prices or PriceTable.from_topology(
+        table: Pricer = prices or PriceTable.from_topology(
             space.topology, batch_size=space.base.batch_size, prompt_sizes=space.prompt_sizes
         )
         self.constraints = parse_constraints(
-            constraints, base_params=getattr(self.prices, "base_params", None)
+            constraints, base_params=getattr(table, "base_params", None)
         )
+        names = [cost.name for cost in self.objectives[1:]]
+        names += [limit.name for limit in self.constraints]
+        self.prices = with_costs(table, names)
         self._rng = np.random.default_rng(seed)
         self._distributions = {name: distribution(row) for name, row in space.parameters.items()}
         self._check_constraints()
@@ -307,7 +309,7 @@ class SearchController:
         values = {self.objectives[0].name: score}
         for cost in self.objectives[1:]:
             if cost.is_known:
-                values[cost.name] = float(getattr(trial.costs, cost.name))
+                values[cost.name] = trial.costs.value(cost.name)
             elif cost.name in measured:
                 values[cost.name] = float(measured[cost.name])
             else:
@@ -433,7 +435,7 @@ class SearchController:
         prices = [self.prices.price(candidate) for candidate in draws]
         for limit in self.constraints:
             if not any(limit.allows(price) for price in prices):
-                least = min(getattr(price, limit.name) for price in prices)
+                least = min(price.value(limit.name) for price in prices)
                 raise SettingsError(
                     "constraint",
                     limit.text,

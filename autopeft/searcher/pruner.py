@@ -102,7 +102,8 @@ class GapPruner(BasePruner):
         changed = [*self._open, *range(len(self._table), len(trials))]
         self._open = [n for n in changed if not trials[n].state.is_finished()]
         for number in changed:
-            price = trials[number].user_attrs.get(PRICE_KEY, {})
+            stored = trials[number].user_attrs.get(PRICE_KEY, {})
+            price = {**stored, **stored.get("others", {})}
             self._table.add(number, [float(price.get(name, np.nan)) for name in names])
             for step, score in trials[number].intermediate_values.items():
                 # A failed trial's early scores count: its plan did reach them.

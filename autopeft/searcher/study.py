@@ -12,6 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -338,5 +340,11 @@ def read_study(storage: str | Path, name: str) -> tuple[tuple[Trial, ...], tuple
         raise StorageError(
             "study_name", name, f"{storage} holds no such study", "check the name"
         ) from None
-    objectives = tuple(objective(metric) for metric in study.metric_names or ())
+    objectives = tuple(
+        replace(
+            objective(name),
+            direction="maximize" if direction == StudyDirection.MAXIMIZE else "minimize",
+        )
+        for name, direction in zip(study.metric_names or (), study.directions, strict=False)
+    )
     return read_trials(study, objectives), objectives

@@ -2,24 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from autopeft.errors import DataError, SettingsError
+from autopeft.utils.registry import Registry
 
 if TYPE_CHECKING:
     from autopeft.settings import SearchSettings
     from autopeft.tasks.base import Task
     from autopeft.tasks.reading import Table
 
-TASKS: Mapping[str, str] = {
+F = TypeVar("F")
+
+
+def _as_task(name: str, part: Any) -> Task:
+    from autopeft.tasks.base import Task
+
+    if isinstance(part, type) and issubclass(part, Task):
+        part = part()
+    if not isinstance(part, Task):
+        raise TypeError("must be a Task or a class of tasks")
+    if name and part.name != name:
+        raise TypeError(f"is the task {part.name!r}")
+    return part
+
+
+TASKS: Registry[Task] = Registry("task", "autopeft.tasks", __name__, _as_task)
+"""Every task. Data without a named task gets the first that fits."""
+
+
+@overload
+def register_task(name: str, task: None = None) -> Callable[[F], F]: ...
+@overload
+def register_task(name: str, task: F) -> F: ...
+@overload
+def register_task(name: F) -> F: ...
+def register_task(name: Any, task: Any = None) -> Any:
+    """Register a task, so that settings can name it and data can be recognized as its own.
+
+    A call, or a decorator of a class that can be made without arguments.
+
+    Args:
+        name: The task, its class, or its name.
+        task: The task, its class, or where it is found, as `module:name`.
+
+    Returns:
+        The task or class, or a decorator.
+
+    Raises:
+        SettingsError: if the name stands for another task.
+
+    Example:
+        >>> from autopeft.tasks.text_classification import TextClassification
+        >>> @autopeft.register_task
+        ... class Sentiment(TextClassification):
+        ...     name = "sentiment"
+        ...     description = "a sentiment for each review"
+        >>> autopeft.SearchSettings(model="gpt2", data="reviews.csv", task="sentiment").task
+        'sentiment'
+    """
+    return TASKS.door(name, task)
+
+
+for _name, _path in {
     "text-classification": "autopeft.tasks.text_classification:TextClassification",
     "sft": "autopeft.tasks.sft:SupervisedFineTuning",
     "seq2seq": "autopeft.tasks.seq2seq:Seq2Seq",
     "image-classification": "autopeft.tasks.image_classification:ImageClassification",
-}
-"""Task name -> its class as `module:name`. Data without a named task gets the first that fits."""
+}.items():
+    register_task(_name, _path)
 
 
 FORMER_NAMES: Mapping[str, str] = {"causal-lm": "sft"}
@@ -27,27 +79,28 @@ FORMER_NAMES: Mapping[str, str] = {"causal-lm": "sft"}
 
 
 def check_task(name: str | None) -> None:
-    """Check the name of a task; None: it is recognized from the data.
+    """Check what the settings name as task; None: it is recognized from the data.
 
     Raises:
         SettingsError: if there is no such task.
     """
-    if name is not None and FORMER_NAMES.get(name, name) not in TASKS:
-        raise SettingsError("task", name, "no such task", f"use one of {', '.join(TASKS)}")
+    if name is not None and name not in TASKS:
+        find_task(name)
 
 
-def task_class(name: str) -> type[Task]:
-    """Return the class of a task; raises as `check_task` does."""
-    check_task(name)
-    module, _, attribute = TASKS[FORMER_NAMES.get(name, name)].partition(":")
-    found: type[Task] = getattr(import_module(module), attribute)
-    return found
+def find_task(value: str) -> Task:
+    """Return the task of that name, or at `package.module:name`.
+
+    Raises:
+        SettingsError: if there is none.
+    """
+    return TASKS.resolve("task", FORMER_NAMES.get(value, value))
 
 
 def named_task(settings: SearchSettings) -> Task:
     """Return the task that resolved settings name; it is not bound to data yet."""
     assert settings.task is not None, "resolved settings name their task"
-    return task_class(settings.task)().configured(settings)
+    return find_task(settings.task).configured(settings)
 
 
 def make_task(settings: SearchSettings, table: Table, model_config: Any = None) -> Task:
@@ -63,15 +116,14 @@ def make_task(settings: SearchSettings, table: Table, model_config: Any = None) 
             data fits none.
     """
     name = settings.task or _recognized(settings, table, model_config)
-    return task_class(name)().configured(settings, model_config)
+    return find_task(name).configured(settings, model_config)
 
 
 def _recognized(settings: SearchSettings, table: Table, model_config: Any) -> str:
     """Return the first task that model and columns fit; tasks are in order of preference."""
     named = settings.column_names()
     misfit: DataError | None = None
-    for name in TASKS:
-        task = task_class(name)
+    for task in TASKS.parts():
         if not task.fits_model(model_config) or not set(named).issubset(
             column.role for column in task.columns
         ):
@@ -87,7 +139,7 @@ def _recognized(settings: SearchSettings, table: Table, model_config: Any) -> st
         except DataError as error:
             misfit = misfit or error
             continue
-        return name
+        return task.name
     if misfit is not None:
         raise misfit
     shown = ", ".join(table.column_names)

@@ -233,6 +233,7 @@ def test_a_table_is_a_value() -> None:
         "train_flops",
         "peak_memory_bytes",
         "inference_flops",
+        "others",
     }
 
 

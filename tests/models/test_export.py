@@ -23,6 +23,7 @@ from tiny_models import (
 
 from autopeft import methods
 from autopeft.errors import AdapterError, SettingsError
+from autopeft.methods.registry import METHODS
 from autopeft.models.attach import attach
 from autopeft.models.backbone import load_backbone
 from autopeft.models.export import export_adapter, export_merged
@@ -98,7 +99,8 @@ def test_what_cannot_be_merged_is_named(tmp_path: Path, monkeypatch: pytest.Monk
     backbone = build("llama")
     lora = methods.get("lora")
     stuck = dataclasses.replace(lora, mergeable=False)
-    monkeypatch.setattr(methods, "_TABLE", {**methods._TABLE, "lora": stuck})
+    known = METHODS._items["lora"]
+    monkeypatch.setitem(METHODS._items, "lora", dataclasses.replace(known, value=stuck))
     plan = AdapterPlan([LayerSpec(1, "attn.q", "lora", 2)])
     with (
         attach(backbone, candidate_of(plan), seed=0) as attached,

@@ -7,10 +7,8 @@ from typing import Protocol
 
 import numpy as np
 
-from autopeft.costs import Price
 from autopeft.costs.constraints import Constraint
-from autopeft.costs.objectives import Objective
-from autopeft.plan import Candidate
+from autopeft.costs.objectives import Objective, Pricer
 from autopeft.searcher.samplers.observations import History
 from autopeft.searcher.space.encoding import Point
 from autopeft.searcher.space.space import SearchSpace
@@ -18,13 +16,6 @@ from autopeft.trial import Trial
 
 COST_PROXIES: Mapping[str, str] = {"train_seconds": "train_flops", "latency_ms": "inference_flops"}
 """Cost that is only measured -> known cost that is roughly proportional to it."""
-
-
-class Pricer(Protocol):
-    """Prices candidates, as `PriceTable` does."""
-
-    def price(self, candidate: Candidate) -> Price:
-        """Return what a candidate costs."""
 
 
 class Sampler(Protocol):

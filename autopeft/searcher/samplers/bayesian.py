@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autopeft.costs.constraints import Constraint
-from autopeft.costs.objectives import Objective
-from autopeft.searcher.samplers.base import Pricer, StratifiedSampler
+from autopeft.costs.objectives import Objective, Pricer
+from autopeft.searcher.samplers.base import StratifiedSampler
 from autopeft.searcher.samplers.cost_model import CostModel
 from autopeft.searcher.samplers.ehvi import (
     BoxDecomposition,

@@ -8,8 +8,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from autopeft.costs.objectives import Objective
-from autopeft.searcher.samplers.base import COST_PROXIES, Pricer
+from autopeft.costs.objectives import COSTS, Objective, Pricer
+from autopeft.searcher.samplers.base import COST_PROXIES
 from autopeft.searcher.space.encoding import Point
 from autopeft.searcher.space.space import SearchSpace
 from autopeft.trial import Trial
@@ -55,7 +55,7 @@ class CostModel:
         for k, cost in enumerate(self._costs):
             if cost.is_known or len(complete) < 3:
                 continue
-            x = _log(np.array([float(getattr(t.costs, self._known[k])) for t in complete]))
+            x = _log(np.array([t.costs.value(self._known[k]) for t in complete]))
             y = _log(np.array([t.values[cost.name] for t in complete]))
             spread = float(x.var())
             slope = float(np.mean((x - x.mean()) * (y - y.mean()))) / spread if spread > 0 else 0.0
@@ -77,12 +77,12 @@ class CostModel:
     def exact(self, points: Sequence[Point]) -> Array:
         """Return log costs from the pricer, which is slower; shape (n, n_costs)."""
         prices = [self._pricer.price(self._space.encoder.to_candidate(p)) for p in points]
-        values = [np.array([float(getattr(p, name)) for p in prices]) for name in self._known]
+        values = [np.array([p.value(name) for p in prices]) for name in self._known]
         return self._calibrated(values, len(points))
 
     def observed(self, trial: Trial) -> Array:
         """Return the log costs of a trial, measured ones if it is complete; shape (n_costs,)."""
-        values = [np.array([float(getattr(trial.costs, name))]) for name in self._known]
+        values = [np.array([trial.costs.value(name)]) for name in self._known]
         logs: Array = self._calibrated(values, 1)[0]
         if trial.state == "complete":
             measured = _log(np.array([trial.values[cost.name] for cost in self._costs]))
@@ -125,7 +125,7 @@ class CostModel:
         probes = [self._space.point_sampler.stratified(rng) for _ in range(_N_PROBES)]
         params = self._space.n_params(np.array([g.options for g in probes]))
         prices = [self._pricer.price(self._space.encoder.to_candidate(g)) for g in probes]
-        ratios = np.array([float(getattr(p, name)) for p in prices]) / np.maximum(params, 1.0)
+        ratios = np.array([p.value(name) for p in prices]) / np.maximum(params, 1.0)
         return float(ratios[0]) if np.ptp(ratios) <= 1e-9 * abs(ratios[0]) else None
 
     def _table(self, name: str) -> tuple[Array, Array, float]:
@@ -140,15 +140,17 @@ class CostModel:
             for unit, option in choices.items():
                 options[unit] = option
             candidate = self._space.encoder.to_candidate(Point(options))
-            return float(getattr(self._pricer.price(candidate), name))
+            return self._pricer.price(candidate).value(name)
 
+        # A registered cost may depend on the site.
+        is_own = name in COSTS and COSTS[name].function is not None
         cheapest = np.where(grid.legal, grid.params, np.inf)[:, 1:].argmin(axis=1) + 1
         extras = np.zeros((n_units, n_options))
         known: dict[bytes, Array] = {}
         for unit in range(n_units):
             # Units whose options have equal parameters have equal costs.
             key = grid.params[unit].tobytes()
-            if key in known:
+            if key in known and not is_own:
                 extras[unit] = known[key]
                 continue
             # Measured above another adapted unit, so that depth does not matter.
@@ -159,7 +161,7 @@ class CostModel:
             if unit or n_units == 1:
                 known[key] = extras[unit]
         if n_units > 1:
-            same = known.get(grid.params[0].tobytes())
+            same = None if is_own else known.get(grid.params[0].tobytes())
             extras[0] = same if same is not None else extras[0] - extras[0][cheapest[0]]
         depths = np.array(
             [cost({u: int(cheapest[u])}) - extras[u, cheapest[u]] for u in range(n_units)]

@@ -13,10 +13,10 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from autopeft.costs import Price, PriceTable
 from autopeft.costs.constraints import Constraint
-from autopeft.costs.objectives import Objective
+from autopeft.costs.objectives import Objective, Pricer
 from autopeft.errors import SettingsError, SpaceError
 from autopeft.searcher.pruner import PRICE_KEY
-from autopeft.searcher.samplers.base import Pricer, Sampler, StratifiedSampler
+from autopeft.searcher.samplers.base import Sampler, StratifiedSampler
 from autopeft.searcher.samplers.bayesian import BayesianSampler
 from autopeft.searcher.samplers.budget_first import BudgetFirstEncoding, PlainEncoding
 from autopeft.searcher.samplers.warm_start import WarmStart

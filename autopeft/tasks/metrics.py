@@ -1,0 +1,478 @@
+"""Metrics of predictions: built in, scikit-learn's by name, and a user's own functions."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from typing import Any, Literal, TypeVar, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autopeft.costs.objectives import Direction, Objective, default_direction
+from autopeft.errors import SettingsError
+from autopeft.tasks.text_metrics import TEXT_METRICS, by_row, regex_match
+from autopeft.utils.registry import Registry
+from autopeft.utils.serialize import nearest
+
+F = TypeVar("F")
+FloatArray = NDArray[np.float64]
+Needs = Literal["", "loss", "labels", "scores", "values", "text", "tags"]
+
+N_REDRAWS = 100
+"""How often a resample is drawn again if the metric is undefined on it."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a search may optimize: a number that says how good predictions are.
+
+    Attributes:
+        name: Its name in settings and results.
+        direction: "maximize" or "minimize".
+        function: Returns the metric of (targets, predictions), or an array of one value per row
+            whose mean is the metric. For texts, it takes lists of (prompts, references, generated
+            texts) and returns one value per row. None: the task computes it itself.
+        needs: What the predictions are: "labels", class indices of shape (n_rows,), or
+            (n_rows, n_labels) of 0 and 1 where a row has several; "scores", class probabilities of
+            shape (n_rows, n_labels); "values", numbers of shape (n_rows,); "text", generated texts;
+            "tags", a list of tag names per row; "loss", nothing: the task's loss; "": what the task
+            usually predicts.
+        takes_classes: Whether `function` takes the keyword `n_labels`.
+
+    Example:
+        >>> metric = autopeft.Metric("closeness", "maximize", lambda t, p: -abs(t - p).max())
+        >>> metric.objective
+        Objective(name='closeness', direction='maximize', unit='', is_known=False)
+    """
+
+    name: str
+    direction: Direction
+    function: Callable[..., Any] | None = None
+    needs: Needs = ""
+    takes_classes: bool = False
+
+    @property
+    def objective(self) -> Objective:
+        """The metric as an objective of a search."""
+        return Objective(self.name, self.direction)
+
+    def for_classes(self, n_labels: int) -> Metric:
+        """Return the metric over the classes 0 to n_labels - 1, of which rows may lack some."""
+        if not self.takes_classes or self.function is None:
+            return self
+        return replace(self, function=partial(self.function, n_labels=n_labels))
+
+
+# Built-in metrics
+
+
+def _accuracy(targets: Any, predictions: Any) -> NDArray[Any]:
+    right = np.equal(np.asarray(targets), np.asarray(predictions))
+    rows: NDArray[np.bool_] = right.all(axis=1) if right.ndim == 2 else right
+    return rows
+
+
+def _f1(targets: Any, predictions: Any, n_labels: int | None = None) -> float:
+    from sklearn.metrics import f1_score
+
+    classes = None if n_labels is None else np.arange(n_labels)
+    return float(f1_score(targets, predictions, labels=classes, average="macro", zero_division=0.0))
+
+
+def _matthews(targets: Any, predictions: Any) -> float:
+    from sklearn.metrics import matthews_corrcoef
+
+    return float(matthews_corrcoef(targets, predictions))
+
+
+def _pearson(targets: Any, predictions: Any) -> float:
+    x, y = np.asarray(targets, dtype=float), np.asarray(predictions, dtype=float)
+    if np.ptp(x) == 0.0:
+        return float("nan")
+    # A constant prediction goes with nothing.
+    return 0.0 if np.ptp(y) == 0.0 else float(np.corrcoef(x, y)[0, 1])
+
+
+def _spearman(targets: Any, predictions: Any) -> float:
+    return _pearson(_ranks(targets), _ranks(predictions))
+
+
+def _ranks(values: Any) -> FloatArray:
+    """Return ranks from 0; equal values share their mean rank."""
+    _, group, counts = np.unique(np.asarray(values), return_inverse=True, return_counts=True)
+    ranks: FloatArray = (np.cumsum(counts) - (counts + 1) / 2.0)[group]
+    return ranks
+
+
+def _squared_errors(targets: Any, predictions: Any) -> FloatArray:
+    errors: FloatArray = (np.asarray(targets, dtype=float) - np.asarray(predictions)) ** 2
+    return errors
+
+
+def _absolute_errors(targets: Any, predictions: Any) -> FloatArray:
+    errors: FloatArray = np.abs(np.asarray(targets, dtype=float) - np.asarray(predictions))
+    return errors
+
+
+def _rmse(targets: Any, predictions: Any) -> float:
+    return float(np.sqrt(_squared_errors(targets, predictions).mean()))
+
+
+def _r2(targets: Any, predictions: Any) -> float:
+    spread = float(np.var(np.asarray(targets, dtype=float)))
+    if spread == 0.0:
+        return float("nan")
+    return 1.0 - float(_squared_errors(targets, predictions).mean()) / spread
+
+
+# The registry
+
+
+def _as_metric(name: str, part: Any) -> Metric:
+    if isinstance(part, Metric):
+        if name and part.name != name:
+            raise TypeError(f"is the metric {part.name!r}")
+        return part
+    if not callable(part) or isinstance(part, type):
+        raise TypeError("must be a function of (targets, predictions), or an autopeft.Metric")
+    own = getattr(part, "__name__", "metric")
+    name = name or ("metric" if own.startswith("<") else own)
+    direction = getattr(part, "direction", default_direction(name))
+    if direction not in ("maximize", "minimize"):
+        raise TypeError(f"its direction must be maximize or minimize, but is {direction!r}")
+    return Metric(name, direction, part, getattr(part, "needs", ""))
+
+
+METRICS: Registry[Metric] = Registry("metric", "autopeft.metrics", __name__, _as_metric)
+"""Every metric but scikit-learn's."""
+
+
+@overload
+def register_metric(
+    name: str | None = None,
+    function: None = None,
+    *,
+    direction: Direction | None = None,
+    needs: Needs | None = None,
+) -> Callable[[F], F]: ...
+@overload
+def register_metric(
+    name: str, function: F, *, direction: Direction | None = None, needs: Needs | None = None
+) -> F: ...
+@overload
+def register_metric(
+    name: F, *, direction: Direction | None = None, needs: Needs | None = None
+) -> F: ...
+def register_metric(
+    name: Any = None,
+    function: Any = None,
+    *,
+    direction: Direction | None = None,
+    needs: Needs | None = None,
+) -> Any:
+    """Register a metric, so that settings can name it.
+
+    A call, or a decorator of a function.
+
+    Args:
+        name: Its name in settings; as a bare decorator, that of the function.
+        function: Takes targets and predictions and returns a number, or one value per row whose
+            mean is the metric; for generated texts, takes the prompt, the reference and the
+            generated text of one row. Or where it is found, as `module:function`.
+        direction: "maximize" or "minimize"; by default the function's attribute `direction`, else
+            "minimize" if a word of the name is loss, error or the like, else "maximize".
+        needs: What the predictions are, see `Metric`; by default the function's attribute `needs`,
+            else what the task usually predicts.
+
+    Returns:
+        The function, or a decorator.
+
+    Raises:
+        SettingsError: if the name stands for another metric.
+
+    Example:
+        >>> @autopeft.register_metric(needs="scores")
+        ... def confidence(targets, predictions):
+        ...     return predictions[range(len(targets)), targets]
+        >>> settings = autopeft.SearchSettings(model="gpt2", data="a.csv", metric="confidence")
+    """
+    if isinstance(function, str) and (direction or needs):
+        problem = "direction and needs go with the function, not with its path"
+        raise SettingsError("metric", function, problem, "set them as attributes of the function")
+    own = name if isinstance(name, str) else ""
+
+    def wrap(part: Any) -> Metric:
+        made = _as_metric("" if isinstance(part, Metric) else own, part)
+        return replace(
+            made,
+            direction=direction or made.direction,
+            needs=made.needs if needs is None else needs,
+        )
+
+    return METRICS.door(name, function, wrap)
+
+
+for _metric in (
+    Metric("loss", "minimize", needs="loss"),
+    Metric("perplexity", "minimize", needs="loss"),
+    Metric("token_accuracy", "maximize", needs="loss"),
+    Metric("accuracy", "maximize", _accuracy, "labels"),
+    Metric("f1", "maximize", _f1, "labels", takes_classes=True),
+    Metric("matthews", "maximize", _matthews, "labels"),
+    Metric("pearson", "maximize", _pearson, "values"),
+    Metric("spearman", "maximize", _spearman, "values"),
+    Metric("mse", "minimize", _squared_errors, "values"),
+    Metric("mae", "minimize", _absolute_errors, "values"),
+    Metric("rmse", "minimize", _rmse, "values"),
+    Metric("r2", "maximize", _r2, "values"),
+):
+    register_metric(_metric)
+for _name, _function in TEXT_METRICS.items():
+    register_metric(Metric(_name, "maximize", _function, "text"))
+
+
+def find_metric(value: Any, usual: Needs = "labels", *, field: str = "metric") -> Metric:
+    """Return the metric that a setting's value stands for.
+
+    Args:
+        value: A registered name, the name of a scorer of scikit-learn, `package.module:name`, a
+            `regex=PATTERN` that texts are compared by, a function or a Metric.
+        usual: What the task usually predicts, for a function that does not say what it needs.
+        field: The setting.
+
+    Raises:
+        SettingsError: if there is no such metric.
+    """
+    metric = _found(field, value)
+    if metric.needs:
+        return metric
+    if usual == "text":
+        assert metric.function is not None, "only the built-in metrics of the loss have none"
+        return replace(metric, needs=usual, function=by_row(metric.name, metric.function))
+    return replace(metric, needs=usual)
+
+
+def _found(field: str, value: Any) -> Metric:
+    if isinstance(value, str) and value.startswith("regex="):
+        function = regex_match(value.removeprefix("regex="))
+        return Metric("regex_match", "maximize", function, "text")
+    if not isinstance(value, str) or ":" in value or value in METRICS:
+        return METRICS.resolve(field, value)
+    from sklearn.metrics import get_scorer_names
+
+    names = get_scorer_names()
+    if value in names:
+        return Metric(
+            value, "maximize", partial(_sklearn_score, value), _sklearn_needs(value), True
+        )
+    raise SettingsError(field, value, "no such metric", nearest(value, [*METRICS, *names]))
+
+
+# scikit-learn's scorers, called as they are: with an estimator that knows its predictions
+
+
+def _estimator(targets: Any, predictions: Any, n_labels: int | None = None) -> Any:
+    """Return a fitted estimator of scikit-learn whose predictions are these."""
+    from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+
+    targets, predictions = np.asarray(targets), np.asarray(predictions)
+    if np.issubdtype(targets.dtype, np.floating):
+
+        class Regressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
+            def predict(self, rows: Any) -> Any:
+                return predictions
+
+        return Regressor()
+    is_multi_label = targets.ndim == 2
+    has_scores = np.issubdtype(predictions.dtype, np.floating)
+
+    class Labels(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+        def predict(self, rows: Any) -> Any:
+            if not has_scores:
+                return predictions
+            return (predictions > 0.5).astype(int) if is_multi_label else predictions.argmax(axis=1)
+
+    class Scores(Labels):
+        def predict_proba(self, rows: Any) -> Any:
+            return predictions
+
+    made = Scores() if has_scores else Labels()
+    if is_multi_label:
+        made.classes_ = [np.arange(2)] * targets.shape[1]
+    elif n_labels is not None or has_scores:
+        made.classes_ = np.arange(n_labels or predictions.shape[1])
+    else:
+        made.classes_ = np.unique(np.concatenate([targets, predictions]))
+    return made
+
+
+def _sklearn_score(name: str, targets: Any, predictions: Any, n_labels: int | None = None) -> float:
+    from sklearn.metrics import get_scorer
+
+    rows = np.zeros((len(targets), 1))
+    estimator = _estimator(targets, predictions, n_labels)
+    return float(get_scorer(name)(estimator, rows, np.asarray(targets)))
+
+
+@cache
+def _sklearn_needs(name: str) -> Needs:
+    """Return what a scorer needs, found by trying: its own attributes are private."""
+    tries: tuple[tuple[Needs, list[float], Any], ...] = (
+        ("values", [0.5, 1.5, 3.0], [0.6, 1.4, 2.5]),
+        ("labels", [0, 1, 1], [0, 1, 0]),
+    )
+    for needs, targets, predictions in tries:
+        try:
+            with warnings.catch_warnings():
+                # Of values where classes are meant, a scorer of clusters only warns.
+                warnings.simplefilter("error" if needs == "values" else "ignore")
+                _sklearn_score(name, targets, predictions)
+        except Exception:
+            continue
+        return needs
+    return "scores"
+
+
+# Evaluation
+
+
+def evaluate_metric(
+    metric: Metric,
+    targets: Any,
+    predictions: Any,
+    prompts: Sequence[str] | None = None,
+) -> tuple[float, FloatArray | None]:
+    """Return a metric, and the rows' values if it is their mean.
+
+    Args:
+        metric: A metric with a function.
+        targets: What is right, one item per row; for texts, the references.
+        predictions: What `metric.needs` says, one item per row.
+        prompts: The prompts, for a metric of texts.
+
+    Returns:
+        The metric; and shape (n_rows,), or None if it is no mean over rows.
+
+    Raises:
+        SettingsError: if the function fails, or returns neither a finite number nor one for each
+            row.
+    """
+    n_rows = len(targets)
+    assert len(predictions) == n_rows, "one prediction for each target"
+    try:
+        returned = _called(metric, targets, predictions, prompts)
+    except SettingsError:
+        raise
+    except Exception as error:
+        raise SettingsError(
+            "metric",
+            metric.name,
+            f"fails on {n_rows} rows ({type(error).__name__}: {error})",
+            _remedy(metric),
+        ) from error
+    try:
+        values = np.asarray(returned, dtype=float)
+    except (TypeError, ValueError):
+        raise _wrong(metric, f"returns a {type(returned).__name__}", n_rows) from None
+    if values.shape not in ((), (1,), (n_rows,)) or (values.shape == () and returned is None):
+        raise _wrong(metric, f"returns an array of shape {values.shape}", n_rows)
+    if not np.isfinite(values).all():
+        where = "" if values.ndim == 0 else f" for row {int(np.argmin(np.isfinite(values)))}"
+        raise _wrong(metric, f"is {values[~np.isfinite(values)][0]}{where}", n_rows)
+    if values.shape == (n_rows,):
+        return float(values.mean()), values
+    return float(values.reshape(())), None
+
+
+def _called(metric: Metric, targets: Any, predictions: Any, prompts: Any) -> Any:
+    assert metric.function is not None, "the task computes it"
+    with warnings.catch_warnings():
+        # What is undefined is NaN, which is checked.
+        warnings.simplefilter("ignore")
+        if metric.needs == "text":
+            return metric.function(prompts, targets, predictions)
+        return metric.function(targets, predictions)
+
+
+def _wrong(metric: Metric, what: str, n_rows: int) -> SettingsError:
+    return SettingsError(
+        "metric",
+        metric.name,
+        f"{what}, but must be a finite number or an array of {n_rows} of them, one per row",
+        _remedy(metric),
+    )
+
+
+def _remedy(metric: Metric) -> str:
+    function = metric.function.func if isinstance(metric.function, partial) else metric.function
+    if function is not _sklearn_score:
+        return "correct the function, or use another metric"
+    from sklearn.metrics import get_scorer_names
+
+    variants = [name for name in get_scorer_names() if name.startswith(f"{metric.name}_")]
+    return f"use {' or '.join(variants)}" if variants else "use another metric"
+
+
+def bootstrap_draws(
+    metric: Metric,
+    targets: Any,
+    predictions: Any,
+    n: int,
+    seed: int,
+    prompts: Sequence[str] | None = None,
+) -> FloatArray:
+    """Return the metric on resamples of the rows.
+
+    The i-th resample depends on the number of rows, the seed and i alone, so that the draws of two
+    models on the same rows are paired. Where the metric is undefined on a resample (NaN, infinite
+    or an error, as the ROC AUC of one class), the next resample of the same random stream replaces
+    it, at most `N_REDRAWS` times. What is undefined because of the targets is so for every model,
+    and the draws stay paired.
+
+    Args:
+        metric: A metric with a function.
+        targets: As for `evaluate_metric`.
+        predictions: As for `evaluate_metric`.
+        n: Number of resamples.
+        seed: Seeds them.
+        prompts: As for `evaluate_metric`.
+
+    Returns:
+        Shape (n,), in the metric's own direction.
+
+    Raises:
+        SettingsError: as `evaluate_metric` does, or if the metric stays undefined.
+    """
+    _, rows = evaluate_metric(metric, targets, predictions, prompts)
+    n_rows = len(targets)
+    draws = np.empty(n)
+    for i in range(n):
+        generator = np.random.default_rng([seed, i])
+        for _ in range(N_REDRAWS):
+            index = generator.integers(n_rows, size=n_rows)
+            if rows is not None:
+                draws[i] = rows[index].mean()
+                break
+            try:
+                taken = None if prompts is None else _take(prompts, index)
+                value = _called(metric, _take(targets, index), _take(predictions, index), taken)
+                draws[i] = float(value)
+            except Exception:
+                continue
+            if np.isfinite(draws[i]):
+                break
+        else:
+            raise SettingsError(
+                "metric",
+                metric.name,
+                f"is undefined on {N_REDRAWS} resamples of {n_rows} rows in a row",
+                "give more rows to test on, or use another metric",
+            )
+    return draws
+
+
+def _take(values: Any, index: NDArray[np.int64]) -> Any:
+    return values[index] if isinstance(values, np.ndarray) else [values[i] for i in index]
