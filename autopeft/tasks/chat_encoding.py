@@ -27,9 +27,7 @@ from autopeft.tasks.conversations import (
     Row,
     without_messages,
 )
-
-IGNORED = -100
-"""Label of a token that adds no loss."""
+from autopeft.tasks.data import IGNORED
 
 OnLong = Literal["cut", "drop"]
 

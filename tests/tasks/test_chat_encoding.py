@@ -18,7 +18,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from autopeft.errors import DataError
 from autopeft.tasks import chat_turns
 from autopeft.tasks.chat_encoding import (
-    IGNORED,
     NOTHING_LEFT,
     TOO_LONG,
     Encoded,
@@ -35,6 +34,7 @@ from autopeft.tasks.conversations import (
     read_preference,
     read_row,
 )
+from autopeft.tasks.data import IGNORED
 
 ENDS = ["<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|start|>", "<|head|>", "<|eot|>"]
 ENDS += ["<turn>", "<end_turn>", "[INST]", "[/INST]", "<think>", "</think>"]
