@@ -162,14 +162,22 @@ def prepare(
             quantization=settings.quantization,
         )
         window = read_window(meta, task, data)
+        per_row = data.train.sequences_per_row
         prices = price_table(
             meta,
-            batch_size=settings.batch_size,
+            batch_size=settings.batch_size * per_row,
             mean_length=lengths.mean_padded,
             longest_length=lengths.longest,
             prompt_sizes=prompt_sizes(settings.space),
             device=device,
         )
+        if per_row > 1:
+            # Prices are by rows, whatever a row holds.
+            longer = {
+                size: replace(table, batch_size=settings.batch_size)
+                for size, table in prices.longer.items()
+            }
+            prices = replace(prices, batch_size=settings.batch_size, longer=longer)
         prices = prices.as_trained(
             has_activation_cache=settings.activation_cache,
             read_share=1.0 if window is None else read_share(task, data, window, settings),

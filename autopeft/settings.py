@@ -42,6 +42,10 @@ class SearchSettings:
     label: str | None = _setting(None, "Column with the label. By default, it is recognized.")
     prompt: str | None = _setting(None, "Column with the prompt of a completion; it adds no loss.")
     completion: str | None = _setting(None, "Column with the completion to learn.")
+    task_options: Mapping[str, Any] | None = _setting(
+        None,
+        "Options of the task, name=value pairs such as loss=ipo,beta=0.05; see `autopeft tasks`.",
+    )
     columns: Mapping[str, str] | None = _setting(
         None,
         "Further columns of a task, role=column pairs such as chosen=better,rejected=worse; see "
@@ -319,7 +323,11 @@ RENAMED = {
 _COLUMNS = ("text", "text_pair", "label", "prompt", "completion")
 """Roles of columns that have a setting of their own."""
 
-_PAIRS = {"role_map": "attn.q=mix.query", "columns": "text=review"}
+_PAIRS = {
+    "role_map": "attn.q=mix.query",
+    "columns": "text=review",
+    "task_options": "loss=ipo,beta=0.05",
+}
 """Setting that is a mapping -> an example of how a flag writes it."""
 
 _LISTS = ("objectives", "constraints")
@@ -338,10 +346,20 @@ def _parse_flag(key: str, value: Any) -> Any:
         pairs = [part.partition("=") for part in value.split(",") if part.strip()]
         if not all(left.strip() and right.strip() for left, _, right in pairs):
             raise SettingsError(key, value, "must be name=value pairs", f"use e.g. {_PAIRS[key]}")
-        return {left.strip(): right.strip() for left, _, right in pairs}
+        named = {left.strip(): right.strip() for left, _, right in pairs}
+        return {k: _number_or_text(v) for k, v in named.items()} if key == "task_options" else named
     if key == "budget" and isinstance(value, list):
         return ",".join(map(str, value))
     return value
+
+
+def _number_or_text(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 RESUMABLE = frozenset(each.name for each in fields(SearchSettings) if each.metadata["resumable"])

@@ -65,6 +65,7 @@ class Task(ABC):
         auto_class: Name of the class of transformers that loads a model for it.
         input_names: Names of the tensors that the model's forward gets.
         metrics: Every metric that an evaluation reports; the first is the default quality.
+        options: Name -> default of what the setting `task_options` may change.
         can_share_batch: Whether rows of several adapters may be computed in one batch.
         is_autoregressive: Whether the loss needs a model that does not see later tokens.
         settings: The settings of the search.
@@ -83,6 +84,7 @@ class Task(ABC):
     auto_class: ClassVar[str]
     input_names: ClassVar[tuple[str, ...]] = TEXT_INPUTS
     metrics: tuple[Objective, ...]
+    options: ClassVar[Mapping[str, Any]] = {}
     can_share_batch: ClassVar[bool] = True
     is_autoregressive: ClassVar[bool] = False
 
@@ -115,7 +117,21 @@ class Task(ABC):
         twin = copy.copy(self)
         twin.settings, twin.model_config = settings, model_config
         twin.quality = choose_quality(self.name, settings.metric, self.metrics)
+        for name, value in (settings.task_options or {}).items():
+            if name not in self.options:
+                remedy = f"use {', '.join(self.options)}" if self.options else "leave it out"
+                raise SettingsError("task_options", name, f"{self.name} has no such option", remedy)
+            if isinstance(self.options[name], float) and not isinstance(value, float | int):
+                raise SettingsError(f"task_options.{name}", value, "must be a number", "correct it")
+        twin.check_options()
         return twin
+
+    def option(self, name: str) -> Any:
+        """Return the value of an option, as the settings or the default give it."""
+        return (self.settings.task_options or {}).get(name, self.options[name])
+
+    def check_options(self) -> None:  # noqa: B027  (most tasks have none)
+        """Raise a SettingsError if an option has an impossible value."""
 
     @classmethod
     def fits_model(cls, config: Any) -> bool:
@@ -224,6 +240,18 @@ class Task(ABC):
         return twin
 
     # Model
+
+    def on_base_model(
+        self, model: torch.nn.Module, data: TaskData, device: str | torch.device
+    ) -> TaskData:
+        """Return the data with what only the base model tells, computed once by each worker.
+
+        Args:
+            model: The base model without adapters.
+            data: The encoded data.
+            device: Device of the model.
+        """
+        return data
 
     def model_kwargs(self) -> dict[str, Any]:
         """Return arguments for `from_pretrained`, e.g. the labels."""

@@ -66,6 +66,7 @@ def register_task(name: Any, task: Any = None) -> Any:
 
 
 for _name, _path in {
+    "preference": "autopeft.tasks.preference:Preference",
     "text-classification": "autopeft.tasks.text_classification:TextClassification",
     "sft": "autopeft.tasks.sft:SupervisedFineTuning",
     "seq2seq": "autopeft.tasks.seq2seq:Seq2Seq",
