@@ -31,7 +31,9 @@ CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
 HEAD_FILE = "head.safetensors"
 
-_SAFE_MODEL_KWARGS = frozenset({"num_labels", "id2label", "label2id", "problem_type"})
+_SAFE_MODEL_KWARGS = frozenset(
+    {"num_labels", "id2label", "label2id", "problem_type", "pad_token_id"}
+)
 """Loader arguments that a file may set; none of them can run foreign code."""
 
 REMEDY = "save or download it again"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.utils.save_and_load import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from autopeft.costs import check_plan
-from autopeft.errors import AdapterError, SpaceError
+from autopeft.errors import AdapterError, ModelError, SpaceError
 from autopeft.models.adapter_files import (
     CONFIG_FILE,
     HEAD_FILE,
@@ -27,7 +28,7 @@ from autopeft.models.adapter_files import (
     write_tensors,
 )
 from autopeft.models.attach import Attached, Part, attach
-from autopeft.models.backbone import Backbone, load_backbone
+from autopeft.models.backbone import Backbone, load_backbone, load_tokenizer
 from autopeft.models.method_hooks import ADAPTER_NAME, hooks_for, no_boft_extension
 from autopeft.models.quantization import NONE, is_quantized
 from autopeft.utils.quiet import ignored, quiet_peft
@@ -248,12 +249,19 @@ def _backbone_for(base: str | nn.Module, saved: SavedPlan) -> tuple[Backbone, li
             model_kwargs=saved.model_kwargs,
             quantization=saved.quantization if is_quantized(base) else NONE,
         )
+        _set_padding(base, saved.model_kwargs.get("pad_token_id"))
     except AttributeError as error:
         _restore_grad(base, undo)
         raise AdapterError(
             "adapter", list(saved.head), f"the model lacks a module: {error}", "use its base model"
         ) from error
     return backbone, undo
+
+
+def _set_padding(model: Any, pad_id: int | None) -> None:
+    """Tell a model without a padding token which one it is: a decoder's classifier must know."""
+    if pad_id is not None and model.config.get_text_config().pad_token_id is None:
+        model.config.get_text_config().pad_token_id = pad_id
 
 
 def _restore_grad(model: nn.Module, undo: list[bool]) -> None:
@@ -309,7 +317,10 @@ def _load_foreign(base: str | nn.Module, folder: Path) -> Any:
     if isinstance(base, str):
         names = {task_type: name for name, task_type in TASK_TYPES.items()}
         auto_class = names.get(str(config.get("task_type")), "AutoModel")
-        base = load_backbone(base, auto_class=auto_class).model
+        kwargs = _head_of_files(folder, config.get("modules_to_save") or ())
+        name, base = base, load_backbone(base, auto_class=auto_class, model_kwargs=kwargs).model
+        if auto_class == "AutoModelForSequenceClassification":
+            _set_padding(base, _padding_of(name))
     try:
         # peft reads an attribute of transformers by its old name (no upstream issue known).
         with quiet_peft(), ignored(FutureWarning), no_boft_extension():
@@ -317,3 +328,29 @@ def _load_foreign(base: str | nn.Module, folder: Path) -> Any:
     except (ValueError, RuntimeError, KeyError, TypeError, OSError) as error:
         text = " ".join(str(error).split())[:300]
         raise damaged(folder, f"peft cannot load it ({text})") from error
+
+
+def _head_of_files(folder: Path, heads: Sequence[str]) -> dict[str, Any]:
+    """Return how many outputs the head in a peft folder has, as an argument for `load_backbone`."""
+    widths = []
+    try:
+        with safe_open(folder / TENSOR_FILE, "pt") as file:
+            for name in list(file.keys()):
+                shape = file.get_slice(name).get_shape()
+                path = name.removeprefix(PEFT_ROOT)
+                is_head = any(path.startswith(f"{head}.") for head in heads)
+                if is_head and path.endswith("weight") and len(shape) == 2:
+                    widths.append(int(shape[0]))
+    except (SafetensorError, OSError) as error:
+        raise damaged(folder / TENSOR_FILE, f"is not a safetensors file ({error})") from error
+    return {"num_labels": min(widths)} if widths else {}
+
+
+def _padding_of(model: str) -> int | None:
+    """Return the token that pads a model's texts, as far as its tokenizer says so."""
+    try:
+        tokenizer = load_tokenizer(model)
+    except ModelError:
+        return None
+    known = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    return next((int(token) for token in known if token is not None), None)
