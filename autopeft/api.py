@@ -11,11 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autopeft.costs.objectives import with_costs
+from autopeft.costs.objectives import COSTS, Cost, with_costs
 from autopeft.costs.price import PricedRow, PriceList
 from autopeft.errors import SettingsError, StorageError
 from autopeft.settings import RESUMABLE, SearchSettings
-from autopeft.tasks.registry import check_task
+from autopeft.tasks.registry import TASKS, check_task
 from autopeft.utils.files import write_text
 from autopeft.utils.gc import frozen_gc, paused_gc
 from autopeft.workspace import Workspace, read_settings
@@ -120,9 +120,24 @@ def merge_settings(
     elif isinstance(settings, SearchSettings):
         settings = settings.to_mapping()
     given = {key: value for key, value in overrides.items() if value is not None}
-    merged = SearchSettings.from_mapping({**(settings or {}), **given})
+    merged = SearchSettings.from_mapping(_as_text({**(settings or {}), **given}))
     check_task(merged.task)
     return merged
+
+
+def _as_text(given: dict[str, Any]) -> dict[str, Any]:
+    """Replace tasks, metrics and costs that are given as objects by the text that names them."""
+    if not isinstance(given.get("task"), str | None):
+        given["task"] = TASKS.text("task", given["task"])
+    if not isinstance(given.get("metric"), str | None):
+        from autopeft.tasks.metrics import METRICS
+
+        given["metric"] = METRICS.text("metric", given["metric"])
+    if isinstance(costs := given.get("objectives"), list | tuple):
+        is_part = [callable(cost) or isinstance(cost, Cost) for cost in costs]
+        pairs = zip(costs, is_part, strict=True)
+        given["objectives"] = [COSTS.text("objectives", c) if is_ else c for c, is_ in pairs]
+    return given
 
 
 def price(

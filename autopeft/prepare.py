@@ -45,6 +45,7 @@ from autopeft.utils.hardware import (
     n_gpus,
     n_parallel_cores,
 )
+from autopeft.utils.registry import carried
 
 WORKER_BYTES = 700 * 2**20
 """A worker's memory without its model: Python, torch, transformers and Ray."""
@@ -108,6 +109,7 @@ class PreparedSearch:
             objectives=tuple(o.name for o in self.objectives),
             device=self.device,
             window=self.window,
+            carried=carried(),
         )
 
 

@@ -81,7 +81,9 @@ def _as_cost(name: str, part: Any) -> Cost:
         return part
     if callable(part) and not isinstance(part, type):
         unit = str(getattr(part, "unit", ""))
-        return Cost(name or part.__name__, "minimize", unit, is_known=True, function=part)
+        own = getattr(part, "__name__", "cost")
+        name = name or ("cost" if own.startswith("<") else own)
+        return Cost(name, "minimize", unit, is_known=True, function=part)
     raise TypeError("must be a function of a candidate's price and plan")
 
 

@@ -11,6 +11,7 @@ from autopeft.confirm.finalists import Compressed, SeedScore
 from autopeft.costs import Price
 from autopeft.plan import Candidate
 from autopeft.trial import RungReport
+from autopeft.utils.registry import Carried
 
 if TYPE_CHECKING:
     from autopeft.settings import SearchSettings
@@ -30,6 +31,7 @@ class WorkerContext:
             if the head reads all positions, or if that is unknown.
         cache_folder: Folder of the activation cache that the workers of one machine share; the
             driver removes it. None: each worker keeps its cache in memory.
+        carried: Methods, tasks and metrics that the driver registered.
     """
 
     settings: SearchSettings
@@ -39,6 +41,7 @@ class WorkerContext:
     device: str
     window: str | None = None
     cache_folder: str | None = None
+    carried: Carried | None = None
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from ray import tune
 from autopeft.engine.messages import ConfirmMessage, Job
 from autopeft.utils.gc import paused_gc
 from autopeft.utils.quiet import silence
+from autopeft.utils.registry import restore
 
 if TYPE_CHECKING:
     from autopeft.engine.messages import WorkerContext
@@ -62,6 +63,8 @@ class AdapterTrainable(tune.Trainable):  # type: ignore[misc]
             from autopeft.engine.executor import Executor
 
             fetched: WorkerContext = ray.get(context[0])
+            if fetched.carried is not None:
+                restore(fetched.carried)
             # All of this lives as long as this process.
             gc.freeze()
         if fetched.device == "cpu":

@@ -61,13 +61,15 @@ def _columns(objectives: Sequence[Objective], rows: Sequence[Mapping[str, object
     """Every column, in an order that does not depend on the order of the trials."""
     seen = {name for row in rows for name in row}
     first = [f"objective.{o.name}" for o in objectives]
+    prices = [f"price.{name}" for name in _PRICE]
     head = ["number", "state", "origin", "digest", "methods", "n_layers", "n_sites", "total_rank"]
     return [
         *head,
         *_TRAIN,
         *first,
         *sorted(n for n in seen if n.startswith("objective.") and n not in first),
-        *(f"price.{name}" for name in _PRICE),
+        *prices,
+        *sorted(n for n in seen if n.startswith("price.") and n not in prices),
         *sorted(n for n in seen if n.startswith("measured.")),
         *sorted((n for n in seen if n.startswith("rung.")), key=lambda n: int(n[5:])),
         "plan",

@@ -76,16 +76,32 @@ def _accuracy(targets: Any, predictions: Any) -> NDArray[Any]:
 
 
 def _f1(targets: Any, predictions: Any, n_labels: int | None = None) -> float:
-    from sklearn.metrics import f1_score
+    """Return the mean F1 of the classes, of those that occur if `n_labels` is not given."""
+    right, wanted, found = _counts(np.asarray(targets), np.asarray(predictions), n_labels)
+    total = wanted + found
+    scores = np.where(total > 0, 2.0 * right / np.maximum(total, 1), 0.0)
+    return float((scores if n_labels is not None else scores[total > 0]).mean())
 
-    classes = None if n_labels is None else np.arange(n_labels)
-    return float(f1_score(targets, predictions, labels=classes, average="macro", zero_division=0.0))
+
+def _counts(
+    targets: NDArray[Any], predictions: NDArray[Any], n_labels: int | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Return the right, the wanted and the found rows of each class, each of shape (n_labels,)."""
+    if targets.ndim == 2:
+        both = (targets != 0) & (predictions != 0)
+        return both.sum(axis=0), (targets != 0).sum(axis=0), (predictions != 0).sum(axis=0)
+    size = n_labels or 1 + int(max(targets.max(), predictions.max()))
+    right = np.bincount(targets[targets == predictions], minlength=size)
+    return right, np.bincount(targets, minlength=size), np.bincount(predictions, minlength=size)
 
 
 def _matthews(targets: Any, predictions: Any) -> float:
-    from sklearn.metrics import matthews_corrcoef
-
-    return float(matthews_corrcoef(targets, predictions))
+    """Return the correlation of Matthews; 0 if all targets or all predictions are of one class."""
+    counts = _counts(np.asarray(targets), np.asarray(predictions))
+    right, wanted, found = (each.astype(float) for each in counts)
+    n = wanted.sum()
+    spread = (n**2 - wanted @ wanted) * (n**2 - found @ found)
+    return float((right.sum() * n - wanted @ found) / np.sqrt(spread)) if spread > 0 else 0.0
 
 
 def _pearson(targets: Any, predictions: Any) -> float:

@@ -161,7 +161,7 @@ class Registry(Mapping[str, T], Generic[T]):
             return found
         name = str(getattr(part, "name", self.kind))
         if name in self._given:  # A notebook's cell may be run again.
-            del self._items[name]
+            self._items.pop(name, None)
         self.register(name, value)
         self._given.add(name)
         return name

@@ -46,6 +46,21 @@ def test_classes_are_scored_as_scikit_learn_does() -> None:
     assert value("matthews", TARGETS, LABELS) == sk.matthews_corrcoef(TARGETS, LABELS)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_f1_and_matthews_are_those_of_scikit_learn_to_the_digit(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    n_labels, n_rows = int(rng.integers(2, 6)), int(rng.integers(1, 40))
+    targets, found = rng.integers(n_labels, size=(2, n_rows))
+    known = sk.f1_score(targets, found, average="macro", labels=np.arange(6), zero_division=0.0)
+    assert evaluate_metric(find_metric("f1").for_classes(6), targets, found)[0] == known
+    present = sk.f1_score(targets, found, average="macro", zero_division=0.0)
+    assert value("f1", targets, found) == present
+    assert value("matthews", targets, found) == sk.matthews_corrcoef(targets, found)
+    several, hits = rng.integers(2, size=(2, n_rows, 4))
+    macro = sk.f1_score(several, hits, average="macro", zero_division=0.0)
+    assert evaluate_metric(find_metric("f1").for_classes(4), several, hits)[0] == macro
+
+
 def test_f1_counts_a_class_that_no_row_has() -> None:
     f1 = find_metric("f1").for_classes(4)
     three = value("f1", TARGETS, LABELS)

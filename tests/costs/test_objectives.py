@@ -1,0 +1,122 @@
+"""Costs and qualities by name; a registered cost is an objective and has limits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import autopeft
+from autopeft.costs import Price
+from autopeft.costs.constraints import Constraint
+from autopeft.costs.objectives import COSTS, default_direction, find_cost, objective, with_costs
+from autopeft.errors import SettingsError
+from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
+from autopeft.reporting.trials_csv import read_trials, write_trials
+
+TOPOLOGY = autopeft.Topology(3, {"attn.q": (16, 16), "attn.v": (16, 16)})
+PLAN = AdapterPlan([LayerSpec(1, "attn.q", "lora", 2)])
+PRICE = Price(64, 256, 1.0, 1)
+
+
+@pytest.fixture(autouse=True)
+def _as_before() -> Iterator[None]:
+    before = dict(COSTS._items)
+    yield
+    COSTS._items.clear()
+    COSTS._items.update(before)
+
+
+def depth(price: Any, plan: Any) -> float:
+    """The highest adapted layer, which no built-in cost tells."""
+    return 1.0 + max((spec.layer for spec in plan.specs), default=-1)
+
+
+@pytest.mark.parametrize(
+    ("name", "direction"),
+    [
+        ("accuracy", "maximize"),
+        ("loss", "minimize"),
+        ("eval_loss", "minimize"),
+        ("perplexity", "minimize"),
+        ("calibration_error", "minimize"),
+        ("mse", "minimize"),
+        ("neg_mean_squared_error", "maximize"),
+        ("lossless", "maximize"),
+    ],
+)
+def test_the_name_of_a_quality_tells_its_direction(name: str, direction: str) -> None:
+    assert default_direction(name) == direction
+    assert objective(name).direction == direction
+
+
+def test_the_built_in_costs_are_registered() -> None:
+    assert COSTS.registered[:2] == ("trainable_params", "adapter_bytes")
+    assert objective("train_seconds") == COSTS["train_seconds"]
+    assert not COSTS["train_seconds"].is_known
+    assert COSTS["adapter_bytes"].of(PRICE, PLAN) == 256
+
+
+def test_a_registered_cost_is_computed_from_price_and_plan() -> None:
+    autopeft.register_cost("depth_cost", depth, unit="layers")
+    cost = objective("depth_cost")
+    assert (cost.direction, cost.unit, cost.is_known) == ("minimize", "layers", True)
+    table = autopeft.PriceTable.from_topology(TOPOLOGY)
+    candidate = Candidate(PLAN, TrainSettings(1e-3))
+    assert with_costs(table, ["trainable_params"]) is table
+    price = with_costs(table, ["depth_cost", "adapter_bytes"]).price(candidate)
+    assert price.others == {"depth_cost": 2.0}
+    assert price.value("depth_cost") == 2.0
+    assert price.value("adapter_bytes") == table.price(candidate).adapter_bytes
+
+
+@pytest.mark.parametrize("sampler", ["autopeft", "tpe"])
+def test_a_registered_cost_is_an_objective_with_a_limit(sampler: str, tmp_path: Path) -> None:
+    autopeft.register_cost("depth_cost", depth)
+    space = autopeft.SearchSpace.from_source({"methods": ["lora", "ia3"]}, TOPOLOGY)
+    controller = autopeft.SearchController(
+        space, ["accuracy", "depth_cost"], sampler, constraints=["depth_cost<=2"], seed=0
+    )
+    for number in range(12):
+        trial = controller.ask()
+        assert trial.costs.others == {"depth_cost": depth(None, trial.plan)}
+        controller.report(trial, 5, 0.1 * number)
+        controller.tell(trial, score=0.1 * number)
+    found = [trial.values.get("depth_cost", 0.0) for trial in controller.trials()]
+    assert max(found) == 2.0
+    assert [trial.values["depth_cost"] for trial in controller.front()][-1] <= 2.0
+    write_trials(controller.trials(), controller.objectives, tmp_path / "trials.csv")
+    read = read_trials(tmp_path / "trials.csv")
+    assert [trial.costs for trial in read] == [trial.costs for trial in controller.trials()]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), -1.0, float("inf"), "much", None])
+def test_a_cost_must_be_a_number_of_at_least_zero(bad: Any) -> None:
+    autopeft.register_cost("bad_cost", lambda price, plan: bad)
+    with pytest.raises(SettingsError, match=r"^cost='bad_cost': ") as error:
+        COSTS["bad_cost"].of(PRICE, PLAN)
+    assert "\n" not in str(error.value)
+
+
+def test_a_cost_that_was_not_computed_is_told() -> None:
+    autopeft.register_cost("depth_cost", depth)
+    limit = Constraint.parse("depth_cost<=2")
+    assert limit.allows(Price(1, 1, 1.0, 1, others={"depth_cost": 2.0}))
+    with pytest.raises(SettingsError, match="depth_cost': this search did not compute it"):
+        limit.allows(PRICE)
+
+
+def test_settings_name_a_cost_by_path_or_give_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_costs.py").write_text("def rent(price, plan): return 3.0\n")
+    monkeypatch.chdir(tmp_path)
+    settings = autopeft.SearchSettings(objectives=("own_costs:rent",))
+    assert find_cost("objectives", settings.objectives[0]).name == "rent"
+    assert objective("rent").is_known
+    given = autopeft.api.merge_settings({"objectives": [lambda price, plan: 1.0, "rent"]}, {})
+    assert given.objectives == ("cost", "rent")
+    with pytest.raises(SettingsError, match="objectives='rnet': no such cost; did you mean 'rent'"):
+        autopeft.SearchSettings(objectives=("rnet",))

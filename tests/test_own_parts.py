@@ -1,0 +1,73 @@
+"""A search whose task, method and cost are the user's own and have no name to import them by."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import autopeft
+from autopeft import methods
+from autopeft.costs.objectives import COSTS
+from autopeft.methods.registry import METHODS
+from autopeft.tasks.registry import TASKS
+from autopeft.tasks.text_classification import TextClassification
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(300),
+    pytest.mark.filterwarnings("default"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _as_before() -> Iterator[None]:
+    registries: tuple[Any, ...] = (COSTS, METHODS, TASKS)
+    before = [dict(registry._items) for registry in registries]
+    yield
+    for registry, items in zip(registries, before, strict=True):
+        registry._items.clear()
+        registry._items.update(items)
+
+
+@pytest.mark.parametrize("backend", ["local", "ray"])
+def test_a_search_of_own_parts(
+    backend: str, tiny_model: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    class Sentiment(TextClassification):
+        name = "sentiment"
+        description = "a sentiment for each text"
+
+    rate = 2.0
+    autopeft.register_method(replace(methods.get("lora"), name="own_lora", default_ranks=(1, 2)))
+    autopeft.register_cost("rent", lambda price, plan: rate * len(plan.specs))
+    result = autopeft.search(
+        model=str(tiny_model),
+        data=str(tiny_data),
+        output=str(tmp_path / "run"),
+        task=Sentiment(),
+        space={"methods": ["own_lora"]},
+        objectives=["rent", "trainable_params"],
+        constraints=["rent<=12"],
+        budget="8trials",
+        steps=4,
+        batch_size=8,
+        max_length=16,
+        confirm_seeds=1,
+        max_finalists=2,
+        backend=backend,
+        workers=1,
+    )
+    front = json.loads((result.folder / "front.json").read_text())
+    assert front["task"] == "sentiment"
+    assert [o["name"] for o in front["objectives"]] == ["accuracy", "rent", "trainable_params"]
+    for member in result.front:
+        assert member.objectives["rent"] == 2.0 * len(member.candidate.plan.specs) <= 12
+        assert set(member.candidate.plan.methods) <= {"own_lora", "lora"}
+    for row in front["front"]:
+        assert row["price"]["others"] == {"rent": row["objectives"]["rent"]}
+    assert autopeft.report(result.folder).front == result.front
