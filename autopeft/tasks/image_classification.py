@@ -38,6 +38,7 @@ class ImageClassification(TextClassification):
     identity = ("image",)
     auto_class = "AutoModelForImageClassification"
     input_names = ("pixel_values",)
+    task_of_lists = task_of_numbers = ""
 
     def load_processor(self, model: str, revision: str | None = None) -> Any:
         """Return the model's image processor.

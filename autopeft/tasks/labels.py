@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import json
+import math
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
+
+from autopeft.errors import DataError
+from autopeft.tasks.data import SplitName
 
 
 def as_label(value: Any) -> str | None:
@@ -70,3 +76,68 @@ def has_head(config: Any, kind: str) -> bool:
         kind: End of the name of transformers' class for it.
     """
     return any(str(name).endswith(kind) for name in getattr(config, "architectures", None) or ())
+
+
+def check_known(role: str, found: Mapping[SplitName, set[str]]) -> set[str]:
+    """Return the labels of the training rows.
+
+    Args:
+        role: What the labels mean to the task, for errors.
+        found: Split -> labels in it.
+
+    Raises:
+        DataError: if another split has a label that they lack.
+    """
+    for name, labels in found.items():
+        unknown = sorted(labels - found["train"])
+        if unknown:
+            raise DataError(
+                role,
+                unknown[0],
+                f"occurs in {name} but in no training row",
+                "add training rows with it, or drop it",
+            )
+    return found["train"]
+
+
+def list_in(value: Any) -> list[Any] | None:
+    """Return the list in a cell, which may be text such as "['anger', 'fear']"; None if it is none.
+
+    pandas writes lists to CSV files in Python's notation.
+
+    Example:
+        >>> from autopeft.tasks.labels import list_in
+        >>> list_in(["a", "b"]), list_in("['a', 'b']"), list_in('["a"]'), list_in("[a]")
+        (['a', 'b'], ['a', 'b'], ['a'], None)
+    """
+    if isinstance(value, str) and value.strip()[:1] == "[" and value.strip()[-1:] == "]":
+        try:
+            value = json.loads(value)
+        except ValueError:
+            try:
+                value = ast.literal_eval(value.strip())
+            except (ValueError, SyntaxError):
+                return None
+    return list(value) if isinstance(value, list | tuple) else None
+
+
+def are_fractions(values: Sequence[Any]) -> bool:
+    """Return whether all values that are there are numbers, one of them with a fraction.
+
+    Example:
+        >>> from autopeft.tasks.labels import are_fractions
+        >>> are_fractions([1, "2.5", None]), are_fractions([1.0, 2.0]), are_fractions(["2.5", "a"])
+        (True, False, False)
+    """
+    has_fraction = False
+    for value in values:
+        if as_label(value) is None:
+            continue
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            return False
+        if not math.isfinite(number):
+            return False
+        has_fraction |= not number.is_integer()
+    return has_fraction

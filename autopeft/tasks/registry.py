@@ -68,6 +68,9 @@ def register_task(name: Any, task: Any = None) -> Any:
 for _name, _path in {
     "preference": "autopeft.tasks.preference:Preference",
     "text-classification": "autopeft.tasks.text_classification:TextClassification",
+    "multi-label-classification": (
+        "autopeft.tasks.multi_label_classification:MultiLabelClassification"
+    ),
     "sft": "autopeft.tasks.sft:SupervisedFineTuning",
     "seq2seq": "autopeft.tasks.seq2seq:Seq2Seq",
     "image-classification": "autopeft.tasks.image_classification:ImageClassification",

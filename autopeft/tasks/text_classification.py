@@ -18,7 +18,15 @@ from autopeft.tasks.columns import Column
 from autopeft.tasks.data import SPLITS, EncodedSplit, SplitName
 from autopeft.tasks.encoding import encode_texts
 from autopeft.tasks.examples import Examples
-from autopeft.tasks.labels import as_label, has_head, in_order
+from autopeft.tasks.labels import (
+    are_fractions,
+    as_label,
+    check_known,
+    has_head,
+    in_order,
+    list_in,
+)
+from autopeft.tasks.reading import Table
 
 TEXT_NAMES = ("sentence", "review", "content", "document", "tweet", "headline", "comment", "body")
 LABEL_NAMES = ("labels", "class", "category", "sentiment", "target")
@@ -46,6 +54,57 @@ class TextClassification(Task):
     identity: ClassVar[tuple[str, ...]] = ("text", "text_pair")
     auto_class = "AutoModelForSequenceClassification"
     metrics = tuple(objective(name) for name in ("accuracy", "f1", "matthews", "loss"))
+
+    task_of_lists: ClassVar[str] = "multi-label-classification"
+    """The task for labels that are lists; "": none."""
+    task_of_numbers: ClassVar[str] = "regression"
+    """The task for labels that are numbers with fractions; "": none."""
+
+    @classmethod
+    def check_fit(cls, table: Table, names: Mapping[str, str]) -> None:
+        """Check the first rows; lists and fractions are no classes.
+
+        Raises:
+            DataError: if they are not what this task learns from.
+        """
+        cls._check_labels(table, names["label"], table.head(names["label"]))
+        super().check_fit(table, names)
+
+    @classmethod
+    def _check_labels(cls, table: Table, name: str, values: Sequence[Any]) -> None:
+        for row, value in enumerate(values):
+            if list_in(value) is not None:
+                shown = " ".join(str(value).split())[:60]
+                raise DataError(
+                    "label",
+                    name,
+                    f"row {row} of {table.source} holds a list ({shown})"
+                    " where one class is expected",
+                    f"use --task {cls.task_of_lists}"
+                    if cls.task_of_lists
+                    else "name another column",
+                )
+        if are_fractions(values):
+            value = next(v for v in values if as_label(v) is not None and float(v) % 1)
+            remedy = "name a column with classes"
+            if cls.task_of_numbers:
+                remedy = f"use --task {cls.task_of_numbers}, or {remedy}"
+            raise DataError(
+                "label",
+                name,
+                f"the column of {table.source} holds numbers such as {value}, which are no classes",
+                remedy,
+            )
+
+    def clean(self, table: Table) -> Examples:
+        """Return the complete rows of a source, and count the others by what they lack.
+
+        Raises:
+            DataError: if a column is missing, or labels are lists or numbers with fractions.
+        """
+        name = self.find_columns(self.settings.column_names(), table)["label"]
+        self._check_labels(table, name, table.column("label", name))
+        return super().clean(table)
 
     def clean_column(self, column: Column, values: Sequence[Any]) -> Sequence[Any]:
         """Return labels as text: a whole number loses its decimal point."""
@@ -80,16 +139,7 @@ class TextClassification(Task):
         Raises:
             DataError: if another split has a label that they lack.
         """
-        labels = set(splits["train"]["label"])
-        for name in SPLITS:
-            unknown = sorted(set(splits[name]["label"]) - labels)
-            if unknown:
-                raise DataError(
-                    "label",
-                    unknown[0],
-                    f"occurs in {name} but in no training row",
-                    "add training rows with it, or drop it",
-                )
+        labels = check_known("label", {name: set(splits[name]["label"]) for name in SPLITS})
         return in_order(labels, self.model_config)[0]
 
     def notes(self, labels: tuple[str, ...]) -> tuple[str, ...]:

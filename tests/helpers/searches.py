@@ -1,0 +1,76 @@
+"""Short whole searches in this process, and what the saved adapter computes from outside."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from peft import PeftModel
+
+import autopeft
+from autopeft.models.export import export_adapter
+from autopeft.utils.quiet import quiet_peft, quiet_transformers
+
+SHORT: dict[str, Any] = {
+    "budget": "4trials",
+    "steps": 12,
+    "batch_size": 8,
+    "confirm_seeds": 1,
+    "max_finalists": 1,
+    "backend": "local",
+    "precision": "fp32",
+    "space": {"methods": {"lora": {"ranks": [2, 4]}}},
+}
+
+
+@dataclass(frozen=True)
+class Searched:
+    """A finished search.
+
+    Attributes:
+        base: Folder of the base model.
+        adapter: Folder of the best adapter.
+        score: Its metrics on the test rows, as in front.json.
+        test_rows: Index of each test row in its source.
+    """
+
+    base: str
+    adapter: Path
+    score: Mapping[str, float]
+    test_rows: list[int]
+
+
+def searched(model: Path, data: Path, output: Path, **settings: Any) -> Searched:
+    """Search, and read what front.json says of the best adapter."""
+    asked = {**SHORT, **settings, "model": str(model), "data": str(data), "output": str(output)}
+    result = autopeft.search(asked)
+    front = json.loads((result.folder / "front.json").read_text())
+    best = next(m for m in front["front"] if m["digest"] == front["best"])
+    rows = json.loads((result.folder / "state" / "splits.json").read_text())["test"]["rows"]
+    return Searched(result.base_model, result.folder / best["adapter"], best["adapter_score"], rows)
+
+
+def loads(found: Searched, auto_class: str, target: Path) -> dict[str, Any]:
+    """The adapter loaded by autopeft, by peft alone, and merged by plain transformers."""
+    loader = getattr(transformers, auto_class)
+    kwargs = json.loads((found.adapter / "plan.json").read_text())["model_kwargs"]
+    export_adapter(found.base, found.adapter, target, format="merged")
+    with quiet_transformers(), quiet_peft():
+        plain = loader.from_pretrained(found.base, **kwargs)
+        return {
+            "autopeft": autopeft.load_adapter(found.base, found.adapter),
+            "peft": PeftModel.from_pretrained(plain, str(found.adapter)).eval(),
+            "merged": loader.from_pretrained(target).eval(),
+        }
+
+
+def logits_of(model: Any, **inputs: torch.Tensor) -> torch.Tensor:
+    """The model's logits, without a graph."""
+    with torch.inference_mode():
+        logits: torch.Tensor = model(**inputs).logits
+    return logits
