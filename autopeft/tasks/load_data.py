@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Hashable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from autopeft.tasks.base import Task
 from autopeft.tasks.data import SPLITS, EncodedSplit, SplitName, TaskData
 from autopeft.tasks.encoding import padding_id, tokenizer_limit
 from autopeft.tasks.examples import Examples
-from autopeft.tasks.reading import Table, is_file_name, read_file, read_hub
+from autopeft.tasks.reading import Table, read
 from autopeft.tasks.splitting import SHARES, stratified_parts, stratified_sample
 
 MIN_ROWS: Mapping[SplitName, int] = {"train": 8, "validation": 4, "test": 4}
@@ -150,33 +151,45 @@ def read_tables(settings: SearchSettings) -> dict[SplitName, Table]:
     if not settings.data:
         raise DataError("data", settings.data, "no data given", "name a file or a hub dataset")
     named: dict[SplitName, str | None] = {"validation": settings.validation, "test": settings.test}
+    found = read("data", settings.data, name=settings.data_name, revision=settings.data_revision)
     tables: dict[SplitName, Table] = {}
-    hub: dict[str, Table] = {}
-    if is_file_name(settings.data):
-        tables["train"] = read_file("data", settings.data)
-    else:
-        hub = read_hub(settings.data, settings.data_name, settings.data_revision)
-        for name in SPLITS:
-            found = next((split for split in _HUB_SPLITS[name] if split in hub), None)
-            if found is not None and named.get(name) is None:
-                tables[name] = hub[found]
-        if "train" not in tables:
+    for name in SPLITS:
+        split = next((split for split in _HUB_SPLITS[name] if split in found), None)
+        if split is not None and named.get(name) is None:
+            tables[name] = found[split]
+    if "train" not in tables:
+        if len(found) > 1:
             raise DataError(
-                "data", settings.data, f"has no split 'train' (but {sorted(hub)})", "use another"
+                "data",
+                settings.data,
+                f"has no split 'train' (but {sorted(found)})",
+                "save one of them as a file and name that",
             )
+        # The only split there is, whatever its name.
+        tables = {"train": next(iter(found.values()))}
     for name, source in named.items():
         if source is not None:
-            tables[name] = _named(name, source, hub)
+            tables[name] = found[source] if source in found else _named(name, source, found)
     return tables
 
 
-def _named(name: SplitName, source: str, hub: Mapping[str, Table]) -> Table:
-    if source in hub:
-        return hub[source]
-    if is_file_name(source):
-        return read_file(name, source)
-    remedy = f"use a file or one of the splits {sorted(hub)}" if hub else "name a file"
-    raise DataError(name, source, "neither a file nor a split of the data", remedy)
+def _named(name: SplitName, source: str, found: Mapping[str, Table]) -> Table:
+    """Return a split from a source of its own."""
+    if source.isidentifier() and not Path(source).exists():
+        remedy = f"use a file or one of the splits {sorted(found)}"
+        raise DataError(
+            name,
+            source,
+            "neither a file nor a split of the data",
+            remedy if set(found) != {"train"} else "name a file",
+        )
+    tables = read(name, source)
+    for split in (*_HUB_SPLITS[name], "train"):
+        if split in tables and (split != "train" or len(tables) == 1):
+            return tables[split]
+    raise DataError(
+        name, source, f"has several splits ({sorted(tables)})", "name the file of one of them"
+    )
 
 
 def _is_named(settings: SearchSettings, name: SplitName) -> bool:

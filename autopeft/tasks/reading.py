@@ -1,19 +1,37 @@
-"""Reads rows from a CSV, TSV, JSONL, JSON or Parquet file, or from a hub dataset."""
+"""Reads rows from files, folders, hub datasets and objects in memory."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+import difflib
+import glob
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+import numpy as np
 
 from autopeft.errors import DataError
+from autopeft.tasks.csv_layout import FileError, check_names
+from autopeft.tasks.files import (
+    Columns,
+    dataset_columns,
+    file_suffix,
+    is_data_file,
+    read_columns,
+    row_columns,
+)
 from autopeft.utils.quiet import quiet_datasets
+from autopeft.utils.scratch import scratch_folder
 
-Columns = Mapping[str, Sequence[Any]]
+KINDS = "a CSV, TSV, JSON, JSONL, Parquet, Arrow, CoNLL or text file"
+"""Files that can be read, for messages."""
+
+_READ_BY_US = {"csv", "json", "parquet", "text", "conll"}
+"""Kinds of folders whose files are read one by one, so that a cell means the same everywhere."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +40,8 @@ class Table:
 
     Attributes:
         source: File name, or hub id and split.
-        columns: Column name -> one value per row; None if a row has no value.
+        columns: Column name -> one Python value per row; None if a row has no value.
+        notes: What was noticed when reading (separator, encoding, quotes), one sentence each.
     """
 
     source: str
@@ -53,103 +72,207 @@ class Table:
         return self.columns[name]
 
 
-def _read_csv(path: Path) -> Columns:
-    # Everything is read as text. "NA", "None" and "null" are words and may be labels.
-    separator = "\t" if ".tsv" in path.suffixes else ","
-    frame = pd.read_csv(path, dtype=str, keep_default_na=False, sep=separator)
-    return {str(name): frame[name].tolist() for name in frame.columns}
+def read(
+    field: str, source: Any, *, name: str | None = None, revision: str | None = None
+) -> dict[str, Table]:
+    """Return the splits of a source; what has none is the split "train".
 
+    Files may be compressed (gz, bz2, xz, zip). Cells stay what they are in the source; those of a
+    CSV file are text. None, NaN and empty text mean that a row has no value, in whatever container.
 
-def _read_parquet(path: Path) -> Columns:
-    import pyarrow.parquet as parquet
-
-    return dict(parquet.read_table(path).to_pydict())
-
-
-def _read_jsonl(path: Path) -> Columns:
-    rows = []
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                try:
-                    rows.append(json.loads(line))
-                except ValueError as error:
-                    raise ValueError(f"line {number} is not JSON ({error})") from error
-    return _columns_of(rows)
-
-
-def _read_json(path: Path) -> Columns:
-    rows = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(rows, list):
-        raise ValueError("the file does not hold a list of rows")
-    return _columns_of(rows)
-
-
-def _columns_of(rows: Sequence[Any]) -> Columns:
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict):
-            raise ValueError(f"row {number} is not an object with named fields")
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: [row.get(name) for row in rows] for name in names}
-
-
-_READERS: Mapping[str, Callable[[Path], Columns]] = {
-    ".csv": _read_csv,
-    ".tsv": _read_csv,
-    ".jsonl": _read_jsonl,
-    ".ndjson": _read_jsonl,
-    ".json": _read_json,
-    ".parquet": _read_parquet,
-}
-
-
-def _reader(path: Path) -> Callable[[Path], Columns] | None:
-    suffixes = [s for s in path.suffixes if s not in {".gz", ".bz2", ".xz", ".zip"}]
-    return _READERS.get(suffixes[-1].lower()) if suffixes else None
-
-
-def is_file_name(source: str) -> bool:
-    """Return whether a source is named like a file (which may be missing), not a hub dataset."""
-    path = Path(source).expanduser()
-    return path.is_file() or _reader(path) is not None
-
-
-def read_file(field: str, source: str) -> Table:
-    """Return all rows of a file.
+    Files and folders leave nothing in a cache; hub datasets are kept in the cache of `datasets`.
 
     Args:
-        field: The setting that names the file, for errors.
-        source: The file's path; "~" is the home folder.
+        field: The setting that names the source, for errors.
+        source: A file, a pattern such as "data/*.jsonl", a folder (also of images, or written by
+            `save_to_disk`), a hub id, or a list of files; or a `datasets.Dataset` or `DatasetDict`,
+            a pandas DataFrame, or a list of dicts.
+        name: Subset of a hub dataset.
+        revision: Revision of a hub dataset.
 
     Raises:
-        DataError: if the file is missing, of an unknown kind, unreadable or without rows.
+        DataError: if it cannot be read or has no rows.
+
+    Example:
+        >>> from autopeft.tasks.reading import read
+        >>> table = read("data", [{"text": "good", "label": 1}, {"text": "bad"}])["train"]
+        >>> table.n_rows, table.columns["label"]
+        (2, [1, None])
     """
-    path = Path(source).expanduser()
-    if not path.is_file():
-        raise DataError(field, source, "no such file", "check the path")
-    reader = _reader(path)
-    if reader is None:
-        raise DataError(field, source, "unknown kind of file", f"use one of {', '.join(_READERS)}")
+    if isinstance(source, os.PathLike):
+        source = os.fspath(source)
     try:
-        columns = reader(path)
-    except (OSError, ValueError, KeyError) as error:
-        # pandas' and pyarrow's errors are ValueErrors too.
-        reason = " ".join(str(error).split())
-        raise DataError(field, source, f"cannot be read: {reason}", "repair the file") from error
-    table = Table(path.name, columns)
-    if table.n_rows == 0:
-        raise DataError(field, source, "the file has no rows", "use a file with data")
-    return table
+        found = _read(field, source, name, revision)
+    except FileError as error:
+        raise DataError(field, _shown(source), error.problem, error.remedy) from error
+    except OSError as error:
+        raise DataError(
+            field,
+            _shown(source),
+            f"cannot be read ({error.strerror or error})",
+            "check that this user may read it, or copy it elsewhere",
+        ) from error
+    if not any(table.n_rows for table in found.values()):
+        raise DataError(field, _shown(source), "there are no rows in it", "use one with data")
+    return {split: _cleaned(table) for split, table in found.items()}
 
 
-def read_hub(source: str, name: str | None, revision: str | None) -> dict[str, Table]:
-    """Return every split of a hub dataset, or of a folder that `datasets.load_dataset` reads.
+def _read(field: str, source: Any, name: str | None, revision: str | None) -> dict[str, Table]:
+    if not isinstance(source, str):
+        _refuse_hub_settings(name, revision)
+        if _is_list_of(source, (str, os.PathLike)):
+            return {"train": _read_files([Path(each).expanduser() for each in source])}
+        return _read_object(field, source)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _read_folder(field, path, name)
+    if path.is_file():
+        _refuse_hub_settings(name, revision)
+        return {"train": _read_files([path])}
+    if glob.has_magic(source):
+        matches = sorted(glob.glob(str(path), recursive=True))
+        files = [Path(match) for match in matches if Path(match).is_file()]
+        if not files:
+            raise FileError("no file has such a name", f"check the pattern{_here(path)}")
+        return {"train": _read_files(files)}
+    if "://" in source:
+        raise FileError(
+            "is a web address", "download it and name the file, or give a hub id such as owner/name"
+        )
+    if _is_path(source):
+        raise FileError("no such file or folder", f"check the path{_alike(path)}")
+    return _read_hub(field, source, name, revision)
 
-    Class labels become names, and unknown ones (-1, as in hidden test sets) None.
 
-    Raises:
-        DataError: if it cannot be loaded.
-    """
+def _is_path(source: str) -> bool:
+    """Return whether a source that does not exist was meant as a path, not as a hub id."""
+    is_hub_id = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) and source[0] not in "."
+    return not is_hub_id or is_data_file(Path(source))
+
+
+def _alike(path: Path) -> str:
+    """Return a hint at a file whose name is nearly this one."""
+    try:
+        names = [each.name for each in path.parent.iterdir()]
+    except OSError:
+        return _here(path)
+    close = difflib.get_close_matches(path.name, names, n=1)
+    return f" (there is {close[0]!r})" if close else _here(path)
+
+
+def _here(path: Path) -> str:
+    return "" if path.is_absolute() else " (it is relative to the current folder)"
+
+
+def _refuse_hub_settings(name: str | None, revision: str | None) -> None:
+    for setting, value in (("data_name", name), ("data_revision", revision)):
+        if value is not None:
+            raise DataError(setting, value, "is only for hub datasets", "leave it out")
+
+
+def _is_list_of(source: Any, kinds: tuple[type, ...]) -> bool:
+    return (
+        isinstance(source, list | tuple)
+        and len(source) > 0
+        and all(isinstance(each, kinds) for each in source)
+    )
+
+
+def _shown(source: Any) -> str:
+    """Return how an error shows a source."""
+    if isinstance(source, str):
+        return source
+    if _is_list_of(source, (str, os.PathLike)):
+        return _joined([Path(each) for each in source])
+    return type(source).__name__
+
+
+def _joined(paths: Sequence[Path]) -> str:
+    more = len(paths) - 1
+    return paths[0].name + (f" and {more} more file{'s' if more > 1 else ''}" if more else "")
+
+
+# Files and folders
+
+
+def _read_files(paths: Sequence[Path]) -> Table:
+    """Return the rows of files, one file after another."""
+    parts = [_read_one(path, alone=len(paths) == 1) for path in paths]
+    names = list(dict.fromkeys(name for columns, _ in parts for name in columns))
+    notes = [note for _, notes in parts for note in notes]
+    for path, (columns, _) in zip(paths, parts, strict=True):
+        lacking = [name for name in names if name not in columns]
+        if not lacking:
+            continue
+        if not file_suffix(path).startswith((".json", ".ndjson")):
+            raise FileError(
+                f"{path.name} has no column {lacking[0]!r}, which other files have",
+                "give all files the same columns, or name fewer files",
+            )
+        notes.append(f"{path.name}: no row has the field {lacking[0]!r}, which other files have")
+    if len(parts) == 1:
+        return Table(paths[0].name, parts[0][0], tuple(notes))
+    joined: dict[str, list[Any]] = {name: [] for name in names}
+    for columns, _ in parts:
+        n_rows = len(next(iter(columns.values()), ()))
+        for name in names:
+            joined[name].extend(columns.get(name, [None] * n_rows))
+    return Table(_joined(paths), joined, tuple(dict.fromkeys(notes)))
+
+
+def _read_one(path: Path, alone: bool) -> tuple[Columns, tuple[str, ...]]:
+    if not path.is_file():
+        raise FileError(f"there is no file {str(path)!r}", f"check the path{_alike(path)}")
+    try:
+        return read_columns(path)
+    except FileError as error:
+        raise error if alone else FileError(f"{path.name} {error.problem}", error.remedy) from error
+
+
+def _read_folder(field: str, folder: Path, name: str | None) -> dict[str, Table]:
+    """Return the splits of a folder, as datasets finds them by the names of files and folders."""
+    import datasets
+
+    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+        try:
+            saved = datasets.load_from_disk(str(folder))
+        except Exception as error:  # of Arrow, json and the file system
+            raise FileError(
+                f"was written by save_to_disk but cannot be read ({_reason(error)})",
+                "copy the whole folder again, or write it again with save_to_disk",
+            ) from error
+        return _splits(field, saved, folder.name)
+    with scratch_folder() as scratch, quiet_datasets():
+        cache = str(scratch / "datasets")
+        try:
+            builder = datasets.load_dataset_builder(str(folder), name, cache_dir=cache)
+            kind = str(type(builder).__module__).rsplit(".", 1)[-1]
+            files = builder.config.data_files
+            if kind not in _READ_BY_US or not files:
+                loaded = datasets.load_dataset(
+                    str(folder), name, cache_dir=cache, keep_in_memory=True
+                )
+                return _splits(field, loaded, folder.name)
+        except FileError:
+            raise
+        except Exception as error:  # load_dataset raises any exception of its readers
+            raise FileError(
+                f"is a folder that datasets cannot read ({_reason(error)})",
+                "give files of one kind, named train, validation and test, or a folder of images "
+                "for each label",
+            ) from error
+    tables = {str(split): _read_files([Path(each) for each in files[split]]) for split in files}
+    return {
+        split: Table(f"{folder.name}:{split}", table.columns, table.notes)
+        for split, table in tables.items()
+    }
+
+
+# Hub
+
+
+def _read_hub(field: str, source: str, name: str | None, revision: str | None) -> dict[str, Table]:
+    """Return every split of a hub dataset."""
     import datasets
 
     try:
@@ -157,22 +280,108 @@ def read_hub(source: str, name: str | None, revision: str | None) -> dict[str, T
             loaded = datasets.load_dataset(source, name, revision=revision)
     except Exception as error:
         # load_dataset raises any exception of its readers, the network and the hub client.
-        reason = " ".join(str(error).split())[:300]
+        reason = _reason(error)
         raise DataError(
-            "data",
+            field,
             source,
             f"neither a file here nor a dataset that can be loaded ({reason})",
-            "check the name, the subset (data_name) and the network",
+            _hub_remedy(reason, name),
         ) from error
-    return {str(split): _hub_table(f"{source}:{split}", rows) for split, rows in loaded.items()}
+    return _splits(field, loaded, source)
 
 
-def _hub_table(source: str, rows: Any) -> Table:
-    columns: dict[str, Sequence[Any]] = {}
-    for name, feature in rows.features.items():
-        values = list(rows[name])
-        names = getattr(feature, "names", None)
-        if names is not None and hasattr(feature, "int2str"):
-            values = [names[v] if v is not None and v >= 0 else None for v in values]
-        columns[str(name)] = values
-    return Table(source, columns)
+def _reason(error: BaseException) -> str:
+    """Return what went wrong in one short line; datasets gives it as the cause."""
+    text = " ".join(str(error).split())
+    cause = error.__cause__
+    if cause is not None and text.startswith("An error occurred while generating"):
+        text = " ".join(str(cause).split())
+    return text[:300] or type(error).__name__
+
+
+def _hub_remedy(reason: str, name: str | None) -> str:
+    lowered = reason.casefold()
+    if "gated" in lowered:
+        return "accept its terms on its hub page, then log in with `hf auth login`"
+    if "config name is missing" in lowered or "builderconfig" in lowered:
+        return "set data_name to one of its subsets"
+    if "script" in lowered:
+        return "use the hub's Parquet copy of it: data_revision=refs/convert/parquet"
+    if any(word in lowered for word in ("offline", "connect", "network", "reach", "timed out")):
+        return "check the name and the network; a dataset loaded once is read from the cache"
+    return "check the name, the subset (data_name) and the network, or name a file"
+
+
+# Objects
+
+
+def _read_object(field: str, source: Any) -> dict[str, Table]:
+    # What has not been imported cannot be given.
+    datasets: Any = sys.modules.get("datasets")
+    pandas: Any = sys.modules.get("pandas")
+    if datasets is not None:
+        if isinstance(source, datasets.IterableDataset | datasets.IterableDatasetDict):
+            raise FileError(
+                "is read as a stream, but a search reads rows several times",
+                "load it without streaming, or take a part: "
+                "datasets.Dataset.from_list(list(data.take(10_000)))",
+            )
+        if isinstance(source, datasets.Dataset | datasets.DatasetDict):
+            return _splits(field, source, "Dataset")
+    if pandas is not None and isinstance(source, pandas.DataFrame):
+        check_names([str(name) for name in source.columns])
+        columns = {str(n): source.iloc[:, i].tolist() for i, n in enumerate(source.columns)}
+        return {"train": Table("DataFrame", columns)}
+    if isinstance(source, list | tuple):
+        rows = [(f"row {number}", row) for number, row in enumerate(source, start=1)]
+        return {"train": Table("list", row_columns(rows))}
+    if isinstance(source, Mapping):
+        remedy = "use datasets.DatasetDict for splits, or datasets.Dataset.from_dict for columns"
+    elif hasattr(source, "to_pandas"):
+        remedy = "convert it with .to_pandas()"
+    else:
+        remedy = f"give {KINDS}, a hub id, a Dataset, a DataFrame or a list of dicts"
+    raise FileError("is not data that can be read", remedy)
+
+
+def _splits(field: str, loaded: Any, source: str) -> dict[str, Table]:
+    if not isinstance(loaded, Mapping):
+        return {"train": Table(source, _dataset(field, loaded, source))}
+    return {
+        str(split): Table(f"{source}:{split}", _dataset(field, rows, f"{source}:{split}"))
+        for split, rows in loaded.items()
+    }
+
+
+def _dataset(field: str, rows: Any, source: str) -> Columns:
+    try:
+        return dataset_columns(rows)
+    except FileError as error:
+        raise DataError(field, source, error.problem, error.remedy) from error
+
+
+# Cells
+
+
+def _cleaned(table: Table) -> Table:
+    """Return a table with plain Python values, and None where there is none."""
+    columns = {
+        name: [_python(value) for value in values] if isinstance(values, list) else values
+        for name, values in table.columns.items()
+    }
+    return Table(table.source, columns, table.notes)
+
+
+def _python(value: Any) -> Any:
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float):
+        return None if value != value else value
+    if isinstance(value, np.ndarray):
+        return [_python(item) for item in value.tolist()] if value.ndim == 1 else value
+    kind = type(value).__name__
+    if kind in {"NAType", "NaTType"}:  # of pandas
+        return None
+    return float(value) if kind == "Decimal" else value

@@ -270,12 +270,12 @@ def test_unknown_column_names_those_found(tmp_path: Path, encoder_tokenizer: Any
     [
         ("d.jsonl", b'{"text": "good", "label": 1}\n{oops\n', "line 2 is not JSON"),
         ("d.jsonl", b"[1, 2]\n", "row 1 is not an object"),
-        ("d.json", b'{"text": 1}', "does not hold a list"),
+        ("d.json", b'{"text":\n1}', "does not hold a list"),
         ("d.parquet", b"not parquet", "cannot be read"),
-        ("d.csv", b"\xff\xfe\x00bad", "cannot be read"),
-        ("d.csv", b"", "cannot be read"),
+        ("d.csv", b"\xff\xfe\x00ba", "is not valid UTF-16"),
+        ("d.csv", b"", "is empty"),
         ("d.csv", b"text,label\n", "no rows"),
-        ("d.csv", b"text,label\na,b,c,d\ne\n'f,g,h,i,j", "cannot be read"),
+        ("d.csv", b"text,label\na,b,c,d\ne\n'f,g,h,i,j", "line 2 has 4 fields"),
     ],
 )
 def test_unreadable_files(
@@ -289,7 +289,7 @@ def test_unreadable_files(
 def test_missing_things(tmp_path: Path, encoder_tokenizer: Any) -> None:
     with pytest.raises(DataError, match="no such file"):
         load(SearchSettings(data=str(tmp_path / "none.csv")), encoder_tokenizer)
-    with pytest.raises(DataError, match="neither a file here nor a dataset"):
+    with pytest.raises(DataError, match="no such file or folder"):
         load(SearchSettings(data=str(tmp_path / "none")), encoder_tokenizer)
     with pytest.raises(DataError, match="no data given"):
         load(SearchSettings(), encoder_tokenizer)

@@ -1,0 +1,441 @@
+"""Reads the rows of one file: CSV, JSON, Parquet, Arrow, CoNLL or text, compressed or not."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import lzma
+import shutil
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from autopeft.tasks.csv_layout import FileError, check_names, csv_layout
+from autopeft.utils.quiet import quiet_datasets
+from autopeft.utils.scratch import scratch_folder
+
+Columns = Mapping[str, Sequence[Any]]
+"""Column name -> one value per row."""
+
+_COMPRESSED: Mapping[str, tuple[bytes, str]] = {
+    ".gz": (b"\x1f\x8b", "gzip"),
+    ".bz2": (b"BZh", "bzip2"),
+    ".xz": (b"\xfd7zXZ\x00", "xz"),
+    ".zip": (b"PK\x03\x04", "zip"),
+}
+"""Suffix -> first bytes and name of a compression."""
+
+_COPY_AGAIN = "copy or download it again: it may be cut off"
+
+
+def file_suffix(path: Path) -> str:
+    """Return the suffix that tells the kind of a file, without that of its compression."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    while suffixes and suffixes[-1] in _COMPRESSED:
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""
+
+
+def is_data_file(path: Path) -> bool:
+    """Return whether a path is named like a file that can be read."""
+    return file_suffix(path) in _READERS or path.suffix.lower() in _COMPRESSED
+
+
+def read_columns(path: Path) -> tuple[Columns, tuple[str, ...]]:
+    """Return the columns of a file, and what was noticed when reading it.
+
+    What `datasets` caches while it reads goes to a temporary folder that is removed.
+
+    Raises:
+        FileError: if it is of an unknown kind, damaged, or its rows do not fit together.
+    """
+    with scratch_folder() as scratch:
+        plain, notes = _decompressed(path, scratch)
+        reader = _READERS.get(file_suffix(plain))
+        if reader is None:
+            raise FileError(
+                f"is of an unknown kind ({plain.suffix or 'no suffix'})",
+                f"save it as one of {', '.join(_READERS)}",
+            )
+        if not plain.stat().st_size:
+            raise FileError("is empty", "use a file with data")
+        columns, more = reader(plain, scratch)
+    check_names(list(columns))
+    return columns, tuple(f"{path.name}: {note}" for note in (*notes, *more))
+
+
+# Bytes
+
+
+def _decompressed(path: Path, scratch: Path) -> tuple[Path, list[str]]:
+    """Return the plain file; the first bytes say how it is compressed, not the name."""
+    with path.open("rb") as file:
+        start = file.read(8)
+    found = next((n for s, (magic, n) in _COMPRESSED.items() if start.startswith(magic)), None)
+    named = _COMPRESSED.get(path.suffix.lower(), (b"", None))[1]
+    name = path.stem if named else path.name
+    if found == "zip" and named is None and file_suffix(path) not in _READERS:
+        found = None  # spreadsheets are zip files too
+    if found is None:
+        if named is None:
+            return path, []
+        target = scratch / name
+        shutil.copyfile(path, target)
+        return target, [f"it is not compressed with {named}, in spite of its name"]
+    target = scratch / name
+    notes = [] if found == named else [f"it is compressed with {found}, in spite of its name"]
+    try:
+        if found == "zip":
+            return _unzipped(path, scratch), notes
+        opened: IO[bytes] = {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open}[found](path)  # type: ignore[operator]
+        with opened as source, target.open("wb") as plain:
+            shutil.copyfileobj(source, plain, 1 << 20)
+    except (EOFError, OSError, zlib.error, lzma.LZMAError, zipfile.BadZipFile) as error:
+        reason = " ".join(str(error).split())
+        raise FileError(f"is a damaged {found} file ({reason})", _COPY_AGAIN) from error
+    except (RuntimeError, NotImplementedError) as error:  # a password, an unknown method
+        raise FileError(f"cannot be unzipped ({error})", "unzip it and name the file") from error
+    return target, notes
+
+
+def _unzipped(path: Path, scratch: Path) -> Path:
+    with zipfile.ZipFile(path) as archive:
+        members = [
+            member
+            for member in archive.infolist()
+            if not member.is_dir()
+            and not member.filename.startswith("__MACOSX/")
+            and file_suffix(Path(member.filename)) in _READERS
+        ]
+        if len(members) != 1:
+            raise FileError(
+                f"holds {len(members)} data files where one is expected",
+                "unzip it and name a file, a pattern such as 'folder/*.csv', or the folder",
+            )
+        target = scratch / Path(members[0].filename).name
+        with archive.open(members[0]) as source, target.open("wb") as plain:
+            shutil.copyfileobj(source, plain, 1 << 20)
+    return target
+
+
+def _encoding(raw: bytes) -> str:
+    """Return a file's encoding: by its byte order mark, else the first that fits."""
+    marks = (
+        (b"\xff\xfe\x00\x00", "utf-32"),
+        (b"\x00\x00\xfe\xff", "utf-32"),
+        (b"\xef\xbb\xbf", "utf-8-sig"),
+        (b"\xff\xfe", "utf-16"),
+        (b"\xfe\xff", "utf-16"),
+    )
+    for mark, name in marks:
+        if raw.startswith(mark):
+            return name
+    start = raw[:2000]
+    if b"\x00" in start:
+        # UTF-16 without its mark: in most texts every other byte is zero.
+        even, odd = start[0::2].count(0), start[1::2].count(0)
+        if max(even, odd) > 0.4 * len(start) / 2:
+            return "utf-16-be" if even > odd else "utf-16-le"
+        raise FileError("is a binary file, not text", "save it as text, in UTF-8")
+    for name in ("utf-8", "cp1252"):
+        try:
+            raw.decode(name)
+        except UnicodeDecodeError:
+            continue
+        return name
+    return "latin-1"
+
+
+def _decoded(path: Path) -> tuple[str, str, list[str]]:
+    """Return a file's text, its encoding, and a note if it is not UTF-8."""
+    raw = path.read_bytes()
+    encoding = _encoding(raw)
+    try:
+        text = raw.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise FileError(
+            f"is not valid {encoding.upper()} (at byte {error.start})", "save it as UTF-8"
+        ) from error
+    if encoding.startswith("utf-8"):
+        return text, encoding, []
+    advice = "" if encoding.startswith("utf") else "; if letters look wrong, save it as UTF-8"
+    return text, encoding, [f"it is not UTF-8 but read as {encoding}{advice}"]
+
+
+# Kinds of files
+
+
+def _read_csv(path: Path, scratch: Path) -> tuple[Columns, list[str]]:
+    import csv
+
+    import datasets
+
+    text, encoding, notes = _decoded(path)
+    expected = "\t" if path.suffix.lower() in {".tsv", ".tab"} else ","
+    if not text.strip():
+        raise FileError("is empty", "use a file with data")
+    layout = csv_layout(text, expected)
+    notes += layout.notes(expected)
+    if not layout.n_rows:
+        return {name: [] for name in layout.names}, notes
+    with quiet_datasets():
+        rows = datasets.Dataset.from_csv(
+            str(path),
+            # Everything is text. "NA", "None" and "null" are words and may be labels.
+            features=datasets.Features({name: datasets.Value("string") for name in layout.names}),
+            keep_default_na=False,
+            na_filter=False,
+            names=list(layout.names),
+            header=0,
+            sep=layout.separator,
+            encoding=encoding,
+            quoting=csv.QUOTE_MINIMAL if layout.has_quotes else csv.QUOTE_NONE,
+            doublequote=layout.escape is None,
+            escapechar=layout.escape,
+            skipinitialspace=layout.skips_spaces,
+            index_col=False,
+            keep_in_memory=True,
+            cache_dir=str(scratch / "datasets"),
+        )
+    if rows.num_rows != layout.n_rows:
+        raise FileError(
+            f"has {layout.n_rows} rows, but the CSV reader of datasets finds {rows.num_rows}",
+            "save it as JSONL or Parquet, where rows are unmistakable",
+        )
+    return {name: list(rows[name]) for name in layout.names}, notes
+
+
+def _read_json(path: Path, scratch: Path) -> tuple[Columns, list[str]]:
+    """Read a list of rows, an object that holds one, columns, or one row a line.
+
+    Python's own reader keeps values as they are written. That of datasets takes texts for dates,
+    the text "1" for a number if another row has one, and the last of two fields with one name; and
+    it does not name the line of a mistake.
+    """
+    text, _, notes = _decoded(path)
+    lines = [(n, line) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    if not lines:
+        raise FileError("is empty", "use a file with data")
+    if len(lines) > 1 and _is_json(lines[0][1]):
+        parsed = [(f"line {number}", _parsed(line, number)) for number, line in lines]
+        return row_columns(parsed), notes
+    whole = _parsed(text, 1)
+    if isinstance(whole, dict):
+        lists = {name: value for name, value in whole.items() if isinstance(value, list)}
+        rows = {n: v for n, v in lists.items() if v and all(isinstance(r, dict) for r in v)}
+        if len(rows) == 1:
+            name, whole = next(iter(rows.items()))
+            notes.append(f"its rows are under {name!r}")
+        elif len(lines) == 1 and not (len(lists) == len(whole) and lists):
+            whole = [whole]
+        elif lists and len(lists) == len(whole) and len(set(map(len, lists.values()))) == 1:
+            notes.append("it is an object of columns")
+            return lists, notes
+    if not isinstance(whole, list):
+        raise FileError(
+            "does not hold a list of rows",
+            'write one row a line, such as {"text": "...", "label": "..."}',
+        )
+    return row_columns([(f"row {n}", row) for n, row in enumerate(whole, start=1)]), notes
+
+
+def _is_json(line: str) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _parsed(text: str, first_line: int) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=_object)
+    except json.JSONDecodeError as error:
+        line = first_line + error.lineno - 1
+        raise FileError(
+            f"line {line} is not JSON ({error.msg} at character {error.colno})",
+            "write each row with json.dumps; a file cut off at its end is to be copied again",
+        ) from error
+    except RecursionError as error:
+        raise FileError("holds lists in lists without end", "give flat rows") from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        check_names([name for name, _ in pairs])
+    return found
+
+
+def row_columns(rows: Sequence[tuple[str, Any]]) -> Columns:
+    """Return the columns of rows; a field that a row lacks is None.
+
+    Args:
+        rows: What an error calls the row, and the row.
+
+    Raises:
+        FileError: if a row is not a mapping.
+    """
+    names: dict[str, None] = {}
+    for where, row in rows:
+        if not isinstance(row, dict):
+            raise FileError(
+                f"{where} is not an object with named fields",
+                'write rows such as {"text": "...", "label": "..."}',
+            )
+        names.update(dict.fromkeys(row))
+    return {str(name): [row.get(name) for _, row in rows] for name in names}
+
+
+def _read_parquet(path: Path, scratch: Path) -> tuple[Columns, list[str]]:
+    import datasets
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    try:
+        check_names(list(parquet.read_schema(path).names))
+        with quiet_datasets():
+            rows = datasets.Dataset.from_parquet(
+                str(path), keep_in_memory=True, cache_dir=str(scratch / "datasets")
+            )
+    except (pyarrow.ArrowException, datasets.exceptions.DatasetGenerationError) as error:
+        reason = " ".join(str(error.__cause__ or error).split())[:200]
+        raise FileError(f"cannot be read as Parquet ({reason})", _COPY_AGAIN) from error
+    return dataset_columns(rows), []
+
+
+def _read_arrow(path: Path, scratch: Path) -> tuple[Columns, list[str]]:
+    import datasets
+    import pyarrow
+
+    try:
+        rows = datasets.Dataset.from_file(str(path), in_memory=True)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise FileError(f"cannot be read as Arrow ({error})", _COPY_AGAIN) from error
+    return dataset_columns(rows), []
+
+
+def _read_text(path: Path, scratch: Path) -> tuple[Columns, list[str]]:
+    text, _, notes = _decoded(path)
+    notes.append("it is read as one text a line")
+    return {"text": [line for line in text.splitlines() if line.strip()]}, notes
+
+
+_CONLL_NAMES: Mapping[int, tuple[str, ...]] = {
+    1: ("tokens",),
+    2: ("tokens", "ner_tags"),
+    3: ("tokens", "pos_tags", "ner_tags"),
+    4: ("tokens", "pos_tags", "chunk_tags", "ner_tags"),
+}
+"""Number of columns -> their names, as datasets has them."""
+
+
+def _read_conll(path: Path, scratch: Path) -> tuple[Columns, list[str]]:
+    """Read one token a line, with empty lines between sentences.
+
+    The reader of datasets (since 5) fills up and cuts lines of another length without a word.
+    """
+    text, _, notes = _decoded(path)
+    sentences: list[list[list[str]]] = []
+    width = 0
+    is_open = False
+    for number, line in enumerate(text.split("\n"), start=1):
+        fields = line.strip().split("\t") if "\t" in line else line.split()
+        if not fields or fields[0] == "-DOCSTART-":
+            is_open = False
+            continue
+        width = width or len(fields)
+        if len(fields) != width or width not in _CONLL_NAMES:
+            raise FileError(
+                f"line {number} has {len(fields)} fields where {width or 2} are expected",
+                "write a token and its tag on each line, and an empty line after each sentence",
+            )
+        if not is_open:
+            sentences.append([])
+            is_open = True
+        sentences[-1].append(fields)
+    names = _CONLL_NAMES.get(width, ())
+    return {
+        name: [[fields[place] for fields in sentence] for sentence in sentences]
+        for place, name in enumerate(names)
+    }, notes
+
+
+_READERS: Mapping[str, Callable[[Path, Path], tuple[Columns, list[str]]]] = {
+    ".csv": _read_csv,
+    ".tsv": _read_csv,
+    ".tab": _read_csv,
+    ".jsonl": _read_json,
+    ".ndjson": _read_json,
+    ".json": _read_json,
+    ".parquet": _read_parquet,
+    ".arrow": _read_arrow,
+    ".txt": _read_text,
+    ".conll": _read_conll,
+    ".bio": _read_conll,
+    ".iob": _read_conll,
+    ".iob2": _read_conll,
+}
+
+
+# Columns of datasets
+
+
+def dataset_columns(rows: Any) -> Columns:
+    """Return the columns of a `datasets.Dataset` as Python values.
+
+    Classes become their names, and unknown ones (-1, as in hidden test sets) None. Images are
+    opened, but not yet decoded.
+    """
+    return {str(name): _values(rows, name, feature) for name, feature in rows.features.items()}
+
+
+def _values(rows: Any, name: str, feature: Any) -> Sequence[Any]:
+    import datasets
+
+    if isinstance(feature, datasets.Image):
+        cells = rows.select_columns(name).cast_column(name, datasets.Image(decode=False))[name]
+        return [_image(cell, name, row) for row, cell in enumerate(cells)]
+    if isinstance(feature, datasets.Audio):
+        column: Sequence[Any] = rows[name]  # each access decodes
+        return column
+    return [_named(value, feature) for value in rows[name]]
+
+
+def _named(value: Any, feature: Any) -> Any:
+    """Return a value with classes as names."""
+    import datasets
+
+    if value is None or isinstance(feature, datasets.Value):
+        return value
+    if isinstance(feature, datasets.ClassLabel):
+        return feature.names[value] if 0 <= value < len(feature.names) else None
+    inner = getattr(feature, "feature", None)  # of lists
+    if inner is not None and isinstance(value, list):
+        return [_named(item, inner) for item in value]
+    if isinstance(feature, dict) and isinstance(value, dict):
+        return {key: _named(item, feature.get(key)) for key, item in value.items()}
+    return value
+
+
+def _image(cell: Any, name: str, row: int) -> Any:
+    from io import BytesIO
+
+    import PIL.Image
+    import PIL.ImageOps
+
+    if cell is None:
+        return None
+    try:
+        raw = cell["bytes"] if cell.get("bytes") is not None else Path(cell["path"]).read_bytes()
+        image = PIL.Image.open(BytesIO(raw))
+        return PIL.ImageOps.exif_transpose(image) if image.getexif().get(0x0112, 1) != 1 else image
+    except (OSError, ValueError, SyntaxError, TypeError) as error:
+        file = f" ({Path(cell['path']).name})" if cell.get("path") else ""
+        raise FileError(
+            f"row {row}{file} of the column {name!r} is not a readable image",
+            "remove or replace it",
+        ) from error
