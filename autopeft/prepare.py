@@ -200,7 +200,7 @@ def prepare(
     settings = replace(
         settings,
         task=settings.task or task.name,
-        metric=task.quality.name,
+        metric=settings.metric or task.quality.name,
         workers=n_workers,
         gpus_per_worker=gpus,
     )

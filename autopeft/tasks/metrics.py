@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, TypeVar, get_args, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -147,19 +147,32 @@ def _r2(targets: Any, predictions: Any) -> float:
 # The registry
 
 
-def _as_metric(name: str, part: Any) -> Metric:
+def _as_metric(
+    name: str, part: Any, direction: Direction | None = None, needs: Needs | None = None
+) -> Metric:
     if isinstance(part, Metric):
         if name and part.name != name:
             raise TypeError(f"is the metric {part.name!r}")
-        return part
+        if part.function is None and part.needs != "loss":
+            raise TypeError("lacks a function of (targets, predictions)")
+        direction, needs = direction or part.direction, part.needs if needs is None else needs
+        return _checked(replace(part, direction=direction, needs=needs))
     if not callable(part) or isinstance(part, type):
         raise TypeError("must be a function of (targets, predictions), or an autopeft.Metric")
     own = getattr(part, "__name__", "metric")
     name = name or ("metric" if own.startswith("<") else own)
-    direction = getattr(part, "direction", default_direction(name))
-    if direction not in ("maximize", "minimize"):
-        raise TypeError(f"its direction must be maximize or minimize, but is {direction!r}")
-    return Metric(name, direction, part, getattr(part, "needs", ""))
+    way: Any = direction or getattr(part, "direction", default_direction(name))
+    kind: Any = getattr(part, "needs", "") if needs is None else needs
+    return _checked(Metric(name, way, part, kind))
+
+
+def _checked(metric: Metric) -> Metric:
+    for field, known in (("direction", get_args(Direction)), ("needs", get_args(Needs))):
+        value = getattr(metric, field)
+        if value not in known:
+            names = " or ".join(filter(None, known))
+            raise TypeError(f"its {field} must be {names}, but is {value!r}")
+    return metric
 
 
 METRICS: Registry[Metric] = Registry("metric", "autopeft.metrics", __name__, _as_metric)
@@ -219,16 +232,7 @@ def register_metric(
         problem = "direction and needs go with the function, not with its path"
         raise SettingsError("metric", function, problem, "set them as attributes of the function")
     own = name if isinstance(name, str) else ""
-
-    def wrap(part: Any) -> Metric:
-        made = _as_metric("" if isinstance(part, Metric) else own, part)
-        return replace(
-            made,
-            direction=direction or made.direction,
-            needs=made.needs if needs is None else needs,
-        )
-
-    return METRICS.door(name, function, wrap)
+    return METRICS.door(name, function, lambda part: _as_metric(own, part, direction, needs))
 
 
 for _metric in (

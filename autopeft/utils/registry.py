@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
 
-import cloudpickle
-
 from autopeft.errors import SettingsError, UserError
 from autopeft.utils.serialize import nearest
 
@@ -114,7 +112,11 @@ class Registry(Mapping[str, T], Generic[T]):
             name, part = _own_name(name), name
         if part is None:
             return lambda part: self.door(name or _own_name(part), part, wrap)
-        self.register(name, part if isinstance(part, str) else wrap(part))
+        try:
+            made = part if isinstance(part, str) else wrap(part)
+        except TypeError as wrong:
+            raise self._error(self.kind, name, str(wrong), "correct it") from None
+        self.register(name, made)
         return part
 
     def _accepted(self, field: str, name: str, part: Any) -> T:
@@ -347,6 +349,8 @@ def carried() -> Carried:
     Raises:
         UserError: if a part cannot be pickled.
     """
+    import cloudpickle  # Rarely needed, and every process imports this module.
+
     parts = []
     for group, registry in _REGISTRIES.items():
         for name, item in registry._items.items():
@@ -366,6 +370,8 @@ def carried() -> Carried:
 
 def restore(sent: Carried) -> None:
     """Register in this process what another one carried; what is here already stays."""
+    import cloudpickle
+
     sys.path.extend(folder for folder in sent.folders if folder not in sys.path)
     for home, group, name, content in sent.parts:
         importlib.import_module(home)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import autopeft
+from autopeft.api import merge_settings
 from autopeft.costs import Price
 from autopeft.costs.constraints import Constraint
 from autopeft.costs.objectives import COSTS, default_direction, find_cost, objective, with_costs
@@ -116,7 +117,7 @@ def test_settings_name_a_cost_by_path_or_give_it(
     settings = autopeft.SearchSettings(objectives=("own_costs:rent",))
     assert find_cost("objectives", settings.objectives[0]).name == "rent"
     assert objective("rent").is_known
-    given = autopeft.api.merge_settings({"objectives": [lambda price, plan: 1.0, "rent"]}, {})
+    given = merge_settings({"objectives": [lambda price, plan: 1.0, "rent"]}, {})
     assert given.objectives == ("cost", "rent")
     with pytest.raises(SettingsError, match="objectives='rnet': no such cost; did you mean 'rent'"):
         autopeft.SearchSettings(objectives=("rnet",))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -198,6 +198,10 @@ def test_the_direction_is_said_or_read_from_the_name() -> None:
     costly.direction = "up"  # type: ignore[attr-defined]
     with pytest.raises(SettingsError, match="its direction must be maximize or minimize"):
         find_metric(costly)
+    with pytest.raises(SettingsError, match=r"its needs must be loss or labels or .* is 'logits'"):
+        register_metric("own", costly, direction="minimize", needs=cast(Any, "logits"))
+    with pytest.raises(SettingsError, match="metric='own': lacks a function"):
+        register_metric(Metric("own", "maximize"))
 
 
 def test_a_name_means_one_metric() -> None:
