@@ -17,6 +17,7 @@ from autopeft.models.attach import Attached, attach
 from autopeft.models.lora_conversion import TrainedLora
 from autopeft.models.saving import save_adapter
 from autopeft.plan import Candidate
+from autopeft.tasks.data import OutputScale
 from autopeft.training.acceleration import NO_ACCELERATION
 from autopeft.training.latency import measure_latency_ms
 from autopeft.training.trainer import Trainer
@@ -140,6 +141,7 @@ class JobExecution:
     def _files(self, attached: Attached) -> dict[str, bytes]:
         context = self._executor.context
         started = time.perf_counter()
+        scale = context.data.output_scale or OutputScale()
         with tempfile.TemporaryDirectory() as folder:
             save_adapter(
                 attached,
@@ -151,6 +153,8 @@ class JobExecution:
                     "labels": list(context.data.labels),
                     "seed": self.job.seed,
                 },
+                shift=scale.shift,
+                factor=scale.factor,
             )
             files = {
                 str(path.relative_to(folder)): path.read_bytes()

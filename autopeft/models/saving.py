@@ -30,6 +30,7 @@ from autopeft.models.adapter_files import (
 from autopeft.models.attach import Attached, Part, attach
 from autopeft.models.backbone import Backbone, load_backbone, load_tokenizer
 from autopeft.models.method_hooks import ADAPTER_NAME, hooks_for, no_boft_extension
+from autopeft.models.output_scale import in_unit
 from autopeft.models.quantization import NONE, is_quantized
 from autopeft.utils.quiet import ignored, quiet_peft
 from autopeft.utils.serialize import read_json
@@ -53,6 +54,8 @@ def save_adapter(
     base_model: str = "",
     revision: str | None = None,
     extra: Mapping[str, Any] | None = None,
+    shift: float = 0.0,
+    factor: float = 1.0,
 ) -> Path:
     """Save adapters and head, with the name of the base model.
 
@@ -62,6 +65,9 @@ def save_adapter(
         base_model: Folder or hub id of the base model; default: the backbone's.
         revision: Its revision on the hub; default: the backbone's.
         extra: Further JSON for `plan.json`.
+        shift: The output of the saved head is shift + factor * the trained one's, so that it is in
+            the unit of the data.
+        factor: See `shift`.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -78,6 +84,8 @@ def save_adapter(
         quantization=backbone.quantization,
     )
     head = head_tensors(attached)
+    if head and (shift, factor) != (0.0, 1.0):
+        head = in_unit(attached.model, head, shift, factor)
     for part, place in zip(attached.parts, part_folders(attached.parts), strict=True):
         is_whole = place == "."
         (folder / place).mkdir(exist_ok=True)

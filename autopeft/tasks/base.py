@@ -18,7 +18,7 @@ from autopeft.models.backbone import load_tokenizer
 from autopeft.models.loading import auto_loader
 from autopeft.tasks.batch import Batch, Window
 from autopeft.tasks.columns import Column, check_kind, find_columns
-from autopeft.tasks.data import TEXT_INPUTS, EncodedSplit, SplitName, TaskData
+from autopeft.tasks.data import TEXT_INPUTS, EncodedSplit, OutputScale, SplitName, TaskData
 from autopeft.tasks.examples import Examples, is_missing
 
 if TYPE_CHECKING:
@@ -219,6 +219,13 @@ class Task(ABC):
     def labels_of(self, splits: Mapping[SplitName, Examples]) -> tuple[str, ...]:
         """Return the label names in the order of their index; by default there are none."""
         return ()
+
+    def output_scale(self, splits: Mapping[SplitName, Examples]) -> OutputScale | None:
+        """Return what turns the model's output into the unit of the data; None: it has none.
+
+        A new head is trained without it and saved with it inside.
+        """
+        return None
 
     def notes(self, labels: tuple[str, ...]) -> tuple[str, ...]:
         """Return what a user should know about the data or the model, one sentence each."""

@@ -119,6 +119,19 @@ class EncodedSplit:
 
 
 @dataclass(frozen=True)
+class OutputScale:
+    """What a model's output is in the unit of the data: shift + factor * output.
+
+    Attributes:
+        shift: What is added.
+        factor: What the output is multiplied with.
+    """
+
+    shift: float = 0.0
+    factor: float = 1.0
+
+
+@dataclass(frozen=True)
 class LengthStatistics:
     """Lengths of the training rows, which the price of a candidate depends on.
 
@@ -147,6 +160,8 @@ class TaskData:
         dropped: Reason -> number of rows dropped for it.
         n_duplicates: Rows dropped from train or validation because a later split has them too.
         notes: What else was noticed when reading, one sentence each.
+        output_scale: The model's output in the unit of the data; a saved head has it inside. None:
+            outputs have no unit.
     """
 
     task: str
@@ -158,6 +173,7 @@ class TaskData:
     dropped: Mapping[str, int] = field(default_factory=dict)
     n_duplicates: int = 0
     notes: tuple[str, ...] = ()
+    output_scale: OutputScale | None = None
 
     @property
     def train(self) -> EncodedSplit:

@@ -102,6 +102,7 @@ def load_data(
             *dict.fromkeys(note for split in encoded.values() for note in split.notes),
             *task.notes(labels),
         ),
+        output_scale=task.output_scale(splits),
     )
 
 

@@ -71,6 +71,7 @@ for _name, _path in {
     "multi-label-classification": (
         "autopeft.tasks.multi_label_classification:MultiLabelClassification"
     ),
+    "regression": "autopeft.tasks.regression:Regression",
     "sft": "autopeft.tasks.sft:SupervisedFineTuning",
     "seq2seq": "autopeft.tasks.seq2seq:Seq2Seq",
     "image-classification": "autopeft.tasks.image_classification:ImageClassification",
