@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autopeft.costs.objectives import COSTS, Cost, with_costs
+from autopeft.costs.objectives import COSTS, Cost, find_cost, with_costs
 from autopeft.costs.price import PricedRow, PriceList
 from autopeft.errors import SettingsError, StorageError
 from autopeft.settings import RESUMABLE, SearchSettings
@@ -122,6 +122,8 @@ def merge_settings(
     given = {key: value for key, value in overrides.items() if value is not None}
     merged = SearchSettings.from_mapping(_as_text({**(settings or {}), **given}))
     check_task(merged.task)
+    for cost in merged.objectives:
+        find_cost("objectives", cost)
     return merged
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from autopeft.costs.objectives import COSTS, find_cost
+from autopeft.costs.objectives import COSTS
 from autopeft.errors import SettingsError
 from autopeft.utils.serialize import finite, from_plain, to_plain
 
@@ -274,8 +274,6 @@ class SearchSettings:
             if value not in allowed:
                 problem = "backend=local runs one worker in this process"
                 raise SettingsError(name, value, problem, f"leave {name} out, or use backend=ray")
-        for name in self.objectives:
-            find_cost("objectives", name)
         if not self.objectives or len(set(self.objectives)) < len(self.objectives):
             problem = "must name at least one cost, each once"
             raise SettingsError(

@@ -71,3 +71,6 @@ def test_a_search_of_own_parts(
     for row in front["front"]:
         assert row["price"]["others"] == {"rent": row["objectives"]["rent"]}
     assert autopeft.report(result.folder).front == result.front
+    del COSTS._items["rent"]
+    quality, rent, _ = autopeft.SearchResult.read(result.folder).view.objectives
+    assert (quality.is_known, rent.is_known) == (False, True)

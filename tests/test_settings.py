@@ -22,7 +22,6 @@ def test_mapping_and_back() -> None:
         ("steps", 0, "steps >= 1"),
         ("steps", "many", "whole number"),
         ("steps", True, "whole number"),
-        ("objectives", ["speed"], "trainable_params"),
         ("objectives", [], "at least one cost"),
         ("objectives", ["latency_ms", "latency_ms"], "each once"),
         ("confirm_share", 1.0, "0 to 0.9"),

@@ -106,7 +106,10 @@ def front_from_json(content: Mapping[str, Any]) -> FrontView:
     shown = from_plain(
         FrontView, row, error=StorageError, remedy=_REMEDY, allow_unknown=True, null_is_nan=True
     )
-    return replace(shown, objectives=tuple(COSTS.get(o.name, o) for o in shown.objectives))
+    # What computed a registered cost need not be at hand.
+    computed = {name for entry in shown.front for name in entry.price.others}
+    objectives = (replace(o, is_known=o.name in computed) for o in shown.objectives)
+    return replace(shown, objectives=tuple(COSTS.get(o.name, o) for o in objectives))
 
 
 def read_front(path: Path) -> FrontView:
