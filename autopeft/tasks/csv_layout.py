@@ -65,14 +65,18 @@ def csv_layout(text: str, expected: str) -> CsvLayout:
     Raises:
         FileError: if there is no such layout; it names the first line that does not fit.
     """
+    if text.lower().startswith("sep="):
+        raise FileError("begins with a line for spreadsheets (sep=)", "remove the first line")
     with _long_fields():
         fitting, failures = [], []
         for layout in _layouts(text, expected):
             checked = _Check(text, layout)
-            if checked.problem is None:
-                fitting.append(checked)
-            else:
+            if checked.problem is not None:
                 failures.append(checked)
+                continue
+            fitting.append(checked)
+            if not checked.n_broken:
+                break
         if not fitting:
             # The layout that fits the most lines is the one that was meant.
             raise max(failures, key=lambda each: each.line).error()

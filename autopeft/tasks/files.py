@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import bz2
+import glob
 import gzip
 import json
 import lzma
+import re
 import shutil
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -54,17 +57,51 @@ def read_columns(path: Path) -> tuple[Columns, tuple[str, ...]]:
     """
     with scratch_folder() as scratch:
         plain, notes = _decompressed(path, scratch)
-        reader = _READERS.get(file_suffix(plain))
-        if reader is None:
-            raise FileError(
-                f"is of an unknown kind ({plain.suffix or 'no suffix'})",
-                f"save it as one of {', '.join(_READERS)}",
-            )
-        if not plain.stat().st_size:
-            raise FileError("is empty", "use a file with data")
-        columns, more = reader(plain, scratch)
+        kind, *noted = _kind(plain)
+        columns, more = _READERS[kind](_linked(plain, scratch), scratch)
     check_names(list(columns))
-    return columns, tuple(f"{path.name}: {note}" for note in (*notes, *more))
+    return columns, tuple(f"{path.name}: {note}" for note in (*notes, *noted, *more))
+
+
+def _kind(path: Path) -> tuple[str, ...]:
+    """Return the suffix of a plain file's kind, and a note if its name says another.
+
+    Raises:
+        FileError: if it is of no known kind.
+    """
+    suffix = file_suffix(path)
+    with path.open("rb") as file:
+        start = file.read(10_000)
+    if not start:
+        raise FileError("is empty", "use a file with data")
+    first = start.removeprefix(b"\xef\xbb\xbf").lstrip()[:100].lower()
+    if first.startswith(b"version https://git-lfs"):
+        raise FileError("is a pointer of Git LFS, not the file itself", "run `git lfs pull`")
+    if first.startswith((b"<!doctype", b"<html")):
+        raise FileError("is a web page, not data", "download the file itself (the raw one)")
+    if start.startswith(b"PAR1") and suffix != ".parquet":
+        return ".parquet", "it is a Parquet file, in spite of its name"
+    if suffix == ".parquet" and not start.startswith(b"PAR1"):
+        raise FileError("is not a Parquet file", "give it the suffix of what it is, such as .csv")
+    if suffix in {".csv", ".tsv", ".tab"}:
+        lines = start.splitlines() or [b""]
+        if first.startswith((b"{", b"[")) and _is_json(lines[0].decode("utf-8", "replace")):
+            return ".jsonl", "it is a JSON file, in spite of its name"
+    if suffix not in _READERS:
+        raise FileError(
+            f"is of an unknown kind ({path.suffix or 'no suffix'})",
+            f"save it as one of {', '.join(_READERS)}",
+        )
+    return (suffix,)
+
+
+def _linked(path: Path, scratch: Path) -> Path:
+    """Return the file under a name that datasets does not take for a pattern."""
+    if not glob.has_magic(str(path)):
+        return path
+    target = scratch / f"rows{file_suffix(path)}"
+    shutil.copyfile(path, target)
+    return target
 
 
 # Bytes
@@ -165,6 +202,25 @@ def _decoded(path: Path) -> tuple[str, str, list[str]]:
     return text, encoding, [f"it is not UTF-8 but read as {encoding}{advice}"]
 
 
+@contextmanager
+def _as_file_errors(problem: str, remedy: str) -> Iterator[None]:
+    """Turn the errors of a library's reader, which may be of any type, into a FileError."""
+    try:
+        yield
+    except FileError:
+        raise
+    except Exception as error:
+        raise FileError(f"{problem} ({reason(error)})", remedy) from error
+
+
+def reason(error: BaseException) -> str:
+    """Return what went wrong in one short line; datasets gives it as the cause."""
+    text = " ".join(str(error).split())
+    if error.__cause__ is not None and text.startswith("An error occurred while generating"):
+        text = " ".join(str(error.__cause__).split())
+    return text[:300] or type(error).__name__
+
+
 # Kinds of files
 
 
@@ -181,7 +237,7 @@ def _read_csv(path: Path, scratch: Path) -> tuple[Columns, list[str]]:
     notes += layout.notes(expected)
     if not layout.n_rows:
         return {name: [] for name in layout.names}, notes
-    with quiet_datasets():
+    with quiet_datasets(), _as_file_errors("cannot be read as CSV", "save it as JSONL or Parquet"):
         rows = datasets.Dataset.from_csv(
             str(path),
             # Everything is text. "NA", "None" and "null" are words and may be labels.
@@ -205,7 +261,7 @@ def _read_csv(path: Path, scratch: Path) -> tuple[Columns, list[str]]:
             f"has {layout.n_rows} rows, but the CSV reader of datasets finds {rows.num_rows}",
             "save it as JSONL or Parquet, where rows are unmistakable",
         )
-    return {name: list(rows[name]) for name in layout.names}, notes
+    return {name: rows[name][:] for name in layout.names}, notes
 
 
 def _read_json(path: Path, scratch: Path) -> tuple[Columns, list[str]]:
@@ -221,6 +277,7 @@ def _read_json(path: Path, scratch: Path) -> tuple[Columns, list[str]]:
         raise FileError("is empty", "use a file with data")
     if len(lines) > 1 and _is_json(lines[0][1]):
         parsed = [(f"line {number}", _parsed(line, number)) for number, line in lines]
+        _check_characters(text, parsed)
         return row_columns(parsed), notes
     whole = _parsed(text, 1)
     if isinstance(whole, dict):
@@ -239,7 +296,23 @@ def _read_json(path: Path, scratch: Path) -> tuple[Columns, list[str]]:
             "does not hold a list of rows",
             'write one row a line, such as {"text": "...", "label": "..."}',
         )
-    return row_columns([(f"row {n}", row) for n, row in enumerate(whole, start=1)]), notes
+    parsed = [(f"row {number}", row) for number, row in enumerate(whole, start=1)]
+    _check_characters(text, parsed)
+    return row_columns(parsed), notes
+
+
+def _check_characters(text: str, rows: Sequence[tuple[str, Any]]) -> None:
+    """Raise a FileError if a row has half of a surrogate pair, which no tokenizer takes."""
+    if re.search(r"\\u[dD][89a-fA-F]", text) is None:
+        return
+    for where, row in rows:
+        try:
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise FileError(
+                f"{where} holds half a character (a lone surrogate)",
+                "leave the row out, or cut texts by characters, not by bytes",
+            ) from None
 
 
 def _is_json(line: str) -> bool:
@@ -257,7 +330,8 @@ def _parsed(text: str, first_line: int) -> Any:
         line = first_line + error.lineno - 1
         raise FileError(
             f"line {line} is not JSON ({error.msg} at character {error.colno})",
-            "write each row with json.dumps; a file cut off at its end is to be copied again",
+            "mend that line, for example by writing each row with json.dumps; if the file was cut "
+            "off there, copy it again",
         ) from error
     except RecursionError as error:
         raise FileError("holds lists in lists without end", "give flat rows") from error
@@ -292,29 +366,21 @@ def row_columns(rows: Sequence[tuple[str, Any]]) -> Columns:
 
 def _read_parquet(path: Path, scratch: Path) -> tuple[Columns, list[str]]:
     import datasets
-    import pyarrow
     import pyarrow.parquet as parquet
 
-    try:
+    with _as_file_errors("cannot be read as Parquet", _COPY_AGAIN), quiet_datasets():
         check_names(list(parquet.read_schema(path).names))
-        with quiet_datasets():
-            rows = datasets.Dataset.from_parquet(
-                str(path), keep_in_memory=True, cache_dir=str(scratch / "datasets")
-            )
-    except (pyarrow.ArrowException, datasets.exceptions.DatasetGenerationError) as error:
-        reason = " ".join(str(error.__cause__ or error).split())[:200]
-        raise FileError(f"cannot be read as Parquet ({reason})", _COPY_AGAIN) from error
+        rows = datasets.Dataset.from_parquet(
+            str(path), keep_in_memory=True, cache_dir=str(scratch / "datasets")
+        )
     return dataset_columns(rows), []
 
 
 def _read_arrow(path: Path, scratch: Path) -> tuple[Columns, list[str]]:
     import datasets
-    import pyarrow
 
-    try:
+    with _as_file_errors("cannot be read as Arrow", _COPY_AGAIN):
         rows = datasets.Dataset.from_file(str(path), in_memory=True)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise FileError(f"cannot be read as Arrow ({error})", _COPY_AGAIN) from error
     return dataset_columns(rows), []
 
 
@@ -390,19 +456,26 @@ def dataset_columns(rows: Any) -> Columns:
     Classes become their names, and unknown ones (-1, as in hidden test sets) None. Images are
     opened, but not yet decoded.
     """
+    rows = rows.with_format(None)
     return {str(name): _values(rows, name, feature) for name, feature in rows.features.items()}
 
 
 def _values(rows: Any, name: str, feature: Any) -> Sequence[Any]:
     import datasets
 
-    if isinstance(feature, datasets.Image):
-        cells = rows.select_columns(name).cast_column(name, datasets.Image(decode=False))[name]
+    is_image = isinstance(feature, datasets.Image)
+    if is_image or (isinstance(feature, dict) and set(feature) == {"bytes", "path"}):
+        if is_image:
+            rows = rows.select_columns(name).cast_column(name, datasets.Image(decode=False))
+        cells = rows[name][:]
         return [_image(cell, name, row) for row, cell in enumerate(cells)]
     if isinstance(feature, datasets.Audio):
         column: Sequence[Any] = rows[name]  # each access decodes
         return column
-    return [_named(value, feature) for value in rows[name]]
+    if isinstance(feature, datasets.Value):
+        values: Sequence[Any] = rows[name][:]
+        return values
+    return [_named(value, feature) for value in rows[name][:]]
 
 
 def _named(value: Any, feature: Any) -> Any:

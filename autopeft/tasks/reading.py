@@ -22,6 +22,7 @@ from autopeft.tasks.files import (
     file_suffix,
     is_data_file,
     read_columns,
+    reason,
     row_columns,
 )
 from autopeft.utils.quiet import quiet_datasets
@@ -238,7 +239,7 @@ def _read_folder(field: str, folder: Path, name: str | None) -> dict[str, Table]
             saved = datasets.load_from_disk(str(folder))
         except Exception as error:  # of Arrow, json and the file system
             raise FileError(
-                f"was written by save_to_disk but cannot be read ({_reason(error)})",
+                f"was written by save_to_disk but cannot be read ({reason(error)})",
                 "copy the whole folder again, or write it again with save_to_disk",
             ) from error
         return _splits(field, saved, folder.name)
@@ -257,15 +258,26 @@ def _read_folder(field: str, folder: Path, name: str | None) -> dict[str, Table]
             raise
         except Exception as error:  # load_dataset raises any exception of its readers
             raise FileError(
-                f"is a folder that datasets cannot read ({_reason(error)})",
+                f"is a folder that datasets cannot read ({reason(error)})",
                 "give files of one kind, named train, validation and test, or a folder of images "
                 "for each label",
             ) from error
     tables = {str(split): _read_files([Path(each) for each in files[split]]) for split in files}
+    notes = _left_out(folder, {Path(each).resolve() for split in files for each in files[split]})
     return {
-        split: Table(f"{folder.name}:{split}", table.columns, table.notes)
+        split: Table(f"{folder.name}:{split}", table.columns, (*table.notes, *notes))
         for split, table in tables.items()
     }
+
+
+def _left_out(folder: Path, used: set[Path]) -> tuple[str, ...]:
+    """Return a note of the data files that are not among those used: datasets takes one kind."""
+    others = [path for path in folder.rglob("*") if path.is_file() and is_data_file(path)]
+    rest = sorted(path.name for path in others if path.resolve() not in used)
+    if not rest:
+        return ()
+    shown = ", ".join(rest[:3]) + (f" and {len(rest) - 3} more" if len(rest) > 3 else "")
+    return (f"{folder.name}: {shown} left out, because the folder's splits are in other files",)
 
 
 # Hub
@@ -280,27 +292,18 @@ def _read_hub(field: str, source: str, name: str | None, revision: str | None) -
             loaded = datasets.load_dataset(source, name, revision=revision)
     except Exception as error:
         # load_dataset raises any exception of its readers, the network and the hub client.
-        reason = _reason(error)
+        why = reason(error)
         raise DataError(
             field,
             source,
-            f"neither a file here nor a dataset that can be loaded ({reason})",
-            _hub_remedy(reason, name),
+            f"neither a file here nor a dataset that can be loaded ({why})",
+            _hub_remedy(why),
         ) from error
     return _splits(field, loaded, source)
 
 
-def _reason(error: BaseException) -> str:
-    """Return what went wrong in one short line; datasets gives it as the cause."""
-    text = " ".join(str(error).split())
-    cause = error.__cause__
-    if cause is not None and text.startswith("An error occurred while generating"):
-        text = " ".join(str(cause).split())
-    return text[:300] or type(error).__name__
-
-
-def _hub_remedy(reason: str, name: str | None) -> str:
-    lowered = reason.casefold()
+def _hub_remedy(why: str) -> str:
+    lowered = why.casefold()
     if "gated" in lowered:
         return "accept its terms on its hub page, then log in with `hf auth login`"
     if "config name is missing" in lowered or "builderconfig" in lowered:

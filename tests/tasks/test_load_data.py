@@ -271,7 +271,7 @@ def test_unknown_column_names_those_found(tmp_path: Path, encoder_tokenizer: Any
         ("d.jsonl", b'{"text": "good", "label": 1}\n{oops\n', "line 2 is not JSON"),
         ("d.jsonl", b"[1, 2]\n", "row 1 is not an object"),
         ("d.json", b'{"text":\n1}', "does not hold a list"),
-        ("d.parquet", b"not parquet", "cannot be read"),
+        ("d.parquet", b"not parquet", "is not a Parquet file"),
         ("d.csv", b"\xff\xfe\x00ba", "is not valid UTF-16"),
         ("d.csv", b"", "is empty"),
         ("d.csv", b"text,label\n", "no rows"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import json
 import lzma
 import os
@@ -536,3 +537,57 @@ def test_importing_the_reader_imports_no_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "problem"),
+    [
+        ("d.csv", "<!DOCTYPE html>\n<html>404, not found</html>\n", "is a web page"),
+        ("d.parquet", "version https://git-lfs.github.com/spec/v1\noid a\n", "git lfs pull"),
+        ("d.parquet", "text,label\na,b\n", "is not a Parquet file"),
+        ("d.csv", "sep=;\ntext;label\na;b\n", "remove the first line"),
+        ("d.jsonl", '{"text": "a"}\n{"text": "\\ud800"}\n', "line 2 holds half a character"),
+        ("data", "text,label\na,b\n", "unknown kind (no suffix)"),
+    ],
+)
+def test_files_that_are_something_else(tmp_path: Path, name: str, text: str, problem: str) -> None:
+    assert problem in failure(write(tmp_path / name, text))
+
+
+def test_content_beats_the_name(tmp_path: Path) -> None:
+    pd.DataFrame(ROWS).to_parquet(tmp_path / "a.csv")
+    write(tmp_path / "b.csv", "".join(json.dumps(row) + "\n" for row in ROWS))
+    for name, kind in (("a.csv", "Parquet"), ("b.csv", "JSON")):
+        table = one(str(tmp_path / name))
+        assert table.columns["text"] == TEXTS
+        assert f"{kind} file, in spite of its name" in table.notes[0]
+
+
+def test_names_may_look_like_patterns(tmp_path: Path) -> None:
+    assert one(write(tmp_path / "d[1].csv", "text,label\na,b\n")).columns["text"] == ["a"]
+
+
+def test_files_of_a_folder_that_are_not_read_are_said(tmp_path: Path) -> None:
+    for i in range(3):
+        write(tmp_path / f"{i}.csv", f"text\n{i}\n")
+    write(tmp_path / "late.jsonl", '{"text": "late"}\n')
+    table = one(str(tmp_path))
+    assert table.columns["text"] == ["0", "1", "2"]
+    assert any("late.jsonl left out" in note for note in table.notes)
+
+
+def test_a_format_for_tensors_does_not_change_values() -> None:
+    rows = datasets.Dataset.from_list([{"x": [1, 2], "y": 1}]).with_format("numpy")
+    table = one(rows.select([0]))
+    assert table.columns == {"x": [[1, 2]], "y": [1]}
+    assert type(table.columns["y"][0]) is int
+
+
+def test_images_in_parquet_are_opened(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    PIL.Image.new("RGB", (4, 3)).save(buffer, "PNG")
+    cells = [{"bytes": buffer.getvalue(), "path": "a.png"}, None]
+    pd.DataFrame({"image": cells, "label": ["a", "b"]}).to_parquet(tmp_path / "d.parquet")
+    opened, missing = one(str(tmp_path / "d.parquet")).columns["image"]
+    assert opened.size == (4, 3)
+    assert missing is None
