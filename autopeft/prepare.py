@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -18,7 +18,7 @@ import numpy as np
 from autopeft.confirm.verdict import check_pick
 from autopeft.costs import PriceTable
 from autopeft.costs.constraints import Constraint, parse_constraints
-from autopeft.costs.objectives import Objective, find_cost
+from autopeft.costs.objectives import COSTS, Objective, find_cost
 from autopeft.engine.budget import Budget
 from autopeft.engine.messages import WorkerContext
 from autopeft.errors import ModelError, SettingsError, UserError
@@ -193,6 +193,9 @@ def prepare(
         batch_size=settings.batch_size,
     )
     constraints = parse_constraints(settings.constraints, base_params=prices.base_params)
+    _check_pick_is_computed(
+        settings.pick, (*(o.name for o in objectives), *(c.name for c in constraints))
+    )
     note(f"space {space.name}: {space.describe()}")
     with phase("startup"):
         default = 1 if settings.backend == "local" else 0
@@ -217,6 +220,15 @@ def prepare(
         device,
         window,
     )
+
+
+def _check_pick_is_computed(pick: str, names: Sequence[str]) -> None:
+    """Raise a SettingsError if the pick limits a registered cost that is not computed."""
+    limit = check_pick(pick)
+    if limit is None or limit.name in names or COSTS[limit.name].function is None:
+        return
+    problem = f"{limit.name} is no cost of this search"
+    raise SettingsError("pick", pick, problem, "name it in objectives or constraints as well")
 
 
 def load_task(settings: SearchSettings) -> tuple[TaskData, Task]:

@@ -13,6 +13,7 @@ import pytest
 import autopeft
 from autopeft import methods
 from autopeft.costs.objectives import COSTS
+from autopeft.errors import SettingsError
 from autopeft.methods.registry import METHODS
 from autopeft.tasks.registry import TASKS
 from autopeft.tasks.text_classification import TextClassification
@@ -62,6 +63,10 @@ def test_a_search_of_own_parts(
         backend=backend,
         workers=1,
     )
+    with pytest.raises(SettingsError, match="pick='rent<=3': rent is no cost of this search"):
+        autopeft.price(
+            model=str(tiny_model), data=str(tiny_data), max_length=16, steps=4, pick="rent<=3"
+        )
     front = json.loads((result.folder / "front.json").read_text())
     assert front["task"] == "sentiment"
     assert [o["name"] for o in front["objectives"]] == ["accuracy", "rent", "trainable_params"]

@@ -102,7 +102,8 @@ def register_cost(name: F, *, unit: str = "") -> F: ...
 def register_cost(name: Any = None, function: Any = None, *, unit: str = "") -> Any:
     """Register a cost that is known before training, to be an objective or to have a limit.
 
-    A call, or a decorator of the function.
+    A call, or a decorator of the function. A package offers one with an entry point of the group
+    `autopeft.costs`.
 
     Args:
         name: Its name in settings; as a bare decorator, that of the function.

@@ -204,7 +204,8 @@ def register_metric(
 ) -> Any:
     """Register a metric, so that settings can name it.
 
-    A call, or a decorator of a function.
+    A call, or a decorator of a function. A package offers one with an entry point of the group
+    `autopeft.metrics`.
 
     Args:
         name: Its name in settings; as a bare decorator, that of the function.

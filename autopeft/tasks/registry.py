@@ -41,7 +41,8 @@ def register_task(name: F) -> F: ...
 def register_task(name: Any, task: Any = None) -> Any:
     """Register a task, so that settings can name it and data can be recognized as its own.
 
-    A call, or a decorator of a class that can be made without arguments.
+    A call, or a decorator of a class that can be made without arguments. A package offers
+    one with an entry point of the group `autopeft.tasks`.
 
     Args:
         name: The task, its class, or its name.

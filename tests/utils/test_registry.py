@@ -176,6 +176,34 @@ def test_an_entry_point_that_does_not_import_is_named_and_the_rest_works(
         parts.resolve("field", "bad")
 
 
+def test_an_installed_package_brings_parts(
+    folder: Path, fresh_python: Callable[[str], str]
+) -> None:
+    about = folder / "own_package-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: own-package\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text(
+        "[autopeft.costs]\nrent = own_parts:four\nbad = broken_parts:f\n"
+        "[autopeft.metrics]\naccuracy = own_parts:four\n"
+    )
+    code = (
+        f"import sys, warnings; sys.path.append({str(folder)!r})\n"
+        "import autopeft; from autopeft.costs.objectives import COSTS\n"
+        "from autopeft.tasks.metrics import METRICS\n"
+        "print('own_parts' in sys.modules, COSTS['rent'].name, 'own_parts' in sys.modules)\n"
+        "with warnings.catch_warnings(record=True) as seen:\n"
+        "    warnings.simplefilter('always')\n"
+        "    print(len(COSTS.parts()), METRICS['accuracy'].direction, [*METRICS][:2])\n"
+        "for each in seen: print(each.message)"
+    )
+    first, second, *warned = fresh_python(code).splitlines()
+    assert first == "False rent True"
+    assert second == "7 maximize ['loss', 'perplexity']"
+    assert len(warned) == 2
+    assert "broken_parts:f of the package own-package" in warned[0]
+    assert "own_parts:four of the package own-package is left out" in warned[1]
+
+
 def test_an_entry_point_does_not_take_a_name(
     parts: Registry[Part], installed: Callable[..., None]
 ) -> None:
