@@ -122,20 +122,24 @@ def _read(field: str, source: Any, name: str | None, revision: str | None) -> di
     if not isinstance(source, str):
         _refuse_hub_settings(name, revision)
         if _is_list_of(source, (str, os.PathLike)):
-            return {"train": _read_files([Path(each).expanduser() for each in source])}
+            return {
+                "train": _read_files([Path(each).expanduser() for each in source], is_named=False)
+            }
         return _read_object(field, source)
+    if not source.strip():
+        raise FileError("no data given", "name a file, a folder or a hub dataset")
     path = Path(source).expanduser()
     if path.is_dir():
         return _read_folder(field, path, name)
     if path.is_file():
         _refuse_hub_settings(name, revision)
-        return {"train": _read_files([path])}
+        return {"train": _read_files([path], is_named=True)}
     if glob.has_magic(source):
         matches = sorted(glob.glob(str(path), recursive=True))
         files = [Path(match) for match in matches if Path(match).is_file()]
         if not files:
             raise FileError("no file has such a name", f"check the pattern{_here(path)}")
-        return {"train": _read_files(files)}
+        return {"train": _read_files(files, is_named=False)}
     if "://" in source:
         raise FileError(
             "is a web address", "download it and name the file, or give a hub id such as owner/name"
@@ -196,9 +200,14 @@ def _joined(paths: Sequence[Path]) -> str:
 # Files and folders
 
 
-def _read_files(paths: Sequence[Path]) -> Table:
-    """Return the rows of files, one file after another."""
-    parts = [_read_one(path, alone=len(paths) == 1) for path in paths]
+def _read_files(paths: Sequence[Path], *, is_named: bool) -> Table:
+    """Return the rows of files, one file after another.
+
+    Args:
+        paths: The files.
+        is_named: Whether the source is the name of the only file, so that errors need not tell it.
+    """
+    parts = [_read_one(path, is_named) for path in paths]
     names = list(dict.fromkeys(name for columns, _ in parts for name in columns))
     notes = [note for _, notes in parts for note in notes]
     for path, (columns, _) in zip(paths, parts, strict=True):
@@ -221,19 +230,22 @@ def _read_files(paths: Sequence[Path]) -> Table:
     return Table(_joined(paths), joined, tuple(dict.fromkeys(notes)))
 
 
-def _read_one(path: Path, alone: bool) -> tuple[Columns, tuple[str, ...]]:
+def _read_one(path: Path, is_named: bool) -> tuple[Columns, tuple[str, ...]]:
     if not path.is_file():
         raise FileError(f"there is no file {str(path)!r}", f"check the path{_alike(path)}")
     try:
         return read_columns(path)
     except FileError as error:
-        raise error if alone else FileError(f"{path.name} {error.problem}", error.remedy) from error
+        if is_named:
+            raise
+        raise FileError(f"{path.name} {error.problem}", error.remedy) from error
 
 
 def _read_folder(field: str, folder: Path, name: str | None) -> dict[str, Table]:
     """Return the splits of a folder, as datasets finds them by the names of files and folders."""
     import datasets
 
+    folder = folder.resolve()
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         try:
             saved = datasets.load_from_disk(str(folder))
@@ -253,16 +265,21 @@ def _read_folder(field: str, folder: Path, name: str | None) -> dict[str, Table]
                 loaded = datasets.load_dataset(
                     str(folder), name, cache_dir=cache, keep_in_memory=True
                 )
-                return _splits(field, loaded, folder.name)
-        except FileError:
-            raise
+                files = None
         except Exception as error:  # load_dataset raises any exception of its readers
             raise FileError(
                 f"is a folder that datasets cannot read ({reason(error)})",
-                "give files of one kind, named train, validation and test, or a folder of images "
-                "for each label",
+                "set data_name to one of its subsets"
+                if "BuilderConfig" in str(error) or "Config name" in str(error)
+                else "give files of one kind, named train, validation and test, or a folder of "
+                "images for each label",
             ) from error
-    tables = {str(split): _read_files([Path(each) for each in files[split]]) for split in files}
+    if files is None:
+        return _splits(field, loaded, folder.name)
+    tables = {
+        str(split): _read_files([Path(each) for each in files[split]], is_named=False)
+        for split in files
+    }
     notes = _left_out(folder, {Path(each).resolve() for split in files for each in files[split]})
     return {
         split: Table(f"{folder.name}:{split}", table.columns, (*table.notes, *notes))

@@ -352,6 +352,9 @@ def test_a_folder_of_files_means_what_the_files_mean(tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     assert "datasets cannot read" in failure(str(empty))
+    write(empty / "train.csv", "text,label\na\n")
+    assert "train.csv line 2 has 1 field" in failure(str(empty))
+    assert "no data given" in failure("")
 
 
 def test_saved_datasets_are_read(tmp_path: Path) -> None:
@@ -395,6 +398,7 @@ def test_image_folders_are_opened_but_not_decoded(tmp_path: Path) -> None:
     message = failure(str(tmp_path / "images"))
     assert "1.png" in message
     assert "not a readable image" in message
+    assert message.endswith("remove or replace it")
 
 
 def one_split(tables: dict[str, Table]) -> Table:
