@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -214,20 +215,33 @@ def build_meta(
     )
 
 
-def load_tokenizer(model: str, *, revision: str | None = None) -> Any:
+def load_tokenizer(model: str, *, revision: str | None = None, for_words: bool = False) -> Any:
     """Load the model's tokenizer.
+
+    Args:
+        model: Folder or hub id.
+        revision: Revision of a hub model.
+        for_words: Whether it is given lists of words. GPT-2's, RoBERTa's and their like then need
+            `add_prefix_space=True`, or would join the words.
 
     Raises:
         ModelError: if there is no such model, or it has no tokenizer.
     """
     checkpoint.check_exists(model)
+
+    def load(**kwargs: Any) -> Any:
+        return transformers.AutoTokenizer.from_pretrained(
+            model,
+            revision=revision or "main",
+            local_files_only=checkpoint.is_local_only(model),
+            **kwargs,
+        )
+
     with quiet_transformers():
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(
-                model,
-                revision=revision or "main",
-                local_files_only=checkpoint.is_local_only(model),
-            )
+            tokenizer = load()
+            if for_words and joins_words(tokenizer):
+                tokenizer = load(add_prefix_space=True)
         except Exception as error:  # Tokenizers raise errors of many types.
             raise ModelError(
                 "model",
@@ -236,9 +250,22 @@ def load_tokenizer(model: str, *, revision: str | None = None) -> Any:
                 "use a folder or hub id that has tokenizer files",
             ) from error
     files = [name for name in getattr(tokenizer, "vocab_files_names", {}).values() if name]
+    files = ["tokenizer.json", *files] if files else []
     if Path(model).is_dir() and files and not any((Path(model) / name).is_file() for name in files):
         # transformers would continue with an empty vocabulary.
         raise ModelError(
             "model", model, f"the folder has no tokenizer ({', '.join(files)})", "save one there"
         )
     return tokenizer
+
+
+def joins_words(tokenizer: Any) -> bool:
+    """Return whether a tokenizer that is given a list of words puts no space between them."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return False
+    steps = [json.loads(backend.to_str())["pre_tokenizer"] or {}]
+    steps += steps[0].get("pretokenizers", [])
+    return any(step.get("type") == "ByteLevel" for step in steps) and not any(
+        step.get("add_prefix_space", False) for step in steps
+    )

@@ -92,7 +92,11 @@ def export_adapter(
         if format == "peft":
             save_adapter(attached, draft)
         elif format == "merged":
-            tokenizer = load_tokenizer(base_model, revision=attached.backbone.revision)
+            tokenizer = load_tokenizer(
+                base_model,
+                revision=attached.backbone.revision,
+                for_words=attached.backbone.auto_class == "AutoModelForTokenClassification",
+            )
             export_merged(attached, draft, tokenizer)
         else:
             lost = export_lora(attached, draft, max_rank=max_rank, allow_lossy=allow_lossy).lost

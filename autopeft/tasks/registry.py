@@ -68,6 +68,7 @@ def register_task(name: Any, task: Any = None) -> Any:
 
 for _name, _path in {
     "preference": "autopeft.tasks.preference:Preference",
+    "token-classification": "autopeft.tasks.token_classification:TokenClassification",
     "text-classification": "autopeft.tasks.text_classification:TextClassification",
     "multi-label-classification": (
         "autopeft.tasks.multi_label_classification:MultiLabelClassification"

@@ -59,6 +59,8 @@ def loads(found: Searched, auto_class: str, target: Path) -> dict[str, Any]:
     """The adapter loaded by autopeft, by peft alone, and merged by plain transformers."""
     loader = getattr(transformers, auto_class)
     kwargs = json.loads((found.adapter / "plan.json").read_text())["model_kwargs"]
+    if "id2label" in kwargs:
+        kwargs["id2label"] = {int(key): name for key, name in kwargs["id2label"].items()}
     export_adapter(found.base, found.adapter, target, format="merged")
     with quiet_transformers(), quiet_peft():
         plain = loader.from_pretrained(found.base, **kwargs)

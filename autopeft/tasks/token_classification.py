@@ -1,0 +1,445 @@
+"""Classification of the words of a text, such as names of persons and places (NER)."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from autopeft.costs.objectives import objective
+from autopeft.errors import DataError, ModelError
+from autopeft.models.backbone import joins_words, load_tokenizer
+from autopeft.tasks.base import Evaluation, Scores, Task
+from autopeft.tasks.batch import Batch
+from autopeft.tasks.columns import Column
+from autopeft.tasks.data import IGNORED, SPLITS, EncodedSplit, SplitName, TaskData
+from autopeft.tasks.encoding import flat, split_of
+from autopeft.tasks.examples import Examples
+from autopeft.tasks.labels import as_label, check_known, has_head, in_order, list_in
+from autopeft.tasks.reading import Table
+from autopeft.utils.quiet import quiet_transformers
+
+FloatArray = NDArray[np.float64]
+
+_TAG_NAMES = ("ner_tags", "ner", "labels", "label", "pos_tags", "chunk_tags", "upos")
+_ENTITY_TAG = re.compile(r"^[BIESLUM]-.")
+_SEQEVAL_PREFIX = {"L": "E", "U": "S", "M": "I"}
+"""Prefixes of BILOU and BMES -> the same in BIOES, which seqeval reads."""
+
+
+class TokenClassification(Task):
+    """Predicts one tag per word; the first token of a word has its label, as in transformers' NER.
+
+    Words beyond `max_length` are cut, counted, and neither learned nor scored. Tags such as B-PER
+    and I-PER (also BIOES, BILOU) are scored by entities, as seqeval does: one is right if its type
+    and both ends are. Other tags, such as parts of speech, are scored by words, and f1, precision
+    and recall are means over the tags.
+
+    Args:
+        labels: Tag names in the order of their index.
+        pad_id: Id of the padding token.
+        metric: Quality to optimize: f1 (default), precision, recall, token_accuracy or loss.
+    """
+
+    name = "token-classification"
+    description = "one tag for each word: named entities, parts of speech"
+    columns = (
+        Column("tokens", "any", "the list of words", names=("words",)),
+        Column("tags", "any", "the list of tags, one for each word", names=_TAG_NAMES),
+    )
+    target = "tags"
+    identity = ("tokens",)
+    auto_class = "AutoModelForTokenClassification"
+    metrics = tuple(
+        objective(name) for name in ("f1", "precision", "recall", "token_accuracy", "loss")
+    )
+    n_words: int = 0
+    """Words of the longest row."""
+
+    @classmethod
+    def check_fit(cls, table: Table, names: Mapping[str, str]) -> None:
+        """Check the first rows of a source.
+
+        Raises:
+            DataError: if they are no lists of words and tags.
+        """
+        _read_rows(table, names, table.head(names["tokens"]), table.head(names["tags"]))
+
+    def load_processor(self, model: str, revision: str | None = None) -> Any:
+        """Return the model's tokenizer, which must tell which word a token is of.
+
+        Raises:
+            ModelError: if it cannot.
+        """
+        tokenizer = load_tokenizer(model, revision=revision, for_words=True)
+        if not getattr(tokenizer, "is_fast", False):
+            raise ModelError(
+                "model",
+                model,
+                f"its tokenizer ({type(tokenizer).__name__}) does not tell the word of a token",
+                "use a model with a fast tokenizer",
+            )
+        return tokenizer
+
+    def clean(self, table: Table) -> Examples:
+        """Return the rows that have words and tags, and count the others.
+
+        Raises:
+            DataError: if a cell is of the wrong kind, or a row has more words than tags or fewer.
+        """
+        names = self.find_columns(self.settings.column_names(), table)
+        columns, problems = _read_rows(
+            table,
+            names,
+            table.column("tokens", names["tokens"]),
+            table.column("tags", names["tags"]),
+        )
+        return Examples.kept(columns, problems, table.source, table.notes)
+
+    def strata(self, rows: Examples) -> Sequence[Hashable]:
+        """Return the rarest tag of each row, so that each split gets some of it."""
+        counts = Counter(tag for tags in rows["tags"] for tag in tags)
+        return [min(tags, key=lambda tag: (counts[tag], tag)) for tags in rows["tags"]]
+
+    def check_rows(self, rows: Examples) -> None:
+        """Raise a DataError if all words of the training source have the same tag."""
+        tags = {tag for own in rows["tags"] for tag in own}
+        if len(tags) == 1:
+            name = self.settings.column_names().get("tags", "tags")
+            problem = f"all words have the tag {tags.pop()!r}"
+            raise DataError("tags", name, problem, "give rows of at least two tags")
+
+    def labels_of(self, splits: Mapping[SplitName, Examples]) -> tuple[str, ...]:
+        """Return the tags of the training rows.
+
+        Raises:
+            DataError: if another split has a tag that they lack.
+        """
+        found = {name: {tag for own in splits[name]["tags"] for tag in own} for name in SPLITS}
+        return in_order(check_known("tags", found), self.model_config)[0]
+
+    def notes(self, labels: tuple[str, ...]) -> tuple[str, ...]:
+        """Say what decides how tags are scored and words are joined, and if a head is replaced."""
+        notes = []
+        if not has_entities(labels):
+            notes.append("the tags have no B- and I-, so words are scored, not entities")
+        is_known = in_order(labels, self.model_config)[1]
+        if not is_known and has_head(self.model_config, "TokenClassification"):
+            names = ", ".join(map(str, (self.model_config.id2label or {}).values()))
+            notes.append(f"the model's head knows other tags ({names}); a new head is trained")
+        if self.processor is not None and joins_words(self.processor):
+            notes.append("the tokenizer puts no spaces between words")
+        elif getattr(self.processor, "add_prefix_space", False):
+            notes.append("the tokenizer is loaded with add_prefix_space=True")
+        return tuple(notes)
+
+    def encode(
+        self, processor: Any, rows: Examples, labels: tuple[str, ...], max_length: int
+    ) -> EncodedSplit:
+        """Tokenize words; "labels" is the tag's index at the first token of a word, else -100."""
+        index = {label: i for i, label in enumerate(labels)}
+        ids: list[list[int]] = []
+        kinds: list[list[int]] = []
+        targets: list[list[int]] = []
+        problems: list[str | None] = []
+        n_cut = n_cut_words = n_empty_words = 0
+        with quiet_transformers():
+            coded = processor(
+                [list(words) for words in rows["tokens"]],
+                is_split_into_words=True,
+                truncation=True,
+                max_length=max_length,
+                return_attention_mask=False,
+            )
+        for row, tags in enumerate(rows["tags"]):
+            words = coded.word_ids(row)
+            beyond = {w for more in coded.encodings[row].overflowing for w in more.word_ids}
+            kept = set(words) - {None}
+            if beyond and self.settings.on_long == "drop":
+                problems.append(f"longer than {max_length} tokens")
+                continue
+            n_cut += bool(beyond)
+            n_cut_words += len(beyond - kept - {None})
+            n_empty_words += len(tags) - len((beyond | kept) - {None})
+            if not kept:
+                problems.append("no word has a token")
+                continue
+            problems.append(None)
+            ids.append(coded["input_ids"][row])
+            if "token_type_ids" in coded:
+                kinds.append(coded["token_type_ids"][row])
+            targets.append(
+                [
+                    IGNORED if word is None or word == before else index[tags[word]]
+                    for before, word in zip([None, *words[:-1]], words, strict=True)
+                ]
+            )
+        notes = []
+        if n_cut_words:
+            notes.append(f"{n_cut_words} words of {rows.source} cut at {max_length} tokens")
+        if n_empty_words:
+            notes.append(f"{n_empty_words} words of {rows.source} have no token and no label")
+        places = np.asarray([i for i, problem in enumerate(problems) if problem is None], np.int64)
+        token_arrays: dict[str, NDArray[Any]] = {"labels": flat(targets).astype(np.int32)}
+        if any(map(any, kinds)):
+            token_arrays["token_type_ids"] = flat(kinds).astype(np.int8)
+        return split_of(
+            rows.take(places),
+            ids,
+            token_arrays=token_arrays,
+            n_truncated=n_cut,
+            dropped=dict(Counter(problem for problem in problems if problem is not None)),
+            notes=tuple(notes),
+        )
+
+    def bound(self, data: TaskData) -> Self:
+        """Return the task for encoded data, ready to compute losses and scores."""
+        twin = super().bound(data)
+        twin.n_words = max(
+            int(np.add.reduceat(_is_labeled(split).astype(np.int64), split.offsets[:-1]).max())
+            for split in data.splits.values()
+        )
+        return twin
+
+    def model_kwargs(self) -> dict[str, Any]:
+        """Return size of the head and tag names."""
+        return {
+            "num_labels": len(self.labels),
+            "id2label": dict(enumerate(self.labels)),
+            "label2id": {label: index for index, label in enumerate(self.labels)},
+        }
+
+    def row_losses(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the summed cross-entropy and the number of labeled words of each row."""
+        losses, _ = _token_losses(model, batch)
+        return losses.sum(dim=1), (batch.labels != IGNORED).sum(dim=1).float()
+
+    def score(self, model: torch.nn.Module, batch: Batch) -> Mapping[str, torch.Tensor]:
+        """Return summed loss, number of labeled words, and their tags, shape (b, n_words).
+
+        Beyond the words of a row, tags are -1.
+        """
+        losses, logits = _token_losses(model, batch)
+        is_labeled = batch.labels != IGNORED
+        rows, _ = is_labeled.nonzero(as_tuple=True)
+        words = (is_labeled.cumsum(dim=1) - 1)[is_labeled]
+        tags = torch.full((len(is_labeled), self.n_words), -1, device=logits.device)
+        tags[rows, words] = logits.argmax(dim=-1)[is_labeled]
+        return {
+            "loss": losses.sum(dim=1),
+            "weight": is_labeled.sum(dim=1).float(),
+            "prediction": tags.to(torch.int16),
+        }
+
+    def summarize(self, scores: Scores, split: EncodedSplit, rows: NDArray[np.int64]) -> Evaluation:
+        """Return F1, precision and recall of entities or words, accuracy of words, and loss.
+
+        The quality of a row is minus its mean loss if the metric is the loss, its own share of
+        right words if it is token_accuracy or the tags have no entities, else its own F1.
+        """
+        is_labeled = _is_labeled(split)
+        labels = split.token_arrays["labels"]
+        targets, predictions = [], []
+        for place, row in enumerate(rows):
+            span = slice(split.offsets[row], split.offsets[row + 1])
+            true = labels[span][is_labeled[span]]
+            targets.append([self.labels[i] for i in true])
+            predictions.append([self.labels[i] for i in scores["prediction"][place][: len(true)]])
+        found = tag_scores(targets, predictions, self.labels)
+        loss = float(scores["loss"].sum() / scores["weight"].sum())
+        qualities = {
+            "loss": -scores["loss"] / scores["weight"],
+            "token_accuracy": found.row_accuracy,
+        }
+        metrics = {
+            "f1": found.f1,
+            "precision": found.precision,
+            "recall": found.recall,
+            "token_accuracy": found.token_accuracy,
+            "loss": loss,
+        }
+        return Evaluation(loss, metrics, qualities.get(self.quality.name, found.row_f1))
+
+
+def _is_labeled(split: EncodedSplit) -> NDArray[np.bool_]:
+    found: NDArray[np.bool_] = split.token_arrays["labels"] != IGNORED
+    return found
+
+
+def _token_losses(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the loss of each token, (b, t), 0 where it has no label; and logits (b, t, n)."""
+    logits: torch.Tensor = model(**batch.model_inputs()).logits.float()
+    losses = functional.cross_entropy(
+        logits.transpose(1, 2), batch.labels, reduction="none", ignore_index=IGNORED
+    )
+    return losses, logits
+
+
+# Metrics
+
+
+@dataclass(frozen=True)
+class TagScores:
+    """How well tags are predicted; see `TokenClassification`.
+
+    Attributes:
+        f1: Of entities, or the mean over tags.
+        precision: See `f1`.
+        recall: See `f1`.
+        token_accuracy: Share of words with the right tag.
+        row_f1: F1 of each row's entities, 1 where there is none and none is found; without
+            entities the share of right words, shape (n_rows,).
+        row_accuracy: Share of right words of each row, shape (n_rows,).
+    """
+
+    f1: float
+    precision: float
+    recall: float
+    token_accuracy: float
+    row_f1: FloatArray
+    row_accuracy: FloatArray
+
+
+def has_entities(labels: Sequence[str]) -> bool:
+    """Return whether tags mark the beginnings and insides of entities.
+
+    Example:
+        >>> from autopeft.tasks.token_classification import has_entities
+        >>> has_entities(["O", "B-PER", "I-PER"]), has_entities(["NOUN", "VERB"])
+        (True, False)
+    """
+    marked = [label for label in labels if label != "O"]
+    return bool(marked) and all(_ENTITY_TAG.match(label) for label in marked)
+
+
+def tag_scores(
+    targets: Sequence[Sequence[str]], predictions: Sequence[Sequence[str]], labels: Sequence[str]
+) -> TagScores:
+    """Return how well the tags of rows are predicted.
+
+    Args:
+        targets: The right tags of each row's words.
+        predictions: The predicted ones.
+        labels: All tags.
+    """
+    n_right = np.asarray(
+        [sum(map(str.__eq__, t, p)) for t, p in zip(targets, predictions, strict=True)], np.float64
+    )
+    n_words = np.asarray([len(tags) for tags in targets], np.float64)
+    accuracy = float(n_right.sum() / n_words.sum())
+    if has_entities(labels):
+        counts = entity_counts(targets, predictions)
+        right, total_found, total = counts.sum(axis=0)
+        sums = counts[:, 1] + counts[:, 2]
+        return TagScores(
+            f1=_ratio(2 * right, total_found + total),
+            precision=_ratio(right, total_found),
+            recall=_ratio(right, total),
+            token_accuracy=accuracy,
+            row_f1=np.where(sums > 0, 2 * counts[:, 0] / np.maximum(sums, 1.0), 1.0),
+            row_accuracy=n_right / n_words,
+        )
+    from sklearn.metrics import precision_recall_fscore_support
+
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        [tag for tags in targets for tag in tags],
+        [tag for tags in predictions for tag in tags],
+        labels=list(labels),
+        average="macro",
+        zero_division=0.0,
+    )
+    rows = n_right / n_words
+    return TagScores(float(f1), float(precision), float(recall), accuracy, rows, rows)
+
+
+def entity_counts(
+    targets: Sequence[Sequence[str]], predictions: Sequence[Sequence[str]]
+) -> FloatArray:
+    """Return the right, the predicted and the true entities of each row, shape (n_rows, 3)."""
+    # Slow to import, and training steps do not need it.
+    from seqeval.metrics.sequence_labeling import get_entities
+
+    counts = np.empty((len(targets), 3))
+    for row, (true, predicted) in enumerate(zip(targets, predictions, strict=True)):
+        wanted, found = (set(get_entities(list(map(_bioes, tags)))) for tags in (true, predicted))
+        counts[row] = len(wanted & found), len(found), len(wanted)
+    return counts
+
+
+def _bioes(tag: str) -> str:
+    return _SEQEVAL_PREFIX.get(tag[0], tag[0]) + tag[1:]
+
+
+def _ratio(part: float, whole: float) -> float:
+    return float(part / whole) if whole else 0.0
+
+
+# Rows
+
+
+def _read_rows(
+    table: Table, names: Mapping[str, str], words: Sequence[Any], tags: Sequence[Any]
+) -> tuple[dict[str, list[Any]], list[str | None]]:
+    """Return the words and tags of each row, and why a row is left out, None if it is not.
+
+    Raises:
+        DataError: if a cell is no list of words or tags, or a row has more words than tags or
+            fewer.
+    """
+    columns: dict[str, list[Any]] = {"tokens": [], "tags": []}
+    problems: list[str | None] = []
+    for row, cells in enumerate(zip(words, tags, strict=True)):
+        problem = None
+        lists: list[list[str]] = []
+        for role, cell in zip(columns, cells, strict=True):
+            items = [] if _is_gap(cell) else list_in(cell)
+            if items is None:
+                _refuse(role, names, row, table, cell, "a list is expected")
+            if not items and problem is None:
+                problem = f"the {role} are missing"
+            lists.append([_item(role, names, row, table, item) for item in items])
+        if problem is None and len(lists[0]) != len(lists[1]):
+            raise DataError(
+                "tags",
+                names["tags"],
+                f"row {row} of {table.source} has {len(lists[0])} tokens and {len(lists[1])} tags",
+                "give one tag for each token",
+            )
+        problems.append(problem)
+        for role, items in zip(columns, lists, strict=True):
+            columns[role].append(tuple(items))
+    return columns, problems
+
+
+def _item(role: str, names: Mapping[str, str], row: int, table: Table, item: Any) -> str:
+    if role == "tokens":
+        if not isinstance(item, str):
+            _refuse(role, names, row, table, item, "a word is expected")
+        return item
+    label = as_label(item) if isinstance(item, str | int) and not isinstance(item, bool) else None
+    if label is None:
+        _refuse(role, names, row, table, item, "a tag is expected")
+    return label
+
+
+def _is_gap(cell: Any) -> bool:
+    return cell is None or (isinstance(cell, float) and cell != cell) or cell == ""
+
+
+def _refuse(
+    role: str, names: Mapping[str, str], row: int, table: Table, cell: Any, what: str
+) -> NoReturn:
+    shown = " ".join(repr(cell).split())[:60]
+    raise DataError(
+        role,
+        names[role],
+        f"row {row} of {table.source} holds {shown} where {what}",
+        f"give lists of words and of tags, or name another column with --columns {role}=NAME",
+    )
