@@ -2,49 +2,27 @@
 
 from __future__ import annotations
 
-import bz2
 import glob
-import gzip
 import json
-import lzma
 import re
 import shutil
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from autopeft.tasks.csv_layout import FileError, check_names, csv_layout
+from autopeft.tasks.file_bytes import COMPRESSED, COPY_AGAIN, decoded, decompressed, file_suffix
 from autopeft.utils.quiet import quiet_datasets
 from autopeft.utils.scratch import scratch_folder
 
 Columns = Mapping[str, Sequence[Any]]
 """Column name -> one value per row."""
 
-_COMPRESSED: Mapping[str, tuple[bytes, str]] = {
-    ".gz": (b"\x1f\x8b", "gzip"),
-    ".bz2": (b"BZh", "bzip2"),
-    ".xz": (b"\xfd7zXZ\x00", "xz"),
-    ".zip": (b"PK\x03\x04", "zip"),
-}
-"""Suffix -> first bytes and name of a compression."""
-
-_COPY_AGAIN = "copy or download it again: it may be cut off"
-
-
-def file_suffix(path: Path) -> str:
-    """Return the suffix that tells the kind of a file, without that of its compression."""
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    while suffixes and suffixes[-1] in _COMPRESSED:
-        suffixes.pop()
-    return suffixes[-1] if suffixes else ""
-
 
 def is_data_file(path: Path) -> bool:
     """Return whether a path is named like a file that can be read."""
-    return file_suffix(path) in _READERS or path.suffix.lower() in _COMPRESSED
+    return file_suffix(path) in _READERS or path.suffix.lower() in COMPRESSED
 
 
 def read_columns(path: Path) -> tuple[Columns, tuple[str, ...]]:
@@ -56,7 +34,7 @@ def read_columns(path: Path) -> tuple[Columns, tuple[str, ...]]:
         FileError: if it is of an unknown kind, damaged, or its rows do not fit together.
     """
     with scratch_folder() as scratch:
-        plain, notes = _decompressed(path, scratch)
+        plain, notes = decompressed(path, scratch, list(_READERS))
         kind, *noted = _kind(plain)
         columns, more = _READERS[kind](_linked(plain, scratch), scratch)
     check_names(list(columns))
@@ -104,104 +82,6 @@ def _linked(path: Path, scratch: Path) -> Path:
     return target
 
 
-# Bytes
-
-
-def _decompressed(path: Path, scratch: Path) -> tuple[Path, list[str]]:
-    """Return the plain file; the first bytes say how it is compressed, not the name."""
-    with path.open("rb") as file:
-        start = file.read(8)
-    found = next((n for s, (magic, n) in _COMPRESSED.items() if start.startswith(magic)), None)
-    named = _COMPRESSED.get(path.suffix.lower(), (b"", None))[1]
-    name = path.stem if named else path.name
-    if found == "zip" and named is None and file_suffix(path) not in _READERS:
-        found = None  # spreadsheets are zip files too
-    if found is None:
-        if named is None:
-            return path, []
-        target = scratch / name
-        shutil.copyfile(path, target)
-        return target, [f"it is not compressed with {named}, in spite of its name"]
-    target = scratch / name
-    notes = [] if found == named else [f"it is compressed with {found}, in spite of its name"]
-    try:
-        if found == "zip":
-            return _unzipped(path, scratch), notes
-        opened: IO[bytes] = {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open}[found](path)  # type: ignore[operator]
-        with opened as source, target.open("wb") as plain:
-            shutil.copyfileobj(source, plain, 1 << 20)
-    except (EOFError, OSError, zlib.error, lzma.LZMAError, zipfile.BadZipFile) as error:
-        reason = " ".join(str(error).split())
-        raise FileError(f"is a damaged {found} file ({reason})", _COPY_AGAIN) from error
-    except (RuntimeError, NotImplementedError) as error:  # a password, an unknown method
-        raise FileError(f"cannot be unzipped ({error})", "unzip it and name the file") from error
-    return target, notes
-
-
-def _unzipped(path: Path, scratch: Path) -> Path:
-    with zipfile.ZipFile(path) as archive:
-        members = [
-            member
-            for member in archive.infolist()
-            if not member.is_dir()
-            and not member.filename.startswith("__MACOSX/")
-            and file_suffix(Path(member.filename)) in _READERS
-        ]
-        if len(members) != 1:
-            raise FileError(
-                f"holds {len(members)} data files where one is expected",
-                "unzip it and name a file, a pattern such as 'folder/*.csv', or the folder",
-            )
-        target = scratch / Path(members[0].filename).name
-        with archive.open(members[0]) as source, target.open("wb") as plain:
-            shutil.copyfileobj(source, plain, 1 << 20)
-    return target
-
-
-def _encoding(raw: bytes) -> str:
-    """Return a file's encoding: by its byte order mark, else the first that fits."""
-    marks = (
-        (b"\xff\xfe\x00\x00", "utf-32"),
-        (b"\x00\x00\xfe\xff", "utf-32"),
-        (b"\xef\xbb\xbf", "utf-8-sig"),
-        (b"\xff\xfe", "utf-16"),
-        (b"\xfe\xff", "utf-16"),
-    )
-    for mark, name in marks:
-        if raw.startswith(mark):
-            return name
-    start = raw[:2000]
-    if b"\x00" in start:
-        # UTF-16 without its mark: in most texts every other byte is zero.
-        even, odd = start[0::2].count(0), start[1::2].count(0)
-        if max(even, odd) > 0.4 * len(start) / 2:
-            return "utf-16-be" if even > odd else "utf-16-le"
-        raise FileError("is a binary file, not text", "save it as text, in UTF-8")
-    for name in ("utf-8", "cp1252"):
-        try:
-            raw.decode(name)
-        except UnicodeDecodeError:
-            continue
-        return name
-    return "latin-1"
-
-
-def _decoded(path: Path) -> tuple[str, str, list[str]]:
-    """Return a file's text, its encoding, and a note if it is not UTF-8."""
-    raw = path.read_bytes()
-    encoding = _encoding(raw)
-    try:
-        text = raw.decode(encoding)
-    except UnicodeDecodeError as error:
-        raise FileError(
-            f"is not valid {encoding.upper()} (at byte {error.start})", "save it as UTF-8"
-        ) from error
-    if encoding.startswith("utf-8"):
-        return text, encoding, []
-    advice = "" if encoding.startswith("utf") else "; if letters look wrong, save it as UTF-8"
-    return text, encoding, [f"it is not UTF-8 but read as {encoding}{advice}"]
-
-
 @contextmanager
 def _as_file_errors(problem: str, remedy: str) -> Iterator[None]:
     """Turn the errors of a library's reader, which may be of any type, into a FileError."""
@@ -229,7 +109,7 @@ def _read_csv(path: Path, scratch: Path) -> tuple[Columns, list[str]]:
 
     import datasets
 
-    text, encoding, notes = _decoded(path)
+    text, encoding, notes = decoded(path)
     expected = "\t" if path.suffix.lower() in {".tsv", ".tab"} else ","
     if not text.strip():
         raise FileError("is empty", "use a file with data")
@@ -271,7 +151,7 @@ def _read_json(path: Path, scratch: Path) -> tuple[Columns, list[str]]:
     the text "1" for a number if another row has one, and the last of two fields with one name; and
     it does not name the line of a mistake.
     """
-    text, _, notes = _decoded(path)
+    text, _, notes = decoded(path)
     lines = [(n, line) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
     if not lines:
         raise FileError("is empty", "use a file with data")
@@ -368,7 +248,7 @@ def _read_parquet(path: Path, scratch: Path) -> tuple[Columns, list[str]]:
     import datasets
     import pyarrow.parquet as parquet
 
-    with _as_file_errors("cannot be read as Parquet", _COPY_AGAIN), quiet_datasets():
+    with _as_file_errors("cannot be read as Parquet", COPY_AGAIN), quiet_datasets():
         check_names(list(parquet.read_schema(path).names))
         rows = datasets.Dataset.from_parquet(
             str(path), keep_in_memory=True, cache_dir=str(scratch / "datasets")
@@ -379,13 +259,13 @@ def _read_parquet(path: Path, scratch: Path) -> tuple[Columns, list[str]]:
 def _read_arrow(path: Path, scratch: Path) -> tuple[Columns, list[str]]:
     import datasets
 
-    with _as_file_errors("cannot be read as Arrow", _COPY_AGAIN):
+    with _as_file_errors("cannot be read as Arrow", COPY_AGAIN):
         rows = datasets.Dataset.from_file(str(path), in_memory=True)
     return dataset_columns(rows), []
 
 
 def _read_text(path: Path, scratch: Path) -> tuple[Columns, list[str]]:
-    text, _, notes = _decoded(path)
+    text, _, notes = decoded(path)
     notes.append("it is read as one text a line")
     return {"text": [line for line in text.splitlines() if line.strip()]}, notes
 
@@ -404,7 +284,7 @@ def _read_conll(path: Path, scratch: Path) -> tuple[Columns, list[str]]:
 
     The reader of datasets (since 5) fills up and cuts lines of another length without a word.
     """
-    text, _, notes = _decoded(path)
+    text, _, notes = decoded(path)
     sentences: list[list[list[str]]] = []
     width = 0
     is_open = False

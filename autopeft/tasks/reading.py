@@ -16,10 +16,10 @@ import numpy as np
 
 from autopeft.errors import DataError
 from autopeft.tasks.csv_layout import FileError, check_names
+from autopeft.tasks.file_bytes import file_suffix
 from autopeft.tasks.files import (
     Columns,
     dataset_columns,
-    file_suffix,
     is_data_file,
     read_columns,
     reason,
