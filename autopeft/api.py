@@ -244,7 +244,7 @@ def preview(
         ...     model="~/.cache/autopeft/all-MiniLM-L6-v2",
         ...     data="~/.cache/autopeft/movie_snippets.csv",
         ... )
-        >>> seen.rows[0].target in ("neg", "pos")
+        >>> seen.rows[0].target in ("negative", "positive")
         True
     """
     asked = merge_settings(settings, overrides)

@@ -100,7 +100,12 @@ class SearchSettings:
         "default", "Search space: a name (see `autopeft spaces`) or a YAML file."
     )
     metric: str | None = _setting(
-        None, "Quality to optimize, such as accuracy or f1. By default, the task's own metric."
+        None,
+        "Quality to optimize: a metric of the task, a scorer of scikit-learn, or a function of "
+        "yours as package.module:name. By default, the task's own metric.",
+    )
+    generation_rows: int = _setting(
+        200, "Rows of a split for which text is generated, if the metric needs it.", minimum=4
     )
     objectives: tuple[str, ...] = _setting(
         ("trainable_params",),

@@ -24,7 +24,7 @@ def settings_text(
         columns: Role -> column of the source.
     """
     found = "\n".join(f"#   {line}" for line in data.lines())
-    metrics = ", ".join(metric.name for metric in task.metrics)
+    metrics = task.metric_names()
     own = {role: name for role, name in columns.items() if hasattr(settings, role)}
     further = {role: name for role, name in columns.items() if role not in own}
     head = {"model": settings.model, "data": settings.data}

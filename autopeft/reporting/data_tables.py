@@ -24,7 +24,7 @@ def tasks_table() -> Table:
     table.add_column("metrics", ratio=2)
     for task in TASKS.parts():
         columns = (c.role if c.is_required else f"[{c.role}]" for c in task.columns)
-        metrics = ", ".join(metric.name for metric in task.metrics)
+        metrics = ", ".join(task.metrics)
         # Brackets would be read as markup.
         table.add_row(task.name, task.description, Text(", ".join(columns)), metrics)
     table.caption = Text("[columns] in brackets may be missing; the first metric is the default")

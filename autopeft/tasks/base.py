@@ -20,12 +20,23 @@ from autopeft.tasks.batch import Batch, Window
 from autopeft.tasks.columns import Column, check_kind, find_columns
 from autopeft.tasks.data import TEXT_INPUTS, EncodedSplit, OutputScale, SplitName, TaskData
 from autopeft.tasks.examples import Examples, is_missing
+from autopeft.tasks.metrics import (
+    METRICS,
+    Metric,
+    Needs,
+    bootstrap_draws,
+    evaluate_metric,
+    find_metric,
+)
 
 if TYPE_CHECKING:
     from autopeft.settings import SearchSettings
     from autopeft.tasks.reading import Table
 
 FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+Generated = tuple[Sequence[str], Sequence[str], Sequence[str]]
+"""Prompts, references and what a model wrote, one text per row."""
 Scores = Mapping[str, NDArray[Any]]
 """Name -> one value per row, shape (n_rows, ...): "loss", "weight" and what the task predicts."""
 
@@ -64,7 +75,10 @@ class Task(ABC):
             different splits. None: all of them.
         auto_class: Name of the class of transformers that loads a model for it.
         input_names: Names of the tensors that the model's forward gets.
-        metrics: Every metric that an evaluation reports; the first is the default quality.
+        metrics: Names of the metrics that every evaluation reports; the first is the default
+            quality.
+        predicts: What `outputs` can give a metric (`Metric.needs`); the first is what a function of
+            the user's gets.
         options: Name -> default of what the setting `task_options` may change.
         can_share_batch: Whether rows of several adapters may be computed in one batch.
         is_autoregressive: Whether the loss needs a model that does not see later tokens.
@@ -72,6 +86,7 @@ class Task(ABC):
         model_config: The configuration of the model, from transformers; None where not needed.
         processor: The model's tokenizer or processor; None until it is loaded.
         quality: The objective that a search optimizes.
+        measured: The metrics of an evaluation, the quality among them.
         labels: Label names in the order of their index.
         pad_id: Id of the padding token.
     """
@@ -83,7 +98,8 @@ class Task(ABC):
     identity: ClassVar[tuple[str, ...]] = ()
     auto_class: ClassVar[str]
     input_names: ClassVar[tuple[str, ...]] = TEXT_INPUTS
-    metrics: tuple[Objective, ...]
+    metrics: ClassVar[tuple[str, ...]]
+    predicts: ClassVar[tuple[Needs, ...]] = ()
     options: ClassVar[Mapping[str, Any]] = {}
     can_share_batch: ClassVar[bool] = True
     is_autoregressive: ClassVar[bool] = False
@@ -92,6 +108,7 @@ class Task(ABC):
     model_config: Any = None
     processor: Any = None
     quality: Objective
+    measured: tuple[Metric, ...]
     labels: tuple[str, ...] = ()
     pad_id: int = 0
 
@@ -100,7 +117,27 @@ class Task(ABC):
     ) -> None:
         self.labels = labels
         self.pad_id = pad_id
-        self.quality = choose_quality(self.name, metric, self.metrics)
+        self._measure(metric)
+
+    def _measure(self, asked: str | None) -> None:
+        """Set `measured` and `quality`."""
+        usual = [METRICS[name] for name in self.metrics]
+        chosen = usual[0]
+        if asked is not None:
+            named = {metric.name: metric for metric in usual}
+            chosen = named.get(asked) or find_metric(asked, (*self.predicts, "loss")[0])
+        if chosen.name not in self.metrics and chosen.needs not in self.predicts:
+            raise SettingsError(
+                "metric", asked, f"not measured by {self.name}", f"use one of {self.metric_names()}"
+            )
+        self.quality = chosen.objective
+        self.measured = (*(m for m in usual if m.name != chosen.name), chosen)
+
+    @classmethod
+    def metric_names(cls) -> str:
+        """Return the names of all registered metrics that the task can measure."""
+        others = (m.name for m in METRICS.parts() if m.needs in cls.predicts)
+        return ", ".join(dict.fromkeys((*cls.metrics, *others)))
 
     # Before the data is read
 
@@ -116,7 +153,7 @@ class Task(ABC):
         """
         twin = copy.copy(self)
         twin.settings, twin.model_config = settings, model_config
-        twin.quality = choose_quality(self.name, settings.metric, self.metrics)
+        twin._measure(settings.metric)
         for name, value in (settings.task_options or {}).items():
             if name not in self.options:
                 remedy = f"use {', '.join(self.options)}" if self.options else "leave it out"
@@ -296,27 +333,93 @@ class Task(ABC):
         Called under `torch.inference_mode()`. Tensors stay on the device, shape (b, ...).
         """
 
-    @abstractmethod
-    def summarize(self, scores: Scores, split: EncodedSplit, rows: NDArray[np.int64]) -> Evaluation:
+    def needs_text(self) -> bool:
+        """Return whether a metric is of generated text."""
+        return any(metric.needs == "text" for metric in self.measured)
+
+    def generate(
+        self, model: Any, data: TaskData, split: SplitName, rows: IntArray, device: Any
+    ) -> Generated:
+        """Return what the model writes for rows of a split; only for tasks that predict text.
+
+        Args:
+            model: The model with its adapters, in evaluation mode.
+            data: The encoded data.
+            split: Name of the split.
+            rows: Positions in the split.
+            device: Device of the model.
+        """
+        raise NotImplementedError(f"{self.name} generates no text")
+
+    def outputs(
+        self, needs: Needs, scores: Scores, split: EncodedSplit, rows: IntArray
+    ) -> tuple[Any, Any]:
+        """Return (targets, predictions) for metrics that need predictions of a kind.
+
+        Args:
+            needs: One of `predicts` but "text"; see `Metric`.
+            scores: What `score` returned, for all rows.
+            split: The encoded rows.
+            rows: Positions of the scored rows in the split, shape (n_rows,).
+        """
+        raise NotImplementedError(f"{self.name} predicts no {needs}")
+
+    def loss_metric(self, name: str, scores: Scores) -> tuple[float, FloatArray]:
+        """Return a metric that the loss alone tells, and the quality of each row for it.
+
+        Args:
+            name: "loss", or another name in `metrics` that the task computes itself.
+            scores: What `score` returned, for all rows.
+        """
+        if name != "loss":
+            raise NotImplementedError(f"{self.name} does not compute {name}")
+        n_terms = max(1.0, float(scores["weight"].sum()))
+        rows: FloatArray = -scores["loss"] / np.maximum(scores["weight"], 1.0)
+        return float(scores["loss"].sum()) / n_terms, rows
+
+    def summarize(
+        self,
+        scores: Scores,
+        split: EncodedSplit,
+        rows: IntArray,
+        *,
+        generated: Generated | None = None,
+        n_draws: int = 0,
+    ) -> Evaluation:
         """Return loss, metrics and row qualities.
 
         Args:
             scores: What `score` returned, for all rows.
             split: The encoded rows.
             rows: Positions of the scored rows in the split, shape (n_rows,).
+            generated: What the model wrote, perhaps for fewer rows; None: metrics of text are left
+                out.
+            n_draws: Resamples of the rows, for a quality that is no mean over them.
+
+        Raises:
+            SettingsError: if a metric of the user's fails, or returns no finite number.
         """
-
-
-def choose_quality(task: str, wanted: str | None, metrics: Sequence[Objective]) -> Objective:
-    """Return the metric asked for as the quality objective, else the task's first.
-
-    Raises:
-        SettingsError: if the task does not measure it.
-    """
-    if wanted is None:
-        return metrics[0]
-    for metric in metrics:
-        if metric.name == wanted:
-            return metric
-    known = ", ".join(metric.name for metric in metrics)
-    raise SettingsError("metric", wanted, f"not measured by {task}", f"use one of {known}")
+        loss, row_losses = self.loss_metric("loss", scores)
+        values: dict[str, float] = {}
+        quality_rows, draws = row_losses, None
+        for metric in self.measured:
+            prompts: Sequence[str] | None = None
+            is_quality = metric.name == self.quality.name
+            if metric.needs == "loss":
+                values[metric.name], per_row = self.loss_metric(metric.name, scores)
+                quality_rows = per_row if is_quality else quality_rows
+                continue
+            if metric.needs == "text":
+                if generated is None:
+                    continue
+                prompts, targets, predictions = generated
+            else:
+                targets, predictions = self.outputs(metric.needs, scores, split, rows)
+            metric = metric.for_classes(len(self.labels))
+            values[metric.name], found = evaluate_metric(metric, targets, predictions, prompts)
+            if is_quality and found is not None:
+                quality_rows = self.quality.sign() * found
+            elif is_quality and n_draws:
+                sign = self.quality.sign()
+                draws = sign * bootstrap_draws(metric, targets, predictions, n_draws, 0, prompts)
+        return Evaluation(loss, values, quality_rows, draws)

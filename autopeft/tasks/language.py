@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
-from autopeft.costs.objectives import objective
-from autopeft.tasks.base import Evaluation, Scores, Task
+from autopeft.tasks.base import FloatArray, Generated, IntArray, Scores, Task
 from autopeft.tasks.data import IGNORED, EncodedSplit, SplitName, TaskData
 from autopeft.tasks.generation import Generator
-
-LANGUAGE_METRICS = tuple(objective(name) for name in ("loss", "perplexity", "token_accuracy"))
+from autopeft.tasks.metrics import Needs
 
 _SPARE_TOKENS = 8
 """A generation may be this much longer than the longest reference."""
@@ -24,61 +20,44 @@ _SPARE_TOKENS = 8
 class LanguageTask(Task):
     """Learns tokens: reports loss, perplexity and token accuracy over all learned tokens."""
 
-    metrics = LANGUAGE_METRICS
+    metrics = ("loss", "perplexity", "token_accuracy")
+    predicts: ClassVar[tuple[Needs, ...]] = ("text",)
 
-    def summarize(self, scores: Scores, split: EncodedSplit, rows: NDArray[np.int64]) -> Evaluation:
-        """Return loss, perplexity and accuracy over all learned tokens of the split.
+    def loss_metric(self, name: str, scores: Scores) -> tuple[float, FloatArray]:
+        """Return loss, perplexity or accuracy over all learned tokens of the split.
 
-        The quality of a row is its share of correct tokens if the metric is token_accuracy, else
-        minus its mean loss.
+        The quality of a row is its share of correct tokens, else minus its mean loss.
         """
-        n_tokens = float(scores["weight"].sum())
-        loss = float(scores["loss"].sum()) / n_tokens
-        metrics = {
-            "loss": loss,
-            # A float overflows beyond e^700; such a model is useless in any case.
-            "perplexity": math.exp(min(loss, 700.0)),
-            "token_accuracy": float(scores["correct"].sum()) / n_tokens,
-        }
-        is_accuracy = self.quality.name == "token_accuracy"
-        per_row = scores["correct"] if is_accuracy else -scores["loss"]
-        return Evaluation(loss, metrics, per_row / np.maximum(scores["weight"], 1.0))
+        if name == "token_accuracy":
+            correct, weight = scores["correct"], scores["weight"]
+            return float(correct.sum()) / float(weight.sum()), correct / np.maximum(weight, 1.0)
+        loss, rows = super().loss_metric("loss", scores)
+        # A float overflows beyond e^700; such a model is useless in any case.
+        return math.exp(min(loss, 700.0)) if name == "perplexity" else loss, rows
 
-    def generated(
-        self,
-        model: Any,
-        tokenizer: Any,
-        data: TaskData,
-        split: SplitName,
-        rows: Sequence[int],
-        device: str | torch.device,
-    ) -> list[str]:
-        """Return the text that a model generates for each prompt, by greedy search.
-
-        Args:
-            model: The model with its adapters, in evaluation mode.
-            tokenizer: The model's tokenizer.
-            data: The encoded data.
-            split: Name of the split.
-            rows: Positions in the split.
-            device: Device of the model.
-        """
+    def generate(
+        self, model: Any, data: TaskData, split: SplitName, rows: IntArray, device: Any
+    ) -> Generated:
+        """Return prompts, references and the text that a model writes by greedy search."""
         source = data.splits[split]
-        prompts, ends, longest = [], set[int](), 1
-        for row in rows:
-            prompt, reference = self.prompt_and_reference(source, row)
-            prompts.append(prompt)
-            longest = max(longest, len(reference))
-            ends.update(reference[-1:])
+        pairs = [self.prompt_and_reference(source, row) for row in rows.tolist()]
+        prompts = [prompt for prompt, _ in pairs]
+        references = [reference for _, reference in pairs]
         is_encoder_decoder = bool(getattr(model.config, "is_encoder_decoder", False))
-        n_new = longest + _SPARE_TOKENS
+        n_new = max(map(len, references)) + _SPARE_TOKENS
         room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         if room is not None:
             taken = 1 if is_encoder_decoder else max(map(len, prompts))
             n_new = max(1, min(n_new, int(room) - taken))
-        generate = Generator(data.pad_id, self._end_ids(tokenizer, ends), n_new, is_encoder_decoder)
-        tokens = generate(model, prompts, device)
-        return [str(tokenizer.decode(each, skip_special_tokens=True)).strip() for each in tokens]
+        ends = {reference[-1] for reference in references if reference}
+        write = Generator(
+            data.pad_id, self._end_ids(self.processor, ends), n_new, is_encoder_decoder
+        )
+        written = write(model, prompts, device)
+        return self._texts(prompts), self._texts(references), self._texts(written)
+
+    def _texts(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        return [str(self.processor.decode(row, skip_special_tokens=True)).strip() for row in rows]
 
     def prompt_and_reference(self, split: EncodedSplit, row: int) -> tuple[list[int], list[int]]:
         """Return the tokens that a generation starts from, and those that it should give.

@@ -240,6 +240,8 @@ for _metric in (
     Metric("loss", "minimize", needs="loss"),
     Metric("perplexity", "minimize", needs="loss"),
     Metric("token_accuracy", "maximize", needs="loss"),
+    Metric("preference_accuracy", "maximize", needs="loss"),
+    Metric("margin", "maximize", needs="loss"),
     Metric("accuracy", "maximize", _accuracy, "labels"),
     Metric("f1", "maximize", _f1, "labels", takes_classes=True),
     Metric("matthews", "maximize", _matthews, "labels"),

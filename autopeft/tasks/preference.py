@@ -12,12 +12,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.nn import functional
 
-from autopeft.costs.objectives import objective
 from autopeft.errors import SettingsError
-from autopeft.tasks.base import Evaluation, Scores
+from autopeft.tasks.base import FloatArray, Scores, Task
 from autopeft.tasks.batch import Batch, collate
 from autopeft.tasks.chat_encoding import encode_preferences
 from autopeft.tasks.columns import Column
@@ -26,6 +24,7 @@ from autopeft.tasks.data import SPLITS, EncodedSplit, SplitName, TaskData
 from autopeft.tasks.decoder import DecoderTask, learned_logits
 from autopeft.tasks.encoding import flat, split_of
 from autopeft.tasks.examples import Examples
+from autopeft.tasks.metrics import Needs
 from autopeft.tasks.reading import Table
 
 LOSSES = ("dpo", "ipo", "simpo", "orpo")
@@ -61,7 +60,8 @@ class Preference(DecoderTask):
     )
     target = "chosen"
     identity = ("key",)
-    metrics = tuple(objective(name) for name in ("preference_accuracy", "margin", "loss"))
+    metrics = ("preference_accuracy", "margin", "loss")
+    predicts: ClassVar[tuple[Needs, ...]] = ()
     options: ClassVar[Mapping[str, Any]] = {"loss": "dpo", "beta": 0.1, "gamma": 0.5}
 
     def check_options(self) -> None:
@@ -150,24 +150,17 @@ class Preference(DecoderTask):
         losses, margins = self._compared(model, batch)
         return {"loss": losses, "weight": torch.ones_like(losses), "margin": margins}
 
-    def summarize(self, scores: Scores, split: EncodedSplit, rows: NDArray[np.int64]) -> Evaluation:
-        """Return the share of pairs with a positive margin, the mean margin and the loss.
+    def loss_metric(self, name: str, scores: Scores) -> tuple[float, FloatArray]:
+        """Return the share of pairs with a positive margin, the mean margin or the loss.
 
-        The quality of a row is 1 if the margin is positive and 0 if not, or the margin, or minus
-        its loss, as the metric is.
+        The quality of a row is 1 if its margin is positive and 0 if not, its margin, or minus its
+        loss.
         """
-        right = (scores["margin"] > 0).astype(np.float64)
-        metrics = {
-            "preference_accuracy": float(right.mean()),
-            "margin": float(scores["margin"].mean()),
-            "loss": float(scores["loss"].mean()),
-        }
-        per_row = {
-            "preference_accuracy": right,
-            "margin": scores["margin"],
-            "loss": -scores["loss"],
-        }
-        return Evaluation(metrics["loss"], metrics, per_row[self.quality.name])
+        if name == "loss":
+            return Task.loss_metric(self, name, scores)
+        margins: FloatArray = scores["margin"]
+        rows = (margins > 0).astype(np.float64) if name == "preference_accuracy" else margins
+        return float(rows.mean()), rows
 
     def _log_probabilities(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """Return the log-probability of both answers, shape (b, 2): sums, or means over tokens."""

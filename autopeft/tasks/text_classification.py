@@ -7,12 +7,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.nn import functional
 
-from autopeft.costs.objectives import objective
 from autopeft.errors import DataError
-from autopeft.tasks.base import Evaluation, Scores, Task
+from autopeft.tasks.base import IntArray, Scores, Task
 from autopeft.tasks.batch import Batch, Window
 from autopeft.tasks.columns import Column
 from autopeft.tasks.data import SPLITS, EncodedSplit, SplitName
@@ -26,6 +24,7 @@ from autopeft.tasks.labels import (
     in_order,
     list_in,
 )
+from autopeft.tasks.metrics import Needs
 from autopeft.tasks.reading import Table
 
 TEXT_NAMES = ("sentence", "review", "content", "document", "tweet", "headline", "comment", "body")
@@ -53,7 +52,8 @@ class TextClassification(Task):
     target = "label"
     identity: ClassVar[tuple[str, ...]] = ("text", "text_pair")
     auto_class = "AutoModelForSequenceClassification"
-    metrics = tuple(objective(name) for name in ("accuracy", "f1", "matthews", "loss"))
+    metrics = ("accuracy", "f1", "matthews", "loss")
+    predicts: ClassVar[tuple[Needs, ...]] = ("labels", "scores")
 
     task_of_lists: ClassVar[str] = "multi-label-classification"
     """The task for labels that are lists; "": none."""
@@ -190,36 +190,22 @@ class TextClassification(Task):
         """Return the loss and the predicted label of each row."""
         logits = row_logits(model, batch)
         losses = functional.cross_entropy(logits, batch.labels, reduction="none")
-        return {
+        scores = {
             "loss": losses,
             "weight": torch.ones_like(losses),
             "prediction": logits.argmax(dim=-1),
         }
+        if any(metric.needs == "scores" for metric in self.measured):
+            scores["probabilities"] = logits.softmax(dim=-1)
+        return scores
 
-    def summarize(self, scores: Scores, split: EncodedSplit, rows: NDArray[np.int64]) -> Evaluation:
-        """Return accuracy, macro F1, Matthews correlation and loss.
-
-        The quality of a row is minus its loss if the metric is the loss, else 1 if correct and 0 if
-        not.
-        """
-        # Slow to import, and training steps do not need it.
-        from sklearn.metrics import f1_score, matthews_corrcoef
-
-        targets, predictions = split.row_arrays["labels"][rows], scores["prediction"]
-        correct = (predictions == targets).astype(np.float64)
-        loss = float(scores["loss"].mean())
-        every = np.arange(len(self.labels))
-        metrics = {
-            "accuracy": float(correct.mean()),
-            "f1": float(
-                f1_score(targets, predictions, labels=every, average="macro", zero_division=0.0)
-            ),
-            "matthews": float(matthews_corrcoef(targets, predictions)),
-            "loss": loss,
-        }
-        return Evaluation(
-            loss, metrics, -scores["loss"] if self.quality.name == "loss" else correct
-        )
+    def outputs(
+        self, needs: Needs, scores: Scores, split: EncodedSplit, rows: IntArray
+    ) -> tuple[Any, Any]:
+        """Return the index of each row's label, and the predicted one or all probabilities."""
+        return split.row_arrays["labels"][rows], scores[
+            "probabilities" if needs == "scores" else "prediction"
+        ]
 
 
 def row_logits(model: torch.nn.Module, batch: Batch) -> torch.Tensor:

@@ -13,7 +13,7 @@ from autopeft.tasks.base import Evaluation, Task
 from autopeft.tasks.batch import collate
 from autopeft.tasks.data import SplitName, TaskData
 from autopeft.training.acceleration import NO_ACCELERATION, Acceleration
-from autopeft.training.batching import IntArray, evaluation_batches
+from autopeft.training.batching import IntArray, evaluation_batches, rung_sample
 from autopeft.training.precision import Precision, autocast, rounded_once
 
 TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536}
@@ -31,6 +31,8 @@ def evaluate(
     precision: Precision = "fp32",
     cache: Acceleration = NO_ACCELERATION,
     last_block: Acceleration = NO_ACCELERATION,
+    with_text: bool = True,
+    n_draws: int = 0,
 ) -> Evaluation:
     """Score the rows of a split. The model is in evaluation mode afterwards.
 
@@ -44,6 +46,8 @@ def evaluate(
         precision: Precision of the computation.
         cache: Skips the frozen blocks below the lowest adapter.
         last_block: Skips positions of the last block that are not read.
+        with_text: Whether text is generated, if a metric of the task needs it.
+        n_draws: Resamples of the rows, for a quality that is no mean over them.
     """
     model.eval()
     source = data.splits[split]
@@ -57,7 +61,14 @@ def evaluate(
             with autocast(precision, device), cache.serving(batch), last_block.serving(batch):
                 scored.append(task.score(model, batch))
             order.append(places)
-    return task.summarize(_joined(np.concatenate(order), scored), source, wanted)
+        generated = None
+        if with_text and task.needs_text():
+            sample = rung_sample(len(wanted), task.settings.generation_rows)
+            chosen = wanted if sample is None else wanted[sample]
+            with autocast(precision, device):
+                generated = task.generate(model, data, split, chosen, device)
+    scores = _joined(np.concatenate(order), scored)
+    return task.summarize(scores, source, wanted, generated=generated, n_draws=n_draws)
 
 
 def _joined(

@@ -108,7 +108,8 @@ def test_generated_text_is_that_of_one_row_at_a_time(encoder_tokenizer: Any) -> 
     model = tiny("bart")
     task = Seq2Seq().configured(SearchSettings(), model.config)
     data = data_of(task, encoder_tokenizer)
-    texts = task.generated(model, encoder_tokenizer, data, "test", range(12), "cpu")
+    task.processor = encoder_tokenizer
+    _, _, texts = task.generate(model, data, "test", np.arange(12), "cpu")
     for row in (0, 3, 7):
         prompt, _ = task.prompt_and_reference(data.test, row)
         alone = model.generate(
