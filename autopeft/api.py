@@ -244,8 +244,8 @@ def preview(
         ...     model="~/.cache/autopeft/all-MiniLM-L6-v2",
         ...     data="~/.cache/autopeft/movie_snippets.csv",
         ... )
-        >>> seen.rows[0].target in ("negative", "positive")
-        True
+        >>> len(seen.rows)
+        3
     """
     asked = merge_settings(settings, overrides)
     with paused_gc():

@@ -27,6 +27,7 @@ from autopeft.tasks.metrics import (
     bootstrap_draws,
     evaluate_metric,
     find_metric,
+    is_metric,
 )
 
 if TYPE_CHECKING:
@@ -125,11 +126,13 @@ class Task(ABC):
         chosen = usual[0]
         if asked is not None:
             named = {metric.name: metric for metric in usual}
-            chosen = named.get(asked) or find_metric(asked, (*self.predicts, "loss")[0])
-        if chosen.name not in self.metrics and chosen.needs not in self.predicts:
-            raise SettingsError(
-                "metric", asked, f"not measured by {self.name}", f"use one of {self.metric_names()}"
-            )
+            found = named.get(asked)
+            if found is None and is_metric(asked):
+                found = find_metric(asked, (*self.predicts, "loss")[0])
+            if found is None or (asked not in named and found.needs not in self.predicts):
+                remedy = f"use one of {self.metric_names()}"
+                raise SettingsError("metric", asked, f"not measured by {self.name}", remedy)
+            chosen = found
         self.quality = chosen.objective
         self.measured = (*(m for m in usual if m.name != chosen.name), chosen)
 

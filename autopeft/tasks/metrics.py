@@ -257,6 +257,15 @@ for _name, _function in TEXT_METRICS.items():
     register_metric(Metric(_name, "maximize", _function, "text"))
 
 
+def is_metric(value: str) -> bool:
+    """Return whether a text names a metric: registered, scikit-learn's, a path or a pattern."""
+    if value in METRICS or ":" in value or value.startswith("regex="):
+        return True
+    from sklearn.metrics import get_scorer_names
+
+    return value in get_scorer_names()
+
+
 def find_metric(value: Any, usual: Needs = "labels", *, field: str = "metric") -> Metric:
     """Return the metric that a setting's value stands for.
 
