@@ -83,6 +83,12 @@ def _f1(targets: Any, predictions: Any, n_labels: int | None = None) -> float:
     return float((scores if n_labels is not None else scores[total > 0]).mean())
 
 
+def _f1_micro(targets: Any, predictions: Any, n_labels: int | None = None) -> float:
+    """Return F1 over all pairs of row and label; 0 without any."""
+    right, wanted, found = _counts(np.asarray(targets), np.asarray(predictions), n_labels)
+    return float(2.0 * right.sum() / max(1, wanted.sum() + found.sum()))
+
+
 def _counts(
     targets: NDArray[Any], predictions: NDArray[Any], n_labels: int | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
@@ -244,6 +250,8 @@ for _metric in (
     Metric("margin", "maximize", needs="loss"),
     Metric("accuracy", "maximize", _accuracy, "labels"),
     Metric("f1", "maximize", _f1, "labels", takes_classes=True),
+    Metric("f1_macro", "maximize", _f1, "labels", takes_classes=True),
+    Metric("f1_micro", "maximize", _f1_micro, "labels", takes_classes=True),
     Metric("matthews", "maximize", _matthews, "labels"),
     Metric("pearson", "maximize", _pearson, "values"),
     Metric("spearman", "maximize", _spearman, "values"),

@@ -8,22 +8,19 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.nn import functional
 
-from autopeft.costs.objectives import objective
 from autopeft.errors import DataError
-from autopeft.tasks.base import Evaluation, Scores
+from autopeft.tasks.base import IntArray, Scores
 from autopeft.tasks.batch import Batch
 from autopeft.tasks.columns import Column, check_kind
 from autopeft.tasks.data import SPLITS, EncodedSplit, SplitName
 from autopeft.tasks.encoding import encode_texts
 from autopeft.tasks.examples import Examples, is_missing
 from autopeft.tasks.labels import as_label, check_known, in_order, list_in
+from autopeft.tasks.metrics import Needs
 from autopeft.tasks.reading import Table
 from autopeft.tasks.text_classification import LABEL_NAMES, TextClassification, row_logits
-
-FloatArray = NDArray[np.float64]
 
 
 class MultiLabelClassification(TextClassification):
@@ -49,7 +46,7 @@ class MultiLabelClassification(TextClassification):
             "label", "any", "the list of classes", False, (*LABEL_NAMES, *("categories", "tags"))
         ),
     )
-    metrics = tuple(objective(name) for name in ("f1_micro", "f1_macro", "accuracy", "loss"))
+    metrics = ("f1_micro", "f1_macro", "accuracy", "loss")
     options: ClassVar[Mapping[str, Any]] = {"separator": "", "label_columns": ""}
 
     @classmethod
@@ -200,57 +197,17 @@ class MultiLabelClassification(TextClassification):
             "prediction": (logits > 0).long(),
         }
 
-    def summarize(self, scores: Scores, split: EncodedSplit, rows: NDArray[np.int64]) -> Evaluation:
-        """Return micro and macro F1, the share of rows with all labels right, and loss.
-
-        The quality of a row is minus its loss if the metric is the loss, 1 or 0 if it is accuracy,
-        else its own F1.
-        """
-        targets, predictions = split.row_arrays["labels"][rows] > 0.5, scores["prediction"] > 0
-        right = all_right(targets, predictions)
-        loss = float(scores["loss"].mean())
-        metrics = {
-            "f1_micro": f1_micro(targets, predictions),
-            "f1_macro": f1_macro(targets, predictions),
-            "accuracy": float(right.mean()),
-            "loss": loss,
-        }
-        qualities = {"loss": -scores["loss"], "accuracy": right}
-        own = qualities.get(self.quality.name)
-        return Evaluation(loss, metrics, row_f1(targets, predictions) if own is None else own)
+    def outputs(
+        self, needs: Needs, scores: Scores, split: EncodedSplit, rows: IntArray
+    ) -> tuple[Any, Any]:
+        """Return 0 and 1 for each row and label, and the predicted ones or all probabilities."""
+        targets = split.row_arrays["labels"][rows].astype(np.int64)
+        return targets, scores["scores" if needs == "scores" else "prediction"]
 
 
 def _losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     each = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     return each.mean(dim=1)
-
-
-def all_right(targets: NDArray[Any], predictions: NDArray[Any]) -> FloatArray:
-    """Return 1 for each row whose labels are all right, else 0, shape (n_rows,)."""
-    right: FloatArray = (targets == predictions).all(axis=1).astype(np.float64)
-    return right
-
-
-def row_f1(targets: NDArray[Any], predictions: NDArray[Any]) -> FloatArray:
-    """Return the F1 of each row's labels, shape (n_rows,); 1 where none is right and none found."""
-    return _f1(targets, predictions, axis=1, undefined=1.0)
-
-
-def f1_micro(targets: NDArray[Any], predictions: NDArray[Any]) -> float:
-    """Return F1 over all pairs of row and label; 0 without any."""
-    return float(_f1(targets.reshape(1, -1), predictions.reshape(1, -1), axis=1, undefined=0.0)[0])
-
-
-def f1_macro(targets: NDArray[Any], predictions: NDArray[Any]) -> float:
-    """Return the mean F1 of the labels; 0 for a label that no row has and none is predicted to."""
-    return float(_f1(targets, predictions, axis=0, undefined=0.0).mean())
-
-
-def _f1(t: NDArray[Any], p: NDArray[Any], *, axis: int, undefined: float) -> FloatArray:
-    """Return 2 TP / (2 TP + FP + FN) along an axis of booleans."""
-    right = (t & p).sum(axis=axis).astype(np.float64)
-    total = t.sum(axis=axis).astype(np.float64) + p.sum(axis=axis)
-    return np.where(total > 0, 2 * right / np.maximum(total, 1.0), undefined)
 
 
 def _from_columns(table: Table, own: Sequence[str]) -> list[tuple[str, ...] | None]:

@@ -76,6 +76,22 @@ class SupervisedFineTuning(DecoderTask):
             "name them, e.g. --columns messages=NAME or --prompt NAME --completion NAME",
         )
 
+    @classmethod
+    def check_fit(cls, table: Table, names: Mapping[str, str]) -> None:
+        """Check the first rows; text beside other columns is not taken for text to learn.
+
+        Raises:
+            DataError: if they are not what this task learns from.
+        """
+        if set(names) == {"text"} and len(table.column_names) > 1:
+            raise DataError(
+                "task",
+                None,
+                f"{table.source} has more columns than {names['text']!r}, so it is not plain text",
+                f"name the --task ({cls.name} learns the text as a whole)",
+            )
+        super().check_fit(table, names)
+
     def clean(self, table: Table) -> Examples:
         """Return the rows that can be learned from, each as what it means."""
         names = self.find_columns(self.settings.column_names(), table)
