@@ -20,7 +20,7 @@ _SPARE_TOKENS = 8
 class LanguageTask(Task):
     """Learns tokens: reports loss, perplexity and token accuracy over all learned tokens."""
 
-    metrics = ("loss", "perplexity", "token_accuracy")
+    metrics: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "token_accuracy")
     predicts: ClassVar[tuple[Needs, ...]] = ("text",)
 
     def loss_metric(self, name: str, scores: Scores) -> tuple[float, FloatArray]:

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from autopeft.costs.objectives import Objective
 from autopeft.errors import DataError
 from autopeft.models.output_scale import has_output_bias
-from autopeft.tasks.base import Evaluation, Scores, Task
+from autopeft.tasks.base import IntArray, Scores, Task
 from autopeft.tasks.batch import Batch
 from autopeft.tasks.columns import Column
 from autopeft.tasks.data import EncodedSplit, OutputScale, SplitName, TaskData
 from autopeft.tasks.encoding import encode_texts
 from autopeft.tasks.examples import Examples, is_missing
 from autopeft.tasks.labels import has_head
+from autopeft.tasks.metrics import Needs
 from autopeft.tasks.reading import Table
 from autopeft.tasks.text_classification import LABEL_NAMES, TextClassification, row_logits
-
-FloatArray = NDArray[np.float64]
 
 _NUMBER_NAMES = ("score", "similarity_score", "similarity", "rating", "value", "number")
 _STRATA = 5
@@ -53,12 +50,8 @@ class Regression(TextClassification):
         *TextClassification.columns[:2],
         Column("label", "number", "the number", names=(*_NUMBER_NAMES, *LABEL_NAMES)),
     )
-    metrics = (
-        *(Objective(name, "maximize") for name in ("pearson", "spearman")),
-        *(Objective(name, "minimize") for name in ("mse", "mae")),
-        Objective("r2", "maximize"),
-        Objective("loss", "minimize"),
-    )
+    metrics = ("pearson", "spearman", "mse", "mae", "r2", "loss")
+    predicts: ClassVar[tuple[Needs, ...]] = ("values",)
     scale: OutputScale = OutputScale()
 
     @classmethod
@@ -162,48 +155,8 @@ class Regression(TextClassification):
         targets = (batch.labels.float() - self.scale.shift) / self.scale.factor
         return (outputs - targets) ** 2
 
-    def summarize(self, scores: Scores, split: EncodedSplit, rows: NDArray[np.int64]) -> Evaluation:
-        """Return correlations, errors in the unit of the numbers, R squared and loss.
-
-        The mean of the row qualities is the quality: of a correlation, products of standardized
-        values; of R squared, one less the squared error over the variance of the targets.
-        """
-        targets = split.row_arrays["labels"][rows].astype(np.float64)
-        predictions = scores["prediction"]
-        qualities = row_qualities(targets, predictions)
-        loss = float(scores["loss"].mean())
-        metrics = {name: float(values.mean()) for name, values in qualities.items()}
-        own = qualities.get(self.quality.name, scores["loss"])
-        return Evaluation(loss, {**metrics, "loss": loss}, own * self.quality.sign())
-
-
-def row_qualities(targets: FloatArray, predictions: FloatArray) -> dict[str, FloatArray]:
-    """Return for each metric one value per row, whose mean is the metric.
-
-    Correlation with a constant is 0, and R squared of constant targets is NaN.
-    """
-    squares = (targets - predictions) ** 2
-    spread = targets.var()
-    explained = 1.0 - squares / spread if spread > 0 else np.full_like(squares, np.nan)
-    return {
-        "pearson": _products(targets, predictions),
-        "spearman": _products(_ranks(targets), _ranks(predictions)),
-        "mse": squares,
-        "mae": np.abs(targets - predictions),
-        "r2": explained,
-    }
-
-
-def _products(x: FloatArray, y: FloatArray) -> FloatArray:
-    """Return products of standardized values: their mean is Pearson's correlation."""
-    if np.ptp(x) == 0.0 or np.ptp(y) == 0.0:
-        return np.zeros_like(x)
-    found: FloatArray = (x - x.mean()) * (y - y.mean()) / (x.std() * y.std())
-    return found
-
-
-def _ranks(values: FloatArray) -> FloatArray:
-    """Return ranks from 0; equal values share their mean rank."""
-    _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ranks: FloatArray = (np.cumsum(counts) - (counts + 1) / 2.0)[group]
-    return ranks
+    def outputs(
+        self, needs: Needs, scores: Scores, split: EncodedSplit, rows: IntArray
+    ) -> tuple[Any, Any]:
+        """Return each row's number and the predicted one, in the data's own unit."""
+        return split.row_arrays["labels"][rows].astype(np.float64), scores["prediction"]

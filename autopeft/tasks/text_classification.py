@@ -52,7 +52,7 @@ class TextClassification(Task):
     target = "label"
     identity: ClassVar[tuple[str, ...]] = ("text", "text_pair")
     auto_class = "AutoModelForSequenceClassification"
-    metrics = ("accuracy", "f1", "matthews", "loss")
+    metrics: ClassVar[tuple[str, ...]] = ("accuracy", "f1", "matthews", "loss")
     predicts: ClassVar[tuple[Needs, ...]] = ("labels", "scores")
 
     task_of_lists: ClassVar[str] = "multi-label-classification"
