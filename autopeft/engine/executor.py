@@ -4,24 +4,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from autopeft.engine.job_execution import JOB_ERRORS, JobExecution
+from autopeft.engine.loaded_model import LoadedModel
 from autopeft.engine.messages import Job, Message, WorkerContext, is_final
 from autopeft.errors import MultiAdapterError
-from autopeft.models.backbone import Backbone, load_backbone
-from autopeft.models.multi_adapter import MultiAdapter, can_share_batch_in
-from autopeft.profiling.output_positions import narrow_modules
-from autopeft.tasks.base import Task
-from autopeft.tasks.registry import make_task
-from autopeft.training.acceleration import NO_ACCELERATION, Acceleration
-from autopeft.training.activation_cache import ActivationCache
-from autopeft.training.last_block import LastBlock
+from autopeft.models.multi_adapter import can_share_batch_in
 from autopeft.training.multi_trainer import MultiTrainer
-from autopeft.training.precision import choose_precision
 
 
-class Executor:
+class Executor(LoadedModel):
     """Loads the base model once, then runs one list of jobs after another on it.
 
     The jobs of a list reach their rungs together; where they can be, they are trained in one
@@ -42,41 +34,7 @@ class Executor:
     """
 
     def __init__(self, context: WorkerContext) -> None:
-        self.context = context
-        settings = context.settings
-        self.task: Task = make_task(settings, context.data)
-        self.backbone: Backbone = load_backbone(
-            settings.model,
-            auto_class=self.task.auto_class,
-            model_kwargs=self.task.model_kwargs(),
-            revision=settings.model_revision,
-            device=context.device,
-            role_map=settings.role_map,
-            quantization=settings.quantization,
-        )
-        model, layout = self.backbone.model, self.backbone.layout
-        self.precision = choose_precision(settings.precision, context.device, model)
-        self.activation_cache: ActivationCache | None = None
-        if settings.activation_cache:
-            self.activation_cache = ActivationCache(
-                model,
-                layout.blocks,
-                context.data,
-                device=context.device,
-                precision=self.precision,
-                max_bytes=int(settings.activation_cache_gb * 2**30),
-                folder=Path(context.cache_folder) if context.cache_folder else None,
-            )
-        self.last_block: Acceleration = NO_ACCELERATION
-        if context.window is not None:
-            self.last_block = LastBlock(
-                model,
-                layout.blocks[-1],
-                narrow_modules(model, layout),
-                self.task,
-                context.window,
-                precision=self.precision,
-            )
+        super().__init__(context)
         self.trains_together = True
         self.has_compared = False
         self._jobs: tuple[Job, ...] = ()
@@ -147,18 +105,11 @@ class Executor:
         return failed
 
     def _multi_trainer(self) -> MultiTrainer:
-        started = {index: execution.start() for index, execution in self._executions.items()}
-        lowest = [run.job.candidate.plan.lowest_layer for run in self._executions.values()]
-        cut, cache = min(layer for layer in lowest if layer is not None), self.activation_cache
+        trainers = {index: execution.start() for index, execution in self._executions.items()}
+        lowest = [trainer.attached.candidate.plan.lowest_layer for trainer in trainers.values()]
         return MultiTrainer(
-            {index: training for index, (_, training) in started.items()},
-            MultiAdapter({index: attached for index, (attached, _) in started.items()}),
-            self.task,
-            self.context.data,
-            device=self.context.device,
-            precision=self.precision,
-            cache=NO_ACCELERATION if cache is None else cache.below(cut),
-            last_block=self.last_block,
+            trainers,
+            self.setup_above(min(layer for layer in lowest if layer is not None)),
             # Unless the user asked for it, training together must prove faster once.
             must_pay=self.context.settings.trials_per_worker is None and not self.has_compared,
         )

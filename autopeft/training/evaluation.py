@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from autopeft.tasks.base import BatchScores, Evaluation, SplitScores, Task
+from autopeft.tasks.base import BatchScores, Evaluation, SplitScores
 from autopeft.tasks.batch import collate
-from autopeft.tasks.data import SplitName, TaskData
-from autopeft.training.acceleration import NO_ACCELERATION, Acceleration
+from autopeft.tasks.data import SplitName
 from autopeft.training.batching import IntArray, evaluation_batches
-from autopeft.training.precision import Precision, autocast, rounded_once
+from autopeft.training.precision import rounded_once
+from autopeft.training.setup import TrainingSetup
 
 TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536}
 """Padded tokens of an evaluation batch: enough to keep the device busy, but small in memory."""
@@ -18,42 +18,32 @@ TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536}
 
 def evaluate(
     model: torch.nn.Module,
-    task: Task,
-    data: TaskData,
+    setup: TrainingSetup,
     split: SplitName,
     *,
-    device: str,
     rows: IntArray | None = None,
-    precision: Precision = "fp32",
-    cache: Acceleration = NO_ACCELERATION,
-    last_block: Acceleration = NO_ACCELERATION,
 ) -> Evaluation:
     """Score the rows of a split. The model is in evaluation mode afterwards.
 
     Args:
         model: Model with its adapters.
-        task: Scores batches and summarizes the scores.
-        data: The encoded data.
+        setup: Scores batches and summarizes the scores.
         split: Name of the split.
-        device: Device of the model.
         rows: Positions in the split, each once, and the order of the result's `rows`; None: all.
-        precision: Precision of the computation.
-        cache: Skips the frozen blocks below the lowest adapter.
-        last_block: Skips positions of the last block that are not read.
     """
     model.eval()
-    source = data.splits[split]
+    device, source = setup.device, setup.data.splits[split]
     wanted = np.arange(len(source), dtype=np.int64) if rows is None else rows
     budget = TOKEN_BUDGET.get(torch.device(device).type, TOKEN_BUDGET["cpu"])
     order: list[IntArray] = []
     scored: list[BatchScores] = []
-    with torch.inference_mode(), rounded_once(model, precision, device):
+    with torch.inference_mode(), rounded_once(model, setup.precision, device):
         for places in evaluation_batches(source.lengths[wanted], budget):
-            batch = collate(data, split, wanted[places], device)
-            with autocast(precision, device), cache.serving(batch), last_block.serving(batch):
-                scored.append(task.score(model, batch))
+            batch = collate(setup.data, split, wanted[places], device)
+            with setup.forward(batch):
+                scored.append(setup.task.score(model, batch))
             order.append(places)
-    return task.summarize(_joined(np.concatenate(order), scored, source.targets[wanted]))
+    return setup.task.summarize(_joined(np.concatenate(order), scored, source.targets[wanted]))
 
 
 def _joined(order: IntArray, scored: list[BatchScores], targets: IntArray) -> SplitScores:

@@ -14,7 +14,6 @@ from training_samples import split_of, tiny_bert, tiny_llama
 
 from autopeft.models.attach import attach
 from autopeft.models.backbone import Backbone
-from autopeft.models.multi_adapter import MultiAdapter
 from autopeft.models.sites import prompt_site
 from autopeft.plan import MODEL, AdapterPlan, Candidate, LayerSpec, TrainSettings
 from autopeft.profiling.measure import price_table
@@ -28,6 +27,7 @@ from autopeft.training.activation_cache import ActivationCache
 from autopeft.training.attention import training_attention
 from autopeft.training.last_block import LastBlock
 from autopeft.training.multi_trainer import MultiTrainer
+from autopeft.training.setup import TrainingSetup
 from autopeft.training.trainer import Trainer
 
 _PAD = 2
@@ -199,13 +199,9 @@ def _trainings(
             attached,
             Trainer(
                 attached,
-                task,
-                data,
+                TrainingSetup(task, data, cache=cache, last_block=last_block),
                 train,
                 seed=0,
-                precision="fp32",
-                cache=cache,
-                last_block=last_block,
             ),
         )
         attached.park()
@@ -234,10 +230,7 @@ def test_whole_trainings_learn_the_same_alone_and_together(
     candidates = list(_trainings(backbone, data, task, window))
     together = MultiTrainer(
         {index: training for index, (_, training) in enumerate(candidates)},
-        MultiAdapter({index: attached for index, (attached, _) in enumerate(candidates)}),
-        task,
-        data,
-        last_block=last_block_of(backbone, task, window),
+        TrainingSetup(task, data, last_block=last_block_of(backbone, task, window)),
     )
     together.train_to(25)
     for index, (attached, training) in enumerate(candidates):
