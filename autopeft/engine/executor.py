@@ -40,7 +40,6 @@ class Executor(LoadedModel):
         self._jobs: tuple[Job, ...] = ()
         self._executions: dict[int, JobExecution] = {}
         self._rung = 0
-        self._has_started = False
         self._together: MultiTrainer | None = None
 
     def begin(self, jobs: Sequence[Job]) -> None:
@@ -52,12 +51,11 @@ class Executor(LoadedModel):
         self._jobs = tuple(jobs)
         self._executions = {index: JobExecution(self, job) for index, job in enumerate(jobs)}
         self._rung = 0
-        self._has_started = False
 
     def advance(self) -> dict[int, Message]:
         """Train to the next message of each job; return them by the job's index."""
         messages: dict[int, Message] = {}
-        if not self._has_started:
+        if self._rung == 0:
             messages |= self._start()
         if self._together is not None and self._executions:
             messages |= self._train_together(self._together)
@@ -86,10 +84,7 @@ class Executor(LoadedModel):
         self._together = None
 
     def _start(self) -> dict[int, Message]:
-        """Attach each of several jobs and park it; return the failures by index."""
-        self._has_started = True
-        if len(self._jobs) == 1:
-            return {}
+        """Attach each job and park it; return the failures by index."""
         failed: dict[int, Message] = {}
         for index, execution in tuple(self._executions.items()):
             try:
@@ -99,8 +94,11 @@ class Executor(LoadedModel):
                 failed[index] = execution.failure(error)
                 self.drop([index])
         layout = self.backbone.layout
-        fits = all(can_share_batch_in(job.candidate, layout) for job in self._jobs)
-        if fits and len(self._executions) > 1 and self.trains_together:
+        if (
+            self.trains_together
+            and len(self._executions) > 1
+            and all(can_share_batch_in(job.candidate, layout) for job in self._jobs)
+        ):
             self._together = self._multi_trainer()
         return failed
 
@@ -151,13 +149,10 @@ class Executor(LoadedModel):
         return self._start()
 
     def _advance(self, execution: JobExecution) -> Message:
-        is_shared = len(self._jobs) > 1
         try:
-            if is_shared:
-                execution.unpark()
+            execution.unpark()
             return execution.advance()
         except JOB_ERRORS as error:
             return execution.failure(error)
         finally:
-            if is_shared:
-                execution.park()
+            execution.park()

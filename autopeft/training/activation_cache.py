@@ -199,7 +199,7 @@ class _Cut:
         for part in evaluation_batches(lengths, FILL_TOKENS):
             batch = collate(self._cache.data, split, rows[part], self._cache.device)
             with self._cache.highest_below(self._cut, split, rows[part]):
-                store.put(rows[part], _hidden_of(self._run_to(self._cut - 1, batch)))
+                store.put(rows[part], hidden_of(self._run_to(self._cut - 1, batch)))
 
     def skipping(
         self, store: ActivationStore, rows: NDArray[np.int64]
@@ -215,10 +215,10 @@ class _Cut:
         devices = [self._cache.device] if torch.device(self._cache.device).type == "cuda" else []
         with torch.random.fork_rng(devices):
             torch.manual_seed(0)
-            plain = _hidden_of(self._run_to(last, batch))
+            plain = hidden_of(self._run_to(last, batch))
             torch.manual_seed(0)
             with self._skipping(hidden):
-                served = _hidden_of(self._run_to(last, batch))
+                served = hidden_of(self._run_to(last, batch))
         is_token = batch.attention_mask.bool()
         tolerance = TOLERANCE[self._cache.precision]
         if verified(served[is_token], plain[is_token], tolerance, what=self._cache.description):
@@ -228,19 +228,7 @@ class _Cut:
 
     def _run_to(self, layer: int, batch: Batch) -> Any:
         """Run the model up to and including a block; return that block's output."""
-        block = self._cache.blocks()[layer]
-
-        def stop(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            raise _Reached(output)
-
-        handle = block.register_forward_hook(stop)
-        try:
-            self._cache.model(**batch.model_inputs())
-        except _Reached as reached:
-            return reached.args[0]
-        finally:
-            handle.remove()
-        raise RuntimeError(f"{self._cache.block_paths[layer]} was not called")
+        return block_output(self._cache.model, self._cache.blocks()[layer], batch)
 
     @contextmanager
     def _skipping(self, hidden: torch.Tensor) -> Iterator[None]:
@@ -269,7 +257,23 @@ class _Reached(Exception):
     """Ends a forward pass at a block; its argument is that block's output."""
 
 
-def _hidden_of(output: Any) -> torch.Tensor:
+def block_output(model: nn.Module, block: nn.Module, batch: Batch) -> Any:
+    """Run the model up to and including a block; return that block's output."""
+
+    def stop(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        raise _Reached(output)
+
+    handle = block.register_forward_hook(stop)
+    try:
+        model(**batch.model_inputs())
+    except _Reached as reached:
+        return reached.args[0]
+    finally:
+        handle.remove()
+    raise RuntimeError(f"the block {type(block).__name__} was not called")
+
+
+def hidden_of(output: Any) -> torch.Tensor:
     """Return the hidden states in a block's output, shape (b, t, width)."""
     hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
     return hidden

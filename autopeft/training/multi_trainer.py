@@ -113,9 +113,15 @@ class MultiTrainer:
         self._is_checked = True
         # The first pass finds kernels and fills caches, so a pass to be timed is run twice.
         for _ in range(2 if self._must_pay else 1):
-            alone, alone_seconds = self._dry_steps_alone(rows)
+            losses, alone_seconds = [], 0.0
+            for index, own in zip(self._trainers, rows, strict=True):
+                with self._candidates.alone(index) as model:
+                    loss, more = self._dry_step(model, [own])
+                losses.append(loss[0])
+                alone_seconds += more
             with self._candidates.placed() as model:
                 together, seconds = self._dry_step(model, rows)
+        alone = torch.stack(losses)
         scale = alone.abs().clamp(min=1e-3)  # Each loss is compared relative to itself.
         verified(
             together / scale,
@@ -128,16 +134,6 @@ class MultiTrainer:
             raise MultiAdapterError(
                 f"candidates together train {alone_seconds / seconds:.2f} times as fast as alone"
             )
-
-    def _dry_steps_alone(self, rows: Sequence[IntArray]) -> tuple[torch.Tensor, float]:
-        """Return the loss of each candidate alone, shape (len(rows),), and the seconds of all."""
-        losses, seconds = [], 0.0
-        for index, own in zip(self._trainers, rows, strict=True):
-            with self._candidates.alone(index) as model:
-                loss, more = self._dry_step(model, [own])
-            losses.append(loss[0])
-            seconds += more
-        return torch.stack(losses), seconds
 
     def _dry_step(
         self, model: torch.nn.Module, rows: Sequence[IntArray]

@@ -176,9 +176,10 @@ def test_what_passed_with_a_prompt_is_checked_again_without() -> None:
     backbone = build("llama")
     task, window = task_of(backbone)
     last_block, batch = last_block_of(backbone, task, window), batch_of(backbone)
+    last = backbone.layout.blocks[-1]
     for spec in (LayerSpec(0, MODEL, "prompt_tuning", 4), LayerSpec(0, "attn.v", "lora", 2)):
         with attach(backbone, candidate_of(AdapterPlan([spec])), seed=0) as attached:
-            calls = tokens_seen(attached.model.get_submodule("lm_head"))
+            calls = tokens_seen(backbone.model.get_submodule(f"{last}.mlp"))
             gradients(attached, task, batch, last_block)
         assert len(calls) == 3  # The loss, and twice for the check.
 
