@@ -60,7 +60,13 @@ class Executor(LoadedModel):
         if self._together is not None and self._executions:
             messages |= self._train_together(self._together)
         for index, execution in tuple(self._executions.items()):
-            messages[index] = self._advance(execution)
+            try:
+                execution.unpark()
+                messages[index] = execution.advance()
+            except JOB_ERRORS as error:
+                messages[index] = execution.failure(error)
+            finally:
+                execution.park()
             if is_final(messages[index]):
                 self.drop([index])
         self._rung += 1
@@ -93,24 +99,19 @@ class Executor(LoadedModel):
             except JOB_ERRORS as error:
                 failed[index] = execution.failure(error)
                 self.drop([index])
-        layout = self.backbone.layout
+        layout, settings = self.backbone.layout, self.context.settings
+        trainers = {index: execution.start() for index, execution in self._executions.items()}
         if (
             self.trains_together
-            and len(self._executions) > 1
+            and len(trainers) > 1
             and all(can_share_batch_in(job.candidate, layout) for job in self._jobs)
         ):
-            self._together = self._multi_trainer()
-        return failed
-
-    def _multi_trainer(self) -> MultiTrainer:
-        trainers = {index: execution.start() for index, execution in self._executions.items()}
-        lowest = [trainer.attached.candidate.plan.lowest_layer for trainer in trainers.values()]
-        return MultiTrainer(
-            trainers,
-            self.setup_above(min(layer for layer in lowest if layer is not None)),
+            plans = [execution.job.candidate.plan for execution in self._executions.values()]
+            cut = min(plan.lowest_layer for plan in plans if plan.lowest_layer is not None)
             # Unless the user asked for it, training together must prove faster once.
-            must_pay=self.context.settings.trials_per_worker is None and not self.has_compared,
-        )
+            must_pay = settings.trials_per_worker is None and not self.has_compared
+            self._together = MultiTrainer(trainers, self.setup_above(cut), must_pay=must_pay)
+        return failed
 
     def _train_together(self, trainer: MultiTrainer) -> dict[int, Message]:
         """Train to where all jobs report next; return the failures on the way by index."""
@@ -147,12 +148,3 @@ class Executor(LoadedModel):
         self.clear()
         self._executions = {index: JobExecution(self, self._jobs[index]) for index in under_way}
         return self._start()
-
-    def _advance(self, execution: JobExecution) -> Message:
-        try:
-            execution.unpark()
-            return execution.advance()
-        except JOB_ERRORS as error:
-            return execution.failure(error)
-        finally:
-            execution.park()

@@ -77,6 +77,7 @@ class ActivationCache:
         self.device = device
         self.precision = precision
         self.setup_seconds = 0.0
+        self.description = f"the activation cache of {type(model).__name__}"
         # Lower blocks can be skipped only if the blocks form a chain.
         self.is_off = not is_chain(self.block_paths)
         self._max_bytes = max_bytes
@@ -86,11 +87,7 @@ class ActivationCache:
         self._cuts: dict[int, _Cut] = {}
 
     def below(self, lowest_layer: int | None) -> Acceleration:
-        """Return the acceleration that skips the blocks below a plan's lowest adapted one.
-
-        Args:
-            lowest_layer: `plan.lowest_layer`; None (no adapter, only a head): all blocks.
-        """
+        """Return what skips the blocks below a plan's lowest adapted one; None (a head): all."""
         cut = len(self.block_paths) if lowest_layer is None else lowest_layer
         if cut == 0 or self.is_off:
             return NO_ACCELERATION
@@ -100,11 +97,6 @@ class ActivationCache:
         """Serve nothing from now on."""
         self.is_off = True
         self._stores.clear()
-
-    @property
-    def description(self) -> str:
-        """The cache's name in a warning."""
-        return f"the activation cache of {type(self.model).__name__}"
 
     def blocks(self) -> list[nn.Module]:
         """Return the blocks as they are now: an adapter may have replaced one."""
@@ -117,7 +109,8 @@ class ActivationCache:
         for lower in sorted((c for c in self._cuts if c < cut), reverse=True):
             held = self._stores.get((lower, split))
             if held is not None and not len(held[0].missing(rows)):
-                return self._cuts[lower].skipping(held[0], rows)
+                own = self._cuts[lower]
+                return own.skipping(own.states(held[0], rows))
         return nullcontext()
 
     def store(self, cut: int, split: SplitName, width: int) -> ActivationStore | None:
@@ -159,7 +152,7 @@ class _Cut:
     def serving(self, batch: Batch) -> Iterator[None]:
         """Skip the lower blocks for this batch; compute and keep what is not cached yet."""
         hidden = None if self._cache.is_off else self._hidden(batch)
-        with nullcontext() if hidden is None else self._skipping(hidden):
+        with nullcontext() if hidden is None else self.skipping(hidden):
             yield
 
     def _hidden(self, batch: Batch) -> torch.Tensor | None:
@@ -175,7 +168,7 @@ class _Cut:
             missing = store.missing(np.unique(batch.rows))
             if len(missing):
                 self._fill(store, batch.split, missing)
-            hidden = store.get(batch.rows, self._cache.device, self._dtype)
+            hidden = self.states(store, batch.rows)
             is_good = self._is_checked or self._check(batch, hidden)
         if len(missing):
             self._cache.setup_seconds += time.perf_counter() - started
@@ -201,11 +194,9 @@ class _Cut:
             with self._cache.highest_below(self._cut, split, rows[part]):
                 store.put(rows[part], hidden_of(self._run_to(self._cut - 1, batch)))
 
-    def skipping(
-        self, store: ActivationStore, rows: NDArray[np.int64]
-    ) -> AbstractContextManager[None]:
-        """Skip the blocks below this cut for rows that are all cached."""
-        return self._skipping(store.get(rows, self._cache.device, self._dtype))
+    def states(self, store: ActivationStore, rows: NDArray[np.int64]) -> torch.Tensor:
+        """Return what enters the block at the cut for rows that are all cached."""
+        return store.get(rows, self._cache.device, self._dtype)
 
     def _check(self, batch: Batch, hidden: torch.Tensor) -> bool:
         """Compare the last block's output with and without the cache, once."""
@@ -217,7 +208,7 @@ class _Cut:
             torch.manual_seed(0)
             plain = hidden_of(self._run_to(last, batch))
             torch.manual_seed(0)
-            with self._skipping(hidden):
+            with self.skipping(hidden):
                 served = hidden_of(self._run_to(last, batch))
         is_token = batch.attention_mask.bool()
         tolerance = TOLERANCE[self._cache.precision]
@@ -231,7 +222,7 @@ class _Cut:
         return block_output(self._cache.model, self._cache.blocks()[layer], batch)
 
     @contextmanager
-    def _skipping(self, hidden: torch.Tensor) -> Iterator[None]:
+    def skipping(self, hidden: torch.Tensor) -> Iterator[None]:
         """Make the lower blocks return their input, and the last of them `hidden`."""
 
         def return_input(hidden_states: torch.Tensor, *_rest: Any, **_options: Any) -> Any:
@@ -285,14 +276,7 @@ class ActivationStore:
     One state per token, concatenated like the split's tokens, and filled row by row. With a file,
     every process that opens it sees the rows that any of them has filled. Two that fill the same
     row at once write the same values, so no lock is needed; a row is marked as filled only after
-    its values are written.
-
-    Args:
-        split: The rows.
-        width: Size of a hidden state.
-        dtype: Stored type: float32, or bfloat16 at half the size.
-        device: Where the states are kept if not in a file.
-        path: File to map; None: memory of this process.
+    its values are written. Without a `path` the states are kept on the device.
     """
 
     def __init__(
@@ -327,12 +311,7 @@ class ActivationStore:
         return rows[is_missing]
 
     def put(self, rows: NDArray[np.int64], hidden: torch.Tensor) -> None:
-        """Fill rows.
-
-        Args:
-            rows: Positions in the split, shape (b,).
-            hidden: Their hidden states, padded on the right, shape (b, t, width).
-        """
+        """Fill rows (b,) with their hidden states, padded on the right, shape (b, t, width)."""
         positions, is_token = token_positions(self._split, rows)
         tokens = torch.from_numpy(is_token).to(hidden.device)
         self._states[positions[is_token]] = hidden[tokens].to(

@@ -193,10 +193,7 @@ def _additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 def fastest_kernel(device: str, length: int, width: int) -> Kernel:
     """Return the kernel that computes bf16 attention fastest, forward and back; measured once.
 
-    Args:
-        device: Device of the model.
-        length: Tokens of a row.
-        width: Width of a head.
+    `length` is the number of tokens in a row, `width` that of a head.
     """
     kernels: tuple[Kernel, ...] = ("fused", "fused fp32", "plain")
     if length > PLAIN_LENGTH:

@@ -25,11 +25,7 @@ def evaluate(
 ) -> Evaluation:
     """Score the rows of a split. The model is in evaluation mode afterwards.
 
-    Args:
-        model: Model with its adapters.
-        setup: Scores batches and summarizes the scores.
-        split: Name of the split.
-        rows: Positions in the split, each once, and the order of the result's `rows`; None: all.
+    `rows` are positions in the split, each once, and the order of the result's rows; None: all.
     """
     model.eval()
     device, source = setup.device, setup.data.splits[split]

@@ -22,12 +22,7 @@ def measure_latency_ms(
 ) -> float:
     """Return the median milliseconds of one forward pass, with adapters attached, not merged.
 
-    Args:
-        model: Model with its adapters.
-        data: Validation rows of median length are taken from it.
-        device: Device of the model.
-        rows: Rows per pass.
-        repeats: Passes to time, after three passes of warm-up.
+    The pass has `rows` validation rows of median length. Three passes of warm-up are not counted.
     """
     lengths = data.validation.lengths
     order = np.argsort(lengths, kind="stable")

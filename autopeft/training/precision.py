@@ -32,12 +32,7 @@ MIN_GAIN = 1.2
 
 
 def choose_precision(wanted: str, device: str, model: nn.Module) -> Precision:
-    """Return the precision to train in.
-
-    Args:
-        wanted: "auto", "fp32" or "bf16".
-        device: "cpu", "cuda", "cuda:1"...
-        model: The model; wide matrices gain more than narrow ones.
+    """Return the precision to train in. "auto" measures: wide matrices gain more than narrow ones.
 
     Raises:
         SettingsError: if there is no such precision.

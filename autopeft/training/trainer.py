@@ -85,10 +85,7 @@ class Trainer:
         self._unchecked: list[torch.Tensor] = []
 
     def advance(self, to_step: int) -> RungReport:
-        """Train up to a step and score the validation split, or `rung_rows` of it.
-
-        Args:
-            to_step: Step to reach, counted from the start; at most `train.steps`.
+        """Train up to a step, counted from the start; score the validation split or `rung_rows`.
 
         Raises:
             TrainingFailure: if the loss is no longer finite.
@@ -231,13 +228,7 @@ def rung_steps(steps: int, eta: int, n: int, *, earliest: int = 1) -> tuple[int,
 
 
 def rate_factor(step: int, steps: int, warmup_fraction: float) -> float:
-    """Return the share of the peak rate at a step: linear up to 1, then linear down, never 0.
-
-    Args:
-        step: Steps done before this one.
-        steps: Steps in all.
-        warmup_fraction: Share of the steps in which the rate rises.
-    """
+    """Return the share of the peak rate at a step: linear up to 1, then linear down, never 0."""
     n_warmup = min(steps, math.ceil(steps * warmup_fraction))
     if step < n_warmup:
         return (step + 1) / n_warmup
