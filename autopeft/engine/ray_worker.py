@@ -8,17 +8,14 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray
 from ray import tune
 
-from autopeft.engine.messages import ConfirmMessage, Job
+from autopeft.engine.messages import ConfirmMessage, Job, WorkerContext
 from autopeft.utils.gc import paused_gc
 from autopeft.utils.quiet import silence
-
-if TYPE_CHECKING:
-    from autopeft.engine.messages import WorkerContext
 
 GROUP = "group"
 """Key of a Tune config: the `JobGroup` to run."""
