@@ -49,6 +49,8 @@ COSTS: Mapping[str, Objective] = {
 }
 """Every efficiency objective."""
 
+COST_PROXIES: Mapping[str, str] = {"train_seconds": "train_flops", "latency_ms": "inference_flops"}
+"""Cost that is only measured -> known cost that is roughly proportional to it."""
 
 _MINIMISED_QUALITIES = frozenset({"loss", "perplexity"})
 
