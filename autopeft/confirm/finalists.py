@@ -194,11 +194,8 @@ def tuned_lora(
     confirmed = [finalist for finalist in finalists if finalist.origin == "baseline"]
     if confirmed:
         return best_on_validation(confirmed, quality).digest
-    complete = [
-        trial
-        for trial in mark_lora_baselines(trials)
-        if trial.origin == "baseline" and trial.state == "complete"
-    ]
+    marked = mark_lora_baselines(trials)
+    complete = [t for t in marked if t.origin == "baseline" and t.state == "complete"]
     return _best_trial(complete, quality).digest if complete else None
 
 

@@ -137,8 +137,7 @@ def judge(
         elif lora_gain is not None and lora_gain.low > 0 and ratio <= _MUCH_CHEAPER:
             # How far a cheaper member may fall short and still be as good.
             margin = max(_TOLERANCE * lora_gain.gain, min(_SMALL, _SMALL_SHARE * lora_gain.gain))
-            beats_its_level = opponent is tuned or level.low > 0
-            if against.low > -margin and beats_its_level:
+            if against.low > -margin and (opponent is tuned or level.low > 0):
                 winners.append((member, against))
     return Verdict(
         bool(winners),
@@ -185,11 +184,8 @@ def _compare(pairs: Sequence[tuple[Finalist, Finalist]], seed: int) -> list[_Com
 
 def _pooled_seed_variance(finalists: Sequence[Finalist]) -> float:
     """Return the variance of one seed's mean score, pooled: three seeds alone estimate it badly."""
-    spreads = [
-        np.array([float(np.mean(s.test_rows)) for s in f.seeds])
-        for f in finalists
-        if len(f.seeds) > 1
-    ]
+    several = [f.seeds for f in finalists if len(f.seeds) > 1]
+    spreads = [np.array([float(np.mean(s.test_rows)) for s in seeds]) for seeds in several]
     freedom = sum(len(s) - 1 for s in spreads)
     if not freedom:
         return 0.0
