@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape, dense_update_flops
-from autopeft.plan import TrainSettings
 
 
 def factors_of(size: int) -> tuple[int, int]:
@@ -17,6 +15,11 @@ def factors_of(size: int) -> tuple[int, int]:
 
 class LoKr(Method):
     """x -> W x + scaling (C kron A B) x: C is full and zero at the start, A B has rank `rank`."""
+
+    peft_type = "LOKR"
+    alpha_argument = "alpha"
+    dropout_argument = "rank_dropout"  # It acts on the update's rows.
+    fixed_arguments = (("rank_dropout_scale", True),)
 
     def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
         """C, A and B."""
@@ -43,16 +46,6 @@ class LoKr(Method):
     def max_rank(self, shape: Shape) -> int:
         """At half the larger factor and above, peft would silently use a full matrix for A B."""
         return (max(factors_of(shape[0])[1], factors_of(shape[1])[1]) - 1) // 2
-
-    def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
-        """Arguments of `LoKrConfig`; its dropout acts on the update's rows."""
-        return {
-            "peft_type": "LOKR",
-            "r": rank,
-            "alpha": train.alpha_ratio * rank,
-            "rank_dropout": train.dropout,
-            "rank_dropout_scale": True,
-        }
 
 
 METHODS: tuple[Method, ...] = (
