@@ -182,10 +182,7 @@ def prepare(
             logit_tokens=lengths.mean_targets * settings.batch_size,
         )
     space = SearchSpace.from_source(
-        settings.space,
-        prices.topology,
-        steps=settings.steps,
-        batch_size=settings.batch_size,
+        settings.space, prices.topology, steps=settings.steps, batch_size=settings.batch_size
     )
     constraints = parse_constraints(settings.constraints, base_params=prices.base_params)
     note(f"space {space.name}: {space.describe()}")
@@ -193,11 +190,7 @@ def prepare(
         default = 1 if settings.backend == "local" else 0
         n_workers = settings.workers or default or _workers(device, gpus, prices, space, note)
     settings = replace(
-        settings,
-        task=task.name,
-        metric=task.quality.name,
-        workers=n_workers,
-        gpus_per_worker=gpus,
+        settings, task=task.name, metric=task.quality.name, workers=n_workers, gpus_per_worker=gpus
     )
     return PreparedSearch(
         settings,

@@ -12,11 +12,7 @@ from autopeft.confirm.finalists import choose_finalists
 from autopeft.confirm.store import ConfirmationStore
 from autopeft.costs.objectives import Objective
 from autopeft.engine.budget import Budget, BudgetTracker
-from autopeft.engine.confirmation_plan import (
-    affordable,
-    affordable_lower_ranks,
-    confirmation_jobs,
-)
+from autopeft.engine.confirmation_plan import affordable, affordable_lower_ranks, confirmation_jobs
 from autopeft.engine.messages import (
     Activity,
     ConfirmMessage,

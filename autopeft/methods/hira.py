@@ -19,9 +19,7 @@ class Hira(Method):
         """A second full product for each token; each step multiplies A and B."""
         product = 2.0 * shape[0] * shape[1]
         return dense_update_flops(
-            shape,
-            forward_per_step=rank * product,
-            backward_per_step=2 * rank * product,
+            shape, forward_per_step=rank * product, backward_per_step=2 * rank * product
         )
 
     def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:

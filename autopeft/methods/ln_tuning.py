@@ -25,10 +25,5 @@ class LnTuning(Method):
 
 
 METHODS: tuple[Method, ...] = (
-    LnTuning(
-        name="ln_tuning",
-        roles=("norm",),
-        default_ranks=(),
-        learning_rate=(1.5e-3, 4e-2),
-    ),
+    LnTuning(name="ln_tuning", roles=("norm",), default_ranks=(), learning_rate=(1.5e-3, 4e-2)),
 )

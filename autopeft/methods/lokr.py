@@ -29,11 +29,7 @@ class LoKr(Method):
     def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
         """A second full product for each token; each step multiplies A and B."""
         small = 2.0 * rank * factors_of(shape[0])[1] * factors_of(shape[1])[1]
-        return dense_update_flops(
-            shape,
-            forward_per_step=small,
-            backward_per_step=2 * small,
-        )
+        return dense_update_flops(shape, forward_per_step=small, backward_per_step=2 * small)
 
     def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
         """The input and A B; the update where the input needs a gradient."""

@@ -36,10 +36,5 @@ class Shira(Method):
 
 
 METHODS: tuple[Method, ...] = (
-    Shira(
-        name="shira",
-        learning_rate=(1.5e-3, 6e-2),
-        quantized_base=False,
-        transposed_base=False,
-    ),
+    Shira(name="shira", learning_rate=(1.5e-3, 6e-2), quantized_base=False, transposed_base=False),
 )

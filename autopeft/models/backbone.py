@@ -15,13 +15,7 @@ from autopeft.costs import Topology
 from autopeft.errors import ModelError
 from autopeft.models import checkpoint
 from autopeft.models.layout import Layout, RoleMap, find_layout
-from autopeft.models.loading import (
-    ConfigBefore,
-    auto_loader,
-    first_line,
-    load_config,
-    not_loadable,
-)
+from autopeft.models.loading import ConfigBefore, auto_loader, first_line, load_config, not_loadable
 from autopeft.models.method_hooks import SvdCache
 from autopeft.models.modules import own_parameters
 from autopeft.models.quantization import NONE, check_backend, keep_weights, load_arguments
@@ -224,9 +218,7 @@ def load_tokenizer(model: str, *, revision: str | None = None) -> Any:
     with quiet_transformers():
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(
-                model,
-                revision=revision or "main",
-                local_files_only=checkpoint.is_local_only(model),
+                model, revision=revision or "main", local_files_only=checkpoint.is_local_only(model)
             )
         except Exception as error:  # Tokenizers raise errors of many types.
             raise ModelError(

@@ -46,9 +46,7 @@ def training_attention(precision: Precision, device: str) -> AbstractContextMana
 
 
 @contextmanager
-def attention_through(
-    around: Callable[[AttentionFunction], AttentionFunction],
-) -> Iterator[None]:
+def attention_through(around: Callable[[AttentionFunction], AttentionFunction]) -> Iterator[None]:
     """Replace SDPA attention by a function around the current one within this context.
 
     Changes transformers' table of attention functions and restores it. Contexts can be nested.

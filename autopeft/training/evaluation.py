@@ -17,11 +17,7 @@ TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536}
 
 
 def evaluate(
-    model: torch.nn.Module,
-    setup: TrainingSetup,
-    split: SplitName,
-    *,
-    rows: IntArray | None = None,
+    model: torch.nn.Module, setup: TrainingSetup, split: SplitName, *, rows: IntArray | None = None
 ) -> Evaluation:
     """Score the rows of a split. The model is in evaluation mode afterwards.
 

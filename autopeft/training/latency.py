@@ -13,12 +13,7 @@ from autopeft.training.precision import seconds_of
 
 
 def measure_latency_ms(
-    model: torch.nn.Module,
-    data: TaskData,
-    *,
-    device: str,
-    rows: int = 1,
-    repeats: int = 15,
+    model: torch.nn.Module, data: TaskData, *, device: str, rows: int = 1, repeats: int = 15
 ) -> float:
     """Return the median milliseconds of one forward pass, with adapters attached, not merged.
 

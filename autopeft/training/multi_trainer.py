@@ -39,11 +39,7 @@ class MultiTrainer:
     """
 
     def __init__(
-        self,
-        trainers: Mapping[int, Trainer],
-        setup: TrainingSetup,
-        *,
-        must_pay: bool = False,
+        self, trainers: Mapping[int, Trainer], setup: TrainingSetup, *, must_pay: bool = False
     ) -> None:
         self._trainers = dict(trainers)
         self._setup = setup

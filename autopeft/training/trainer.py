@@ -126,11 +126,7 @@ class Trainer:
             self.cache_seconds += watch.cache_seconds()
 
     def evaluate(
-        self,
-        split: SplitName,
-        *,
-        precision: Precision | None = None,
-        rows: IntArray | None = None,
+        self, split: SplitName, *, precision: Precision | None = None, rows: IntArray | None = None
     ) -> Evaluation:
         """Score a split with the adapters as they are now.
 

@@ -478,8 +478,7 @@ def _pack_gain(ready: PreparedSearch, options: argparse.Namespace) -> list[dict[
         alone = _lanes(ready, backbone, ranks, n_rows)
         together = _lanes(ready, backbone, ranks, n_rows)
         packed = MultiTrainer(
-            {index: training for index, (_, training) in enumerate(together)},
-            together[0][1].setup,
+            {index: training for index, (_, training) in enumerate(together)}, together[0][1].setup
         )
 
         def step_each(steps: int, lanes: list[tuple[Attached, Trainer]] = alone) -> list[float]:

@@ -86,9 +86,7 @@ def test_nothing_is_cached_below_a_prompt(classification_data: TaskData) -> None
     assert cache.below(plan.lowest_layer) is NO_ACCELERATION
 
 
-def test_states_cached_for_others_are_not_served_to_a_prompt(
-    classification_data: TaskData,
-) -> None:
+def test_states_cached_for_others_are_not_served_to_a_prompt(classification_data: TaskData) -> None:
     task = TextClassification(classification_data.labels, 0)
     train = TrainSettings(1e-2, steps=4)
     above = AdapterPlan([LayerSpec(2, "attn.q", "lora", 2)])

@@ -37,11 +37,7 @@ def train_settings(**changes: Any) -> TrainSettings:
 
 def test_it_learns_and_reports(classification_data: TaskData, bert_with_lora: Build) -> None:
     training = Trainer(
-        bert_with_lora(),
-        _setup(classification_data),
-        train_settings(),
-        seed=0,
-        flops_per_step=10.0,
+        bert_with_lora(), _setup(classification_data), train_settings(), seed=0, flops_per_step=10.0
     )
     reports = [training.advance(step) for step in (6, 20, 60)]
     assert [report.step for report in reports] == [6, 20, 60]
@@ -78,10 +74,7 @@ def test_the_same_seed_gives_the_same_result(
 ) -> None:
     def losses(seed: int, disturb: bool = False) -> list[float]:
         training = Trainer(
-            bert_with_lora(dropout=0.3),
-            _setup(classification_data),
-            train_settings(),
-            seed=seed,
+            bert_with_lora(dropout=0.3), _setup(classification_data), train_settings(), seed=seed
         )
         first = training.advance(4)
         if disturb:  # another user of the process's random numbers, between two rungs
@@ -99,10 +92,7 @@ def test_rungs_do_not_change_the_training(
     finals = []
     for rungs in ([12], [3, 7, 12]):
         training = Trainer(
-            bert_with_lora(dropout=0.2),
-            _setup(classification_data),
-            train_settings(),
-            seed=0,
+            bert_with_lora(dropout=0.2), _setup(classification_data), train_settings(), seed=0
         )
         finals.append([training.advance(step).loss for step in rungs][-1])
     assert finals[0] == finals[1]
@@ -113,12 +103,7 @@ def test_only_planned_parameters_change(
 ) -> None:
     attached = bert_with_lora()
     before = {n: p.detach().clone() for n, p in attached.model.named_parameters()}
-    training = Trainer(
-        attached,
-        _setup(classification_data),
-        train_settings(),
-        seed=0,
-    )
+    training = Trainer(attached, _setup(classification_data), train_settings(), seed=0)
     training.train_to(3)
     for name, parameter in attached.model.named_parameters():
         assert torch.equal(parameter, before[name]) != parameter.requires_grad, name
@@ -128,12 +113,7 @@ def test_a_diverged_loss_names_step_and_rate(
     classification_data: TaskData, bert_with_lora: Build
 ) -> None:
     attached = bert_with_lora(learning_rate=3e-3)
-    training = Trainer(
-        attached,
-        _setup(classification_data),
-        train_settings(),
-        seed=0,
-    )
+    training = Trainer(attached, _setup(classification_data), train_settings(), seed=0)
     training.train_to(2)
     with torch.no_grad():
         attached.model.classifier.weight.fill_(float("nan"))
@@ -155,10 +135,7 @@ def test_bf16_ends_near_fp32(classification_data: TaskData, bert_with_lora: Buil
     precisions: tuple[Precision, ...] = ("fp32", "bf16")
     for precision in precisions:
         training = Trainer(
-            bert_with_lora(),
-            _setup(classification_data, precision),
-            train_settings(),
-            seed=0,
+            bert_with_lora(), _setup(classification_data, precision), train_settings(), seed=0
         )
         training.train_to(60)
         ends[precision] = training.evaluate("validation", precision="fp32").loss
