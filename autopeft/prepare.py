@@ -187,10 +187,7 @@ def prepare(
             logit_tokens=lengths.mean_targets * settings.batch_size,
         )
     space = SearchSpace.from_source(
-        settings.space,
-        prices.topology,
-        steps=settings.steps,
-        batch_size=settings.batch_size,
+        settings.space, prices.topology, steps=settings.steps, batch_size=settings.batch_size
     )
     constraints = parse_constraints(settings.constraints, base_params=prices.base_params)
     _check_pick_is_computed(

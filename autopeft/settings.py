@@ -178,9 +178,7 @@ class SearchSettings:
         3, "Number of rungs: how often a trial is evaluated, the end included.", minimum=1
     )
     rung_rows: int | None = _setting(
-        256,
-        "Validation rows evaluated at a rung; the last rung evaluates all rows.",
-        minimum=1,
+        256, "Validation rows evaluated at a rung; the last rung evaluates all rows.", minimum=1
     )
     activation_cache: bool = _setting(
         True,
@@ -191,9 +189,7 @@ class SearchSettings:
         2.0, "Size limit of this cache per machine, GiB.", minimum=0
     )
     precision: str = _setting(
-        "auto",
-        "Precision of the trainings: auto, fp32 or bf16.",
-        choices=("auto", "fp32", "bf16"),
+        "auto", "Precision of the trainings: auto, fp32 or bf16.", choices=("auto", "fp32", "bf16")
     )
     quantization: str = _setting(
         "none",
@@ -216,10 +212,7 @@ class SearchSettings:
         resumable=True,
     )
     gpus_per_worker: float | None = _setting(
-        None,
-        "GPUs per worker; 0.25 lets four workers share a GPU.",
-        minimum=0,
-        resumable=True,
+        None, "GPUs per worker; 0.25 lets four workers share a GPU.", minimum=0, resumable=True
     )
     trials_per_worker: int | None = _setting(
         None,

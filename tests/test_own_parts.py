@@ -18,11 +18,7 @@ from autopeft.methods.registry import METHODS
 from autopeft.tasks.registry import TASKS
 from autopeft.tasks.text_classification import TextClassification
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(300),
-    pytest.mark.filterwarnings("default"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.filterwarnings("default")]
 
 
 @pytest.fixture(autouse=True)

@@ -56,7 +56,7 @@ def test_an_encoder_is_read_at_its_first_token(tiny_model: Path, tiny_data: Path
     assert ready.window == "first"
     assert ready.prices.read_share < 0.3
     assert ready.prices.logit_weights == 0
-    assert isinstance(Executor(ready.context()).last_block, LastBlock)
+    assert isinstance(Executor(ready.context()).setup.last_block, LastBlock)
 
 
 def test_a_decoder_is_read_where_it_predicts_a_completion(causal: tuple[Path, Path]) -> None:
@@ -85,4 +85,4 @@ def test_what_cannot_be_told_is_computed_whole(
     ready = _prepared(tiny_model, tiny_data)
     assert ready.window is None
     assert ready.prices.read_share == 1.0
-    assert Executor(ready.context()).last_block is NO_ACCELERATION
+    assert Executor(ready.context()).setup.last_block is NO_ACCELERATION

@@ -118,21 +118,19 @@ def choose_finalists(
     baselines = front_of([t for t in complete if t.origin == "baseline"], objectives)
     chosen: dict[str, Trial] = {}
     if baselines:
-        for trial in (_best_trial(baselines, objectives[0]), baselines[0]):
-            chosen[trial.digest] = trial
-    for trial in complete:
-        if trial.origin == "reference":
-            chosen[trial.digest] = trial
+        tuned = _best_trial(baselines, objectives[0])
+        chosen = {t.digest: t for t in (tuned, baselines[0])}
+    chosen |= {t.digest: t for t in complete if t.origin == "reference"}
     # The empty plan is no adapter, so it takes no finalist's place and beats none.
     adapters = [t for t in complete if t.plan.specs]
     for trial in _spread(front_of(adapters, objectives), objectives, max_finalists):
         chosen.setdefault(trial.digest, trial)
-    return tuple(_nominee(trial, test_share) for trial in chosen.values())
-
-
-def _nominee(trial: Trial, test_share: float) -> Nominee:
-    scoring = trial.measured.get("validation_seconds", 0.0) * (1.0 + test_share)
-    return Nominee(trial, trial.measured.get("train_seconds", 0.0) + scoring, scoring)
+    nominees = []
+    for trial in chosen.values():
+        scoring = trial.measured.get("validation_seconds", 0.0) * (1.0 + test_share)
+        seconds = trial.measured.get("train_seconds", 0.0) + scoring
+        nominees.append(Nominee(trial, seconds, scoring))
+    return tuple(nominees)
 
 
 def _spread(
@@ -161,11 +159,8 @@ def mark_lora_baselines(trials: Sequence[Trial]) -> tuple[Trial, ...]:
     search finds a better one than the baseline grid holds, that is the tuned LoRA, and no evidence
     that something else beats LoRA.
     """
-    layers = {
-        frozenset(spec.layer for spec in trial.plan.specs)
-        for trial in trials
-        if trial.origin == "baseline"
-    }
+    baselines = [trial for trial in trials if trial.origin == "baseline"]
+    layers = {frozenset(spec.layer for spec in trial.plan.specs) for trial in baselines}
     return tuple(
         replace(trial, origin="baseline") if _is_ordinary_lora(trial.plan, layers) else trial
         for trial in trials
@@ -203,11 +198,8 @@ def tuned_lora(
     confirmed = [finalist for finalist in finalists if finalist.origin == "baseline"]
     if confirmed:
         return best_on_validation(confirmed, quality).digest
-    complete = [
-        trial
-        for trial in mark_lora_baselines(trials)
-        if trial.origin == "baseline" and trial.state == "complete"
-    ]
+    marked = mark_lora_baselines(trials)
+    complete = [t for t in marked if t.origin == "baseline" and t.state == "complete"]
     return _best_trial(complete, quality).digest if complete else None
 
 

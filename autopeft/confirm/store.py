@@ -54,10 +54,7 @@ class ConfirmationStore:
 
     @staticmethod
     def _write(
-        place: Path,
-        score: SeedScore,
-        files: Mapping[str, bytes],
-        origin: _Origin | None = None,
+        place: Path, score: SeedScore, files: Mapping[str, bytes], origin: _Origin | None = None
     ) -> None:
         with replaced_folder(place) as draft:
             for name, content in files.items():

@@ -139,8 +139,7 @@ def judge(
         elif lora_gain is not None and lora_gain.low > 0 and ratio <= _MUCH_CHEAPER:
             # How far a cheaper member may fall short and still be as good.
             margin = max(_TOLERANCE * lora_gain.gain, min(_SMALL, _SMALL_SHARE * lora_gain.gain))
-            beats_its_level = opponent is tuned or level.low > 0
-            if against.low > -margin and beats_its_level:
+            if against.low > -margin and (opponent is tuned or level.low > 0):
                 winners.append((member, against))
     return Verdict(
         bool(winners),

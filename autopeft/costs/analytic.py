@@ -90,12 +90,7 @@ def _usage(
 
 
 def block_costs(
-    topology: Topology,
-    *,
-    tokens: float,
-    memory_tokens: float,
-    rows: int,
-    float_bytes: int,
+    topology: Topology, *, tokens: float, memory_tokens: float, rows: int, float_bytes: int
 ) -> tuple[tuple[BlockCosts, ...], tuple[int, ...]]:
     """Return the kinds of block of a transformer of the usual build, and the kind of each layer.
 

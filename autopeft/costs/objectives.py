@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload
 
@@ -44,6 +44,9 @@ class Objective:
 
 
 CostFunction = Callable[["Price", "AdapterPlan"], float]
+
+COST_PROXIES: Mapping[str, str] = {"train_seconds": "train_flops", "latency_ms": "inference_flops"}
+"""Cost that is only measured -> known cost that is roughly proportional to it."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,11 @@ _FACTOR = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "p": 1e15, "e": 1e1
 _PART = re.compile(
     r"^(?P<number>\d+(?:\.\d*)?(?:e[+-]?\d+)?|\.\d+)\s*(?P<unit>[a-z]*)$", re.IGNORECASE
 )
-_REMEDY = "write e.g. 30m, 2h, 50trials, 3e15flops, or several joined by a comma"
+
+
+def _error(value: object, problem: str) -> SettingsError:
+    remedy = "write e.g. 30m, 2h, 50trials, 3e15flops, or several joined by a comma"
+    return SettingsError("budget", value, problem, remedy)
 
 
 @dataclass(frozen=True)
@@ -36,11 +40,9 @@ class Budget:
         limits = {"seconds": self.seconds, "trials": self.trials, "flops": self.flops}
         for name, limit in limits.items():
             if limit is not None and not 0 < limit < float("inf"):
-                raise SettingsError(
-                    "budget", self.text or limit, f"`{name} > 0` must hold", _REMEDY
-                )
+                raise _error(self.text or limit, f"`{name} > 0` must hold")
         if all(limit is None for limit in limits.values()):
-            raise SettingsError("budget", self.text, "a budget needs at least one limit", _REMEDY)
+            raise _error(self.text, "a budget needs at least one limit")
 
     @classmethod
     def parse(cls, text: str) -> Budget:
@@ -62,23 +64,21 @@ class Budget:
                 seconds = (seconds or 0.0) + float(number) * _SECONDS[unit]
             elif unit in ("trial", "trials", "t"):
                 if trials is not None or float(number) != int(float(number)):
-                    raise SettingsError(
-                        "budget", text, "trials must be a whole number, named once", _REMEDY
-                    )
+                    raise _error(text, "trials must be a whole number, named once")
                 trials = int(float(number))
             elif unit.endswith(("flop", "flops")) and unit[: unit.index("flop")] in _FACTOR:
                 if flops is not None:
-                    raise SettingsError("budget", text, "FLOPs may be named once", _REMEDY)
+                    raise _error(text, "FLOPs may be named once")
                 flops = float(number) * _FACTOR[unit[: unit.index("flop")]]
             else:
-                raise SettingsError("budget", text, f"cannot read {part!r}", _REMEDY)
+                raise _error(text, f"cannot read {part!r}")
         return cls(seconds, trials, flops, text)
 
 
 def _parts(text: str) -> list[str]:
     """Split "1h30m, 50 trials" into ["1h", "30m", "50trials"]."""
     if not isinstance(text, str):
-        raise SettingsError("budget", text, "must be a text with units", _REMEDY)
+        raise _error(text, "must be a text with units")
     joined = re.sub(r"(?<=[\d.])\s+(?=[a-z])", "", text.strip(), flags=re.IGNORECASE)
     pieces = [piece for piece in re.split(r"[,;\s]+|(?<![eE])\+", joined) if piece]
     parts: list[str] = []

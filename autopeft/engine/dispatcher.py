@@ -12,11 +12,7 @@ from autopeft.confirm.finalists import choose_finalists
 from autopeft.confirm.store import ConfirmationStore
 from autopeft.costs.objectives import Objective
 from autopeft.engine.budget import Budget, BudgetTracker
-from autopeft.engine.confirmation_plan import (
-    affordable,
-    affordable_lower_ranks,
-    confirmation_jobs,
-)
+from autopeft.engine.confirmation_plan import affordable, affordable_lower_ranks, confirmation_jobs
 from autopeft.engine.messages import (
     Activity,
     ConfirmMessage,
@@ -56,6 +52,15 @@ class Progress:
     n_confirmed: int
     n_to_confirm: int
     seconds_left: float
+
+
+@dataclass
+class _Running:
+    """A job that a worker runs; `flops` are those that its trial has reported."""
+
+    trial: Trial | None
+    started: float
+    flops: float = 0.0
 
 
 class Dispatcher:
@@ -106,8 +111,7 @@ class Dispatcher:
         self._test_share = test_share
         self._expected: dict[str, float] = {}
         self._on_progress = on_progress
-        self._running: dict[tuple[str, str, int], Trial | None] = {}
-        self._flops_at: dict[int, float] = {}
+        self._running: dict[tuple[str, str, int], _Running] = {}
         self._queue: deque[Job] = deque()
         self._early: deque[Job] = deque()
         self._confirmed = set(store.done())
@@ -115,7 +119,6 @@ class Dispatcher:
         self._n_confirmed = 0
         self._n_to_confirm = 0
         self._longest_job = 0.0
-        self._started_at: dict[tuple[str, str, int], float] = {}
         self.phase: Phase = "search"
         self._phase_seconds: dict[str, float] = {}
         self._phase_began = self._ticked = time.monotonic()
@@ -131,7 +134,7 @@ class Dispatcher:
             job = self._next_trial()
             if job is not None:
                 return job
-            if any(trial is not None for trial in self._running.values()):
+            if any(running.trial is not None for running in self._running.values()):
                 return self._early_confirmation()
             self._begin_confirmation()
         if self.phase == "confirmation":
@@ -225,8 +228,7 @@ class Dispatcher:
         return job
 
     def _note_start(self, job: Job, trial: Trial | None) -> None:
-        self._running[job.key] = trial
-        self._started_at[job.key] = time.monotonic()
+        self._running[job.key] = _Running(trial, time.monotonic())
         self._notify()
 
     # --- taking messages -------------------------------------------------------------------------
@@ -253,12 +255,12 @@ class Dispatcher:
         return self._take_rung(job, message)
 
     def _take_rung(self, job: Job, message: RungMessage) -> bool:
-        trial = self._running.get(job.key)
-        if trial is None:
+        running = self._running.get(job.key)
+        if running is None or (trial := running.trial) is None:
             return False
         report = message.report
-        self._budget.spend(flops=report.flops - self._flops_at.get(job.number, 0.0))
-        self._flops_at[job.number] = report.flops
+        self._budget.spend(flops=report.flops - running.flops)
+        running.flops = report.flops
         decision = self._controller.report(trial, report.step, report.score)
         if message.is_last:
             quality = report.metrics[self._controller.objectives[0].name]
@@ -276,10 +278,10 @@ class Dispatcher:
 
     def fail(self, job: Job, reason: str) -> None:
         """Mark the job failed; it sends no more messages."""
-        trial = self._running.get(job.key)
-        if trial is not None:
-            self._controller.tell(trial, failed=reason)
-        elif job.kind == "confirm" and job.key in self._running:
+        running = self._running.get(job.key)
+        if running is not None and running.trial is not None:
+            self._controller.tell(running.trial, failed=reason)
+        elif running is not None:
             self.warnings.append(f"confirming {job.candidate.digest} failed: {reason}")
         self._end(job)
 
@@ -288,11 +290,9 @@ class Dispatcher:
         return job.key in self._running
 
     def _end(self, job: Job) -> None:
-        self._running.pop(job.key, None)
-        self._flops_at.pop(job.number, None)
-        began = self._started_at.pop(job.key, None)
-        if began is not None:
-            seconds = time.monotonic() - began
+        running = self._running.pop(job.key, None)
+        if running is not None:
+            seconds = time.monotonic() - running.started
             self._longest_job = max(self._longest_job, seconds)
             if job.kind == "confirm":
                 self._expected[job.candidate.digest] = seconds

@@ -4,24 +4,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from autopeft.engine.job_execution import JOB_ERRORS, JobExecution
+from autopeft.engine.loaded_model import LoadedModel
 from autopeft.engine.messages import Job, Message, WorkerContext, is_final
 from autopeft.errors import MultiAdapterError
-from autopeft.models.backbone import Backbone, load_backbone
-from autopeft.models.multi_adapter import MultiAdapter, can_share_batch_in
-from autopeft.profiling.output_positions import narrow_modules
-from autopeft.tasks.base import Task
-from autopeft.tasks.registry import named_task
-from autopeft.training.acceleration import NO_ACCELERATION, Acceleration
-from autopeft.training.activation_cache import ActivationCache
-from autopeft.training.last_block import LastBlock
+from autopeft.models.multi_adapter import can_share_batch_in
 from autopeft.training.multi_trainer import MultiTrainer
-from autopeft.training.precision import choose_precision
 
 
-class Executor:
+class Executor(LoadedModel):
     """Loads the base model once, then runs one list of jobs after another on it.
 
     The jobs of a list reach their rungs together; where they can be, they are trained in one
@@ -42,47 +34,12 @@ class Executor:
     """
 
     def __init__(self, context: WorkerContext) -> None:
-        self.context = context
-        settings = context.settings
-        self.task: Task = named_task(settings).bound(context.data)
-        self.backbone: Backbone = load_backbone(
-            settings.model,
-            auto_class=self.task.auto_class,
-            model_kwargs=self.task.model_kwargs(),
-            revision=settings.model_revision,
-            device=context.device,
-            role_map=settings.role_map,
-            quantization=settings.quantization,
-        )
-        model, layout = self.backbone.model, self.backbone.layout
-        self.precision = choose_precision(settings.precision, context.device, model)
-        self.activation_cache: ActivationCache | None = None
-        if settings.activation_cache:
-            self.activation_cache = ActivationCache(
-                model,
-                layout.blocks,
-                context.data,
-                device=context.device,
-                precision=self.precision,
-                max_bytes=int(settings.activation_cache_gb * 2**30),
-                folder=Path(context.cache_folder) if context.cache_folder else None,
-            )
-        self.last_block: Acceleration = NO_ACCELERATION
-        if context.window is not None:
-            self.last_block = LastBlock(
-                model,
-                layout.blocks[-1],
-                narrow_modules(model, layout),
-                self.task,
-                context.window,
-                precision=self.precision,
-            )
+        super().__init__(context)
         self.trains_together = True
         self.has_compared = False
         self._jobs: tuple[Job, ...] = ()
         self._executions: dict[int, JobExecution] = {}
         self._rung = 0
-        self._has_started = False
         self._together: MultiTrainer | None = None
 
     def begin(self, jobs: Sequence[Job]) -> None:
@@ -94,17 +51,22 @@ class Executor:
         self._jobs = tuple(jobs)
         self._executions = {index: JobExecution(self, job) for index, job in enumerate(jobs)}
         self._rung = 0
-        self._has_started = False
 
     def advance(self) -> dict[int, Message]:
         """Train to the next message of each job; return them by the job's index."""
         messages: dict[int, Message] = {}
-        if not self._has_started:
+        if self._rung == 0:
             messages |= self._start()
         if self._together is not None and self._executions:
             messages |= self._train_together(self._together)
         for index, execution in tuple(self._executions.items()):
-            messages[index] = self._advance(execution)
+            try:
+                execution.unpark()
+                messages[index] = execution.advance()
+            except JOB_ERRORS as error:
+                messages[index] = execution.failure(error)
+            finally:
+                execution.park()
             if is_final(messages[index]):
                 self.drop([index])
         self._rung += 1
@@ -128,10 +90,7 @@ class Executor:
         self._together = None
 
     def _start(self) -> dict[int, Message]:
-        """Attach each of several jobs and park it; return the failures by index."""
-        self._has_started = True
-        if len(self._jobs) == 1:
-            return {}
+        """Attach each job and park it; return the failures by index."""
         failed: dict[int, Message] = {}
         for index, execution in tuple(self._executions.items()):
             try:
@@ -140,28 +99,19 @@ class Executor:
             except JOB_ERRORS as error:
                 failed[index] = execution.failure(error)
                 self.drop([index])
-        layout = self.backbone.layout
-        fits = all(can_share_batch_in(job.candidate, layout) for job in self._jobs)
-        if fits and len(self._executions) > 1 and self.trains_together:
-            self._together = self._multi_trainer()
-        return failed
-
-    def _multi_trainer(self) -> MultiTrainer:
-        started = {index: execution.start() for index, execution in self._executions.items()}
-        lowest = [run.job.candidate.plan.lowest_layer for run in self._executions.values()]
-        cut, cache = min(layer for layer in lowest if layer is not None), self.activation_cache
-        return MultiTrainer(
-            {index: training for index, (_, training) in started.items()},
-            MultiAdapter({index: attached for index, (attached, _) in started.items()}),
-            self.task,
-            self.context.data,
-            device=self.context.device,
-            precision=self.precision,
-            cache=NO_ACCELERATION if cache is None else cache.below(cut),
-            last_block=self.last_block,
+        layout, settings = self.backbone.layout, self.context.settings
+        trainers = {index: execution.start() for index, execution in self._executions.items()}
+        if (
+            self.trains_together
+            and len(trainers) > 1
+            and all(can_share_batch_in(job.candidate, layout) for job in self._jobs)
+        ):
+            plans = [execution.job.candidate.plan for execution in self._executions.values()]
+            cut = min(plan.lowest_layer for plan in plans if plan.lowest_layer is not None)
             # Unless the user asked for it, training together must prove faster once.
-            must_pay=self.context.settings.trials_per_worker is None and not self.has_compared,
-        )
+            must_pay = settings.trials_per_worker is None and not self.has_compared
+            self._together = MultiTrainer(trainers, self.setup_above(cut), must_pay=must_pay)
+        return failed
 
     def _train_together(self, trainer: MultiTrainer) -> dict[int, Message]:
         """Train to where all jobs report next; return the failures on the way by index."""
@@ -198,15 +148,3 @@ class Executor:
         self.clear()
         self._executions = {index: JobExecution(self, self._jobs[index]) for index in under_way}
         return self._start()
-
-    def _advance(self, execution: JobExecution) -> Message:
-        is_shared = len(self._jobs) > 1
-        try:
-            if is_shared:
-                execution.unpark()
-            return execution.advance()
-        except JOB_ERRORS as error:
-            return execution.failure(error)
-        finally:
-            if is_shared:
-                execution.park()

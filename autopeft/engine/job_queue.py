@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from autopeft.engine.dispatcher import Dispatcher
 from autopeft.engine.messages import Job
 from autopeft.models.multi_adapter import can_share_batch
@@ -19,28 +17,14 @@ class JobQueue:
 
     def next_group(self) -> tuple[Job, ...]:
         """Return jobs for one worker; () if there are none now."""
-        while len(self._waiting) < self._group_size:
-            job = self._dispatcher.next_job()
-            if job is None:
-                break
-            self._waiting.append(job)
-        if not self._waiting:
-            return ()
-        group = group_jobs(self._waiting, self._group_size)[0]
-        del self._waiting[: len(group)]
-        return group
-
-
-def group_jobs(jobs: Sequence[Job], size: int) -> list[tuple[Job, ...]]:
-    """Group neighbors that can be trained together, at most `size` of them, in order."""
-    groups: list[tuple[Job, ...]] = []
-    for job in jobs:
-        last = groups[-1] if groups else ()
-        if last and len(last) < size and _go_together(last[0], job):
-            groups[-1] = (*last, job)
-        else:
-            groups.append((job,))
-    return groups
+        waiting = self._waiting
+        while len(waiting) < self._group_size and (job := self._dispatcher.next_job()) is not None:
+            waiting.append(job)
+        size = 1
+        while size < len(waiting) and _go_together(waiting[0], waiting[size]):
+            size += 1
+        self._waiting = waiting[size:]
+        return tuple(waiting[:size])
 
 
 def _go_together(first: Job, other: Job) -> bool:

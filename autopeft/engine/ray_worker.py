@@ -8,18 +8,15 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray
 from ray import tune
 
-from autopeft.engine.messages import ConfirmMessage, Job
+from autopeft.engine.messages import ConfirmMessage, Job, WorkerContext
 from autopeft.utils.gc import paused_gc
 from autopeft.utils.quiet import silence
 from autopeft.utils.registry import restore
-
-if TYPE_CHECKING:
-    from autopeft.engine.messages import WorkerContext
 
 GROUP = "group"
 """Key of a Tune config: the `JobGroup` to run."""
@@ -86,7 +83,7 @@ class AdapterTrainable(tune.Trainable):  # type: ignore[misc]
     def step(self) -> dict[str, Any]:
         """Train to the next message of each job."""
         if len(self._group.jobs) > 1:
-            self._executor.drop(stopped_jobs(self._group.name))
+            self._executor.drop(ray.get(ray.get_actor(_STOPS).get.remote(self._group.name)))
         # Files are too large for Tune's own results, and Tune would flatten a dict.
         return {
             MESSAGES: [
@@ -123,9 +120,3 @@ def start_stops() -> Any:
 def stop_jobs(group: str, indices: Iterable[int]) -> None:
     """Stop these jobs of a group before the worker's next step."""
     ray.get(ray.get_actor(_STOPS).add.remote(group, list(indices)))
-
-
-def stopped_jobs(group: str) -> set[int]:
-    """Return the indices of the jobs that must stop."""
-    stopped: set[int] = ray.get(ray.get_actor(_STOPS).get.remote(group))
-    return stopped

@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from autopeft.plan import TrainSettings
 
@@ -113,7 +113,18 @@ class Method(ABC):
             the rank, and peft's name for their values by module; () if one configuration holds one
             rank only.
         version: Raised when the meaning of saved files changes.
+        peft_type: Its name in peft; this and what follows belong to a class, for `peft_config`.
+        rank_argument: Argument of peft's configuration for the rank; "" if there is none.
+        alpha_argument: The same for alpha.
+        dropout_argument: The same for dropout.
+        fixed_arguments: (argument, value) pairs of peft's configuration that never change.
     """
+
+    peft_type: ClassVar[str] = ""
+    rank_argument: ClassVar[str] = "r"
+    alpha_argument: ClassVar[str] = ""
+    dropout_argument: ClassVar[str] = ""
+    fixed_arguments: ClassVar[tuple[tuple[str, Any], ...]] = ()
 
     name: str
     learning_rate: tuple[float, float]
@@ -178,9 +189,15 @@ class Method(ABC):
     def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
         """Return what one site keeps for the backward pass."""
 
-    @abstractmethod
     def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
         """Return keyword arguments of peft's configuration, without `target_modules`."""
+        given = (
+            (self.rank_argument, rank),
+            (self.alpha_argument, train.alpha_ratio * rank),
+            (self.dropout_argument, train.dropout),
+        )
+        arguments = {argument: value for argument, value in given if argument}
+        return {"peft_type": self.peft_type, **arguments, **dict(self.fixed_arguments)}
 
     def pool_config(self, pool: int) -> dict[str, Any]:
         """Return further arguments for sites of one pool."""

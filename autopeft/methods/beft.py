@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape
-from autopeft.plan import TrainSettings
 
 
 class Beft(Method):
     """y -> y + b: b starts at zero."""
+
+    peft_type = "BEFT"
+    rank_argument = ""
 
     def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
         """One number for each output."""
@@ -22,10 +22,6 @@ class Beft(Method):
     def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
         """Nothing is kept for a sum."""
         return AdapterMemory()
-
-    def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
-        """Arguments of `BeftConfig`; it has no dropout."""
-        return {"peft_type": "BEFT"}
 
 
 METHODS: tuple[Method, ...] = (

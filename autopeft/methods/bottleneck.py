@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape
+from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape, low_rank_flops
 from autopeft.plan import TrainSettings
 
 _RANKS = (1, 2, 4, 8, 16, 32, 64)
@@ -35,12 +35,7 @@ class Bottleneck(Method):
 
     def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
         """Two thin products forward; backward a gradient each for U, the inner values and D."""
-        source, out = self._source(shape), shape[0]
-        return AdapterFlops(
-            forward_per_token=2.0 * rank * (source + out),
-            backward_per_token=2.0 * rank * (2 * out + source),
-            input_grad_per_token=2.0 * rank * source,
-        )
+        return low_rank_flops(rank, (shape[0], self._source(shape)))
 
     def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
         """What D reads, for D's gradient, and the inner values; with dropout, a copy and a mask."""

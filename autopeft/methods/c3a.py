@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape
-from autopeft.plan import TrainSettings
 
 
 class C3A(Method):
@@ -13,6 +10,10 @@ class C3A(Method):
 
     Larger blocks have fewer parameters.
     """
+
+    peft_type = "C3A"
+    rank_argument = "block_size"
+    fixed_arguments = (("init_weights", True),)
 
     def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
         """One row of each block."""
@@ -35,10 +36,6 @@ class C3A(Method):
     def rank_rule(self, shape: Shape) -> str:
         """Return the rule in words."""
         return f"the block size (rank) divides both {shape[0]} and {shape[1]}"
-
-    def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
-        """Arguments of `C3AConfig`, initialized at zero; it has no dropout."""
-        return {"peft_type": "C3A", "block_size": rank, "init_weights": True}
 
 
 METHODS: tuple[Method, ...] = (

@@ -5,14 +5,15 @@ Source: Decompositional Efficient Fine-Tuning for Text-to-Image Models, NeurIPS 
 
 from __future__ import annotations
 
-from typing import Any
-
 from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape
-from autopeft.plan import TrainSettings
 
 
 class Deft(Method):
     """x -> (1 - P relu(P)^T) W x + P R x: P (out, rank) is random, R starts as relu(P)^T W."""
+
+    peft_type = "DEFT"
+    alpha_argument = "alpha"
+    dropout_argument = "deft_dropout"
 
     def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
         """P and R."""
@@ -37,15 +38,6 @@ class Deft(Method):
             keeps_input=True,
             drops_input=True,
         )
-
-    def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
-        """Arguments of `DeftConfig`."""
-        return {
-            "peft_type": "DEFT",
-            "r": rank,
-            "alpha": train.alpha_ratio * rank,
-            "deft_dropout": train.dropout,
-        }
 
 
 METHODS: tuple[Method, ...] = (

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape, low_rank_flops
-from autopeft.plan import TrainSettings
 
 
 class DeLora(Method):
@@ -14,6 +11,11 @@ class DeLora(Method):
     w holds the norms of W's columns. B is zero at the start; after the first step its columns have
     length 1 at any learning rate, so the strength bounds that step.
     """
+
+    peft_type = "DELORA"
+    # With alpha ratio 2, the strength is peft's default (15) at peft's default rank (8).
+    alpha_argument = "delora_lambda"
+    dropout_argument = "module_dropout"  # It acts on the input.
 
     def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
         """A, B and the strength."""
@@ -33,18 +35,6 @@ class DeLora(Method):
         return AdapterMemory(
             per_token=shape[1] + 2.0 * rank, per_step=6.0 * rank + 1, drops_input=True
         )
-
-    def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
-        """Arguments of `DeloraConfig`; its "module dropout" acts on the input.
-
-        With alpha ratio 2, the strength is peft's default (15) at peft's default rank (8).
-        """
-        return {
-            "peft_type": "DELORA",
-            "r": rank,
-            "delora_lambda": train.alpha_ratio * rank,
-            "module_dropout": train.dropout,
-        }
 
 
 METHODS: tuple[Method, ...] = (

@@ -6,14 +6,14 @@ depend on it.
 
 from __future__ import annotations
 
-from typing import Any
-
 from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape, dense_update_flops
-from autopeft.plan import TrainSettings
 
 
 class GLora(Method):
     """x -> (W + W * A + B) x, entry by entry: A and B are low-rank products, zero at the start."""
+
+    peft_type = "GLORA"
+    fixed_arguments = (("config_C", "none"), ("config_D_E", "none"))
 
     def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
         """The factors of A and B."""
@@ -36,10 +36,6 @@ class GLora(Method):
     def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
         """The input; the whole weight where the input needs a gradient."""
         return AdapterMemory(input_grad_per_step=shape[0] * shape[1], keeps_input=True)
-
-    def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
-        """Arguments of `GloraConfig`; it has neither scaling nor dropout."""
-        return {"peft_type": "GLORA", "r": rank, "config_C": "none", "config_D_E": "none"}
 
 
 METHODS: tuple[Method, ...] = (

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape, dense_update_flops
-from autopeft.plan import TrainSettings
 
 
 class Hira(Method):
     """x -> W x + (W * (B A)) x, entry by entry: of high rank; B is zero at the start."""
+
+    peft_type = "HIRA"
+    dropout_argument = "hira_dropout"
 
     def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
         """A and B."""
@@ -19,9 +19,7 @@ class Hira(Method):
         """A second full product for each token; each step multiplies A and B."""
         product = 2.0 * shape[0] * shape[1]
         return dense_update_flops(
-            shape,
-            forward_per_step=rank * product,
-            backward_per_step=2 * rank * product,
+            shape, forward_per_step=rank * product, backward_per_step=2 * rank * product
         )
 
     def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
@@ -29,10 +27,6 @@ class Hira(Method):
         return AdapterMemory(
             input_grad_per_step=shape[0] * shape[1], keeps_input=True, drops_input=True
         )
-
-    def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
-        """Arguments of `HiraConfig`; it has no scaling."""
-        return {"peft_type": "HIRA", "r": rank, "hira_dropout": train.dropout}
 
 
 METHODS: tuple[Method, ...] = (

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape
-from autopeft.plan import TrainSettings
 
 
 class Hra(Method):
     """x -> W H1 .. Hr x: each H reflects at a learned direction; pairs start equal and cancel."""
+
+    peft_type = "HRA"
 
     def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
         """The directions."""
@@ -43,10 +42,6 @@ class Hra(Method):
     def rank_rule(self, shape: Shape) -> str:
         """Return the rule in words."""
         return f"the number of reflections (rank) is even and from 2 to {min(shape)}"
-
-    def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
-        """Arguments of `HRAConfig`; it has no dropout."""
-        return {"peft_type": "HRA", "r": rank}
 
 
 METHODS: tuple[Method, ...] = (

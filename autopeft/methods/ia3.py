@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape
-from autopeft.plan import TrainSettings
 
 
 class Ia3(Method):
     """x -> s * W x; at the feed-forward's second module x -> W (s * x); s starts at one."""
+
+    peft_type = "IA3"
+    rank_argument = ""
 
     def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
         """One factor for each scaled activation."""
@@ -24,10 +24,6 @@ class Ia3(Method):
         if role in self.input_side_roles:
             return AdapterMemory(input_grad_per_step=shape[1], keeps_input=True)
         return AdapterMemory(per_token=shape[0], input_grad_per_step=shape[0])
-
-    def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
-        """Arguments of `IA3Config`, without the list of feed-forward modules."""
-        return {"peft_type": "IA3"}
 
 
 METHODS: tuple[Method, ...] = (

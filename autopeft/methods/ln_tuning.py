@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape
-from autopeft.plan import TrainSettings
 
 
 class LnTuning(Method):
     """Trains copies of the weights (and biases) of every normalization in a block."""
+
+    peft_type = "LN_TUNING"
+    rank_argument = ""
 
     def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
         """All parameters of the normalizations."""
@@ -23,16 +23,7 @@ class LnTuning(Method):
         """The normalized activations, where the normalization does not keep them anyway."""
         return AdapterMemory(keeps_input=True)
 
-    def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
-        """Arguments of `LNTuningConfig`."""
-        return {"peft_type": "LN_TUNING"}
-
 
 METHODS: tuple[Method, ...] = (
-    LnTuning(
-        name="ln_tuning",
-        roles=("norm",),
-        default_ranks=(),
-        learning_rate=(1.5e-3, 4e-2),
-    ),
+    LnTuning(name="ln_tuning", roles=("norm",), default_ranks=(), learning_rate=(1.5e-3, 4e-2)),
 )

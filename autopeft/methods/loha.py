@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape, dense_update_flops
-from autopeft.plan import TrainSettings
 
 
 class LoHa(Method):
     """x -> W x + scaling ((A1 B1) * (A2 B2)) x: of rank up to rank^2; B2 is zero at the start."""
+
+    peft_type = "LOHA"
+    alpha_argument = "alpha"
+    dropout_argument = "rank_dropout"  # It acts on the update's rows.
 
     def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
         """Two pairs of factors."""
@@ -30,15 +31,6 @@ class LoHa(Method):
         return AdapterMemory(
             per_step=1.0, input_grad_per_step=shape[0] * shape[1], keeps_input=True
         )
-
-    def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
-        """Arguments of `LoHaConfig`; its dropout acts on the update's rows."""
-        return {
-            "peft_type": "LOHA",
-            "r": rank,
-            "alpha": train.alpha_ratio * rank,
-            "rank_dropout": train.dropout,
-        }
 
 
 METHODS: tuple[Method, ...] = (

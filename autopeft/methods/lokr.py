@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape, dense_update_flops
-from autopeft.plan import TrainSettings
 
 
 def factors_of(size: int) -> tuple[int, int]:
@@ -18,6 +16,11 @@ def factors_of(size: int) -> tuple[int, int]:
 class LoKr(Method):
     """x -> W x + scaling (C kron A B) x: C is full and zero at the start, A B has rank `rank`."""
 
+    peft_type = "LOKR"
+    alpha_argument = "alpha"
+    dropout_argument = "rank_dropout"  # It acts on the update's rows.
+    fixed_arguments = (("rank_dropout_scale", True),)
+
     def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
         """C, A and B."""
         (c_out, b_out), (c_in, b_in) = factors_of(shape[0]), factors_of(shape[1])
@@ -26,11 +29,7 @@ class LoKr(Method):
     def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
         """A second full product for each token; each step multiplies A and B."""
         small = 2.0 * rank * factors_of(shape[0])[1] * factors_of(shape[1])[1]
-        return dense_update_flops(
-            shape,
-            forward_per_step=small,
-            backward_per_step=2 * small,
-        )
+        return dense_update_flops(shape, forward_per_step=small, backward_per_step=2 * small)
 
     def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
         """The input and A B; the update where the input needs a gradient."""
@@ -43,16 +42,6 @@ class LoKr(Method):
     def max_rank(self, shape: Shape) -> int:
         """At half the larger factor and above, peft would silently use a full matrix for A B."""
         return (max(factors_of(shape[0])[1], factors_of(shape[1])[1]) - 1) // 2
-
-    def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
-        """Arguments of `LoKrConfig`; its dropout acts on the update's rows."""
-        return {
-            "peft_type": "LOKR",
-            "r": rank,
-            "alpha": train.alpha_ratio * rank,
-            "rank_dropout": train.dropout,
-            "rank_dropout_scale": True,
-        }
 
 
 METHODS: tuple[Method, ...] = (

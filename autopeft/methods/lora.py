@@ -13,15 +13,13 @@ from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape, lo
 from autopeft.plan import TrainSettings
 
 
-def _plain_number(value: float) -> float | int:
-    """Return an int where it is equal: other tools expect a whole `lora_alpha`."""
-    return int(value) if float(value).is_integer() else value
-
-
 @dataclass(frozen=True)
 class Lora(Method):
     """x -> W x + scaling B A x, with A (rank, in) random and B (out, rank) zero at the start."""
 
+    peft_type = "LORA"
+    alpha_argument = "lora_alpha"
+    dropout_argument = "lora_dropout"
     use_rslora: bool = False
 
     def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
@@ -37,18 +35,17 @@ class Lora(Method):
         return AdapterMemory(per_token=rank, keeps_input=True, drops_input=True)
 
     def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
-        """Arguments of `LoraConfig`."""
-        config: dict[str, Any] = {
-            "peft_type": "LORA",
-            "r": rank,
-            "lora_alpha": _plain_number(train.alpha_ratio * rank),
-            "lora_dropout": train.dropout,
-        }
+        """Return the arguments, with a whole alpha where it is one: other tools expect that."""
+        config = super().peft_config(rank, train)
+        if float(config["lora_alpha"]).is_integer():
+            config["lora_alpha"] = int(config["lora_alpha"])
         return {**config, "use_rslora": True} if self.use_rslora else config
 
 
 class Dora(Lora):
     """LoRA with the updated weight rescaled row by row to a learned magnitude."""
+
+    fixed_arguments = (("use_dora", True),)
 
     def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
         """LoRA's, and one magnitude for each output."""
@@ -74,10 +71,6 @@ class Dora(Lora):
             keeps_input=True,
             drops_input=True,
         )
-
-    def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
-        """Arguments of `LoraConfig`."""
-        return {**super().peft_config(rank, train), "use_dora": True}
 
 
 class LoraFa(Lora):

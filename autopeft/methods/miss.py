@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape
-from autopeft.plan import TrainSettings
 
 
 class Miss(Method):
     """x -> W x + D s(x): s sums the input's shards of size rank; D (rank, out) starts at zero."""
+
+    peft_type = "MISS"
+    dropout_argument = "miss_dropout"
 
     def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
         """D."""
@@ -23,10 +23,6 @@ class Miss(Method):
     def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
         """Only the summed shards; the input is not kept."""
         return AdapterMemory(per_token=rank, drops_input=True)
-
-    def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
-        """Arguments of `MissConfig`."""
-        return {"peft_type": "MISS", "r": rank, "miss_dropout": train.dropout}
 
 
 METHODS: tuple[Method, ...] = (

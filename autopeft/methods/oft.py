@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from autopeft.methods.base import LINEAR_ROLES, AdapterFlops, AdapterMemory, Method, Shape
-from autopeft.plan import TrainSettings
 
 
 class Oft(Method):
     """x -> W R x: R has orthogonal blocks by a truncated Cayley series; `rank` is their size."""
+
+    peft_type = "OFT"
+    rank_argument = "oft_block_size"
+    dropout_argument = "module_dropout"
+    fixed_arguments = (("r", 0), ("use_cayley_neumann", True))
 
     def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
         """The upper triangle of each block."""
@@ -41,16 +43,6 @@ class Oft(Method):
     def rank_rule(self, shape: Shape) -> str:
         """Return the rule in words."""
         return f"the block size (rank) is at least 2 and divides the input width {shape[1]}"
-
-    def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
-        """Arguments of `OFTConfig`."""
-        return {
-            "peft_type": "OFT",
-            "oft_block_size": rank,
-            "r": 0,
-            "module_dropout": train.dropout,
-            "use_cayley_neumann": True,
-        }
 
 
 METHODS: tuple[Method, ...] = (

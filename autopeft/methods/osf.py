@@ -45,8 +45,7 @@ class Osf(Method):
             return 4.0 * width * trained * (kept if width > min(shape) else trained)
 
         return replace(
-            low_rank_flops(2 * trained, shape),
-            backward_per_step=projection(out) + projection(in_),
+            low_rank_flops(2 * trained, shape), backward_per_step=projection(out) + projection(in_)
         )
 
     def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:

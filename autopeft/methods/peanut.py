@@ -19,9 +19,7 @@ class Peanut(Method):
         """A second full product for each token; two thin ones with the weight for each step."""
         product = 2.0 * shape[0] * shape[1]
         return dense_update_flops(
-            shape,
-            forward_per_step=2 * rank * product,
-            backward_per_step=3 * rank * product,
+            shape, forward_per_step=2 * rank * product, backward_per_step=3 * rank * product
         )
 
     def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:

@@ -6,10 +6,7 @@ peft has both for a whole model only; `autopeft.models.tuners` has one for a sin
 
 from __future__ import annotations
 
-from typing import Any
-
 from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape
-from autopeft.plan import TrainSettings
 
 
 class Prefix(Method):
@@ -17,6 +14,8 @@ class Prefix(Method):
 
     The shape at the role "attn" is (heads, total width of the heads).
     """
+
+    peft_type = "GATED_PREFIX"
 
     def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
         """Keys and values of every head, and a gate for each head."""
@@ -41,10 +40,6 @@ class Prefix(Method):
     def max_rank(self, shape: Shape) -> int:
         """The total width of the heads; longer prefixes have no known use."""
         return shape[1]
-
-    def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
-        """Arguments of `autopeft.models.tuners.GatedPrefixConfig`."""
-        return {"peft_type": "GATED_PREFIX", "r": rank}
 
 
 METHODS: tuple[Method, ...] = (

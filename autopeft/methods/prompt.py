@@ -6,10 +6,8 @@ labels and logits of other lengths to the caller; `autopeft.models.tuners` has o
 
 from __future__ import annotations
 
-from typing import Any
-
 from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape
-from autopeft.plan import MODEL, TrainSettings
+from autopeft.plan import MODEL
 
 
 class Prompt(Method):
@@ -18,6 +16,8 @@ class Prompt(Method):
     The shape at the role "model" is (most virtual tokens, width of the embeddings). The tokens
     themselves cost nothing; the longer rows that every block computes do, see `PriceTable.longer`.
     """
+
+    peft_type = "PROMPT_TOKENS"
 
     def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
         """One embedding for each token."""
@@ -41,10 +41,6 @@ class Prompt(Method):
             f"`1 <= rank (virtual tokens) <= {shape[0]}` must hold (positions left beside the "
             "longest row: a smaller max_length leaves more)"
         )
-
-    def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
-        """Arguments of `autopeft.models.tuners.PromptConfig`."""
-        return {"peft_type": "PROMPT_TOKENS", "r": rank}
 
 
 METHODS: tuple[Method, ...] = (

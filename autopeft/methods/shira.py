@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape
-from autopeft.plan import TrainSettings
 
 
 class Shira(Method):
     """x -> (W + S) x: S is sparse, zero at the start, with as many entries as a LoRA's."""
+
+    peft_type = "SHIRA"
 
     def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
         """As many as in LoRA's A and B."""
@@ -35,16 +34,7 @@ class Shira(Method):
         """The weight must have that many entries."""
         return shape[0] * shape[1] // sum(shape)
 
-    def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
-        """Arguments of `ShiraConfig`; it has no dropout."""
-        return {"peft_type": "SHIRA", "r": rank}
-
 
 METHODS: tuple[Method, ...] = (
-    Shira(
-        name="shira",
-        learning_rate=(1.5e-3, 6e-2),
-        quantized_base=False,
-        transposed_base=False,
-    ),
+    Shira(name="shira", learning_rate=(1.5e-3, 6e-2), quantized_base=False, transposed_base=False),
 )

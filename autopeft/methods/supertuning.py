@@ -49,9 +49,6 @@ class Supertuning(Method):
 
 METHODS: tuple[Method, ...] = (
     Supertuning(
-        name="supertuning",
-        learning_rate=(2e-3, 8e-2),
-        quantized_base=False,
-        transposed_base=False,
+        name="supertuning", learning_rate=(2e-3, 8e-2), quantized_base=False, transposed_base=False
     ),
 )

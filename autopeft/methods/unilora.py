@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape, low_rank_flops
-from autopeft.plan import TrainSettings
 
 _UNILORA_RANK = 4
 """Rank of the LoRAs; the paper's."""
@@ -16,6 +13,11 @@ class UniLora(Method):
 
     The assignment comes from a seed and is not saved.
     """
+
+    peft_type = "UNILORA"
+    rank_argument = "theta_d_length"
+    dropout_argument = "unilora_dropout"
+    fixed_arguments = (("r", _UNILORA_RANK),)
 
     def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
         """None: a site has no parameters of its own."""
@@ -43,15 +45,6 @@ class UniLora(Method):
     def max_rank(self, shape: Shape) -> int:
         """With more numbers than one site has entries, some might be unused."""
         return _UNILORA_RANK * sum(shape)
-
-    def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
-        """Arguments of `UniLoraConfig`; it has no alpha."""
-        return {
-            "peft_type": "UNILORA",
-            "r": _UNILORA_RANK,
-            "theta_d_length": rank,
-            "unilora_dropout": train.dropout,
-        }
 
 
 METHODS: tuple[Method, ...] = (

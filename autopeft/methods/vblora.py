@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape, low_rank_flops
-from autopeft.plan import TrainSettings
 
 _TOP = 2
 """Vectors mixed into one piece: the paper's K."""
@@ -27,6 +26,10 @@ class VbLora(Method):
     All sites of one rank whose sides can be cut into pieces of one length (the largest power of two
     that divides both) share a bank.
     """
+
+    peft_type = "VBLORA"
+    dropout_argument = "vblora_dropout"
+    fixed_arguments = (("topk", _TOP),)
 
     def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
         """Logits for each piece."""
@@ -66,15 +69,6 @@ class VbLora(Method):
     def rank_rule(self, shape: Shape) -> str:
         """Return the rule in words."""
         return f"`1 <= rank <= {min(shape)}` must hold and both sides be multiples of {_SHORTEST}"
-
-    def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
-        """Arguments of `VBLoRAConfig`; it has no alpha."""
-        return {
-            "peft_type": "VBLORA",
-            "r": rank,
-            "topk": _TOP,
-            "vblora_dropout": train.dropout,
-        }
 
     def pool_config(self, pool: int) -> dict[str, Any]:
         """The bank's size."""

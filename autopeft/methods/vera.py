@@ -6,10 +6,7 @@ distribution, arXiv 2512.07703.
 
 from __future__ import annotations
 
-from typing import Any
-
 from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape
-from autopeft.plan import TrainSettings
 
 
 class Vera(Method):
@@ -18,6 +15,10 @@ class Vera(Method):
     A and B have the size of the largest site and are cut for the others; they come from a seed and
     are not saved.
     """
+
+    peft_type = "VERA"
+    dropout_argument = "vera_dropout"
+    fixed_arguments = (("save_projection", False),)
 
     def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
         """The vectors b and d."""
@@ -40,21 +41,15 @@ class Vera(Method):
         """VeRA's ranks may exceed a module's smaller side."""
         return max(shape)
 
-    def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
-        """Arguments of `VeraConfig`; it has no alpha."""
-        return {
-            "peft_type": "VERA",
-            "r": rank,
-            "vera_dropout": train.dropout,
-            "save_projection": False,
-        }
-
 
 class Pvera(Vera):
     """x -> W x + b * B z with z ~ N(d1 * A1 x, exp(d2 * A2 x)): A and B are random and shared.
 
     In evaluation and once merged, z is its mean. A and B come from a seed and are not saved.
     """
+
+    peft_type = "PVERA"
+    dropout_argument = "pvera_dropout"
 
     def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
         """The vectors b, d1 and d2."""
@@ -72,15 +67,6 @@ class Pvera(Vera):
     def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
         """A x, the deviation and the noise; B's output, for b's gradient."""
         return AdapterMemory(per_token=4 * rank + shape[0], drops_input=True)
-
-    def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
-        """Arguments of `PveraConfig`; it has no alpha."""
-        return {
-            "peft_type": "PVERA",
-            "r": rank,
-            "pvera_dropout": train.dropout,
-            "save_projection": False,
-        }
 
 
 METHODS: tuple[Method, ...] = (

@@ -22,9 +22,7 @@ class WaveFt(FourierFt):
         """A second full product for each token; each step one transposed convolution."""
         convolution = 8.0 * _even(shape[0]) * _even(shape[1])
         return dense_update_flops(
-            shape,
-            forward_per_step=convolution,
-            backward_per_step=convolution,
+            shape, forward_per_step=convolution, backward_per_step=convolution
         )
 
     def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:

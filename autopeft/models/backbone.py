@@ -16,13 +16,7 @@ from autopeft.costs import Topology
 from autopeft.errors import ModelError
 from autopeft.models import checkpoint
 from autopeft.models.layout import Layout, RoleMap, find_layout
-from autopeft.models.loading import (
-    ConfigBefore,
-    auto_loader,
-    first_line,
-    load_config,
-    not_loadable,
-)
+from autopeft.models.loading import ConfigBefore, auto_loader, first_line, load_config, not_loadable
 from autopeft.models.method_hooks import SvdCache
 from autopeft.models.modules import own_parameters
 from autopeft.models.quantization import NONE, check_backend, keep_weights, load_arguments

@@ -127,11 +127,7 @@ def factorize(change: torch.Tensor, *, max_rank: int, rounding: float = 0.0) -> 
 
 
 def export_lora(
-    attached: Attached,
-    folder: str | Path,
-    *,
-    max_rank: int = MAX_RANK,
-    allow_lossy: bool = False,
+    attached: Attached, folder: str | Path, *, max_rank: int = MAX_RANK, allow_lossy: bool = False
 ) -> Conversion:
     """Write a candidate as one standard LoRA folder.
 

@@ -68,10 +68,6 @@ class MultiAdapter:
             for path in paths
         }
 
-    def keeping(self, indices: Sequence[int]) -> MultiAdapter:
-        """Return one of some of the candidates, under the same indices."""
-        return MultiAdapter({index: self.lanes[index] for index in indices})
-
     @contextmanager
     def alone(self, index: int) -> Iterator[nn.Module]:
         """Yield the model with one candidate in it; restore the base model afterwards."""

@@ -16,7 +16,6 @@ from autopeft.errors import AutoPeftError, StorageError
 from autopeft.plan import Candidate, TrainSettings
 from autopeft.plan_text import plan_summary, read_plan
 from autopeft.trial import Trial
-from autopeft.utils.files import write_text
 from autopeft.utils.serialize import from_plain, to_plain
 
 _TRAIN = ("learning_rate", *(f.name for f in fields(TrainSettings) if f.name != "learning_rate"))
@@ -87,11 +86,6 @@ def trials_csv(trials: Sequence[Trial], objectives: Sequence[Objective]) -> str:
     for row in rows:
         writer.writerow({name: _cell(value) for name, value in row.items()})
     return text.getvalue()
-
-
-def write_trials(trials: Sequence[Trial], objectives: Sequence[Objective], path: Path) -> None:
-    """Write trials.csv atomically."""
-    write_text(path, trials_csv(trials, objectives))
 
 
 def _read_row(row: Mapping[str, str]) -> Trial:

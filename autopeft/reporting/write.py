@@ -7,7 +7,7 @@ from pathlib import Path
 
 from autopeft.reporting.front_json import write_front
 from autopeft.reporting.front_view import FrontView
-from autopeft.reporting.trials_csv import write_trials
+from autopeft.reporting.trials_csv import trials_csv
 from autopeft.trial import Trial
 from autopeft.utils.files import write_bytes, write_text
 
@@ -15,7 +15,7 @@ from autopeft.utils.files import write_bytes, write_text
 def write_report(shown: FrontView, trials: Sequence[Trial], folder: Path) -> None:
     """Write front.json, trials.csv, plots/*.png and report.html into the folder."""
     write_front(shown, folder / "front.json")
-    write_trials(trials, shown.objectives, folder / "trials.csv")
+    write_text(folder / "trials.csv", trials_csv(trials, shown.objectives))
     write_pages(shown, trials, folder)
 
 

@@ -11,8 +11,8 @@ from optuna.pruners import BasePruner
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from autopeft.costs.objectives import COST_PROXIES
 from autopeft.errors import SettingsError
-from autopeft.searcher.samplers.base import COST_PROXIES
 from autopeft.utils.serialize import nearest
 
 Array = NDArray[np.float64]
@@ -254,6 +254,7 @@ class SingleObjectivePruner(BasePruner):
     def __init__(self, inner: BasePruner) -> None:
         self._inner = inner
         self._copy: optuna.study.Study | None = None
+        self._open: list[int] = []
 
     def prune(self, study: optuna.study.Study, trial: FrozenTrial) -> bool:
         """Return the inner pruner's decision."""
@@ -266,14 +267,14 @@ class SingleObjectivePruner(BasePruner):
             self._copy = optuna.create_study(
                 study_name=study.study_name, direction=study.directions[0], pruner=self._inner
             )
+        trials = study.get_trials(deepcopy=False)
+        n_known = len(self._copy.get_trials(deepcopy=False))
+        changed = [*self._open, *range(n_known, len(trials))]
+        self._open = [number for number in changed if not trials[number].state.is_finished()]
+        for _ in range(n_known, len(trials)):
+            self._copy.ask()
         known = self._copy.get_trials(deepcopy=False)
-        for trial in study.get_trials(deepcopy=False):
-            if trial.number >= len(known):
-                self._copy.ask()
-                known = self._copy.get_trials(deepcopy=False)
-            copied = known[trial.number]
-            if copied.state.is_finished():
-                continue
+        for trial, copied in ((trials[number], known[number]) for number in changed):
             for step, value in sorted(trial.intermediate_values.items()):
                 if step not in copied.intermediate_values:
                     optuna.trial.Trial(self._copy, copied._trial_id).report(value, step)

@@ -38,7 +38,8 @@ class Metric:
         needs: What the predictions are: "labels", class indices of shape (n_rows,), or
             (n_rows, n_labels) of 0 and 1 where a row has several; "scores", class probabilities of
             shape (n_rows, n_labels); "values", numbers of shape (n_rows,); "text", generated texts;
-            "tags", a list of tag names per row; "loss", nothing: the task's loss; "": what the task
+            "tags", counts of right and found entities or tags, shape (n_rows, n, 2), with the true
+            ones as targets, shape (n_rows, n); "loss", nothing: the task's loss; "": what the task
             usually predicts.
         takes_classes: Whether `function` takes the keyword `n_labels`.
 
@@ -263,6 +264,8 @@ for _metric in (
     register_metric(_metric)
 for _name, _function in TEXT_METRICS.items():
     register_metric(Metric(_name, "maximize", _function, "text"))
+for _name in ("tag_f1", "tag_precision", "tag_recall"):
+    register_metric(_name, f"autopeft.tasks.token_classification:{_name.upper()}")
 
 
 def is_metric(value: str) -> bool:
@@ -380,10 +383,7 @@ def _sklearn_needs(name: str) -> Needs:
 
 
 def evaluate_metric(
-    metric: Metric,
-    targets: Any,
-    predictions: Any,
-    prompts: Sequence[str] | None = None,
+    metric: Metric, targets: Any, predictions: Any, prompts: Sequence[str] | None = None
 ) -> tuple[float, FloatArray | None]:
     """Return a metric, and the rows' values if it is their mean.
 

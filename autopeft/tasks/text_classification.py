@@ -16,14 +16,7 @@ from autopeft.tasks.columns import Column
 from autopeft.tasks.data import SPLITS, EncodedSplit, SplitName
 from autopeft.tasks.encoding import encode_texts
 from autopeft.tasks.examples import Examples
-from autopeft.tasks.labels import (
-    are_fractions,
-    as_label,
-    check_known,
-    has_head,
-    in_order,
-    list_in,
-)
+from autopeft.tasks.labels import are_fractions, as_label, check_known, has_head, in_order, list_in
 from autopeft.tasks.metrics import Needs
 from autopeft.tasks.reading import Table
 

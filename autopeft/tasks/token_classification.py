@@ -5,24 +5,24 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NoReturn, Self
+from functools import partial
+from typing import Any, ClassVar, NoReturn, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from autopeft.costs.objectives import objective
 from autopeft.errors import DataError, ModelError
 from autopeft.models.backbone import joins_words, load_tokenizer
-from autopeft.tasks.base import Evaluation, Scores, Task
+from autopeft.tasks.base import IntArray, Scores, Task
 from autopeft.tasks.batch import Batch
 from autopeft.tasks.columns import Column
 from autopeft.tasks.data import IGNORED, SPLITS, EncodedSplit, SplitName, TaskData
 from autopeft.tasks.encoding import flat, split_of
 from autopeft.tasks.examples import Examples
 from autopeft.tasks.labels import as_label, check_known, has_head, in_order, list_in
+from autopeft.tasks.metrics import Metric, Needs
 from autopeft.tasks.reading import Table
 from autopeft.utils.quiet import quiet_transformers
 
@@ -39,13 +39,14 @@ class TokenClassification(Task):
 
     Words beyond `max_length` are cut, counted, and neither learned nor scored. Tags such as B-PER
     and I-PER (also BIOES, BILOU) are scored by entities, as seqeval does: one is right if its type
-    and both ends are. Other tags, such as parts of speech, are scored by words, and f1, precision
-    and recall are means over the tags.
+    and both ends are. Other tags, such as parts of speech, are scored by words, and the metrics
+    are means over the tags.
 
     Args:
         labels: Tag names in the order of their index.
         pad_id: Id of the padding token.
-        metric: Quality to optimize: f1 (default), precision, recall, token_accuracy or loss.
+        metric: Quality to optimize: tag_f1 (default), tag_precision, tag_recall, token_accuracy or
+            loss.
     """
 
     name = "token-classification"
@@ -57,9 +58,8 @@ class TokenClassification(Task):
     target = "tags"
     identity = ("tokens",)
     auto_class = "AutoModelForTokenClassification"
-    metrics = tuple(
-        objective(name) for name in ("f1", "precision", "recall", "token_accuracy", "loss")
-    )
+    metrics = ("tag_f1", "tag_precision", "tag_recall", "token_accuracy", "loss")
+    predicts: ClassVar[tuple[Needs, ...]] = ("tags",)
     n_words: int = 0
     """Words of the longest row."""
 
@@ -235,14 +235,23 @@ class TokenClassification(Task):
         return {
             "loss": losses.sum(dim=1),
             "weight": is_labeled.sum(dim=1).float(),
+            "correct": ((logits.argmax(dim=-1) == batch.labels) & is_labeled).sum(dim=1).float(),
             "prediction": tags.to(torch.int16),
         }
 
-    def summarize(self, scores: Scores, split: EncodedSplit, rows: NDArray[np.int64]) -> Evaluation:
-        """Return F1, precision and recall of entities or words, accuracy of words, and loss.
+    def loss_metric(self, name: str, scores: Scores) -> tuple[float, FloatArray]:
+        """Return loss or accuracy over all labeled words; rows: of their own words."""
+        if name == "token_accuracy":
+            rows: FloatArray = scores["correct"] / scores["weight"]
+            return float(scores["correct"].sum() / scores["weight"].sum()), rows
+        return super().loss_metric(name, scores)
 
-        The quality of a row is minus its mean loss if the metric is the loss, its own share of
-        right words if it is token_accuracy or the tags have no entities, else its own F1.
+    def outputs(
+        self, needs: Needs, scores: Scores, split: EncodedSplit, rows: IntArray
+    ) -> tuple[Any, Any]:
+        """Return true, and (right, found) counts of each row: of entities, or of each tag.
+
+        Shapes (n_rows, n) and (n_rows, n, 2); n is 1 for entities, else the number of tags.
         """
         is_labeled = _is_labeled(split)
         labels = split.token_arrays["labels"]
@@ -252,20 +261,9 @@ class TokenClassification(Task):
             true = labels[span][is_labeled[span]]
             targets.append([self.labels[i] for i in true])
             predictions.append([self.labels[i] for i in scores["prediction"][place][: len(true)]])
-        found = tag_scores(targets, predictions, self.labels)
-        loss = float(scores["loss"].sum() / scores["weight"].sum())
-        qualities = {
-            "loss": -scores["loss"] / scores["weight"],
-            "token_accuracy": found.row_accuracy,
-        }
-        metrics = {
-            "f1": found.f1,
-            "precision": found.precision,
-            "recall": found.recall,
-            "token_accuracy": found.token_accuracy,
-            "loss": loss,
-        }
-        return Evaluation(loss, metrics, qualities.get(self.quality.name, found.row_f1))
+        count = entity_counts if has_entities(self.labels) else partial(tag_counts, self.labels)
+        counts = count(targets, predictions)  # (n_rows, n, 3): right, found, true
+        return counts[..., 2], counts[..., :2]
 
 
 def _is_labeled(split: EncodedSplit) -> NDArray[np.bool_]:
@@ -285,28 +283,6 @@ def _token_losses(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, t
 # Metrics
 
 
-@dataclass(frozen=True)
-class TagScores:
-    """How well tags are predicted; see `TokenClassification`.
-
-    Attributes:
-        f1: Of entities, or the mean over tags.
-        precision: See `f1`.
-        recall: See `f1`.
-        token_accuracy: Share of words with the right tag.
-        row_f1: F1 of each row's entities, 1 where there is none and none is found; without
-            entities the share of right words, shape (n_rows,).
-        row_accuracy: Share of right words of each row, shape (n_rows,).
-    """
-
-    f1: float
-    precision: float
-    recall: float
-    token_accuracy: float
-    row_f1: FloatArray
-    row_accuracy: FloatArray
-
-
 def has_entities(labels: Sequence[str]) -> bool:
     """Return whether tags mark the beginnings and insides of entities.
 
@@ -319,66 +295,70 @@ def has_entities(labels: Sequence[str]) -> bool:
     return bool(marked) and all(_ENTITY_TAG.match(label) for label in marked)
 
 
-def tag_scores(
-    targets: Sequence[Sequence[str]], predictions: Sequence[Sequence[str]], labels: Sequence[str]
-) -> TagScores:
-    """Return how well the tags of rows are predicted.
+def _rates(true: Any, counts: Any) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Return right, found and true counts over all rows, each of shape (n,)."""
+    right, found = np.asarray(counts).sum(axis=0).T
+    return right, found, np.asarray(true).sum(axis=0)
 
-    Args:
-        targets: The right tags of each row's words.
-        predictions: The predicted ones.
-        labels: All tags.
+
+def _mean_ratio(part: FloatArray, whole: FloatArray) -> float:
+    """Return the mean of part / whole, 0 where there is nothing."""
+    return float(np.where(whole > 0, part / np.maximum(whole, 1.0), 0.0).mean())
+
+
+def _f1(true: Any, counts: Any) -> float:
+    right, found, wanted = _rates(true, counts)
+    return _mean_ratio(2 * right, found + wanted)
+
+
+def _precision(true: Any, counts: Any) -> float:
+    right, found, _ = _rates(true, counts)
+    return _mean_ratio(right, found)
+
+
+def _recall(true: Any, counts: Any) -> float:
+    right, _, wanted = _rates(true, counts)
+    return _mean_ratio(right, wanted)
+
+
+TAG_F1 = Metric("tag_f1", "maximize", _f1, "tags")
+TAG_PRECISION = Metric("tag_precision", "maximize", _precision, "tags")
+TAG_RECALL = Metric("tag_recall", "maximize", _recall, "tags")
+
+
+def tag_counts(
+    labels: Sequence[str], targets: Sequence[Sequence[str]], predictions: Sequence[Sequence[str]]
+) -> FloatArray:
+    """Return the right, the predicted and the true words of each row and tag.
+
+    Shape (n_rows, n_labels, 3).
     """
-    n_right = np.asarray(
-        [sum(map(str.__eq__, t, p)) for t, p in zip(targets, predictions, strict=True)], np.float64
-    )
-    n_words = np.asarray([len(tags) for tags in targets], np.float64)
-    accuracy = float(n_right.sum() / n_words.sum())
-    if has_entities(labels):
-        counts = entity_counts(targets, predictions)
-        right, total_found, total = counts.sum(axis=0)
-        sums = counts[:, 1] + counts[:, 2]
-        return TagScores(
-            f1=_ratio(2 * right, total_found + total),
-            precision=_ratio(right, total_found),
-            recall=_ratio(right, total),
-            token_accuracy=accuracy,
-            row_f1=np.where(sums > 0, 2 * counts[:, 0] / np.maximum(sums, 1.0), 1.0),
-            row_accuracy=n_right / n_words,
-        )
-    from sklearn.metrics import precision_recall_fscore_support
-
-    precision, recall, f1, _ = precision_recall_fscore_support(
-        [tag for tags in targets for tag in tags],
-        [tag for tags in predictions for tag in tags],
-        labels=list(labels),
-        average="macro",
-        zero_division=0.0,
-    )
-    rows = n_right / n_words
-    return TagScores(float(f1), float(precision), float(recall), accuracy, rows, rows)
+    index = {label: i for i, label in enumerate(labels)}
+    counts = np.zeros((len(targets), len(labels), 3))
+    for row, (true, found) in enumerate(zip(targets, predictions, strict=True)):
+        for wanted, given in zip(true, found, strict=True):
+            counts[row, index[wanted], 2] += 1
+            counts[row, index[given], 1] += 1
+            counts[row, index[wanted], 0] += wanted == given
+    return counts
 
 
 def entity_counts(
     targets: Sequence[Sequence[str]], predictions: Sequence[Sequence[str]]
 ) -> FloatArray:
-    """Return the right, the predicted and the true entities of each row, shape (n_rows, 3)."""
+    """Return the right, the predicted and the true entities of each row, shape (n_rows, 1, 3)."""
     # Slow to import, and training steps do not need it.
     from seqeval.metrics.sequence_labeling import get_entities
 
-    counts = np.empty((len(targets), 3))
+    counts = np.empty((len(targets), 1, 3))
     for row, (true, predicted) in enumerate(zip(targets, predictions, strict=True)):
         wanted, found = (set(get_entities(list(map(_bioes, tags)))) for tags in (true, predicted))
-        counts[row] = len(wanted & found), len(found), len(wanted)
+        counts[row, 0] = len(wanted & found), len(found), len(wanted)
     return counts
 
 
 def _bioes(tag: str) -> str:
     return _SEQEVAL_PREFIX.get(tag[0], tag[0]) + tag[1:]
-
-
-def _ratio(part: float, whole: float) -> float:
-    return float(part / whole) if whole else 0.0
 
 
 # Rows

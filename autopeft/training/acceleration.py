@@ -57,12 +57,8 @@ def verified(
 ) -> bool:
     """Return whether an accelerated result equals the plain one; warn if it does not.
 
-    Args:
-        fast: The accelerated result, of any shape. NaN counts as a difference.
-        plain: The plain result, of the same shape.
-        tolerance: Largest difference, relative to the largest value of `plain`; 0: bit for bit.
-        what: Name of the acceleration.
-        error: Raised instead of a warning.
+    The largest difference may be `tolerance` times the largest plain value; 0: bit for bit. NaN
+    counts as a difference. `error` is raised instead of a warning.
     """
     gap = float((fast - plain).abs().max())
     scale = float(plain.abs().max())

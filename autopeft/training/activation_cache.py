@@ -77,6 +77,7 @@ class ActivationCache:
         self.device = device
         self.precision = precision
         self.setup_seconds = 0.0
+        self.description = f"the activation cache of {type(model).__name__}"
         # Lower blocks can be skipped only if the blocks form a chain, and states are kept by token.
         self.is_off = not (is_chain(self.block_paths) and data.train.has_tokens)
         self._max_bytes = max_bytes
@@ -86,11 +87,7 @@ class ActivationCache:
         self._cuts: dict[int, _Cut] = {}
 
     def below(self, lowest_layer: int | None) -> Acceleration:
-        """Return the acceleration that skips the blocks below a plan's lowest adapted one.
-
-        Args:
-            lowest_layer: `plan.lowest_layer`; None (no adapter, only a head): all blocks.
-        """
+        """Return what skips the blocks below a plan's lowest adapted one; None (a head): all."""
         cut = len(self.block_paths) if lowest_layer is None else lowest_layer
         if cut == 0 or self.is_off:
             return NO_ACCELERATION
@@ -100,11 +97,6 @@ class ActivationCache:
         """Serve nothing from now on."""
         self.is_off = True
         self._stores.clear()
-
-    @property
-    def description(self) -> str:
-        """The cache's name in a warning."""
-        return f"the activation cache of {type(self.model).__name__}"
 
     def blocks(self) -> list[nn.Module]:
         """Return the blocks as they are now: an adapter may have replaced one."""
@@ -117,7 +109,8 @@ class ActivationCache:
         for lower in sorted((c for c in self._cuts if c < cut), reverse=True):
             held = self._stores.get((lower, split))
             if held is not None and not len(held[0].missing(sequences)):
-                return self._cuts[lower].skipping(held[0], sequences)
+                own = self._cuts[lower]
+                return own.skipping(own.states(held[0], sequences))
         return nullcontext()
 
     def store(self, cut: int, split: SplitName, width: int) -> ActivationStore | None:
@@ -159,7 +152,7 @@ class _Cut:
     def serving(self, batch: Batch) -> Iterator[None]:
         """Skip the lower blocks for this batch; compute and keep what is not cached yet."""
         hidden = None if self._cache.is_off else self._hidden(batch)
-        with nullcontext() if hidden is None else self._skipping(hidden):
+        with nullcontext() if hidden is None else self.skipping(hidden):
             yield
 
     def _hidden(self, batch: Batch) -> torch.Tensor | None:
@@ -175,7 +168,7 @@ class _Cut:
             missing = store.missing(np.unique(batch.sequences))
             if len(missing):
                 self._fill(store, batch.split, missing)
-            hidden = store.get(batch.sequences, self._cache.device, self._dtype)
+            hidden = self.states(store, batch.sequences)
             is_good = self._is_checked or self._check(batch, hidden)
         if len(missing):
             self._cache.setup_seconds += time.perf_counter() - started
@@ -200,13 +193,11 @@ class _Cut:
         for part in evaluation_batches(source.lengths[rows], FILL_TOKENS):
             batch = collate(self._cache.data, split, rows[part], self._cache.device)
             with self._cache.highest_below(self._cut, split, batch.sequences):
-                store.put(batch.sequences, _hidden_of(self._run_to(self._cut - 1, batch)))
+                store.put(batch.sequences, hidden_of(self._run_to(self._cut - 1, batch)))
 
-    def skipping(
-        self, store: ActivationStore, sequences: NDArray[np.int64]
-    ) -> AbstractContextManager[None]:
-        """Skip the blocks below this cut for sequences that are all cached."""
-        return self._skipping(store.get(sequences, self._cache.device, self._dtype))
+    def states(self, store: ActivationStore, sequences: NDArray[np.int64]) -> torch.Tensor:
+        """Return what enters the block at the cut for sequences that are all cached."""
+        return store.get(sequences, self._cache.device, self._dtype)
 
     def _check(self, batch: Batch, hidden: torch.Tensor) -> bool:
         """Compare the last block's output with and without the cache, once."""
@@ -216,10 +207,10 @@ class _Cut:
         devices = [self._cache.device] if torch.device(self._cache.device).type == "cuda" else []
         with torch.random.fork_rng(devices):
             torch.manual_seed(0)
-            plain = _hidden_of(self._run_to(last, batch))
+            plain = hidden_of(self._run_to(last, batch))
             torch.manual_seed(0)
-            with self._skipping(hidden):
-                served = _hidden_of(self._run_to(last, batch))
+            with self.skipping(hidden):
+                served = hidden_of(self._run_to(last, batch))
         is_token = batch.attention_mask.bool()
         tolerance = TOLERANCE[self._cache.precision]
         if verified(served[is_token], plain[is_token], tolerance, what=self._cache.description):
@@ -229,22 +220,10 @@ class _Cut:
 
     def _run_to(self, layer: int, batch: Batch) -> Any:
         """Run the model up to and including a block; return that block's output."""
-        block = self._cache.blocks()[layer]
-
-        def stop(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            raise _Reached(output)
-
-        handle = block.register_forward_hook(stop)
-        try:
-            self._cache.model(**batch.model_inputs())
-        except _Reached as reached:
-            return reached.args[0]
-        finally:
-            handle.remove()
-        raise RuntimeError(f"{self._cache.block_paths[layer]} was not called")
+        return block_output(self._cache.model, self._cache.blocks()[layer], batch)
 
     @contextmanager
-    def _skipping(self, hidden: torch.Tensor) -> Iterator[None]:
+    def skipping(self, hidden: torch.Tensor) -> Iterator[None]:
         """Make the lower blocks return their input, and the last of them `hidden`."""
 
         def return_input(hidden_states: torch.Tensor, *_rest: Any, **_options: Any) -> Any:
@@ -270,7 +249,23 @@ class _Reached(Exception):
     """Ends a forward pass at a block; its argument is that block's output."""
 
 
-def _hidden_of(output: Any) -> torch.Tensor:
+def block_output(model: nn.Module, block: nn.Module, batch: Batch) -> Any:
+    """Run the model up to and including a block; return that block's output."""
+
+    def stop(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        raise _Reached(output)
+
+    handle = block.register_forward_hook(stop)
+    try:
+        model(**batch.model_inputs())
+    except _Reached as reached:
+        return reached.args[0]
+    finally:
+        handle.remove()
+    raise RuntimeError(f"the block {type(block).__name__} was not called")
+
+
+def hidden_of(output: Any) -> torch.Tensor:
     """Return the hidden states in a block's output, shape (b, t, width)."""
     hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
     return hidden
@@ -282,14 +277,7 @@ class ActivationStore:
     One state per token, concatenated like the split's tokens, and filled one by one. With a file,
     every process that opens it sees the sequences that any of them has filled. Two that fill
     the same one at once write the same values, so no lock is needed; it is marked as filled
-    only after its values are written.
-
-    Args:
-        split: The rows.
-        width: Size of a hidden state.
-        dtype: Stored type: float32, or bfloat16 at half the size.
-        device: Where the states are kept if not in a file.
-        path: File to map; None: memory of this process.
+    only after its values are written. Without a `path` the states are kept on the device.
     """
 
     def __init__(
@@ -324,12 +312,7 @@ class ActivationStore:
         return sequences[is_missing]
 
     def put(self, sequences: NDArray[np.int64], hidden: torch.Tensor) -> None:
-        """Fill sequences.
-
-        Args:
-            sequences: Positions in the split, shape (b,).
-            hidden: Their hidden states, padded on the right, shape (b, t, width).
-        """
+        """Fill sequences (b,) with their states, padded on the right, shape (b, t, width)."""
         positions, is_token = token_positions(self._split, sequences)
         tokens = torch.from_numpy(is_token).to(hidden.device)
         self._states[positions[is_token]] = hidden[tokens].to(

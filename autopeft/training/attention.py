@@ -7,7 +7,6 @@ rows the plain formula, with products in bf16 and the softmax in fp32, is faster
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache, partial
@@ -18,7 +17,7 @@ from torch.nn import functional
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from autopeft.training.acceleration import TOLERANCE, verified
-from autopeft.training.precision import Precision, synchronize
+from autopeft.training.precision import Precision, seconds_of
 
 AttentionFunction = Callable[..., tuple[torch.Tensor, Any]]
 """As in transformers: (module, query, key, value, attention_mask, **options) -> (output, weights).
@@ -47,9 +46,7 @@ def training_attention(precision: Precision, device: str) -> AbstractContextMana
 
 
 @contextmanager
-def attention_through(
-    around: Callable[[AttentionFunction], AttentionFunction],
-) -> Iterator[None]:
+def attention_through(around: Callable[[AttentionFunction], AttentionFunction]) -> Iterator[None]:
     """Replace SDPA attention by a function around the current one within this context.
 
     Changes transformers' table of attention functions and restores it. Contexts can be nested.
@@ -194,10 +191,7 @@ def _additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 def fastest_kernel(device: str, length: int, width: int) -> Kernel:
     """Return the kernel that computes bf16 attention fastest, forward and back; measured once.
 
-    Args:
-        device: Device of the model.
-        length: Tokens of a row.
-        width: Width of a head.
+    `length` is the number of tokens in a row, `width` that of a head.
     """
     kernels: tuple[Kernel, ...] = ("fused", "fused fp32", "plain")
     if length > PLAIN_LENGTH:
@@ -218,10 +212,8 @@ def _attention_ms(kernel: Kernel, device: str, length: int, width: int) -> float
     )
     mask = torch.ones(rows, 1, length, length, dtype=torch.bool, device=device)
     nothing = torch.nn.Module()
-    seconds = []
-    for _ in range(4):
-        synchronize(device)
-        started = time.perf_counter()
+
+    def run() -> None:
         if kernel == "plain":
             out = plain_attention(nothing, query, key, value, mask)[0]
         else:
@@ -230,6 +222,5 @@ def _attention_ms(kernel: Kernel, device: str, length: int, width: int) -> float
                 query.to(dtype), key.to(dtype), value.to(dtype), attn_mask=mask
             )
         out.to(torch.bfloat16).sum().backward()  # type: ignore[no-untyped-call]
-        synchronize(device)
-        seconds.append(time.perf_counter() - started)
-    return 1000 * min(seconds)
+
+    return 1000 * min(seconds_of(run, device) for _ in range(4))

@@ -20,13 +20,8 @@ def training_batches(lengths: IntArray, batch_size: int, seed: int) -> Iterator[
     Every batch has the same number of rows. The few rows left over at the end of an epoch are
     skipped; they are other ones each time.
 
-    Args:
-        lengths: Tokens of each row, shape (n_rows,).
-        batch_size: Rows per batch; all rows if there are fewer.
-        seed: Seeds the order.
-
-    Yields:
-        Row positions, shape (min(batch_size, n_rows),).
+    `lengths` are the tokens of each row, shape (n_rows,). Yields row positions, shape (b,), where b
+    is `batch_size`, or n_rows if that is less.
     """
     n_rows = len(lengths)
     size = min(batch_size, n_rows)
@@ -45,12 +40,7 @@ def evaluation_batches(lengths: IntArray, token_budget: int) -> Iterator[IntArra
 
     The longest rows come first, so that a batch that does not fit into memory fails at once.
 
-    Args:
-        lengths: Tokens of each row, shape (n_rows,).
-        token_budget: Limit on rows times longest row. A longer row gets a batch of its own.
-
-    Yields:
-        Row positions, shape (b,); b varies.
+    A longer row gets a batch of its own. Yields row positions, shape (b,); b varies.
     """
     order = np.argsort(-lengths, kind="stable")
     start = 0
@@ -61,15 +51,7 @@ def evaluation_batches(lengths: IntArray, token_budget: int) -> Iterator[IntArra
 
 
 def rung_sample(n_rows: int, limit: int | None) -> IntArray | None:
-    """Return the rows to score at a rung, the same ones in every trial for a fair comparison.
-
-    Args:
-        n_rows: Rows of the split.
-        limit: Number of rows to score; None: all.
-
-    Returns:
-        Sorted row positions, or None for all.
-    """
+    """Return the sorted rows to score at a rung, the same ones in every trial; None: all."""
     if limit is None or limit >= n_rows:
         return None
     return np.sort(np.random.default_rng(0).permutation(n_rows)[:limit])

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from autopeft.tasks.base import Evaluation, Task
+from autopeft.tasks.base import Evaluation
 from autopeft.tasks.batch import collate
-from autopeft.tasks.data import SplitName, TaskData
-from autopeft.training.acceleration import NO_ACCELERATION, Acceleration
+from autopeft.tasks.data import SplitName
 from autopeft.training.batching import IntArray, evaluation_batches, rung_sample
-from autopeft.training.precision import Precision, autocast, rounded_once
+from autopeft.training.precision import autocast, rounded_once
+from autopeft.training.setup import TrainingSetup
 
 TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536}
 """Padded tokens of an evaluation batch: enough to keep the device busy, but small in memory."""
@@ -22,15 +22,10 @@ TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536}
 
 def evaluate(
     model: torch.nn.Module,
-    task: Task,
-    data: TaskData,
+    setup: TrainingSetup,
     split: SplitName,
     *,
-    device: str,
     rows: IntArray | None = None,
-    precision: Precision = "fp32",
-    cache: Acceleration = NO_ACCELERATION,
-    last_block: Acceleration = NO_ACCELERATION,
     with_text: bool = True,
     n_draws: int = 0,
 ) -> Evaluation:
@@ -38,37 +33,32 @@ def evaluate(
 
     Args:
         model: Model with its adapters.
-        task: Scores batches and summarizes the scores.
-        data: The encoded data.
+        setup: Task, data and precision.
         split: Name of the split.
-        device: Device of the model.
         rows: Positions in the split, each once, and the order of the result's `rows`; None: all.
-        precision: Precision of the computation.
-        cache: Skips the frozen blocks below the lowest adapter.
-        last_block: Skips positions of the last block that are not read.
         with_text: Whether text is generated, if a metric of the task needs it.
         n_draws: Resamples of the rows, for a quality that is no mean over them.
     """
     model.eval()
-    source = data.splits[split]
+    device, source = setup.device, setup.data.splits[split]
     wanted = np.arange(len(source), dtype=np.int64) if rows is None else rows
     budget = TOKEN_BUDGET.get(torch.device(device).type, TOKEN_BUDGET["cpu"])
     order: list[IntArray] = []
     scored: list[Mapping[str, torch.Tensor]] = []
-    with torch.inference_mode(), rounded_once(model, precision, device):
+    with torch.inference_mode(), rounded_once(model, setup.precision, device):
         for places in evaluation_batches(source.lengths[wanted], budget):
-            batch = collate(data, split, wanted[places], device)
-            with autocast(precision, device), cache.serving(batch), last_block.serving(batch):
-                scored.append(task.score(model, batch))
+            batch = collate(setup.data, split, wanted[places], device)
+            with setup.forward(batch):
+                scored.append(setup.task.score(model, batch))
             order.append(places)
         generated = None
-        if with_text and task.needs_text():
-            sample = rung_sample(len(wanted), task.settings.generation_rows)
+        if with_text and setup.task.needs_text():
+            sample = rung_sample(len(wanted), setup.task.settings.generation_rows)
             chosen = wanted if sample is None else wanted[sample]
-            with autocast(precision, device):
-                generated = task.generate(model, data, split, chosen, device)
+            with autocast(setup.precision, device):
+                generated = setup.task.generate(model, setup.data, split, chosen, device)
     scores = _joined(np.concatenate(order), scored)
-    return task.summarize(scores, source, wanted, generated=generated, n_draws=n_draws)
+    return setup.task.summarize(scores, source, wanted, generated=generated, n_draws=n_draws)
 
 
 def _joined(

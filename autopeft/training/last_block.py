@@ -19,6 +19,7 @@ from torch import nn
 from autopeft.tasks.base import Task
 from autopeft.tasks.batch import Batch, Window
 from autopeft.training.acceleration import TOLERANCE, verified
+from autopeft.training.activation_cache import block_output, hidden_of
 from autopeft.training.attention import AttentionFunction, attention_through
 from autopeft.training.precision import Precision
 
@@ -107,17 +108,7 @@ class LastBlock:
 
     def _output(self, batch: Batch) -> torch.Tensor:
         """Return the last block's output, shape (b, t, width)."""
-        found: list[torch.Tensor] = []
-
-        def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            found.append(output[0] if isinstance(output, tuple) else output)
-
-        handle = _at(self._model, self._block).register_forward_hook(keep)
-        try:
-            self._model(**batch.model_inputs())
-        finally:
-            handle.remove()
-        return found[0]
+        return hidden_of(block_output(self._model, _at(self._model, self._block), batch))
 
     @contextmanager
     def _narrowed(self, window: Window, length: int) -> Iterator[None]:
@@ -167,12 +158,12 @@ class _Positions:
     def spread(self, x: torch.Tensor) -> torch.Tensor:
         """(rows, size, ...) -> (rows, length, ...), zeros elsewhere."""
         n_tokens = self.rows * self.length
-        full = _Spread.apply(x.flatten(0, 1), self.flat, n_tokens)  # type: ignore[no-untyped-call]
+        full = _scattered(x.flatten(0, 1), self.flat, n_tokens)
         full = full.view(self.rows, self.length, *x.shape[2:])
         # The next module of the block picks the same positions. Keeping them here saves the search
         # and avoids gradients of the full size.
         setattr(full, _SPREAD_FROM, (self, x))
-        return cast("torch.Tensor", full)
+        return full
 
     def fits(self, x: Any) -> bool:
         """Return whether an argument holds one vector per token."""
@@ -185,20 +176,6 @@ _SPREAD_FROM = "_autopeft_spread_from"
 def _scattered(x: torch.Tensor, index: torch.Tensor, n_tokens: int) -> torch.Tensor:
     """(n, ...) -> (n_tokens, ...), zeros at all positions that are not in `index`."""
     return x.new_zeros(n_tokens, *x.shape[1:]).index_copy_(0, index, x)
-
-
-class _Spread(torch.autograd.Function):
-    """`_scattered`; its gradient is picked."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, index: torch.Tensor, n_tokens: int) -> torch.Tensor:
-        ctx.save_for_backward(index)
-        return _scattered(x, index, n_tokens)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
-        (index,) = ctx.saved_tensors
-        return gradient.index_select(0, index), None, None
 
 
 class _Pick(torch.autograd.Function):

@@ -3,34 +3,21 @@
 from __future__ import annotations
 
 import statistics
-import time
 
 import numpy as np
 import torch
 
 from autopeft.tasks.batch import collate
 from autopeft.tasks.data import TaskData
-from autopeft.training.precision import Precision, autocast, synchronize
+from autopeft.training.precision import seconds_of
 
 
 def measure_latency_ms(
-    model: torch.nn.Module,
-    data: TaskData,
-    *,
-    device: str,
-    rows: int = 1,
-    precision: Precision = "fp32",
-    repeats: int = 15,
+    model: torch.nn.Module, data: TaskData, *, device: str, rows: int = 1, repeats: int = 15
 ) -> float:
     """Return the median milliseconds of one forward pass, with adapters attached, not merged.
 
-    Args:
-        model: Model with its adapters.
-        data: Validation rows of median length are taken from it.
-        device: Device of the model.
-        rows: Rows per pass.
-        precision: Precision of the computation.
-        repeats: Passes to time, after three passes of warm-up.
+    The pass has `rows` validation rows of median length. Three passes of warm-up are not counted.
     """
     lengths = data.validation.lengths
     order = np.argsort(lengths, kind="stable")
@@ -38,14 +25,8 @@ def measure_latency_ms(
     batch = collate(data, "validation", order[start : start + rows], device)
     was_training = model.training
     model.eval()
-    milliseconds = []
-    with torch.inference_mode(), autocast(precision, device):
-        for number in range(repeats + 3):
-            synchronize(device)
-            started = time.perf_counter()
-            model(**batch.model_inputs())
-            synchronize(device)
-            if number >= 3:
-                milliseconds.append(1000 * (time.perf_counter() - started))
+    inputs = batch.model_inputs()
+    with torch.inference_mode():
+        seconds = [seconds_of(lambda: model(**inputs), device) for _ in range(repeats + 3)]
     model.train(was_training)
-    return statistics.median(milliseconds)
+    return 1000 * statistics.median(seconds[3:])

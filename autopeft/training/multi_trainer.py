@@ -10,13 +10,12 @@ import torch
 
 from autopeft.errors import MultiAdapterError, TrainingFailure
 from autopeft.models.multi_adapter import MultiAdapter
-from autopeft.tasks.base import Task
 from autopeft.tasks.batch import collate
-from autopeft.tasks.data import TaskData
-from autopeft.training.acceleration import NO_ACCELERATION, TOLERANCE, Acceleration, verified
+from autopeft.training.acceleration import TOLERANCE, verified
 from autopeft.training.attention import training_attention
 from autopeft.training.batching import IntArray
-from autopeft.training.precision import Precision, autocast, rounded_once, synchronize
+from autopeft.training.precision import rounded_once, synchronize
+from autopeft.training.setup import TrainingSetup
 from autopeft.training.trainer import Stopwatch, Trainer, train_adapters_only
 
 MAX_TIME_SHARE = 0.9
@@ -29,14 +28,9 @@ class MultiTrainer:
     Each candidate keeps its own rows, optimizer, rates, clipping and failures.
 
     Args:
-        trainers: Index -> trainer, none of them started, all with the same batch size.
-        candidates: The attached candidates, under the same indices.
-        task: Computes the losses.
-        data: Train rows.
-        device: Device of the model.
-        precision: Precision of the trainings.
-        cache: Skips the frozen blocks below the lowest adapter of all.
-        last_block: Skips positions of the last block that are not read.
+        trainers: Index -> trainer, none of them started, all with the same batch size and with
+            their candidates parked.
+        setup: How they are trained; its cache is below the lowest adapter of all.
         must_pay: Whether to measure, before the first step, if a step together takes less time than
             one step of each.
 
@@ -45,26 +39,11 @@ class MultiTrainer:
     """
 
     def __init__(
-        self,
-        trainers: Mapping[int, Trainer],
-        candidates: MultiAdapter,
-        task: Task,
-        data: TaskData,
-        *,
-        device: str = "cpu",
-        precision: Precision = "fp32",
-        cache: Acceleration = NO_ACCELERATION,
-        last_block: Acceleration = NO_ACCELERATION,
-        must_pay: bool = False,
+        self, trainers: Mapping[int, Trainer], setup: TrainingSetup, *, must_pay: bool = False
     ) -> None:
         self._trainers = dict(trainers)
-        self._candidates = candidates
-        self._task = task
-        self._data = data
-        self._device = device
-        self._precision: Precision = precision
-        self._cache = cache
-        self._last_block = last_block
+        self._setup = setup
+        self._candidates = self._adapters()
         self._is_checked = False
         self._must_pay = must_pay
         self.failed: dict[int, TrainingFailure] = {}
@@ -73,7 +52,10 @@ class MultiTrainer:
         """Stop training a candidate; the others continue in a smaller batch."""
         del self._trainers[index]
         if self._trainers:
-            self._candidates = self._candidates.keeping(list(self._trainers))
+            self._candidates = self._adapters()
+
+    def _adapters(self) -> MultiAdapter:
+        return MultiAdapter({i: trainer.attached for i, trainer in self._trainers.items()})
 
     def train_to(self, to_step: int) -> None:
         """Train every candidate up to a step; drop those that diverge (`failed`).
@@ -83,12 +65,12 @@ class MultiTrainer:
                 if training together does not pay. No candidate has made a step then.
         """
         trained = tuple(self._trainers.values())
-        watch = Stopwatch(self._cache)
+        watch = Stopwatch(self._setup.cache)
         try:
-            with training_attention(self._precision, self._device):
+            with training_attention(self._setup.precision, self._setup.device):
                 while any(trainer.step < to_step for trainer in self._trainers.values()):
                     self._one_step()
-            synchronize(self._device)
+            synchronize(self._setup.device)
         finally:
             for trainer in trained:
                 trainer.train_seconds += watch.seconds() / len(trained)
@@ -117,28 +99,30 @@ class MultiTrainer:
 
     def _losses(self, model: torch.nn.Module, rows: Sequence[IntArray]) -> torch.Tensor:
         """Return the mean loss on each candidate's rows, shape (len(rows),)."""
-        batch = collate(self._data, "train", np.concatenate(rows), self._device)
-        with (
-            autocast(self._precision, self._device),
-            self._cache.serving(batch),
-            self._last_block.serving(batch),
-            rounded_once(model, self._precision, self._device),
-        ):
-            return self._task.losses(model, batch, len(rows))
+        setup = self._setup
+        batch = collate(setup.data, "train", np.concatenate(rows), setup.device)
+        with setup.forward(batch), rounded_once(model, setup.precision, setup.device):
+            return setup.task.losses(model, batch, len(rows))
 
     def _check(self, rows: Sequence[IntArray]) -> None:
         """Compare the losses of the first step, and its time, with those of each alone."""
         self._is_checked = True
         # The first pass finds kernels and fills caches, so a pass to be timed is run twice.
         for _ in range(2 if self._must_pay else 1):
-            alone, alone_seconds = self._dry_steps_alone(rows)
+            losses, alone_seconds = [], 0.0
+            for index, own in zip(self._trainers, rows, strict=True):
+                with self._candidates.alone(index) as model:
+                    loss, more = self._dry_step(model, [own])
+                losses.append(loss[0])
+                alone_seconds += more
             with self._candidates.placed() as model:
                 together, seconds = self._dry_step(model, rows)
+        alone = torch.stack(losses)
         scale = alone.abs().clamp(min=1e-3)  # Each loss is compared relative to itself.
         verified(
             together / scale,
             alone / scale,
-            TOLERANCE[self._precision],
+            TOLERANCE[self._setup.precision],
             what="multi-adapter training",
             error=MultiAdapterError,
         )
@@ -147,28 +131,18 @@ class MultiTrainer:
                 f"candidates together train {alone_seconds / seconds:.2f} times as fast as alone"
             )
 
-    def _dry_steps_alone(self, rows: Sequence[IntArray]) -> tuple[torch.Tensor, float]:
-        """Return the loss of each candidate alone, shape (len(rows),), and the seconds of all."""
-        losses, seconds = [], 0.0
-        for index, own in zip(self._trainers, rows, strict=True):
-            with self._candidates.alone(index) as model:
-                loss, more = self._dry_step(model, [own])
-            losses.append(loss[0])
-            seconds += more
-        return torch.stack(losses), seconds
-
     def _dry_step(
         self, model: torch.nn.Module, rows: Sequence[IntArray]
     ) -> tuple[torch.Tensor, float]:
         """Return the losses, shape (len(rows),), and the seconds of a step without an update."""
         train_adapters_only(model)
-        synchronize(self._device)
+        synchronize(self._setup.device)
         started = time.perf_counter()
         with torch.set_grad_enabled(self._must_pay):
             losses = self._losses(model, rows)
             if self._must_pay:
                 losses.sum().backward()  # type: ignore[no-untyped-call]
-        synchronize(self._device)
+        synchronize(self._setup.device)
         seconds = time.perf_counter() - started
         model.zero_grad(set_to_none=True)
         return losses.detach(), seconds

@@ -8,7 +8,7 @@ of a training step. `rounded_once` keeps the copies; they need no more memory th
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import lru_cache, partial
 from typing import Any, Literal
@@ -32,12 +32,7 @@ MIN_GAIN = 1.2
 
 
 def choose_precision(wanted: str, device: str, model: nn.Module) -> Precision:
-    """Return the precision to train in.
-
-    Args:
-        wanted: "auto", "fp32" or "bf16".
-        device: "cpu", "cuda", "cuda:1"...
-        model: The model; wide matrices gain more than narrow ones.
+    """Return the precision to train in. "auto" measures: wide matrices gain more than narrow ones.
 
     Raises:
         SettingsError: if there is no such precision.
@@ -78,16 +73,22 @@ def _seconds(
     up: nn.Module, down: nn.Module, hidden: torch.Tensor, precision: Precision, device: str
 ) -> float:
     """Return the seconds of the fastest of some passes forward and back."""
-    seconds = []
-    for _ in range(6):
-        synchronize(device)
-        started = time.perf_counter()
+
+    def run() -> None:
         with autocast(precision, device):
             out = down(functional.gelu(up(hidden)))  # (512, width)
         out.float().sum().backward()
-        synchronize(device)
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)
+
+    return min(seconds_of(run, device) for _ in range(6))
+
+
+def seconds_of(run: Callable[[], object], device: str) -> float:
+    """Return the seconds of a call, all its work on an accelerator included."""
+    synchronize(device)
+    started = time.perf_counter()
+    run()
+    synchronize(device)
+    return time.perf_counter() - started
 
 
 def synchronize(device: str) -> None:

@@ -6,26 +6,23 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any
 
 import torch
 
 from autopeft.errors import SettingsError, TrainingFailure
+from autopeft.models.attach import Attached, ParameterGroup
 from autopeft.plan import TrainSettings
-from autopeft.tasks.base import Evaluation, Task
+from autopeft.tasks.base import Evaluation
 from autopeft.tasks.batch import collate
-from autopeft.tasks.data import SplitName, TaskData
+from autopeft.tasks.data import SplitName
 from autopeft.training.acceleration import NO_ACCELERATION, Acceleration
 from autopeft.training.attention import training_attention
 from autopeft.training.batching import IntArray, rung_sample, training_batches
 from autopeft.training.evaluation import evaluate
-from autopeft.training.precision import (
-    Precision,
-    autocast,
-    choose_precision,
-    rounded_once,
-    synchronize,
-)
+from autopeft.training.precision import Precision, rounded_once, synchronize
+from autopeft.training.setup import TrainingSetup
 from autopeft.trial import RungReport
 
 MAX_GRADIENT_NORM = 1.0
@@ -38,39 +35,6 @@ EARLIEST_STEP = 25
 bad candidates differ by less than their noise, and a pruner would stop the wrong ones."""
 
 
-class ParameterGroup(Protocol):
-    """Parameters that share a learning rate."""
-
-    @property
-    def method(self) -> str:
-        """The method they belong to; "head" for a new classification head."""
-
-    @property
-    def learning_rate(self) -> float:
-        """Peak rate."""
-
-    @property
-    def parameters(self) -> Sequence[torch.nn.Parameter]:
-        """The parameters themselves."""
-
-
-class AttachedModel(Protocol):
-    """A model with its adapters, as `autopeft.models.attach` returns it."""
-
-    @property
-    def model(self) -> torch.nn.Module:
-        """The module that maps a batch's inputs to logits."""
-
-    def parameter_groups(self) -> Sequence[ParameterGroup]:
-        """Return everything that is trained; empty if nothing is."""
-
-    def penalty(self) -> torch.Tensor | None:
-        """Return what the methods add to a training loss, or None."""
-
-    def after_update(self, step: int) -> None:
-        """Let the methods act after an optimizer step, while the gradients still exist."""
-
-
 class Trainer:
     """Trains one candidate. The same seed gives the same data order and the same result.
 
@@ -78,15 +42,10 @@ class Trainer:
 
     Args:
         attached: The model with its adapters.
-        task: Computes the loss.
-        data: Train and validation rows.
+        setup: What is trained on, and how.
         train: Rates, steps, batch size.
         seed: Seeds the data order and the adapters' dropout.
-        device: Device of the model: "cpu", "cuda"...
-        precision: "auto", "fp32" or "bf16".
         flops_per_step: Priced FLOPs of a step; reports multiply them by their step.
-        cache: Skips the frozen blocks below the lowest adapter.
-        last_block: Skips positions of the last block that are not read.
         rung_rows: Validation rows scored before the last step, the same ones in every training:
             on a CPU, scoring a thousand rows costs as much as thirty steps. None: all.
 
@@ -96,35 +55,24 @@ class Trainer:
         evaluation_seconds: Seconds spent on evaluations.
         cache_seconds: Seconds spent on filling the activation cache. Not part of the other two,
             because later trainings reuse what is cached.
-        precision: The precision in use.
     """
 
     def __init__(
         self,
-        attached: AttachedModel,
-        task: Task,
-        data: TaskData,
+        attached: Attached,
+        setup: TrainingSetup,
         train: TrainSettings,
         *,
         seed: int,
-        device: str = "cpu",
-        precision: str = "auto",
         flops_per_step: float = 0.0,
-        cache: Acceleration = NO_ACCELERATION,
-        last_block: Acceleration = NO_ACCELERATION,
         rung_rows: int | None = None,
     ) -> None:
-        self._attached = attached
+        self.attached = attached
+        self.setup = setup
         self._model = attached.model
-        self._task = task
-        self._data = data
         self._train = train
-        self._device = device
         self._flops_per_step = flops_per_step
-        self._cache = cache
-        self._last_block = last_block
-        self._rung_rows = rung_sample(len(data.validation), rung_rows)
-        self.precision: Precision = choose_precision(precision, device, attached.model)
+        self._rung_rows = rung_sample(len(setup.data.validation), rung_rows)
         self.step = 0
         self.train_seconds = 0.0
         self.evaluation_seconds = 0.0
@@ -132,25 +80,23 @@ class Trainer:
         self._groups = [g for g in attached.parameter_groups() if len(g.parameters)]
         self._parameters = [p for group in self._groups for p in group.parameters]
         self._optimizer = _optimizer(self._groups, train.weight_decay)
-        self._batches = training_batches(data.train.lengths, train.batch_size, seed)
-        self._random = _RandomState(seed, device)
+        self._batches = training_batches(setup.data.train.lengths, train.batch_size, seed)
+        self._random = _RandomState(seed, setup.device)
         self._unchecked: list[torch.Tensor] = []
 
     def advance(self, to_step: int) -> RungReport:
-        """Train up to a step and score the validation split, or `rung_rows` of it.
-
-        Args:
-            to_step: Step to reach, counted from the start; at most `train.steps`.
+        """Train up to a step, counted from the start; score the validation split or `rung_rows`.
 
         Raises:
             TrainingFailure: if the loss is no longer finite.
         """
         self.train_to(to_step)
         is_end = self.step >= self._train.steps
-        evaluation = self.evaluate("validation", rows=None if is_end else self._rung_rows)
+        rows = None if is_end else self._rung_rows
+        evaluation = self.evaluate("validation", rows=rows, with_text=is_end)
         if not math.isfinite(evaluation.loss):
             raise self._diverged(self.step)
-        is_maximized = self._task.quality.direction == "maximize"
+        is_maximized = self.setup.task.quality.direction == "maximize"
         return RungReport(
             step=self.step,
             score=-evaluation.loss if is_maximized else evaluation.loss,
@@ -164,18 +110,18 @@ class Trainer:
     def train_to(self, to_step: int) -> None:
         """Train up to a step without evaluating; raises as `advance` does."""
         to_step = min(to_step, self._train.steps)
-        watch = Stopwatch(self._cache)
+        watch = Stopwatch(self.setup.cache)
         train_adapters_only(self._model)
         try:
             with (
                 self._random.resumed(),
-                training_attention(self.precision, self._device),
-                rounded_once(self._model, self.precision, self._device),
+                training_attention(self.setup.precision, self.setup.device),
+                rounded_once(self._model, self.setup.precision, self.setup.device),
             ):
                 while self.step < to_step:
                     self._one_step()
             self._check_losses()
-            synchronize(self._device)
+            synchronize(self.setup.device)
         finally:
             self.train_seconds += watch.seconds()
             self.cache_seconds += watch.cache_seconds()
@@ -186,6 +132,8 @@ class Trainer:
         *,
         precision: Precision | None = None,
         rows: IntArray | None = None,
+        with_text: bool = True,
+        n_draws: int = 0,
     ) -> Evaluation:
         """Score a split with the adapters as they are now.
 
@@ -194,35 +142,28 @@ class Trainer:
             precision: Replaces the training's precision. The activation cache is not used then,
                 because it holds what the training's precision computes.
             rows: Positions in the split to score; None: all.
+            with_text: Whether text is generated, if a metric of the task needs it.
+            n_draws: Resamples of the rows, for a quality that is no mean over them.
         """
-        watch = Stopwatch(self._cache)
-        is_own = precision is None or precision == self.precision
+        watch = Stopwatch(self.setup.cache)
+        setup = self.setup
+        if precision not in (None, setup.precision):
+            setup = replace(setup, precision=precision, cache=NO_ACCELERATION)
         evaluation = evaluate(
-            self._model,
-            self._task,
-            self._data,
-            split,
-            rows=rows,
-            device=self._device,
-            precision=precision or self.precision,
-            cache=self._cache if is_own else NO_ACCELERATION,
-            last_block=self._last_block,
+            self._model, setup, split, rows=rows, with_text=with_text, n_draws=n_draws
         )
         self.evaluation_seconds += watch.seconds()
         self.cache_seconds += watch.cache_seconds()
         return evaluation
 
     def _one_step(self) -> None:
-        batch = collate(self._data, "train", self.next_rows(), self._device)
+        setup = self.setup
+        batch = collate(setup.data, "train", self.next_rows(), setup.device)
         if not self._parameters:
             self.step += 1
             return
-        with (
-            autocast(self.precision, self._device),
-            self._cache.serving(batch),
-            self._last_block.serving(batch),
-        ):
-            loss = self._task.loss(self._model, batch)
+        with setup.forward(batch):
+            loss = setup.task.loss(self._model, batch)
         loss = self.with_penalty(loss)
         loss.backward()  # type: ignore[no-untyped-call]
         self.update(loss.detach())
@@ -233,7 +174,7 @@ class Trainer:
 
     def with_penalty(self, loss: torch.Tensor) -> torch.Tensor:
         """Return a step's loss plus what the methods add to it."""
-        penalty = self._attached.penalty()
+        penalty = self.attached.penalty()
         return loss if penalty is None else loss + penalty
 
     def update(self, loss: torch.Tensor) -> None:
@@ -247,11 +188,11 @@ class Trainer:
         for options in self._optimizer.param_groups:
             options["lr"] = options["peak"] * factor
         self._optimizer.step()
-        self._attached.after_update(self.step + 1)
+        self.attached.after_update(self.step + 1)
         self._optimizer.zero_grad(set_to_none=True)
         self._unchecked.append(loss)
         self.step += 1
-        if len(self._unchecked) >= CHECK_EVERY.get(torch.device(self._device).type, 1):
+        if len(self._unchecked) >= CHECK_EVERY.get(torch.device(self.setup.device).type, 1):
             self._check_losses()
 
     def _check_losses(self) -> None:
@@ -294,13 +235,7 @@ def rung_steps(steps: int, eta: int, n: int, *, earliest: int = 1) -> tuple[int,
 
 
 def rate_factor(step: int, steps: int, warmup_fraction: float) -> float:
-    """Return the share of the peak rate at a step: linear up to 1, then linear down, never 0.
-
-    Args:
-        step: Steps done before this one.
-        steps: Steps in all.
-        warmup_fraction: Share of the steps in which the rate rises.
-    """
+    """Return the share of the peak rate at a step: linear up to 1, then linear down, never 0."""
     n_warmup = min(steps, math.ceil(steps * warmup_fraction))
     if step < n_warmup:
         return (step + 1) / n_warmup

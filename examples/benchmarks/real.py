@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+from hypervolume import hypervolume
 from landscapes import STOCK, suggest
 from rich.console import Console
 from rich.table import Table
@@ -43,7 +44,7 @@ from autopeft.searcher.controller import Decision
 from autopeft.searcher.space.space import SearchSpace
 from autopeft.searcher.study import distribution
 from autopeft.settings import SearchSettings
-from autopeft.utils.pareto import hypervolume, non_dominated
+from autopeft.utils.pareto import non_dominated
 
 SETTINGS = {
     "model": "~/.cache/autopeft/all-MiniLM-L6-v2",

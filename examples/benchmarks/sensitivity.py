@@ -125,7 +125,7 @@ def _sensitivities(
 ) -> dict[tuple[int, str], dict[str, float]]:
     """Norms over the weights of each place, from one backward pass in fp32."""
     executor = Executor(ready.context())
-    backbone, task = executor.backbone, executor.task
+    backbone, task = executor.backbone, executor.setup.task
     empty = Candidate(AdapterPlan(), TrainSettings(1e-3, steps=1))
     with attach(backbone, empty, seed=0) as attached:
         weights = {

@@ -48,7 +48,6 @@ from autopeft.engine.messages import Job, WorkerContext
 from autopeft.engine.worker_environment import worker_environment
 from autopeft.models.attach import Attached, attach
 from autopeft.models.backbone import Backbone
-from autopeft.models.multi_adapter import MultiAdapter
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
 from autopeft.prepare import PreparedSearch, prepare
 from autopeft.searcher.controller import SearchController
@@ -57,6 +56,8 @@ from autopeft.settings import SearchSettings
 from autopeft.tasks.batch import collate
 from autopeft.tasks.data import SplitName
 from autopeft.training.multi_trainer import MultiTrainer
+from autopeft.training.precision import choose_precision
+from autopeft.training.setup import TrainingSetup
 from autopeft.training.trainer import Trainer
 from autopeft.utils.hardware import matmul_flops_per_second, n_cores
 
@@ -340,7 +341,7 @@ def _training(executor: Executor, lowest: int, rank: int) -> Trainer:
     settings, topology = executor.context.settings, executor.backbone.topology
     train = TrainSettings(1e-3, steps=settings.steps, batch_size=settings.batch_size)
     candidate = Candidate(_plan(topology, lowest, rank), train)
-    return JobExecution(executor, Job("search", candidate, _FREE, seed=0)).start()[1]
+    return JobExecution(executor, Job("search", candidate, _FREE, seed=0)).start()
 
 
 def _timed(training: Trainer, steps: int) -> list[float]:
@@ -379,7 +380,7 @@ def _peak(ready: PreparedSearch, steps: dict[str, dict[str, float]]) -> dict[str
     `ceiling` is how many times as fast as the default Trainer a step would be that does nothing but
     its matrix products, at that speed.
     """
-    precision = Executor(ready.context()).precision
+    precision = Executor(ready.context()).setup.precision
     dtype = "bfloat16" if precision == "bf16" else "float32"
     peak = max(
         matmul_flops_per_second(ready.device, size=size, seconds=0.5, dtype=dtype)
@@ -452,9 +453,9 @@ def _one_batch(training: Trainer, batch: Any) -> float:
     from autopeft.training.precision import autocast
 
     started = time.perf_counter()
-    precision = training.precision
-    with training_attention(precision, "cpu"), autocast(precision, "cpu"):
-        loss = training._task.loss(training._model, batch)
+    setup = training.setup
+    with training_attention(setup.precision, "cpu"), autocast(setup.precision, "cpu"):
+        loss = setup.task.loss(training.attached.model, batch)
     loss.backward()  # type: ignore[no-untyped-call]
     return time.perf_counter() - started
 
@@ -477,12 +478,7 @@ def _pack_gain(ready: PreparedSearch, options: argparse.Namespace) -> list[dict[
         alone = _lanes(ready, backbone, ranks, n_rows)
         together = _lanes(ready, backbone, ranks, n_rows)
         packed = MultiTrainer(
-            {index: training for index, (_, training) in enumerate(together)},
-            MultiAdapter({index: attached for index, (attached, _) in enumerate(together)}),
-            ready.task,
-            ready.data,
-            device=ready.device,
-            precision=together[0][1].precision,
+            {index: training for index, (_, training) in enumerate(together)}, together[0][1].setup
         )
 
         def step_each(steps: int, lanes: list[tuple[Attached, Trainer]] = alone) -> list[float]:
@@ -513,10 +509,12 @@ def _lanes(
 ) -> list[tuple[Attached, Trainer]]:
     """Full-depth LoRAs of these ranks, parked, with their trainings."""
     lanes = []
+    precision = choose_precision("auto", ready.device, backbone.model)
+    setup = TrainingSetup(ready.task, ready.data, ready.device, precision)
     train = TrainSettings(1e-3, steps=ready.settings.steps, batch_size=n_rows)
     for rank in ranks:
         attached = attach(backbone, Candidate(_plan(ready.prices.topology, 0, rank), train), seed=0)
-        training = Trainer(attached, ready.task, ready.data, train, seed=0, device=ready.device)
+        training = Trainer(attached, setup, train, seed=0)
         attached.park()
         lanes.append((attached, training))
     return lanes

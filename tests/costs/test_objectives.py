@@ -15,7 +15,7 @@ from autopeft.costs.constraints import Constraint
 from autopeft.costs.objectives import COSTS, default_direction, find_cost, objective, with_costs
 from autopeft.errors import SettingsError
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
-from autopeft.reporting.trials_csv import read_trials, write_trials
+from autopeft.reporting.trials_csv import read_trials, trials_csv
 
 TOPOLOGY = autopeft.Topology(3, {"attn.q": (16, 16), "attn.v": (16, 16)})
 PLAN = AdapterPlan([LayerSpec(1, "attn.q", "lora", 2)])
@@ -88,7 +88,8 @@ def test_a_registered_cost_is_an_objective_with_a_limit(sampler: str, tmp_path: 
     found = [trial.values.get("depth_cost", 0.0) for trial in controller.trials()]
     assert max(found) == 2.0
     assert [trial.values["depth_cost"] for trial in controller.front()][-1] <= 2.0
-    write_trials(controller.trials(), controller.objectives, tmp_path / "trials.csv")
+    text = trials_csv(controller.trials(), controller.objectives)
+    (tmp_path / "trials.csv").write_text(text)
     read = read_trials(tmp_path / "trials.csv")
     assert [trial.costs for trial in read] == [trial.costs for trial in controller.trials()]
 

@@ -41,8 +41,7 @@ def _candidate(
     *specs: LayerSpec, dropout: float = 0.0, steps: int = 1, batch_size: int = 8
 ) -> Candidate:
     return Candidate(
-        AdapterPlan(specs),
-        TrainSettings(1e-3, dropout=dropout, steps=steps, batch_size=batch_size),
+        AdapterPlan(specs), TrainSettings(1e-3, dropout=dropout, steps=steps, batch_size=batch_size)
     )
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any, Literal
 
 from autopeft.costs import Price
-from autopeft.engine.job_queue import group_jobs
+from autopeft.engine.job_queue import JobQueue
 from autopeft.engine.messages import Job
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
 
@@ -17,13 +18,19 @@ def _job(number: int, kind: Literal["search", "confirm"] = "search", **train: An
     return Job(kind, Candidate(plan, TrainSettings(1e-2, **train)), _FREE, 0, number)
 
 
+def _groups(jobs: list[Job], size: int) -> list[tuple[Job, ...]]:
+    left = iter(jobs)
+    dispatcher: Any = SimpleNamespace(next_job=lambda: next(left, None))
+    return list(iter(JobQueue(dispatcher, size).next_group, ()))
+
+
 def test_only_like_neighbors_go_together() -> None:
     a, b, c, d = (_job(number) for number in (1, 2, 3, 4))
     confirm, dropping, bare = _job(1, "confirm"), _job(5, dropout=0.1), _job(0)
-    assert group_jobs([a, b, c, d], 3) == [(a, b, c), (d,)]
-    assert group_jobs([a, confirm, b], 3) == [(a,), (confirm,), (b,)]
-    assert group_jobs([a, dropping, b], 3) == [(a,), (dropping,), (b,)]
-    assert group_jobs([bare, a, b], 3) == [(bare,), (a, b)]
-    assert group_jobs([a, _job(2, steps=7), b], 3) == [(a,), (_job(2, steps=7),), (b,)]
-    assert group_jobs([], 3) == []
-    assert group_jobs([a, b], 1) == [(a,), (b,)]
+    assert _groups([a, b, c, d], 3) == [(a, b, c), (d,)]
+    assert _groups([a, confirm, b], 3) == [(a,), (confirm,), (b,)]
+    assert _groups([a, dropping, b], 3) == [(a,), (dropping,), (b,)]
+    assert _groups([bare, a, b], 3) == [(bare,), (a, b)]
+    assert _groups([a, _job(2, steps=7), b], 3) == [(a,), (_job(2, steps=7),), (b,)]
+    assert _groups([], 3) == []
+    assert _groups([a, b], 1) == [(a,), (b,)]

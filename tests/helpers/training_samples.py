@@ -145,11 +145,7 @@ def with_lora(
     torch.manual_seed(1)
     model.requires_grad_(False)
     config = LoraConfig(
-        r=4,
-        lora_alpha=8,
-        lora_dropout=dropout,
-        target_modules=targets,
-        layers_to_transform=layers,
+        r=4, lora_alpha=8, lora_dropout=dropout, target_modules=targets, layers_to_transform=layers
     )
     inject_adapter_in_model(config, model)
     if hasattr(model, "classifier"):

@@ -17,6 +17,7 @@ from autopeft.models.saving import load_attached, save_adapter
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
 from autopeft.tasks.data import TaskData
 from autopeft.tasks.text_classification import TextClassification
+from autopeft.training.setup import TrainingSetup
 from autopeft.training.trainer import Trainer
 
 _PSOFT = AdapterPlan(
@@ -76,7 +77,7 @@ def _candidate(rank: int, steps: int, method: str = "adalora") -> Candidate:
 
 def _training(attached: Attached, data: TaskData) -> Trainer:
     task = TextClassification(data.labels, data.pad_id, None)
-    return Trainer(attached, task, data, attached.candidate.train, seed=0, precision="fp32")
+    return Trainer(attached, TrainingSetup(task, data), attached.candidate.train, seed=0)
 
 
 def _kept(attached: Attached) -> list[int]:

@@ -11,14 +11,7 @@ from report_samples import hostile, interrupted, make_record
 from autopeft.costs.objectives import objective
 from autopeft.plan import AdapterPlan, LayerSpec
 from autopeft.reporting.front_view import FrontView, view
-from autopeft.reporting.plots import (
-    Plot,
-    _floor,
-    budget_plot,
-    curves_plot,
-    draw_plots,
-    front_plot,
-)
+from autopeft.reporting.plots import Plot, _floor, budget_plot, curves_plot, draw_plots, front_plot
 from autopeft.reporting.record import SearchRecord
 from autopeft.reporting.site_plot import method_letters, site_plot
 from autopeft.reporting.style import STYLE, svg

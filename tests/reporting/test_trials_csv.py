@@ -11,7 +11,8 @@ from report_samples import hostile, make_record, records
 from autopeft.errors import StorageError
 from autopeft.plan import ROLES, AdapterPlan, Candidate, LayerSpec, TrainSettings
 from autopeft.reporting.record import SearchRecord
-from autopeft.reporting.trials_csv import read_trials, trials_csv, write_trials
+from autopeft.reporting.trials_csv import read_trials, trials_csv
+from autopeft.utils.files import write_text
 
 
 def test_one_row_a_trial_with_its_numbers() -> None:
@@ -36,7 +37,7 @@ def test_one_row_a_trial_with_its_numbers() -> None:
 @given(records())
 def test_trials_read_back(tmp_path_factory: pytest.TempPathFactory, record: SearchRecord) -> None:
     path = tmp_path_factory.mktemp("trials") / "trials.csv"
-    write_trials(record.trials, record.objectives, path)
+    write_text(path, trials_csv(record.trials, record.objectives))
     for found, made in zip(read_trials(path), record.trials, strict=True):
         finite = {name: value for name, value in made.values.items() if math.isfinite(value)}
         assert found == replace(made, values=finite, reason=" ".join(made.reason.split()))
@@ -48,7 +49,7 @@ def test_settings_and_methods_of_every_kind_read_back(tmp_path: Path) -> None:
     plan = AdapterPlan(LayerSpec(n, role, "oft", n) for n in range(3) for role in ROLES[1:])
     candidate = Candidate(plan, train)
     made = replace(record.trials[7], candidate=candidate, audited_at=11, reason="")
-    write_trials([made], record.objectives, tmp_path / "trials.csv")
+    write_text(tmp_path / "trials.csv", trials_csv([made], record.objectives))
     assert read_trials(tmp_path / "trials.csv") == (made,)
 
 
@@ -57,7 +58,7 @@ def test_hostile_reasons_stay_in_their_row() -> None:
 
 
 def test_no_trials_is_a_header_alone(tmp_path: Path) -> None:
-    write_trials((), make_record(8).objectives, tmp_path / "trials.csv")
+    write_text(tmp_path / "trials.csv", trials_csv((), make_record(8).objectives))
     assert read_trials(tmp_path / "trials.csv") == ()
 
 

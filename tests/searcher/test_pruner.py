@@ -194,6 +194,32 @@ def test_optunas_own_pruners_work_on_several_directions(name: str) -> None:
     assert 0.0 in decisions
 
 
+def test_optunas_pruners_read_an_ended_trial_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    study = optuna.create_study(directions=["maximize", "minimize"])
+    pruner = make_pruner("median")
+    n_reads = []
+
+    class Counted(list[Any]):
+        def __getitem__(self, index: Any) -> Any:
+            n_reads.append(index)
+            return super().__getitem__(index)
+
+        def __iter__(self) -> Any:
+            n_reads.extend(range(len(self)))
+            return super().__iter__()
+
+    usual = study.get_trials
+    for number in range(40):
+        study.add_trial(create_trial(state=TrialState.RUNNING, intermediate_values={1: 0.5}))
+        trial = usual(deepcopy=False)[number]
+        with monkeypatch.context() as patch:
+            patch.setattr(study, "get_trials", lambda **options: Counted(usual(**options)))
+            n_reads.clear()
+            pruner.prune(study, trial)
+        assert len(n_reads) < 8, number
+        study.tell(number, [0.5, 1.0])
+
+
 def test_names_are_checked() -> None:
     assert not make_pruner("none").prune(study_of([]), create_trial(state=TrialState.RUNNING))
     with pytest.raises(SettingsError, match="did you mean 'median'"):

@@ -354,10 +354,7 @@ def test_an_implicit_prompt_is_the_one_that_trl_finds(chosen: Any, rejected: Any
         ({"prompt": "a", "chosen": None, "rejected": "b"}, "no chosen"),
         ({"prompt": "a", "chosen": "b", "rejected": " "}, "no rejected"),
         ({"prompt": "a", "chosen": "b", "rejected": "b"}, "chosen and rejected are equal"),
-        (
-            {"chosen": [ASKED, BLUE], "rejected": [ASKED, BLUE]},
-            "chosen and rejected are equal",
-        ),
+        ({"chosen": [ASKED, BLUE], "rejected": [ASKED, BLUE]}, "chosen and rejected are equal"),
         ({"chosen": "ab", "rejected": "abc"}, "one answer is the beginning of the other"),
     ],
 )

@@ -19,6 +19,7 @@ from autopeft.tasks.load_data import load_data
 from autopeft.tasks.reading import Table
 from autopeft.tasks.registry import make_task
 from autopeft.training.evaluation import evaluate
+from autopeft.training.setup import TrainingSetup
 
 LABELS = ("anger", "fear", "joy")
 WORD = {"anger": "bad", "fear": "not", "joy": "good"}
@@ -157,7 +158,7 @@ def test_loss_is_that_of_transformers(encoder_tokenizer: Any) -> None:
         parts = task.losses(model, batch, 2)
         alone = [task.loss(model, collate(data, "train", part)) for part in (rows[:3], rows[3:])]
         torch.testing.assert_close(parts, torch.stack(alone))
-    found = evaluate(model, task, data, "test", device="cpu")
+    found = evaluate(model, TrainingSetup(task, data), "test")
     assert set(found.metrics) == {"f1_micro", "f1_macro", "accuracy", "loss"}
     assert len(found.rows) == len(data.test)
 

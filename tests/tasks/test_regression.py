@@ -20,6 +20,7 @@ from autopeft.tasks.load_data import load_data
 from autopeft.tasks.reading import Table
 from autopeft.tasks.registry import make_task
 from autopeft.training.evaluation import evaluate
+from autopeft.training.setup import TrainingSetup
 
 CLASS = "AutoModelForSequenceClassification"
 SMALL = {
@@ -146,7 +147,7 @@ def test_loss_is_that_of_transformers(encoder_tokenizer: Any) -> None:
         assert float(task.loss(model, batch)) == pytest.approx(float(whole), rel=1e-6)
         parts = task.losses(model, batch, 3)
         assert float(parts.mean()) == pytest.approx(float(whole), rel=1e-6)
-    found = evaluate(model, task, data, "test", device="cpu")
+    found = evaluate(model, TrainingSetup(task, data), "test")
     assert set(found.metrics) == {"pearson", "spearman", "mse", "mae", "r2", "loss"}
     variance = data.output_scale.factor**2
     assert found.metrics["mse"] == pytest.approx(found.loss * variance, rel=1e-4)

@@ -19,6 +19,7 @@ from autopeft.tasks.data import SPLITS, TaskData
 from autopeft.tasks.examples import Examples
 from autopeft.tasks.seq2seq import Seq2Seq
 from autopeft.training.evaluation import evaluate
+from autopeft.training.setup import TrainingSetup
 
 
 def tiny(name: str) -> Any:
@@ -95,9 +96,9 @@ def test_rows_are_scored_alike_in_any_batch(name: str, encoder_tokenizer: Any) -
     model = tiny(name)
     task = Seq2Seq().configured(SearchSettings(), model.config)
     data = data_of(task, encoder_tokenizer)
-    together = evaluate(model, task, data, "validation", device="cpu")
+    together = evaluate(model, TrainingSetup(task, data), "validation")
     alone = [
-        evaluate(model, task, data, "validation", device="cpu", rows=np.asarray([i])).rows[0]
+        evaluate(model, TrainingSetup(task, data), "validation", rows=np.asarray([i])).rows[0]
         for i in range(12)
     ]
     np.testing.assert_allclose(together.rows, alone, rtol=1e-4)

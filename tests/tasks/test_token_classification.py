@@ -20,10 +20,19 @@ from autopeft.models.backbone import joins_words, load_tokenizer
 from autopeft.settings import SearchSettings
 from autopeft.tasks.batch import collate
 from autopeft.tasks.load_data import load_data, read_tables
+from autopeft.tasks.metrics import evaluate_metric
 from autopeft.tasks.reading import Table
 from autopeft.tasks.registry import make_task
-from autopeft.tasks.token_classification import TokenClassification, entity_counts, tag_scores
+from autopeft.tasks.token_classification import (
+    TAG_F1,
+    TAG_PRECISION,
+    TAG_RECALL,
+    TokenClassification,
+    entity_counts,
+    tag_counts,
+)
 from autopeft.training.evaluation import evaluate
+from autopeft.training.setup import TrainingSetup
 
 # Words that the tiny model knows.
 GOOD = ("good", "fine", "great", "lovely", "warm")
@@ -145,14 +154,14 @@ def test_encoding_and_loss_are_those_of_transformers(name: str) -> None:
 def test_scores_are_those_of_one_row_at_a_time(name: str) -> None:
     task, data = loaded(table_of(), spelling_tokenizer())
     model = tiny(name, len(TAGS))
-    found = evaluate(model, task, data, "test", device="cpu")
+    found = evaluate(model, TrainingSetup(task, data), "test")
     alone = [
-        evaluate(model, task, data, "test", device="cpu", rows=np.asarray([i]))
+        evaluate(model, TrainingSetup(task, data), "test", rows=np.asarray([i]))
         for i in range(len(data.test))
     ]
     np.testing.assert_allclose(found.rows, [each.rows[0] for each in alone])
     weights = (data.test.token_arrays["labels"] != -100).sum()
-    assert set(found.metrics) == {"f1", "precision", "recall", "token_accuracy", "loss"}
+    assert set(found.metrics) == {"tag_f1", "tag_precision", "tag_recall", "token_accuracy", "loss"}
     assert found.metrics["loss"] == found.loss
     assert weights == sum(len(rows_of()[0][row]) for row in data.test.source_rows)
 
@@ -248,29 +257,26 @@ def test_entities_are_scored_as_seqeval_does() -> None:
     labels = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC", "E-LOC", "S-PER")
     true = [[chooser.choice(labels) for _ in range(chooser.randint(1, 9))] for _ in range(60)]
     found = [[t if chooser.random() < 0.7 else chooser.choice(labels) for t in r] for r in true]
-    scores = tag_scores(true, found, labels)
-    assert scores.f1 == pytest.approx(seqeval.f1_score(true, found))
-    assert scores.precision == pytest.approx(seqeval.precision_score(true, found))
-    assert scores.recall == pytest.approx(seqeval.recall_score(true, found))
-    assert scores.token_accuracy == pytest.approx(seqeval.accuracy_score(true, found))
-    np.testing.assert_allclose(
-        scores.row_f1,
+    counts = entity_counts(true, found)
+    metrics = (TAG_F1, TAG_PRECISION, TAG_RECALL)
+    scores = [evaluate_metric(m, counts[..., 2], counts[..., :2])[0] for m in metrics]
+    assert scores == pytest.approx(
         [
-            seqeval.f1_score([t], [p], zero_division=1) if c[1:].any() else 1.0
-            for t, p, c in zip(true, found, entity_counts(true, found), strict=True)
-        ],
+            seqeval.f1_score(true, found),
+            seqeval.precision_score(true, found),
+            seqeval.recall_score(true, found),
+        ]
     )
 
 
 def test_other_schemes_of_entities_and_none() -> None:
     bilou = [["U-PER", "O", "B-LOC", "I-LOC", "L-LOC"]]
-    assert entity_counts(bilou, [["U-PER", "O", "B-LOC", "L-LOC", "O"]]).tolist() == [[1, 2, 2]]
+    assert entity_counts(bilou, [["U-PER", "O", "B-LOC", "L-LOC", "O"]]).tolist() == [[[1, 2, 2]]]
     true, found = [["NOUN", "VERB"], ["NOUN"]], [["NOUN", "NOUN"], ["NOUN"]]
-    scores = tag_scores(true, found, ("NOUN", "VERB"))
-    assert scores.f1 == pytest.approx(
+    counts = tag_counts(("NOUN", "VERB"), true, found)
+    assert evaluate_metric(TAG_F1, counts[..., 2], counts[..., :2])[0] == pytest.approx(
         sk.f1_score(["NOUN", "VERB", "NOUN"], ["NOUN"] * 3, average="macro")
     )
-    assert scores.row_f1.tolist() == [0.5, 1.0]
 
 
 def test_tags_without_entities_are_told(encoder_tokenizer: Any) -> None:
@@ -330,6 +336,8 @@ def test_a_saved_adapter_scores_what_front_json_says(tiny_model: Path, tmp_path:
             ]
             for i, tags in enumerate(true)
         ]
-        assert found.score["f1"] == pytest.approx(seqeval.f1_score(true, predicted), abs=1e-9), name
+        assert found.score["tag_f1"] == pytest.approx(
+            seqeval.f1_score(true, predicted), abs=1e-9
+        ), name
         accuracy = seqeval.accuracy_score(true, predicted)
         assert found.score["token_accuracy"] == pytest.approx(accuracy, abs=1e-9), name

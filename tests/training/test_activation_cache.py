@@ -18,6 +18,8 @@ from autopeft.tasks.sft import SupervisedFineTuning
 from autopeft.tasks.text_classification import TextClassification
 from autopeft.training.acceleration import NO_ACCELERATION
 from autopeft.training.activation_cache import ActivationCache
+from autopeft.training.precision import Precision
+from autopeft.training.setup import TrainingSetup
 from autopeft.training.trainer import Trainer
 
 Build = Callable[..., Any]
@@ -28,15 +30,14 @@ def bert_cache(model: Any, data: TaskData, **options: Any) -> ActivationCache:
     return ActivationCache(model, paths, data, **options)
 
 
-def train(attached: Any, task: Any, data: TaskData, cache: Any, precision: str = "fp32") -> Any:
+def train(
+    attached: Any, task: Any, data: TaskData, cache: Any, precision: Precision = "fp32"
+) -> Any:
     training = Trainer(
         attached,
-        task,
-        data,
+        TrainingSetup(task, data, precision=precision, cache=cache),
         TrainSettings(1e-2, steps=30),
         seed=0,
-        precision=precision,
-        cache=cache,
     )
     return training, [training.advance(step) for step in (5, 30)]
 
@@ -218,12 +219,9 @@ def test_evaluation_may_fill_what_training_uses(
     cache = bert_cache(attached.model, classification_data)
     training = Trainer(
         attached,
-        task,
-        classification_data,
+        TrainingSetup(task, classification_data, cache=cache.below(2)),
         TrainSettings(1e-2, steps=10),
         seed=0,
-        precision="fp32",
-        cache=cache.below(2),
     )
     training.evaluate("train")  # under inference mode
     filled = training.cache_seconds
@@ -238,7 +236,7 @@ def test_evaluation_may_fill_what_training_uses(
     [("attn", "prefix"), ("mlp.down", "bottleneck"), ("mlp.up", "parallel_bottleneck")],
 )
 def test_adapters_of_our_own_learn_the_same(
-    classification_data: TaskData, plain_bert: Build, role: str, method: str, precision: str
+    classification_data: TaskData, plain_bert: Build, role: str, method: str, precision: Precision
 ) -> None:
     task = TextClassification(classification_data.labels, 0)
     plan = AdapterPlan([LayerSpec(2, role, method, 4)])

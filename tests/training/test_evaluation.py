@@ -15,6 +15,7 @@ from autopeft.tasks.sft import SupervisedFineTuning
 from autopeft.tasks.text_classification import TextClassification
 from autopeft.training import evaluation
 from autopeft.training.evaluation import evaluate
+from autopeft.training.setup import TrainingSetup
 
 Build = Callable[..., Any]
 
@@ -29,7 +30,7 @@ def test_classification_agrees_with_row_by_row(
 ) -> None:
     model = bert_with_lora().model
     task = TextClassification(classification_data.labels, 0)
-    found = evaluate(model, task, classification_data, "validation", device="cpu")
+    found = evaluate(model, TrainingSetup(task, classification_data), "validation")
     split = classification_data.validation
     targets = split.row_arrays["labels"]
     losses, predictions = [], []
@@ -50,13 +51,13 @@ def test_classification_agrees_with_row_by_row(
     )
     assert found.metrics["matthews"] == pytest.approx(matthews_corrcoef(targets, predictions))
     by_loss = TextClassification(classification_data.labels, 0, "loss")
-    rows = evaluate(model, by_loss, classification_data, "validation", device="cpu").rows
+    rows = evaluate(model, TrainingSetup(by_loss, classification_data), "validation").rows
     np.testing.assert_allclose(rows, -np.asarray(losses), rtol=1e-4)
 
 
 def test_causal_lm_agrees_with_all_logits(causal_data: TaskData, llama_with_lora: Build) -> None:
     model = llama_with_lora().model
-    found = evaluate(model, SupervisedFineTuning(), causal_data, "test", device="cpu")
+    found = evaluate(model, TrainingSetup(SupervisedFineTuning(), causal_data), "test")
     split = causal_data.test
     row_losses, n_right = [], 0.0
     with torch.no_grad():
@@ -80,7 +81,7 @@ def test_logits_are_computed_for_completions_only(
     model = llama_with_lora().model
     seen: list[int] = []
     model.lm_head.register_forward_hook(lambda _m, _i, out: seen.append(out.shape[:-1].numel()))
-    evaluate(model, SupervisedFineTuning(), causal_data, "validation", device="cpu")
+    evaluate(model, TrainingSetup(SupervisedFineTuning(), causal_data), "validation")
     assert sum(seen) == 2 * len(causal_data.validation)
 
 
@@ -101,9 +102,9 @@ def test_decoder_classifies_by_its_last_real_token(classification_data: TaskData
     )
     model = LlamaForSequenceClassification(config)
     assert config.num_labels == 2
-    batched = evaluate(model, task, data, "test", device="cpu")
+    batched = evaluate(model, TrainingSetup(task, data), "test")
     evaluation.TOKEN_BUDGET["cpu"] = 1  # one row a batch: no padding at all
-    alone = evaluate(model, task, data, "test", device="cpu")
+    alone = evaluate(model, TrainingSetup(task, data), "test")
     assert batched.loss == pytest.approx(alone.loss, rel=1e-5)
 
 

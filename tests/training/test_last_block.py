@@ -14,7 +14,6 @@ from training_samples import split_of, tiny_bert, tiny_llama
 
 from autopeft.models.attach import attach
 from autopeft.models.backbone import Backbone
-from autopeft.models.multi_adapter import MultiAdapter
 from autopeft.models.sites import prompt_site
 from autopeft.plan import MODEL, AdapterPlan, Candidate, LayerSpec, TrainSettings
 from autopeft.profiling.measure import price_table
@@ -28,6 +27,7 @@ from autopeft.training.activation_cache import ActivationCache
 from autopeft.training.attention import training_attention
 from autopeft.training.last_block import LastBlock
 from autopeft.training.multi_trainer import MultiTrainer
+from autopeft.training.setup import TrainingSetup
 from autopeft.training.trainer import Trainer
 
 _PAD = 2
@@ -183,9 +183,10 @@ def test_what_passed_with_a_prompt_is_checked_again_without() -> None:
     backbone = build("llama")
     task, window = task_of(backbone)
     last_block, batch = last_block_of(backbone, task, window), batch_of(backbone)
+    last = backbone.layout.blocks[-1]
     for spec in (LayerSpec(0, MODEL, "prompt_tuning", 4), LayerSpec(0, "attn.v", "lora", 2)):
         with attach(backbone, candidate_of(AdapterPlan([spec])), seed=0) as attached:
-            calls = tokens_seen(attached.model.get_submodule("lm_head"))
+            calls = tokens_seen(backbone.model.get_submodule(f"{last}.mlp"))
             gradients(attached, task, batch, last_block)
         assert len(calls) == 3  # The loss, and twice for the check.
 
@@ -206,13 +207,9 @@ def _trainings(
             attached,
             Trainer(
                 attached,
-                task,
-                data,
+                TrainingSetup(task, data, cache=cache, last_block=last_block),
                 train,
                 seed=0,
-                precision="fp32",
-                cache=cache,
-                last_block=last_block,
             ),
         )
         attached.park()
@@ -241,10 +238,7 @@ def test_whole_trainings_learn_the_same_alone_and_together(
     candidates = list(_trainings(backbone, data, task, window))
     together = MultiTrainer(
         {index: training for index, (_, training) in enumerate(candidates)},
-        MultiAdapter({index: attached for index, (attached, _) in enumerate(candidates)}),
-        task,
-        data,
-        last_block=last_block_of(backbone, task, window),
+        TrainingSetup(task, data, last_block=last_block_of(backbone, task, window)),
     )
     together.train_to(25)
     for index, (attached, training) in enumerate(candidates):

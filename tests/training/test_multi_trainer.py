@@ -18,6 +18,7 @@ from autopeft.tasks.text_classification import TextClassification
 from autopeft.training.acceleration import NO_ACCELERATION, Acceleration
 from autopeft.training.activation_cache import ActivationCache
 from autopeft.training.multi_trainer import MultiTrainer
+from autopeft.training.setup import TrainingSetup
 from autopeft.training.trainer import Trainer
 
 _STEPS = 12
@@ -61,20 +62,13 @@ class _Candidates:
         cache: Acceleration = NO_ACCELERATION
         if cached:
             cache = ActivationCache(backbone.model, backbone.layout.blocks, data).below(1)
+        setup = TrainingSetup(task, data, cache=cache)
         for index, candidate in enumerate(candidates or _candidates()):
             attached = self.attached[index] = attach(backbone, candidate, seed=seeds[index])
-            self.trainings[index] = Trainer(
-                attached,
-                task,
-                data,
-                candidate.train,
-                seed=seeds[index],
-                precision="fp32",
-                cache=cache,
-            )
+            self.trainings[index] = Trainer(attached, setup, candidate.train, seed=seeds[index])
             attached.park()
         self.together = MultiAdapter(self.attached)
-        self.trainer = MultiTrainer(self.trainings, self.together, task, data, cache=cache)
+        self.trainer = MultiTrainer(self.trainings, setup)
 
     def values(self, index: int) -> list[torch.Tensor]:
         groups = self.attached[index].parameter_groups()

@@ -17,6 +17,7 @@ from autopeft.tasks.text_classification import TextClassification
 from autopeft.training import precision as precision_module
 from autopeft.training.evaluation import evaluate
 from autopeft.training.precision import MIN_GAIN, autocast, choose_precision, rounded_once
+from autopeft.training.setup import TrainingSetup
 
 MODEL = torch.nn.Linear(2, 2)
 
@@ -173,7 +174,7 @@ def test_an_evaluation_may_come_first(
     """Nothing made in inference mode is kept for the trainings to come."""
     data, model = classification_data, bert_with_lora().model
     task = TextClassification(data.labels, data.pad_id)
-    evaluate(model, task, data, "validation", device="cpu", precision="bf16")
+    evaluate(model, TrainingSetup(task, data, precision="bf16"), "validation")
     with rounded_once(model, "bf16", "cpu"), autocast("bf16", "cpu"):
         loss = task.loss(model, collate(data, "train", data.train.source_rows[:4]))
     loss.backward()

@@ -19,6 +19,8 @@ from autopeft.tasks.sft import SupervisedFineTuning
 from autopeft.tasks.text_classification import TextClassification
 from autopeft.training.acceleration import NO_ACCELERATION
 from autopeft.training.activation_cache import ActivationCache
+from autopeft.training.precision import Precision
+from autopeft.training.setup import TrainingSetup
 from autopeft.training.trainer import Trainer
 
 _PROMPT = LayerSpec(0, MODEL, "prompt_tuning", 4)
@@ -43,7 +45,7 @@ def _llama() -> Backbone:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("kind", ["classification", "causal"])
 def test_a_task_learns_with_a_prompt_as_with_any_adapter(
-    kind: str, precision: str, classification_data: TaskData, causal_data: TaskData
+    kind: str, precision: Precision, classification_data: TaskData, causal_data: TaskData
 ) -> None:
     is_causal = kind == "causal"
     data = causal_data if is_causal else classification_data
@@ -51,7 +53,7 @@ def test_a_task_learns_with_a_prompt_as_with_any_adapter(
     train = TrainSettings(3e-2, steps=25)
     backbone = _llama() if is_causal else _bert()
     with attach(backbone, Candidate(AdapterPlan([_PROMPT]), train), seed=0) as attached:
-        training = Trainer(attached, task, data, train, seed=0, precision=precision)
+        training = Trainer(attached, TrainingSetup(task, data, precision=precision), train, seed=0)
         before = training.evaluate("validation").loss
         (prompt,) = attached.parameter_groups()[0].parameters
         start = prompt.detach().clone()
@@ -82,9 +84,7 @@ def test_nothing_is_cached_below_a_prompt(classification_data: TaskData) -> None
     assert cache.below(plan.lowest_layer) is NO_ACCELERATION
 
 
-def test_states_cached_for_others_are_not_served_to_a_prompt(
-    classification_data: TaskData,
-) -> None:
+def test_states_cached_for_others_are_not_served_to_a_prompt(classification_data: TaskData) -> None:
     task = TextClassification(classification_data.labels, 0)
     train = TrainSettings(1e-2, steps=4)
     above = AdapterPlan([LayerSpec(2, "attn.q", "lora", 2)])
@@ -94,7 +94,8 @@ def test_states_cached_for_others_are_not_served_to_a_prompt(
     def loss(plan: AdapterPlan) -> float:
         with attach(backbone, Candidate(plan, train), seed=0) as attached:
             below = cache.below(plan.lowest_layer)
-            training = Trainer(attached, task, classification_data, train, seed=0, cache=below)
+            setup = TrainingSetup(task, classification_data, cache=below)
+            training = Trainer(attached, setup, train, seed=0)
             return [training.advance(step) for step in (4,)][-1].loss
 
     first = loss(AdapterPlan([_PROMPT]))

@@ -16,6 +16,8 @@ from autopeft.tasks.data import TaskData
 from autopeft.tasks.sft import SupervisedFineTuning
 from autopeft.tasks.text_classification import TextClassification
 from autopeft.training.batching import rung_sample
+from autopeft.training.precision import Precision
+from autopeft.training.setup import TrainingSetup
 from autopeft.training.trainer import Trainer, rate_factor, rung_steps, train_adapters_only
 
 Build = Callable[..., Any]
@@ -25,19 +27,17 @@ def classifier(data: TaskData, metric: str | None = None) -> TextClassification:
     return TextClassification(data.labels, data.pad_id, metric)
 
 
+def _setup(data: TaskData, precision: Precision = "fp32") -> TrainingSetup:
+    return TrainingSetup(classifier(data), data, precision=precision)
+
+
 def train_settings(**changes: Any) -> TrainSettings:
     return TrainSettings(**{"learning_rate": 1e-2, "steps": 60, "batch_size": 16, **changes})
 
 
 def test_it_learns_and_reports(classification_data: TaskData, bert_with_lora: Build) -> None:
     training = Trainer(
-        bert_with_lora(),
-        classifier(classification_data),
-        classification_data,
-        train_settings(),
-        seed=0,
-        precision="fp32",
-        flops_per_step=10.0,
+        bert_with_lora(), _setup(classification_data), train_settings(), seed=0, flops_per_step=10.0
     )
     reports = [training.advance(step) for step in (6, 20, 60)]
     assert [report.step for report in reports] == [6, 20, 60]
@@ -54,7 +54,7 @@ def test_a_minimized_quality_is_scored_by_the_loss_itself(
 ) -> None:
     task = classifier(classification_data, "loss")
     training = Trainer(
-        bert_with_lora(), task, classification_data, train_settings(), seed=0, precision="fp32"
+        bert_with_lora(), TrainingSetup(task, classification_data), train_settings(), seed=0
     )
     report = training.advance(2)
     assert report.score == report.loss > 0
@@ -63,11 +63,9 @@ def test_a_minimized_quality_is_scored_by_the_loss_itself(
 def test_causal_lm_learns(causal_data: TaskData, llama_with_lora: Build) -> None:
     training = Trainer(
         llama_with_lora(),
-        SupervisedFineTuning(),
-        causal_data,
+        TrainingSetup(SupervisedFineTuning(), causal_data),
         train_settings(),
         seed=0,
-        precision="fp32",
     )
     first, last = [training.advance(step) for step in (1, 60)]
     assert last.loss < first.loss - 0.2
@@ -79,12 +77,7 @@ def test_the_same_seed_gives_the_same_result(
 ) -> None:
     def losses(seed: int, disturb: bool = False) -> list[float]:
         training = Trainer(
-            bert_with_lora(dropout=0.3),
-            classifier(classification_data),
-            classification_data,
-            train_settings(),
-            seed=seed,
-            precision="fp32",
+            bert_with_lora(dropout=0.3), _setup(classification_data), train_settings(), seed=seed
         )
         first = training.advance(4)
         if disturb:  # another user of the process's random numbers, between two rungs
@@ -102,12 +95,7 @@ def test_rungs_do_not_change_the_training(
     finals = []
     for rungs in ([12], [3, 7, 12]):
         training = Trainer(
-            bert_with_lora(dropout=0.2),
-            classifier(classification_data),
-            classification_data,
-            train_settings(),
-            seed=0,
-            precision="fp32",
+            bert_with_lora(dropout=0.2), _setup(classification_data), train_settings(), seed=0
         )
         finals.append([training.advance(step).loss for step in rungs][-1])
     assert finals[0] == finals[1]
@@ -118,14 +106,7 @@ def test_only_planned_parameters_change(
 ) -> None:
     attached = bert_with_lora()
     before = {n: p.detach().clone() for n, p in attached.model.named_parameters()}
-    training = Trainer(
-        attached,
-        classifier(classification_data),
-        classification_data,
-        train_settings(),
-        seed=0,
-        precision="fp32",
-    )
+    training = Trainer(attached, _setup(classification_data), train_settings(), seed=0)
     training.train_to(3)
     for name, parameter in attached.model.named_parameters():
         assert torch.equal(parameter, before[name]) != parameter.requires_grad, name
@@ -135,14 +116,7 @@ def test_a_diverged_loss_names_step_and_rate(
     classification_data: TaskData, bert_with_lora: Build
 ) -> None:
     attached = bert_with_lora(learning_rate=3e-3)
-    training = Trainer(
-        attached,
-        classifier(classification_data),
-        classification_data,
-        train_settings(),
-        seed=0,
-        precision="fp32",
-    )
+    training = Trainer(attached, _setup(classification_data), train_settings(), seed=0)
     training.train_to(2)
     with torch.no_grad():
         attached.model.classifier.weight.fill_(float("nan"))
@@ -154,7 +128,7 @@ def test_nothing_to_train_is_a_reference(causal_data: TaskData, llama_with_lora:
     attached = llama_with_lora()
     attached.model.requires_grad_(False)
     training = Trainer(
-        attached, SupervisedFineTuning(), causal_data, train_settings(), seed=0, precision="fp32"
+        attached, TrainingSetup(SupervisedFineTuning(), causal_data), train_settings(), seed=0
     )
     first, last = [training.advance(step) for step in (1, 60)]
     assert first.loss == last.loss
@@ -163,14 +137,10 @@ def test_nothing_to_train_is_a_reference(causal_data: TaskData, llama_with_lora:
 
 def test_bf16_ends_near_fp32(classification_data: TaskData, bert_with_lora: Build) -> None:
     ends = {}
-    for precision in ("fp32", "bf16"):
+    precisions: tuple[Precision, ...] = ("fp32", "bf16")
+    for precision in precisions:
         training = Trainer(
-            bert_with_lora(),
-            classifier(classification_data),
-            classification_data,
-            train_settings(),
-            seed=0,
-            precision=precision,
+            bert_with_lora(), _setup(classification_data, precision), train_settings(), seed=0
         )
         training.train_to(60)
         ends[precision] = training.evaluate("validation", precision="fp32").loss
@@ -190,11 +160,9 @@ def test_rungs_may_look_at_fewer_rows(classification_data: TaskData, bert_with_l
     def run(rung_rows: int | None) -> Any:
         training = Trainer(
             bert_with_lora(),
-            classifier(classification_data),
-            classification_data,
+            _setup(classification_data),
             train_settings(steps=6),
             seed=0,
-            precision="fp32",
             rung_rows=rung_rows,
         )
         reports = [training.advance(step) for step in (2, 6)]

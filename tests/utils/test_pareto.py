@@ -6,11 +6,12 @@ import itertools
 
 import numpy as np
 import pytest
+from hypervolume import hypervolume
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from autopeft.utils.pareto import hypervolume, knee, non_dominated, one_standard_error
+from autopeft.utils.pareto import knee, non_dominated, one_standard_error
 
 small = st.integers(0, 5).map(float)
 

@@ -87,10 +87,7 @@ def test_finished_values_may_be_among_plain_ones() -> None:
             {"name": "w", "parts": [{"size": 1}, {"size": 1, "sise": 2}]},
             "whole.parts[1].sise=2: unknown key; did you mean 'size'?",
         ),
-        (
-            {"name": "w", "scores": {3: 1.0}},
-            "whole.scores={3: 1.0}: a key must be text; fix it",
-        ),
+        ({"name": "w", "scores": {3: 1.0}}, "whole.scores={3: 1.0}: a key must be text; fix it"),
         (
             {"name": "w", "scores": MappingProxyType({"a": 1, "attn.q": "b"})},
             "whole.scores.attn.q='b': must be a number; fix it",

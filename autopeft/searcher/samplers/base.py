@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -13,9 +13,6 @@ from autopeft.searcher.samplers.observations import History
 from autopeft.searcher.space.encoding import Point
 from autopeft.searcher.space.space import SearchSpace
 from autopeft.trial import Trial
-
-COST_PROXIES: Mapping[str, str] = {"train_seconds": "train_flops", "latency_ms": "inference_flops"}
-"""Cost that is only measured -> known cost that is roughly proportional to it."""
 
 
 class Sampler(Protocol):

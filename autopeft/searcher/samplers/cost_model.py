@@ -8,8 +8,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from autopeft.costs.objectives import COSTS, Objective, Pricer
-from autopeft.searcher.samplers.base import COST_PROXIES
+from autopeft.costs.objectives import COST_PROXIES, COSTS, Objective, Pricer
 from autopeft.searcher.space.encoding import Point
 from autopeft.searcher.space.space import SearchSpace
 from autopeft.trial import Trial

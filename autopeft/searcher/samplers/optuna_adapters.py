@@ -43,11 +43,7 @@ class OptunaAdapter(BaseSampler):
     """
 
     def __init__(
-        self,
-        space: SearchSpace,
-        objectives: Sequence[Objective],
-        pricer: Pricer,
-        sampler: Sampler,
+        self, space: SearchSpace, objectives: Sequence[Objective], pricer: Pricer, sampler: Sampler
     ) -> None:
         self.space = space
         self.objectives = tuple(objectives)

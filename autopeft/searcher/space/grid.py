@@ -329,10 +329,7 @@ def _block_units(
 
 
 def _check_ranks(
-    config: SpaceConfig,
-    method: Method,
-    places: Sequence[tuple[str, ...]],
-    topology: Topology,
+    config: SpaceConfig, method: Method, places: Sequence[tuple[str, ...]], topology: Topology
 ) -> None:
     """Check that ranks given by the user are legal at every site; default ranks may not be."""
     ranks = config.methods[method.name].ranks

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypervolume import hypervolume
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autopeft.searcher.samplers.ehvi import decompose, expected_hypervolume_improvement
-from autopeft.utils.pareto import hypervolume
 
 
 @settings(deadline=None, max_examples=60)

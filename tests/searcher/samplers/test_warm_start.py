@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypervolume import hypervolume
 
 from autopeft.costs import PriceTable, Topology
 from autopeft.errors import SettingsError, StorageError
@@ -16,7 +17,6 @@ from autopeft.searcher.controller import SearchController
 from autopeft.searcher.samplers.warm_start import WarmStart, WarmStartTrial, warm_start_trials
 from autopeft.searcher.space.space import SearchSpace
 from autopeft.searcher.study import read_study
-from autopeft.utils.pareto import hypervolume
 
 SHAPES = {"attn.q": (64, 64), "attn.v": (64, 64), "mlp.up": (256, 64), "mlp.down": (64, 256)}
 TOPOLOGY = Topology(8, SHAPES, head_params=66)

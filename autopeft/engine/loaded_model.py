@@ -1,0 +1,68 @@
+"""The base model that a worker has loaded."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from autopeft.engine.messages import WorkerContext
+from autopeft.models.backbone import Backbone, load_backbone
+from autopeft.profiling.output_positions import narrow_modules
+from autopeft.tasks.registry import named_task
+from autopeft.training.activation_cache import ActivationCache
+from autopeft.training.last_block import LastBlock
+from autopeft.training.precision import choose_precision
+from autopeft.training.setup import TrainingSetup
+
+
+class LoadedModel:
+    """The base model, loaded once, with what all jobs on it share.
+
+    Attributes:
+        context: What the worker was told.
+        backbone: The model.
+        setup: How it is trained, without the activation cache.
+    """
+
+    def __init__(self, context: WorkerContext) -> None:
+        self.context = context
+        settings, data, device = context.settings, context.data, context.device
+        task = named_task(settings).bound(data)
+        if task.needs_text():
+            task.processor = task.load_processor(settings.model, settings.model_revision)
+        self.backbone: Backbone = load_backbone(
+            settings.model,
+            auto_class=task.auto_class,
+            model_kwargs=task.model_kwargs(),
+            revision=settings.model_revision,
+            device=device,
+            role_map=settings.role_map,
+            quantization=settings.quantization,
+        )
+        model, layout = self.backbone.model, self.backbone.layout
+        data = task.on_base_model(model, data, device)
+        precision = choose_precision(settings.precision, device, model)
+        self.setup = TrainingSetup(task, data, device, precision)
+        self._cache: ActivationCache | None = None
+        if settings.activation_cache:
+            self._cache = ActivationCache(
+                model,
+                layout.blocks,
+                data,
+                device=device,
+                precision=precision,
+                max_bytes=int(settings.activation_cache_gb * 2**30),
+                folder=Path(context.cache_folder) if context.cache_folder else None,
+            )
+        if context.window is not None:
+            modules = narrow_modules(model, layout)
+            last_block = LastBlock(
+                model, layout.blocks[-1], modules, task, context.window, precision=precision
+            )
+            self.setup = replace(self.setup, last_block=last_block)
+
+    def setup_above(self, lowest_layer: int | None) -> TrainingSetup:
+        """Return the setup with the cache below the lowest adapted block, None if there is none."""
+        if self._cache is None:
+            return self.setup
+        return replace(self.setup, cache=self._cache.below(lowest_layer))

@@ -1,0 +1,44 @@
+"""What all trainings on one loaded model share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from autopeft.tasks.base import Task
+from autopeft.tasks.batch import Batch
+from autopeft.tasks.data import TaskData
+from autopeft.training.acceleration import NO_ACCELERATION, Acceleration
+from autopeft.training.precision import Precision, autocast
+
+
+@dataclass(frozen=True)
+class TrainingSetup:
+    """What is trained on, and how a forward pass is computed.
+
+    Attributes:
+        task: Computes losses and scores.
+        data: The encoded splits.
+        device: Device of the model: "cpu", "cuda"...
+        precision: Precision of the computation.
+        cache: Skips the frozen blocks below the lowest adapter.
+        last_block: Skips positions of the last block that are not read.
+    """
+
+    task: Task
+    data: TaskData
+    device: str = "cpu"
+    precision: Precision = "fp32"
+    cache: Acceleration = NO_ACCELERATION
+    last_block: Acceleration = NO_ACCELERATION
+
+    @contextmanager
+    def forward(self, batch: Batch) -> Iterator[None]:
+        """Compute the forward pass on this batch in the precision and with the accelerations."""
+        with (
+            autocast(self.precision, self.device),
+            self.cache.serving(batch),
+            self.last_block.serving(batch),
+        ):
+            yield
