@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from autopeft.costs.objectives import Direction, Objective, default_direction
 from autopeft.errors import SettingsError
+from autopeft.tasks.tag_metrics import TAG_METRICS
 from autopeft.tasks.text_metrics import TEXT_METRICS, by_row, regex_match
 from autopeft.utils.registry import Registry
 from autopeft.utils.serialize import nearest
@@ -263,6 +264,8 @@ for _metric in (
     register_metric(_metric)
 for _name, _function in TEXT_METRICS.items():
     register_metric(Metric(_name, "maximize", _function, "text"))
+for _name, _tag_function in TAG_METRICS.items():
+    register_metric(Metric(_name, "maximize", _tag_function, "tags"))
 
 
 def is_metric(value: str) -> bool:

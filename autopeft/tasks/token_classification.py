@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NoReturn, Self
 
 import numpy as np
@@ -13,25 +11,21 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from autopeft.costs.objectives import objective
 from autopeft.errors import DataError, ModelError
 from autopeft.models.backbone import joins_words, load_tokenizer
-from autopeft.tasks.base import Evaluation, Scores, Task
+from autopeft.tasks.base import FloatArray, IntArray, Scores, Task
 from autopeft.tasks.batch import Batch
 from autopeft.tasks.columns import Column
 from autopeft.tasks.data import IGNORED, SPLITS, EncodedSplit, SplitName, TaskData
 from autopeft.tasks.encoding import flat, split_of
 from autopeft.tasks.examples import Examples
 from autopeft.tasks.labels import as_label, check_known, has_head, in_order, list_in
+from autopeft.tasks.metrics import Needs
 from autopeft.tasks.reading import Table
+from autopeft.tasks.tag_metrics import has_entities
 from autopeft.utils.quiet import quiet_transformers
 
-FloatArray = NDArray[np.float64]
-
 _TAG_NAMES = ("ner_tags", "ner", "labels", "label", "pos_tags", "chunk_tags", "upos")
-_ENTITY_TAG = re.compile(r"^[BIESLUM]-.")
-_SEQEVAL_PREFIX = {"L": "E", "U": "S", "M": "I"}
-"""Prefixes of BILOU and BMES -> the same in BIOES, which seqeval reads."""
 
 
 class TokenClassification(Task):
@@ -39,13 +33,14 @@ class TokenClassification(Task):
 
     Words beyond `max_length` are cut, counted, and neither learned nor scored. Tags such as B-PER
     and I-PER (also BIOES, BILOU) are scored by entities, as seqeval does: one is right if its type
-    and both ends are. Other tags, such as parts of speech, are scored by words, and f1, precision
-    and recall are means over the tags.
+    and both ends are. Other tags, such as parts of speech, are scored by words: F1, precision and
+    recall are then means over the tags.
 
     Args:
         labels: Tag names in the order of their index.
         pad_id: Id of the padding token.
-        metric: Quality to optimize: f1 (default), precision, recall, token_accuracy or loss.
+        metric: Quality to optimize: entity_f1 (default), entity_precision, entity_recall,
+            token_accuracy or loss.
     """
 
     name = "token-classification"
@@ -57,9 +52,8 @@ class TokenClassification(Task):
     target = "tags"
     identity = ("tokens",)
     auto_class = "AutoModelForTokenClassification"
-    metrics = tuple(
-        objective(name) for name in ("f1", "precision", "recall", "token_accuracy", "loss")
-    )
+    metrics = ("entity_f1", "entity_precision", "entity_recall", "token_accuracy", "loss")
+    predicts = ("tags",)
     n_words: int = 0
     """Words of the longest row."""
 
@@ -129,7 +123,9 @@ class TokenClassification(Task):
         """Say what decides how tags are scored and words are joined, and if a head is replaced."""
         notes = []
         if not has_entities(labels):
-            notes.append("the tags have no B- and I-, so words are scored, not entities")
+            notes.append(
+                "the tags have no B- and I-, so entity_f1 is the mean F1 of the tags over words"
+            )
         is_known = in_order(labels, self.model_config)[1]
         if not is_known and has_head(self.model_config, "TokenClassification"):
             names = ", ".join(map(str, (self.model_config.id2label or {}).values()))
@@ -222,7 +218,7 @@ class TokenClassification(Task):
         return losses.sum(dim=1), (batch.labels != IGNORED).sum(dim=1).float()
 
     def score(self, model: torch.nn.Module, batch: Batch) -> Mapping[str, torch.Tensor]:
-        """Return summed loss, number of labeled words, and their tags, shape (b, n_words).
+        """Return summed loss, numbers of labeled and of right words, and tags (b, n_words).
 
         Beyond the words of a row, tags are -1.
         """
@@ -231,41 +227,35 @@ class TokenClassification(Task):
         rows, _ = is_labeled.nonzero(as_tuple=True)
         words = (is_labeled.cumsum(dim=1) - 1)[is_labeled]
         tags = torch.full((len(is_labeled), self.n_words), -1, device=logits.device)
-        tags[rows, words] = logits.argmax(dim=-1)[is_labeled]
+        found = logits.argmax(dim=-1)
+        tags[rows, words] = found[is_labeled]
         return {
             "loss": losses.sum(dim=1),
             "weight": is_labeled.sum(dim=1).float(),
+            "correct": ((found == batch.labels) & is_labeled).sum(dim=1).float(),
             "prediction": tags.to(torch.int16),
         }
 
-    def summarize(self, scores: Scores, split: EncodedSplit, rows: NDArray[np.int64]) -> Evaluation:
-        """Return F1, precision and recall of entities or words, accuracy of words, and loss.
-
-        The quality of a row is minus its mean loss if the metric is the loss, its own share of
-        right words if it is token_accuracy or the tags have no entities, else its own F1.
-        """
-        is_labeled = _is_labeled(split)
-        labels = split.token_arrays["labels"]
+    def outputs(
+        self, needs: Needs, scores: Scores, split: EncodedSplit, rows: IntArray
+    ) -> tuple[Any, Any]:
+        """Return the right and the predicted tags of each row's labeled words."""
+        is_labeled, labels = _is_labeled(split), split.token_arrays["labels"]
+        names = np.asarray(self.labels, dtype=object)
         targets, predictions = [], []
         for place, row in enumerate(rows):
             span = slice(split.offsets[row], split.offsets[row + 1])
             true = labels[span][is_labeled[span]]
-            targets.append([self.labels[i] for i in true])
-            predictions.append([self.labels[i] for i in scores["prediction"][place][: len(true)]])
-        found = tag_scores(targets, predictions, self.labels)
-        loss = float(scores["loss"].sum() / scores["weight"].sum())
-        qualities = {
-            "loss": -scores["loss"] / scores["weight"],
-            "token_accuracy": found.row_accuracy,
-        }
-        metrics = {
-            "f1": found.f1,
-            "precision": found.precision,
-            "recall": found.recall,
-            "token_accuracy": found.token_accuracy,
-            "loss": loss,
-        }
-        return Evaluation(loss, metrics, qualities.get(self.quality.name, found.row_f1))
+            targets.append(tuple(names[true]))
+            predictions.append(tuple(names[scores["prediction"][place][: len(true)]]))
+        return targets, predictions
+
+    def loss_metric(self, name: str, scores: Scores) -> tuple[float, FloatArray]:
+        """Return the loss, or the share of words with the right tag, and each row's."""
+        if name != "token_accuracy":
+            return super().loss_metric(name, scores)
+        right, n_words = scores["correct"], scores["weight"]
+        return float(right.sum() / n_words.sum()), right / n_words
 
 
 def _is_labeled(split: EncodedSplit) -> NDArray[np.bool_]:
@@ -280,105 +270,6 @@ def _token_losses(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, t
         logits.transpose(1, 2), batch.labels, reduction="none", ignore_index=IGNORED
     )
     return losses, logits
-
-
-# Metrics
-
-
-@dataclass(frozen=True)
-class TagScores:
-    """How well tags are predicted; see `TokenClassification`.
-
-    Attributes:
-        f1: Of entities, or the mean over tags.
-        precision: See `f1`.
-        recall: See `f1`.
-        token_accuracy: Share of words with the right tag.
-        row_f1: F1 of each row's entities, 1 where there is none and none is found; without
-            entities the share of right words, shape (n_rows,).
-        row_accuracy: Share of right words of each row, shape (n_rows,).
-    """
-
-    f1: float
-    precision: float
-    recall: float
-    token_accuracy: float
-    row_f1: FloatArray
-    row_accuracy: FloatArray
-
-
-def has_entities(labels: Sequence[str]) -> bool:
-    """Return whether tags mark the beginnings and insides of entities.
-
-    Example:
-        >>> from autopeft.tasks.token_classification import has_entities
-        >>> has_entities(["O", "B-PER", "I-PER"]), has_entities(["NOUN", "VERB"])
-        (True, False)
-    """
-    marked = [label for label in labels if label != "O"]
-    return bool(marked) and all(_ENTITY_TAG.match(label) for label in marked)
-
-
-def tag_scores(
-    targets: Sequence[Sequence[str]], predictions: Sequence[Sequence[str]], labels: Sequence[str]
-) -> TagScores:
-    """Return how well the tags of rows are predicted.
-
-    Args:
-        targets: The right tags of each row's words.
-        predictions: The predicted ones.
-        labels: All tags.
-    """
-    n_right = np.asarray(
-        [sum(map(str.__eq__, t, p)) for t, p in zip(targets, predictions, strict=True)], np.float64
-    )
-    n_words = np.asarray([len(tags) for tags in targets], np.float64)
-    accuracy = float(n_right.sum() / n_words.sum())
-    if has_entities(labels):
-        counts = entity_counts(targets, predictions)
-        right, total_found, total = counts.sum(axis=0)
-        sums = counts[:, 1] + counts[:, 2]
-        return TagScores(
-            f1=_ratio(2 * right, total_found + total),
-            precision=_ratio(right, total_found),
-            recall=_ratio(right, total),
-            token_accuracy=accuracy,
-            row_f1=np.where(sums > 0, 2 * counts[:, 0] / np.maximum(sums, 1.0), 1.0),
-            row_accuracy=n_right / n_words,
-        )
-    from sklearn.metrics import precision_recall_fscore_support
-
-    precision, recall, f1, _ = precision_recall_fscore_support(
-        [tag for tags in targets for tag in tags],
-        [tag for tags in predictions for tag in tags],
-        labels=list(labels),
-        average="macro",
-        zero_division=0.0,
-    )
-    rows = n_right / n_words
-    return TagScores(float(f1), float(precision), float(recall), accuracy, rows, rows)
-
-
-def entity_counts(
-    targets: Sequence[Sequence[str]], predictions: Sequence[Sequence[str]]
-) -> FloatArray:
-    """Return the right, the predicted and the true entities of each row, shape (n_rows, 3)."""
-    # Slow to import, and training steps do not need it.
-    from seqeval.metrics.sequence_labeling import get_entities
-
-    counts = np.empty((len(targets), 3))
-    for row, (true, predicted) in enumerate(zip(targets, predictions, strict=True)):
-        wanted, found = (set(get_entities(list(map(_bioes, tags)))) for tags in (true, predicted))
-        counts[row] = len(wanted & found), len(found), len(wanted)
-    return counts
-
-
-def _bioes(tag: str) -> str:
-    return _SEQEVAL_PREFIX.get(tag[0], tag[0]) + tag[1:]
-
-
-def _ratio(part: float, whole: float) -> float:
-    return float(part / whole) if whole else 0.0
 
 
 # Rows
