@@ -75,6 +75,7 @@ def load_data(
         splits[name] = rows.take(sample)
     _check_sizes(splits, cleaned, duplicates)
     labels = task.labels_of(splits)
+    output_scale = task.output_scale(splits)
     max_length, whole = _max_length(settings, task, processor, splits["train"], labels, model_limit)
     encoded: dict[SplitName, EncodedSplit] = {"train": whole} if whole is not None else {}
     for name in SPLITS:
@@ -102,7 +103,7 @@ def load_data(
             *dict.fromkeys(note for split in encoded.values() for note in split.notes),
             *task.notes(labels),
         ),
-        output_scale=task.output_scale(splits),
+        output_scale=output_scale,
     )
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from autopeft.costs.objectives import Direction, Objective, default_direction
 from autopeft.errors import SettingsError
+from autopeft.tasks.tag_metrics import TAG_METRICS
 from autopeft.tasks.text_metrics import TEXT_METRICS, by_row, regex_match
 from autopeft.utils.registry import Registry
 from autopeft.utils.serialize import nearest
@@ -38,8 +39,7 @@ class Metric:
         needs: What the predictions are: "labels", class indices of shape (n_rows,), or
             (n_rows, n_labels) of 0 and 1 where a row has several; "scores", class probabilities of
             shape (n_rows, n_labels); "values", numbers of shape (n_rows,); "text", generated texts;
-            "tags", counts of right and found entities or tags, shape (n_rows, n, 2), with the true
-            ones as targets, shape (n_rows, n); "loss", nothing: the task's loss; "": what the task
+            "tags", a list of tag names per row; "loss", nothing: the task's loss; "": what the task
             usually predicts.
         takes_classes: Whether `function` takes the keyword `n_labels`.
 
@@ -264,8 +264,8 @@ for _metric in (
     register_metric(_metric)
 for _name, _function in TEXT_METRICS.items():
     register_metric(Metric(_name, "maximize", _function, "text"))
-for _name in ("tag_f1", "tag_precision", "tag_recall"):
-    register_metric(_name, f"autopeft.tasks.token_classification:{_name.upper()}")
+for _name, _tag_function in TAG_METRICS.items():
+    register_metric(Metric(_name, "maximize", _tag_function, "tags"))
 
 
 def is_metric(value: str) -> bool:

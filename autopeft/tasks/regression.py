@@ -53,6 +53,8 @@ class Regression(TextClassification):
     metrics = ("pearson", "spearman", "mse", "mae", "r2", "loss")
     predicts: ClassVar[tuple[Needs, ...]] = ("values",)
     scale: OutputScale = OutputScale()
+    is_off_center: bool = False
+    """Whether the numbers are farther from 0 than from each other, and the head has no bias."""
 
     @classmethod
     def check_fit(cls, table: Table, names: Mapping[str, str]) -> None:
@@ -109,16 +111,24 @@ class Regression(TextClassification):
         if has_head(config, "SequenceClassification") and getattr(config, "num_labels", 0) == 1:
             return OutputScale()
         values = np.asarray(splits["train"]["label"], dtype=np.float64)
+        mean, deviation = float(values.mean()), float(values.std())
         if config is not None and has_output_bias(config, self.auto_class):
-            return OutputScale(float(values.mean()), float(values.std()) or 1.0)
+            return OutputScale(mean, deviation or 1.0)
+        self.is_off_center = abs(mean) > deviation
         return OutputScale(0.0, float(np.sqrt(np.mean(values**2))) or 1.0)
 
     def notes(self, labels: tuple[str, ...]) -> tuple[str, ...]:
-        """Say so if the checkpoint's head is replaced."""
+        """Say so if the checkpoint's head is replaced, or cannot add the mean of the numbers."""
+        notes = []
         n_outputs = getattr(self.model_config, "num_labels", 1)
-        if n_outputs == 1 or not has_head(self.model_config, "SequenceClassification"):
-            return ()
-        return (f"the model's head has {n_outputs} outputs, not one; a new head is trained",)
+        if n_outputs != 1 and has_head(self.model_config, "SequenceClassification"):
+            notes.append(f"the model's head has {n_outputs} outputs, not one; a new one is trained")
+        if self.is_off_center:
+            notes.append(
+                "the model's head has no bias, so numbers far from 0 are learned slowly; subtract "
+                "their mean in the data, or use an encoder"
+            )
+        return tuple(notes)
 
     def encode(
         self, processor: Any, rows: Examples, labels: tuple[str, ...], max_length: int

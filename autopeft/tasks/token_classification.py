@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
-from functools import partial
-from typing import Any, ClassVar, NoReturn, Self
+from typing import Any, NoReturn, Self
 
 import numpy as np
 import torch
@@ -15,23 +13,19 @@ from torch.nn import functional
 
 from autopeft.errors import DataError, ModelError
 from autopeft.models.backbone import joins_words, load_tokenizer
-from autopeft.tasks.base import IntArray, Scores, Task
+from autopeft.tasks.base import FloatArray, IntArray, Scores, Task
 from autopeft.tasks.batch import Batch
 from autopeft.tasks.columns import Column
 from autopeft.tasks.data import IGNORED, SPLITS, EncodedSplit, SplitName, TaskData
 from autopeft.tasks.encoding import flat, split_of
 from autopeft.tasks.examples import Examples
 from autopeft.tasks.labels import as_label, check_known, has_head, in_order, list_in
-from autopeft.tasks.metrics import Metric, Needs
+from autopeft.tasks.metrics import Needs
 from autopeft.tasks.reading import Table
+from autopeft.tasks.tag_metrics import has_entities
 from autopeft.utils.quiet import quiet_transformers
 
-FloatArray = NDArray[np.float64]
-
 _TAG_NAMES = ("ner_tags", "ner", "labels", "label", "pos_tags", "chunk_tags", "upos")
-_ENTITY_TAG = re.compile(r"^[BIESLUM]-.")
-_SEQEVAL_PREFIX = {"L": "E", "U": "S", "M": "I"}
-"""Prefixes of BILOU and BMES -> the same in BIOES, which seqeval reads."""
 
 
 class TokenClassification(Task):
@@ -39,14 +33,14 @@ class TokenClassification(Task):
 
     Words beyond `max_length` are cut, counted, and neither learned nor scored. Tags such as B-PER
     and I-PER (also BIOES, BILOU) are scored by entities, as seqeval does: one is right if its type
-    and both ends are. Other tags, such as parts of speech, are scored by words, and the metrics
-    are means over the tags.
+    and both ends are. Other tags, such as parts of speech, are scored by words: F1, precision and
+    recall are then means over the tags.
 
     Args:
         labels: Tag names in the order of their index.
         pad_id: Id of the padding token.
-        metric: Quality to optimize: tag_f1 (default), tag_precision, tag_recall, token_accuracy or
-            loss.
+        metric: Quality to optimize: entity_f1 (default), entity_precision, entity_recall,
+            token_accuracy or loss.
     """
 
     name = "token-classification"
@@ -58,8 +52,8 @@ class TokenClassification(Task):
     target = "tags"
     identity = ("tokens",)
     auto_class = "AutoModelForTokenClassification"
-    metrics = ("tag_f1", "tag_precision", "tag_recall", "token_accuracy", "loss")
-    predicts: ClassVar[tuple[Needs, ...]] = ("tags",)
+    metrics = ("entity_f1", "entity_precision", "entity_recall", "token_accuracy", "loss")
+    predicts = ("tags",)
     n_words: int = 0
     """Words of the longest row."""
 
@@ -129,7 +123,9 @@ class TokenClassification(Task):
         """Say what decides how tags are scored and words are joined, and if a head is replaced."""
         notes = []
         if not has_entities(labels):
-            notes.append("the tags have no B- and I-, so words are scored, not entities")
+            notes.append(
+                "the tags have no B- and I-, so entity_f1 is the mean F1 of the tags over words"
+            )
         is_known = in_order(labels, self.model_config)[1]
         if not is_known and has_head(self.model_config, "TokenClassification"):
             names = ", ".join(map(str, (self.model_config.id2label or {}).values()))
@@ -222,7 +218,7 @@ class TokenClassification(Task):
         return losses.sum(dim=1), (batch.labels != IGNORED).sum(dim=1).float()
 
     def score(self, model: torch.nn.Module, batch: Batch) -> Mapping[str, torch.Tensor]:
-        """Return summed loss, number of labeled words, and their tags, shape (b, n_words).
+        """Return summed loss, numbers of labeled and of right words, and tags (b, n_words).
 
         Beyond the words of a row, tags are -1.
         """
@@ -231,39 +227,35 @@ class TokenClassification(Task):
         rows, _ = is_labeled.nonzero(as_tuple=True)
         words = (is_labeled.cumsum(dim=1) - 1)[is_labeled]
         tags = torch.full((len(is_labeled), self.n_words), -1, device=logits.device)
-        tags[rows, words] = logits.argmax(dim=-1)[is_labeled]
+        found = logits.argmax(dim=-1)
+        tags[rows, words] = found[is_labeled]
         return {
             "loss": losses.sum(dim=1),
             "weight": is_labeled.sum(dim=1).float(),
-            "correct": ((logits.argmax(dim=-1) == batch.labels) & is_labeled).sum(dim=1).float(),
+            "correct": ((found == batch.labels) & is_labeled).sum(dim=1).float(),
             "prediction": tags.to(torch.int16),
         }
-
-    def loss_metric(self, name: str, scores: Scores) -> tuple[float, FloatArray]:
-        """Return loss or accuracy over all labeled words; rows: of their own words."""
-        if name == "token_accuracy":
-            rows: FloatArray = scores["correct"] / scores["weight"]
-            return float(scores["correct"].sum() / scores["weight"].sum()), rows
-        return super().loss_metric(name, scores)
 
     def outputs(
         self, needs: Needs, scores: Scores, split: EncodedSplit, rows: IntArray
     ) -> tuple[Any, Any]:
-        """Return true, and (right, found) counts of each row: of entities, or of each tag.
-
-        Shapes (n_rows, n) and (n_rows, n, 2); n is 1 for entities, else the number of tags.
-        """
-        is_labeled = _is_labeled(split)
-        labels = split.token_arrays["labels"]
+        """Return the right and the predicted tags of each row's labeled words."""
+        is_labeled, labels = _is_labeled(split), split.token_arrays["labels"]
+        names = np.asarray(self.labels, dtype=object)
         targets, predictions = [], []
         for place, row in enumerate(rows):
             span = slice(split.offsets[row], split.offsets[row + 1])
             true = labels[span][is_labeled[span]]
-            targets.append([self.labels[i] for i in true])
-            predictions.append([self.labels[i] for i in scores["prediction"][place][: len(true)]])
-        count = entity_counts if has_entities(self.labels) else partial(tag_counts, self.labels)
-        counts = count(targets, predictions)  # (n_rows, n, 3): right, found, true
-        return counts[..., 2], counts[..., :2]
+            targets.append(tuple(names[true]))
+            predictions.append(tuple(names[scores["prediction"][place][: len(true)]]))
+        return targets, predictions
+
+    def loss_metric(self, name: str, scores: Scores) -> tuple[float, FloatArray]:
+        """Return the loss, or the share of words with the right tag, and each row's."""
+        if name != "token_accuracy":
+            return super().loss_metric(name, scores)
+        right, n_words = scores["correct"], scores["weight"]
+        return float(right.sum() / n_words.sum()), right / n_words
 
 
 def _is_labeled(split: EncodedSplit) -> NDArray[np.bool_]:
@@ -278,87 +270,6 @@ def _token_losses(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, t
         logits.transpose(1, 2), batch.labels, reduction="none", ignore_index=IGNORED
     )
     return losses, logits
-
-
-# Metrics
-
-
-def has_entities(labels: Sequence[str]) -> bool:
-    """Return whether tags mark the beginnings and insides of entities.
-
-    Example:
-        >>> from autopeft.tasks.token_classification import has_entities
-        >>> has_entities(["O", "B-PER", "I-PER"]), has_entities(["NOUN", "VERB"])
-        (True, False)
-    """
-    marked = [label for label in labels if label != "O"]
-    return bool(marked) and all(_ENTITY_TAG.match(label) for label in marked)
-
-
-def _rates(true: Any, counts: Any) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Return right, found and true counts over all rows, each of shape (n,)."""
-    right, found = np.asarray(counts).sum(axis=0).T
-    return right, found, np.asarray(true).sum(axis=0)
-
-
-def _mean_ratio(part: FloatArray, whole: FloatArray) -> float:
-    """Return the mean of part / whole, 0 where there is nothing."""
-    return float(np.where(whole > 0, part / np.maximum(whole, 1.0), 0.0).mean())
-
-
-def _f1(true: Any, counts: Any) -> float:
-    right, found, wanted = _rates(true, counts)
-    return _mean_ratio(2 * right, found + wanted)
-
-
-def _precision(true: Any, counts: Any) -> float:
-    right, found, _ = _rates(true, counts)
-    return _mean_ratio(right, found)
-
-
-def _recall(true: Any, counts: Any) -> float:
-    right, _, wanted = _rates(true, counts)
-    return _mean_ratio(right, wanted)
-
-
-TAG_F1 = Metric("tag_f1", "maximize", _f1, "tags")
-TAG_PRECISION = Metric("tag_precision", "maximize", _precision, "tags")
-TAG_RECALL = Metric("tag_recall", "maximize", _recall, "tags")
-
-
-def tag_counts(
-    labels: Sequence[str], targets: Sequence[Sequence[str]], predictions: Sequence[Sequence[str]]
-) -> FloatArray:
-    """Return the right, the predicted and the true words of each row and tag.
-
-    Shape (n_rows, n_labels, 3).
-    """
-    index = {label: i for i, label in enumerate(labels)}
-    counts = np.zeros((len(targets), len(labels), 3))
-    for row, (true, found) in enumerate(zip(targets, predictions, strict=True)):
-        for wanted, given in zip(true, found, strict=True):
-            counts[row, index[wanted], 2] += 1
-            counts[row, index[given], 1] += 1
-            counts[row, index[wanted], 0] += wanted == given
-    return counts
-
-
-def entity_counts(
-    targets: Sequence[Sequence[str]], predictions: Sequence[Sequence[str]]
-) -> FloatArray:
-    """Return the right, the predicted and the true entities of each row, shape (n_rows, 1, 3)."""
-    # Slow to import, and training steps do not need it.
-    from seqeval.metrics.sequence_labeling import get_entities
-
-    counts = np.empty((len(targets), 1, 3))
-    for row, (true, predicted) in enumerate(zip(targets, predictions, strict=True)):
-        wanted, found = (set(get_entities(list(map(_bioes, tags)))) for tags in (true, predicted))
-        counts[row, 0] = len(wanted & found), len(found), len(wanted)
-    return counts
-
-
-def _bioes(tag: str) -> str:
-    return _SEQEVAL_PREFIX.get(tag[0], tag[0]) + tag[1:]
 
 
 # Rows

@@ -115,6 +115,7 @@ def test_the_scale_is_what_the_head_can_express(name: str, encoder_tokenizer: An
         assert (scale.shift, scale.factor) == pytest.approx((values.mean(), values.std()))
     else:
         assert (scale.shift, scale.factor) == pytest.approx((0.0, np.sqrt((values**2).mean())))
+    assert has_bias != any("the model's head has no bias" in note for note in data.notes)
     config.num_labels = 1
     torch.manual_seed(0)
     model = getattr(hf, CLASS).from_config(config).eval()
