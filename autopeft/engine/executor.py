@@ -35,7 +35,7 @@ class Executor(LoadedModel):
 
     def __init__(self, context: WorkerContext) -> None:
         super().__init__(context)
-        self.trains_together = True
+        self.trains_together = self.setup.task.can_share_batch
         self.has_compared = False
         self._jobs: tuple[Job, ...] = ()
         self._executions: dict[int, JobExecution] = {}
