@@ -242,7 +242,9 @@ def load_task(settings: SearchSettings) -> tuple[TaskData, Task]:
             f"sees later tokens, so {task.name} would learn nothing: it reads the answer",
             "use a decoder, or another --task",
         )
-    return data, task.bound(data)
+    task = task.bound(data)
+    task.check_metrics(data)
+    return data, task
 
 
 def read_window(meta: Backbone, task: Task, data: TaskData) -> str | None:

@@ -12,7 +12,7 @@ from autopeft.confirm.finalists import Compressed, SeedScore
 from autopeft.costs import Price
 from autopeft.engine.loaded_model import LoadedModel
 from autopeft.engine.messages import Activity, ConfirmMessage, FailureMessage, Job, RungMessage
-from autopeft.errors import TrainingFailure
+from autopeft.errors import SettingsError, TrainingFailure
 from autopeft.models.attach import Attached, attach
 from autopeft.models.lora_conversion import TrainedLora
 from autopeft.models.saving import save_adapter
@@ -23,7 +23,7 @@ from autopeft.training.trainer import Trainer
 N_DRAWS = 1000
 """Resamples of the test rows, for a quality that is no mean over them."""
 
-JOB_ERRORS = (TrainingFailure, RuntimeError, ValueError)
+JOB_ERRORS = (TrainingFailure, SettingsError, RuntimeError, ValueError)
 """Out of memory, a diverged loss, a module that rejects its adapter: the job fails, and the worker
 with its loaded model lives on."""
 

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+_REHEARSED = 64
+"""Validation rows on which metrics are tried before anything is spent."""
+
 Generated = tuple[Sequence[str], Sequence[str], Sequence[str]]
 """Prompts, references and what a model wrote, one text per row."""
 Scores = Mapping[str, NDArray[Any]]
@@ -366,6 +369,34 @@ class Task(ABC):
             rows: Positions of the scored rows in the split, shape (n_rows,).
         """
         raise NotImplementedError(f"{self.name} predicts no {needs}")
+
+    def check_metrics(self, data: TaskData) -> None:
+        """Compute each metric once on made-up predictions: another row's right ones.
+
+        Raises:
+            SettingsError: if a metric of the user's fails, or returns no finite number.
+        """
+        split = data.validation
+        rows = np.arange(min(len(split), _REHEARSED), dtype=np.int64)
+        for metric in self.measured:
+            if metric.needs == "text":
+                prompts, references = self.prompts_and_references(split, rows)
+                evaluate_metric(metric, references, np.roll(references, 1).tolist(), prompts)
+            elif metric.needs in ("labels", "scores", "values") and "labels" in split.row_arrays:
+                targets = split.row_arrays["labels"][rows]
+                predictions = np.roll(targets, 1, axis=0)
+                if metric.needs == "scores" and targets.ndim == 1:
+                    predictions = 0.9 * np.eye(len(self.labels))[predictions]
+                    predictions += 0.1 / len(self.labels)
+                whole = metric.for_classes(len(self.labels))
+                kind = np.float64 if metric.needs == "values" else np.int64
+                evaluate_metric(whole, targets.astype(kind), predictions)
+
+    def prompts_and_references(
+        self, split: EncodedSplit, rows: IntArray
+    ) -> tuple[list[str], list[str]]:
+        """Return what is given and what is right as text; only for tasks that predict text."""
+        raise NotImplementedError(f"{self.name} generates no text")
 
     def loss_metric(self, name: str, scores: Scores) -> tuple[float, FloatArray]:
         """Return a metric that the loss alone tells, and the quality of each row for it.

@@ -56,6 +56,13 @@ class LanguageTask(Task):
         written = write(model, prompts, device)
         return self._texts(prompts), self._texts(references), self._texts(written)
 
+    def prompts_and_references(
+        self, split: EncodedSplit, rows: IntArray
+    ) -> tuple[list[str], list[str]]:
+        """Return prompts and references as text."""
+        pairs = [self.prompt_and_reference(split, row) for row in rows.tolist()]
+        return self._texts([a for a, _ in pairs]), self._texts([b for _, b in pairs])
+
     def _texts(self, rows: Sequence[Sequence[int]]) -> list[str]:
         return [str(self.processor.decode(row, skip_special_tokens=True)).strip() for row in rows]
 
