@@ -28,10 +28,10 @@ from autopeft.tasks.conversations import (
     without_messages,
 )
 from autopeft.tasks.data import IGNORED
+from autopeft.tasks.encoding import TOO_LONG
 
 OnLong = Literal["cut", "drop"]
 
-TOO_LONG = "longer than max_length"
 NOTHING_LEFT = "no token of the completion within max_length"
 NO_TURN = "no assistant turn that follows a prompt"
 
@@ -150,6 +150,7 @@ def encode_preferences(
     on_long: OnLong = "cut",
     numbers: Sequence[int] | None = None,
     column: str = "chosen",
+    role: str = "chosen",
     source: str = "",
 ) -> EncodedRows:
     """Return pairs of answers as tokens: rows 2 i and 2 i + 1 are those of pair `kept[i]`.
@@ -167,7 +168,7 @@ def encode_preferences(
         on_long=on_long,
         numbers=doubled,
         column=column,
-        role="chosen",
+        role=role,
         source=source,
     )
     by_place = dict(zip(found.kept.tolist(), found.rows, strict=True))

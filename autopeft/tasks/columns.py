@@ -90,7 +90,7 @@ def check_kind(column: Column, name: str, table: Table, values: Sequence[Any]) -
             raise DataError(
                 column.role,
                 name,
-                f"row {row} of {table.source} holds {_described(value)} where "
+                f"row {row + 1} of {table.source} holds {_described(value)} where "
                 f"{_MEANING[column.kind]} is expected",
                 "name another column, or another --task (see `autopeft tasks`)",
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from autopeft.tasks.data import EncodedSplit
 from autopeft.tasks.examples import Examples
 from autopeft.utils.quiet import quiet_transformers
+
+TOO_LONG = "longer than max_length"
 
 _NO_LIMIT = 1_000_000  # A tokenizer without a limit reports an absurdly large one.
 
@@ -39,7 +41,7 @@ def padding_id(tokenizer: Any) -> int:
 
 
 def encode_texts(
-    tokenizer: Any, rows: Examples, targets: NDArray[Any], max_length: int
+    tokenizer: Any, rows: Examples, targets: NDArray[Any], max_length: int, *, on_long: str = "cut"
 ) -> EncodedSplit:
     """Tokenize the "text" of rows, or "text" and "text_pair". The longer one is cut first.
 
@@ -48,10 +50,17 @@ def encode_texts(
         rows: The texts.
         targets: What is to be learned of each row, shape (n_rows, ...).
         max_length: Longest row, in tokens, special ones included.
+        on_long: What becomes of longer rows: "cut" or "drop".
     """
     second = {"text_pair": list(rows["text_pair"])} if "text_pair" in rows.columns else {}
     columns = {"text": list(rows["text"]), **second}
-    coded, n_truncated = tokenized(tokenizer, columns, max_length)
+    coded, long = tokenized(tokenizer, columns, max_length)
+    dropped: dict[str, int] = {}
+    if on_long == "drop" and long:
+        dropped = {TOO_LONG: len(long)}
+        kept = without(long, len(rows))
+        coded = {name: [values[row] for row in kept] for name, values in coded.items()}
+        rows, targets, long = rows.take(kept), targets[kept], []
     kinds: dict[str, NDArray[Any]] = {}
     if second and "token_type_ids" in coded:
         kinds["token_type_ids"] = flat(coded["token_type_ids"]).astype(np.int8)
@@ -60,14 +69,15 @@ def encode_texts(
         coded["input_ids"],
         token_arrays=kinds,
         row_arrays={"labels": targets},
-        n_truncated=n_truncated,
+        n_truncated=len(long),
+        dropped=dropped,
     )
 
 
 def tokenized(
     tokenizer: Any, columns: Mapping[str, list[str]], max_length: int
-) -> tuple[dict[str, list[list[int]]], int]:
-    """Return what a tokenizer returns for texts, and the number of rows that it cut.
+) -> tuple[dict[str, list[list[int]]], list[int]]:
+    """Return what a tokenizer returns for texts, and the positions of the rows that it cut.
 
     Args:
         tokenizer: A tokenizer of transformers.
@@ -86,7 +96,12 @@ def tokenized(
             for name, values in found.items():
                 for place, row in enumerate(long):
                     values[row] = cut[name][place]
-    return found, len(long)
+    return found, long
+
+
+def without(places: Collection[int], n_rows: int) -> NDArray[np.int64]:
+    """Return the positions of `n_rows` rows but these."""
+    return np.setdiff1d(np.arange(n_rows), list(places)).astype(np.int64)
 
 
 def split_of(

@@ -389,6 +389,6 @@ def _image(cell: Any, name: str, row: int) -> Any:
     except (OSError, ValueError, SyntaxError, TypeError) as error:
         file = f" ({Path(cell['path']).name})" if cell.get("path") else ""
         raise FileError(
-            f"row {row}{file} of the column {name!r} is not a readable image",
+            f"row {row + 1}{file} of the column {name!r} is not a readable image",
             "remove or replace it",
         ) from error

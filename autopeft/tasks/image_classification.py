@@ -104,7 +104,7 @@ def _as_rgb(image: Any, row: int, rows: Examples) -> Any:
     except (OSError, AttributeError, ValueError, SyntaxError) as error:
         raise DataError(
             "image",
-            f"row {rows.source_rows[row]} of {rows.source}",
+            f"row {rows.source_rows[row] + 1} of {rows.source}",
             f"is not a readable image ({error})",
             "remove or replace it",
         ) from None

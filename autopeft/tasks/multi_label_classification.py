@@ -110,7 +110,7 @@ class MultiLabelClassification(TextClassification):
                 raise DataError(
                     "label",
                     name,
-                    f"row {row} of {table.source} holds {' '.join(repr(value).split())[:60]} "
+                    f"row {row + 1} of {table.source} holds {' '.join(repr(value).split())[:60]} "
                     "where a list of labels is expected",
                     "give lists, or name the separator of texts with --task-options separator=;",
                 )
@@ -175,7 +175,7 @@ class MultiLabelClassification(TextClassification):
         Its type is float32, as the loss of transformers expects.
         """
         targets = np.asarray([[x in own for x in labels] for own in rows["label"]], np.float32)
-        return encode_texts(processor, rows, targets, max_length)
+        return encode_texts(processor, rows, targets, max_length, on_long=self.settings.on_long)
 
     def model_kwargs(self) -> dict[str, Any]:
         """Return what a classifier needs, and that its labels do not exclude each other."""
@@ -221,7 +221,7 @@ def _from_columns(table: Table, own: Sequence[str]) -> list[tuple[str, ...] | No
                 raise DataError(
                     "label",
                     name,
-                    f"row {row} of {table.source} holds {value!r} where 0 or 1 is expected",
+                    f"row {row + 1} of {table.source} holds {value!r} where 0 or 1 is expected",
                     "correct it, or name other columns with --task-options label_columns=A;B",
                 )
     return [

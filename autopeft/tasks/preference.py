@@ -84,7 +84,7 @@ class Preference(DecoderTask):
         """Return the pairs that can be learned from, each as what it means."""
         names = self.find_columns(self.settings.column_names(), table)
         values = {role: table.column(role, name) for role, name in names.items()}
-        found = read_rows(values, names)
+        found = read_rows(values, names, source=table.source)
         return Examples(
             {"row": found.rows, "key": tuple(map(row_key, found.rows))},
             found.source_rows,
@@ -104,6 +104,7 @@ class Preference(DecoderTask):
             on_long="drop" if self.settings.on_long == "drop" else "cut",
             numbers=(rows.source_rows + 1).tolist(),
             column=rows.source,
+            role="data",
         )
         learned = [row.labels.tolist() for row in found.rows]
         return split_of(

@@ -79,7 +79,7 @@ class Regression(TextClassification):
             if number is not None and math.isinf(number):
                 name = self.settings.column_names().get("label", "label")
                 raise DataError(
-                    "label", name, f"row {row} is {values[row]!r}", "give finite numbers"
+                    "label", name, f"row {row + 1} is {values[row]!r}", "give finite numbers"
                 )
         return numbers
 
@@ -134,7 +134,13 @@ class Regression(TextClassification):
         self, processor: Any, rows: Examples, labels: tuple[str, ...], max_length: int
     ) -> EncodedSplit:
         """Tokenize texts or pairs; "labels" is each row's number, float32, in its own unit."""
-        return encode_texts(processor, rows, np.asarray(rows["label"], np.float32), max_length)
+        return encode_texts(
+            processor,
+            rows,
+            np.asarray(rows["label"], np.float32),
+            max_length,
+            on_long=self.settings.on_long,
+        )
 
     def bound(self, data: TaskData) -> Self:
         """Return the task for encoded data, ready to compute losses and scores."""

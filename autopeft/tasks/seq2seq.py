@@ -13,7 +13,7 @@ from autopeft.errors import ModelError
 from autopeft.tasks.batch import Batch
 from autopeft.tasks.columns import Column
 from autopeft.tasks.data import IGNORED, EncodedSplit, Ragged
-from autopeft.tasks.encoding import flat, split_of, tokenized
+from autopeft.tasks.encoding import TOO_LONG, flat, split_of, tokenized, without
 from autopeft.tasks.examples import Examples
 from autopeft.tasks.language import LanguageTask
 
@@ -52,23 +52,30 @@ class Seq2Seq(LanguageTask):
     ) -> EncodedSplit:
         """Tokenize sources and targets; the decoder reads the targets shifted by one.
 
-        Both are cut at their ends. Equal to `DataCollatorForSeq2Seq` with the model's own
-        `prepare_decoder_input_ids_from_labels`.
+        Both are cut at their ends, or the row is dropped. Equal to `DataCollatorForSeq2Seq` with
+        the model's own `prepare_decoder_input_ids_from_labels`.
         """
-        sources, n_sources = tokenized(processor, {"text": list(rows["source"])}, max_length)
-        written, n_targets = tokenized(processor, {"text_target": list(rows["target"])}, max_length)
-        targets = written["input_ids"]
+        found, long = tokenized(processor, {"text": list(rows["source"])}, max_length)
+        written, more = tokenized(processor, {"text_target": list(rows["target"])}, max_length)
+        sources, targets = found["input_ids"], written["input_ids"]
+        cut, dropped = {*long, *more}, {}
+        if self.settings.on_long == "drop" and cut:
+            dropped = {TOO_LONG: len(cut)}
+            kept = without(cut, len(rows))
+            sources, targets = [sources[row] for row in kept], [targets[row] for row in kept]
+            rows, cut = rows.take(kept), set()
         start = self._start_id()
         shifted = [[start, *target[:-1]] for target in targets]
         offsets = np.cumsum([0, *map(len, targets)], dtype=np.int64)
         return split_of(
             rows,
-            sources["input_ids"],
+            sources,
             ragged={
                 "labels": Ragged(flat(targets).astype(np.int32), offsets),
                 "decoder_input_ids": Ragged(flat(shifted).astype(np.int32), offsets),
             },
-            n_truncated=n_sources + n_targets,
+            n_truncated=len(cut),
+            dropped=dropped,
         )
 
     def _start_id(self) -> int:

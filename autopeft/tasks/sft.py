@@ -97,7 +97,7 @@ class SupervisedFineTuning(DecoderTask):
         names = self.find_columns(self.settings.column_names(), table)
         has_template = bool(getattr(self.processor, "chat_template", None))
         values = {role: table.column(role, name) for role, name in names.items()}
-        found = read_rows(values, names, has_template=has_template)
+        found = read_rows(values, names, has_template=has_template, source=table.source)
         return Examples(
             {"row": found.rows, "key": tuple(map(row_key, found.rows))},
             found.source_rows,
@@ -125,8 +125,8 @@ class SupervisedFineTuning(DecoderTask):
             max_length,
             on_long="drop" if self.settings.on_long == "drop" else "cut",
             numbers=(rows.source_rows + 1).tolist(),
-            column=", ".join(self.settings.column_names().values()) or rows.source,
-            role="columns",
+            column=rows.source,
+            role="data",
         )
         learned = [row.labels.tolist() for row in found.rows]
         return split_of(

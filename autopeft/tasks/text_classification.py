@@ -71,7 +71,7 @@ class TextClassification(Task):
                 raise DataError(
                     "label",
                     name,
-                    f"row {row} of {table.source} holds a list ({shown})"
+                    f"row {row + 1} of {table.source} holds a list ({shown})"
                     " where one class is expected",
                     f"use --task {cls.task_of_lists}"
                     if cls.task_of_lists
@@ -152,7 +152,7 @@ class TextClassification(Task):
         """Tokenize texts or pairs; "labels" is the index of each row's label."""
         index = {label: i for i, label in enumerate(labels)}
         targets = np.asarray([index[label] for label in rows["label"]], dtype=np.int64)
-        return encode_texts(processor, rows, targets, max_length)
+        return encode_texts(processor, rows, targets, max_length, on_long=self.settings.on_long)
 
     def model_kwargs(self) -> dict[str, Any]:
         """Return size of the head, label names and padding token.

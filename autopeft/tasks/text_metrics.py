@@ -112,7 +112,7 @@ def _number_match(prompts: Texts | None, references: Texts, texts: Texts) -> Flo
         raise SettingsError(
             "metric",
             "number_match",
-            f"the reference of row {row} holds no number: {references[row][:60]!r}",
+            f"the reference of row {row + 1} holds no number: {references[row][:60]!r}",
             "use a metric of texts, such as exact_match",
         )
     pairs = zip(wanted, texts, strict=True)
@@ -207,7 +207,7 @@ def _user_rows(
     values = [function(*row) for row in zip(*columns, strict=True)]
     for row, value in enumerate(values):
         if np.ndim(value) != 0 or isinstance(value, str) or value is None:
-            problem = f"returns {value!r:.60} for row {row}, but must return one number per row"
+            problem = f"returns {value!r:.60} for row {row + 1}, but must return one number per row"
             remedy = "correct the function, or set its attribute `batched` to take all rows at once"
             raise SettingsError("metric", name, problem, remedy)
     return np.array(values, dtype=float)

@@ -17,7 +17,7 @@ from autopeft.tasks.base import FloatArray, IntArray, Scores, Task
 from autopeft.tasks.batch import Batch
 from autopeft.tasks.columns import Column
 from autopeft.tasks.data import IGNORED, SPLITS, EncodedSplit, SplitName, TaskData
-from autopeft.tasks.encoding import flat, split_of
+from autopeft.tasks.encoding import TOO_LONG, flat, split_of
 from autopeft.tasks.examples import Examples
 from autopeft.tasks.labels import as_label, check_known, has_head, in_order, list_in
 from autopeft.tasks.metrics import Needs
@@ -159,7 +159,7 @@ class TokenClassification(Task):
             beyond = {w for more in coded.encodings[row].overflowing for w in more.word_ids}
             kept = set(words) - {None}
             if beyond and self.settings.on_long == "drop":
-                problems.append(f"longer than {max_length} tokens")
+                problems.append(TOO_LONG)
                 continue
             n_cut += bool(beyond)
             n_cut_words += len(beyond - kept - {None})
@@ -300,7 +300,8 @@ def _read_rows(
             raise DataError(
                 "tags",
                 names["tags"],
-                f"row {row} of {table.source} has {len(lists[0])} tokens and {len(lists[1])} tags",
+                f"row {row + 1} of {table.source} has {len(lists[0])} tokens and "
+                f"{len(lists[1])} tags",
                 "give one tag for each token",
             )
         problems.append(problem)
@@ -331,6 +332,6 @@ def _refuse(
     raise DataError(
         role,
         names[role],
-        f"row {row} of {table.source} holds {shown} where {what}",
+        f"row {row + 1} of {table.source} holds {shown} where {what}",
         f"give lists of words and of tags, or name another column with --columns {role}=NAME",
     )

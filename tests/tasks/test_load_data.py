@@ -296,3 +296,20 @@ def test_missing_things(tmp_path: Path, encoder_tokenizer: Any) -> None:
     path = write_csv(tmp_path / "d.csv", sentiment_rows())
     with pytest.raises(DataError, match="test='held_out': neither a file nor a split"):
         load(SearchSettings(data=path, test="held_out"), encoder_tokenizer)
+
+
+def test_long_rows_are_dropped_and_counted_if_asked(tmp_path: Path, encoder_tokenizer: Any) -> None:
+    rows = sentiment_rows()
+    for row in rows[:20]:
+        row["text"] += " the film was very good"
+    data = write_csv(tmp_path / "d.csv", rows)
+    found = load(SearchSettings(data=data, max_length=8, on_long="drop"), encoder_tokenizer)
+    assert found.dropped == {"longer than max_length": 20}
+    assert found.n_truncated == 0
+    for split in found.splits.values():
+        assert (split.source_rows >= 20).all()
+        labels = [rows[row]["label"] for row in split.source_rows]
+        assert [found.labels[i] for i in split.row_arrays["labels"]] == labels
+    cut = load(SearchSettings(data=data, max_length=8), encoder_tokenizer)
+    assert cut.n_truncated == 20
+    assert not cut.dropped

@@ -98,10 +98,10 @@ def test_ids_are_names_and_missing_labels_are_dropped(encoder_tokenizer: Any) ->
 @pytest.mark.parametrize(
     ("cell", "problem"),
     [
-        ("anger;fear", "row 7 of memory holds 'anger;fear' where a list of labels"),
-        ({"anger": 1}, "row 7 of memory holds"),
-        ([["anger"]], "row 7 of memory holds"),
-        ([None], "row 7 of memory holds"),
+        ("anger;fear", "row 8 of memory holds 'anger;fear' where a list of labels"),
+        ({"anger": 1}, "row 8 of memory holds"),
+        ([["anger"]], "row 8 of memory holds"),
+        ([None], "row 8 of memory holds"),
     ],
 )
 def test_cells_of_another_kind_are_refused(cell: Any, problem: str, encoder_tokenizer: Any) -> None:
@@ -127,7 +127,7 @@ def test_a_label_without_training_rows_is_refused(encoder_tokenizer: Any) -> Non
 def test_columns_of_other_numbers_are_refused(encoder_tokenizer: Any) -> None:
     bits = [i % 2 for i in range(60)]
     options = {"task": NAME, "task_options": {"label_columns": "a;b"}}
-    with pytest.raises(DataError, match="row 5 of memory holds -1 where 0 or 1 is expected"):
+    with pytest.raises(DataError, match="row 6 of memory holds -1 where 0 or 1 is expected"):
         loaded(table_of(a=bits, b=[*bits[:5], -1, *bits[6:]]), encoder_tokenizer, **options)
     with pytest.raises(DataError, match="no such column"):
         loaded(table_of(a=bits), encoder_tokenizer, **options)

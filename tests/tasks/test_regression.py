@@ -88,7 +88,7 @@ def test_fractions_are_no_classes(encoder_tokenizer: Any) -> None:
 @pytest.mark.parametrize("cell", ["many", [1.0], float("inf"), True])
 def test_cells_that_are_no_numbers_are_refused(cell: Any, encoder_tokenizer: Any) -> None:
     _, values = numbers()
-    with pytest.raises(DataError, match="row 7"):
+    with pytest.raises(DataError, match="row 8"):
         loaded(
             table_of(label=[*values[:7], cell, *values[8:]]), encoder_tokenizer, task="regression"
         )

@@ -122,3 +122,16 @@ def test_generated_text_is_that_of_one_row_at_a_time(encoder_tokenizer: Any) -> 
         )[0]
         expected = encoder_tokenizer.decode(alone[1:], skip_special_tokens=True)
         assert expected.startswith(texts[row])
+
+
+def test_long_rows_are_cut_or_dropped_as_asked(encoder_tokenizer: Any) -> None:
+    config = tiny("t5").config
+    rows = rows_of(12)
+    cut = Seq2Seq().configured(SearchSettings(), config).encode(encoder_tokenizer, rows, (), 7)
+    n_long = sum(i % 4 > 1 for i in range(12))
+    assert (len(cut), cut.n_truncated, cut.dropped) == (12, n_long, {})
+    settings = SearchSettings(on_long="drop")
+    left = Seq2Seq().configured(settings, config).encode(encoder_tokenizer, rows, (), 7)
+    assert (left.n_truncated, left.dropped) == (0, {"longer than max_length": n_long})
+    assert left.source_rows.tolist() == [i for i in range(12) if i % 4 < 2]
+    assert len(left.ragged["labels"]) == len(left) == 12 - n_long

@@ -108,7 +108,7 @@ def test_the_last_number_of_a_text(text: str, number: str | None) -> None:
 def test_numbers_are_compared_by_value() -> None:
     texts = ["so it is 1,000.0", "999", "none"]
     assert rows_of("number_match", ["thought #### 1000"] * 3, texts) == [1, 0, 0]
-    with pytest.raises(SettingsError, match="reference of row 1 holds no number: 'none'"):
+    with pytest.raises(SettingsError, match="reference of row 2 holds no number: 'none'"):
         rows_of("number_match", ["1", "none"], ["1", "1"])
 
 
@@ -133,7 +133,7 @@ def test_a_batched_function_gets_all_rows() -> None:
     def lengths(prompts: list[str], references: list[str], generated: list[str]) -> list[int]:
         return [len(text) for text in generated]
 
-    with pytest.raises(SettingsError, match=r"lengths.*row 0.*one number per row.*`batched`"):
+    with pytest.raises(SettingsError, match=r"lengths.*row 1.*one number per row.*`batched`"):
         rows_of(lengths, ["a", "b"], ["abc", "a"])
     lengths.batched = True  # type: ignore[attr-defined]
     assert rows_of(lengths, ["a", "b"], ["abc", "a"]) == [3, 1]

@@ -200,7 +200,7 @@ def test_words_that_are_cut_are_counted(encoder_tokenizer: Any) -> None:
     n_short = sum(len(own) <= 7 for own in tokens)
     assert n_short < 60
     assert sum(map(len, data.splits.values())) == n_short
-    assert data.dropped == {"longer than 9 tokens": 60 - n_short}
+    assert data.dropped == {"longer than max_length": 60 - n_short}
 
 
 def test_words_without_a_token_have_no_label(encoder_tokenizer: Any) -> None:
@@ -215,11 +215,11 @@ def test_words_without_a_token_have_no_label(encoder_tokenizer: Any) -> None:
 @pytest.mark.parametrize(
     ("column", "cell", "problem"),
     [
-        ("ner_tags", ["O"], r"row 7 of memory has \d tokens and 1 tags"),
-        ("ner_tags", "O O", "row 7 of memory holds 'O O' where a list is expected"),
-        ("ner_tags", ["O", None], "row 7 of memory holds None where a tag is expected"),
-        ("tokens", ["good", 3], "row 7 of memory holds 3 where a word is expected"),
-        ("tokens", {"a": 1}, "row 7 of memory holds"),
+        ("ner_tags", ["O"], r"row 8 of memory has \d tokens and 1 tags"),
+        ("ner_tags", "O O", "row 8 of memory holds 'O O' where a list is expected"),
+        ("ner_tags", ["O", None], "row 8 of memory holds None where a tag is expected"),
+        ("tokens", ["good", 3], "row 8 of memory holds 3 where a word is expected"),
+        ("tokens", {"a": 1}, "row 8 of memory holds"),
     ],
 )
 def test_rows_of_another_kind_are_refused(
