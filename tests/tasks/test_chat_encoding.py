@@ -19,7 +19,6 @@ from autopeft.errors import DataError
 from autopeft.tasks import chat_turns
 from autopeft.tasks.chat_encoding import (
     NOTHING_LEFT,
-    TOO_LONG,
     Encoded,
     encode_conversation,
     encode_preferences,
@@ -35,6 +34,7 @@ from autopeft.tasks.conversations import (
     read_row,
 )
 from autopeft.tasks.data import IGNORED
+from autopeft.tasks.encoding import TOO_LONG
 
 ENDS = ["<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|start|>", "<|head|>", "<|eot|>"]
 ENDS += ["<turn>", "<end_turn>", "[INST]", "[/INST]", "<think>", "</think>"]
