@@ -215,11 +215,9 @@ def init(model: str, data: str, *, to: str | Path = "search.yaml", **overrides: 
     with paused_gc():
         from autopeft.prepare import expand, load_task
         from autopeft.settings_file import settings_text
-        from autopeft.tasks.load_data import read_tables
     expanded = expand(asked)
     encoded, task = load_task(expanded)
-    columns = task.find_columns(expanded.column_names(), read_tables(expanded)["train"])
-    write_text(target, settings_text(asked, task, encoded, columns))
+    write_text(target, settings_text(asked, task, encoded))
     return target
 
 
@@ -253,8 +251,7 @@ def preview(
         from autopeft.tasks.preview import preview_of
     expanded = expand(asked)
     data, task = load_task(expanded)
-    processor = task.load_processor(expanded.model, expanded.model_revision)
-    return preview_of(data, processor, n_rows)
+    return preview_of(data, task, n_rows)
 
 
 def report(folder: str | Path) -> SearchResult:

@@ -149,7 +149,8 @@ def prepare(
     settings = expand(settings)
     with phase("startup"):
         data, task = load_task(settings)
-        note(f"task {task.name}; data: " + "; ".join(data.lines()))
+        read = data.summary()
+        note("\n  ".join([read.headline(), *read.lines()]))
     objectives = (task.quality, *(find_cost("objectives", name) for name in settings.objectives))
     lengths = data.length_statistics(settings.batch_size)
     device, gpus = _device(settings)

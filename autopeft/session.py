@@ -23,7 +23,7 @@ from autopeft.engine.dispatcher import Dispatcher, Progress
 from autopeft.errors import UserError
 from autopeft.prepare import PreparedSearch, check_budget, prepare, versions
 from autopeft.reporting.front_view import view
-from autopeft.reporting.record import AdapterScore, BudgetReport, DataSummary, SearchRecord
+from autopeft.reporting.record import AdapterScore, BudgetReport, SearchRecord
 from autopeft.reporting.write import write_report
 from autopeft.result import SearchResult
 from autopeft.searcher.controller import INTERRUPTED, SearchController
@@ -214,12 +214,7 @@ class Session:
             verdict=judge(confirmed, ready.objectives),
             pick=ready.settings.pick,
             adapter_scores=scores,
-            data=DataSummary(
-                {name: len(rows) for name, rows in ready.data.splits.items()},
-                ready.data.n_dropped,
-                ready.data.labels,
-                ready.data.fingerprint,
-            ),
+            data=ready.data.summary(),
             versions=versions(),
             warnings=tuple(dispatcher.warnings),
             started=self._started.isoformat(timespec="seconds"),

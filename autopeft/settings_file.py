@@ -12,21 +12,18 @@ from autopeft.tasks.base import Task
 from autopeft.tasks.data import TaskData
 
 
-def settings_text(
-    settings: SearchSettings, task: Task, data: TaskData, columns: Mapping[str, str]
-) -> str:
+def settings_text(settings: SearchSettings, task: Task, data: TaskData) -> str:
     """Return a settings file in YAML that says where each value comes from.
 
     Args:
         settings: Model and data, as asked for.
         task: The task, recognized or named.
         data: The data, encoded for it.
-        columns: Role -> column of the source.
     """
-    found = "\n".join(f"#   {line}" for line in data.lines())
+    found = "\n".join(f"#   {line}" for line in data.summary().lines())
     metrics = task.metric_names()
-    own = {role: name for role, name in columns.items() if hasattr(settings, role)}
-    further = {role: name for role, name in columns.items() if role not in own}
+    own = {role: name for role, name in data.columns.items() if hasattr(settings, role)}
+    further = {role: name for role, name in data.columns.items() if role not in own}
     head = {"model": settings.model, "data": settings.data}
     for name in ("validation", "test", "data_name", "data_revision", "model_revision"):
         if getattr(settings, name) is not None:

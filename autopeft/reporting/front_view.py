@@ -16,7 +16,8 @@ from autopeft.costs import Price
 from autopeft.costs.objectives import Objective
 from autopeft.plan import Candidate
 from autopeft.plan_text import plan_summary
-from autopeft.reporting.record import AdapterScore, BudgetReport, DataSummary, SearchRecord
+from autopeft.reporting.record import AdapterScore, BudgetReport, SearchRecord
+from autopeft.tasks.summary import DataSummary
 from autopeft.trial import Trial, oriented
 from autopeft.utils.pareto import non_dominated
 from autopeft.utils.serialize import finite

@@ -67,10 +67,10 @@ def _report() -> Template:
 
 def _reliability(shown: FrontView, trials: Sequence[Trial]) -> list[tuple[str, str]]:
     """What the numbers rest on: rows, rungs, pruning, seeds, intervals."""
-    rows = ", ".join(f"{n:,} {split}" for split, n in shown.data.rows.items())
     steps = sorted({step for trial in trials for step, _ in trial.rungs})
     facts = [
-        ("data", f"{rows} rows; {shown.data.dropped_rows} dropped"),
+        ("task", shown.data.headline().removeprefix("task ") or shown.task),
+        ("data", "; ".join(shown.data.lines())),
         ("rungs", ", ".join(map(str, steps)) + " steps" if steps else "none reached"),
     ]
     if shown.fidelity is not None:

@@ -109,10 +109,11 @@ def _loading(shown: FrontView, format: str) -> list[str]:
 
 def _data(shown: FrontView) -> list[str]:
     data = shown.data
-    rows = ", ".join(f"{n} {_plain(split)}" for split, n in data.rows.items())
-    lines = [f"Rows: {rows or 'unknown'}; {data.dropped_rows} dropped."]
+    lines = [f"{_plain(data.headline())}:", ""] if data.task else []
+    lines += [f"- {_plain(line)}" for line in data.lines()]
     if data.labels:
-        lines.append(f"Labels: {', '.join(_plain(label) for label in data.labels)}.")
+        lines += ["", f"Labels: {', '.join(_plain(label) for label in data.labels)}."]
+    lines.append("")
     if data.fingerprint:
         lines.append(f"Fingerprint {_code(data.fingerprint)}.")
     return [*lines, ""]

@@ -9,6 +9,7 @@ from typing import Any
 from autopeft.confirm.finalists import Finalist
 from autopeft.confirm.verdict import Verdict
 from autopeft.costs.objectives import Objective
+from autopeft.tasks.summary import DataSummary
 from autopeft.trial import Trial
 
 
@@ -27,22 +28,6 @@ class AdapterScore:
     split: str
     metrics: Mapping[str, float]
     n_rows: int
-
-
-@dataclass(frozen=True)
-class DataSummary:
-    """A summary of the dataset.
-
-    Attributes:
-        dropped_rows: Rows dropped because a text or label was empty.
-        labels: Class names in index order; empty if the task has none.
-        fingerprint: Digest of the rows; equal for two searches on the same data.
-    """
-
-    rows: Mapping[str, int] = field(default_factory=dict)
-    dropped_rows: int = 0
-    labels: tuple[str, ...] = ()
-    fingerprint: str = ""
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,8 @@ class Task(ABC):
             different splits. None: all of them.
         auto_class: Name of the class of transformers that loads a model for it.
         input_names: Names of the tensors that the model's forward gets.
+        sequence_names: Names of a row's sequences of tokens, for `autopeft preview`, e.g. "chosen"
+            and "rejected"; the last one is that of what a decoder beside an encoder writes.
         metrics: Names of the metrics that every evaluation reports; the first is the default
             quality.
         predicts: What `outputs` can give a metric (`Metric.needs`); the first is what a function of
@@ -102,6 +104,7 @@ class Task(ABC):
     identity: ClassVar[tuple[str, ...]] = ()
     auto_class: ClassVar[str]
     input_names: ClassVar[tuple[str, ...]] = TEXT_INPUTS
+    sequence_names: ClassVar[tuple[str, ...]] = ()
     metrics: ClassVar[tuple[str, ...]]
     predicts: ClassVar[tuple[Needs, ...]] = ()
     options: ClassVar[Mapping[str, Any]] = {}

@@ -11,6 +11,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from autopeft.tasks.summary import DataSummary
+
 SplitName = Literal["train", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 
@@ -162,6 +164,8 @@ class TaskData:
         notes: What else was noticed when reading, one sentence each.
         output_scale: The model's output in the unit of the data; a saved head has it inside. None:
             outputs have no unit.
+        columns: Role -> column of the training source.
+        available: Split name -> rows that there were, where a setting took fewer.
     """
 
     task: str
@@ -174,6 +178,8 @@ class TaskData:
     n_duplicates: int = 0
     notes: tuple[str, ...] = ()
     output_scale: OutputScale | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    available: Mapping[SplitName, int] = field(default_factory=dict)
 
     @property
     def train(self) -> EncodedSplit:
@@ -217,17 +223,23 @@ class TaskData:
                 digest.update(repr((key, texts)).encode())
         return digest.hexdigest()[:16]
 
-    def lines(self) -> list[str]:
-        """Return what a user should know about the data, one line each; rows first."""
-        sizes = ", ".join(f"{len(rows)} {name}" for name, rows in self.splits.items())
-        lines = [f"{sizes} rows"]
-        lines += [f"{count} rows dropped: {reason}" for reason, count in self.dropped.items()]
-        if self.n_duplicates:
-            lines.append(f"{self.n_duplicates} duplicates of a later split dropped")
-        if self.n_truncated:
-            total = sum(map(len, self.splits.values()))
-            lines.append(f"{self.n_truncated} of {total} rows cut to {self.max_length} tokens")
-        return [*lines, *self.notes]
+    def summary(self) -> DataSummary:
+        """Return what was read, dropped and cut."""
+        return DataSummary(
+            rows={name: len(rows) for name, rows in self.splits.items()},
+            dropped_rows=self.n_dropped,
+            labels=self.labels,
+            fingerprint=self.fingerprint,
+            task=self.task,
+            columns=self.columns,
+            sources={name: rows.source for name, rows in self.splits.items()},
+            dropped=self.dropped,
+            n_duplicates=self.n_duplicates,
+            n_cut=self.n_truncated,
+            max_length=self.max_length,
+            available={str(name): count for name, count in self.available.items()},
+            notes=self.notes,
+        )
 
     def length_statistics(self, batch_size: int) -> LengthStatistics:
         """Return the lengths of training rows in batches of `batch_size` rows of similar length."""

@@ -70,7 +70,10 @@ def load_data(
         "validation": settings.max_validation_rows,
         "test": settings.max_test_rows,
     }
+    available: dict[SplitName, int] = {}
     for name, rows in splits.items():
+        if (limits[name] or len(rows)) < len(rows):
+            available[name] = len(rows)
         sample = stratified_sample(task.strata(rows), limits[name], settings.seed)
         splits[name] = rows.take(sample)
     _check_sizes(splits, cleaned, duplicates)
@@ -104,6 +107,8 @@ def load_data(
             *task.notes(labels),
         ),
         output_scale=output_scale,
+        columns=task.find_columns(settings.column_names(), tables["train"]),
+        available=available,
     )
 
 

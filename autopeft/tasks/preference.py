@@ -60,6 +60,7 @@ class Preference(DecoderTask):
     )
     target = "chosen"
     identity = ("key",)
+    sequence_names = ("chosen", "rejected")
     metrics = ("preference_accuracy", "margin", "loss")
     predicts: ClassVar[tuple[Needs, ...]] = ()
     options: ClassVar[Mapping[str, Any]] = {"loss": "dpo", "beta": 0.1, "gamma": 0.5}

@@ -46,6 +46,7 @@ class Seq2Seq(LanguageTask):
     target = "target"
     auto_class = "AutoModelForSeq2SeqLM"
     input_names = ("input_ids", "attention_mask", "decoder_input_ids")
+    sequence_names = ("source", "target")
 
     def encode(
         self, processor: Any, rows: Examples, labels: tuple[str, ...], max_length: int

@@ -51,3 +51,17 @@ def human_value(value: float, unit: str) -> str:
     if unit:
         return f"{value:.3g} {unit}"
     return f"{value:.3f}" if abs(value) < 100 else f"{value:.4g}"
+
+
+def middle_cut(text: str, longest: int) -> str:
+    """Return text whose middle is left out, and counted, if it is a quarter longer than `longest`.
+
+    Example:
+        >>> from autopeft.utils.formatting import middle_cut
+        >>> middle_cut("a long way to go", 8)
+        'a lo [8 characters] o go'
+    """
+    if len(text) <= 1.25 * longest:
+        return text
+    half = longest // 2
+    return f"{text[:half]} [{len(text) - 2 * half} characters] {text[-half:]}"

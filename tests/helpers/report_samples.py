@@ -13,7 +13,8 @@ from autopeft.confirm.verdict import LevelVerdict, Verdict
 from autopeft.costs import Price
 from autopeft.costs.objectives import objective
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
-from autopeft.reporting.record import AdapterScore, BudgetReport, DataSummary, SearchRecord
+from autopeft.reporting.record import AdapterScore, BudgetReport, SearchRecord
+from autopeft.tasks.summary import DataSummary
 from autopeft.trial import State, Trial
 
 ROLES = ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.up", "mlp.down")
@@ -184,6 +185,15 @@ def make_record(n_trials: int = 45, seed: int = 0) -> SearchRecord:
             3,
             ("negative", "positive"),
             "9f2c11",
+            task="text-classification",
+            columns={"text": "review", "label": "stars"},
+            sources={"train": "reviews.csv", "validation": "reviews.csv", "test": "reviews.csv"},
+            dropped={"the text is missing": 3},
+            n_duplicates=7,
+            n_cut=11,
+            max_length=64,
+            available={"validation": 5000},
+            notes=("reviews.csv: separator ';'",),
         ),
         versions={"autopeft": "0.1.0", "torch": "2.13.0", "python": "3.11.2"},
         warnings=("3 rows without text were dropped",),

@@ -116,3 +116,10 @@ def test_rows_have_the_values_they_are_sorted_by() -> None:
     cheapest = rows_of(shown)[0]
     assert sorted_by["params"] == str(cheapest.objectives["trainable_params"])
     assert sorted_by["digest"] is None  # sorted as text: a digest may look like a number
+
+
+def test_what_was_dropped_cut_and_noticed_is_on_the_page() -> None:
+    record = make_record()
+    text = "".join(read(record).text)
+    assert "; ".join(record.data.lines()) in text
+    assert "text-classification (text=review, label=stars)" in text

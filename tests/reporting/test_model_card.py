@@ -78,3 +78,12 @@ def test_the_card_says_how_to_load_what_the_folder_holds(format: str, line: str)
     card = model_card(shown, shown.front[0].digest, format=format, notes=["all is well"])
     assert line in card
     assert "- all is well" in card
+
+
+def test_the_card_says_what_was_dropped_cut_and_noticed() -> None:
+    shown = view(make_record())
+    assert shown.best is not None
+    card = model_card(shown, shown.best).replace("\\", "")
+    for line in shown.data.lines():
+        assert f"- {line}" in card
+    assert "task text-classification (text=review, label=stars)" in card

@@ -36,3 +36,8 @@ def test_units() -> None:
     assert human_value(19976, "bytes") == "19.5 KiB"
     for unit in ("", "ms", "bytes", "seconds", "parameters"):
         assert human_value(math.nan, unit) == "-"
+
+
+def test_long_text_loses_its_middle_and_says_how_much() -> None:
+    assert formatting.middle_cut("a" * 12, 10) == "a" * 12
+    assert formatting.middle_cut("a" * 10 + "b" * 10, 10) == "aaaaa [10 characters] bbbbb"
