@@ -6,7 +6,13 @@ import math
 
 import pytest
 
-from autopeft.utils.formatting import human_bytes, human_count, human_seconds, human_value
+from autopeft.utils.formatting import (
+    human_bytes,
+    human_count,
+    human_seconds,
+    human_value,
+    middle_cut,
+)
 
 
 @pytest.mark.parametrize(
@@ -39,5 +45,5 @@ def test_units() -> None:
 
 
 def test_long_text_loses_its_middle_and_says_how_much() -> None:
-    assert formatting.middle_cut("a" * 12, 10) == "a" * 12
-    assert formatting.middle_cut("a" * 10 + "b" * 10, 10) == "aaaaa [10 characters] bbbbb"
+    assert middle_cut("a" * 12, 10) == "a" * 12
+    assert middle_cut("a" * 10 + "b" * 10, 10) == "aaaaa [10 characters] bbbbb"
