@@ -319,6 +319,9 @@ RENAMED = {
 _COLUMNS = ("text", "text_pair", "label", "prompt", "completion")
 """Roles of columns that have a setting of their own."""
 
+FORMER_DEFAULTS = {name: name for name in ("text", "label", "prompt", "completion")}
+"""Columns that an earlier version wrote into every settings file, of use or not."""
+
 _PAIRS = {
     "role_map": "attn.q=mix.query",
     "columns": "text=review",

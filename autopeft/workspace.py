@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import yaml
 
 from autopeft.errors import SettingsError, StorageError
-from autopeft.settings import RENAMED, SearchSettings
+from autopeft.settings import FORMER_DEFAULTS, RENAMED, SearchSettings
 from autopeft.utils.files import write_text
 from autopeft.utils.serialize import read_json, strict_json
 from autopeft.utils.yaml_files import read_yaml
@@ -63,7 +63,10 @@ class Workspace:
             remedy = "give the --output folder of a search"
             raise StorageError("folder", str(self.folder), problem, remedy)
         rows = read_settings(self.folder / SETTINGS)
-        # A search of an earlier version stays usable: its settings may have former names.
+        # A search of an earlier version stays usable: its settings may have former names, and
+        # columns of all tasks. Columns of these names are recognized anyway.
+        if all(name in rows for name in FORMER_DEFAULTS):
+            rows = {k: v for k, v in rows.items() if (k, v) not in FORMER_DEFAULTS.items()}
         return SearchSettings.from_mapping({RENAMED.get(key, key): rows[key] for key in rows})
 
     def remember(self, name: str, value: Any) -> None:

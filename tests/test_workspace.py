@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from autopeft.engine.budget import Spent
 from autopeft.errors import SettingsError, StorageError
@@ -80,3 +81,15 @@ def test_the_settings_of_an_earlier_version_are_read_by_their_new_names(tmp_path
     settings = Workspace(tmp_path).settings()
     assert settings.activation_cache is False
     assert settings.trials_per_worker == 2
+
+
+def test_columns_that_an_earlier_version_always_wrote_are_recognized_instead(
+    tmp_path: Path,
+) -> None:
+    former = {"text": "text", "label": "stars", "prompt": "prompt", "completion": "completion"}
+    (tmp_path / "settings.yaml").write_text(
+        yaml.safe_dump({"model": "m", "data": "d.csv", "task": "text-classification", **former})
+    )
+    assert Workspace(tmp_path).settings().column_names() == {"label": "stars"}
+    (tmp_path / "settings.yaml").write_text("model: m\ndata: d.csv\ntext: text\n")
+    assert Workspace(tmp_path).settings().column_names() == {"text": "text"}

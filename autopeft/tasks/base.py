@@ -163,6 +163,11 @@ class Task(ABC):
         twin = copy.copy(self)
         twin.settings, twin.model_config = settings, model_config
         twin._measure(settings.metric)
+        roles = [column.role for column in self.columns]
+        for role, name in settings.column_names().items():
+            if role not in roles:
+                remedy = f"name columns for {', '.join(roles)}, or another --task"
+                raise SettingsError(role, name, f"{self.name} reads no such column", remedy)
         for name, value in (settings.task_options or {}).items():
             if name not in self.options:
                 remedy = f"use {', '.join(self.options)}" if self.options else "leave it out"
