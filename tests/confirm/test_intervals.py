@@ -77,3 +77,17 @@ def test_cost_needs_two_measurements() -> None:
     assert cost_interval([3.0, 3.0]) == (3.0, 3.0)
     low, high = cost_interval([3.0, 5.0])
     assert low < 3.0 < 5.0 < high
+
+
+def test_a_metric_on_resamples_has_their_spread_and_that_of_the_seeds() -> None:
+    done = made(3)
+    rng = random.Random(0)
+    draws = [rng.gauss(0.6, 0.02) for _ in range(2000)]
+    seeds = tuple(
+        replace(s, test={"f1": 0.6}, test_draws=tuple(d for d in draws)) for s in done.seeds
+    )
+    low, high = quality_interval(replace(done, seeds=seeds), objective("f1"))
+    assert (low + high) / 2 == pytest.approx(0.6)
+    assert high - low == pytest.approx(2 * 1.96 * 0.02, rel=0.05)
+    one = quality_interval(replace(done, seeds=seeds[:1]), objective("f1"))
+    assert one == pytest.approx((low, high), rel=0.02)

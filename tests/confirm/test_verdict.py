@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -157,3 +158,36 @@ def test_picks() -> None:
             pick_best(rows, OBJECTIVES, rule=wrong)
     with pytest.raises(SettingsError, match="pick"):
         pick_best(rows, OBJECTIVES, rule="cheapest")
+
+
+def with_draws(finalists: Sequence[Finalist], n_draws: int = 1500) -> list[Finalist]:
+    """The same finalists, whose quality is given on resamples of the rows instead of by row."""
+    n_rows = len(finalists[0].seeds[0].test_rows)
+    rng = np.random.default_rng(7)
+    resamples = [rng.integers(n_rows, size=n_rows) for _ in range(n_draws)]
+    changed = []
+    for one in finalists:
+        seeds = []
+        for seed in one.seeds:
+            rows = np.asarray(seed.test_rows)
+            draws = tuple(float(rows[index].mean()) for index in resamples)
+            # What the rows hold has no part in the verdict then.
+            seeds.append(replace(seed, test_rows=tuple(-rows), test_draws=draws))
+        changed.append(replace(one, seeds=tuple(seeds)))
+    return changed
+
+
+def test_a_metric_on_resamples_is_judged_as_one_by_row() -> None:
+    finalists = field(3, 0.75, [(0.81, 9_000), (0.752, 9_000), (0.60, 8_000)])
+    by_row, by_draw = judge(finalists, OBJECTIVES), judge(with_draws(finalists), OBJECTIVES)
+    assert by_draw.beats_lora == by_row.beats_lora is True
+    for mine, other in zip(by_draw.levels, by_row.levels, strict=True):
+        assert (mine.result, mine.against) == (other.result, other.against)
+        assert mine.gain == pytest.approx(other.gain, abs=1e-12)
+        assert mine.gain_ci == pytest.approx(other.gain_ci, abs=0.006)
+
+
+def test_resamples_of_equal_candidates_show_no_difference() -> None:
+    for seed in range(5):
+        finalists = with_draws(field(seed, 0.75, [(0.75, 11_000), (0.75, 12_000)]), 500)
+        assert all(level.result == "ties" for level in judge(finalists, OBJECTIVES).levels)
