@@ -5,15 +5,17 @@ Each call imports what it needs, so a mistake in the settings is reported at onc
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autopeft.costs.objectives import COSTS, Cost, find_cost, with_costs
 from autopeft.costs.price import PricedRow, PriceList
 from autopeft.errors import SettingsError, StorageError
+from autopeft.saved_inputs import saved_inputs
 from autopeft.settings import RESUMABLE, SearchSettings
 from autopeft.tasks.registry import TASKS, check_task
 from autopeft.utils.files import write_text
@@ -38,7 +40,10 @@ def search(
     Args:
         settings: Settings, a settings file, or a mapping; None: only `overrides`.
         callbacks: Receive messages and progress.
-        **overrides: Any field of `SearchSettings`; they win over `settings`.
+        **overrides: Any field of `SearchSettings`; they win over `settings`. data, validation and
+            test may also be a `datasets.Dataset`, a `DatasetDict`, a pandas DataFrame or a list of
+            dicts, and model a model of transformers, with its tokenizer or processor as
+            `tokenizer`; they are saved in the output folder.
 
     Returns:
         The result; the output folder holds it too, with the adapters.
@@ -57,12 +62,14 @@ def search(
         >>> result.verdict.text
         '...'
     """
-    merged = merge_settings(settings, overrides)
-    if not merged.output:
+    given = _given(settings, overrides)
+    output = given.get("output")
+    if not output:
         raise SettingsError("output", "", "is missing", "give --output FOLDER")
-    workspace = Workspace(merged.output)
+    workspace = Workspace(output)
     workspace.check_free()
-    return _search(workspace, merged, callbacks)
+    with saved_inputs(given, workspace.folder) as plain:
+        return _search(workspace, merge_settings(plain, {}), callbacks)
 
 
 def resume(
@@ -115,16 +122,24 @@ def merge_settings(
     settings: SearchSettings | str | Path | Mapping[str, Any] | None, overrides: Mapping[str, Any]
 ) -> SearchSettings:
     """Return settings from any source, with `overrides` on top."""
-    if isinstance(settings, str | Path):
-        settings = read_settings(settings)
-    elif isinstance(settings, SearchSettings):
-        settings = settings.to_mapping()
-    given = {key: value for key, value in overrides.items() if value is not None}
-    merged = SearchSettings.from_mapping(_as_text({**(settings or {}), **given}))
+    merged = SearchSettings.from_mapping(_as_text(_given(settings, overrides)))
     check_task(merged.task)
     for cost in merged.objectives:
         find_cost("objectives", cost)
     return merged
+
+
+def _given(
+    settings: SearchSettings | str | Path | Mapping[str, Any] | None, overrides: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what was given; data and model may be objects."""
+    if isinstance(settings, str | Path):
+        settings = read_settings(settings)
+    elif isinstance(settings, SearchSettings):
+        settings = {each.name: getattr(settings, each.name) for each in fields(settings)}
+    given = {key: value for key, value in overrides.items() if value is not None}
+    merged = {**(settings or {}), **given}
+    return {k: os.fspath(v) if isinstance(v, os.PathLike) else v for k, v in merged.items()}
 
 
 def _as_text(given: dict[str, Any]) -> dict[str, Any]:
@@ -162,7 +177,11 @@ def price(
         >>> [row.kind for row in prices.rows][0]
         'no adapter'
     """
-    asked = merge_settings(settings, overrides)
+    with saved_inputs(_given(settings, overrides), None) as plain:
+        return _price(merge_settings(plain, {}))
+
+
+def _price(asked: SearchSettings) -> PriceList:
     with paused_gc():
         import numpy as np
 
@@ -186,12 +205,12 @@ def price(
     return PriceList(tuple(lines), tuple(ordered))
 
 
-def init(model: str, data: str, *, to: str | Path = "search.yaml", **overrides: Any) -> Path:
+def init(model: Any, data: Any, *, to: str | Path = "search.yaml", **overrides: Any) -> Path:
     """Look at a model and data, and write a commented settings file for a search.
 
     Args:
-        model: Folder or hub id of the model.
-        data: The data, as the setting `data`.
+        model: Folder or hub id of the model, or a model object.
+        data: The data, as for `search`. Objects are saved beside the file.
         to: File to write; must not exist.
         **overrides: As for `search`.
 
@@ -211,13 +230,14 @@ def init(model: str, data: str, *, to: str | Path = "search.yaml", **overrides: 
     target = Path(to).expanduser()
     if target.exists():
         raise StorageError("to", str(to), "exists", "name another file with --to")
-    asked = merge_settings({"model": model, "data": data}, overrides)
-    with paused_gc():
-        from autopeft.prepare import expand, load_task
-        from autopeft.settings_file import settings_text
-    expanded = expand(asked)
-    encoded, task = load_task(expanded)
-    write_text(target, settings_text(asked, task, encoded))
+    given = _given({"model": model, "data": data}, overrides)
+    with saved_inputs(given, target.with_name(f"{target.stem}_inputs")) as plain:
+        asked = merge_settings(plain, {})
+        with paused_gc():
+            from autopeft.prepare import expand, load_task
+            from autopeft.settings_file import settings_text
+        encoded, task = load_task(expand(asked))
+        write_text(target, settings_text(asked, task, encoded))
     return target
 
 
@@ -245,12 +265,12 @@ def preview(
         >>> len(seen.rows)
         3
     """
-    asked = merge_settings(settings, overrides)
-    with paused_gc():
-        from autopeft.prepare import expand, load_task
-        from autopeft.tasks.preview import preview_of
-    expanded = expand(asked)
-    data, task = load_task(expanded)
+    with saved_inputs(_given(settings, overrides), None) as plain:
+        asked = merge_settings(plain, {})
+        with paused_gc():
+            from autopeft.prepare import expand, load_task
+            from autopeft.tasks.preview import preview_of
+        data, task = load_task(expand(asked))
     return preview_of(data, task, n_rows)
 
 

@@ -30,7 +30,7 @@ from autopeft.profiling.measure import price_table
 from autopeft.profiling.output_positions import n_logit_weights, read_positions
 from autopeft.searcher.space.config import prompt_sizes
 from autopeft.searcher.space.space import SearchSpace
-from autopeft.settings import SearchSettings
+from autopeft.settings import SearchSettings, Source
 from autopeft.tasks.base import Task
 from autopeft.tasks.batch import collate
 from autopeft.tasks.data import TaskData
@@ -122,12 +122,15 @@ def expand(settings: SearchSettings) -> SearchSettings:
     def path(value: str) -> str:
         return os.path.expanduser(os.path.expandvars(value))
 
+    def source(value: Source) -> Source:
+        return path(value) if isinstance(value, str) else tuple(map(path, value))
+
     return replace(
         settings,
         model=path(settings.model),
-        data=path(settings.data),
-        validation=None if settings.validation is None else path(settings.validation),
-        test=None if settings.test is None else path(settings.test),
+        data=source(settings.data),
+        validation=None if settings.validation is None else source(settings.validation),
+        test=None if settings.test is None else source(settings.test),
     )
 
 

@@ -10,6 +10,9 @@ from autopeft.costs.objectives import COSTS
 from autopeft.errors import SettingsError
 from autopeft.utils.serialize import finite, from_plain, to_plain
 
+Source = str | tuple[str, ...]
+"""A file, a pattern, a folder or a hub id; or several files."""
+
 
 def _setting(default: Any, help: str, *, resumable: bool = False, **limits: Any) -> Any:
     """Declare a setting within the `limits` of `_check`; a resumable one may change on resume."""
@@ -29,8 +32,11 @@ class SearchSettings:
 
     # Model and data
     model: str = _setting("", "Pretrained model: a folder or a hub id.")
-    data: str = _setting(
-        "", "Training data: a CSV, TSV, JSON, JSONL or Parquet file, or the hub id of a dataset."
+    data: str | tuple[str, ...] = _setting(
+        "",
+        "Training data: a file (CSV, TSV, JSON, JSONL, Parquet, Arrow, CoNLL or text, perhaps "
+        "compressed), a list of files, a pattern such as 'data/*.jsonl', a folder, or the hub id "
+        "of a dataset.",
     )
     task: str | None = _setting(
         None, "Kind of problem. By default, it is recognized from the data's columns."
@@ -51,15 +57,14 @@ class SearchSettings:
         "Further columns of a task, role=column pairs such as chosen=better,rejected=worse; see "
         "`autopeft tasks`. By default, they are recognized.",
     )
-    validation: str | None = _setting(
+    validation: str | tuple[str, ...] | None = _setting(
         None,
-        "Validation data: a file, or a split of the hub dataset. By default, rows are split off "
-        "the training data.",
+        "Validation data, as `data`, or a split of it. By default, rows are split off the training "
+        "data.",
     )
-    test: str | None = _setting(
+    test: str | tuple[str, ...] | None = _setting(
         None,
-        "Test data: a file, or a split of the hub dataset. By default, rows are split off the "
-        "training data.",
+        "Test data, as `data`, or a split of it. By default, rows are split off the training data.",
     )
     data_name: str | None = _setting(None, "Configuration of the hub dataset, such as sst2.")
     model_revision: str | None = _setting(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +20,8 @@ T = TypeVar("T")
 SETTINGS = "settings.yaml"
 STUDY = "study.db"
 FRONT = "front.json"
+_SAVED = {"model": "model", "data": "data", "validation": "data", "test": "data"}
+"""Setting -> folder of what was given as an object, see `autopeft.saved_inputs`."""
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
@@ -67,7 +70,18 @@ class Workspace:
         # columns of all tasks. Columns of these names are recognized anyway.
         if all(name in rows for name in FORMER_DEFAULTS):
             rows = {k: v for k, v in rows.items() if (k, v) not in FORMER_DEFAULTS.items()}
-        return SearchSettings.from_mapping({RENAMED.get(key, key): rows[key] for key in rows})
+        found = SearchSettings.from_mapping({RENAMED.get(key, key): rows[key] for key in rows})
+        return self._here(found)
+
+    def _here(self, settings: SearchSettings) -> SearchSettings:
+        """Return settings that find in this folder what was saved in it, if it was moved."""
+        before = Path(settings.output).expanduser()
+        moved: dict[str, Any] = {}
+        for name, part in _SAVED.items():
+            value = getattr(settings, name)
+            if isinstance(value, str) and Path(value).is_relative_to(before / part):
+                moved[name] = str(self.folder / Path(value).relative_to(before))
+        return replace(settings, **moved)
 
     def remember(self, name: str, value: Any) -> None:
         """Keep a small value, a dataclass or plain values, in `state/`."""

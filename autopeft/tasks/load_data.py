@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from autopeft.errors import DataError
-from autopeft.settings import SearchSettings
+from autopeft.settings import SearchSettings, Source
 from autopeft.tasks.base import Task
 from autopeft.tasks.data import SPLITS, EncodedSplit, SplitName, TaskData
 from autopeft.tasks.encoding import padding_id, tokenizer_limit
@@ -157,7 +157,10 @@ def read_tables(settings: SearchSettings) -> dict[SplitName, Table]:
     """
     if not settings.data:
         raise DataError("data", settings.data, "no data given", "name a file or a hub dataset")
-    named: dict[SplitName, str | None] = {"validation": settings.validation, "test": settings.test}
+    named: dict[SplitName, Source | None] = {
+        "validation": settings.validation,
+        "test": settings.test,
+    }
     found = read("data", settings.data, name=settings.data_name, revision=settings.data_revision)
     tables: dict[SplitName, Table] = {}
     for name in SPLITS:
@@ -176,13 +179,14 @@ def read_tables(settings: SearchSettings) -> dict[SplitName, Table]:
         tables = {"train": next(iter(found.values()))}
     for name, source in named.items():
         if source is not None:
-            tables[name] = found[source] if source in found else _named(name, source, found)
+            split_of_data = found.get(source) if isinstance(source, str) else None
+            tables[name] = split_of_data or _named(name, source, found)
     return tables
 
 
-def _named(name: SplitName, source: str, found: Mapping[str, Table]) -> Table:
+def _named(name: SplitName, source: Source, found: Mapping[str, Table]) -> Table:
     """Return a split from a source of its own."""
-    if source.isidentifier() and not Path(source).exists():
+    if isinstance(source, str) and source.isidentifier() and not Path(source).exists():
         remedy = f"use a file or one of the splits {sorted(found)}"
         raise DataError(
             name,
