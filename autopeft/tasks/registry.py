@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from autopeft.errors import DataError, SettingsError
+from autopeft.errors import DataError, ModelError, SettingsError
 from autopeft.utils.registry import Registry
 
 if TYPE_CHECKING:
@@ -130,25 +130,35 @@ def _recognized(settings: SearchSettings, table: Table, model_config: Any) -> st
     """Return the first task that model and columns fit; tasks are in order of preference."""
     named = settings.column_names()
     misfit: DataError | None = None
+    unfit: list[str] = []
     for task in TASKS.parts():
-        if not task.fits_model(model_config) or not set(named).issubset(
-            column.role for column in task.columns
-        ):
+        if not set(named).issubset(column.role for column in task.columns):
             continue
         try:
             names = task.find_columns(named, table)
         except DataError as error:
-            if error.field in named:
+            if error.field in named and task.fits_model(model_config):
                 raise
             continue
+        fits_model = task.fits_model(model_config)
         try:
             task.check_fit(table, names)
         except DataError as error:
-            misfit = misfit or error
+            misfit = misfit or (error if fits_model else None)
             continue
-        return task.name
+        if fits_model:
+            return task.name
+        unfit.append(task.name)
     if misfit is not None:
         raise misfit
+    if unfit:
+        kind = getattr(model_config, "model_type", "") or "of an unknown kind"
+        raise ModelError(
+            "model",
+            settings.model,
+            f"is {kind}, which fits no task of the columns of {table.source}: {', '.join(unfit)}",
+            "use a transformer for one of these tasks, or other columns (see `autopeft tasks`)",
+        )
     shown = ", ".join(table.column_names)
     raise SettingsError(
         "task",
