@@ -109,6 +109,7 @@ class PreparedSearch:
             objectives=tuple(o.name for o in self.objectives),
             device=self.device,
             window=self.window,
+            head_params=self.prices.topology.head_params,
             carried=carried(),
         )
 
@@ -166,6 +167,7 @@ def prepare(
             revision=settings.model_revision,
             role_map=settings.role_map,
             quantization=settings.quantization,
+            replaces_head=data.replaces_head,
         )
         window = read_window(meta, task, data)
         per_row = data.train.sequences_per_row

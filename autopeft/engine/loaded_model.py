@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from autopeft.engine.messages import WorkerContext
+from autopeft.errors import TrainingFailure
 from autopeft.models.backbone import Backbone, load_backbone
 from autopeft.profiling.output_positions import narrow_modules
 from autopeft.tasks.registry import named_task
@@ -38,8 +39,15 @@ class LoadedModel:
             device=device,
             role_map=settings.role_map,
             quantization=settings.quantization,
+            replaces_head=data.replaces_head,
         )
         model, layout = self.backbone.model, self.backbone.layout
+        head_params = layout.topology.head_params
+        if context.head_params not in (None, head_params):
+            raise TrainingFailure(
+                f"the new head of {settings.model} has {head_params} parameters, but "
+                f"{context.head_params} were priced; please report it"
+            )
         data = task.on_base_model(model, data, device)
         precision = choose_precision(settings.precision, device, model)
         self.setup = TrainingSetup(task, data, device, precision)

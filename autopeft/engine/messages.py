@@ -31,6 +31,7 @@ class WorkerContext:
             if the head reads all positions, or if that is unknown.
         cache_folder: Folder of the activation cache that the workers of one machine share; the
             driver removes it. None: each worker keeps its cache in memory.
+        head_params: Parameters of a new head, as priced; None: not known.
         carried: Methods, tasks and metrics that the driver registered.
     """
 
@@ -41,6 +42,7 @@ class WorkerContext:
     device: str
     window: str | None = None
     cache_folder: str | None = None
+    head_params: int | None = None
     carried: Carried | None = None
 
 

@@ -55,6 +55,7 @@ class SavedPlan:
         head: Paths of the modules that were trained besides the adapters.
         extra: Further JSON from the caller of `save_adapter`.
         quantization: How the base model's weights were stored: a scheme's name or "none".
+        replaces_head: Whether the base model's output layer was replaced by a new one.
     """
 
     candidate: Candidate
@@ -66,6 +67,7 @@ class SavedPlan:
     head: tuple[str, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
     quantization: str = NONE
+    replaces_head: bool = False
 
     def write(self, folder: Path) -> None:
         """Write `plan.json`."""
@@ -81,6 +83,7 @@ class SavedPlan:
             "model_kwargs": {k: v for k, v in self.model_kwargs.items() if k in _SAFE_MODEL_KWARGS},
             "role_map": dict(self.role_map),
             "head": list(self.head),
+            "replaces_head": self.replaces_head,
             "quantization": self.quantization,
             "extra": dict(self.extra),
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -33,8 +34,9 @@ class Backbone:
         model: The model; nothing in it requires a gradient unless a candidate is attached.
         attached: The candidate attached now, if any; see `autopeft.models.attach`.
         layout: Where adapters can go.
-        head: Paths of the modules that the checkpoint lacks (a new classification head); they are
-            trained with every candidate.
+        head: Paths of the modules that the checkpoint lacks, or that are replaced (a new
+            classification head); they are trained with every candidate.
+        replaces_head: Whether the checkpoint's output layer, if it has one, is replaced.
         base_model: Folder or hub id it came from, "" if built in memory.
         revision: Revision of a hub model.
         auto_class: Name of the class of transformers that loads it.
@@ -50,6 +52,7 @@ class Backbone:
         model: nn.Module,
         *,
         head: Sequence[str] = (),
+        replaces_head: bool = False,
         role_map: RoleMap | None = None,
         base_model: str = "",
         revision: str | None = None,
@@ -61,6 +64,7 @@ class Backbone:
     ) -> None:
         self.model = model.requires_grad_(False)
         self.head = tuple(head)
+        self.replaces_head = replaces_head
         self.role_map = dict(role_map or {})
         self.base_model = base_model
         self.revision = revision
@@ -98,6 +102,7 @@ def load_backbone(
     dtype: str = "float32",
     role_map: RoleMap | None = None,
     quantization: str = NONE,
+    replaces_head: bool = False,
 ) -> Backbone:
     """Load a pretrained model and freeze it.
 
@@ -111,6 +116,7 @@ def load_backbone(
         role_map: See `autopeft.models.layout`.
         quantization: How to store the weights inside the blocks: a scheme of
             `autopeft.models.quantization`, or "none".
+        replaces_head: Whether its output layer is new even if the checkpoint has one.
 
     Raises:
         ModelError: if there is no such model, or it is not a transformer.
@@ -128,6 +134,7 @@ def load_backbone(
             model_kwargs=model_kwargs,
             revision=revision,
             role_map=role_map,
+            replaces_head=replaces_head,
         )
         layout = whole.layout
         how = load_arguments(whole.model, layout.blocks, quantization, device)
@@ -150,10 +157,10 @@ def load_backbone(
         keep_weights(loaded)
     else:
         loaded = loaded.to(device)
-    fresh = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
     backbone = Backbone(
         loaded.eval(),
-        head=sorted({key.rpartition(".")[0] for key in fresh}),
+        head=_head(loaded, info, replaces_head),
+        replaces_head=replaces_head,
         role_map=role_map,
         base_model=model,
         revision=revision,
@@ -163,15 +170,7 @@ def load_backbone(
         quantization=quantization,
         layout=layout,
     )
-    inside = [path for path in backbone.head if path.startswith(backbone.layout.blocks)]
-    if inside:
-        raise ModelError(
-            "model",
-            model,
-            f"its weights do not fit {type(loaded).__name__}: {inside[0]} and "
-            f"{len(inside) - 1} more modules are missing",
-            "use a model whose weights belong to its config.json",
-        )
+    _check_weights(backbone)
     return backbone
 
 
@@ -183,22 +182,43 @@ def build_meta(
     revision: str | None = None,
     role_map: RoleMap | None = None,
     quantization: str = NONE,
+    replaces_head: bool = False,
 ) -> Backbone:
     """Build the model without its weights, on the `meta` device, for shapes and costs.
 
+    transformers "loads" tensors of the checkpoint's names and shapes, so that its own renaming and
+    checks tell which modules are new, as they do for `load_backbone`.
+
     Raises:
-        ModelError: if there is no such model, or it is not a transformer.
+        ModelError: if there is no such model, it is not a transformer, or its weights do not fit.
     """
     config, before = load_config(model, model_kwargs=model_kwargs, revision=revision)
     loader = auto_loader(auto_class)
-    with quiet_transformers(), torch.device("meta"):
+    shapes = checkpoint.shapes(model, revision)
+    how: dict[str, Any] = {"revision": revision or "main"}
+    how["local_files_only"] = checkpoint.is_local_only(model)
+    if shapes is not None:
+        tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+        how = {"state_dict": tensors}
+    with quiet_transformers():
         try:
-            built = loader.from_config(config, dtype=torch.float32)
+            with torch.device("meta"):
+                built = loader.from_config(config, dtype=torch.float32)
+            built, info = type(built).from_pretrained(
+                model if shapes is None else None,
+                config=config,
+                dtype=torch.float32,
+                device_map="meta",
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **how,
+            )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise not_loadable(model, auto_class, error) from error
-    return Backbone(
+    backbone = Backbone(
         built.eval(),
-        head=checkpoint.new_modules(built, checkpoint.keys(model, revision)),
+        head=_head(built, info, replaces_head),
+        replaces_head=replaces_head,
         role_map=role_map,
         base_model=model,
         revision=revision,
@@ -207,6 +227,45 @@ def build_meta(
         config_before=before,
         quantization=quantization,
     )
+    _check_weights(backbone)
+    return backbone
+
+
+def _head(model: Any, info: Mapping[str, Any], replaces_head: bool) -> list[str]:
+    """Return the paths of the modules that are new.
+
+    Args:
+        model: The loaded model.
+        info: What transformers reports about loading it.
+        replaces_head: Whether its output layer is new in any case.
+    """
+    fresh = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
+    if replaces_head:
+        fresh += _output_parameters(model)
+    return sorted({key.rpartition(".")[0] for key in fresh})
+
+
+def _output_parameters(model: Any) -> list[str]:
+    """Return the parameters whose shape depends on the number of labels."""
+    larger = copy.deepcopy(model.config)
+    larger.num_labels = larger.num_labels + 1
+    with torch.device("meta"), quiet_transformers():
+        other = dict(type(model)(larger).named_parameters())
+    return [n for n, p in model.named_parameters() if n in other and other[n].shape != p.shape]
+
+
+def _check_weights(backbone: Backbone) -> None:
+    """Raise a ModelError if a checkpoint lacks weights inside the blocks."""
+    starts = tuple(f"{path}." for path in backbone.layout.blocks)
+    inside = [path for path in backbone.head if f"{path}.".startswith(starts)]
+    if inside:
+        raise ModelError(
+            "model",
+            backbone.base_model,
+            f"its weights do not fit {type(backbone.model).__name__}: {inside[0]} and "
+            f"{len(inside) - 1} more modules are missing",
+            "use a model whose weights belong to its config.json",
+        )
 
 
 def load_tokenizer(model: str, *, revision: str | None = None, for_words: bool = False) -> Any:

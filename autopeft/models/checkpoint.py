@@ -1,15 +1,14 @@
-"""The tensors in a checkpoint, without loading it, and whether the hub can be reached."""
+"""The shapes of a checkpoint's tensors, without loading it, and whether the hub can be reached."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import huggingface_hub
-from safetensors import safe_open
-from torch import nn
+from safetensors import SafetensorError, safe_open
 
 from autopeft.errors import ModelError
 from autopeft.utils.serialize import read_json
@@ -70,27 +69,34 @@ def is_local_only(model: str) -> bool:
     return Path(model).is_dir() or not _is_hub_reachable()
 
 
-def keys(model: str, revision: str | None = None) -> frozenset[str] | None:
-    """Return the names of the tensors in a checkpoint, or None if only loading it would tell."""
+def shapes(model: str, revision: str | None = None) -> dict[str, tuple[int, ...]] | None:
+    """Return the shape of each tensor of a checkpoint, or None if only loading it would tell."""
     folder = Path(model)
     if not folder.is_dir():
-        return _hub_keys(model, revision)
-    for index in sorted(folder.glob("*.index.json")):
-        return frozenset(read_json(index, _Index, field="model", error=ModelError).weight_map)
+        return _hub_shapes(model, revision)
     files = sorted(folder.glob("*.safetensors"))
-    if not files:
+    for index in sorted(folder.glob("*.safetensors.index.json")):
+        weight_map = read_json(index, _Index, field="model", error=ModelError).weight_map
+        files = [folder / name for name in sorted(set(weight_map.values()))]
+    if not files or not all(file.is_file() for file in files):
         return None
-    names: set[str] = set()
+    found: dict[str, tuple[int, ...]] = {}
     for file in files:
-        with safe_open(file, framework="pt") as opened:
-            names.update(opened.keys())
-    return frozenset(names)
+        try:
+            with safe_open(file, framework="pt") as opened:
+                names = list(opened.keys())
+                found |= {name: tuple(opened.get_slice(name).get_shape()) for name in names}
+        except SafetensorError as error:
+            raise ModelError(
+                "model", str(file), f"is no safetensors file ({error})", "download it again"
+            ) from error
+    return found
 
 
-def _hub_keys(model: str, revision: str | None) -> frozenset[str] | None:
+def _hub_shapes(model: str, revision: str | None) -> dict[str, tuple[int, ...]] | None:
     cached = huggingface_hub.try_to_load_from_cache(model, _CONFIG, revision=revision)
     if isinstance(cached, str):
-        found = keys(str(Path(cached).parent))
+        found = shapes(str(Path(cached).parent))
         if found is not None:
             return found
     if not _is_hub_reachable():
@@ -99,24 +105,5 @@ def _hub_keys(model: str, revision: str | None) -> frozenset[str] | None:
         metadata = huggingface_hub.get_safetensors_metadata(model, revision=revision)
     except Exception:  # No safetensors, or a gated model: loading it gives the error.
         return None
-    return frozenset(metadata.weight_map)
-
-
-def new_modules(model: nn.Module, names: Collection[str] | None) -> tuple[str, ...]:
-    """Return the paths of the modules around the base model whose weights a checkpoint lacks.
-
-    Args:
-        model: The model to be loaded, on any device.
-        names: Names of the checkpoint's tensors; None if unknown: then all such modules count.
-    """
-    prefix = getattr(model, "base_model_prefix", "")
-    start = f"{prefix}."
-
-    held = None if names is None else {name.removeprefix(start) for name in names}
-    found = set()
-    # Tied weights appear once, under their first name, so a tied head does not count as new.
-    for name, _ in model.named_parameters():
-        around = not name.startswith(start) or "pooler" in name.split(".")
-        if around and prefix and (held is None or name.removeprefix(start) not in held):
-            found.add(name.rpartition(".")[0])
-    return tuple(sorted(found))
+    files = metadata.files_metadata.values()
+    return {name: tuple(each.shape) for file in files for name, each in file.tensors.items()}

@@ -82,6 +82,7 @@ def save_adapter(
         head=backbone.head,
         extra=extra or {},
         quantization=backbone.quantization,
+        replaces_head=backbone.replaces_head,
     )
     head = head_tensors(attached)
     if head and (shift, factor) != (0.0, 1.0):
@@ -235,6 +236,7 @@ def _backbone_for(base: str | nn.Module, saved: SavedPlan) -> tuple[Backbone, li
             revision=saved.revision if base == saved.base_model else None,
             role_map=saved.role_map,
             quantization=saved.quantization,
+            replaces_head=saved.replaces_head,
         )
         if backbone.head != saved.head:
             raise AdapterError(
@@ -250,6 +252,7 @@ def _backbone_for(base: str | nn.Module, saved: SavedPlan) -> tuple[Backbone, li
         backbone = Backbone(
             base,
             head=saved.head,
+            replaces_head=saved.replaces_head,
             role_map=saved.role_map,
             base_model=saved.base_model,
             revision=saved.revision,

@@ -20,6 +20,7 @@ from autopeft.tasks.batch import Batch, Window
 from autopeft.tasks.columns import Column, check_kind, find_columns
 from autopeft.tasks.data import TEXT_INPUTS, EncodedSplit, OutputScale, SplitName, TaskData
 from autopeft.tasks.examples import Examples, is_missing
+from autopeft.tasks.labels import has_head
 from autopeft.tasks.metrics import (
     METRICS,
     Metric,
@@ -277,6 +278,22 @@ class Task(ABC):
         A new head is trained without it and saved with it inside.
         """
         return None
+
+    def replaces_head(self, labels: tuple[str, ...]) -> bool:
+        """Return whether the model's output layer is new even if its checkpoint has one.
+
+        It is where nobody can tell which of its outputs means what.
+        """
+        return False
+
+    @classmethod
+    def has_head(cls, config: Any) -> bool:
+        """Return whether a checkpoint was saved with a head of this task's kind.
+
+        Args:
+            config: The model's configuration, from transformers; None: unknown.
+        """
+        return has_head(config, cls.auto_class.removeprefix("AutoModelFor"))
 
     def notes(self, labels: tuple[str, ...]) -> tuple[str, ...]:
         """Return what a user should know about the data or the model, one sentence each."""

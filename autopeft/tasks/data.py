@@ -166,6 +166,7 @@ class TaskData:
             outputs have no unit.
         columns: Role -> column of the training source.
         available: Split name -> rows that there were, where a setting took fewer.
+        replaces_head: Whether the model's output layer is new even if its checkpoint has one.
     """
 
     task: str
@@ -180,6 +181,7 @@ class TaskData:
     output_scale: OutputScale | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     available: Mapping[SplitName, int] = field(default_factory=dict)
+    replaces_head: bool = False
 
     @property
     def train(self) -> EncodedSplit:

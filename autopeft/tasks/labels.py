@@ -73,9 +73,9 @@ def has_head(config: Any, kind: str) -> bool:
 
     Args:
         config: The model's configuration, from transformers; None: unknown.
-        kind: End of the name of transformers' class for it.
+        kind: Part of the name of transformers' class for it.
     """
-    return any(str(name).endswith(kind) for name in getattr(config, "architectures", None) or ())
+    return any(kind in str(name) for name in getattr(config, "architectures", None) or ())
 
 
 def check_known(role: str, found: Mapping[SplitName, set[str]]) -> set[str]:

@@ -109,6 +109,7 @@ def load_data(
         output_scale=output_scale,
         columns=task.find_columns(settings.column_names(), tables["train"]),
         available=available,
+        replaces_head=task.replaces_head(labels),
     )
 
 

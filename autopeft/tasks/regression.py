@@ -17,7 +17,6 @@ from autopeft.tasks.columns import Column
 from autopeft.tasks.data import EncodedSplit, OutputScale, SplitName, TaskData
 from autopeft.tasks.encoding import encode_texts
 from autopeft.tasks.examples import Examples, is_missing
-from autopeft.tasks.labels import has_head
 from autopeft.tasks.metrics import Needs
 from autopeft.tasks.reading import Table
 from autopeft.tasks.text_classification import LABEL_NAMES, TextClassification, row_logits
@@ -105,10 +104,15 @@ class Regression(TextClassification):
         """Return nothing: numbers have no names."""
         return ()
 
+    def replaces_head(self, labels: tuple[str, ...]) -> bool:
+        """Return whether the checkpoint has no head with one output."""
+        config = self.model_config
+        return not self.has_head(config) or getattr(config, "num_labels", 0) != 1
+
     def output_scale(self, splits: Mapping[SplitName, Examples]) -> OutputScale:
         """Return mean and deviation of the training rows, as far as the head can express them."""
         config = self.model_config
-        if has_head(config, "SequenceClassification") and getattr(config, "num_labels", 0) == 1:
+        if not self.replaces_head(()):
             return OutputScale()
         values = np.asarray(splits["train"]["label"], dtype=np.float64)
         mean, deviation = float(values.mean()), float(values.std())
@@ -121,7 +125,7 @@ class Regression(TextClassification):
         """Say so if the checkpoint's head is replaced, or cannot add the mean of the numbers."""
         notes = []
         n_outputs = getattr(self.model_config, "num_labels", 1)
-        if n_outputs != 1 and has_head(self.model_config, "SequenceClassification"):
+        if self.has_head(self.model_config) and self.replaces_head(labels):
             notes.append(f"the model's head has {n_outputs} outputs, not one; a new one is trained")
         if self.is_off_center:
             notes.append(

@@ -16,7 +16,7 @@ from autopeft.tasks.columns import Column
 from autopeft.tasks.data import SPLITS, EncodedSplit, SplitName
 from autopeft.tasks.encoding import encode_texts
 from autopeft.tasks.examples import Examples
-from autopeft.tasks.labels import are_fractions, as_label, check_known, has_head, in_order, list_in
+from autopeft.tasks.labels import are_fractions, as_label, check_known, in_order, list_in
 from autopeft.tasks.metrics import Needs
 from autopeft.tasks.reading import Table
 
@@ -137,14 +137,15 @@ class TextClassification(Task):
 
     def notes(self, labels: tuple[str, ...]) -> tuple[str, ...]:
         """Say so if the checkpoint's head is replaced."""
-        if not self._replaces_head(labels):
+        if not self.has_head(self.model_config) or not self.replaces_head(labels):
             return ()
         names = ", ".join(map(str, (getattr(self.model_config, "id2label", None) or {}).values()))
         return (f"the model's head knows other classes ({names}); a new head is trained",)
 
-    def _replaces_head(self, labels: tuple[str, ...]) -> bool:
-        is_known = in_order(labels, self.model_config)[1]
-        return not is_known and has_head(self.model_config, "SequenceClassification")
+    def replaces_head(self, labels: tuple[str, ...]) -> bool:
+        """Return whether the checkpoint has no head of this kind for these labels."""
+        config = self.model_config
+        return not self.has_head(config) or not in_order(labels, config)[1]
 
     def encode(
         self, processor: Any, rows: Examples, labels: tuple[str, ...], max_length: int

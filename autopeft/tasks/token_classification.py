@@ -19,7 +19,7 @@ from autopeft.tasks.columns import Column
 from autopeft.tasks.data import IGNORED, SPLITS, EncodedSplit, SplitName, TaskData
 from autopeft.tasks.encoding import TOO_LONG, flat, split_of
 from autopeft.tasks.examples import Examples
-from autopeft.tasks.labels import as_label, check_known, has_head, in_order, list_in
+from autopeft.tasks.labels import as_label, check_known, in_order, list_in
 from autopeft.tasks.metrics import Needs
 from autopeft.tasks.reading import Table
 from autopeft.tasks.tag_metrics import has_entities
@@ -119,6 +119,11 @@ class TokenClassification(Task):
         found = {name: {tag for own in splits[name]["tags"] for tag in own} for name in SPLITS}
         return in_order(check_known("tags", found), self.model_config)[0]
 
+    def replaces_head(self, labels: tuple[str, ...]) -> bool:
+        """Return whether the checkpoint has no head of this kind for these tags."""
+        config = self.model_config
+        return not self.has_head(config) or not in_order(labels, config)[1]
+
     def notes(self, labels: tuple[str, ...]) -> tuple[str, ...]:
         """Say what decides how tags are scored and words are joined, and if a head is replaced."""
         notes = []
@@ -126,8 +131,7 @@ class TokenClassification(Task):
             notes.append(
                 "the tags have no B- and I-, so entity_f1 is the mean F1 of the tags over words"
             )
-        is_known = in_order(labels, self.model_config)[1]
-        if not is_known and has_head(self.model_config, "TokenClassification"):
+        if self.has_head(self.model_config) and self.replaces_head(labels):
             names = ", ".join(map(str, (self.model_config.id2label or {}).values()))
             notes.append(f"the model's head knows other tags ({names}); a new head is trained")
         if self.processor is not None and joins_words(self.processor):
