@@ -92,14 +92,14 @@ def test_a_replaced_head_is_trained_saved_and_loaded(name: str, head: str, tmp_p
     loaded = load_backbone(folder, auto_class=_CLS, model_kwargs=kwargs, replaces_head=True)
     assert meta.head == loaded.head == (head,)
     assert meta.topology.head_params == loaded.topology.head_params > 0
-    old = loaded.model.get_submodule(head).weight.clone()
+    old = loaded.model.get_parameter(f"{head}.weight").clone()
     starts = []
     for _ in range(2):
         with attach(loaded, candidate_of(AdapterPlan()), seed=7) as attached:
-            starts.append(attached.model.get_submodule(head).weight.detach().clone())
+            starts.append(attached.model.get_parameter(f"{head}.weight").detach().clone())
     assert torch.equal(*starts)
     assert not torch.equal(starts[0], old)
-    assert torch.equal(loaded.model.get_submodule(head).weight, old)
+    assert torch.equal(loaded.model.get_parameter(f"{head}.weight"), old)
     with attach(loaded, candidate_of(AdapterPlan()), seed=7) as attached, torch.no_grad():
         disturb(attached)
         save_adapter(attached, tmp_path / "saved")
