@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from chat_samples import CHATML, TEXT, chat_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -36,14 +37,6 @@ from autopeft.tasks.conversations import (
 from autopeft.tasks.data import IGNORED
 from autopeft.tasks.encoding import TOO_LONG
 
-ENDS = ["<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|start|>", "<|head|>", "<|eot|>"]
-ENDS += ["<turn>", "<end_turn>", "[INST]", "[/INST]", "<think>", "</think>"]
-TEXT = "user assistant system model what color is the sky and the sun ? it is blue in the sky ."
-
-CHATML = (
-    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 LLAMA3 = (
     "{{ bos_token }}{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}"
     "{{ '<|start|>' + m.role + '<|head|>\n\n' + m.content | trim + '<|eot|>' }}{% endfor %}"
@@ -102,36 +95,6 @@ NAMES = (
     "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
 )
-
-
-def chat_tokenizer(
-    template: str | None,
-    *,
-    bos: str | None = "<s>",
-    eos: str | None = "</s>",
-    starts: bool = False,
-    also: Sequence[str] = (),
-) -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer with a template; `starts`: it puts `bos` before a text."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=360,
-        special_tokens=[*ENDS, *also],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([TEXT] * 4, trainer)
-    if starts:
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]
-        )
-    found = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=bos, eos_token=eos, pad_token="<pad>"
-    )
-    found.chat_template = template
-    return found
 
 
 def user(text: str) -> dict[str, str]:
