@@ -262,7 +262,7 @@ def read_window(meta: Backbone, task: Task, data: TaskData) -> str | None:
     order = np.argsort(data.train.lengths, kind="stable")
     batch = collate(data, "train", np.unique(np.concatenate([order[:2], order[-2:]])))
     rows, length = batch.input_ids.shape
-    read = read_positions(meta, lambda model: task.loss(model, batch), rows, length)
+    read = read_positions(meta, lambda model: task.probe_loss(model, batch), rows, length)
     if read is None:
         return None
     fitting = [
@@ -278,7 +278,7 @@ def read_share(task: Task, data: TaskData, window: str, settings: SearchSettings
     n_read = n_tokens = 0
     for rows in islice(training_batches(data.train.lengths, settings.batch_size, 0), 32):
         batch = collate(data, "train", rows)
-        n_read += len(rows) * task.windows(batch)[window].size
+        n_read += len(batch.input_ids) * task.windows(batch)[window].size
         n_tokens += batch.input_ids.numel()
     return n_read / n_tokens
 

@@ -351,6 +351,13 @@ class Task(ABC):
         losses, weights = self.row_losses(model, batch)
         return losses.sum() / weights.sum().clamp(min=1.0)
 
+    def probe_loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        """Return a scalar that reads the hidden states that `loss` reads.
+
+        Called before there is a base model, so without what `on_base_model` adds to the data.
+        """
+        return self.loss(model, batch)
+
     def losses(self, model: torch.nn.Module, batch: Batch, n_parts: int) -> torch.Tensor:
         """Return the mean loss of each of `n_parts` equal parts of a batch, shape (n_parts,)."""
         losses, weights = self.row_losses(model, batch)

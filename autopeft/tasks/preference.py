@@ -147,6 +147,10 @@ class Preference(DecoderTask):
         """Return the mean loss of the batch's pairs."""
         return self.row_losses(model, batch)[0].mean()
 
+    def probe_loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        """Return the sum of all log-probabilities, which needs no reference."""
+        return self._log_probabilities(model, batch).sum()
+
     def score(self, model: torch.nn.Module, batch: Batch) -> Mapping[str, torch.Tensor]:
         """Return the loss and the margin of each pair."""
         losses, margins = self._compared(model, batch)
