@@ -40,7 +40,7 @@ def chat_tokenizer(
         show_progress=False,
     )
     tokenizer.train_from_iterator([TEXT] * 4, trainer)
-    if starts:
+    if starts and bos is not None:
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]
         )
