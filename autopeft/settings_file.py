@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import yaml
@@ -16,42 +17,74 @@ def settings_text(settings: SearchSettings, task: Task, data: TaskData) -> str:
     """Return a settings file in YAML that says where each value comes from.
 
     Args:
-        settings: Model and data, as asked for.
+        settings: As asked for; what is not the default is kept.
         task: The task, recognized or named.
         data: The data, encoded for it.
     """
-    found = "\n".join(f"#   {line}" for line in data.summary().lines())
-    metrics = task.metric_names()
-    own = {role: name for role, name in data.columns.items() if hasattr(settings, role)}
-    further = {role: name for role, name in data.columns.items() if role not in own}
-    head = {"model": settings.model, "data": settings.data}
-    for name in ("validation", "test", "data_name", "data_revision", "model_revision"):
-        if getattr(settings, name) is not None:
-            head[name] = getattr(settings, name)
-    return f"""\
-# Settings of a search: autopeft search THIS_FILE --output FOLDER
-# `autopeft preview THIS_FILE` shows rows as the model sees them, `autopeft price THIS_FILE` costs.
+    defaults = {each.name: each.default for each in fields(settings)}
+    asked = {k: v for k, v in settings.to_mapping().items() if getattr(settings, k) != defaults[k]}
+    source = ("model", "model_revision", "data", "data_name", "data_revision", "validation", "test")
+    problem = {"task": task.name, **({"columns": dict(data.columns)} if data.columns else {})}
+    options = {**task.options, **(settings.task_options or {})}
+    length = data.max_length if data.train.has_tokens else None
+    sections = [
+        (
+            ["Found in the data:", *(f"  {line}" for line in data.summary().lines())],
+            {name: asked[name] for name in source if name in asked},
+        ),
+        ([f"{task.description} (`autopeft tasks` lists all tasks)."], problem),
+        (["Options of the task."], {"task_options": options} if options else {}),
+        (
+            [
+                f"Quality to optimize: {task.metric_names()},",
+                "a scorer of scikit-learn, or a function of yours as package.module:name.",
+            ],
+            {"metric": task.quality.name},
+        ),
+        (
+            [f"Longest row, in tokens; {_source_of_length(settings)}."],
+            {} if length is None else {"max_length": length},
+        ),
+        (
+            ["Costs to trade the metric against, and the search space (`autopeft spaces`)."],
+            {"objectives": list(settings.objectives), "space": settings.space},
+        ),
+        (
+            ["What the search may spend: time (30m), trials (50trials) or both (2h,200trials)."],
+            {"budget": settings.budget, "seed": settings.seed},
+        ),
+    ]
+    said = {*data.columns, *(name for _, values in sections for name in values)}
+    sections.append((["As asked for."], {k: v for k, v in asked.items() if k not in said}))
+    head = [
+        "Settings of a search. What to do with this file:",
+        "  autopeft preview FILE                   show rows as the model sees them",
+        "  autopeft price FILE                     show what candidates cost",
+        "  autopeft search FILE --output FOLDER    search",
+    ]
+    parts = [_comment(head)]
+    parts += [_comment(lines) + _yaml(values) for lines, values in sections if values]
+    return "\n".join(parts)
 
-# Found in the data:
-{found}
-{_yaml(head)}
-# {task.description} (`autopeft tasks` lists all)
-{_yaml({"task": task.name, **own, **({"columns": further} if further else {})})}
-# One of {metrics}.
-{_yaml({"metric": task.quality.name})}
-# Longest row, in tokens: {settings_source(settings)}.
-{_yaml({"max_length": data.max_length}) if data.max_length else ""}
-# What to trade the metric against, and the search space (`autopeft spaces`).
-{_yaml({"objectives": list(settings.objectives), "space": settings.space})}
-# What the search may spend: time (30m, 2h), trials (50trials) or both (2h,200trials).
-{_yaml({"budget": settings.budget, "seed": settings.seed})}"""
 
-
-def settings_source(settings: SearchSettings) -> str:
+def _source_of_length(settings: SearchSettings) -> str:
     """Return in words what decided the length of a row."""
-    return "as asked for" if settings.max_length is not None else "the rows' own lengths decide"
+    return "as asked for" if settings.max_length is not None else "the rows' own lengths decided it"
+
+
+def _comment(lines: list[str]) -> str:
+    """Return lines as comments; whatever the data holds stays inside them."""
+    return "".join(f"# {' '.join(line.split(chr(10)))}".rstrip() + "\n" for line in lines)
 
 
 def _yaml(values: Mapping[str, Any]) -> str:
-    text: str = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
-    return text
+    """Return each setting as a line."""
+    options: dict[str, Any] = {"sort_keys": False, "allow_unicode": True, "width": 10_000}
+    texts = []
+    for name, value in values.items():
+        if isinstance(value, list | dict):
+            inside = yaml.safe_dump(value, default_flow_style=True, **options)
+            texts.append(f"{name}: {inside}")
+        else:
+            texts.append(yaml.safe_dump({name: value}, **options))
+    return "".join(texts)
