@@ -178,6 +178,7 @@ def prepare(
             longest_length=lengths.longest,
             prompt_sizes=prompt_sizes(settings.space),
             device=device,
+            image_shape=data.image_shape,
         )
         if per_row > 1:
             # Prices are by rows, whatever a row holds.
@@ -187,7 +188,7 @@ def prepare(
             }
             prices = replace(prices, batch_size=settings.batch_size, longer=longer)
         prices = prices.as_trained(
-            has_activation_cache=settings.activation_cache,
+            has_activation_cache=settings.activation_cache and data.train.has_tokens,
             read_share=1.0 if window is None else read_share(task, data, window, settings),
             logit_weights=n_logit_weights(meta),
             logit_tokens=lengths.mean_targets * settings.batch_size,
@@ -258,6 +259,8 @@ def read_window(meta: Backbone, task: Task, data: TaskData) -> str | None:
 
     None where the head reads other states too, or it is unknown. A few rows of `data` are tried.
     """
+    if not data.train.has_tokens:
+        return None
     # Short and long rows: in rows of one length several windows coincide.
     order = np.argsort(data.train.lengths, kind="stable")
     batch = collate(data, "train", np.unique(np.concatenate([order[:2], order[-2:]])))

@@ -312,6 +312,32 @@ def load_tokenizer(model: str, *, revision: str | None = None, for_words: bool =
     return tokenizer
 
 
+def load_processor(model: str, loader: str, *, revision: str | None = None) -> Any:
+    """Load what prepares a model's images or sounds.
+
+    Args:
+        model: Folder or hub id.
+        loader: Name of the class of transformers, e.g. "AutoImageProcessor".
+        revision: Revision of a hub model.
+
+    Raises:
+        ModelError: if there is no such model, or it has none.
+    """
+    checkpoint.check_exists(model)
+    with quiet_transformers():
+        try:
+            return getattr(transformers, loader).from_pretrained(
+                model, revision=revision or "main", local_files_only=checkpoint.is_local_only(model)
+            )
+        except Exception as error:  # Processors raise errors of many types.
+            raise ModelError(
+                "model",
+                model,
+                f"{loader} finds no processor ({first_line(error)})",
+                "use a folder or hub id that has a preprocessor_config.json",
+            ) from error
+
+
 def joins_words(tokenizer: Any) -> bool:
     """Return whether a tokenizer that is given a list of words puts no space between them."""
     backend = getattr(tokenizer, "backend_tokenizer", None)

@@ -11,7 +11,7 @@ import torch
 
 from autopeft.errors import AdapterError, SettingsError
 from autopeft.models.attach import Attached
-from autopeft.models.backbone import load_tokenizer
+from autopeft.models.backbone import load_processor, load_tokenizer
 from autopeft.models.loading import prepare_config, restore_config
 from autopeft.models.lora_conversion import MAX_RANK, export_lora
 from autopeft.models.merging import merged
@@ -92,12 +92,7 @@ def export_adapter(
         if format == "peft":
             save_adapter(attached, draft)
         elif format == "merged":
-            tokenizer = load_tokenizer(
-                base_model,
-                revision=attached.backbone.revision,
-                for_words=attached.backbone.auto_class == "AutoModelForTokenClassification",
-            )
-            export_merged(attached, draft, tokenizer)
+            export_merged(attached, draft, _processor_of(attached, base_model))
         else:
             lost = export_lora(attached, draft, max_rank=max_rank, allow_lossy=allow_lossy).lost
         if place.exists():
@@ -115,9 +110,27 @@ def export_adapter(
     return Exported(place, difference, float(own.abs().max()), len(own), lost)
 
 
+def _processor_of(attached: Attached, base_model: str) -> Any:
+    """Return what turns raw inputs into the model's: a tokenizer, or a processor of other media."""
+    backbone = attached.backbone
+    revision = backbone.revision
+    media = {
+        "pixel_values": "AutoImageProcessor",
+        "input_values": "AutoFeatureExtractor",
+        "input_features": "AutoProcessor",
+    }
+    loader = media.get(getattr(attached.model, "main_input_name", ""))
+    if loader is None:
+        for_words = backbone.auto_class == "AutoModelForTokenClassification"
+        return load_tokenizer(base_model, revision=revision, for_words=for_words)
+    return load_processor(base_model, loader, revision=revision)
+
+
 def _logits(model: Any, rows: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Return the logits of a batch, or the hidden states of a model without a head."""
     with torch.inference_mode():
-        logits: torch.Tensor = model(**rows).logits
+        output = model(**rows)
+        logits: torch.Tensor = output.logits if "logits" in output else output[0]
     return logits.float()
 
 

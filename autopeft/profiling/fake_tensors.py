@@ -47,8 +47,17 @@ def make_fake(model: nn.Module, device: str) -> None:
     model.train()
 
 
-def sample_batch(model: nn.Module, rows: int, length: int, device: str) -> dict[str, torch.Tensor]:
-    """Return a batch for the model, labels included, and prepare its configuration."""
+def sample_batch(
+    model: nn.Module,
+    rows: int,
+    length: int,
+    device: str,
+    image_shape: tuple[int, ...] | None = None,
+) -> dict[str, torch.Tensor]:
+    """Return a batch for the model, labels included, and prepare its configuration.
+
+    Images have the shape that is given, else the one that the configuration names.
+    """
     config: Any = model.config
     for module in model.modules():
         # A cache kept by one run would be read by the next one. Decoders copy the setting.
@@ -64,10 +73,12 @@ def sample_batch(model: nn.Module, rows: int, length: int, device: str) -> dict[
     batch: dict[str, torch.Tensor] = {}
     name = getattr(model, "main_input_name", "input_ids")
     if name == "pixel_values":
-        size = getattr(config, "image_size", 224)
-        height, width = (size, size) if isinstance(size, int) else tuple(size)
-        channels = getattr(config, "num_channels", 3)
-        batch[name] = torch.zeros(rows, channels, height, width, device=device)
+        if image_shape is None:
+            vision: Any = getattr(config, "vision_config", None) or config
+            size = getattr(vision, "image_size", 224)
+            height, width = (size, size) if isinstance(size, int) else tuple(size)
+            image_shape = (getattr(vision, "num_channels", 3), height, width)
+        batch[name] = torch.zeros(rows, *image_shape, device=device)
     elif name == "input_features":
         frames = 2 * getattr(config, "max_source_positions", 1500)
         batch[name] = torch.zeros(rows, config.num_mel_bins, frames, device=device)

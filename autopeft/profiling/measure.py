@@ -41,6 +41,7 @@ def price_table(
     longest_length: int,
     device: str = "cpu",
     prompt_sizes: Sequence[int] = (),
+    image_shape: tuple[int, ...] | None = None,
 ) -> PriceTable:
     """Measure the price table of a backbone made by `build_meta`.
 
@@ -54,6 +55,7 @@ def price_table(
         device: Device that will train, "cpu" or "cuda".
         prompt_sizes: Virtual tokens of the prompts to price; those that do not fit beside the
             longest row are left out.
+        image_shape: Channels, height and width of a row's image; None: as the configuration says.
 
     Raises:
         ModelError: if the model computes different things for different data.
@@ -68,7 +70,9 @@ def price_table(
         make_fake(model, device)
         sizes = (0, *(n for n in sorted(set(prompt_sizes)) if n <= longest_prompt))
         tables = {
-            size: _table(model, backbone, topology, batch_size, mean, longest, device, size)
+            size: _table(
+                model, backbone, topology, batch_size, mean, longest, device, size, image_shape
+            )
             for size in sizes
         }
     return replace(tables.pop(0), longer=tables)
@@ -83,13 +87,16 @@ def _table(
     longest: int,
     device: str,
     prompt_size: int,
+    image_shape: tuple[int, ...] | None,
 ) -> PriceTable:
     """Measure a fake model with a prompt of `prompt_size` virtual tokens."""
     with prompted(model, backbone.layout, prompt_size) as prompt:
-        flops = _measure(model, backbone, topology, batch_size, mean, device, prompt)
+        flops = _measure(model, backbone, topology, batch_size, mean, device, prompt, image_shape)
         memory = flops
         if longest != mean:
-            memory = _measure(model, backbone, topology, batch_size, longest, device, prompt)
+            memory = _measure(
+                model, backbone, topology, batch_size, longest, device, prompt, image_shape
+            )
     blocks = tuple(_combine(f, m) for f, m in zip(flops.blocks, memory.blocks, strict=True))
     table = replace(
         memory,
@@ -134,10 +141,11 @@ def _measure(
     length: int,
     device: str,
     prompt: Sequence[nn.Parameter],
+    image_shape: tuple[int, ...] | None,
 ) -> PriceTable:
     """Measure a fake model on rows of one length, with the parameters of its prompt."""
     whole, (calls, encoder_output, largest) = _first_that_runs(
-        model, backbone, rows, length, device
+        model, backbone, rows, length, device, image_shape
     )
     paths = backbone.layout.blocks
     names = [
@@ -194,13 +202,18 @@ def _kind(block: nn.Module, call: BlockCall, backbone: Backbone, layer: int) -> 
 
 
 def _first_that_runs(
-    model: nn.Module, backbone: Backbone, rows: int, length: int, device: str
+    model: nn.Module,
+    backbone: Backbone,
+    rows: int,
+    length: int,
+    device: str,
+    image_shape: tuple[int, ...] | None,
 ) -> tuple[WholeModel, tuple[list[BlockCall], torch.Tensor | None, float]]:
     """Try a whole batch, then one without labels, then one without a mask.
 
     Some losses and masks read the values of their tensors, and fake tensors have none.
     """
-    batch = sample_batch(model, rows, length, device)
+    batch = sample_batch(model, rows, length, device, image_shape)
     for left_out in ((), ("labels",), ("attention_mask",), ("labels", "attention_mask")):
         kept = without(batch, *left_out, is_encoder_decoder=backbone.topology.n_encoder_layers > 0)
         whole = WholeModel(model, backbone, kept)
@@ -209,6 +222,13 @@ def _first_that_runs(
             return whole, whole.capture()
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             failure = error
+        except ValueError as error:
+            raise ModelError(
+                "model",
+                backbone.base_model or type(model).__name__,
+                f"refuses inputs of the data's shape ({first_line(error)})",
+                "use a processor and a configuration that belong together",
+            ) from error
         except RuntimeError as error:
             # Some kernels (grouped products of experts) have no fake version on every device.
             failure = error

@@ -132,11 +132,22 @@ def collate(
         for name, flat in source.token_arrays.items():
             tensors[name] = tensor(np.where(is_token, flat[positions], _fill(name)))
     for name, values in source.row_arrays.items():
-        tensors[name] = tensor(values[rows])
+        picked = values[rows]
+        if name in source.palettes:
+            picked = _looked_up(source.palettes[name], picked)
+        tensors[name] = tensor(picked)
     for name, ragged in source.ragged.items():
         positions, is_value = _positions(ragged.offsets, rows)
         tensors[name] = tensor(np.where(is_value, ragged.values[positions], _fill(name)))
     return Batch(split, rows, sequences, tensors, data.input_names)
+
+
+def _looked_up(palette: NDArray[np.float32], codes: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Return the numbers that bytes stand for, shape as `codes`: (b, channels, ...)."""
+    found = np.empty(codes.shape, dtype=np.float32)
+    for channel, numbers in enumerate(palette):
+        found[:, channel] = numbers[codes[:, channel]]
+    return found
 
 
 def _fill(name: str) -> int:

@@ -65,6 +65,10 @@ class EncodedSplit:
             encoder.
         texts: Name -> one text per row, for metrics on generated text: "prompt", "reference".
         sequences_per_row: Sequences of tokens in a row.
+        palettes: Name of a row array of bytes, shape (n_rows, channels, ...) -> the number that
+            each byte stands for, shape (channels, 256), float32. The bytes need a quarter of the
+            memory.
+        tokens_per_row: What the model makes of a row in a split without tokens, e.g. patches.
         n_truncated: Number of rows that were cut to the longest allowed length.
         dropped: Reason -> rows that could not be encoded.
         notes: What else was noticed, one sentence each.
@@ -79,6 +83,8 @@ class EncodedSplit:
     ragged: Mapping[str, Ragged] = field(default_factory=dict)
     texts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     sequences_per_row: int = 1
+    palettes: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    tokens_per_row: int = 1
     n_truncated: int = 0
     dropped: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -98,9 +104,9 @@ class EncodedSplit:
 
     @cached_property
     def lengths(self) -> NDArray[np.int64]:
-        """Length of each row's longest sequence, shape (n_rows,); 1 without tokens."""
+        """Length of each row's longest sequence, shape (n_rows,), or `tokens_per_row`."""
         if not self.has_tokens:
-            return np.ones(len(self), dtype=np.int64)
+            return np.full(len(self), self.tokens_per_row, dtype=np.int64)
         longest: NDArray[np.int64] = self.sequence_lengths.reshape(
             len(self), self.sequences_per_row
         ).max(axis=1)
@@ -115,6 +121,8 @@ class EncodedSplit:
         for kind, arrays in (("token", self.token_arrays), ("row", self.row_arrays)):
             for name in sorted(arrays):
                 yield f"{kind}:{name}", arrays[name]
+        for name in sorted(self.palettes):
+            yield f"palette:{name}", self.palettes[name]
         for name in sorted(self.ragged):
             yield f"ragged:{name}", self.ragged[name].values
             yield f"ragged:{name}:offsets", self.ragged[name].offsets
@@ -207,6 +215,12 @@ class TaskData:
     def n_truncated(self) -> int:
         """Number of rows that were cut to the longest allowed length."""
         return sum(split.n_truncated for split in self.splits.values())
+
+    @property
+    def image_shape(self) -> tuple[int, ...] | None:
+        """Channels, height and width of each row's image; None without images."""
+        pixels = self.train.row_arrays.get("pixel_values")
+        return None if pixels is None else pixels.shape[1:]
 
     @property
     def n_bytes(self) -> int:

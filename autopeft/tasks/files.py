@@ -378,14 +378,12 @@ def _image(cell: Any, name: str, row: int) -> Any:
     from io import BytesIO
 
     import PIL.Image
-    import PIL.ImageOps
 
     if cell is None:
         return None
     try:
         raw = cell["bytes"] if cell.get("bytes") is not None else Path(cell["path"]).read_bytes()
-        image = PIL.Image.open(BytesIO(raw))
-        return PIL.ImageOps.exif_transpose(image) if image.getexif().get(0x0112, 1) != 1 else image
+        return PIL.Image.open(BytesIO(raw))
     except (OSError, ValueError, SyntaxError, TypeError) as error:
         file = f" ({Path(cell['path']).name})" if cell.get("path") else ""
         raise FileError(
