@@ -114,7 +114,7 @@ class ImageClassification(TextClassification):
                 self._check_memory(len(images) * pixels[0].size, rows.source)
             packed.add(pixels)
         values, palette = packed.joined()
-        notes = ()
+        notes: tuple[str, ...] = ()
         if values.nbytes >= _MANY_BYTES:
             notes = (f"the pixels of {rows.source} take {human_bytes(values.nbytes)} of memory",)
         return split_of(
@@ -184,10 +184,11 @@ class _Pixels:
     """
 
     def __init__(self, processor: Any) -> None:
-        self._mean = np.asarray(getattr(processor, "image_mean", None) or 0.0, np.float32)
-        self._std = np.asarray(getattr(processor, "image_std", None) or 1.0, np.float32)
-        if not getattr(processor, "do_normalize", False):
-            self._mean, self._std = np.float32(0.0), np.float32(1.0)
+        is_normalized = getattr(processor, "do_normalize", False)
+        mean = getattr(processor, "image_mean", None) if is_normalized else None
+        std = getattr(processor, "image_std", None) if is_normalized else None
+        self._mean = np.atleast_1d(np.asarray(0.0 if mean is None else mean, np.float32))
+        self._std = np.atleast_1d(np.asarray(1.0 if std is None else std, np.float32))
         is_rescaled = getattr(processor, "do_rescale", False)
         self._factor = float(getattr(processor, "rescale_factor", 1.0)) if is_rescaled else 1.0
         self._palette: NDArray[np.float32] | None = None
