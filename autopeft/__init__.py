@@ -23,6 +23,12 @@ if TYPE_CHECKING:
     from autopeft.searcher.samplers.optuna_adapters import AutoPeftSampler
     from autopeft.searcher.space.space import SearchSpace
     from autopeft.settings import SearchSettings
+    from autopeft.tasks.base import Evaluation, Task
+    from autopeft.tasks.batch import Batch
+    from autopeft.tasks.columns import Column
+    from autopeft.tasks.data import EncodedSplit
+    from autopeft.tasks.encoding import encode_texts
+    from autopeft.tasks.examples import Examples
     from autopeft.tasks.metrics import Metric, register_metric
     from autopeft.tasks.registry import register_task
     from autopeft.trial import Outcome
@@ -42,6 +48,12 @@ _NAMES = {
     "autopeft.searcher.samplers.optuna_adapters": ("AutoPeftSampler",),
     "autopeft.searcher.space.space": ("SearchSpace",),
     "autopeft.settings": ("SearchSettings",),
+    "autopeft.tasks.base": ("Evaluation", "Task"),
+    "autopeft.tasks.batch": ("Batch",),
+    "autopeft.tasks.columns": ("Column",),
+    "autopeft.tasks.data": ("EncodedSplit",),
+    "autopeft.tasks.encoding": ("encode_texts",),
+    "autopeft.tasks.examples": ("Examples",),
     "autopeft.tasks.metrics": ("Metric", "register_metric"),
     "autopeft.tasks.registry": ("register_task",),
     "autopeft.trial": ("Outcome",),
@@ -53,8 +65,13 @@ __all__ = [
     "AdapterPlan",
     "AutoPeftError",
     "AutoPeftSampler",
+    "Batch",
     "Candidate",
+    "Column",
     "Decision",
+    "EncodedSplit",
+    "Evaluation",
+    "Examples",
     "GapPruner",
     "LayerSpec",
     "Member",
@@ -67,11 +84,13 @@ __all__ = [
     "SearchResult",
     "SearchSettings",
     "SearchSpace",
+    "Task",
     "Topology",
     "TrainSettings",
     "UserError",
     "Verdict",
     "__version__",
+    "encode_texts",
     "export",
     "init",
     "load_adapter",

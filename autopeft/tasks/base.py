@@ -57,6 +57,11 @@ class Evaluation:
             A paired bootstrap resamples these.
         draws: The quality, signed so that larger is better, on resamples of the rows, shape
             (n_draws,); empty where the quality is a mean over `rows`.
+
+    Example:
+        >>> right = np.array([1.0, 0.0, 1.0, 1.0])
+        >>> float(autopeft.Evaluation(0.41, {"accuracy": right.mean()}, right).metrics["accuracy"])
+        0.75
     """
 
     loss: float
@@ -96,6 +101,15 @@ class Task(ABC):
         measured: The metrics of an evaluation, the quality among them.
         labels: Label names in the order of their index.
         pad_id: Id of the padding token.
+
+    Example:
+        >>> from autopeft.tasks.regression import Regression
+        >>> class Stars(Regression):
+        ...     name = "stars"
+        ...     description = "the stars of each review"
+        ...     metrics = ("mae", "loss")
+        >>> issubclass(Stars, autopeft.Task), Stars().quality.name
+        (True, 'mae')
     """
 
     name: ClassVar[str]

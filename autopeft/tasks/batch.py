@@ -26,6 +26,12 @@ class Batch:
             -100 if they are labels, else with 0. Row arrays have shape (b, ...), and rows of their
             own lengths (b, longest).
         input_names: Names of the tensors that the model's forward gets.
+
+    Example:
+        >>> tensors = {"input_ids": torch.tensor([[2, 7, 3]]), "labels": torch.tensor([1])}
+        >>> batch = autopeft.Batch("train", np.array([4]), np.array([4]), tensors, ("input_ids",))
+        >>> batch.labels, list(batch.model_inputs())
+        (tensor([1]), ['input_ids'])
     """
 
     split: SplitName

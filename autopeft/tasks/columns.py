@@ -23,6 +23,10 @@ class Column:
         help: One line for `autopeft tasks`.
         is_required: Whether the task cannot do without it.
         names: Names by which it is recognized, the best first; the role is always one.
+
+    Example:
+        >>> autopeft.Column("label", "number", "the stars", names=("stars",)).all_names
+        ('label', 'stars')
     """
 
     role: str

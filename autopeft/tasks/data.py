@@ -72,6 +72,17 @@ class EncodedSplit:
         n_truncated: Number of rows that were cut to the longest allowed length.
         dropped: Reason -> rows that could not be encoded.
         notes: What else was noticed, one sentence each.
+
+    Example:
+        >>> split = autopeft.EncodedSplit(
+        ...     tokens=np.array([2, 7, 3, 2, 8, 9, 3], np.int32),
+        ...     offsets=np.array([0, 3, 7]),
+        ...     source_rows=np.array([0, 1]),
+        ...     source="reviews.csv",
+        ...     row_arrays={"labels": np.array([1, 0])},
+        ... )
+        >>> len(split), split.lengths.tolist()
+        (2, [3, 4])
     """
 
     tokens: NDArray[np.int32]

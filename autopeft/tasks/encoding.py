@@ -51,6 +51,18 @@ def encode_texts(
         targets: What is to be learned of each row, shape (n_rows, ...).
         max_length: Longest row, in tokens, special ones included.
         on_long: What becomes of longer rows: "cut" or "drop".
+
+    Example:
+        >>> import os
+        >>> from transformers import AutoTokenizer
+        >>> tokenizer = AutoTokenizer.from_pretrained(
+        ...     os.path.expanduser("~/.cache/autopeft/all-MiniLM-L6-v2")
+        ... )
+        >>> texts = {"text": ["a good film", "bad"]}
+        >>> rows = autopeft.Examples.kept(texts, [None, None], "reviews.csv")
+        >>> split = autopeft.encode_texts(tokenizer, rows, np.array([4.5, 1.0]), max_length=16)
+        >>> split.row_arrays["labels"].tolist(), len(split.lengths)
+        ([4.5, 1.0], 2)
     """
     second = {"text_pair": list(rows["text_pair"])} if "text_pair" in rows.columns else {}
     columns = {"text": list(rows["text"]), **second}

@@ -21,6 +21,12 @@ class Examples:
         source: File name, or hub id and split.
         dropped: Reason -> number of rows that were left out for it.
         notes: What else was noticed, one sentence each.
+
+    Example:
+        >>> texts = {"text": ["good", "", "bad"]}
+        >>> rows = autopeft.Examples.kept(texts, [None, "the text is missing", None], "a.csv")
+        >>> rows["text"], rows.source_rows.tolist(), dict(rows.dropped)
+        (('good', 'bad'), [0, 2], {'the text is missing': 1})
     """
 
     columns: Mapping[str, tuple[Any, ...]]

@@ -11,6 +11,7 @@ import pytest
 
 import autopeft
 from autopeft import api
+from autopeft.saved_inputs import saved_inputs
 
 SMALL: dict[str, Any] = {
     "budget": "6trials",
@@ -37,9 +38,10 @@ def shorten_searches(monkeypatch: pytest.MonkeyPatch, searched: Path) -> None:
 
     @wraps(api.search)
     def search(settings: Any = None, *, callbacks: Any = (), **overrides: Any) -> Any:
-        merged = api.merge_settings(settings, overrides)
-        if not merged.output:
-            return api.search(merged)
+        if "output" not in overrides:
+            return api.search(settings, **overrides)
+        with saved_inputs(overrides, None) as plain:
+            merged = api.merge_settings(settings, plain)
         if not Path(merged.output).exists():
             shutil.copytree(searched, merged.output)
         return autopeft.SearchResult.read(merged.output)
