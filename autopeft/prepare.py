@@ -240,8 +240,6 @@ def load_task(settings: SearchSettings) -> tuple[TaskData, Task]:
     tables = read_tables(settings)
     config, _ = load_config(settings.model, model_kwargs=None, revision=settings.model_revision)
     task = make_task(settings, tables["train"], config)
-    processor = task.processor = task.load_processor(settings.model, settings.model_revision)
-    data = load_data(settings, task, processor, tables, model_limit=position_limit(config))
     if task.is_autoregressive and sees_later_tokens(config, task.auto_class):
         raise ModelError(
             "model",
@@ -249,6 +247,8 @@ def load_task(settings: SearchSettings) -> tuple[TaskData, Task]:
             f"sees later tokens, so {task.name} would learn nothing: it reads the answer",
             "use a decoder, or another --task",
         )
+    processor = task.processor = task.load_processor(settings.model, settings.model_revision)
+    data = load_data(settings, task, processor, tables, model_limit=position_limit(config))
     task = task.bound(data)
     task.check_metrics(data)
     return data, task

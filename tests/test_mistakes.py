@@ -133,6 +133,28 @@ def test_a_model_that_is_no_transformer(run: Run, tiny_model: Path, tmp_path: Pa
     check(*run(model=folder, may_write=("resnet",)), ("model", "resnet"))
 
 
+@pytest.mark.parametrize(
+    ("task", "hints"),
+    [
+        (
+            "image-classification",
+            ("bert", "AutoModelForImageClassification", "text-classification"),
+        ),
+        ("seq2seq", ("bert", "AutoModelForSeq2SeqLM")),
+        ("sft", ("model", "later tokens", "use a decoder")),
+    ],
+)
+def test_a_model_of_another_task(
+    run: Run, tmp_path: Path, task: str, hints: tuple[str, ...]
+) -> None:
+    path = tmp_path / "rows.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        names = {"sft": ("prompt", "completion"), "seq2seq": ("source", "target")}
+        rows = [(f"the film was a plot {n}", "good") for n in range(60)]
+        csv.writer(file).writerows([names.get(task, ("image", "label")), *rows])
+    check(*run(data=path, task=task, may_write=("rows.csv",)), hints)
+
+
 def test_a_folder_that_holds_another_search(run: Run, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "settings.yaml").write_text("model: x\n")

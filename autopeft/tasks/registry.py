@@ -121,9 +121,24 @@ def make_task(settings: SearchSettings, table: Table, model_config: Any = None) 
     Raises:
         SettingsError: if there is no such task, it does not measure the metric asked for, or the
             data fits none.
+        ModelError: if the model is of a kind that the task cannot use.
     """
     name = settings.task or _recognized(settings, table, model_config)
-    return find_task(name).configured(settings, model_config)
+    task = find_task(name)
+    if not task.fits_model(model_config):
+        fitting = [each.name for each in TASKS.parts() if each.fits_model(model_config)]
+        remedy = f"use another model, or one of the tasks for this one: {', '.join(fitting)}"
+        raise ModelError(
+            "model",
+            settings.model,
+            f"is {_kind(model_config)}, which is no model for {task.name} ({task.auto_class})",
+            remedy if fitting else "use a transformer that this task can load",
+        )
+    return task.configured(settings, model_config)
+
+
+def _kind(model_config: Any) -> str:
+    return getattr(model_config, "model_type", "") or "of an unknown kind"
 
 
 def _recognized(settings: SearchSettings, table: Table, model_config: Any) -> str:
@@ -152,11 +167,11 @@ def _recognized(settings: SearchSettings, table: Table, model_config: Any) -> st
     if misfit is not None:
         raise misfit
     if unfit:
-        kind = getattr(model_config, "model_type", "") or "of an unknown kind"
         raise ModelError(
             "model",
             settings.model,
-            f"is {kind}, which fits no task of the columns of {table.source}: {', '.join(unfit)}",
+            f"is {_kind(model_config)}, which fits no task of the columns of {table.source}: "
+            + ", ".join(unfit),
             "use a transformer for one of these tasks, or other columns (see `autopeft tasks`)",
         )
     shown = ", ".join(table.column_names)
