@@ -27,6 +27,29 @@ class DenseExperts(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+class OneEndPerRow(TorchFunctionMode):
+    """Let the classifiers of BART, T5 and their like find the end of fake rows.
+
+    They select the hidden states at the end token by a mask, whose values fake tensors lack, and
+    check that all rows have as many. Each row has one end here, at its last position.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        if "unique_consecutive" in name:
+            return args[0][:1]
+        if name == "__getitem__" and isinstance(args[1], tuple) and args[0].dim() == 3:
+            mask = args[1][0]
+            if getattr(mask, "dtype", None) == torch.bool and mask.shape == args[0].shape[:2]:
+                return args[0][:, -1]
+        return func(*args, **(kwargs or {}))
+
+
+_NONE = torch.empty(0)
+
+
 def make_fake(model: nn.Module, device: str) -> None:
     """Replace all tensors by fake ones on a device; call it inside a `FakeTensorMode`."""
     made: dict[int, torch.Tensor] = {}
@@ -106,6 +129,6 @@ def without(
 ) -> dict[str, torch.Tensor]:
     """Return the batch without some tensors; a decoder without labels gets them as its input."""
     kept = {name: tensor for name, tensor in batch.items() if name not in names}
-    if is_encoder_decoder and "labels" in names and "labels" in batch:
+    if is_encoder_decoder and "labels" in names and batch.get("labels", _NONE).dim() == 2:
         kept["decoder_input_ids"] = batch["labels"]
     return kept

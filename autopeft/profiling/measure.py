@@ -27,7 +27,13 @@ from autopeft.models.loading import first_line
 from autopeft.models.quantization import NONE, quantized_modules, quantized_table
 from autopeft.plan import MODEL
 from autopeft.profiling.block import BlockCall, BlockProbe
-from autopeft.profiling.fake_tensors import DenseExperts, make_fake, sample_batch, without
+from autopeft.profiling.fake_tensors import (
+    DenseExperts,
+    OneEndPerRow,
+    make_fake,
+    sample_batch,
+    without,
+)
 from autopeft.profiling.model import WholeModel, prompted, topology_beside
 
 _FLOAT_BYTES = 4
@@ -66,7 +72,7 @@ def price_table(
     topology = topology_beside(backbone.model, backbone.layout, longest)
     longest_prompt = (topology.shape(0, MODEL) or (0, 0))[0]
     model = copy.deepcopy(backbone.model)
-    with FakeTensorMode(allow_non_fake_inputs=True), DenseExperts():
+    with FakeTensorMode(allow_non_fake_inputs=True), DenseExperts(), OneEndPerRow():
         make_fake(model, device)
         sizes = (0, *(n for n in sorted(set(prompt_sizes)) if n <= longest_prompt))
         tables = {

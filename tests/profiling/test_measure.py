@@ -11,7 +11,7 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import batch_for, build, candidate_of, prompt_sizes_of, random_plan, save
+from tiny_models import KINDS, batch_for, build, candidate_of, prompt_sizes_of, random_plan, save
 from torch.utils.flop_counter import FlopCounterMode
 
 from autopeft import methods
@@ -53,6 +53,8 @@ def _plan(topology: Topology, seed: int) -> AdapterPlan:
 def _check(name: str, candidate: Candidate) -> None:
     backbone, table = _known(name)
     batch = batch_for(backbone, rows=_ROWS, length=_LENGTH)
+    if "input_ids" in batch:
+        batch["input_ids"][:, -1] = 1  # The end token.
     price = table.price(candidate)
     with attach(backbone, candidate, seed=0) as attached:
         attached.model.train()
@@ -95,6 +97,23 @@ def test_price_is_right_for_further_families(name: str) -> None:
     topology = _known(name)[0].topology
     for seed in range(5):
         _check(name, candidate_of(_plan(topology, seed), batch_size=_ROWS))
+
+
+@pytest.mark.parametrize("family", ["bart", "t5"])
+def test_a_classifier_that_reads_the_end_token_is_priced(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier = dataclasses.replace(
+        KINDS[family],
+        auto_class="AutoModelForSequenceClassification",
+        head=("classification_head.dense", "classification_head.out_proj"),
+    )
+    monkeypatch.setitem(KINDS, f"{family}-cls", classifier)
+    topology = _known(f"{family}-cls")[0].topology
+    assert topology.head_params > 32 * 32
+    for seed in range(4):
+        candidate = candidate_of(_plan(topology, seed), batch_size=_ROWS)
+        _check(f"{family}-cls", candidate)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "modernbert"])
