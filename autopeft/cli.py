@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sys
+import traceback
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
@@ -10,12 +14,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from autopeft import api
-from autopeft.errors import AutoPeftError
+from autopeft.errors import AutoPeftError, TrainingFailure
 from autopeft.settings import RESUMABLE, SearchSettings
 from autopeft.tasks.registry import TASKS
 
 if TYPE_CHECKING:
     from autopeft.result import SearchResult
+
+DEBUG = "AUTOPEFT_DEBUG"
+"""Environment variable; if it is set, errors show their traceback."""
 
 _REPEATED = ("objectives", "constraints")
 _TYPES: dict[str, Any] = {"int": int, "float": float}
@@ -63,7 +70,10 @@ def _given(flags: dict[str, Any]) -> dict[str, Any]:
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="autopeft")
 def app() -> None:
-    """Automated adapter search: which adapter, where, at what rank and rate."""
+    """Automated adapter search: which adapter, where, at what rank and rate.
+
+    An error is one line; with AUTOPEFT_DEBUG=1 in the environment it shows its traceback too.
+    """
 
 
 @app.command()
@@ -76,6 +86,7 @@ def search(settings: str | None, **flags: Any) -> None:
     with shown_progress() as progress:
         result = api.search(settings, callbacks=[progress], **_given(flags))
     _conclude(result)
+    _check_completed(result)
 
 
 @app.command()
@@ -88,6 +99,7 @@ def resume(folder: str, **flags: Any) -> None:
     with shown_progress() as progress:
         result = api.resume(folder, callbacks=[progress], **_given(flags))
     _conclude(result)
+    _check_completed(result)
 
 
 @app.command()
@@ -219,17 +231,41 @@ def _conclude(result: SearchResult) -> None:
 
     _print(summary(result.view))
     click.echo(f"report: {result.folder / 'report.html'}")
-    click.echo(
-        f"best adapter: autopeft export {result.folder} --pick best --format peft --to FOLDER"
+    if result.best is not None:
+        click.echo(
+            f"best adapter: autopeft export {result.folder} --pick best --format peft --to FOLDER"
+        )
+
+
+def _check_completed(result: SearchResult) -> None:
+    """Raise a TrainingFailure with the commonest reason if no trial was completed."""
+    counts = result.view.trials
+    if counts.get("complete") or not any(counts.values()):
+        return
+    from autopeft.reporting.trials_csv import read_trials
+
+    trials = read_trials(result.folder / "trials.csv")
+    reasons = [trial.reason for trial in trials if trial.state == "failed" and trial.reason]
+    # The same failure of two trials may differ in numbers.
+    kinds = Counter(re.sub(r"\d+", "0", reason) for reason in reasons)
+    ended = ", ".join(f"{n} {state}" for state, n in counts.items() if n)
+    text = f"no trial was completed ({ended})"
+    if kinds:
+        kind, count = kinds.most_common(1)[0]
+        shown = next(r for r in reasons if re.sub(r"\d+", "0", r) == kind)
+        text += f"; {count} of {len(reasons)} failed with: {shown}"
+    raise TrainingFailure(
+        f"{text}; all is kept in {result.folder}, where trials.csv has each reason"
     )
 
 
 def main() -> None:
-    """Run the command line; exit with 0, 1, 2 (user error) or 130 (interrupted)."""
+    """Run the command line; exit with 0, 1 (failure), 2 (user error) or 130 (interrupted)."""
     try:
         status = app(standalone_mode=False)
         sys.exit(status if isinstance(status, int) else 0)
     except AutoPeftError as error:
+        _show_traceback()
         click.echo(f"autopeft: {error}", err=True)
         sys.exit(error.exit_status)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -241,3 +277,18 @@ def main() -> None:
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted; everything is saved: `autopeft resume FOLDER` continues", err=True)
         sys.exit(130)
+    except Exception as error:  # Nobody foresaw it, so it is a mistake of autopeft.
+        _show_traceback()
+        text = " ".join(str(error).split())[:400]
+        click.echo(
+            f"autopeft: unexpected {type(error).__name__}: {text}; this is a mistake of autopeft, "
+            f"please report it with what {DEBUG}=1 shows",
+            err=True,
+        )
+        sys.exit(1)
+
+
+def _show_traceback() -> None:
+    """Print the traceback of the present exception if the user has asked for it."""
+    if os.environ.get(DEBUG):
+        click.echo(traceback.format_exc(), err=True)

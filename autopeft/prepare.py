@@ -23,7 +23,7 @@ from autopeft.engine.budget import Budget
 from autopeft.engine.messages import WorkerContext
 from autopeft.errors import ModelError, SettingsError, UserError
 from autopeft.models.backbone import Backbone, build_meta
-from autopeft.models.loading import load_config, position_limit
+from autopeft.models.loading import embedding_rows, load_config, position_limit
 from autopeft.models.quantization import check_backend
 from autopeft.profiling.causality import sees_later_tokens
 from autopeft.profiling.measure import price_table
@@ -249,9 +249,40 @@ def load_task(settings: SearchSettings) -> tuple[TaskData, Task]:
         )
     processor = task.processor = task.load_processor(settings.model, settings.model_revision)
     data = load_data(settings, task, processor, tables, model_limit=position_limit(config))
+    check_token_ids(settings.model, data, processor, embedding_rows(config))
     task = task.bound(data)
     task.check_metrics(data)
     return data, task
+
+
+def check_token_ids(model: str, data: TaskData, tokenizer: Any, n_rows: int | None) -> None:
+    """Check that the model's input embedding has a row for each token of the data.
+
+    Args:
+        model: Folder or hub id of the model.
+        data: The encoded data.
+        tokenizer: What encoded it.
+        n_rows: Rows of the embedding; None: it has none, or they are unknown.
+
+    Raises:
+        ModelError: if it lacks one: tokenizer and model do not belong together.
+    """
+    splits = [split for split in data.splits.values() if split.has_tokens]
+    if n_rows is None or not splits:
+        return
+    labels = [split.ragged["labels"].values for split in splits if "labels" in split.ragged]
+    largest = max(int(ids.max()) for ids in (*(split.tokens for split in splits), *labels))
+    largest = max(largest, data.pad_id)
+    if largest >= n_rows:
+        word = tokenizer.convert_ids_to_tokens(largest)
+        raise ModelError(
+            "model",
+            model,
+            f"its tokenizer has the token {largest} ({word}), its embedding has {n_rows} rows: "
+            "they do not belong together",
+            "save the model's own tokenizer beside it, or call "
+            "model.resize_token_embeddings(len(tokenizer)) and save the model",
+        )
 
 
 def read_window(meta: Backbone, task: Task, data: TaskData) -> str | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import transformers
+from torch import nn
 
 from autopeft.errors import ModelError
 from autopeft.models import checkpoint
@@ -59,18 +60,33 @@ def position_limit(config: Any) -> int | None:
 
     Tables of positions are asked themselves: RoBERTa's cannot use its first rows.
     """
-    text = config.get_text_config()
-    stated = getattr(text, "max_position_embeddings", None)
+    stated = getattr(config.get_text_config(), "max_position_embeddings", None)
+    model = _shallow_model(config)
+    table = None if model is None else max_positions(model)
+    limits = [int(n) for n in (stated, table) if isinstance(n, int) and n > 0]
+    return min(limits) if limits else None
+
+
+def embedding_rows(config: Any) -> int | None:
+    """Return how many tokens a model's input embedding has; None if it has none of its own."""
+    model = _shallow_model(config)
+    try:
+        table = None if model is None else model.get_input_embeddings()
+    except NotImplementedError:
+        return None
+    return table.num_embeddings if isinstance(table, nn.Embedding) else None
+
+
+def _shallow_model(config: Any) -> Any:
+    """Return the model with one block and without weights; None if it cannot be this shallow."""
     shallow = copy.deepcopy(config)
     try:
         for part in {id(c): c for c in (shallow, shallow.get_text_config())}.values():
             part.num_hidden_layers = 1
         with torch.device("meta"), quiet_transformers():
-            table = max_positions(transformers.AutoModel.from_config(shallow))
-    except Exception:  # A model that cannot be this shallow; its configuration has to do.
-        table = None
-    limits = [int(n) for n in (stated, table) if isinstance(n, int) and n > 0]
-    return min(limits) if limits else None
+            return transformers.AutoModel.from_config(shallow)
+    except Exception:  # Models raise errors of many types; nothing is known then.
+        return None
 
 
 def restore_config(config: Any, before: ConfigBefore) -> None:

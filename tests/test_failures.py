@@ -1,0 +1,101 @@
+"""What ends a command without a result: one line, the right exit status, and nothing lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers as hf
+
+from autopeft import api, cli
+from autopeft.errors import ModelError, TrainingFailure
+from autopeft.prepare import prepare
+from autopeft.settings import SearchSettings
+from autopeft.training.trainer import Trainer
+
+pytestmark = [pytest.mark.timeout(120), pytest.mark.filterwarnings("default")]
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    """The exit status of the command line."""
+    monkeypatch.setattr("sys.argv", ["autopeft", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+def test_no_completed_trial_is_a_failure_with_the_commonest_reason(
+    tiny_model: Path,
+    tiny_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    calls = []
+
+    def fail(self: Trainer, step: int) -> None:
+        calls.append(step)
+        raise TrainingFailure("out of luck" if len(calls) == 1 else f"loss is NaN at {len(calls)}")
+
+    monkeypatch.setattr(Trainer, "advance", fail)
+    output = tmp_path / "run"
+    flags = ["--model", tiny_model, "--data", tiny_data, "--output", output, "--steps", 9]
+    status = run(monkeypatch, "search", *flags, "--budget", "4trials", "--backend", "local")
+    shown = capsys.readouterr()
+    assert status == 1
+    lines = [line for line in shown.err.splitlines() if line.startswith("autopeft:")]
+    assert len(lines) == 1
+    assert "no trial was completed (4 failed)" in lines[0]
+    assert "3 of 4 failed with: TrainingFailure: loss is NaN at 2" in lines[0]
+    assert "best adapter" not in shown.out
+    assert (output / "trials.csv").exists()
+    assert (output / "report.html").exists()
+    assert run(monkeypatch, "report", output) == 0
+    assert "best adapter" not in capsys.readouterr().out
+
+
+def test_what_nobody_foresaw_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def surprise(*_: Any, **__: Any) -> None:
+        raise LookupError("no such\nshelf")
+
+    monkeypatch.setattr(api, "price", surprise)
+    monkeypatch.delenv(cli.DEBUG, raising=False)
+    assert run(monkeypatch, "price", "--model", "m", "--data", "d") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("autopeft: unexpected LookupError: no such shelf; ")
+    assert "report it" in line
+    assert cli.DEBUG in line
+    monkeypatch.setenv(cli.DEBUG, "1")
+    assert run(monkeypatch, "price", "--model", "m", "--data", "d") == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def _prepared(model: Path, data: Path, **more: Any) -> Any:
+    given = {"model": str(model), "data": str(data), "budget": "3trials", "workers": 1, **more}
+    return prepare(SearchSettings.from_mapping(given))
+
+
+@pytest.mark.parametrize("what", ["a word", "padding"])
+def test_tokens_beyond_the_embedding_are_refused(
+    what: str, tiny_model: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    hf.AutoModel.from_pretrained(tiny_model).save_pretrained(tmp_path)
+    tokenizer = hf.AutoTokenizer.from_pretrained(tiny_model)
+    n_rows = len(tokenizer)
+    if what == "a word":
+        tokenizer.add_tokens(["7"])
+    else:
+        tokenizer.add_special_tokens({"pad_token": "<new-pad>"})
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=f"has {n_rows} rows: they do not belong") as caught:
+        _prepared(tmp_path, tiny_data)
+    assert f"the token {n_rows} ({'7' if what == 'a word' else '<new-pad>'})" in str(caught.value)
+    # Its own remedy leads out.
+    model = hf.AutoModel.from_pretrained(tmp_path)
+    model.resize_token_embeddings(len(tokenizer))
+    model.save_pretrained(tmp_path)
+    assert _prepared(tmp_path, tiny_data).data.pad_id < len(tokenizer)
