@@ -8,7 +8,7 @@ generated one by one without a cache, and a warning says so.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,23 @@ _TIE = 1e-2
 """Two tokens whose logits are closer than this share of the logits' range may swap places."""
 
 
+_GREEDY: Mapping[str, Any] = {
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "min_length": 0,
+    "min_new_tokens": None,
+    "bad_words_ids": None,
+    "sequence_bias": None,
+    "exponential_decay_length_penalty": None,
+    "temperature": None,
+    "top_p": None,
+    "top_k": None,
+}
+"""Turns off what a checkpoint's generation settings ask for beside greedy search."""
+
+
 @dataclass(frozen=True)
 class Generator:
     """Generates a continuation of each prompt with a model and its adapters.
@@ -33,12 +50,15 @@ class Generator:
         end_ids: Tokens that end a generation.
         max_new_tokens: Longest generation, in tokens.
         is_encoder_decoder: Whether the prompt goes to an encoder.
+        max_length: Longest row that the model takes, in tokens: prompt and generation, or of an
+            encoder-decoder the generation alone; None: any.
     """
 
     pad_id: int
     end_ids: tuple[int, ...]
     max_new_tokens: int
     is_encoder_decoder: bool = False
+    max_length: int | None = None
 
     def __call__(
         self, model: Any, prompts: Sequence[Sequence[int]], device: str | torch.device
@@ -65,21 +85,35 @@ class Generator:
                             "one, which is slower but correct",
                             stacklevel=2,
                         )
-                        return [
-                            self._generate(model, [p], device, use_cache=False)[0] for p in prompts
-                        ]
+                        alone = (
+                            self._generate(model, [p], device, use_cache=False) for p in prompts
+                        )
+                        return [self._until_end(tokens) for (tokens,) in alone]
                 for row, tokens in zip(rows, found, strict=True):
-                    generated[row] = tokens
+                    generated[row] = self._until_end(tokens)
         return generated
 
     def _batches(self, prompts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-        """Yield positions of prompts of similar length, the longest first."""
+        """Yield positions of prompts of similar length, the longest first.
+
+        A prompt that leaves less room than a whole generation is alone, so that it shortens no
+        other's.
+        """
         order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
         while order:
-            longest = len(prompts[order[0]]) + self.max_new_tokens
-            size = max(1, TOKENS_PER_BATCH // longest)
+            first = prompts[order[0]]
+            longest = len(first) + self.max_new_tokens
+            is_short_of_room = self._n_new(len(first)) < self.max_new_tokens
+            size = 1 if is_short_of_room else max(1, TOKENS_PER_BATCH // longest)
             yield order[:size]
             order = order[size:]
+
+    def _n_new(self, n_prompt: int) -> int:
+        """Return the longest generation after a prompt of `n_prompt` tokens, at least one."""
+        if self.max_length is None:
+            return self.max_new_tokens
+        taken = 1 if self.is_encoder_decoder else n_prompt
+        return max(1, min(self.max_new_tokens, self.max_length - taken))
 
     def _generate(
         self,
@@ -89,6 +123,7 @@ class Generator:
         *,
         use_cache: bool = True,
     ) -> list[list[int]]:
+        """Return the generated tokens of each prompt, with the one that ends them."""
         length = max(map(len, prompts))
         ids = np.full((len(prompts), length), self.pad_id, dtype=np.int64)
         mask = np.zeros_like(ids)
@@ -99,24 +134,21 @@ class Generator:
         output = model.generate(
             input_ids=torch.from_numpy(ids).to(device),
             attention_mask=torch.from_numpy(mask).to(device),
-            max_new_tokens=self.max_new_tokens,
+            max_new_tokens=self._n_new(length),
             do_sample=False,
             num_beams=1,
             use_cache=use_cache,
             pad_token_id=self.pad_id,
             eos_token_id=list(self.end_ids) or None,
-            # What a checkpoint's generation settings ask for beside greedy search.
-            repetition_penalty=1.0,
-            temperature=None,
-            top_p=None,
-            top_k=None,
+            **_GREEDY,
         )
         start = 1 if self.is_encoder_decoder else length
-        return [self._until_end(row) for row in output[:, start:].tolist()]
+        rows: list[list[int]] = output[:, start:].tolist()
+        return [row[: len(self._until_end(row)) + 1] for row in rows]
 
     def _until_end(self, tokens: list[int]) -> list[int]:
-        ends = [place for place, token in enumerate(tokens) if token in self.end_ids]
-        return tokens[: ends[0]] if ends else tokens
+        ends = (place for place, token in enumerate(tokens) if token in self.end_ids)
+        return tokens[: next(ends, None)]
 
     def _agrees(
         self,
@@ -128,9 +160,9 @@ class Generator:
         """Return whether a plain forward pass over each row predicts the same tokens."""
         if self.is_encoder_decoder:
             return True  # transformers' own generation; no adapter of ours changes its cache.
-        for prompt, tokens in list(zip(prompts, generated, strict=True))[:4]:
-            if not tokens:
-                continue
+        pairs = list(zip(prompts, generated, strict=True))
+        # The longest prompts, and the shortest, which have the most padding.
+        for prompt, tokens in (*pairs[:2], *pairs[2:][-2:]):
             ids = torch.tensor([[*prompt, *tokens]], device=device)
             logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0].float()
             logits = logits[len(prompt) - 1 : -1]  # (n tokens, vocabulary)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
+from autopeft.models.tuners.prompt import n_virtual_tokens
 from autopeft.tasks.base import FloatArray, Generated, IntArray, Scores, Task
+from autopeft.tasks.chat_turns import closing_token, end_of_turn
 from autopeft.tasks.data import IGNORED, EncodedSplit, SplitName, TaskData
 from autopeft.tasks.generation import Generator
 from autopeft.tasks.metrics import Needs
@@ -44,14 +47,14 @@ class LanguageTask(Task):
         prompts = [prompt for prompt, _ in pairs]
         references = [reference for _, reference in pairs]
         is_encoder_decoder = bool(getattr(model.config, "is_encoder_decoder", False))
-        n_new = max(map(len, references)) + _SPARE_TOKENS
+        # A prompt of virtual tokens takes room as well.
         room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        if room is not None:
-            taken = 1 if is_encoder_decoder else max(map(len, prompts))
-            n_new = max(1, min(n_new, int(room) - taken))
-        ends = {reference[-1] for reference in references if reference}
         write = Generator(
-            data.pad_id, self._end_ids(self.processor, ends), n_new, is_encoder_decoder
+            data.pad_id,
+            self._end_ids(self.processor, references),
+            max(map(len, references)) + _SPARE_TOKENS,
+            is_encoder_decoder,
+            None if room is None else int(room) - n_virtual_tokens(model),
         )
         written = write(model, prompts, device)
         return self._texts(prompts), self._texts(references), self._texts(written)
@@ -80,11 +83,12 @@ class LanguageTask(Task):
         return tokens[:start].tolist(), tokens[start : last + 1].tolist()
 
     @staticmethod
-    def _end_ids(tokenizer: Any, ends: set[int]) -> tuple[int, ...]:
-        """Return the tokens that end a text, as far as they are special ones.
+    def _end_ids(tokenizer: Any, references: Sequence[Sequence[int]]) -> tuple[int, ...]:
+        """Return the tokens that end a text: the tokenizer's, and what ends the references.
 
-        A chat template may end a turn with a token of its own, which then ends the references.
+        A chat template may end a turn with a token of its own, and spaces after it. A reference
+        that was cut ends with any token, so at least half of them must end alike.
         """
-        special = set(getattr(tokenizer, "all_special_ids", ()))
-        own = {tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set()
-        return tuple(sorted(own | (ends & special)))
+        closing = Counter(closing_token(tokenizer, each) for each in references)
+        usual = {token for token, n in closing.items() if 2 * n >= len(references)}
+        return tuple(sorted({tokenizer.eos_token_id, end_of_turn(tokenizer), *usual} - {None}))

@@ -10,7 +10,7 @@ import numpy as np
 from autopeft.errors import DataError
 from autopeft.tasks.chat_encoding import encode_rows
 from autopeft.tasks.columns import Column
-from autopeft.tasks.conversations import LAYOUTS, PromptCompletion, read_rows, row_key
+from autopeft.tasks.conversations import LAYOUTS, PlainText, PromptCompletion, read_rows, row_key
 from autopeft.tasks.data import EncodedSplit
 from autopeft.tasks.decoder import DecoderTask
 from autopeft.tasks.encoding import flat, split_of
@@ -107,6 +107,16 @@ class SupervisedFineTuning(DecoderTask):
         )
 
     identity = ("key",)
+
+    def check_rows(self, rows: Examples) -> None:
+        """Raise a DataError if text is to be generated, but rows have nothing to start from."""
+        if self.needs_text() and any(isinstance(row, PlainText) for row in rows["row"]):
+            raise DataError(
+                "metric",
+                self.quality.name,
+                f"is of generated text, but the texts of {rows.source} have no prompt",
+                f"use one of {', '.join(self.metrics)}, or give prompts with completions",
+            )
 
     def strata(self, rows: Examples) -> Sequence[Hashable]:
         """Return the completions if they are few, else one stratum."""

@@ -73,7 +73,13 @@ def decoder_of(kind: str, n_tokens: int, ids: dict[str, Any]) -> Any:
     if kind == "gpt2":
         return hf.GPT2LMHeadModel(
             hf.GPT2Config(
-                vocab_size=n_tokens, n_embd=32, n_layer=2, n_head=4, n_positions=256, **ids
+                vocab_size=n_tokens,
+                n_embd=32,
+                n_layer=2,
+                n_head=4,
+                n_positions=256,
+                initializer_range=0.2,
+                **ids,
             )
         ).eval()
     return hf.LlamaForCausalLM(

@@ -104,6 +104,12 @@ class PromptLayer(StandInLayer):
         return embedded, embedded.shape[1]
 
 
+def n_virtual_tokens(model: nn.Module) -> int:
+    """Return the number of virtual tokens before a model's own."""
+    layers = (module for module in model.modules() if isinstance(module, PromptLayer))
+    return sum(len(each) for layer in layers for each in layer.prompt_tuning_tokens.values())
+
+
 class PromptModel(StandInModel):
     """Puts a `PromptLayer` around the target model."""
 
