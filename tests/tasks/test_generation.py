@@ -78,7 +78,11 @@ def test_what_a_checkpoint_asks_for_beside_greedy_search_is_off() -> None:
     model = decoder_of("gpt2", N_TOKENS, IDS)
     prompts = prompts_of([3, 5])
     plain = [one_by_one(model, prompt, 10, []) for prompt in prompts]
-    settings = {"repetition_penalty": 3.0, "no_repeat_ngram_size": 1, "min_new_tokens": 9}
+    settings: dict[str, Any] = {
+        "repetition_penalty": 3.0,
+        "no_repeat_ngram_size": 1,
+        "min_new_tokens": 9,
+    }
     settings |= {"bad_words_ids": [[plain[0][0]]], "do_sample": True, "temperature": 5.0}
     for name, value in settings.items():
         setattr(model.generation_config, name, value)
