@@ -41,7 +41,7 @@ def test_what_is_given_loses_its_middle_and_what_is_learned_is_whole() -> None:
     given, learned = "g" * 5000, "l" * 5000
     pieces = (Piece(given, False, 90), Piece(learned, True, 80))
     text = of_rows(PreviewRow(3, "b.csv", (Sequence("", pieces),)))
-    assert "row 3 of b.csv" in text
+    assert "row 4 of b.csv" in text
     assert "170 tokens" in text
     assert f"»{learned}«" in joined(text)
     assert "[4760characters]" in joined(text)
