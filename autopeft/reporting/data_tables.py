@@ -61,7 +61,8 @@ def preview_text(preview: Preview) -> RenderableType:
             Text(f"- tokens a row: {low} to {longest}, median {middle}, 90 % up to {high}")
         )
     for row in preview.rows:
-        parts += [Text(""), Text(f"row {row.source_row + 1} of {row.source}", style="dim"), _row(row)]
+        title = f"row {row.source_row + 1} of {row.source}"
+        parts += [Text(""), Text(title, style="dim"), _row(row)]
     parts += [Text(""), Text("»learned«, everything else is given", style="dim")]
     return Group(*parts)
 
