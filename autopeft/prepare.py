@@ -26,6 +26,7 @@ from autopeft.models.backbone import Backbone, build_meta
 from autopeft.models.loading import embedding_rows, load_config, position_limit
 from autopeft.models.quantization import check_backend
 from autopeft.profiling.causality import sees_later_tokens
+from autopeft.profiling.fake_tensors import InputShape
 from autopeft.profiling.measure import price_table
 from autopeft.profiling.output_positions import n_logit_weights, read_positions
 from autopeft.searcher.space.config import prompt_sizes
@@ -178,7 +179,7 @@ def prepare(
             longest_length=lengths.longest,
             prompt_sizes=prompt_sizes(settings.space),
             device=device,
-            image_shape=data.image_shape,
+            inputs=InputShape(data.image_shape, lengths.source_share, lengths.target_share),
         )
         if per_row > 1:
             # Prices are by rows, whatever a row holds.

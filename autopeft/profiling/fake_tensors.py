@@ -3,11 +3,30 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
+
+
+@dataclass(frozen=True)
+class InputShape:
+    """Shape of a row's inputs beside its length.
+
+    Attributes:
+        image: Channels, height and width of a row's image; None: as the configuration says.
+        source_share: What an encoder reads, as a share of the length.
+        target_share: What a decoder beside it writes, as a share of the length.
+    """
+
+    image: tuple[int, ...] | None = None
+    source_share: float = 1.0
+    target_share: float = 1.0
+
+
+AS_CONFIGURED = InputShape()
 
 
 class DenseExperts(TorchFunctionMode):
@@ -71,15 +90,16 @@ def make_fake(model: nn.Module, device: str) -> None:
 
 
 def sample_batch(
-    model: nn.Module,
-    rows: int,
-    length: int,
-    device: str,
-    image_shape: tuple[int, ...] | None = None,
+    model: nn.Module, rows: int, length: int, device: str, inputs: InputShape = AS_CONFIGURED
 ) -> dict[str, torch.Tensor]:
     """Return a batch for the model, labels included, and prepare its configuration.
 
-    Images have the shape that is given, else the one that the configuration names.
+    Args:
+        model: The model.
+        rows: Rows of the batch.
+        length: Tokens of a row.
+        device: Device of the tensors.
+        inputs: Shape of a row's inputs beside its length.
     """
     config: Any = model.config
     for module in model.modules():
@@ -96,19 +116,21 @@ def sample_batch(
     batch: dict[str, torch.Tensor] = {}
     name = getattr(model, "main_input_name", "input_ids")
     if name == "pixel_values":
-        if image_shape is None:
+        shape = inputs.image
+        if shape is None:
             vision: Any = getattr(config, "vision_config", None) or config
             size = getattr(vision, "image_size", 224)
             height, width = (size, size) if isinstance(size, int) else tuple(size)
-            image_shape = (getattr(vision, "num_channels", 3), height, width)
-        batch[name] = torch.zeros(rows, *image_shape, device=device)
+            shape = (getattr(vision, "num_channels", 3), height, width)
+        batch[name] = torch.zeros(rows, *shape, device=device)
     elif name == "input_features":
         frames = 2 * getattr(config, "max_source_positions", 1500)
         batch[name] = torch.zeros(rows, config.num_mel_bins, frames, device=device)
     else:
-        batch[name] = whole_numbers(rows, length)
+        read = max(1, round(length * inputs.source_share))
+        batch[name] = whole_numbers(rows, read)
         # Rows are usually padded, and attention takes another path with a mask.
-        batch["attention_mask"] = whole_numbers(rows, length)
+        batch["attention_mask"] = whole_numbers(rows, read)
     if "labels" not in inspect.signature(model.forward).parameters:
         return batch
     task = type(model).__name__
@@ -120,7 +142,7 @@ def sample_batch(
         else:
             batch["labels"] = torch.zeros(rows, dtype=torch.long, device=device)
     elif "Token" in task or model.get_output_embeddings() is not None:  # type: ignore[operator]
-        batch["labels"] = whole_numbers(rows, length)
+        batch["labels"] = whole_numbers(rows, max(1, round(length * inputs.target_share)))
     return batch
 
 

@@ -28,7 +28,9 @@ from autopeft.models.quantization import NONE, quantized_modules, quantized_tabl
 from autopeft.plan import MODEL
 from autopeft.profiling.block import BlockCall, BlockProbe
 from autopeft.profiling.fake_tensors import (
+    AS_CONFIGURED,
     DenseExperts,
+    InputShape,
     OneEndPerRow,
     make_fake,
     sample_batch,
@@ -47,7 +49,7 @@ def price_table(
     longest_length: int,
     device: str = "cpu",
     prompt_sizes: Sequence[int] = (),
-    image_shape: tuple[int, ...] | None = None,
+    inputs: InputShape = AS_CONFIGURED,
 ) -> PriceTable:
     """Measure the price table of a backbone made by `build_meta`.
 
@@ -61,7 +63,7 @@ def price_table(
         device: Device that will train, "cpu" or "cuda".
         prompt_sizes: Virtual tokens of the prompts to price; those that do not fit beside the
             longest row are left out.
-        image_shape: Channels, height and width of a row's image; None: as the configuration says.
+        inputs: Shape of a row's inputs beside its length.
 
     Raises:
         ModelError: if the model computes different things for different data.
@@ -76,9 +78,7 @@ def price_table(
         make_fake(model, device)
         sizes = (0, *(n for n in sorted(set(prompt_sizes)) if n <= longest_prompt))
         tables = {
-            size: _table(
-                model, backbone, topology, batch_size, mean, longest, device, size, image_shape
-            )
+            size: _table(model, backbone, topology, batch_size, mean, longest, device, size, inputs)
             for size in sizes
         }
     return replace(tables.pop(0), longer=tables)
@@ -93,15 +93,15 @@ def _table(
     longest: int,
     device: str,
     prompt_size: int,
-    image_shape: tuple[int, ...] | None,
+    inputs: InputShape,
 ) -> PriceTable:
     """Measure a fake model with a prompt of `prompt_size` virtual tokens."""
     with prompted(model, backbone.layout, prompt_size) as prompt:
-        flops = _measure(model, backbone, topology, batch_size, mean, device, prompt, image_shape)
+        flops = _measure(model, backbone, topology, batch_size, mean, device, prompt, inputs)
         memory = flops
         if longest != mean:
             memory = _measure(
-                model, backbone, topology, batch_size, longest, device, prompt, image_shape
+                model, backbone, topology, batch_size, longest, device, prompt, inputs
             )
     blocks = tuple(_combine(f, m) for f, m in zip(flops.blocks, memory.blocks, strict=True))
     table = replace(
@@ -147,11 +147,11 @@ def _measure(
     length: int,
     device: str,
     prompt: Sequence[nn.Parameter],
-    image_shape: tuple[int, ...] | None,
+    inputs: InputShape,
 ) -> PriceTable:
     """Measure a fake model on rows of one length, with the parameters of its prompt."""
     whole, (calls, encoder_output, largest) = _first_that_runs(
-        model, backbone, rows, length, device, image_shape
+        model, backbone, rows, length, device, inputs
     )
     paths = backbone.layout.blocks
     names = [
@@ -208,18 +208,13 @@ def _kind(block: nn.Module, call: BlockCall, backbone: Backbone, layer: int) -> 
 
 
 def _first_that_runs(
-    model: nn.Module,
-    backbone: Backbone,
-    rows: int,
-    length: int,
-    device: str,
-    image_shape: tuple[int, ...] | None,
+    model: nn.Module, backbone: Backbone, rows: int, length: int, device: str, inputs: InputShape
 ) -> tuple[WholeModel, tuple[list[BlockCall], torch.Tensor | None, float]]:
     """Try a whole batch, then one without labels, then one without a mask.
 
     Some losses and masks read the values of their tensors, and fake tensors have none.
     """
-    batch = sample_batch(model, rows, length, device, image_shape)
+    batch = sample_batch(model, rows, length, device, inputs)
     for left_out in ((), ("labels",), ("attention_mask",), ("labels", "attention_mask")):
         kept = without(batch, *left_out, is_encoder_decoder=backbone.topology.n_encoder_layers > 0)
         whole = WholeModel(model, backbone, kept)

@@ -160,11 +160,15 @@ class LengthStatistics:
         mean_padded: Mean padded length of a length-bucketed batch, in tokens.
         longest: Tokens of the longest row.
         mean_targets: Mean number of positions per row that need logits: 1 for classification.
+        source_share: Padded tokens that an encoder reads, as a share of `mean_padded`.
+        target_share: Padded tokens that a decoder beside it writes, likewise.
     """
 
     mean_padded: float
     longest: int
     mean_targets: float
+    source_share: float = 1.0
+    target_share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -270,18 +274,29 @@ class TaskData:
 
     def length_statistics(self, batch_size: int) -> LengthStatistics:
         """Return the lengths of training rows in batches of `batch_size` rows of similar length."""
-        lengths = np.sort(self.train.lengths)
+        order = np.argsort(self.train.lengths, kind="stable")
+        lengths = self.train.lengths[order]
         n_full = max(1, len(lengths) // batch_size)
         # The longest row of each batch of sorted rows; training batches come close to it.
         ends = np.minimum(np.arange(1, n_full + 1) * batch_size, len(lengths)) - 1
+        mean_padded = float(lengths[ends].mean())
+        shares: dict[str, float] = {}
         n_targets = 1.0
         labels = self.train.token_arrays.get("labels")
-        if labels is None and "labels" in self.train.ragged:
-            labels = self.train.ragged["labels"].values
+        written = self.train.ragged.get("labels")
+        if written is not None:
+            labels = written.values
+
+            def share(of: NDArray[np.int64]) -> float:
+                """Return the mean of the longest in each batch."""
+                longest = [part.max() for part in np.array_split(of[order], n_full)]
+                return float(np.mean(longest)) / mean_padded
+
+            if self.train.has_tokens:
+                shares["source_share"] = min(1.0, share(self.train.sequence_lengths))
+                shares["target_share"] = min(1.0, share(written.lengths))
         if labels is not None:
             n_targets = float((labels != IGNORED).sum()) / len(self.train)
         return LengthStatistics(
-            mean_padded=float(lengths[ends].mean()),
-            longest=int(lengths[-1]),
-            mean_targets=n_targets,
+            mean_padded=mean_padded, longest=int(lengths[-1]), mean_targets=n_targets, **shares
         )

@@ -158,17 +158,41 @@ class Generator:
         device: str | torch.device,
     ) -> bool:
         """Return whether a plain forward pass over each row predicts the same tokens."""
-        if self.is_encoder_decoder:
-            return True  # transformers' own generation; no adapter of ours changes its cache.
         pairs = list(zip(prompts, generated, strict=True))
         # The longest prompts, and the shortest, which have the most padding.
         for prompt, tokens in (*pairs[:2], *pairs[2:][-2:]):
-            ids = torch.tensor([[*prompt, *tokens]], device=device)
-            logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0].float()
-            logits = logits[len(prompt) - 1 : -1]  # (n tokens, vocabulary)
+            if self.is_encoder_decoder:
+                logits, tokens = self._decoded(model, prompt, tokens, device)
+            else:
+                ids = torch.tensor([[*prompt, *tokens]], device=device)
+                logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]
+                logits = logits[len(prompt) - 1 : -1]  # (n tokens, vocabulary)
+            if not tokens:
+                continue
+            logits = logits.float()
             chosen = logits.gather(1, torch.tensor(tokens, device=device)[:, None])[:, 0]
             best = logits.max(dim=1).values
             spread = best - logits.min(dim=1).values
             if bool((best - chosen > _TIE * spread).any()):
                 return False
         return True
+
+    def _decoded(
+        self, model: Any, prompt: Sequence[int], tokens: list[int], device: str | torch.device
+    ) -> tuple[torch.Tensor, list[int]]:
+        """Return a decoder's logits for tokens, (n, vocabulary), and the tokens it could choose.
+
+        Some models must begin or end with a certain token, whatever their logits say.
+        """
+        settings = model.generation_config
+        start = settings.decoder_start_token_id
+        start = model.config.decoder_start_token_id if start is None else start
+        ids = torch.tensor([[start, *tokens[:-1]]], device=device)
+        given = torch.tensor([prompt], device=device)
+        logits: torch.Tensor = model(
+            input_ids=given, attention_mask=torch.ones_like(given), decoder_input_ids=ids
+        ).logits[0]
+        first = int(tokens[:1] == [settings.forced_bos_token_id])
+        is_cut_off = len(tokens) == self._n_new(len(prompt))
+        last = len(tokens) - int(is_cut_off and tokens[-1] == settings.forced_eos_token_id)
+        return logits[first:last], tokens[first:last]

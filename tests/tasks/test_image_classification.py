@@ -14,6 +14,7 @@ from searches import loads, logits_of, searched
 
 from autopeft.errors import DataError, ModelError
 from autopeft.models.backbone import build_meta
+from autopeft.profiling.fake_tensors import InputShape
 from autopeft.profiling.measure import price_table
 from autopeft.settings import SearchSettings
 from autopeft.tasks import image_classification
@@ -242,13 +243,15 @@ def test_previews_show_the_label_and_no_tokens() -> None:
 def test_prices_are_of_the_processors_images(tmp_path: Path) -> None:
     meta = build_meta(str(save("dinov2", tmp_path / "model")), auto_class=CLASS)
     small, as_configured = (
-        price_table(meta, batch_size=2, mean_length=1, longest_length=1, image_shape=shape)
+        price_table(meta, batch_size=2, mean_length=1, longest_length=1, inputs=InputShape(shape))
         for shape in ((3, 16, 16), None)
     )
     assert 5 < as_configured.forward_flops / small.forward_flops < 15  # 50 and 5 tokens
     vit = build_meta(str(save("vit", tmp_path / "vit")), auto_class=CLASS)
     with pytest.raises(ModelError, match="refuses inputs of the data's shape"):
-        price_table(vit, batch_size=2, mean_length=1, longest_length=1, image_shape=(3, 24, 24))
+        price_table(
+            vit, batch_size=2, mean_length=1, longest_length=1, inputs=InputShape((3, 24, 24))
+        )
 
 
 @pytest.mark.slow

@@ -1,21 +1,33 @@
 from __future__ import annotations
 
+import json
+import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from searches import loads, searched
 from transformers import (
+    AutoTokenizer,
     BartConfig,
     BartForConditionalGeneration,
     DataCollatorForSeq2Seq,
+    MBartConfig,
+    MT5Config,
+    MT5ForConditionalGeneration,
     T5Config,
     T5ForConditionalGeneration,
 )
 
+from autopeft.errors import ModelError
+from autopeft.models.backbone import build_meta
+from autopeft.profiling.fake_tensors import InputShape
+from autopeft.profiling.measure import price_table
 from autopeft.settings import SearchSettings
 from autopeft.tasks.batch import collate
-from autopeft.tasks.data import SPLITS, TaskData
+from autopeft.tasks.data import SPLITS, Ragged, TaskData
 from autopeft.tasks.examples import Examples
 from autopeft.tasks.seq2seq import Seq2Seq
 from autopeft.training.evaluation import evaluate
@@ -135,3 +147,131 @@ def test_long_rows_are_cut_or_dropped_as_asked(encoder_tokenizer: Any) -> None:
     assert (left.n_truncated, left.dropped) == (0, {"longer than max_length": n_long})
     assert left.source_rows.tolist() == [i for i in range(12) if i % 4 < 2]
     assert len(left.ragged["labels"]) == len(left) == 12 - n_long
+
+
+def test_generation_with_a_cache_that_breaks_is_noticed(encoder_tokenizer: Any) -> None:
+    model = tiny("bart")
+    task = Seq2Seq().configured(SearchSettings(), model.config)
+    data = data_of(task, encoder_tokenizer)
+    task.processor = encoder_tokenizer
+    plain = task.generate(model, data, "test", np.arange(12), "cpu")
+
+    def forgetful(_: Any, __: Any, output: Any) -> Any:
+        hidden = output[0] if isinstance(output, tuple) else output
+        if hidden.shape[1] > 1:
+            return None
+        return (-hidden, *output[1:]) if isinstance(output, tuple) else -hidden
+
+    model.model.decoder.layers[-1].register_forward_hook(forgetful)
+    with pytest.warns(UserWarning, match="generation with a cache is off"):
+        assert task.generate(model, data, "test", np.arange(12), "cpu")[0] == plain[0]
+
+
+def test_models_that_name_no_first_token_are_refused_in_one_line(encoder_tokenizer: Any) -> None:
+    task = Seq2Seq().configured(SearchSettings(model="mbart"), MBartConfig())
+    with pytest.raises(ModelError, match="names no decoder_start_token_id") as raised:
+        data_of(task, encoder_tokenizer)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_row_that_is_cut_twice_counts_once(encoder_tokenizer: Any) -> None:
+    model = tiny("t5")
+    rows = Examples({"source": ("w1 " * 30,) * 4, "target": ("w2 " * 30,) * 4}, np.arange(4), "m")
+    for on_long, n_cut, n_rows in (("cut", 4, 4), ("drop", 0, 0)):
+        task = Seq2Seq().configured(SearchSettings(on_long=on_long), model.config)
+        split = task.encode(encoder_tokenizer, rows, (), 12)
+        assert (split.n_truncated, len(split)) == (n_cut, n_rows)
+        assert sum(split.dropped.values()) == 4 - n_rows
+        end = encoder_tokenizer.sep_token_id
+        assert all(split.ragged["labels"].values[split.ragged["labels"].offsets[1:] - 1] == end)
+
+
+def test_short_targets_make_a_decoder_cheap(encoder_tokenizer: Any, tmp_path: Path) -> None:
+    model = tiny("t5")
+    model.save_pretrained(tmp_path)
+    task = Seq2Seq().configured(SearchSettings(), model.config)
+    rows = Examples({"source": ("w1 " * 38,) * 8, "target": ("w2 " * 8,) * 8}, np.arange(8), "m")
+    split = task.encode(encoder_tokenizer, rows, (), 64)
+    data = TaskData(task.name, dict.fromkeys(SPLITS, split), (), 0, task.input_names)
+    lengths = data.length_statistics(4)
+    assert (lengths.mean_padded, lengths.source_share, lengths.target_share) == (40, 1.0, 0.25)
+    meta = build_meta(str(tmp_path), auto_class=task.auto_class)
+    at_full, at_share = (
+        price_table(meta, batch_size=2, mean_length=40, longest_length=40, inputs=inputs)
+        for inputs in (InputShape(), InputShape(None, 1.0, 0.25))
+    )
+    encoder, decoder = at_full.kinds[0], at_full.kinds[-1]
+    flops = [[t.blocks[i].forward_flops for t in (at_full, at_share)] for i in (encoder, decoder)]
+    assert flops[0][0] == flops[0][1]
+    assert flops[1][1] < 0.5 * flops[1][0]
+    assert isinstance(split.ragged["labels"], Ragged)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("name", ["t5", "mt5", "bart"])
+def test_a_saved_adapter_writes_alike_from_outside(
+    name: str, encoder_tokenizer: Any, tmp_path: Path
+) -> None:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    chooser = random.Random(0)
+    words = [f"w{i}" for i in range(30)]
+    sources = [" ".join(chooser.choices(words, k=chooser.randint(2, 6))) for _ in range(80)]
+    targets = [" ".join(reversed(source.split())) for source in sources]
+    path = tmp_path / "rows.jsonl"
+    rows = zip(sources, targets, strict=True)
+    path.write_text("".join(json.dumps({"source": s, "target": t}) + "\n" for s, t in rows))
+    tokenizer = encoder_tokenizer
+    tokenizer.eos_token = "[SEP]"
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    ids = {"pad_token_id": 1, "eos_token_id": 3, "vocab_size": len(tokenizer)}
+    torch.manual_seed(0)
+    if name == "bart":
+        config: Any = tiny("bart").config
+        config.update({**ids, "bos_token_id": 2, "decoder_start_token_id": 3})
+        model: Any = BartForConditionalGeneration(config)
+        model.generation_config.update(min_length=5, no_repeat_ngram_size=3)
+    else:
+        size = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
+        kinds = {"t5": (T5Config, T5ForConditionalGeneration)}
+        kinds["mt5"] = (MT5Config, MT5ForConditionalGeneration)
+        make, kind = kinds[name]
+        model = kind(make(**size, **ids, decoder_start_token_id=1))
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    found = searched(
+        tmp_path / "model",
+        path,
+        tmp_path / "run",
+        metric="rougeL",
+        steps=40,
+        space={"methods": {"lora": {"ranks": [2, 4]}}, "min_adapted_layers": 4},
+    )
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    plan = json.loads((found.adapter / "plan.json").read_text())
+    assert {spec["layer"] < 2 for spec in plan["plan"]} == {True, False}
+    assert {"loss", "perplexity", "token_accuracy", "rougeL"} <= set(found.score)
+    longest = max(len(targets[row].split()) for row in found.test_rows) + 1
+    scorer = RougeScorer(["rougeL"])
+    for how, loaded in loads(found, "AutoModelForSeq2SeqLM", tmp_path / "merged").items():
+        quality, loss, n_tokens = [], 0.0, 0
+        for row in found.test_rows:
+            given = tokenizer(sources[row], return_tensors="pt")
+            labels = tokenizer(text_target=targets[row], return_tensors="pt")["input_ids"]
+            with torch.inference_mode():
+                loss += float(loaded(**given, labels=labels).loss) * labels.shape[1]
+                n_tokens += labels.shape[1]
+                ids_written = loaded.generate(
+                    **given,
+                    max_new_tokens=longest + 8,
+                    do_sample=False,
+                    num_beams=1,
+                    min_length=0,
+                    no_repeat_ngram_size=0,
+                )[0]
+            text = tokenizer.decode(ids_written, skip_special_tokens=True)
+            quality.append(scorer.score(targets[row], text)["rougeL"].fmeasure)
+        assert found.score["loss"] == pytest.approx(loss / n_tokens, rel=1e-5), how
+        assert found.score["rougeL"] == pytest.approx(np.mean(quality)), how
