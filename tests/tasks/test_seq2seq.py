@@ -250,8 +250,6 @@ def test_a_saved_adapter_writes_alike_from_outside(
         space={"methods": {"lora": {"ranks": [2, 4]}}, "min_adapted_layers": 4},
     )
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
-    plan = json.loads((found.adapter / "plan.json").read_text())
-    assert {spec["layer"] < 2 for spec in plan["plan"]} == {True, False}
     assert {"loss", "perplexity", "token_accuracy", "rougeL"} <= set(found.score)
     longest = max(len(targets[row].split()) for row in found.test_rows) + 1
     scorer = RougeScorer(["rougeL"])
