@@ -178,8 +178,8 @@ class Generator:
         return True
 
     def _decoded(
-        self, model: Any, prompt: Sequence[int], tokens: list[int], device: str | torch.device
-    ) -> tuple[torch.Tensor, list[int]]:
+        self, model: Any, prompt: Sequence[int], tokens: Sequence[int], device: str | torch.device
+    ) -> tuple[torch.Tensor, Sequence[int]]:
         """Return a decoder's logits for tokens, (n, vocabulary), and the tokens it could choose.
 
         Some models must begin or end with a certain token, whatever their logits say.
@@ -192,7 +192,7 @@ class Generator:
         logits: torch.Tensor = model(
             input_ids=given, attention_mask=torch.ones_like(given), decoder_input_ids=ids
         ).logits[0]
-        first = int(tokens[:1] == [settings.forced_bos_token_id])
+        first = int(list(tokens[:1]) == [settings.forced_bos_token_id])
         is_cut_off = len(tokens) == self._n_new(len(prompt))
         last = len(tokens) - int(is_cut_off and tokens[-1] == settings.forced_eos_token_id)
         return logits[first:last], tokens[first:last]
