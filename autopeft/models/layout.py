@@ -1,15 +1,15 @@
 """Find where adapters can go in a transformer: role -> module paths and shapes.
 
 It works on any device, `meta` included, without a list of architectures. Blocks are the elements of
-the module list whose elements all contain attention. Roles follow from the names of linear modules
-in transformers, or from a `role_map` where these names are unknown.
+the module list whose elements all contain attention, or some of them in a hybrid. Roles follow from
+the names of linear modules in transformers, or from a `role_map` where these names are unknown.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -62,11 +62,14 @@ class Layout:
         blocks: Layer -> path of its block.
         modules: (layer, role) -> paths of its modules: one, but all of the block's for "norm". At
             "attn", "block" and "model" the module contains those of other roles.
+        unsearched: Path inside a block, "*" for numbers -> the share of all the blocks' parameters
+            that have no role there, largest first: experts, latent attention, state spaces.
     """
 
     topology: Topology
     blocks: tuple[str, ...]
     modules: Mapping[Site, tuple[str, ...]]
+    unsearched: Mapping[str, float] = field(default_factory=dict)
 
 
 def find_layout(
@@ -112,9 +115,10 @@ def find_layout(
         if heads is not None and heads[1] == shapes[layer, "attn.o"][1]:
             modules[layer, "attn"] = (attention,)
             shapes[layer, "attn"] = heads
-        width = next((s[1] for (at, _), s in shapes.items() if at == layer), 0)
-        modules[layer, "block"] = (path,)
-        shapes[layer, "block"] = (width, width)
+        width = next((s[1] for (at, r), s in shapes.items() if at == layer and r != "norm"), 0)
+        if width:
+            modules[layer, "block"] = (path,)
+            shapes[layer, "block"] = (width, width)
     site = prompt_site(model, blocks)
     if site is not None:
         modules[0, MODEL], shapes[0, MODEL] = (site[0],), site[1]
@@ -129,7 +133,32 @@ def find_layout(
         ),
         blocks=tuple(blocks),
         modules=modules,
+        unsearched=_unsearched(model, blocks, modules),
     )
+
+
+def _unsearched(
+    model: nn.Module, blocks: Sequence[str], modules: Mapping[Site, tuple[str, ...]]
+) -> dict[str, float]:
+    """Return the share of the blocks' parameters in matrices without a role, by path in a block."""
+    containers = ("norm", *_FOUND_FROM_OTHERS)
+    searched = {
+        path for (_, role), own in modules.items() if role not in containers for path in own
+    }
+    found: dict[str, int] = {}
+    n_all = 0
+    for block in dict.fromkeys(blocks):
+        for path, module in model.get_submodule(block).named_modules():
+            own = dict(module.named_parameters(recurse=False))
+            n_all += sum(p.numel() for p in own.values())
+            if f"{block}.{path}" in searched or isinstance(module, nn.Embedding):
+                continue
+            inside = re.sub(r"\.\d+(?=\.|$)", ".*", path)
+            for name, parameter in own.items():
+                if parameter.dim() > 1:
+                    key = inside if name == "weight" else f"{inside}.{name}".lstrip(".")
+                    found[key] = found.get(key, 0) + parameter.numel()
+    return {key: found[key] / n_all for key in sorted(found, key=lambda key: -found[key])}
 
 
 def is_chain(blocks: Sequence[str]) -> bool:
@@ -262,6 +291,19 @@ def _block_lists(model: nn.Module, role_map: RoleMap, name: str) -> list[tuple[s
         for path, module in lists
         if not any(other.startswith(f"{path}.") for other, _ in lists)
     ]
+    if not inner:
+        # A hybrid (Jamba): only some blocks have attention. The outermost list: T5's blocks contain
+        # lists of attention and feed-forward.
+        mixed = [
+            (path, module)
+            for path, module in _module_lists(model)
+            if any(_has_attention(element, role_map) for element in module)
+        ]
+        inner = [
+            (path, module)
+            for path, module in mixed
+            if not any(path.startswith(f"{other}.") for other, _ in mixed)
+        ]
     if not inner:
         raise _no_blocks(model, name)
     if _is_encoder_decoder(model) and len(inner) > 1:

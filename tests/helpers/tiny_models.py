@@ -97,6 +97,21 @@ KINDS: dict[str, Kind] = {
     "gemma3": Kind(lambda: hf.Gemma3TextConfig(**_BERT, **_GQA, head_dim=8), _LM),
     "mistral": Kind(lambda: hf.MistralConfig(**_BERT, **_GQA), _LM),
     "mixtral": Kind(lambda: hf.MixtralConfig(**_BERT, **_GQA, num_local_experts=2), _LM),
+    # A hybrid: its first block has a state space instead of attention, its second one experts.
+    "jamba": Kind(
+        lambda: hf.JambaConfig(
+            **{**_BERT, **_GQA},
+            attn_layer_period=2,
+            attn_layer_offset=1,
+            expert_layer_period=2,
+            expert_layer_offset=1,
+            num_experts=2,
+            use_mamba_kernels=False,
+            mamba_d_state=4,
+            mamba_dt_rank=4,
+        ),
+        _LM,
+    ),
     "phi3": Kind(lambda: hf.Phi3Config(**_BERT, **_GQA), _LM),
     "opt": Kind(
         lambda: hf.OPTConfig(

@@ -29,6 +29,7 @@ _ROLES = {
     "gemma3": _GATED,
     "mistral": _GATED,
     "mixtral": _SPLIT - {"mlp.up", "mlp.down"},  # Its experts are no linear modules.
+    "jamba": _GATED,
     "phi3": _ALL | {"attn.qkv", "mlp.gate_up"},
     "opt": _SPLIT,
     "t5": _SPLIT | _CROSS,
@@ -79,6 +80,38 @@ def test_a_decoder_has_cross_attention_and_its_encoder_does_not() -> None:
     ]
     assert topology.shape(0, "norm") == (32, 2)
     assert topology.shape(2, "norm") == (32, 3)
+
+
+def test_a_hybrid_has_the_roles_of_each_of_its_blocks() -> None:
+    topology = build("jamba", device="meta").topology
+    assert set(topology.roles(0)) == {"mlp.up", "mlp.gate", "mlp.down", "norm", "block", "model"}
+    attention = {"attn.q", "attn.k", "attn.v", "attn.o", "attn"}
+    assert set(topology.roles(1)) == attention | {"norm", "block"}
+
+
+@pytest.mark.parametrize("name", sorted(KINDS))
+def test_what_has_no_role_is_named_with_its_share(name: str) -> None:
+    backbone = build(name, device="meta")
+    layout = backbone.layout
+    blocks = [backbone.model.get_submodule(path) for path in dict.fromkeys(layout.blocks)]
+    with_role = {
+        path: backbone.model.get_parameter(f"{path}.weight").numel()
+        for (_, role), own in layout.modules.items()
+        if role not in ("norm", "attn", "block", "model")
+        for path in own
+    }
+    tables = [m for block in blocks for m in block.modules() if isinstance(m, nn.Embedding)]
+    n_rest = sum(p.numel() for block in blocks for p in block.parameters() if p.dim() > 1)
+    n_rest -= sum(with_role.values()) + sum(table.weight.numel() for table in tables)
+    # The parts sum to the whole.
+    n_all = sum(p.numel() for block in blocks for p in block.parameters())
+    assert sum(layout.unsearched.values()) * n_all == pytest.approx(n_rest, abs=0.5)
+    expected = {
+        "mixtral": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj", "mlp.gate"],
+        "jamba": ["feed_forward.experts.gate_up_proj", "mamba.in_proj"],
+    }
+    assert [*layout.unsearched][: len(expected.get(name, []))] == expected.get(name, [])
+    assert bool(layout.unsearched) == (name in expected)
 
 
 def test_grouped_query_attention_has_narrower_keys() -> None:

@@ -79,7 +79,8 @@ def test_a_prompt_is_tokens_among_the_others(name: str) -> None:
     own = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
     with torch.no_grad():
         states = _layer(attached)(**own).last_hidden_state
-    is_causal = name in (*_DECODERS, "gpt_neox", "qwen3", "mistral", "mixtral", "phi3", "llama-cls")
+    others = ("gpt_neox", "qwen3", "mistral", "mixtral", "phi3", "jamba", "llama-cls")
+    is_causal = name in (*_DECODERS, *others)
     at = 0 if is_causal else 1
     is_token = batch["attention_mask"].bool()
     torch.testing.assert_close(states[is_token], _by_hand(attached, batch, at)[is_token])

@@ -99,6 +99,18 @@ def test_price_is_right_for_further_families(name: str) -> None:
         _check(name, candidate_of(_plan(topology, seed), batch_size=_ROWS))
 
 
+def test_price_is_right_for_a_hybrid(monkeypatch: pytest.MonkeyPatch) -> None:
+    def config() -> Any:
+        found = KINDS["jamba"].config()
+        found.num_experts = 1  # FlopCounterMode does not count the kernel of several.
+        return found
+
+    monkeypatch.setitem(KINDS, "hybrid", dataclasses.replace(KINDS["jamba"], config=config))
+    topology = _known("hybrid")[0].topology
+    for seed in range(5):
+        _check("hybrid", candidate_of(_plan(topology, seed), batch_size=_ROWS))
+
+
 @pytest.mark.parametrize("family", ["bart", "t5"])
 def test_a_classifier_that_reads_the_end_token_is_priced(
     family: str, monkeypatch: pytest.MonkeyPatch
