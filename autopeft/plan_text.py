@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from autopeft.errors import SpaceError
 from autopeft.plan import ROLES, AdapterPlan, LayerSpec
@@ -96,6 +96,35 @@ def read_plan(text: str) -> AdapterPlan:
             for role in roles
         ]
     return AdapterPlan(specs)
+
+
+def unsearched_text(shares: Mapping[str, float], *, max_parts: int = 6) -> str:
+    """Return which modules of the blocks have no role, and what they hold; "" if it is nothing.
+
+    Args:
+        shares: Path inside a block -> share of the blocks' parameters, largest first.
+        max_parts: Most modules to name.
+
+    Example:
+        >>> from autopeft.plan_text import unsearched_text
+        >>> unsearched_text({"mlp.experts": 0.75, "mlp.gate": 0.01})
+        "76% of the blocks' parameters have no role: mlp.experts (75%), mlp.gate (1%)"
+    """
+    total = sum(shares.values())
+    if total < _SMALL_SHARE:
+        return ""
+    parts = [f"{path} ({_percent(share)})" for path, share in shares.items()]
+    more = [f"{len(parts) - max_parts} more"] if len(parts) > max_parts else []
+    named = ", ".join([*parts[:max_parts], *more])
+    return f"{_percent(total)} of the blocks' parameters have no role: {named}"
+
+
+_SMALL_SHARE = 0.001
+"""Less is not worth a note: gates, and biases of relative positions."""
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}" if share >= 0.01 else f"{share:.1%}"
 
 
 def _groups(plan: AdapterPlan) -> dict[tuple[str, int, tuple[str, ...]], list[int]]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -25,6 +25,7 @@ from autopeft.errors import ModelError, SettingsError, UserError
 from autopeft.models.backbone import Backbone, build_meta
 from autopeft.models.loading import embedding_rows, load_config, position_limit
 from autopeft.models.quantization import check_backend
+from autopeft.plan_text import unsearched_text
 from autopeft.profiling.causality import sees_later_tokens
 from autopeft.profiling.fake_tensors import InputShape
 from autopeft.profiling.measure import price_table
@@ -66,6 +67,7 @@ class PreparedSearch:
         rungs: Steps at which trials report.
         device: "cpu" or "cuda".
         window: Which of the task's windows the model's head reads; None: all positions, or unknown.
+        unsearched: Path inside a block -> share of the blocks' parameters that have no role there.
     """
 
     settings: SearchSettings
@@ -79,6 +81,7 @@ class PreparedSearch:
     rungs: tuple[int, ...]
     device: str
     window: str | None = None
+    unsearched: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def trials_per_worker(self) -> int:
@@ -202,6 +205,8 @@ def prepare(
         settings.pick, (*(o.name for o in objectives), *(c.name for c in constraints))
     )
     note(f"space {space.name}: {space.describe()}")
+    if unsearched := unsearched_text(meta.layout.unsearched):
+        note(unsearched)
     with phase("startup"):
         default = 1 if settings.backend == "local" else 0
         n_workers = settings.workers or default or _workers(device, gpus, prices, space, note)
@@ -224,6 +229,7 @@ def prepare(
         rung_steps(settings.steps, settings.eta, settings.rungs, earliest=EARLIEST_STEP),
         device,
         window,
+        meta.layout.unsearched,
     )
 
 

@@ -215,6 +215,7 @@ class Session:
             pick=ready.settings.pick,
             adapter_scores=scores,
             data=ready.data.summary(),
+            unsearched=ready.unsearched,
             versions=versions(),
             warnings=tuple(dispatcher.warnings),
             started=self._started.isoformat(timespec="seconds"),

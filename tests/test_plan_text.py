@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 
 from autopeft.errors import SpaceError
 from autopeft.plan import ROLES, AdapterPlan, LayerSpec
-from autopeft.plan_text import layer_ranges, plan_summary, read_plan, role_word, write_plan
+from autopeft.plan_text import (
+    layer_ranges,
+    plan_summary,
+    read_plan,
+    role_word,
+    unsearched_text,
+    write_plan,
+)
 
 SPECS = st.builds(
     LayerSpec,
@@ -57,6 +64,16 @@ def test_a_uniform_plan_is_short_however_deep_the_model() -> None:
     rows = [LayerSpec(n, role, "lora", 8) for n in range(80) for role in ("attn.q", "attn.v")]
     assert write_plan(AdapterPlan(rows)) == "lora:8@attn.q,attn.v[0-79]"
     assert write_plan(AdapterPlan()) == "none"
+
+
+def test_what_has_no_role_is_named_with_the_largest_first() -> None:
+    shares = {f"mlp.experts.{i}": 0.1 for i in range(8)} | {"mlp.gate": 0.004}
+    text = unsearched_text(shares, max_parts=2)
+    assert text == (
+        "80% of the blocks' parameters have no role: mlp.experts.0 (10%), mlp.experts.1 (10%), "
+        "7 more"
+    )
+    assert unsearched_text({"mlp.gate": 0.0005}) == unsearched_text({}) == ""
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from searches import searched
 
 from autopeft.engine.executor import Executor
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
@@ -65,6 +67,30 @@ def test_a_decoder_is_read_where_it_predicts_a_completion(causal: tuple[Path, Pa
     assert 0.0 < ready.prices.read_share < 0.7
     assert ready.prices.logit_weights > 0
     assert 0.0 < ready.prices.logit_tokens < ready.prices.tokens
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.filterwarnings("default")
+def test_a_hybrid_is_searched_in_the_blocks_that_fit(
+    causal: tuple[Path, Path], tmp_path: Path
+) -> None:
+    from tiny_models import KINDS
+    from transformers import AutoTokenizer, JambaForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(causal[0])
+    config = KINDS["jamba"].config()
+    config.vocab_size = len(tokenizer)
+    JambaForCausalLM(config).save_pretrained(tmp_path / "jamba")
+    tokenizer.save_pretrained(tmp_path / "jamba")
+    found = searched(tmp_path / "jamba", causal[1], tmp_path / "run", task="sft")
+    front = json.loads((tmp_path / "run" / "front.json").read_text())
+    assert front["trials"]["failed"] == 0
+    assert found.score["loss"] > 0
+    assert list(front["unsearched"])[:2] == ["feed_forward.experts.gate_up_proj", "mamba.in_proj"]
+    assert 0.3 < sum(front["unsearched"].values()) < 0.9
+    sites = {(s["layer"], s["role"]) for m in front["front"] for s in m["plan"]}
+    assert not {(0, "attn.q"), (1, "mlp.up")} & sites
 
 
 def test_adapters_in_the_last_block_alone_cost_little(tiny_model: Path, tiny_data: Path) -> None:

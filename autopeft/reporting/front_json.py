@@ -66,6 +66,7 @@ def front_to_json(shown: FrontView) -> dict[str, Any]:
         "settings": shown.settings,
         "n_layers": shown.n_layers,
         "data": to_plain(shown.data),
+        "unsearched": shown.unsearched,
         "versions": shown.versions,
         "warnings": shown.warnings,
         "started": shown.started,

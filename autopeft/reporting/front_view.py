@@ -94,6 +94,7 @@ class FrontView:
         trials: Number of trials by state.
         dominated_finalists: Finalists that others dominate on the reported numbers.
         unconfirmed: Members of the search's front that were not retrained; validation numbers.
+        unsearched: Path inside a block -> share of the blocks' parameters that have no role there.
         versions: Version by package.
         settings: As resolved, JSON-like values.
         n_layers: Blocks of the model, up to the last one that a trial adapted.
@@ -114,6 +115,7 @@ class FrontView:
     dominated_finalists: tuple[FrontEntry, ...] = ()
     unconfirmed: tuple[FrontEntry, ...] = ()
     data: DataSummary = field(default_factory=DataSummary)
+    unsearched: Mapping[str, float] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -197,6 +199,7 @@ def view(record: SearchRecord) -> FrontView:
         dominated_finalists=tuple(dominated),
         unconfirmed=tuple(_by_cost(unconfirmed, objectives)),
         data=record.data,
+        unsearched=dict(record.unsearched),
         versions=dict(record.versions),
         warnings=warnings,
         settings=finite(record.settings),

@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from autopeft.confirm.intervals import METHOD
 from autopeft.plan import ROLES, AdapterPlan, LayerSpec
-from autopeft.plan_text import role_word
+from autopeft.plan_text import role_word, unsearched_text
 from autopeft.reporting import columns
 from autopeft.reporting.front_view import FrontEntry, FrontView
 from autopeft.reporting.plots import Plot
@@ -73,6 +73,8 @@ def _reliability(shown: FrontView, trials: Sequence[Trial]) -> list[tuple[str, s
         ("data", "; ".join(shown.data.lines())),
         ("rungs", ", ".join(map(str, steps)) + " steps" if steps else "none reached"),
     ]
+    if unsearched := unsearched_text(shown.unsearched):
+        facts.append(("not searched", unsearched))
     if shown.fidelity is not None:
         facts.append(("pruning", shown.fidelity.text()))
     seeds = sorted({len(entry.seeds) for entry in shown.front if entry.seeds})

@@ -44,6 +44,7 @@ class SearchRecord:
         reference: Digest of the empty plan; None if it was not run.
         pick: Rule that picks the best member of the front, as in the settings.
         adapter_scores: Score of the adapter in `adapters/<digest>`, by digest.
+        unsearched: Path inside a block -> share of the blocks' parameters that have no role there.
         versions: Version by package.
         started: ISO 8601 time, as `ended`.
         is_complete: False if the search was interrupted.
@@ -61,6 +62,7 @@ class SearchRecord:
     pick: str = "one_se"
     adapter_scores: Mapping[str, AdapterScore] = field(default_factory=dict)
     data: DataSummary = field(default_factory=DataSummary)
+    unsearched: Mapping[str, float] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     started: str = ""
