@@ -152,6 +152,8 @@ class Task(ABC):
                 found = find_metric(asked, (*self.predicts, "loss")[0])
             if found is None or (asked not in named and found.needs not in self.predicts):
                 remedy = f"use one of {self.metric_names()}"
+                if found is None:
+                    remedy += ", a scorer of scikit-learn or package.module:name"
                 raise SettingsError("metric", asked, f"not measured by {self.name}", remedy)
             chosen = found
         self.quality = chosen.objective

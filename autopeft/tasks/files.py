@@ -355,22 +355,28 @@ def _values(rows: Any, name: str, feature: Any) -> Sequence[Any]:
     if isinstance(feature, datasets.Value):
         values: Sequence[Any] = rows[name][:]
         return values
-    return [_named(value, feature) for value in rows[name][:]]
+    return [_named(value, feature, name, row) for row, value in enumerate(rows[name][:], start=1)]
 
 
-def _named(value: Any, feature: Any) -> Any:
-    """Return a value with classes as names."""
+def _named(value: Any, feature: Any, name: str, row: int) -> Any:
+    """Return a value with classes as names; raise a FileError if a class has none."""
     import datasets
 
     if value is None or isinstance(feature, datasets.Value):
         return value
     if isinstance(feature, datasets.ClassLabel):
-        return feature.names[value] if 0 <= value < len(feature.names) else None
+        if not -1 <= value < len(feature.names):
+            raise FileError(
+                f"row {row} of the column {name!r} is class {value}, but the names are those of 0 "
+                f"to {len(feature.names) - 1}",
+                "correct that row, or give the column the names of all classes",
+            )
+        return feature.names[value] if value >= 0 else None
     inner = getattr(feature, "feature", None)  # of lists
     if inner is not None and isinstance(value, list):
-        return [_named(item, inner) for item in value]
+        return [_named(item, inner, name, row) for item in value]
     if isinstance(feature, dict) and isinstance(value, dict):
-        return {key: _named(item, feature.get(key)) for key, item in value.items()}
+        return {key: _named(item, feature.get(key), name, row) for key, item in value.items()}
     return value
 
 

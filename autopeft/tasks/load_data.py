@@ -76,7 +76,7 @@ def load_data(
             available[name] = len(rows)
         sample = stratified_sample(task.strata(rows), limits[name], settings.seed)
         splits[name] = rows.take(sample)
-    _check_sizes(splits, cleaned, duplicates)
+    _check_sizes(splits, cleaned, duplicates, task)
     labels = task.labels_of(splits)
     output_scale = task.output_scale(splits)
     max_length, whole = _max_length(settings, task, processor, splits["train"], labels, model_limit)
@@ -247,6 +247,7 @@ def _check_sizes(
     splits: Mapping[SplitName, Examples],
     given: Mapping[SplitName, Examples],
     duplicates: Mapping[SplitName, int],
+    task: Task,
 ) -> None:
     """Raise a DataError, with the cause, if a split is too small to learn from or to score."""
     for name in SPLITS:
@@ -260,11 +261,17 @@ def _check_sizes(
         if duplicates.get(name, 0) > len(rows):
             causes.append(f"{duplicates[name]} are also in a later split")
             remedy = "give different files for training, validation and test"
+        elif name not in given and (n := len(set(_keys(source, task)))) < sum(MIN_ROWS.values()):
+            cause = f"only {n} of {len(source)} rows differ, and equal rows stay in one split"
+            causes.append(cause)
+            remedy = "give rows that differ, or name other columns with --columns"
         elif source.dropped:
             remedy = "fill in what is missing, or name other columns with --columns"
         if causes:
             problem += f" ({'; '.join(causes)})"
-        raise DataError(name if name != "train" else "data", rows.source, problem, remedy)
+        raise DataError(
+            name if name in given and name != "train" else "data", rows.source, problem, remedy
+        )
 
 
 def _check_encoded(name: SplitName, rows: EncodedSplit, max_length: int) -> None:

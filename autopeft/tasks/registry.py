@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from autopeft.errors import DataError, ModelError, SettingsError
 from autopeft.utils.registry import Registry
+from autopeft.utils.serialize import nearest
 
 if TYPE_CHECKING:
     from autopeft.settings import SearchSettings
@@ -174,6 +175,10 @@ def _recognized(settings: SearchSettings, table: Table, model_config: Any) -> st
             + ", ".join(unfit),
             "use a transformer for one of these tasks, or other columns (see `autopeft tasks`)",
         )
+    roles = {column.role for task in TASKS.parts() for column in task.columns}
+    for role in set(named) - roles:
+        problem = f"no task reads a column as {role!r}"
+        raise SettingsError("columns", f"{role}={named[role]}", problem, nearest(role, roles))
     shown = ", ".join(table.column_names)
     raise SettingsError(
         "task",

@@ -119,11 +119,11 @@ class Registry(Mapping[str, T], Generic[T]):
         self.register(name, made)
         return part
 
-    def _accepted(self, field: str, name: str, part: Any) -> T:
+    def _accepted(self, field: str, name: str, part: Any, *, shown: str = "") -> T:
         try:
             return self._accept(name, part)
         except TypeError as wrong:
-            shown = name or describe(part)
+            shown = shown or name or describe(part)
             raise self._error(field, shown, str(wrong), "correct it") from None
 
     # Reading
@@ -141,7 +141,8 @@ class Registry(Mapping[str, T], Generic[T]):
         if not isinstance(value, str):
             return self._accepted(field, "", value)
         if ":" in value:
-            return self._accepted(field, "", import_object(field, value, error=self._error))
+            part = import_object(field, value, error=self._error)
+            return self._accepted(field, "", part, shown=value)
         if value not in self:
             names = [*self]
             raise self._error(field, value, f"no such {self.kind}", nearest(value, names))

@@ -313,3 +313,23 @@ def test_long_rows_are_dropped_and_counted_if_asked(tmp_path: Path, encoder_toke
     cut = load(SearchSettings(data=data, max_length=8), encoder_tokenizer)
     assert cut.n_truncated == 20
     assert not cut.dropped
+
+
+def test_rows_that_are_all_the_same_are_named_as_the_cause(
+    tmp_path: Path, encoder_tokenizer: Any
+) -> None:
+    path = tmp_path / "same.jsonl"
+    path.write_text('{"text": "good film", "label": 0}\n{"text": "bad", "label": 1}\n' * 30)
+    problem = r"data='same.jsonl': .* \(only 2 of 60 rows differ, .*give rows that differ"
+    with pytest.raises(DataError, match=problem):
+        load(SearchSettings(data=str(path)), encoder_tokenizer)
+
+
+def test_rows_beyond_a_limit_are_counted(tmp_path: Path, encoder_tokenizer: Any) -> None:
+    path = write_csv(tmp_path / "rows.csv", sentiment_rows(100))
+    data = load(SearchSettings(data=path, max_train_rows=20), encoder_tokenizer)
+    assert len(data.train) == 20
+    assert data.available["train"] > 20
+    line = f"20 of {data.available['train']} rows for train used, as max_train_rows says"
+    assert line in data.summary().lines()
+    assert data.summary().columns == {"text": "text", "label": "label"}

@@ -20,7 +20,9 @@ import datasets
 import numpy as np
 import pandas as pd
 import PIL.Image
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from autopeft.errors import DataError
 from autopeft.tasks.reading import Table, read
@@ -595,3 +597,14 @@ def test_images_in_parquet_are_opened(tmp_path: Path) -> None:
     opened, missing = one(str(tmp_path / "d.parquet")).columns["image"]
     assert opened.size == (4, 3)
     assert missing is None
+
+
+def test_a_class_without_a_name_is_refused(tmp_path: Path) -> None:
+    features = datasets.Features({"label": datasets.ClassLabel(names=["neg", "pos"])})
+    named = datasets.Dataset.from_dict({"label": [0, 1, -1]}, features=features)
+    assert read("data", named)["train"].columns["label"] == ["neg", "pos", None]
+    metadata = named.data.table.schema.metadata
+    path = tmp_path / "labels.parquet"
+    parquet.write_table(pa.table({"label": [0, 5]}).replace_schema_metadata(metadata), path)
+    with pytest.raises(DataError, match="row 2 of the column 'label' is class 5"):
+        read("data", str(path))
