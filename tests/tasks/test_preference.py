@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 from collections import defaultdict
@@ -14,11 +15,12 @@ import pytest
 import torch
 import transformers as hf
 from chat_samples import chat_model, chat_tokenizer
-from searches import loads, logits_of, searched
+from searches import SHORT, loads, logits_of, searched
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 from training_samples import with_lora
 
+import autopeft
 from autopeft.engine.loaded_model import LoadedModel
 from autopeft.engine.messages import WorkerContext
 from autopeft.errors import SettingsError
@@ -358,3 +360,24 @@ def test_a_saved_adapter_scores_what_front_json_says(
         assert found.score["loss"] == pytest.approx(loss, rel=1e-5), how
         share = np.mean(np.asarray(margins) > 0)
         assert found.score["preference_accuracy"] == pytest.approx(share), how
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.filterwarnings("default")
+def test_candidates_trained_together_score_as_those_trained_alone(
+    llama: Path, tmp_path: Path
+) -> None:
+    data = str(write(tmp_path / "rows.jsonl", [chat_pair(number) for number in range(60)]))
+    found: dict[int, dict[str, float]] = {}
+    for n in (1, 3):
+        settings = {**SHORT, "budget": "6trials", "sampler": "random", "trials_per_worker": n}
+        where = {"model": str(llama), "data": data, "output": str(tmp_path / f"run{n}")}
+        autopeft.search({**settings, **where, "metric": "margin"})
+        with (tmp_path / f"run{n}" / "trials.csv").open(encoding="utf-8") as file:
+            trials = [row for row in csv.DictReader(file) if row["state"] == "complete"]
+        found[n] = {trial["digest"]: float(trial["objective.margin"]) for trial in trials}
+    shared = found[1].keys() & found[3].keys()
+    assert len(shared) >= 4
+    for digest in shared:
+        assert found[3][digest] == pytest.approx(found[1][digest], rel=1e-3, abs=1e-5)
