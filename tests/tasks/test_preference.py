@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from training_samples import with_lora
 
 import autopeft
+from autopeft.engine.executor import Executor
 from autopeft.engine.loaded_model import LoadedModel
 from autopeft.engine.messages import WorkerContext
 from autopeft.errors import SettingsError
@@ -366,8 +367,12 @@ def test_a_saved_adapter_scores_what_front_json_says(
 @pytest.mark.timeout(300)
 @pytest.mark.filterwarnings("default")
 def test_candidates_trained_together_score_as_those_trained_alone(
-    llama: Path, tmp_path: Path
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def separate(_executor: Executor, reason: str) -> Any:
+        pytest.fail(reason)
+
+    monkeypatch.setattr(Executor, "_separate", separate)
     data = str(write(tmp_path / "rows.jsonl", [chat_pair(number) for number in range(60)]))
     found: dict[int, dict[str, float]] = {}
     for n in (1, 3):
