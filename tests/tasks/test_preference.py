@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import dataclasses
 import json
@@ -100,28 +101,15 @@ def dpo_of_trl(model: Any, base: Any, batch: Batch, kind: str, beta: float) -> f
         "completion_mask": (batch.labels[order] != IGNORED).long(),
     }
 
-    def outputs_of(of: Any) -> Any:
-        def forward(**inputs: torch.Tensor) -> Any:
-            labels = inputs["labels"][:, 1:]
-            logits = of(inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
-            log_p = logits[:, :-1].log_softmax(-1)
-            log_p = log_p.gather(-1, labels.clamp(min=0)[..., None])[..., 0]
-            zeros = torch.zeros_like(log_p)
-            log_p = torch.where(labels == IGNORED, zeros, log_p)
-            is_top1 = torch.zeros_like(labels, dtype=torch.bool)
-            return SimpleNamespace(
-                log_probs=log_p, entropy=zeros, mean_logits=zeros, is_top1=is_top1
-            )
-
-        return forward
+    policy = copy.deepcopy(model)
+    head = pytest.importorskip("trl.trainer.utils").add_fused_lm_head
+    head(policy, outputs=("log_probs", "entropy", "mean_logits", "is_top1"))
 
     def same(value: Any) -> Any:
         return value
 
     trainer = SimpleNamespace(
         model=SimpleNamespace(training=False),
-        ref_model=outputs_of(base),
-        args=SimpleNamespace(gradient_checkpointing_kwargs=None, gradient_checkpointing=False),
         accelerator=SimpleNamespace(device="cpu", gather=same, gather_for_metrics=same),
         aux_loss_enabled=False,
         ld_alpha=None,
@@ -137,7 +125,7 @@ def dpo_of_trl(model: Any, base: Any, batch: Batch, kind: str, beta: float) -> f
     )
     reference, _ = sums_and_counts(base, batch)
     inputs["ref_chosen_logps"], inputs["ref_rejected_logps"] = reference.view(-1, 2).unbind(1)
-    return float(trl.DPOTrainer._compute_loss(trainer, outputs_of(model), inputs, False))
+    return float(trl.DPOTrainer._compute_loss(trainer, policy, inputs, False))
 
 
 def expected_loss(model: Any, base: Any, batch: Batch, task: Preference) -> float:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers as hf
@@ -16,6 +19,12 @@ from searches import loads, logits_of, searched
 from torch.nn import functional
 
 import autopeft
+from autopeft.settings import SearchSettings
+from autopeft.tasks.batch import collate
+from autopeft.tasks.conversations import read_rows
+from autopeft.tasks.data import IGNORED, SPLITS, TaskData
+from autopeft.tasks.examples import Examples
+from autopeft.tasks.sft import SupervisedFineTuning
 
 Row = dict[str, Any]
 
@@ -148,6 +157,51 @@ def scored(model: Any, rows: Sequence[Learned]) -> tuple[float, float]:
             n_right += int((predicted.argmax(dim=-1) == targets).sum())
             n += len(targets)
     return total / n, n_right / n
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("name", ["messages", "prompt and completion", "plain text"])
+def test_the_loss_is_that_of_trl(name: str, llama: Path) -> None:
+    trainers = pytest.importorskip("trl.trainer.sft_trainer")
+    add_fused_lm_head = pytest.importorskip("trl.trainer.utils").add_fused_lm_head
+    made, read = FORMATS[name]
+    tokenizer = hf.AutoTokenizer.from_pretrained(llama)
+    rows = [made(number) for number in range(8)]
+    found = read_rows({column: [row[column] for row in rows] for column in rows[0]})
+    examples = Examples({"row": found.rows}, found.source_rows, "memory")
+    task = SupervisedFineTuning().configured(SearchSettings())
+    split = task.encode(tokenizer, examples, (), 10_000)
+    data = TaskData(task.name, dict.fromkeys(SPLITS, split), (), pad_id=tokenizer.pad_token_id)
+    batch = collate(data, "train", np.arange(8))
+    # Assistant-only and completion-only losses: TRL masks the other tokens.
+    examples_of_trl = []
+    for tokens, spans in (read(tokenizer, row) for row in rows):
+        labels = [IGNORED] * len(tokens)
+        for start, stop in spans:
+            labels[start:stop] = tokens[start:stop]
+        examples_of_trl.append({"input_ids": tokens, "labels": labels})
+    collator = trainers.DataCollatorForLanguageModeling(tokenizer.pad_token_id)
+    inputs = collator(examples_of_trl)
+    model = hf.AutoModelForCausalLM.from_pretrained(llama).eval()
+    with torch.no_grad():
+        loss = float(task.loss(model, batch))
+        parts = task.losses(model, batch, 4).tolist()
+        for part in range(4):
+            own = collate(data, "train", np.arange(2 * part, 2 * part + 2))
+            assert parts[part] == pytest.approx(float(task.loss(model, own)), rel=1e-5)
+        add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
+        trainer = SimpleNamespace(
+            model=model,
+            args=SimpleNamespace(loss_type="nll", average_tokens_across_devices=False),
+            accelerator=SimpleNamespace(gather_for_metrics=lambda x: x, parallelism_config=None),
+            aux_loss_enabled=False,
+            compute_loss_func=None,
+            label_smoother=None,
+            _metrics=defaultdict(lambda: defaultdict(list)),
+            _total_train_tokens=0,
+        )
+        theirs = float(trainers.SFTTrainer.compute_loss(trainer, model, inputs))
+    assert loss == pytest.approx(theirs, rel=1e-5)
 
 
 @pytest.mark.slow
