@@ -7,6 +7,7 @@ import inspect
 import re
 import shlex
 import shutil
+import tomllib
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,19 @@ def test_every_file_that_a_page_names_exists(page: Path) -> None:
     for name in re.findall(r"`([\w/.]+\.py)`", text):
         roots = (ROOT, ROOT / "autopeft", ROOT / "examples", ROOT / "examples" / "benchmarks")
         assert any((root / name).exists() for root in roots), name
+
+
+def test_the_architecture_guide_names_every_module_and_layer() -> None:
+    text = (ROOT / "examples" / "guides" / "architecture.md").read_text(encoding="utf-8")
+    rooms = text.partition("<!-- rooms -->")[2].partition("<!-- /rooms -->")[0]
+    layers = text.partition("<!-- layers -->")[2].partition("<!-- /layers -->")[0]
+    modules = {path.stem for path in (ROOT / "autopeft").rglob("*.py")} - {"__init__"}
+    assert modules - set(re.findall(r"\w+", rooms)) == set()
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    (contract,) = (
+        one for one in contracts["tool"]["importlinter"]["contracts"] if one["type"] == "layers"
+    )
+    assert layers.strip().strip("`").split("\n")[1:-1] == contract["layers"]
 
 
 def test_the_readme_is_short_and_shows_every_guide() -> None:
