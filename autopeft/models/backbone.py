@@ -23,6 +23,9 @@ from autopeft.models.modules import own_parameters
 from autopeft.models.quantization import NONE, check_backend, keep_weights, load_arguments
 from autopeft.utils.quiet import QUANTIZERS, quiet_loggers, quiet_transformers
 
+BARE = "AutoModel"
+"""Loads models without a head. A pooler that a checkpoint lacks is not read, and not trained."""
+
 
 class Backbone:
     """A frozen base model, its layout and its new head, if it has one.
@@ -159,7 +162,7 @@ def load_backbone(
         loaded = loaded.to(device)
     backbone = Backbone(
         loaded.eval(),
-        head=_head(loaded, info, replaces_head),
+        head=[] if auto_class == BARE else _head(loaded, info, replaces_head),
         replaces_head=replaces_head,
         role_map=role_map,
         base_model=model,
@@ -217,7 +220,7 @@ def build_meta(
             raise not_loadable(model, auto_class, error) from error
     backbone = Backbone(
         built.eval(),
-        head=_head(built, info, replaces_head),
+        head=[] if auto_class == BARE else _head(built, info, replaces_head),
         replaces_head=replaces_head,
         role_map=role_map,
         base_model=model,
