@@ -256,7 +256,7 @@ def test_a_pooler_that_the_checkpoint_lacks_is_no_head(model: Any, tmp_path: Pat
 def test_cosent_without_an_order_is_nothing() -> None:
     cosines = torch.tensor([0.5, 0.2], requires_grad=True)
     loss = cosent_loss(cosines, torch.ones(2), 20.0)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     assert float(loss.detach()) == 0.0
     assert cosines.grad is not None
     assert not cosines.grad.any()
@@ -293,9 +293,9 @@ def test_a_saved_adapter_embeds_alike_from_outside(
             assert found.score["pearson"] == pytest.approx(expected, rel=1e-4), how
             continue
         vectors = [embedded(model, tokenizer, test[role]) for role in test]
-        cosines = vectors[0] @ torch.cat(vectors[1:]).T
-        own = cosines.diagonal()[:, None]
-        ranks = (cosines >= own - 1e-7).sum(dim=1)
+        similar = vectors[0] @ torch.cat(vectors[1:]).T
+        own = similar.diagonal()[:, None]
+        ranks = (similar >= own - 1e-7).sum(dim=1)
         assert found.score["recall_at_1"] == pytest.approx(float((ranks == 1).double().mean()))
-        loss = torch.nn.functional.cross_entropy(20.0 * cosines, torch.arange(len(ranks)))
+        loss = torch.nn.functional.cross_entropy(20.0 * similar, torch.arange(len(ranks)))
         assert found.score["loss"] == pytest.approx(float(loss), rel=1e-4), how
