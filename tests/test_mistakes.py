@@ -155,6 +155,14 @@ def test_a_model_of_another_task(
     check(*run(data=path, task=task, may_write=("rows.csv",)), hints)
 
 
+def test_the_tasks_named_for_a_model_are_its_own(run: Run, tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "data.csv", [(f"film {n}", "good") for n in range(60)])
+    flags = {"task": "seq2seq", "columns": "source=text;target=label"}
+    status, error = run(data=data, may_write=("data.csv",), **flags)
+    check(status, error, ("text-classification", "regression"))
+    assert "sft" not in error
+
+
 def test_a_folder_that_holds_another_search(run: Run, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "settings.yaml").write_text("model: x\n")

@@ -126,9 +126,17 @@ def make_task(settings: SearchSettings, table: Table, model_config: Any = None) 
         ModelError: if the model is of a kind that the task cannot use.
     """
     name = settings.task or _recognized(settings, table, model_config)
+    from autopeft.models.loading import auto_loader
+
     task = find_task(name)
     if not task.fits_model(model_config):
-        fitting = [each.name for each in TASKS.parts() if each.fits_model(model_config)]
+        # Encoders can be loaded as decoders too, but would see later tokens.
+        is_encoder = type(model_config) in auto_loader("AutoModelForMaskedLM")._model_mapping
+        fitting = [
+            each.name
+            for each in TASKS.parts()
+            if each.fits_model(model_config) and not (each.is_autoregressive and is_encoder)
+        ]
         remedy = f"use another model, or one of the tasks for this one: {', '.join(fitting)}"
         raise ModelError(
             "model",

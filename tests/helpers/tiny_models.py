@@ -106,7 +106,6 @@ KINDS: dict[str, Kind] = {
             expert_layer_period=2,
             expert_layer_offset=1,
             num_experts=2,
-            use_mamba_kernels=False,
             mamba_d_state=4,
             mamba_dt_rank=4,
         ),
