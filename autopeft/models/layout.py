@@ -158,7 +158,7 @@ def _unsearched(
                 if parameter.dim() > 1:
                     key = inside if name == "weight" else f"{inside}.{name}".lstrip(".")
                     found[key] = found.get(key, 0) + parameter.numel()
-    return {key: found[key] / n_all for key in sorted(found, key=lambda key: -found[key])}
+    return {key: found[key] / max(n_all, 1) for key in sorted(found, key=lambda key: -found[key])}
 
 
 def is_chain(blocks: Sequence[str]) -> bool:
