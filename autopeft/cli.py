@@ -25,6 +25,11 @@ DEBUG = "AUTOPEFT_DEBUG"
 """Environment variable; if it is set, errors show their traceback."""
 
 _REPEATED = ("objectives", "constraints")
+_INIT = frozenset(
+    "task columns task_options metric max_length on_long validation test data_name data_revision "
+    "model_revision".split()
+)
+"""Settings that are flags of `autopeft init`."""
 _TYPES: dict[str, Any] = {"int": int, "float": float}
 
 
@@ -116,7 +121,7 @@ def price(settings: str | None, **flags: Any) -> None:
 @click.argument("model")
 @click.argument("data")
 @click.option("--to", default="search.yaml", show_default=True, help="File to write.")
-@_settings_options(only=frozenset({"task", "columns", "validation", "test", "data_name"}))
+@_settings_options(only=_INIT)
 def init(model: str, data: str, to: str, **flags: Any) -> None:
     """Look at MODEL and DATA and write a commented settings file."""
     written = api.init(model, data, to=to, **_given(flags))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
@@ -11,6 +12,8 @@ import yaml
 from autopeft.settings import SearchSettings
 from autopeft.tasks.base import Task
 from autopeft.tasks.data import TaskData
+
+_WIDTH = 98
 
 
 def settings_text(settings: SearchSettings, task: Task, data: TaskData) -> str:
@@ -32,12 +35,12 @@ def settings_text(settings: SearchSettings, task: Task, data: TaskData) -> str:
             ["Found in the data:", *(f"  {line}" for line in data.summary().lines())],
             {name: asked[name] for name in source if name in asked},
         ),
-        ([f"{task.description} (`autopeft tasks` lists all tasks)."], problem),
+        ([f"Learns {task.description} (`autopeft tasks` lists all)."], problem),
         (["Options of the task."], {"task_options": options} if options else {}),
         (
             [
-                f"Quality to optimize: {task.metric_names()},",
-                "a scorer of scikit-learn, or a function of yours as package.module:name.",
+                f"Quality to optimize: {task.metric_names()}, a scorer of scikit-learn, or a "
+                "function of yours as package.module:name."
             ],
             {"metric": task.quality.name},
         ),
@@ -74,7 +77,18 @@ def _source_of_length(settings: SearchSettings) -> str:
 
 def _comment(lines: list[str]) -> str:
     """Return lines as comments; whatever the data holds stays inside them."""
-    return "".join(f"# {' '.join(line.split(chr(10)))}".rstrip() + "\n" for line in lines)
+    wrapped = [
+        textwrap.wrap(
+            line,
+            _WIDTH,
+            initial_indent="# ",
+            subsequent_indent="#     ",
+            drop_whitespace=line == line.lstrip(),
+            break_on_hyphens=False,
+        )
+        for line in lines
+    ]
+    return "".join(f"{line.rstrip()}\n" for part in wrapped for line in part)
 
 
 def _yaml(values: Mapping[str, Any]) -> str:

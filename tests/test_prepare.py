@@ -53,6 +53,17 @@ def causal(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tuple[
     return folder, data
 
 
+def test_task_columns_and_all_that_was_read_are_told_as_one_block(
+    tiny_model: Path, tiny_data: Path
+) -> None:
+    told: list[str] = []
+    settings = SearchSettings(model=str(tiny_model), data=str(tiny_data), workers=1)
+    prepare(settings, note=told.append)
+    headline, *lines = told[0].split("\n  ")
+    assert headline == "task text-classification (text=text, label=label)"
+    assert lines[1:] == ["2 labels: bad, good", "3 rows dropped: the text is missing"]
+
+
 def test_an_encoder_is_read_at_its_first_token(tiny_model: Path, tiny_data: Path) -> None:
     ready = _prepared(tiny_model, tiny_data)
     assert ready.window == "first"

@@ -128,6 +128,17 @@ def test_the_file_says_what_was_found(tiny_model: Path, tiny_data: Path, tmp_pat
     assert "#   2 labels: bad, good" in text
 
 
+def test_lines_of_the_data_stay_comments(tiny_model: Path, tmp_path: Path) -> None:
+    labels = ("good\nbudget: 1s", "bad: " + "very " * 60)
+    rows = [{"text": f"good {n}", "label": labels[n % 2]} for n in NUMBERS]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    text = autopeft.init(str(tiny_model), str(path), to=tmp_path / "s.yaml").read_text()
+    assert yaml.safe_load(text)["budget"] == "30m"
+    comments = [line for line in text.splitlines() if line.startswith("#")]
+    assert max(map(len, comments)) <= 98
+
+
 def test_a_file_that_exists_stays(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> None:
     target = tmp_path / "search.yaml"
     target.write_text("mine")

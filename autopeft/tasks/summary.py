@@ -45,7 +45,7 @@ class DataSummary:
     def headline(self) -> str:
         """Return the task and its columns, on one line."""
         columns = ", ".join(f"{role}={name}" for role, name in self.columns.items())
-        return f"task {self.task}" + (f" ({columns})" if columns else "")
+        return _one_line(f"task {self.task}" + (f" ({columns})" if columns else ""))
 
     def lines(self) -> list[str]:
         """Return what a user should know about the data, one line each; rows first."""
@@ -67,8 +67,13 @@ class DataSummary:
             f"{self.rows[name]} of {_rows(count)} for {name} used, as max_{name}_rows says"
             for name, count in self.available.items()
         ]
-        return [*lines, *self.notes]
+        return [_one_line(line) for line in (*lines, *self.notes)]
 
 
 def _rows(count: int) -> str:
     return f"{count} row{'' if count == 1 else 's'}"
+
+
+def _one_line(text: str) -> str:
+    """Return a text on one line: labels and columns may hold line breaks."""
+    return " ".join(text.split())

@@ -38,3 +38,9 @@ def test_every_number_and_note_is_told() -> None:
 
 def test_the_summary_of_an_earlier_version_still_tells_what_it_knows() -> None:
     assert DataSummary({"train": 8}, 3).lines() == ["8 train rows", "3 rows dropped"]
+
+
+def test_each_line_is_one_line_whatever_the_data_holds() -> None:
+    read = DataSummary({"train": 8}, labels=("a\nb", "c"), columns={"text": "x\ny"}, task="t")
+    assert "2 labels: a b, c" in read.lines()
+    assert read.headline() == "task t (text=x y)"
