@@ -38,7 +38,7 @@ from autopeft.tasks.batch import collate
 from autopeft.tasks.data import TaskData
 from autopeft.tasks.load_data import load_data, read_tables
 from autopeft.tasks.registry import make_task
-from autopeft.training.batching import training_batches
+from autopeft.training.batching import rung_sample, training_batches
 from autopeft.training.trainer import EARLIEST_STEP, rung_steps
 from autopeft.utils.hardware import (
     available_memory_bytes,
@@ -94,11 +94,18 @@ class PreparedSearch:
         return self.data.n_bytes
 
     def splits(self) -> dict[str, Any]:
-        """Return the source rows of each split; re-scoring from outside needs them."""
-        return {
-            name: {"source": rows.source, "rows": rows.source_rows.tolist()}
-            for name, rows in self.data.splits.items()
-        }
+        """Return the source rows of each split; re-scoring from outside needs them.
+
+        "generated" are those of them that text is generated for, if a metric needs it.
+        """
+        found: dict[str, Any] = {}
+        for name, rows in self.data.splits.items():
+            found[name] = {"source": rows.source, "rows": rows.source_rows.tolist()}
+            if self.task.needs_text() and name != "train":
+                sample = rung_sample(len(rows), self.settings.generation_rows)
+                of_text = rows.source_rows if sample is None else rows.source_rows[sample]
+                found[name]["generated"] = of_text.tolist()
+        return found
 
     def context(self) -> WorkerContext:
         """Return what the workers need."""

@@ -193,15 +193,17 @@ def test_a_metric_of_text_is_what_the_saved_adapter_writes(kind: str, tmp_path: 
     front = json.loads((tmp_path / "run" / "front.json").read_text())
     assert front["objectives"][0] == {"name": "letters", "direction": "maximize", "unit": ""}
     tokenizer = hf.AutoTokenizer.from_pretrained(base)
-    sample = np.sort(np.random.default_rng(0).permutation(len(found.test_rows))[:6])
+    splits = json.loads((tmp_path / "run" / "state" / "splits.json").read_text())
+    sample = splits["test"]["generated"]
+    assert len(sample) == 6
+    assert set(sample) < set(found.test_rows)
     longest = max(
-        len(tokenizer(f"{talk(found.test_rows[i])[1]['content']}<|im_end|>\n")["input_ids"])
-        for i in sample
+        len(tokenizer(f"{talk(row)[1]['content']}<|im_end|>\n")["input_ids"]) for row in sample
     )
     for how, model in loads(found, "AutoModelForCausalLM", tmp_path / "merged").items():
         values = []
-        for place in sample:
-            turns = talk(found.test_rows[place])
+        for row in sample:
+            turns = talk(row)
             prompt = tokenizer.apply_chat_template(
                 turns[:1], add_generation_prompt=True, return_dict=False
             )
