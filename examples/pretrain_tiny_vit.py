@@ -7,7 +7,7 @@ It writes to ~/.cache/autopeft (AUTOPEFT_CACHE overrides):
 - tiny-vit: a ViT without a head and its image processor. It learned to tell by how many quarter
   turns a digit was turned, from three fifths of the digits and without their labels.
 - digits: the other digits as an image folder, upright, one folder per label, for
-  `autopeft search ~/.cache/autopeft/tiny-vit ~/.cache/autopeft/digits`.
+  `autopeft search --model ~/.cache/autopeft/tiny-vit --data ~/.cache/autopeft/digits`.
 
 Everything is seeded. Nothing is downloaded: scikit-learn ships the digits.
 """

@@ -119,7 +119,7 @@ class Task(ABC):
     identity: ClassVar[tuple[str, ...]] = ()
     auto_class: ClassVar[str]
     input_names: ClassVar[tuple[str, ...]] = TEXT_INPUTS
-    sequence_names: ClassVar[tuple[str, ...]] = ()
+    sequence_names: tuple[str, ...] = ()
     metrics: ClassVar[tuple[str, ...]]
     predicts: ClassVar[tuple[Needs, ...]] = ()
     options: ClassVar[Mapping[str, Any]] = {}

@@ -241,6 +241,7 @@ class Embeddings(Task):
         """
         twin = super().bound(data)
         twin.is_scored = "labels" in data.train.row_arrays
+        twin.sequence_names = _PAIRS[:2] if twin.is_scored else ("anchor", "positive", "negative")
         twin.pooling = self.option("pooling")
         if twin.pooling == "auto":
             found, _ = own_pooling(self.settings.model, self.settings.model_revision)

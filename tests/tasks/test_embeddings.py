@@ -24,6 +24,7 @@ from autopeft.tasks.embeddings import (
     text_groups,
 )
 from autopeft.tasks.load_data import load_data
+from autopeft.tasks.preview import preview_of
 from autopeft.tasks.reading import Table
 from autopeft.tasks.registry import make_task
 from autopeft.training.evaluation import evaluate
@@ -183,6 +184,14 @@ def test_scores_do_not_depend_on_batches(
             parts = evaluate(model, TrainingSetup(task, data), "train")
         assert parts.loss == pytest.approx(whole.loss, rel=1e-5)
         assert parts.metrics == pytest.approx(whole.metrics, rel=1e-4)
+
+
+def test_previews_name_the_texts(encoder_tokenizer: Any) -> None:
+    for columns, names in ((texts_of(), list(texts_of())), (scored(), ["sentence1", "sentence2"])):
+        task, data = loaded(columns, encoder_tokenizer)
+        row = preview_of(data, task).rows[0]
+        assert [sequence.name for sequence in row.sequences] == names
+        assert bool(row.target) == ("score" in columns)
 
 
 def test_equal_anchors_are_in_one_split(encoder_tokenizer: Any) -> None:
