@@ -262,11 +262,11 @@ def _read_folder(field: str, folder: Path, name: str | None) -> dict[str, Table]
             kind = str(type(builder).__module__).rsplit(".", 1)[-1]
             files = builder.config.data_files
             if kind not in _READ_BY_US or not files:
-                loaded = datasets.load_dataset(
-                    str(folder), name, cache_dir=cache, keep_in_memory=True
-                )
+                # `load_dataset` would look for all files once more.
+                builder.download_and_prepare()
+                loaded = builder.as_dataset(in_memory=True)
                 files = None
-        except Exception as error:  # load_dataset raises any exception of its readers
+        except Exception as error:  # datasets raises any exception of its readers
             raise FileError(
                 f"is a folder that datasets cannot read ({reason(error)})",
                 "set data_name to one of its subsets"
