@@ -33,6 +33,9 @@ _NEED_REFERENCE = ("dpo", "ipo")
 _USE_MEANS = ("ipo", "simpo", "orpo")
 """Losses of the mean, not the sum, of an answer's log-probabilities."""
 
+_TIE = 1e-3
+"""Log-probabilities closer than this are equal: in other batches, sums are rounded differently."""
+
 _REFERENCE_ROWS = 8
 
 
@@ -159,14 +162,16 @@ class Preference(DecoderTask):
     def loss_metric(self, name: str, scores: Scores) -> tuple[float, FloatArray]:
         """Return the share of pairs with a positive margin, the mean margin or the loss.
 
-        The quality of a row is 1 if its margin is positive and 0 if not, its margin, or minus its
-        loss.
+        The quality of a row is 1 if its margin is positive, 0 if negative and one half if there is
+        none, as of a model without adapters; or its margin, or minus its loss.
         """
         if name == "loss":
             return Task.loss_metric(self, name, scores)
         margins: FloatArray = scores["margin"]
-        rows = (margins > 0).astype(np.float64) if name == "preference_accuracy" else margins
-        return float(rows.mean()), rows
+        if name == "preference_accuracy":
+            is_tie = np.abs(margins) < _TIE * float(self.option("beta"))
+            margins = np.where(is_tie, 0.5, margins > 0)
+        return float(margins.mean()), margins
 
     def _log_probabilities(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """Return the log-probability of both answers, shape (b, 2): sums, or means over tokens."""

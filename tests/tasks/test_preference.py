@@ -177,6 +177,10 @@ def test_losses_are_those_of_trl(loss: str, beta: float, llama: Path) -> None:
             scores = task.score(base, batch)
             assert scores["loss"].tolist() == pytest.approx([np.log(2)] * 6)
             assert scores["margin"].tolist() == pytest.approx([0.0] * 6, abs=1e-5)
+            margins = {"margin": scores["margin"].double().numpy()}
+            accuracy, rows = task.loss_metric("preference_accuracy", margins)
+            assert accuracy == 0.5
+            assert rows.tolist() == [0.5] * 6
 
 
 def test_extreme_answers_have_finite_orpo_losses_and_gradients() -> None:
