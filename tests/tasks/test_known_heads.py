@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from searches import loads, logits_of, searched
 import autopeft
 from autopeft.prepare import prepare
 from autopeft.settings import SearchSettings
+from autopeft.tasks.registry import find_task
 from autopeft.utils.quiet import quiet_transformers
 
 WORDS = {"good": ("lovely", "warm"), "bad": ("awful", "cold"), "mixed": ("so", "plot")}
@@ -127,3 +129,23 @@ def test_a_head_of_another_kind_is_replaced(
     kept = _prepared(fine_tuned, data)
     assert kept.prices.topology.head_params == 0
     assert autopeft.price(model=str(fine_tuned), data=str(data)).rows[0].price.trainable_params == 0
+
+
+@pytest.mark.parametrize(
+    ("task", "architecture", "expected"),
+    [
+        ("text-classification", "BertForSequenceClassification", True),
+        ("text-classification", "BertForTokenClassification", False),
+        ("token-classification", "BertForTokenClassification", True),
+        ("image-classification", "ViTForImageClassification", True),
+        ("image-classification", "DeiTForImageClassificationWithTeacher", True),
+        ("regression", "LlamaForSequenceClassification", True),
+        ("regression", "LlamaForCausalLM", False),
+    ],
+)
+def test_a_head_is_of_its_tasks_kind(task: str, architecture: str, expected: bool) -> None:
+    config = SimpleNamespace(architectures=[architecture], id2label={0: "a"}, num_labels=1)
+    found = find_task(task).configured(SearchSettings(), config)
+    assert found.has_head(config) == expected
+    assert found.replaces_head(("a",)) != expected
+    assert found.replaces_head(("b",)) or task == "regression"
