@@ -189,6 +189,10 @@ class Method(ABC):
     def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
         """Return what one site keeps for the backward pass."""
 
+    def __post_init__(self) -> None:
+        if not self.peft_type and type(self).peft_config is Method.peft_config:
+            raise TypeError(f"{type(self).__name__} must set peft_type or define peft_config")
+
     def peft_config(self, rank: int, train: TrainSettings) -> dict[str, Any]:
         """Return keyword arguments of peft's configuration, without `target_modules`."""
         given = (

@@ -25,6 +25,15 @@ _LINEAR = [method.name for method in methods.all_methods() if "attn.q" in method
 _TRAIN = TrainSettings(1e-3, alpha_ratio=2.0, dropout=0.1)
 
 
+def test_a_method_that_peft_cannot_find_is_refused_when_it_is_made() -> None:
+    beft = type(methods.get("beft"))
+    nameless = type("Nameless", (beft,), {"peft_type": ""})
+    with pytest.raises(TypeError, match="Nameless must set peft_type or define peft_config"):
+        nameless(name="nameless", learning_rate=(1e-4, 1e-2))
+    configured = type("Configured", (nameless,), {"peft_config": lambda self, rank, train: {}})
+    assert configured(name="configured", learning_rate=(1e-4, 1e-2)).name == "configured"
+
+
 def _adapt(method: Method, rank: int, shape: Shape, role: str = "attn.q") -> nn.Module:
     """peft's own layer around one linear module."""
     holder = nn.Module()
