@@ -35,6 +35,7 @@ def _rows(task: str) -> list[dict[str, Any]]:
         "multi-label-classification": lambda n: {"text": texts[n], "labels": [answers[n], "any"]},
         "regression": lambda n: {"text": texts[n], "label": n / 7},
         "sft": lambda n: {"messages": _chat(texts[n], answers[n])},
+        "embeddings": lambda n: {"anchor": texts[n], "positive": answers[n]},
         "seq2seq": lambda n: {"article": texts[n], "summary": answers[n]},
     }
     return [row[task](n) for n in NUMBERS]
