@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from autopeft.errors import DataError
+from autopeft.tasks.labels import list_in
 
 Message = Mapping[str, Any]
 
@@ -108,20 +109,19 @@ class Cell:
         )
 
     def items(self, what: str, remedy: str) -> list[Any]:
-        """Return the value as a list; text is read as JSON.
+        """Return the value as a list; text is read as JSON, or as pandas writes lists to CSV.
 
         Raises:
             DataError: unless it is a list.
         """
         value = self.value
         if isinstance(value, str) and value.lstrip().startswith("["):
-            try:
-                value = json.loads(value)
-            except ValueError:
+            if (written := list_in(value)) is None:
                 self.fail(
                     f"holds text that is no JSON where {what} is meant ({shown(value)})",
                     "write the column with json.dumps, or use a JSONL or Parquet file",
                 )
+            value = written
         found = as_list(value)
         if found is None:
             self.fail(f"holds {kind_of(value)} where {what} is meant ({shown(value)})", remedy)

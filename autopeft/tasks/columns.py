@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from autopeft.errors import DataError
 from autopeft.tasks.examples import is_missing
+from autopeft.tasks.labels import list_in
 from autopeft.tasks.reading import Table
 
 Kind = Literal["text", "label", "number", "labels", "tokens", "messages", "image", "audio", "any"]
@@ -124,7 +125,7 @@ _FITS: Mapping[str, Callable[[Any], bool]] = {
     "number": _is_number,
     "labels": _are((str, int)),
     "tokens": _are((str, int)),
-    "messages": _are(dict),
+    "messages": lambda value: _are(dict)(list_in(value) if isinstance(value, str) else value),
 }
 
 _MEANING: Mapping[str, str] = {

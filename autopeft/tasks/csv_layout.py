@@ -83,8 +83,9 @@ def csv_layout(text: str, expected: str) -> CsvLayout:
         chosen = fitting[0]
         plain = next((each for each in fitting if not each.layout.has_quotes), None)
         # Quotes that are part of the text may pair up over two lines. Then each line alone has the
-        # right number of fields too, which a quoted line break leaves only by chance.
-        if plain is not None and chosen.n_rows != plain.n_rows:
+        # right number of fields too, which a quoted line break leaves only by chance. Of one
+        # column, any line has.
+        if plain is not None and chosen.n_rows != plain.n_rows and chosen.n_fields > 1:
             if chosen.layout.separator == "\t" or chosen.n_broken > 1:
                 chosen = plain
         names = _names(chosen)

@@ -65,12 +65,24 @@ def _kind(path: Path) -> tuple[str, ...]:
         lines = start.splitlines() or [b""]
         if first.startswith((b"{", b"[")) and _is_json(lines[0].decode("utf-8", "replace")):
             return ".jsonl", "it is a JSON file, in spite of its name"
+    if suffix == ".txt" and _has_tags(start):
+        return ".conll", "it is read as a word and its tags a line"
     if suffix not in _READERS:
         raise FileError(
             f"is of an unknown kind ({path.suffix or 'no suffix'})",
             f"save it as one of {', '.join(_READERS)}",
         )
     return (suffix,)
+
+
+def _has_tags(start: bytes) -> bool:
+    """Return whether each line of a text is a word with tags, the last one of an entity."""
+    whole = start[: start.rfind(b"\n") + 1].splitlines()
+    lines = [line.split() for line in whole if line.strip()]
+    lines = [fields for fields in lines if fields[0] != b"-DOCSTART-"]
+    return len(set(map(len, lines))) == 1 and all(
+        len(fields) > 1 and re.fullmatch(rb"O|[BIESLU]-\S+", fields[-1]) for fields in lines
+    )
 
 
 def _linked(path: Path, scratch: Path) -> Path:
@@ -295,8 +307,9 @@ def _read_conll(path: Path, scratch: Path) -> tuple[Columns, list[str]]:
             continue
         width = width or len(fields)
         if len(fields) != width or width not in _CONLL_NAMES:
+            expected = width if width in _CONLL_NAMES else "1 to 4"
             raise FileError(
-                f"line {number} has {len(fields)} fields where {width or 2} are expected",
+                f"line {number} has {len(fields)} fields where {expected} are expected",
                 "write a token and its tag on each line, and an empty line after each sentence",
             )
         if not is_open:

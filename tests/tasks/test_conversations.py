@@ -261,7 +261,7 @@ def test_a_row_without_anything_to_learn_says_why(values: dict[str, Any], reason
         ({"instruction": "a", "output": str([BLUE])}, "written as text"),
         ({"messages": "What color is the sky?"}, "holds text where a list of messages is meant"),
         ({"messages": 3}, "holds a number where a list of messages is meant"),
-        ({"messages": str([ASKED, BLUE])}, "write the column with json.dumps"),
+        ({"messages": str([ASKED, BLUE])[:-9]}, "write the column with json.dumps"),
         ({"prompt": str([ASKED]), "completion": str([BLUE])}, "no JSON"),
         # Messages that are none.
         ({"messages": ["Hello"]}, "item 1 is text where a message is meant"),

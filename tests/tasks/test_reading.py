@@ -162,6 +162,14 @@ def test_one_column_may_hold_commas(tmp_path: Path) -> None:
     assert "line 2 has 2 fields" in failure(write(tmp_path / "e.csv", "text\na,1\nb,0\nc,1\n"))
 
 
+def test_one_column_may_hold_quoted_line_breaks(tmp_path: Path) -> None:
+    texts = ["one\ntwo", 'he said "hi"\nto me', "plain", "a, b; c\td"]
+    for separator, suffix in ((",", "csv"), (";", "csv"), ("\t", "tsv")):
+        path = tmp_path / f"d.{suffix}"
+        pd.DataFrame({"text": texts}).to_csv(path, index=False, sep=separator)
+        assert one(str(path)).columns == {"text": texts}
+
+
 def test_carriage_returns_end_lines(tmp_path: Path) -> None:
     for end in ("\r\n", "\r"):
         table = one(write(tmp_path / "d.csv", end.join(["text,label", "a,1", "b,2", ""])))
@@ -440,6 +448,16 @@ def test_conll_lines_become_sentences(tmp_path: Path) -> None:
         "ner_tags": [["B-ORG", "O"], ["B-PER"]],
     }
     assert "line 2 has 1 fields" in failure(write(tmp_path / "e.bio", "EU B-ORG\nrejects\n"))
+    message = failure(write(tmp_path / "f.bio", " ".join("12345\n")))
+    assert "line 1 has 5 fields where 1 to 4 are expected" in message
+
+
+def test_words_with_tags_in_a_text_file_are_no_texts(tmp_path: Path) -> None:
+    text = "-DOCSTART-\n\nEU NNP B-ORG\nrejects VBZ O\n\nPeter NNP B-PER\nsays VBZ O\n"
+    table = one(write(tmp_path / "d.txt", text))
+    assert table.columns["ner_tags"] == [["B-ORG", "O"], ["B-PER", "O"]]
+    assert "a word and its tags a line" in table.notes[0]
+    assert one(write(tmp_path / "e.txt", "vitamin B-12\nplan O\nno tag\n")).column_names == ["text"]
 
 
 def test_lines_of_text_are_rows(tmp_path: Path) -> None:

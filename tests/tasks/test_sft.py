@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from collections import defaultdict
@@ -24,6 +25,7 @@ from autopeft.tasks.batch import collate
 from autopeft.tasks.conversations import read_rows
 from autopeft.tasks.data import IGNORED, SPLITS, TaskData
 from autopeft.tasks.examples import Examples
+from autopeft.tasks.reading import read
 from autopeft.tasks.sft import SupervisedFineTuning
 
 Row = dict[str, Any]
@@ -142,6 +144,26 @@ def write(path: Path, rows: Sequence[Row]) -> Path:
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return chat_model(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.mark.parametrize("written", [json.dumps, repr])
+@pytest.mark.parametrize("kind", ["messages", "sharegpt", "conversational prompt"])
+def test_chats_may_be_in_csv_files(
+    kind: str, written: Callable[[Any], str], tmp_path: Path
+) -> None:
+    rows = [FORMATS[kind][0](number) for number in range(6)]
+    path = tmp_path / "chats.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(rows[0])
+        writer.writerows([[written(cell) for cell in row.values()] for row in rows])
+    found = []
+    for source in (str(path), rows):
+        table = read("data", source)["train"]
+        names = SupervisedFineTuning.find_columns({}, table)
+        SupervisedFineTuning.check_fit(table, names)
+        found.append(read_rows({role: table.columns[name] for role, name in names.items()}).rows)
+    assert found[0] == found[1]
 
 
 def scored(model: Any, rows: Sequence[Learned]) -> tuple[float, float]:
