@@ -97,8 +97,14 @@ def check_kind(column: Column, name: str, table: Table, values: Sequence[Any]) -
                 name,
                 f"row {row + 1} of {table.source} holds {_described(value)} where "
                 f"{_MEANING[column.kind]} is expected",
-                "name another column, or another --task (see `autopeft tasks`)",
+                _REMEDIES.get(column.kind, _ANOTHER),
             )
+
+
+_ANOTHER = "name another column, or another --task (see `autopeft tasks`)"
+_REMEDIES: Mapping[str, str] = {
+    "number": f"write numbers such as 4.5, leave unknown ones empty, or {_ANOTHER}"
+}
 
 
 def _is_number(value: Any) -> bool:

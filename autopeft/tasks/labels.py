@@ -121,23 +121,29 @@ def list_in(value: Any) -> list[Any] | None:
     return list(value) if isinstance(value, list | tuple) else None
 
 
-def are_fractions(values: Sequence[Any]) -> bool:
-    """Return whether all values that are there are numbers, one of them with a fraction.
+def fraction_in(values: Sequence[Any]) -> Any:
+    """Return a number with a fraction if most values are numbers, so that they are no classes.
+
+    None if they are classes. A comma before the decimals counts as well.
 
     Example:
-        >>> from autopeft.tasks.labels import are_fractions
-        >>> are_fractions([1, "2.5", None]), are_fractions([1.0, 2.0]), are_fractions(["2.5", "a"])
-        (True, False, False)
+        >>> from autopeft.tasks.labels import fraction_in
+        >>> fraction_in([1, "2.5", None]), fraction_in([1.0, 2.0]), fraction_in(["2.5", "a"])
+        ('2.5', None, None)
+        >>> fraction_in(["3", "4,5", "NA"])
+        '4,5'
     """
-    has_fraction = False
+    n_values = n_numbers = 0
+    found = None
     for value in values:
         if as_label(value) is None:
             continue
+        n_values += 1
         try:
-            number = float(value)
+            number = float(value.replace(",", ".") if isinstance(value, str) else value)
         except (TypeError, ValueError):
-            return False
-        if not math.isfinite(number):
-            return False
-        has_fraction |= not number.is_integer()
-    return has_fraction
+            continue
+        n_numbers += 1
+        if found is None and math.isfinite(number) and not number.is_integer():
+            found = value
+    return found if 2 * n_numbers > n_values else None

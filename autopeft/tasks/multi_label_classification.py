@@ -26,10 +26,10 @@ from autopeft.tasks.text_classification import LABEL_NAMES, TextClassification, 
 class MultiLabelClassification(TextClassification):
     """Predicts any number of labels per text: those with a probability above 0.5.
 
-    The labels of a row are a list; an empty one means that the row has none. They may also be one
-    column of 0 and 1 for each label, or text, if the option `separator` says how it is split. The
-    option `label_columns` names the columns of 0 and 1; by default, all such columns are taken
-    where no column has lists.
+    The labels of a row are a list; an empty one means that the row has none. Lists of one length
+    that hold only 0 and 1 have a place for each label. There may also be one column of 0 and 1 for
+    each label, or text, if the option `separator` says how it is split. The option `label_columns`
+    names the columns of 0 and 1; by default, all such columns are taken where no column has lists.
 
     Args:
         labels: Label names in the order of their index.
@@ -82,7 +82,10 @@ class MultiLabelClassification(TextClassification):
             columns["label"] = _from_columns(table, own)
             notes.append(f"labels are the columns {', '.join(own)}")
         else:
-            columns["label"] = self._from_lists(table, names["label"])
+            n_classes = _n_bits(table.column("label", names["label"]))
+            columns["label"] = self._from_lists(table, names["label"], n_classes is not None)
+            if n_classes is not None:
+                notes.append(f"labels are lists of 0 and 1, one for each of {n_classes} classes")
             n_empty = sum(labels == () for labels in columns["label"])
             if n_empty:
                 notes.append(f"{n_empty} rows of {table.source} have no label")
@@ -94,7 +97,7 @@ class MultiLabelClassification(TextClassification):
                     problems[row] = f"the {role} is missing"
         return Examples.kept(columns, problems, table.source, tuple(notes))
 
-    def _from_lists(self, table: Table, name: str) -> list[tuple[str, ...] | None]:
+    def _from_lists(self, table: Table, name: str, has_bits: bool) -> list[tuple[str, ...] | None]:
         """Return the sorted labels of each row; None: it is unknown which it has."""
         separator = str(self.option("separator"))
         found: list[tuple[str, ...] | None] = []
@@ -114,7 +117,8 @@ class MultiLabelClassification(TextClassification):
                     "where a list of labels is expected",
                     "give lists, or name the separator of texts with --task-options separator=;",
                 )
-            found.append(tuple(sorted({str(as_label(each)) for each in items})))
+            own = [i for i, each in enumerate(items) if _bit(each)] if has_bits else items
+            found.append(tuple(sorted({str(as_label(each)) for each in own})))
         return found
 
     def _label_columns(self, table: Table, taken: set[str]) -> list[str]:
@@ -228,6 +232,16 @@ def _from_columns(table: Table, own: Sequence[str]) -> list[tuple[str, ...] | No
         None if None in bits else tuple(sorted(n for n, b in zip(own, bits, strict=True) if b))
         for bits in zip(*columns.values(), strict=True)
     ]
+
+
+def _n_bits(values: Sequence[Any]) -> int | None:
+    """Return the length of lists that have 0 or 1 for each class; None if they name classes."""
+    lists = [items for value in values if (items := list_in(value)) is not None]
+    lengths = {len(items) for items in lists}
+    if len(lengths) != 1 or any(_bit(each) is None for items in lists for each in items):
+        return None
+    length = lengths.pop()
+    return length if length > 1 else None
 
 
 def _bit(value: Any) -> bool | None:

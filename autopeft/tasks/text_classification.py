@@ -16,7 +16,7 @@ from autopeft.tasks.columns import Column
 from autopeft.tasks.data import SPLITS, EncodedSplit, SplitName
 from autopeft.tasks.encoding import encode_texts
 from autopeft.tasks.examples import Examples
-from autopeft.tasks.labels import are_fractions, as_label, check_known, in_order, list_in
+from autopeft.tasks.labels import as_label, check_known, fraction_in, in_order, list_in
 from autopeft.tasks.metrics import Needs
 from autopeft.tasks.reading import Table
 
@@ -77,15 +77,15 @@ class TextClassification(Task):
                     if cls.task_of_lists
                     else "name another column",
                 )
-        if are_fractions(values):
-            value = next(v for v in values if as_label(v) is not None and float(v) % 1)
+        if (fraction := fraction_in(values)) is not None:
             remedy = "name a column with classes"
             if cls.task_of_numbers:
                 remedy = f"use --task {cls.task_of_numbers}, or {remedy}"
             raise DataError(
                 "label",
                 name,
-                f"the column of {table.source} holds numbers such as {value}, which are no classes",
+                f"the column of {table.source} holds numbers such as {fraction}, "
+                "which are no classes",
                 remedy,
             )
 

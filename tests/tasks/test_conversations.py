@@ -179,6 +179,7 @@ def test_a_table_may_hold_messages_as_a_struct_of_lists() -> None:
 
 def test_json_text_of_messages_is_read() -> None:
     assert read(messages=json.dumps([ASKED, BLUE])) == Conversation((ASKED, BLUE))
+    assert read(messages=str([ASKED, BLUE])) == Conversation((ASKED, BLUE))
     row = read(prompt=json.dumps([ASKED]), completion=json.dumps([BLUE]))
     assert row == Conversation((ASKED, BLUE), n_prompt=1)
 
@@ -262,7 +263,7 @@ def test_a_row_without_anything_to_learn_says_why(values: dict[str, Any], reason
         ({"messages": "What color is the sky?"}, "holds text where a list of messages is meant"),
         ({"messages": 3}, "holds a number where a list of messages is meant"),
         ({"messages": str([ASKED, BLUE])[:-9]}, "write the column with json.dumps"),
-        ({"prompt": str([ASKED]), "completion": str([BLUE])}, "no JSON"),
+        ({"prompt": [ASKED], "completion": str([BLUE])[:-1]}, "no JSON"),
         # Messages that are none.
         ({"messages": ["Hello"]}, "item 1 is text where a message is meant"),
         ({"messages": [{"role": "narrator", "content": "a"}]}, "message 1 has the role 'narrator'"),

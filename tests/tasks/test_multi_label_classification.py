@@ -95,6 +95,17 @@ def test_ids_are_names_and_missing_labels_are_dropped(encoder_tokenizer: Any) ->
     assert data.dropped == {"the label is missing": 1}
 
 
+@pytest.mark.parametrize("kind", [int, float, bool])
+def test_lists_of_0_and_1_have_a_place_for_each_class(kind: Any, encoder_tokenizer: Any) -> None:
+    bits = [[kind(name in own) for name in LABELS] for _, own in rows_of()]
+    data = loaded(table_of(labels=bits), encoder_tokenizer)
+    assert data.labels == ("0", "1", "2")
+    for split in data.splits.values():
+        expected = [bits[row] for row in split.source_rows]
+        assert split.row_arrays["labels"].tolist() == expected
+    assert "labels are lists of 0 and 1, one for each of 3 classes" in data.notes
+
+
 @pytest.mark.parametrize(
     ("cell", "problem"),
     [

@@ -85,6 +85,21 @@ def test_fractions_are_no_classes(encoder_tokenizer: Any) -> None:
             loaded(table, encoder_tokenizer, task="text-classification")
 
 
+@pytest.mark.parametrize("cell", ["NA", "inf", "4,5"])
+def test_scores_with_other_values_are_no_classes(cell: str, encoder_tokenizer: Any) -> None:
+    texts = [f"w{i}" for i in range(160)]
+    cells = [cell, *(f"{i % 9 / 2:g}" for i in range(159))]
+    with pytest.raises(DataError, match=r"use --task regression|finite"):
+        loaded(Table("memory", {"text": texts, "label": cells}), encoder_tokenizer)
+    with pytest.raises(DataError, match=r"such as 4\.5|finite"):
+        loaded(
+            Table("memory", {"text": texts, "label": cells}), encoder_tokenizer, task="regression"
+        )
+    commas = [each.replace(".", ",") for each in cells]
+    with pytest.raises(DataError, match="use --task regression"):
+        loaded(Table("memory", {"text": texts, "label": commas}), encoder_tokenizer)
+
+
 @pytest.mark.parametrize("cell", ["many", [1.0], float("inf"), True])
 def test_cells_that_are_no_numbers_are_refused(cell: Any, encoder_tokenizer: Any) -> None:
     _, values = numbers()
