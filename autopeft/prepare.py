@@ -62,7 +62,7 @@ class PreparedSearch:
     """A search that is ready to start.
 
     Attributes:
-        settings: As resolved: paths expanded, the metric and the machine filled in.
+        settings: As resolved: paths expanded, what was left to task and machine filled in.
         objectives: Quality first.
         rungs: Steps at which trials report.
         device: "cpu" or "cuda".
@@ -167,6 +167,7 @@ def prepare(
         read = data.summary()
         note("\n  ".join([read.headline(), *read.lines()]))
     objectives = (task.quality, *(find_cost("objectives", name) for name in settings.objectives))
+    source = task.space if settings.space is None else settings.space
     lengths = data.length_statistics(settings.batch_size)
     device, gpus = _device(settings)
     check_backend(settings.quantization, device)
@@ -187,7 +188,7 @@ def prepare(
             batch_size=settings.batch_size * per_row,
             mean_length=lengths.mean_padded,
             longest_length=lengths.longest,
-            prompt_sizes=prompt_sizes(settings.space),
+            prompt_sizes=prompt_sizes(source),
             device=device,
             inputs=InputShape(data.image_shape, lengths.source_share, lengths.target_share),
         )
@@ -205,13 +206,14 @@ def prepare(
             logit_tokens=lengths.mean_targets * settings.batch_size,
         )
     space = SearchSpace.from_source(
-        settings.space, prices.topology, steps=settings.steps, batch_size=settings.batch_size
+        source, prices.topology, steps=settings.steps, batch_size=settings.batch_size
     )
     constraints = parse_constraints(settings.constraints, base_params=prices.base_params)
     _check_pick_is_computed(
         settings.pick, (*(o.name for o in objectives), *(c.name for c in constraints))
     )
-    note(f"space {space.name}: {space.describe()}")
+    chosen_by = f", the default of {task.name}" if settings.space is None else ""
+    note(f"space {space.name}{chosen_by}: {space.describe()}")
     if unsearched := unsearched_text(meta.layout.unsearched):
         note(unsearched)
     with phase("startup"):
@@ -221,6 +223,7 @@ def prepare(
         settings,
         task=settings.task or task.name,
         metric=settings.metric or task.quality.name,
+        space=source,
         workers=n_workers,
         gpus_per_worker=gpus,
     )

@@ -101,8 +101,9 @@ class SearchSettings:
     )
 
     # Search
-    space: str | Mapping[str, Any] = _setting(
-        "default", "Search space: a name (see `autopeft spaces`) or a YAML file."
+    space: str | Mapping[str, Any] | None = _setting(
+        None,
+        "Search space: a name (see `autopeft spaces`) or a YAML file. By default, the task's own.",
     )
     metric: str | None = _setting(
         None,

@@ -50,7 +50,7 @@ def settings_text(settings: SearchSettings, task: Task, data: TaskData) -> str:
         ),
         (
             ["Costs to trade the metric against, and the search space (`autopeft spaces`)."],
-            {"objectives": list(settings.objectives), "space": settings.space},
+            {"objectives": list(settings.objectives), "space": asked.get("space", task.space)},
         ),
         (
             ["What the search may spend: time (30m), trials (50trials) or both (2h,200trials)."],

@@ -11,6 +11,7 @@ import pytest
 from searches import searched
 
 from autopeft.engine.executor import Executor
+from autopeft.errors import SpaceError
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
 from autopeft.prepare import PreparedSearch, prepare
 from autopeft.settings import SearchSettings
@@ -62,6 +63,25 @@ def test_task_columns_and_all_that_was_read_are_told_as_one_block(
     headline, *lines = told[0].split("\n  ")
     assert headline == "task text-classification (text=text, label=label)"
     assert lines[1:] == ["2 labels: bad, good", "3 rows dropped: the text is missing"]
+
+
+def test_a_search_that_names_no_space_takes_that_of_its_task(
+    causal: tuple[Path, Path], tmp_path: Path
+) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    row = '{"prompt": "the film was %d", "chosen": " good", "rejected": " bad"}'
+    pairs.write_text("\n".join(row % number for number in range(60)))
+    told: list[str] = []
+    asked = {"model": str(causal[0]), "data": str(pairs), "workers": 1}
+    ready = prepare(SearchSettings.from_mapping(asked), note=told.append)
+    assert ready.settings.space == "preference"
+    assert any(line.startswith("space preference, the default of preference:") for line in told)
+    low, high = ready.space.config.methods["lora"].learning_rate or (0.0, 0.0)
+    assert low <= 5e-6 < high < 2e-3, "TRL trains LoRA at 5e-6 for DPO"
+    assert _prepared(causal[0], pairs, space="default").settings.space == "default"
+    assert _prepared(*causal).settings.space == "default"
+    with pytest.raises(SpaceError, match="must name a method"):
+        _prepared(*causal, space={})
 
 
 def test_an_encoder_is_read_at_its_first_token(tiny_model: Path, tiny_data: Path) -> None:

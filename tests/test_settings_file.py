@@ -91,6 +91,7 @@ def check(model: Path, data: Any, task: str, folder: Path, **named: Any) -> None
     written = autopeft.init(str(model), data, to=folder / "search.yaml", **named)
     content = yaml.safe_load(written.read_text(encoding="utf-8"))
     assert content["task"] == task
+    assert content["space"] == ("preference" if task == "preference" else "default")
     before = autopeft.preview(model=str(model), data=data, **named)
     after = autopeft.preview(written)
     assert after.data.fingerprint == before.data.fingerprint

@@ -33,6 +33,7 @@ def _task_facts(task: Task) -> Iterable[tuple[str, str]]:
     yield "learns", task.description
     yield "columns", ", ".join(c.role if c.is_required else f"[{c.role}]" for c in task.columns)
     yield "metrics", task.metric_names()
+    yield "space", task.space if isinstance(task.space, str) else "its own"
     options = (f"{k}={v}" if v != "" else k for k, v in task.options.items())
     if task.options:
         yield "options", ", ".join(options)

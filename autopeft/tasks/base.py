@@ -91,6 +91,7 @@ class Task(ABC):
             quality.
         predicts: What `outputs` can give a metric (`Metric.needs`); the first is what a function of
             the user's gets.
+        space: The search space of searches that name none: as the setting `space`.
         options: Name -> default of what the setting `task_options` may change.
         can_share_batch: Whether rows of several adapters may be computed in one batch.
         is_autoregressive: Whether the loss needs a model that does not see later tokens.
@@ -122,6 +123,7 @@ class Task(ABC):
     sequence_names: tuple[str, ...] = ()
     metrics: ClassVar[tuple[str, ...]]
     predicts: ClassVar[tuple[Needs, ...]] = ()
+    space: ClassVar[str | Mapping[str, Any]] = "default"
     options: ClassVar[Mapping[str, Any]] = {}
     can_share_batch: ClassVar[bool] = True
     is_autoregressive: ClassVar[bool] = False

@@ -66,6 +66,7 @@ class Preference(DecoderTask):
     sequence_names = ("chosen", "rejected")
     metrics = ("preference_accuracy", "margin", "loss")
     predicts: ClassVar[tuple[Needs, ...]] = ()
+    space = "preference"
     options: ClassVar[Mapping[str, Any]] = {"loss": "dpo", "beta": 0.1, "gamma": 0.5}
 
     def check_options(self) -> None:

@@ -33,7 +33,7 @@ def test_every_task_has_its_columns_metrics_and_options() -> None:
     text = shown(tasks_table())
     for task in TASKS.parts():
         assert task.name in text
-        for word in (*(c.role for c in task.columns), *task.metrics, *task.options):
+        for word in (*(c.role for c in task.columns), *task.metrics, *task.options, task.space):
             assert word in text, (task.name, word)
 
 

@@ -163,11 +163,11 @@ KEYS = tuple(
 
 def _folder() -> Traversable:
     """Return the folder of the spaces that come with autopeft."""
-    try:
-        return resources.files("autopeft.search_spaces")
-    except ModuleNotFoundError:
-        # A checkout that was not installed: the folder beside the package.
-        return Path(__file__).parents[2] / "search_spaces"
+    # A checkout has its own beside the package, whatever is installed.
+    checkout = Path(__file__).parents[3] / "search_spaces"
+    if (checkout / "default.yaml").is_file():
+        return checkout
+    return resources.files("autopeft.search_spaces")
 
 
 def available_spaces() -> dict[str, str]:
