@@ -12,14 +12,17 @@ from torch.nn import functional
 from autopeft.errors import ModelError
 from autopeft.tasks.batch import Batch
 from autopeft.tasks.columns import Column
+from autopeft.tasks.conversations import SEPARATOR
 from autopeft.tasks.data import IGNORED, EncodedSplit, Ragged
 from autopeft.tasks.encoding import TOO_LONG, flat, split_of, tokenized, without
-from autopeft.tasks.examples import Examples
+from autopeft.tasks.examples import Examples, is_missing
 from autopeft.tasks.language import LanguageTask
 
 
 class Seq2Seq(LanguageTask):
     """Learns the target text of each source text.
+
+    What an instruction or question is about stands behind it.
 
     Args:
         labels: Not used.
@@ -34,7 +37,10 @@ class Seq2Seq(LanguageTask):
             "source",
             "text",
             "the text to read",
-            names=("input", "prompt", "article", "document", "question", "dialogue", "text"),
+            names=(
+                *("instruction", "question", "input", "prompt"),
+                *("article", "document", "dialogue", "text"),
+            ),
         ),
         Column(
             "target",
@@ -42,6 +48,7 @@ class Seq2Seq(LanguageTask):
             "the text to write",
             names=("output", "completion", "highlights", "summary", "answer", "response"),
         ),
+        Column("input", "text", "what an instruction or question is about", False, ("context",)),
     )
     target = "target"
     auto_class = "AutoModelForSeq2SeqLM"
@@ -56,7 +63,12 @@ class Seq2Seq(LanguageTask):
         Both are cut at their ends, or the row is dropped. Equal to `DataCollatorForSeq2Seq` with
         the model's own `prepare_decoder_input_ids_from_labels`.
         """
-        found, long = tokenized(processor, {"text": list(rows["source"])}, max_length)
+        abouts = rows.columns.get("input", ("",) * len(rows))
+        texts = [
+            source if is_missing(about) else f"{source}{SEPARATOR}{about}"
+            for source, about in zip(rows["source"], abouts, strict=True)
+        ]
+        found, long = tokenized(processor, {"text": texts}, max_length)
         written, more = tokenized(processor, {"text_target": list(rows["target"])}, max_length)
         sources, targets = found["input_ids"], written["input_ids"]
         cut, dropped = {*long, *more}, {}

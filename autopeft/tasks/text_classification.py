@@ -123,7 +123,7 @@ class TextClassification(Task):
                 "label",
                 name,
                 f"the column has {len(labels)} different values in {len(rows)} rows",
-                "name a column with classes, not with numbers or free text",
+                "name a column with classes, or another --task (see `autopeft tasks`)",
             )
 
     def labels_of(self, splits: Mapping[SplitName, Examples]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import random
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from autopeft.settings import SearchSettings
 from autopeft.tasks.batch import collate
 from autopeft.tasks.data import SPLITS, Ragged, TaskData
 from autopeft.tasks.examples import Examples
+from autopeft.tasks.reading import Table
+from autopeft.tasks.registry import make_task
 from autopeft.tasks.seq2seq import Seq2Seq
 from autopeft.training.evaluation import evaluate
 from autopeft.training.setup import TrainingSetup
@@ -134,6 +137,26 @@ def test_generated_text_is_that_of_one_row_at_a_time(encoder_tokenizer: Any) -> 
         )[0]
         expected = encoder_tokenizer.decode(alone[1:], skip_special_tokens=True)
         assert expected.startswith(texts[row])
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("instruction", "input", "output"), ["good film\n\nw1", "bad"]),
+        (("question", "context", "answer"), ["good film\n\nw1", "bad"]),
+        (("input", "unknown", "output"), ["good film", "bad"]),
+    ],
+)
+def test_what_an_instruction_is_about_stands_behind_it(
+    names: tuple[str, ...], expected: list[str], encoder_tokenizer: Any
+) -> None:
+    cells = (["good film", "bad"], ["w1", None], ["w2", "w3"])
+    table = Table("memory", dict(zip(names, cells, strict=True)))
+    task = make_task(SearchSettings(), table, tiny("t5").config)
+    split = task.encode(encoder_tokenizer, task.clean(table), (), 30)
+    assert [split.tokens[a:b].tolist() for a, b in pairwise(split.offsets)] == [
+        encoder_tokenizer(text)["input_ids"] for text in expected
+    ]
 
 
 def test_long_rows_are_cut_or_dropped_as_asked(encoder_tokenizer: Any) -> None:
