@@ -39,9 +39,10 @@ def label_order(label: str) -> tuple[int, float, str]:
 def in_order(labels: Collection[str], config: Any) -> tuple[tuple[str, ...], bool]:
     """Return the labels in the order of the model's outputs, and whether the checkpoint knows it.
 
-    A fine-tuned classifier names its outputs (`id2label`). Where these are the names in the data,
-    letter case aside, its order and all its classes are taken, so that its head stays of use. Where
-    they are not, nobody can tell which output means what, and the labels are sorted.
+    A fine-tuned classifier names its outputs (`id2label`, else `label2id`). Where these are the
+    names in the data, letter case aside, its order and all its classes are taken, so that its head
+    stays of use. Where they are not, nobody can tell which output means what, and the labels are
+    sorted.
 
     Args:
         labels: Label names in the data.
@@ -56,15 +57,19 @@ def in_order(labels: Collection[str], config: Any) -> tuple[tuple[str, ...], boo
         (('neg', 'pos'), False)
     """
     named = dict(getattr(config, "id2label", None) or {})
-    outputs = [str(named[index]) for index in sorted(named)]
+    ids = {index: name for name, index in (getattr(config, "label2id", None) or {}).items()}
+    places = range(len(named))
+    outputs = [[str(m[i]) for i in places] for m in (named, ids) if set(m) == set(places)]
     # Without names of its own, a classifier calls its outputs LABEL_0, LABEL_1, ...
-    plain = [re.sub(r"^LABEL_(?=\d+$)", "", name) for name in outputs]
-    for names in (outputs, plain):
-        spelled = {label.casefold(): label for label in labels}
-        known = [name.casefold() for name in names]
-        if len(set(known)) == len(known) and set(spelled) <= set(known):
-            found = (spelled.get(k, name) for k, name in zip(known, names, strict=True))
-            return tuple(found), True
+    plain = [re.sub(r"^LABEL_(?=\d+$)", "", name) for name in next(iter(outputs), ())]
+    for names in (*outputs, plain):
+        for spelling in (str, str.casefold):
+            spelled = {spelling(label): label for label in labels}
+            known = [spelling(name) for name in names]
+            is_clear = len(set(known)) == len(known) and len(spelled) == len(labels)
+            if is_clear and set(spelled) <= set(known):
+                found = (spelled.get(k, name) for k, name in zip(known, names, strict=True))
+                return tuple(found), True
     return tuple(sorted(labels, key=label_order)), False
 
 

@@ -17,6 +17,7 @@ from searches import loads, logits_of, searched
 import autopeft
 from autopeft.prepare import prepare
 from autopeft.settings import SearchSettings
+from autopeft.tasks.labels import in_order
 from autopeft.tasks.registry import find_task
 from autopeft.utils.quiet import quiet_transformers
 
@@ -92,6 +93,34 @@ def test_a_head_that_knows_the_labels_is_kept_with_its_order(
         assert [model.config.id2label[index] for index in predicted] == names, name
         if name != "peft":
             assert torch.equal(model.classifier.weight, before.classifier.weight), name
+
+
+PLAIN = {0: "LABEL_0", 1: "LABEL_1"}
+
+
+@pytest.mark.parametrize(
+    ("labels", "config", "expected"),
+    [
+        ({"neg", "pos"}, {"id2label": {0: "POS", 1: "NEG"}}, ("pos", "neg")),
+        # Letter case is all that tells some labels apart.
+        ({"a", "A"}, {"id2label": {0: "a", 1: "A"}}, ("a", "A")),
+        ({"a", "A", "b"}, {"id2label": {0: "b", 1: "a"}}, None),
+        # Some checkpoints name their outputs in one direction only.
+        ({"neg", "pos"}, {"id2label": PLAIN, "label2id": {"pos": 0, "neg": 1}}, ("pos", "neg")),
+        ({"neg", "pos"}, {"id2label": PLAIN, "label2id": {"pos": 0, "neg": 2}}, None),
+        ({"neg", "pos"}, {"id2label": {0: "pos", 2: "neg"}}, None),
+        ({"0", "1"}, {"id2label": {0: 0, 1: 1}}, ("0", "1")),
+        ({"1", "0"}, {"id2label": PLAIN}, ("0", "1")),
+        ({"1", "2"}, {"id2label": PLAIN}, None),
+    ],
+)
+def test_labels_are_in_the_order_of_a_head_that_knows_them(
+    labels: set[str], config: dict[str, Any], expected: tuple[str, ...] | None
+) -> None:
+    assert in_order(labels, SimpleNamespace(**config)) == (
+        expected or tuple(sorted(labels)),
+        expected is not None,
+    )
 
 
 def test_a_head_of_other_labels_is_replaced_and_said(fine_tuned: Path, tmp_path: Path) -> None:
