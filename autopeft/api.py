@@ -20,6 +20,7 @@ from autopeft.settings import RESUMABLE, SearchSettings
 from autopeft.tasks.registry import TASKS, check_task
 from autopeft.utils.files import write_text
 from autopeft.utils.gc import frozen_gc, paused_gc
+from autopeft.utils.serialize import read_json
 from autopeft.workspace import Workspace, read_settings
 
 if TYPE_CHECKING:
@@ -351,7 +352,8 @@ def export(
         max_rank=max_rank or MAX_RANK,
         allow_lossy=allow_lossy,
     )
-    card = model_card(result.view, member.digest, format=format, notes=exported.notes())
+    plan = read_json(member.folder / "plan.json", dict[str, Any], remedy="resume the search")
+    card = model_card(result.view, member.digest, format=format, notes=exported.notes(), plan=plan)
     write_text(target / "README.md", card)
     return exported
 

@@ -19,6 +19,7 @@ from documented import SMALL, make_home, shorten_searches
 import autopeft
 from autopeft import cli
 from autopeft.settings import SearchSettings
+from autopeft.tasks.registry import TASKS
 from autopeft.workspace import read_settings
 
 ROOT = Path(__file__).parents[1]
@@ -160,6 +161,15 @@ def test_the_readme_is_short_and_shows_every_guide() -> None:
     assert len(text.splitlines()) <= 150
     for guide in GUIDES:
         assert f"examples/guides/{guide.name}" in text
+
+
+def test_every_task_has_a_page_that_the_data_guide_links() -> None:
+    text = (ROOT / "examples" / "guides" / "your_data.md").read_text(encoding="utf-8")
+    for name in (name for name in TASKS if type(TASKS[name]).__module__.startswith("autopeft.")):
+        pages = re.findall(rf"^\| \[`{name}`\]\((\w+\.md)\) \|", text, re.MULTILINE)
+        (page,) = [ROOT / "examples" / "guides" / page for page in pages]
+        assert f"`{name}`" in page.read_text(encoding="utf-8")
+        assert blocks(page, "python")
 
 
 def examples(name: str) -> list[doctest.Example]:

@@ -2,28 +2,43 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
+from autopeft import methods
 from autopeft.errors import SettingsError
 from autopeft.plan_text import plan_summary
 from autopeft.reporting.columns import facts, metrics_text, training_facts
 from autopeft.reporting.front_view import FrontEntry, FrontView
 from autopeft.tasks.registry import TASKS
 
+_FOLDER = '"path/to/this/folder"'
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~!&])")
 
 
 def model_card(
-    shown: FrontView, digest: str, *, format: str = "peft", notes: Sequence[str] = ()
+    shown: FrontView,
+    digest: str,
+    *,
+    format: str = "peft",
+    notes: Sequence[str] = (),
+    plan: Mapping[str, Any] | None = None,
 ) -> str:
-    """Return the README.md of one exported adapter: measurements, sites, training, loading.
+    """Return the README.md of one exported adapter: measurements, usage, sites, training, data.
 
-    `format` is what the folder holds: "peft", "lora" or "merged"; each note is one line.
+    Args:
+        shown: The search.
+        digest: Digest of the candidate.
+        format: What the folder holds: "peft", "lora" or "merged".
+        notes: What the export told, one line each.
+        plan: Content of the adapter's plan.json, which says how its base model is loaded.
+
+    Raises:
+        SettingsError: if there is no such candidate.
     """
     entry = shown.find(digest)
     if entry is None:
@@ -48,7 +63,7 @@ def model_card(
         *_section("Results", _table(["what", "value"], facts(shown, entry))),
         *(_table(["seed", "validation", "test"], seeds) if seeds else []),
         *([*(f"- {_plain(note)}" for note in notes), ""] if notes else []),
-        *_section("Loading", ["```python", *_loading(shown, format), "```", ""]),
+        *_section("Usage", ["```python", _loading(shown, entry, format, plan or {}), "```", ""]),
         *(_section("Sites", _table(["layer", "role", "method", "rank"], sites)) if sites else []),
         *_section("Training", _table(["setting", "value"], training_facts(entry))),
         *_section("Data", _data(shown)),
@@ -88,23 +103,48 @@ def _front_matter(shown: FrontView, entry: FrontEntry) -> str:
     return f"---\n{text}---\n"
 
 
-def _loading(shown: FrontView, format: str) -> list[str]:
-    model = json.dumps(shown.model, ensure_ascii=False).replace("`", "\\u0060")
-    if format == "peft":
-        load = f'model = autopeft.load_adapter({model}, "path/to/this/folder")'
-        return ["import autopeft", "", load]
-    loader = TASKS[shown.task].auto_class if shown.task in TASKS else "AutoModel"
-    if format == "merged":
-        load = f'model = {loader}.from_pretrained("path/to/this/folder")'
-        return [f"from transformers import {loader}", "", load]
-    labels = f", num_labels={len(shown.data.labels)}" if shown.data.labels else ""
-    return [
-        "from peft import PeftModel",
-        f"from transformers import {loader}",
-        "",
-        f"base = {loader}.from_pretrained({model}{labels})",
-        'model = PeftModel.from_pretrained(base, "path/to/this/folder")',
-    ]
+def _loading(shown: FrontView, entry: FrontEntry, format: str, plan: Mapping[str, Any]) -> str:
+    """Python that loads what the folder holds as `model`, and uses it.
+
+    PEFT alone loads plain LoRA layers; autopeft loads every method.
+    """
+    model = _python(shown.model)
+    is_lora = all(methods.get(name).holds_lora_factors for name in entry.candidate.plan.methods)
+    if format == "peft" and not (is_lora and len(entry.candidate.plan.methods) == 1):
+        load = f"""import autopeft
+
+checkpoint = {model}
+model = autopeft.load_adapter(checkpoint, {_FOLDER})"""
+    else:
+        task = TASKS[shown.task].auto_class if shown.task in TASKS else "AutoModel"
+        loader = str(plan.get("auto_class", task))
+        given = dict(plan.get("model_kwargs", {}))
+        if "id2label" in given:
+            given["id2label"] = {int(key): name for key, name in given["id2label"].items()}
+        if plan.get("replaces_head"):
+            given["ignore_mismatched_sizes"] = True
+        if plan.get("revision"):
+            given["revision"] = plan["revision"]
+        arguments = "".join(f",\n    {name}={_python(value)}" for name, value in given.items())
+        load = f"""from peft import PeftModel
+from transformers import {loader}
+
+checkpoint = {model}
+model = {loader}.from_pretrained(
+    checkpoint{arguments},
+)
+model = PeftModel.from_pretrained(model, {_FOLDER}).eval()"""
+        if format == "merged":
+            load = f"""from transformers import {loader}
+
+checkpoint = {_FOLDER}
+model = {loader}.from_pretrained(checkpoint)"""
+    return f"{load}\n\n{shown.data.usage}" if shown.data.usage else load
+
+
+def _python(value: object) -> str:
+    """A value as Python; its text cannot end the block of code."""
+    return repr(value).replace("`", "\\x60")
 
 
 def _data(shown: FrontView) -> list[str]:

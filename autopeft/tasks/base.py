@@ -317,6 +317,17 @@ class Task(ABC):
         """Return what a user should know about the data or the model, one sentence each."""
         return ()
 
+    def usage(self, rows: Examples, max_length: int) -> str:
+        """Return Python that uses the loaded `model`, for the model card; by default none.
+
+        `checkpoint` is the name of what the model's tokenizer or processor is loaded from.
+
+        Args:
+            rows: Training rows.
+            max_length: Longest sequence, in tokens; 0 without tokens.
+        """
+        return ""
+
     @abstractmethod
     def encode(
         self, processor: Any, rows: Examples, labels: tuple[str, ...], max_length: int

@@ -190,6 +190,7 @@ class TaskData:
         columns: Role -> column of the training source.
         available: Split name -> rows that there were, where a setting took fewer.
         replaces_head: Whether the model's output layer is new even if its checkpoint has one.
+        usage: Python that uses the trained model; see `Task.usage`.
     """
 
     task: str
@@ -205,6 +206,7 @@ class TaskData:
     columns: Mapping[str, str] = field(default_factory=dict)
     available: Mapping[SplitName, int] = field(default_factory=dict)
     replaces_head: bool = False
+    usage: str = ""
 
     @property
     def train(self) -> EncodedSplit:
@@ -270,6 +272,7 @@ class TaskData:
             max_length=self.max_length,
             available={str(name): count for name, count in self.available.items()},
             notes=self.notes,
+            usage=self.usage,
         )
 
     def length_statistics(self, batch_size: int) -> LengthStatistics:

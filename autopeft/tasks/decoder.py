@@ -10,8 +10,28 @@ from torch.nn import functional
 
 from autopeft.errors import TrainingFailure
 from autopeft.tasks.batch import Batch, Window
+from autopeft.tasks.conversations import Conversation
 from autopeft.tasks.data import IGNORED
+from autopeft.tasks.examples import Examples
 from autopeft.tasks.language import LanguageTask
+
+_PROMPTS = {
+    True: (
+        'messages = [{"role": "user", "content": "a question"}]',
+        "inputs = tokenizer.apply_chat_template(",
+        '    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"',
+        ")",
+    ),
+    False: ('inputs = tokenizer("a prompt", return_tensors="pt")',),
+}
+"""What a model generates from, for a model card: a chat, or text."""
+
+_GENERATION = (
+    "from transformers import AutoTokenizer\n\n"
+    "tokenizer = AutoTokenizer.from_pretrained(checkpoint)",
+    "output = model.generate(**inputs, max_new_tokens=64, do_sample=False)[0]",
+    'print(tokenizer.decode(output[inputs["input_ids"].shape[1] :], skip_special_tokens=True))',
+)
 
 
 class DecoderTask(LanguageTask):
@@ -22,6 +42,12 @@ class DecoderTask(LanguageTask):
 
     auto_class = "AutoModelForCausalLM"
     is_autoregressive = True
+
+    def usage(self, rows: Examples, max_length: int) -> str:
+        """Return Python that answers a message, or continues a text."""
+        row = rows["row"][0]
+        is_chat = isinstance(getattr(row, "chosen", row), Conversation)
+        return "\n".join((_GENERATION[0], *_PROMPTS[is_chat], *_GENERATION[1:]))
 
     def windows(self, batch: Batch) -> dict[str, Window]:
         """Return the positions that predict learned tokens; size: the longest span of them."""

@@ -184,18 +184,41 @@ class Embeddings(Task):
 
     def notes(self, labels: tuple[str, ...]) -> tuple[str, ...]:
         """Say how tokens become an embedding, and which layers of the model are not used."""
-        pooling, others = own_pooling(self.settings.model, self.settings.model_revision)
-        asked = self.option("pooling")
-        if asked != "auto":
-            how = f"{_SHOWN[asked]}, as task_options.pooling asks"
-        elif pooling is not None:
-            how = f"{_SHOWN[pooling]}, as the model's 1_Pooling/config.json says"
+        model, revision = self.settings.model, self.settings.model_revision
+        if self.option("pooling") != "auto":
+            why = ", as task_options.pooling asks"
+        elif own_pooling(model, revision):
+            why = ", as the model's 1_Pooling/config.json says"
         else:
-            how = f"{_SHOWN['mean']}; the model says nothing about pooling"
-        notes = [f"embeddings are {how}"]
-        if others:
+            why = "; the model says nothing about pooling"
+        notes = [f"embeddings are {_SHOWN[self._pooling()]}{why}"]
+        if others := layers_after_pooling(model, revision):
             notes.append(f"the model's layers after pooling are left out: {', '.join(others)}")
         return tuple(notes)
+
+    def usage(self, rows: Examples, max_length: int) -> str:
+        """Return Python that computes embeddings of unit length."""
+        return (
+            "import torch\n"
+            "from transformers import AutoTokenizer\n\n"
+            "tokenizer = AutoTokenizer.from_pretrained(checkpoint)\n"
+            "batch = tokenizer(\n"
+            f'    ["a text", "another text"], truncation=True, max_length={max_length},\n'
+            '    padding=True, padding_side="right", return_tensors="pt",\n'
+            ")\n"
+            "with torch.no_grad():\n"
+            "    hidden = model(**batch)[0]\n"
+            'mask = batch["attention_mask"]\n'
+            f"pooled = {_POOLED[self._pooling()]}\n"
+            "embeddings = torch.nn.functional.normalize(pooled, dim=-1)\n"
+            "print(embeddings @ embeddings.T)"
+        )
+
+    def _pooling(self) -> str:
+        """Return how tokens become an embedding, as the option or the model says."""
+        if (asked := str(self.option("pooling"))) != "auto":
+            return asked
+        return own_pooling(self.settings.model, self.settings.model_revision) or "mean"
 
     def encode(
         self, processor: Any, rows: Examples, labels: tuple[str, ...], max_length: int
@@ -242,10 +265,7 @@ class Embeddings(Task):
         twin = super().bound(data)
         twin.is_scored = "labels" in data.train.row_arrays
         twin.sequence_names = _PAIRS[:2] if twin.is_scored else ("anchor", "positive", "negative")
-        twin.pooling = self.option("pooling")
-        if twin.pooling == "auto":
-            found, _ = own_pooling(self.settings.model, self.settings.model_revision)
-            twin.pooling = found or "mean"
+        twin.pooling = self._pooling()
         fits = {m.name: m for m in self.measured if twin._fits(m.name, m.needs)}
         if self.settings.metric is None:
             usual = next(name for name in self.metrics if name in fits)
@@ -361,6 +381,13 @@ _SHOWN: Mapping[str, str] = {
     "last": "the last hidden state of a text's last token",
 }
 
+_POOLED: Mapping[str, str] = {
+    "mean": "(hidden * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)",
+    "cls": "hidden[:, 0]",
+    "last": "hidden[torch.arange(len(hidden)), mask.sum(dim=1) - 1]",
+}
+"""The same in Python, for a model card."""
+
 
 def text_groups(columns: Sequence[Sequence[str]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return which texts are equal, and which belong together.
@@ -472,28 +499,34 @@ def cosent_loss(cosines: torch.Tensor, labels: torch.Tensor, scale: float) -> to
     return torch.logsumexp(torch.cat([wrong.new_zeros(1), wrong]), dim=0)
 
 
-def own_pooling(model: str, revision: str | None = None) -> tuple[str | None, list[str]]:
-    """Return the pooling that a model's sentence-transformers files name, and its later layers.
+def layers_after_pooling(model: str, revision: str | None = None) -> list[str]:
+    """Return the kinds of layers with weights that sentence-transformers puts after the pooling.
+
+    Args:
+        model: Folder or hub id.
+        revision: Revision of a hub model.
+    """
+    kinds = [str(m.get("type", "")) for m in _json_file(model, "modules.json", revision) or []]
+    known = (".Transformer", ".Pooling", ".Normalize")
+    return [kind.rpartition(".")[2] for kind in kinds if not kind.endswith(known)]
+
+
+def own_pooling(model: str, revision: str | None = None) -> str | None:
+    """Return the pooling that a model's sentence-transformers files name, one of `POOLINGS`.
 
     Args:
         model: Folder or hub id.
         revision: Revision of a hub model.
 
     Returns:
-        One of `POOLINGS`, None if there is none; and names of modules with weights after it.
+        None if they name none.
 
     Raises:
         SettingsError: if it is one that this task does not know.
     """
-    modules = _json_file(model, "modules.json", revision) or []
-    others = [
-        str(module.get("type", "")).rpartition(".")[2]
-        for module in modules
-        if not str(module.get("type", "")).endswith((".Transformer", ".Pooling", ".Normalize"))
-    ]
     config = _json_file(model, "1_Pooling/config.json", revision)
     if not isinstance(config, dict):
-        return None, others
+        return None
     named = config.get("pooling_mode")
     modes = [named] if isinstance(named, str) else []
     modes += [key for key, value in config.items() if key.startswith("pooling_mode_") and value]
@@ -511,7 +544,7 @@ def own_pooling(model: str, revision: str | None = None) -> tuple[str | None, li
             f"the model pools by {' and '.join(modes)}, which is not known here",
             "set it to mean, cls or last",
         )
-    return found, others
+    return found
 
 
 def _json_file(model: str, name: str, revision: str | None) -> Any:

@@ -165,6 +165,17 @@ class ImageClassification(TextClassification):
                 "use fewer rows (max_train_rows), or a model with smaller images",
             )
 
+    def usage(self, rows: Examples, max_length: int) -> str:
+        """Return Python that classifies an image, turned upright as in training."""
+        return (
+            "from PIL import Image, ImageOps\n"
+            "from transformers import AutoImageProcessor\n\n"
+            "processor = AutoImageProcessor.from_pretrained(checkpoint)\n"
+            'image = ImageOps.exif_transpose(Image.open("path/to/image.png"))\n'
+            f'inputs = processor(image.convert("{self._mode()}"), return_tensors="pt")\n'
+            "print(model.config.id2label[int(model(**inputs).logits.argmax())])"
+        )
+
     def model_kwargs(self) -> dict[str, Any]:
         """Return size of the head and label names."""
         given = super().model_kwargs()

@@ -110,6 +110,7 @@ def load_data(
         columns=task.find_columns(settings.column_names(), tables["train"]),
         available=available,
         replaces_head=task.replaces_head(labels),
+        usage=task.usage(splits["train"], max_length),
     )
 
 

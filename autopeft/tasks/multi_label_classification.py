@@ -181,6 +181,8 @@ class MultiLabelClassification(TextClassification):
         targets = np.asarray([[x in own for x in labels] for own in rows["label"]], np.float32)
         return encode_texts(processor, rows, targets, max_length, on_long=self.settings.on_long)
 
+    pipeline_arguments = ', top_k=None, function_to_apply="sigmoid"'
+
     def model_kwargs(self) -> dict[str, Any]:
         """Return what a classifier needs, and that its labels do not exclude each other."""
         return {**super().model_kwargs(), "problem_type": "multi_label_classification"}

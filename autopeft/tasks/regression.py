@@ -152,6 +152,8 @@ class Regression(TextClassification):
         twin.scale = data.output_scale or OutputScale()
         return twin
 
+    pipeline_arguments = ', function_to_apply="none"'
+
     def model_kwargs(self) -> dict[str, Any]:
         """Return one output, its kind, and the padding token."""
         return {"num_labels": 1, "problem_type": "regression", "pad_token_id": self.pad_id}

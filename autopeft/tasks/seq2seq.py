@@ -55,6 +55,18 @@ class Seq2Seq(LanguageTask):
     input_names = ("input_ids", "attention_mask", "decoder_input_ids")
     sequence_names = ("source", "target")
 
+    def usage(self, rows: Examples, max_length: int) -> str:
+        """Return Python that writes a text for a text."""
+        return (
+            "from transformers import AutoTokenizer\n\n"
+            "tokenizer = AutoTokenizer.from_pretrained(checkpoint)\n"
+            f'inputs = tokenizer("a text", truncation=True, max_length={max_length}, '
+            'return_tensors="pt")\n'
+            f"output = model.generate(**inputs, max_new_tokens={max_length}, do_sample=False, "
+            "num_beams=1)\n"
+            "print(tokenizer.decode(output[0], skip_special_tokens=True))"
+        )
+
     def encode(
         self, processor: Any, rows: Examples, labels: tuple[str, ...], max_length: int
     ) -> EncodedSplit:

@@ -26,6 +26,7 @@ class DataSummary:
         max_length: Longest sequence allowed, in tokens; 0 without tokens.
         available: Split name -> rows that there were, where a setting took fewer.
         notes: What else was noticed, one sentence each.
+        usage: Python that uses the trained model, for its card; see `Task.usage`.
     """
 
     rows: Mapping[str, int] = field(default_factory=dict)
@@ -41,6 +42,7 @@ class DataSummary:
     max_length: int = 0
     available: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    usage: str = ""
 
     def headline(self) -> str:
         """Return the task and its columns, on one line."""

@@ -155,6 +155,21 @@ class TextClassification(Task):
         targets = np.asarray([index[label] for label in rows["label"]], dtype=np.int64)
         return encode_texts(processor, rows, targets, max_length, on_long=self.settings.on_long)
 
+    pipeline_arguments: ClassVar[str] = ""
+    """What transformers' pipeline is called with besides the text, e.g. ", top_k=None"."""
+
+    def usage(self, rows: Examples, max_length: int) -> str:
+        """Return Python that classifies a text, or a pair, with transformers' pipeline."""
+        is_pair = "text_pair" in rows.columns
+        text = '{"text": "a text", "text_pair": "another"}' if is_pair else '"a text"'
+        limits = f"truncation=True, max_length={max_length}"
+        return (
+            "from transformers import AutoTokenizer, pipeline\n\n"
+            "tokenizer = AutoTokenizer.from_pretrained(checkpoint)\n"
+            'classify = pipeline("text-classification", model=model, tokenizer=tokenizer)\n'
+            f"print(classify({text}, {limits}{self.pipeline_arguments}))"
+        )
+
     def model_kwargs(self) -> dict[str, Any]:
         """Return size of the head, label names and padding token.
 

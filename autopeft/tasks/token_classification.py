@@ -183,9 +183,9 @@ class TokenClassification(Task):
             )
         notes = []
         if n_cut_words:
-            notes.append(f"{n_cut_words} words of {rows.source} cut at {max_length} tokens")
+            notes.append(f"{_words(n_cut_words)} of {rows.source} cut at {max_length} tokens")
         if n_empty_words:
-            notes.append(f"{n_empty_words} words of {rows.source} have no token and no label")
+            notes.append(f"{_words(n_empty_words)} of {rows.source} without a token or a label")
         places = np.asarray([i for i, problem in enumerate(problems) if problem is None], np.int64)
         token_arrays: dict[str, NDArray[Any]] = {"labels": flat(targets).astype(np.int32)}
         if any(map(any, kinds)):
@@ -207,6 +207,18 @@ class TokenClassification(Task):
             for split in data.splits.values()
         )
         return twin
+
+    def usage(self, rows: Examples, max_length: int) -> str:
+        """Return Python that tags the words of a text, each by its first token."""
+        return (
+            "from transformers import AutoTokenizer, pipeline\n\n"
+            "tokenizer = AutoTokenizer.from_pretrained(checkpoint)\n"
+            "tag = pipeline(\n"
+            '    "token-classification", model=model, tokenizer=tokenizer, '
+            'aggregation_strategy="first"\n'
+            ")\n"
+            'print(tag("Words with spaces between them ."))'
+        )
 
     def model_kwargs(self) -> dict[str, Any]:
         """Return size of the head and tag names."""
@@ -339,3 +351,7 @@ def _refuse(
         f"row {row + 1} of {table.source} holds {shown} where {what}",
         f"give lists of words and of tags, or name another column with --columns {role}=NAME",
     )
+
+
+def _words(count: int) -> str:
+    return f"{count} word{'' if count == 1 else 's'}"

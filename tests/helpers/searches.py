@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import torch
 import transformers
 from peft import PeftModel
@@ -46,13 +48,28 @@ class Searched:
 
 
 def searched(model: Path, data: Path, output: Path, **settings: Any) -> Searched:
-    """Search, and read what front.json says of the best adapter."""
+    """Search, run the model cards, and read what front.json says of the best adapter."""
     asked = {**SHORT, **settings, "model": str(model), "data": str(data), "output": str(output)}
     result = autopeft.search(asked)
     front = json.loads((result.folder / "front.json").read_text())
     best = next(m for m in front["front"] if m["digest"] == front["best"])
+    for format in ("peft", "merged"):
+        run_card(output, output.with_name(f"{output.name}-{format}"), format)
     rows = json.loads((result.folder / "state" / "splits.json").read_text())["test"]["rows"]
     return Searched(result.base_model, result.folder / best["adapter"], best["adapter_score"], rows)
+
+
+def run_card(output: Path, target: Path, format: str) -> dict[str, Any]:
+    """Export the best adapter, run the code of its model card, and return that code's names."""
+    autopeft.export(output, format=format, to=target)
+    card = (target / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```$", card, re.MULTILINE | re.DOTALL)
+    assert "checkpoint" in code.partition("checkpoint = ")[2]  # it is used, not loaded only
+    code = code.replace("path/to/this/folder", str(target)).replace("path/to", str(target))
+    PIL.Image.new("RGB", (20, 12)).save(target / "image.png")
+    names: dict[str, Any] = {}
+    exec(compile(code, "card", "exec"), names)
+    return names
 
 
 def loads(found: Searched, auto_class: str, target: Path) -> dict[str, Any]:

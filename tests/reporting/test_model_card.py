@@ -69,8 +69,8 @@ def test_tables_keep_their_shape(record: SearchRecord) -> None:
     ("format", "line"),
     [
         ("peft", "autopeft.load_adapter("),
-        ("lora", "PeftModel.from_pretrained(base"),
-        ("merged", 'AutoModelForSequenceClassification.from_pretrained("path/to/this/folder")'),
+        ("lora", "PeftModel.from_pretrained(model,"),
+        ("merged", "AutoModelForSequenceClassification.from_pretrained(checkpoint)"),
     ],
 )
 def test_the_card_says_how_to_load_what_the_folder_holds(format: str, line: str) -> None:

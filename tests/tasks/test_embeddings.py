@@ -17,7 +17,9 @@ from autopeft.settings import SearchSettings
 from autopeft.tasks.batch import collate
 from autopeft.tasks.data import TaskData
 from autopeft.tasks.embeddings import (
+    Embeddings,
     cosent_loss,
+    layers_after_pooling,
     own_pooling,
     positive_ranks,
     ranking_losses,
@@ -223,7 +225,7 @@ def test_what_cannot_be_learned_is_refused(encoder_tokenizer: Any) -> None:
 
 
 def test_pooling_is_the_models_own(tmp_path: Path) -> None:
-    assert own_pooling(str(tmp_path)) == (None, [])
+    assert own_pooling(str(tmp_path)) is None
     (tmp_path / "1_Pooling").mkdir()
     for config, expected in (
         ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "cls"),
@@ -231,15 +233,18 @@ def test_pooling_is_the_models_own(tmp_path: Path) -> None:
         ({"pooling_mode": "mean"}, "mean"),
     ):
         (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(config))
-        assert own_pooling(str(tmp_path))[0] == expected
+        assert own_pooling(str(tmp_path)) == expected
     (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode_max_tokens": true}')
     with pytest.raises(SettingsError, match="pools by pooling_mode_max_tokens"):
         own_pooling(str(tmp_path))
+    named = SearchSettings(model=str(tmp_path), data="x", task_options={"pooling": "cls"})
+    (note,) = Embeddings().configured(named).notes(())
+    assert "first token, as task_options.pooling asks" in note
     kinds = ("Transformer", "Pooling", "Dense", "Normalize")
     modules = [{"type": f"sentence_transformers.models.{kind}"} for kind in kinds]
     (tmp_path / "modules.json").write_text(json.dumps(modules))
     (tmp_path / "1_Pooling" / "config.json").unlink()
-    assert own_pooling(str(tmp_path)) == (None, ["Dense"])
+    assert layers_after_pooling(str(tmp_path)) == ["Dense"]
 
 
 @pytest.mark.parametrize("pooling", ["cls", "last"])

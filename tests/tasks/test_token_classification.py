@@ -194,7 +194,7 @@ def test_words_that_are_cut_are_counted(encoder_tokenizer: Any) -> None:
     tokens, _ = rows_of()
     for name, split in data.splits.items():
         lost = sum(max(0, len(tokens[row]) - 3) for row in split.source_rows)
-        assert split.notes == (f"{lost} words of memory cut at 5 tokens",), name
+        assert split.notes == (f"{lost} word{'s' * (lost > 1)} of memory cut at 5 tokens",), name
         assert split.n_truncated == sum(len(tokens[row]) > 3 for row in split.source_rows)
     _, data = loaded(table_of(), encoder_tokenizer, max_length=9, on_long="drop")
     n_short = sum(len(own) <= 7 for own in tokens)
@@ -207,7 +207,7 @@ def test_words_without_a_token_have_no_label(encoder_tokenizer: Any) -> None:
     tokens, tags = rows_of()
     tokens[0][1] = " "
     _, data = loaded(table_of(tokens=tokens), encoder_tokenizer)
-    assert sum("1 words of memory have no token" in note for note in data.notes) == 1
+    assert sum("1 word of memory without a token" in note for note in data.notes) == 1
     n_labels = sum((split.token_arrays["labels"] != -100).sum() for split in data.splits.values())
     assert n_labels == sum(map(len, tags)) - 1
 
