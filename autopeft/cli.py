@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 import traceback
 from collections import Counter
@@ -17,6 +16,7 @@ from autopeft import api
 from autopeft.errors import AutoPeftError, TrainingFailure
 from autopeft.settings import RESUMABLE, SearchSettings
 from autopeft.tasks.registry import TASKS
+from autopeft.utils.formatting import without_numbers
 
 if TYPE_CHECKING:
     from autopeft.result import SearchResult
@@ -251,13 +251,12 @@ def _check_completed(result: SearchResult) -> None:
 
     trials = read_trials(result.folder / "trials.csv")
     reasons = [trial.reason for trial in trials if trial.state == "failed" and trial.reason]
-    # The same failure of two trials may differ in numbers.
-    kinds = Counter(re.sub(r"\d+", "0", reason) for reason in reasons)
+    kinds = Counter(map(without_numbers, reasons))
     ended = ", ".join(f"{n} {state}" for state, n in counts.items() if n)
     text = f"no trial was completed ({ended})"
     if kinds:
         kind, count = kinds.most_common(1)[0]
-        shown = next(r for r in reasons if re.sub(r"\d+", "0", r) == kind)
+        shown = next(r for r in reasons if without_numbers(r) == kind)
         text += f"; {count} of {len(reasons)} failed with: {shown}"
     raise TrainingFailure(
         f"{text}; all is kept in {result.folder}, where trials.csv has each reason"

@@ -21,12 +21,13 @@ from autopeft.costs.constraints import Constraint, parse_constraints
 from autopeft.costs.objectives import COSTS, Objective, find_cost
 from autopeft.engine.budget import Budget
 from autopeft.engine.messages import WorkerContext
-from autopeft.errors import ModelError, SettingsError, UserError
+from autopeft.errors import DataError, ModelError, SettingsError, UserError
 from autopeft.models.backbone import Backbone, build_meta
 from autopeft.models.loading import embedding_rows, load_config, position_limit
 from autopeft.models.quantization import check_backend
 from autopeft.plan_text import unsearched_text
 from autopeft.profiling.causality import sees_later_tokens
+from autopeft.profiling.end_tokens import takes_end_tokens
 from autopeft.profiling.fake_tensors import InputShape
 from autopeft.profiling.measure import price_table
 from autopeft.profiling.output_positions import n_logit_weights, read_positions
@@ -267,6 +268,7 @@ def load_task(settings: SearchSettings) -> tuple[TaskData, Task]:
     processor = task.processor = task.load_processor(settings.model, settings.model_revision)
     data = load_data(settings, task, processor, tables, model_limit=position_limit(config))
     check_token_ids(settings.model, data, processor, embedding_rows(config))
+    check_end_tokens(settings.model, data, config, task.auto_class)
     task = task.bound(data)
     task.check_metrics(data)
     return data, task
@@ -300,6 +302,51 @@ def check_token_ids(model: str, data: TaskData, tokenizer: Any, n_rows: int | No
             "save the model's own tokenizer beside it, or call "
             "model.resize_token_embeddings(len(tokenizer)) and save the model",
         )
+
+
+def check_end_tokens(model: str, data: TaskData, config: Any, auto_class: str) -> None:
+    """Check that a model that classifies a text by its end token finds it in each row.
+
+    Args:
+        model: Folder or hub id of the model.
+        data: The encoded data.
+        config: The model's configuration, from transformers.
+        auto_class: Name of the class of transformers that loads it.
+
+    Raises:
+        ModelError: if the tokenizer adds none.
+        DataError: if a row has more or fewer of them than the others.
+    """
+    end = getattr(config, "eos_token_id", None)
+    splits = [split for split in data.splits.values() if split.has_tokens]
+    if not getattr(config, "is_encoder_decoder", False) or not isinstance(end, int) or not splits:
+        return
+    found = [np.append(0, np.cumsum(split.tokens == end))[split.offsets] for split in splits]
+    counts = [np.diff(ends) for ends in found]
+    numbers, rows = np.unique(np.concatenate(counts), return_counts=True)
+    usual = int(numbers[rows.argmax()])
+    if len(numbers) == 1 and usual > 0:
+        return
+    if takes_end_tokens(config, auto_class, numbers.tolist()) is not False:
+        return
+    kind = f"is {config.model_type}, which classifies a text at its end token ({end})"
+    if usual == 0:
+        raise ModelError(
+            "model",
+            model,
+            f"{kind}, but its tokenizer adds none",
+            "save the model's own tokenizer beside it, one that ends each text with that token",
+        )
+    for split, of_rows in zip(splits, counts, strict=True):
+        for row in np.flatnonzero(of_rows != usual)[:1]:
+            number = int(split.source_rows[row // split.sequences_per_row]) + 1
+            raise DataError(
+                "data",
+                split.source,
+                f"row {number} has {of_rows[row]} end tokens, most rows {usual}; the model {kind} "
+                "and takes rows with equally many only",
+                "take the end token out of the text, or use an encoder",
+            )
 
 
 def read_window(meta: Backbone, task: Task, data: TaskData) -> str | None:

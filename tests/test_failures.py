@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import transformers as hf
+from tokenizers import processors
 
 from autopeft import api, cli
-from autopeft.errors import ModelError, TrainingFailure
-from autopeft.prepare import prepare
+from autopeft.errors import DataError, ModelError, TrainingFailure
+from autopeft.prepare import load_task, prepare
 from autopeft.settings import SearchSettings
 from autopeft.training.trainer import Trainer
 
@@ -99,3 +101,35 @@ def test_tokens_beyond_the_embedding_are_refused(
     model.resize_token_embeddings(len(tokenizer))
     model.save_pretrained(tmp_path)
     assert _prepared(tmp_path, tiny_data).data.pad_id < len(tokenizer)
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart"])
+def test_rows_that_a_classifier_cannot_read_by_their_end_token_are_refused(
+    kind: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    tokenizer = hf.AutoTokenizer.from_pretrained(tiny_model)
+    end = tokenizer.sep_token_id
+    size = {"d_model": 16, "vocab_size": len(tokenizer), "eos_token_id": end, "pad_token_id": 0}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    config: Any = {
+        "t5": hf.T5Config(**size, d_kv=8, d_ff=16, num_layers=2, num_heads=2),
+        "bart": hf.BartConfig(**size, **heads, encoder_ffn_dim=16, decoder_ffn_dim=16),
+    }[kind]
+    config.decoder_start_token_id = 0
+    config.save_pretrained(tmp_path)
+    ends = processors.TemplateProcessing(single="$A [SEP]", special_tokens=[("[SEP]", end)])
+    tokenizer.backend_tokenizer.post_processor = ends
+    tokenizer.save_pretrained(tmp_path)
+    data = tmp_path / "rows.csv"
+    rows = [f"{word} film {n},{word}" for n in range(40) for word in ("good", "bad")]
+    data.write_text("\n".join(["text,label", *rows]))
+    read = SearchSettings(model=str(tmp_path), data=str(data))
+    assert load_task(read)[1].name == "text-classification"
+    data.write_text("\n".join(["text,label", *rows, "good [SEP] film,good"]))
+    with pytest.raises(DataError, match=r"row 81 has 2 end tokens, most rows 1; the model is "):
+        load_task(read)
+    load_task(replace(read, model=str(tiny_model)))
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A")
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=rf"end token \({end}\), but its tokenizer adds none;"):
+        load_task(read)

@@ -24,6 +24,10 @@ from autopeft.engine.messages import (
 from autopeft.searcher.controller import SearchController
 from autopeft.settings import SearchSettings
 from autopeft.trial import Decision, Trial
+from autopeft.utils.formatting import without_numbers
+
+FAILURES = 5
+"""So many trials in a row must fail alike, and none be trained, until a search ends."""
 
 Phase = Literal["search", "confirmation", "done"]
 
@@ -119,6 +123,8 @@ class Dispatcher:
         self._n_confirmed = 0
         self._n_to_confirm = 0
         self._longest_job = 0.0
+        self._failures: deque[str] = deque(maxlen=FAILURES)
+        self._has_trained = self._is_hopeless = False
         self.phase: Phase = "search"
         self._phase_seconds: dict[str, float] = {}
         self._phase_began = self._ticked = time.monotonic()
@@ -146,7 +152,11 @@ class Dispatcher:
 
     def _next_trial(self) -> Job | None:
         left = self._tick()
-        if left is None or (left.seconds is not None and left.seconds < self._longest_job / 2):
+        if (
+            left is None
+            or self._is_hopeless
+            or (left.seconds is not None and left.seconds < self._longest_job / 2)
+        ):
             # A trial that cannot get half-way before the deadline would be stopped there.
             return None
         trial = self._controller.ask()
@@ -262,6 +272,7 @@ class Dispatcher:
         self._budget.spend(flops=report.flops - running.flops)
         running.flops = report.flops
         decision = self._controller.report(trial, report.step, report.score)
+        self._has_trained = True
         if message.is_last:
             quality = report.metrics[self._controller.objectives[0].name]
             self._controller.tell(trial, score=quality, measured=message.measured)
@@ -281,9 +292,21 @@ class Dispatcher:
         running = self._running.get(job.key)
         if running is not None and running.trial is not None:
             self._controller.tell(running.trial, failed=reason)
+            self._note_failure(reason)
         elif running is not None:
             self.warnings.append(f"confirming {job.candidate.digest} failed: {reason}")
         self._end(job)
+
+    def _note_failure(self, reason: str) -> None:
+        """End the search if, from its first trial on, all fail, and the last ones alike."""
+        self._failures.append(without_numbers(reason.partition("\n")[0]))
+        alike = len(self._failures) == FAILURES and len(set(self._failures)) == 1
+        if alike and not self._has_trained and not self._is_hopeless:
+            self._is_hopeless = True
+            self.warnings.append(
+                f"the search ended before its budget: {FAILURES} trials in a row failed with: "
+                f"{reason}"
+            )
 
     def is_running(self, job: Job) -> bool:
         """Return whether the job has neither ended nor failed."""

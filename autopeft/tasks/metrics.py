@@ -34,8 +34,9 @@ class Metric:
         name: Its name in settings and results.
         direction: "maximize" or "minimize".
         function: Returns the metric of (targets, predictions), or an array of one value per row
-            whose mean is the metric. For texts, it takes lists of (prompts, references, generated
-            texts) and returns one value per row. None: the task computes it itself.
+            whose mean is the metric. For texts, it returns the value of one row's (prompt,
+            reference, generated text) or (reference, generated text); with a true attribute
+            `batched` it takes lists of all rows. None: the task computes it itself.
         needs: What the predictions are: "labels", class indices of shape (n_rows,), or
             (n_rows, n_labels) of 0 and 1 where a row has several; "scores", class probabilities of
             shape (n_rows, n_labels); "values", numbers of shape (n_rows,); "text", generated texts;
@@ -179,6 +180,8 @@ def _checked(metric: Metric) -> Metric:
         if value not in known:
             names = " or ".join(filter(None, known))
             raise TypeError(f"its {field} must be {names}, but is {value!r}")
+    if metric.needs == "text" and metric.function is not None:
+        return replace(metric, function=by_row(metric.name, metric.function))
     return metric
 
 
@@ -218,7 +221,7 @@ def register_metric(
         name: Its name in settings; as a bare decorator, that of the function.
         function: Takes targets and predictions and returns a number, or one value per row whose
             mean is the metric; for generated texts, takes the prompt, the reference and the
-            generated text of one row. Or where it is found, as `module:function`.
+            generated text of one row, see `Metric`. Or where it is found, as `module:function`.
         direction: "maximize" or "minimize"; by default the function's attribute `direction`, else
             "minimize" if a word of the name is loss, error or the like, else "maximize".
         needs: What the predictions are, see `Metric`; by default the function's attribute `needs`,

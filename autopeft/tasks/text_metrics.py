@@ -9,7 +9,7 @@ import string
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
-from functools import partial
+from functools import partial, update_wrapper
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,12 @@ FloatArray = NDArray[np.float64]
 Texts = Sequence[str]
 RowFunction = Callable[[str, str, str], float]
 TextFunction = Callable[[Texts | None, Texts, Texts], Any]
+
+
+class Batched(partial[Any]):
+    """A function of (prompts, references, generated texts) of all rows; one value for each."""
+
+    batched = True
 
 
 def _rows(function: RowFunction, prompts: Texts | None, references: Texts, texts: Texts) -> Any:
@@ -136,7 +142,7 @@ def regex_match(pattern: str) -> TextFunction:
     except re.error as error:
         problem = f"is no regular expression ({error})"
         raise SettingsError("metric", f"regex={pattern}", problem, "correct it") from None
-    return partial(_rows, partial(_regex_match, compiled))
+    return Batched(_rows, partial(_regex_match, compiled))
 
 
 def _regex_match(pattern: re.Pattern[str], prompt: str, reference: str, text: str) -> float:
@@ -167,6 +173,8 @@ def by_row(name: str, function: Callable[..., Any]) -> TextFunction:
     Raises:
         SettingsError: if the function takes another number of arguments.
     """
+    if isinstance(function, Batched):
+        return function
     n_arguments = next((n for n in (3, 2) if _takes(function, n)), None)
     if n_arguments is None:
         raise SettingsError(
@@ -175,7 +183,8 @@ def by_row(name: str, function: Callable[..., Any]) -> TextFunction:
             "must take (prompt, reference, generated text) or (reference, generated text)",
             "correct the function",
         )
-    return partial(_user_rows, name, function, n_arguments)
+    # It counts as the user's own where a name is registered again.
+    return update_wrapper(Batched(_user_rows, name, function, n_arguments), function, updated=())
 
 
 def _takes(function: Callable[..., Any], n: int) -> bool:
@@ -214,13 +223,13 @@ def _user_rows(
 
 
 TEXT_METRICS: Mapping[str, TextFunction] = {
-    "exact_match": partial(_rows, _exact_match),
-    "token_f1": partial(_rows, _token_f1),
-    "rouge1": partial(_rouge, "rouge1"),
-    "rouge2": partial(_rouge, "rouge2"),
-    "rougeL": partial(_rouge, "rougeL"),
-    "json_valid": partial(_rows, _json_valid),
-    "number_match": _number_match,
+    "exact_match": Batched(_rows, _exact_match),
+    "token_f1": Batched(_rows, _token_f1),
+    "rouge1": Batched(_rouge, "rouge1"),
+    "rouge2": Batched(_rouge, "rouge2"),
+    "rougeL": Batched(_rouge, "rougeL"),
+    "json_valid": Batched(_rows, _json_valid),
+    "number_match": Batched(_number_match),
 }
 """Name -> function of (prompts, references, generated texts) that gives one value per row; all are
 better when larger."""

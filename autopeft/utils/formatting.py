@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 
 def human_count(value: float) -> str:
@@ -65,3 +66,14 @@ def middle_cut(text: str, longest: int) -> str:
         return text
     half = longest // 2
     return f"{text[:half]} [{len(text) - 2 * half} characters] {text[-half:]}"
+
+
+def without_numbers(reason: str) -> str:
+    """Return what two failures of one kind have in common: they may differ in numbers.
+
+    Example:
+        >>> from autopeft.utils.formatting import without_numbers
+        >>> without_numbers("loss is NaN at step 12") == without_numbers("loss is NaN at step 7")
+        True
+    """
+    return re.sub(r"\d+", "0", reason)

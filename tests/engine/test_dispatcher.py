@@ -22,7 +22,7 @@ from autopeft.confirm.store import ConfirmationStore
 from autopeft.costs import PriceTable, Topology
 from autopeft.costs.objectives import objective
 from autopeft.engine.budget import Budget, BudgetTracker
-from autopeft.engine.dispatcher import Dispatcher, Progress
+from autopeft.engine.dispatcher import FAILURES, Dispatcher, Progress
 from autopeft.engine.messages import Activity, ConfirmMessage, FailureMessage, Job, RungMessage
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
 from autopeft.searcher.controller import SearchController
@@ -134,6 +134,22 @@ def test_a_failure_is_told_as_one_and_never_confirmed(tmp_path: Path) -> None:
     assert all(o.reason == "diverged" for o in failed)
     bad = {o.candidate.digest for o in failed}
     assert not bad & {job.candidate.digest for job in jobs if job.kind == "confirm"}
+
+
+def test_a_search_whose_trials_all_fail_alike_ends_before_its_budget(tmp_path: Path) -> None:
+    search = FakeSearch(tmp_path, "40trials")
+    search.fails_at = set(range(40))
+    assert len(search.run()) == FAILURES
+    (warning,) = search.dispatcher.warnings
+    assert warning.endswith(f"{FAILURES} trials in a row failed with: diverged")
+
+
+def test_failures_end_no_search_that_has_trained_a_trial(tmp_path: Path) -> None:
+    search = FakeSearch(tmp_path, "20trials")
+    search.fails_at = set(range(1, 12))
+    jobs = search.run()
+    assert sum(job.kind == "search" for job in jobs) == 20
+    assert not search.dispatcher.warnings
 
 
 def test_flops_are_booked_once_a_step(tmp_path: Path) -> None:

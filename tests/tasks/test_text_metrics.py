@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+import autopeft
 from autopeft.errors import SettingsError
-from autopeft.tasks.metrics import evaluate_metric, find_metric
+from autopeft.tasks.metrics import METRICS, Metric, evaluate_metric, find_metric
 from autopeft.tasks.text_metrics import _Words, last_number
 
 Rows = list[float]
@@ -127,6 +128,36 @@ def test_a_function_of_the_user_is_called_for_each_row() -> None:
 
     assert rows_of(ends, ["a", "b"], ["ba", "ba"]) == [1, 0]
     assert rows_of(lambda reference, text: len(text) / 2, ["a"], ["abc"]) == [1.5]
+
+
+def _starts_alike(prompt: str, reference: str, generated: str) -> bool:
+    return generated[:1] == reference[:1]
+
+
+def _longer(prompt: str, reference: str, generated: str) -> bool:
+    return len(generated) > len(reference)
+
+
+_starts_alike.needs = "text"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_function_gets_the_same_however_it_is_named(
+    batched: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def starts(prompts: list[str], references: list[str], generated: list[str]) -> list[bool]:
+        return [_starts_alike(*row) for row in zip(prompts, references, generated, strict=True)]
+
+    starts.batched = True  # type: ignore[attr-defined]
+    function: Any = starts if batched else _starts_alike
+    monkeypatch.setattr(METRICS, "_items", dict(METRICS._items))
+    autopeft.register_metric("registered_here", function, needs="text")
+    ways: list[Any] = [function, "registered_here", Metric("one", "maximize", function, "text")]
+    for metric in (*ways, "" if batched else f"{__name__}:_starts_alike"):
+        assert not metric or rows_of(metric, ["ab", "ba"], ["ax", "ax"]) == [1, 0], metric
+    autopeft.register_metric("registered_here", function, needs="text")  # a cell that is run again
+    with pytest.raises(SettingsError, match="registered twice"):
+        autopeft.register_metric("registered_here", _longer, needs="text")
 
 
 def test_a_batched_function_gets_all_rows() -> None:
