@@ -81,7 +81,7 @@ class Cell:
     def has_messages(self) -> bool:
         """Whether the value is meant as messages: a list, or its JSON text."""
         if isinstance(self.value, str):
-            return _MESSAGES_AS_TEXT.match(self.value) is not None
+            return _are_messages(self.value)
         return as_list(self.value) is not None
 
     def text(self) -> str:
@@ -92,7 +92,7 @@ class Cell:
         """
         value = self.value.item() if isinstance(self.value, np.generic) else self.value
         if isinstance(value, str):
-            if _MESSAGES_AS_TEXT.match(value):
+            if _are_messages(value):
                 self.fail(
                     f"holds a list of messages written as text ({shown(value)})",
                     "name that column as `messages`, or give text",
@@ -225,6 +225,19 @@ class Cell:
                 {"type": "function", **rest, "function": {**function, "arguments": arguments}}
             )
         return found
+
+
+def _are_messages(text: str) -> bool:
+    """Return whether a text is a list of messages; other JSON may be what a model shall write."""
+    if not _MESSAGES_AS_TEXT.match(text):
+        return False
+    items = list_in(text)
+    return items is None or all(
+        isinstance(item, Mapping)
+        and not item.keys().isdisjoint(("role", "from"))
+        and not item.keys().isdisjoint(("content", "value", "tool_calls"))
+        for item in items
+    )
 
 
 def row_name(number: int, source: str) -> str:

@@ -200,6 +200,12 @@ def test_prompt_and_completion_are_text_or_messages() -> None:
     assert row == Conversation((SYSTEM, ASKED, BLUE), n_prompt=2)
 
 
+@pytest.mark.parametrize("row", [{"value": 3, "unit": "m"}, {"role": "CEO", "name": "Ann"}])
+def test_json_that_a_model_shall_write_is_text(row: dict[str, Any]) -> None:
+    written = json.dumps([row])
+    assert read(prompt="List them.", completion=written) == PromptCompletion("List them.", written)
+
+
 def test_an_instruction_is_a_turn_where_there_is_a_template() -> None:
     values = {"instruction": "Translate.", "input": "Guten Tag", "output": "Good day"}
     row = read_row(values, 1)
