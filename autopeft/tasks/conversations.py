@@ -307,11 +307,12 @@ def read_rows(
 
 
 def row_key(row: Row | Preference) -> str:
-    """Return the identity of a row: all of its text; letter case and spacing do not count."""
+    """Return the identity of a row: all that it holds; letter case and spacing do not count."""
     if isinstance(row, Preference):
         return f"{row_key(row.chosen)} | {row_key(row.rejected)}"
     if isinstance(row, Conversation):
-        return _folded(json.dumps(row.messages, ensure_ascii=False, default=str))
+        whole = [row.messages, row.tools, row.template_options]
+        return _folded(json.dumps(whole, ensure_ascii=False, default=str))
     if isinstance(row, PromptCompletion):
         return json.dumps([_folded(row.prompt), _folded(row.completion)], ensure_ascii=False)
     return _folded(row.text)

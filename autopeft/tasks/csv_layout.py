@@ -36,6 +36,7 @@ class CsvLayout:
         skips_spaces: Whether spaces after a separator belong to it.
         names: Names of the columns.
         n_rows: Number of rows, without header and empty lines.
+        n_broken: Number of rows over several lines, where each line might be a row as well.
     """
 
     separator: str
@@ -44,6 +45,7 @@ class CsvLayout:
     skips_spaces: bool = False
     names: tuple[str, ...] = ()
     n_rows: int = 0
+    n_broken: int = 0
 
     def notes(self, expected: str) -> Iterator[str]:
         """Yield what is unusual about the file, one sentence each."""
@@ -53,6 +55,8 @@ class CsvLayout:
             yield "quotes are read as part of the text, since they enclose no fields"
         if self.escape is not None:
             yield "quotes inside a field are escaped with a backslash"
+        if self.n_broken:
+            yield f"quotes join several lines into one row {self.n_broken} times"
 
 
 def csv_layout(text: str, expected: str) -> CsvLayout:
@@ -82,14 +86,13 @@ def csv_layout(text: str, expected: str) -> CsvLayout:
             raise max(failures, key=lambda each: each.line).error()
         chosen = fitting[0]
         plain = next((each for each in fitting if not each.layout.has_quotes), None)
-        # Quotes that are part of the text may pair up over two lines. Then each line alone has the
-        # right number of fields too, which a quoted line break leaves only by chance. Of one
-        # column, any line has.
-        if plain is not None and chosen.n_rows != plain.n_rows and chosen.n_fields > 1:
-            if chosen.layout.separator == "\t" or chosen.n_broken > 1:
-                chosen = plain
+        is_unclear = plain is not None and chosen.n_rows != plain.n_rows and chosen.n_fields > 1
+        if plain is not None and is_unclear and chosen.layout.separator == "\t":
+            # Programs that write tabs seldom quote; quotes of the text pair up over two lines.
+            chosen, is_unclear = plain, False
         names = _names(chosen)
-        return replace(chosen.layout, names=names, n_rows=chosen.n_rows)
+        n_broken = chosen.n_broken if is_unclear else 0
+        return replace(chosen.layout, names=names, n_rows=chosen.n_rows, n_broken=n_broken)
 
 
 def _layouts(text: str, expected: str) -> list[CsvLayout]:
@@ -203,8 +206,8 @@ class _Check:
         name = SEPARATORS[self.layout.separator]
         return FileError(
             f"{self.problem} (fields are separated by a {name})",
-            f"put quotes around fields that hold a {name}, double the quotes inside them, and give "
-            "each row the header's number of fields",
+            "let the first line name the columns, put double quotes around fields that hold a "
+            f"{name}, write quotes inside them twice, and give each row as many fields",
         )
 
 

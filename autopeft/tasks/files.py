@@ -67,6 +67,8 @@ def _kind(path: Path) -> tuple[str, ...]:
             return ".jsonl", "it is a JSON file, in spite of its name"
     if suffix == ".txt" and _has_tags(start):
         return ".conll", "it is read as a word and its tags a line"
+    if suffix == ".tar":
+        raise FileError("is an archive", "unpack it, and name a file or the folder")
     if suffix not in _READERS:
         raise FileError(
             f"is of an unknown kind ({path.suffix or 'no suffix'})",

@@ -399,6 +399,7 @@ def test_rows_are_known_by_all_of_their_text() -> None:
     assert row_key(first) != row_key(read(prompt="Same question", completion="two"))
     blue, green = read(messages=[ASKED, BLUE]), read(messages=[ASKED, GREEN])
     assert row_key(blue) != row_key(green)
+    assert row_key(blue) != row_key(read(messages=[ASKED, BLUE], tools=[TOOL]))
     pair = read_preference({"prompt": [ASKED], "chosen": [BLUE], "rejected": [GREEN]}, 1)
     turned = read_preference({"prompt": [ASKED], "chosen": [GREEN], "rejected": [BLUE]}, 1)
     assert not isinstance(pair, Unusable)

@@ -122,6 +122,13 @@ def test_a_quoted_field_may_hold_line_breaks_separators_and_quotes(tmp_path: Pat
     assert one(str(path)).columns == {"text": texts, "label": list("ababa")}
 
 
+def test_quoted_lines_that_look_like_rows_are_joined_and_told(tmp_path: Path) -> None:
+    text = "label,text\n" + "".join(f'{i % 2},"film {i}\nis, good"\n' for i in range(9))
+    table = one(write(tmp_path / "d.csv", text))
+    assert table.columns["text"] == [f"film {i}\nis, good" for i in range(9)]
+    assert "quotes join several lines into one row 9 times" in table.notes[0]
+
+
 def test_escaped_quotes_are_read(tmp_path: Path) -> None:
     table = one(write(tmp_path / "d.csv", 'text,label\n"say \\"hi\\", he",a\n"b",b\n'))
     assert table.columns == {"text": ['say "hi", he', "b"], "label": ["a", "b"]}
@@ -326,6 +333,7 @@ def test_a_truncated_file_is_said_to_be_damaged(tmp_path: Path, kind: str) -> No
 
 
 def test_an_archive_of_several_files_is_refused(tmp_path: Path) -> None:
+    assert "unpack it" in failure(write(tmp_path / "d.tar", "a"))
     with zipfile.ZipFile(tmp_path / "d.zip", "w") as archive:
         archive.writestr("a.csv", "text\na\n")
         archive.writestr("b.csv", "text\nb\n")
