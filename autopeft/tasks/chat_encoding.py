@@ -33,6 +33,8 @@ from autopeft.tasks.encoding import TOO_LONG
 OnLong = Literal["cut", "drop"]
 
 NOTHING_LEFT = "no token of the completion within max_length"
+NO_TOKEN = "the completion adds no token to the prompt"
+ONE_TOKEN = "all of it is one token, and nothing comes before the first token of a row"
 NO_TURN = "no assistant turn that follows a prompt"
 
 _CHUNK = 1000  # Rows that are tokenized at once: enough to be fast, few enough for the memory.
@@ -365,10 +367,17 @@ class _Encoder:
         else:
             row = _encoded(draft, self.limit, full_length)
             if row is None:
-                self.dropped[NOTHING_LEFT] += 1
+                self.dropped[_why_nothing(draft, self.limit)] += 1
             else:
                 self.counts["merged"] += draft.is_merged
         return row
+
+
+def _why_nothing(draft: Draft, limit: int) -> str:
+    """Return why no token of a row can be learned."""
+    if len(draft.ids) > limit:
+        return NOTHING_LEFT
+    return ONE_TOKEN if draft.spans[0][0] < len(draft.ids) else NO_TOKEN
 
 
 def _encoded(draft: Draft, limit: int, full_length: int) -> Encoded | None:

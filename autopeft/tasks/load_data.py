@@ -284,5 +284,5 @@ def _check_encoded(name: SplitName, rows: EncodedSplit, max_length: int) -> None
         "max_length",
         max_length,
         f"only {len(rows)} {name} rows of {rows.source} are left ({causes})",
-        "use a larger max_length, or shorter rows",
+        "use a larger max_length, shorter rows, or rows with more to learn",
     )

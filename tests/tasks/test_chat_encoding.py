@@ -19,7 +19,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from autopeft.errors import DataError
 from autopeft.tasks import chat_turns
 from autopeft.tasks.chat_encoding import (
+    NO_TOKEN,
     NOTHING_LEFT,
+    ONE_TOKEN,
     Encoded,
     encode_conversation,
     encode_preferences,
@@ -594,6 +596,23 @@ def test_a_row_with_nothing_left_to_learn_is_dropped_and_counted() -> None:
     assert encode_conversation(tokenizer, Conversation((system, *TALK)), 40) is None
     assert encode_conversation(tokenizer, Conversation((system, *TALK)), 400) is not None
     assert found.n_cut == 1
+
+
+def test_a_completion_that_adds_no_token_is_dropped_for_that_and_not_for_its_length() -> None:
+    words = {"[UNK]": 0, "sky": 1, "blue": 2}
+    core = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="[UNK]")
+    rows: list[Row] = [
+        PromptCompletion("blue sk", "ies"),  # one word, and unknown as its beginning is
+        PromptCompletion("sk", "y"),
+        PlainText("sky"),
+        PromptCompletion("blue s", "ky"),
+    ]
+    found = encode_rows(tokenizer, rows, 40)
+    assert found.dropped == {NO_TOKEN: 1, ONE_TOKEN: 2}
+    (row,) = found.rows
+    assert row.labels.tolist() == [IGNORED, 1]
 
 
 # Refusals
