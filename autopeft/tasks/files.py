@@ -404,10 +404,19 @@ def _image(cell: Any, name: str, row: int) -> Any:
         return None
     try:
         raw = cell["bytes"] if cell.get("bytes") is not None else Path(cell["path"]).read_bytes()
-        return PIL.Image.open(BytesIO(raw))
+        opened = PIL.Image.open(BytesIO(raw))
     except (OSError, ValueError, SyntaxError, TypeError) as error:
-        file = f" ({Path(cell['path']).name})" if cell.get("path") else ""
-        raise FileError(
-            f"row {row + 1}{file} of the column {name!r} is not a readable image",
-            "remove or replace it",
-        ) from error
+        raise FileError(*unreadable_image(row + 1, cell.get("path"), name)) from error
+    opened.info[FILE] = cell.get("path")
+    return opened
+
+
+FILE = "autopeft_file"
+"""Key of an image's `info` for the file that it came from."""
+
+
+def unreadable_image(row: int, path: str | None, column: str, reason: str = "") -> tuple[str, str]:
+    """Return the problem and the remedy of a cell that is no image, or a damaged one."""
+    file = f" ({Path(path).name})" if path else ""
+    problem = f"row {row}{file} of the column {column!r} is not a readable image"
+    return problem + (f" ({reason})" if reason else ""), "remove or replace it"

@@ -19,6 +19,7 @@ from autopeft.tasks.columns import Column
 from autopeft.tasks.data import EncodedSplit
 from autopeft.tasks.encoding import split_of
 from autopeft.tasks.examples import Examples
+from autopeft.tasks.files import FILE, unreadable_image
 from autopeft.tasks.reading import Table
 from autopeft.tasks.text_classification import LABEL_NAMES, TextClassification
 from autopeft.utils.formatting import human_bytes
@@ -77,13 +78,11 @@ class ImageClassification(TextClassification):
             try:
                 pixels = _decoded(image, self._mode())
             except (OSError, TypeError, ValueError, SyntaxError) as error:
-                raise DataError(
-                    "image",
-                    name,
-                    f"row {number} of {table.source} is not a readable image ({first_line(error)})",
-                    "remove or replace it; a column of file names is read from an image folder "
-                    "with a metadata.csv",
-                ) from None
+                path = getattr(image, "info", {}).get(FILE)
+                problem, remedy = unreadable_image(number, path, name, first_line(error))
+                if isinstance(image, str):
+                    remedy += "; file names are read from an image folder with a metadata.csv"
+                raise DataError("data", table.source, problem, remedy) from None
             keys.append(f"{pixels.size} {hashlib.sha256(pixels.tobytes()).hexdigest()}")
         return replace(rows, columns={**rows.columns, "key": tuple(keys)})
 

@@ -57,12 +57,17 @@ def load_data(
     Raises:
         DataError: if the data cannot be learned from; before any training.
     """
-    tables = {
-        name: table
-        for name, table in given.items()
-        if name == "train" or _is_named(settings, name) or _has_targets(task, table)
-    }
-    cleaned = {name: task.clean(table) for name, table in tables.items()}
+    cleaned: dict[SplitName, Examples] = {}
+    for name, table in given.items():
+        try:
+            rows = task.clean(table)
+        except DataError:
+            if name == "train" or _is_named(settings, name):
+                raise
+            continue
+        # The labels of hidden test sets of the hub are all unknown.
+        if len(rows) or name == "train" or _is_named(settings, name):
+            cleaned[name] = rows
     task.check_rows(cleaned["train"])
     splits, duplicates = _split(cleaned, task, settings.seed)
     limits: Mapping[SplitName, int | None] = {
@@ -107,7 +112,7 @@ def load_data(
             *task.notes(labels),
         ),
         output_scale=output_scale,
-        columns=task.find_columns(settings.column_names(), tables["train"]),
+        columns=task.find_columns(settings.column_names(), given["train"]),
         available=available,
         replaces_head=task.replaces_head(labels),
         usage=task.usage(splits["train"], max_length),
@@ -207,14 +212,6 @@ def _named(name: SplitName, source: Source, found: Mapping[str, Table]) -> Table
 
 def _is_named(settings: SearchSettings, name: SplitName) -> bool:
     return (settings.validation if name == "validation" else settings.test) is not None
-
-
-def _has_targets(task: Task, table: Table) -> bool:
-    """Return False for the hidden test sets of the hub, whose labels are all unknown."""
-    try:
-        return len(task.clean(table)) > 0
-    except DataError:
-        return False
 
 
 def _split(

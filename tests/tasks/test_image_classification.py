@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from autopeft.tasks import image_classification
 from autopeft.tasks.batch import collate
 from autopeft.tasks.data import TaskData
 from autopeft.tasks.image_classification import ImageClassification
-from autopeft.tasks.load_data import load_data
+from autopeft.tasks.load_data import load_data, read_tables
 from autopeft.tasks.preview import preview_of
 from autopeft.tasks.reading import Table, read
 from autopeft.tasks.registry import make_task
@@ -184,6 +186,22 @@ def cut_off() -> PIL.Image.Image:
     return PIL.Image.open(BytesIO(buffer.getvalue()[:-400]))
 
 
+def test_a_damaged_file_is_named_alike_wherever_the_damage_is(
+    image_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(image_folder, tmp_path / "colors")
+    path = next((tmp_path / "colors").rglob("07.png"))
+    whole, told = path.read_bytes(), []
+    settings = SearchSettings(data=str(tmp_path / "colors"))
+    for damaged in (b"no image", whole[:-40]):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError) as raised:
+            make_task(settings, table := read_tables(settings)["train"]).clean(table)
+        told.append(re.sub(r" \(image .*\)|, row.*\)", "", str(raised.value)))
+    assert told[0] == told[1]
+    assert re.match(r"data='colors:train': row \d+ \(07.png\) of the column 'image' is", told[0])
+
+
 @pytest.mark.parametrize(
     ("cell", "words"),
     [
@@ -196,7 +214,8 @@ def test_what_is_no_image_of_8_bits_names_its_row(cell: Any, words: str) -> None
     with pytest.raises(DataError) as raised:
         make_task(SearchSettings(task="image-classification"), table_of()).clean(table_of(at6=cell))
     message = str(raised.value)
-    assert "row 7 of list is not a readable image" in message
+    assert message.startswith("data='list': row 7 of the column 'image' is not a readable image (")
+    assert message.endswith("remove or replace it") != isinstance(cell, str)
     assert words in message
     assert "\n" not in message
 

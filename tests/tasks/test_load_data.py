@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,8 +12,11 @@ import pytest
 from autopeft.errors import DataError
 from autopeft.settings import SearchSettings
 from autopeft.tasks.data import IGNORED, SPLITS, TaskData
+from autopeft.tasks.examples import Examples
 from autopeft.tasks.load_data import load_data, read_tables
+from autopeft.tasks.reading import Table
 from autopeft.tasks.registry import make_task
+from autopeft.tasks.text_classification import TextClassification
 
 
 def sentiment_rows(n: int = 60) -> list[dict[str, str]]:
@@ -333,3 +337,26 @@ def test_rows_beyond_a_limit_are_counted(tmp_path: Path, encoder_tokenizer: Any)
     line = f"20 of {data.available['train']} rows for train used, as max_train_rows says"
     assert line in data.summary().lines()
     assert data.summary().columns == {"text": "text", "label": "label"}
+
+
+def test_a_sources_own_splits_are_cleaned_once_and_left_out_without_labels(
+    tmp_path: Path, encoder_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = sentiment_rows(90)
+    hidden = [{**row, "label": None} for row in rows[80:]]
+    parts = {"train": rows[:60], "validation": rows[60:80], "test": hidden}
+    splits = {name: datasets.Dataset.from_list(part) for name, part in parts.items()}
+    datasets.DatasetDict(splits).save_to_disk(str(tmp_path / "all"))
+    cleaned: list[int] = []
+    clean = TextClassification.clean
+
+    def counted(self: TextClassification, table: Table) -> Examples:
+        cleaned.append(table.n_rows)
+        return clean(self, table)
+
+    monkeypatch.setattr(TextClassification, "clean", counted)
+    settings = SearchSettings(data=str(tmp_path / "all"), task="text-classification")
+    data = load(settings, encoder_tokenizer)
+    assert sorted(cleaned) == [10, 20, 60]
+    assert data.splits["validation"].source == "all:validation"
+    assert data.splits["test"].source == "all:train"
