@@ -23,7 +23,7 @@ from autopeft.engine.budget import Budget
 from autopeft.engine.messages import WorkerContext
 from autopeft.errors import DataError, ModelError, SettingsError, UserError
 from autopeft.models.backbone import Backbone, build_meta
-from autopeft.models.loading import embedding_rows, load_config, position_limit
+from autopeft.models.loading import embedding_rows, load_config
 from autopeft.models.quantization import check_backend
 from autopeft.plan_text import unsearched_text
 from autopeft.profiling.causality import sees_later_tokens
@@ -191,7 +191,7 @@ def prepare(
             longest_length=lengths.longest,
             prompt_sizes=prompt_sizes(source),
             device=device,
-            inputs=InputShape(data.image_shape, lengths.source_share, lengths.target_share),
+            inputs=InputShape(data.input_shapes, lengths.source_share, lengths.target_share),
         )
         if per_row > 1:
             # Prices are by rows, whatever a row holds.
@@ -266,7 +266,7 @@ def load_task(settings: SearchSettings) -> tuple[TaskData, Task]:
             "use a decoder, or another --task",
         )
     processor = task.processor = task.load_processor(settings.model, settings.model_revision)
-    data = load_data(settings, task, processor, tables, model_limit=position_limit(config))
+    data = load_data(settings, task, processor, tables, model_limit=task.length_limit())
     check_token_ids(settings.model, data, processor, embedding_rows(config))
     check_end_tokens(settings.model, data, config, task.auto_class)
     task = task.bound(data)
@@ -280,20 +280,20 @@ def check_token_ids(model: str, data: TaskData, tokenizer: Any, n_rows: int | No
     Args:
         model: Folder or hub id of the model.
         data: The encoded data.
-        tokenizer: What encoded it.
+        tokenizer: What encoded it: a tokenizer, or a processor that has one.
         n_rows: Rows of the embedding; None: it has none, or they are unknown.
 
     Raises:
         ModelError: if it lacks one: tokenizer and model do not belong together.
     """
-    splits = [split for split in data.splits.values() if split.has_tokens]
-    if n_rows is None or not splits:
+    splits = data.splits.values()
+    tokens = [split.tokens for split in splits if split.has_tokens]
+    tokens += [split.ragged["labels"].values for split in splits if "labels" in split.ragged]
+    if n_rows is None or not tokens:
         return
-    labels = [split.ragged["labels"].values for split in splits if "labels" in split.ragged]
-    largest = max(int(ids.max()) for ids in (*(split.tokens for split in splits), *labels))
-    largest = max(largest, data.pad_id)
+    largest = max(data.pad_id, *(int(ids.max()) for ids in tokens))
     if largest >= n_rows:
-        word = tokenizer.convert_ids_to_tokens(largest)
+        word = getattr(tokenizer, "tokenizer", tokenizer).convert_ids_to_tokens(largest)
         raise ModelError(
             "model",
             model,

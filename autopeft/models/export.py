@@ -120,6 +120,8 @@ def _processor_of(attached: Attached, base_model: str) -> Any:
         "input_features": "AutoProcessor",
     }
     loader = media.get(getattr(attached.model, "main_input_name", ""))
+    if backbone.auto_class == "AutoModelForAudioClassification":
+        loader = "AutoFeatureExtractor"  # Whisper's encoder needs no tokenizer.
     if loader is None:
         for_words = backbone.auto_class == "AutoModelForTokenClassification"
         return load_tokenizer(base_model, revision=revision, for_words=for_words)

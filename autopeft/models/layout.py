@@ -41,13 +41,13 @@ _ATTENTION_LEAVES: Mapping[str, tuple[str, ...]] = {
 _MLP_LEAVES: Mapping[str, tuple[str, ...]] = {
     "mlp.up": (
         *("up_proj", "fc1", "lin1", "wi", "wi_1", "c_fc", "fc_in", "dense_h_to_4h"),
-        *("ffn", "w3", "linear1"),
+        *("ffn", "w3", "linear1", "intermediate_dense"),
     ),
     "mlp.gate": ("gate_proj", "wi_0", "w1"),
     "mlp.gate_up": ("gate_up_proj",),
     "mlp.down": (
         *("down_proj", "fc2", "lin2", "wo", "c_proj", "fc_out", "dense_4h_to_h"),
-        *("ffn_output", "w2", "linear2"),
+        *("ffn_output", "w2", "linear2", "output_dense"),
     ),
 }
 _CROSS = re.compile(r"cross|encdec|encoder_att|encoder_decoder_att")

@@ -43,13 +43,16 @@ def load_config(
 
 
 def prepare_config(config: Any) -> ConfigBefore:
-    """Prepare a configuration for training (no dropout, no cache); return what was changed."""
+    """Prepare a configuration for training; return what was changed.
+
+    Off are dropout, the cache of keys, and the random masks of wav2vec 2.0 and Whisper.
+    """
     before: ConfigBefore = {}
     for part in ("", *getattr(config, "sub_configs", {})):
         holder = getattr(config, part, None) if part else config
         for name, value in list(vars(holder).items()) if holder is not None else ():
             is_dropout = "drop" in name and isinstance(value, float) and 0.0 < value < 1.0
-            if is_dropout or (name == "use_cache" and value is True):
+            if is_dropout or (name in ("use_cache", "apply_spec_augment") and value is True):
                 before[part, name] = value
                 setattr(holder, name, 0.0 if is_dropout else False)
     return before

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,12 +17,13 @@ class InputShape:
     """Shape of a row's inputs beside its length.
 
     Attributes:
-        image: Channels, height and width of a row's image; None: as the configuration says.
+        shapes: Name -> shape of a row's input that is no token, such as the channels, height and
+            width of an image; what is missing is as the configuration says.
         source_share: What an encoder reads, as a share of the length.
         target_share: What a decoder beside it writes, as a share of the length.
     """
 
-    image: tuple[int, ...] | None = None
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     source_share: float = 1.0
     target_share: float = 1.0
 
@@ -115,14 +117,19 @@ def sample_batch(
 
     batch: dict[str, torch.Tensor] = {}
     name = getattr(model, "main_input_name", "input_ids")
-    if name == "pixel_values":
-        shape = inputs.image
-        if shape is None:
-            vision: Any = getattr(config, "vision_config", None) or config
-            size = getattr(vision, "image_size", 224)
-            height, width = (size, size) if isinstance(size, int) else tuple(size)
-            shape = (getattr(vision, "num_channels", 3), height, width)
-        batch[name] = torch.zeros(rows, *shape, device=device)
+    if inputs.shapes:
+        for each, shape in inputs.shapes.items():
+            if each == "attention_mask":
+                batch[each] = whole_numbers(rows, *shape)
+            else:
+                batch[each] = torch.zeros(rows, *shape, device=device)
+    elif name == "pixel_values":
+        vision: Any = getattr(config, "vision_config", None) or config
+        size = getattr(vision, "image_size", 224)
+        height, width = (size, size) if isinstance(size, int) else tuple(size)
+        batch[name] = torch.zeros(
+            rows, getattr(vision, "num_channels", 3), height, width, device=device
+        )
     elif name == "input_features":
         frames = 2 * getattr(config, "max_source_positions", 1500)
         batch[name] = torch.zeros(rows, config.num_mel_bins, frames, device=device)

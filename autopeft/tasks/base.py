@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from autopeft.costs.objectives import Objective
 from autopeft.errors import SettingsError
 from autopeft.models.backbone import load_tokenizer
-from autopeft.models.loading import auto_loader
+from autopeft.models.loading import auto_loader, position_limit
 from autopeft.tasks.batch import Batch, Window
 from autopeft.tasks.columns import Column, check_kind, find_columns
 from autopeft.tasks.data import TEXT_INPUTS, EncodedSplit, OutputScale, SplitName, TaskData
@@ -251,6 +251,10 @@ class Task(ABC):
             ModelError: if the model has none.
         """
         return load_tokenizer(model, revision=revision)
+
+    def length_limit(self) -> int | None:
+        """Return the longest sequence that the model takes, in tokens; None: unknown."""
+        return None if self.model_config is None else position_limit(self.model_config)
 
     # From rows to arrays
 

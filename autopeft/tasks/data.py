@@ -60,15 +60,18 @@ class EncodedSplit:
         source: File name, or hub id and split.
         token_arrays: Name -> one value per token, shape (n_tokens,): "labels" (-100: no loss),
             "token_type_ids".
-        row_arrays: Name -> one value per row, shape (n_rows, ...): "labels", "pixel_values".
+        row_arrays: Name -> one value per row, shape (n_rows, ...): "labels", "pixel_values",
+            "input_features".
         ragged: Name -> rows of their own lengths, such as the "labels" of a decoder beside an
             encoder.
-        texts: Name -> one text per row, for metrics on generated text: "prompt", "reference".
+        texts: Name -> one text per row that tells a user what the row's input is.
         sequences_per_row: Sequences of tokens in a row.
         palettes: Name of a row array of bytes, shape (n_rows, channels, ...) -> the number that
             each byte stands for, shape (channels, 256), float32. The bytes need a quarter of the
             memory.
         tokens_per_row: What the model makes of a row in a split without tokens, e.g. patches.
+        max_length: Length that all splits without tokens are encoded with, if the training rows
+            decide it.
         n_truncated: Number of rows that were cut to the longest allowed length.
         dropped: Reason -> rows that could not be encoded.
         notes: What else was noticed, one sentence each.
@@ -96,6 +99,7 @@ class EncodedSplit:
     sequences_per_row: int = 1
     palettes: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     tokens_per_row: int = 1
+    max_length: int = 0
     n_truncated: int = 0
     dropped: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -234,10 +238,10 @@ class TaskData:
         return sum(split.n_truncated for split in self.splits.values())
 
     @property
-    def image_shape(self) -> tuple[int, ...] | None:
-        """Channels, height and width of each row's image; None without images."""
-        pixels = self.train.row_arrays.get("pixel_values")
-        return None if pixels is None else pixels.shape[1:]
+    def input_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Name -> shape of one row of each input that is no token: pixels, sounds."""
+        arrays = self.train.row_arrays
+        return {name: a.shape[1:] for name, a in arrays.items() if name in self.input_names}
 
     @property
     def n_bytes(self) -> int:
@@ -297,7 +301,7 @@ class TaskData:
 
             if self.train.has_tokens:
                 shares["source_share"] = min(1.0, share(self.train.sequence_lengths))
-                shares["target_share"] = min(1.0, share(written.lengths))
+            shares["target_share"] = min(1.0, share(written.lengths))
         if labels is not None:
             n_targets = float((labels != IGNORED).sum()) / len(self.train)
         return LengthStatistics(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -9,11 +10,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from autopeft.errors import DataError
 from autopeft.tasks.data import EncodedSplit
 from autopeft.tasks.examples import Examples
+from autopeft.utils.formatting import human_bytes
+from autopeft.utils.hardware import available_memory_bytes
 from autopeft.utils.quiet import quiet_transformers
 
 TOO_LONG = "longer than max_length"
+UNLIMITED = 1 << 30
+"""`max_length` where neither the settings nor the model limit it."""
+COVERED_SHARE = 0.99
+"""Share of the training rows that the default `max_length` leaves whole."""
 
 _NO_LIMIT = 1_000_000  # A tokenizer without a limit reports an absurdly large one.
 
@@ -109,6 +117,26 @@ def tokenized(
                 for place, row in enumerate(long):
                     values[row] = cut[name][place]
     return found, long
+
+
+def covering_length(lengths: NDArray[np.int64]) -> int:
+    """Return the default `max_length` for rows of these lengths, shape (n_rows,)."""
+    covering = int(np.quantile(lengths, COVERED_SHARE, method="higher"))
+    longest = int(lengths.max())
+    # A few longer rows cost little; a few very long ones would set the price of every batch.
+    return longest if longest <= 1.5 * covering else min(longest, 8 * math.ceil(covering / 8))
+
+
+def check_memory(n_bytes: int, source: str, what: str) -> None:
+    """Raise a DataError if the images or sounds of a source do not fit into the free memory."""
+    free = available_memory_bytes()
+    if free is not None and n_bytes > free:
+        raise DataError(
+            "data",
+            source,
+            f"its {what} need {human_bytes(n_bytes)} of memory, and {human_bytes(free)} are free",
+            f"use fewer rows (max_train_rows), or a model with smaller {what}",
+        )
 
 
 def without(places: Collection[int], n_rows: int) -> NDArray[np.int64]:

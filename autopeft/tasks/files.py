@@ -349,7 +349,7 @@ def dataset_columns(rows: Any) -> Columns:
     """Return the columns of a `datasets.Dataset` as Python values.
 
     Classes become their names, and unknown ones (-1, as in hidden test sets) None. Images are
-    opened, but not yet decoded.
+    opened, but not yet decoded; a sound is a mapping of "bytes" and "path".
     """
     rows = rows.with_format(None)
     return {str(name): _values(rows, name, feature) for name, feature in rows.features.items()}
@@ -358,15 +358,14 @@ def dataset_columns(rows: Any) -> Columns:
 def _values(rows: Any, name: str, feature: Any) -> Sequence[Any]:
     import datasets
 
-    is_image = isinstance(feature, datasets.Image)
-    if is_image or (isinstance(feature, dict) and set(feature) == {"bytes", "path"}):
-        if is_image:
-            rows = rows.select_columns(name).cast_column(name, datasets.Image(decode=False))
+    is_media = isinstance(feature, datasets.Image | datasets.Audio)
+    if is_media or (isinstance(feature, dict) and set(feature) == {"bytes", "path"}):
+        if is_media:
+            rows = rows.select_columns(name).cast_column(name, type(feature)(decode=False))
         cells = rows[name][:]
+        if isinstance(feature, datasets.Audio) or any(map(_is_sound, cells)):
+            return [cell if cell and (cell["bytes"] or cell["path"]) else None for cell in cells]
         return [_image(cell, name, row) for row, cell in enumerate(cells)]
-    if isinstance(feature, datasets.Audio):
-        column: Sequence[Any] = rows[name]  # each access decodes
-        return column
     if isinstance(feature, datasets.Value):
         values: Sequence[Any] = rows[name][:]
         return values
@@ -393,6 +392,26 @@ def _named(value: Any, feature: Any, name: str, row: int) -> Any:
     if isinstance(feature, dict) and isinstance(value, dict):
         return {key: _named(item, feature.get(key), name, row) for key, item in value.items()}
     return value
+
+
+def _is_sound(cell: Any) -> bool:
+    """Return whether a file's bytes begin as those of a sound do."""
+    start = ((cell or {}).get("bytes") or b"")[:12]
+    is_wave = start[:4] in (b"RIFF", b"RF64") and start[8:] == b"WAVE"
+    is_mp3 = start[:1] == b"\xff" and len(start) > 1 and start[1] >= 0xE0
+    return is_wave or is_mp3 or start.startswith((b"fLaC", b"OggS", b"ID3", b"FORM"))
+
+
+def sound_feature() -> Any:
+    """Return the feature of sounds in a folder, whose files need not be decoded to be listed."""
+    import datasets
+
+    class SoundFile(datasets.Audio):  # type: ignore[misc]
+        def encode_example(self, value: Any) -> Any:
+            # That of datasets imports torchcodec even where it copies a path.
+            return {"bytes": None, "path": value}
+
+    return SoundFile
 
 
 def _image(cell: Any, name: str, row: int) -> Any:

@@ -20,11 +20,14 @@ from autopeft.utils.quiet import quiet_transformers
 TOKENS_PER_BATCH = 4096
 """Padded tokens of a batch, generated ones included."""
 
-_TIE = 1e-2
+SPARE_TOKENS = 8
+"""A generation may be this much longer than the longest reference."""
+
+TIE = 1e-2
 """Two tokens whose logits are closer than this share of the logits' range may swap places."""
 
 
-_GREEDY: Mapping[str, Any] = {
+GREEDY: Mapping[str, Any] = {
     "repetition_penalty": 1.0,
     "encoder_repetition_penalty": 1.0,
     "no_repeat_ngram_size": 0,
@@ -140,7 +143,7 @@ class Generator:
             use_cache=use_cache,
             pad_token_id=self.pad_id,
             eos_token_id=list(self.end_ids) or None,
-            **_GREEDY,
+            **GREEDY,
         )
         start = 1 if self.is_encoder_decoder else length
         rows: list[list[int]] = output[:, start:].tolist()
@@ -173,7 +176,7 @@ class Generator:
             chosen = logits.gather(1, torch.tensor(tokens, device=device)[:, None])[:, 0]
             best = logits.max(dim=1).values
             spread = best - logits.min(dim=1).values
-            if bool((best - chosen > _TIE * spread).any()):
+            if bool((best - chosen > TIE * spread).any()):
                 return False
         return True
 

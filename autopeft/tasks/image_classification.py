@@ -17,13 +17,12 @@ from autopeft.models.loading import first_line
 from autopeft.tasks.batch import Batch, Window
 from autopeft.tasks.columns import Column
 from autopeft.tasks.data import EncodedSplit
-from autopeft.tasks.encoding import split_of
+from autopeft.tasks.encoding import check_memory, split_of
 from autopeft.tasks.examples import Examples
 from autopeft.tasks.files import FILE, unreadable_image
 from autopeft.tasks.reading import Table
 from autopeft.tasks.text_classification import LABEL_NAMES, TextClassification
 from autopeft.utils.formatting import human_bytes
-from autopeft.utils.hardware import available_memory_bytes
 from autopeft.utils.quiet import quiet_transformers
 
 _IMAGES_AT_ONCE = 64
@@ -110,7 +109,8 @@ class ImageClassification(TextClassification):
             some = images[start : start + _IMAGES_AT_ONCE]
             pixels = self._processed(processor, [_decoded(each, self._mode()) for each in some])
             if not start:
-                self._check_memory(len(images) * pixels[0].size, rows.source)
+                # As bytes, at least.
+                check_memory(len(images) * pixels[0].size, rows.source, "images")
             packed.add(pixels)
         values, palette = packed.joined()
         notes: tuple[str, ...] = ()
@@ -150,19 +150,6 @@ class ImageClassification(TextClassification):
                 "use a model whose processor makes images of one size, such as ViT or Swin",
             )
         return pixels.astype(np.float32, copy=False)
-
-    @staticmethod
-    def _check_memory(n_values: int, source: str) -> None:
-        """Refuse images of which not even the bytes fit into the memory that is free."""
-        free = available_memory_bytes()
-        if free is not None and n_values > free:
-            raise DataError(
-                "data",
-                source,
-                f"its images need {human_bytes(n_values)} of memory, and "
-                f"{human_bytes(free)} are free",
-                "use fewer rows (max_train_rows), or a model with smaller images",
-            )
 
     def usage(self, rows: Examples, max_length: int) -> str:
         """Return Python that classifies an image, turned upright as in training."""

@@ -13,11 +13,8 @@ from autopeft.models.tuners.prompt import n_virtual_tokens
 from autopeft.tasks.base import FloatArray, Generated, IntArray, Scores, Task
 from autopeft.tasks.chat_turns import closing_token, end_of_turn
 from autopeft.tasks.data import IGNORED, EncodedSplit, SplitName, TaskData
-from autopeft.tasks.generation import Generator
+from autopeft.tasks.generation import SPARE_TOKENS, Generator
 from autopeft.tasks.metrics import Needs
-
-_SPARE_TOKENS = 8
-"""A generation may be this much longer than the longest reference."""
 
 
 class LanguageTask(Task):
@@ -52,7 +49,7 @@ class LanguageTask(Task):
         write = Generator(
             data.pad_id,
             self._end_ids(self.processor, references),
-            max(map(len, references)) + _SPARE_TOKENS,
+            max(map(len, references)) + SPARE_TOKENS,
             is_encoder_decoder,
             None if room is None else int(room) - n_virtual_tokens(model),
         )

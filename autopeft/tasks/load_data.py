@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Hashable, Mapping
 from pathlib import Path
@@ -14,16 +13,13 @@ from autopeft.errors import DataError
 from autopeft.settings import SearchSettings, Source
 from autopeft.tasks.base import Task
 from autopeft.tasks.data import SPLITS, EncodedSplit, SplitName, TaskData
-from autopeft.tasks.encoding import padding_id, tokenizer_limit
+from autopeft.tasks.encoding import UNLIMITED, covering_length, padding_id, tokenizer_limit
 from autopeft.tasks.examples import Examples
 from autopeft.tasks.reading import Table, read
 from autopeft.tasks.splitting import SHARES, stratified_parts, stratified_sample
 
 MIN_ROWS: Mapping[SplitName, int] = {"train": 8, "validation": 4, "test": 4}
 """Fewest usable rows of a split."""
-
-COVERED_SHARE = 0.99
-"""Share of the training rows that the default `max_length` leaves whole."""
 
 _HUB_SPLITS: Mapping[SplitName, tuple[str, ...]] = {
     "train": ("train",),
@@ -142,18 +138,11 @@ def _max_length(
                 f"use {limit} or less, or leave it out",
             )
         return settings.max_length, None
-    whole = task.encode(processor, train, labels, limit or _UNLIMITED)
+    whole = task.encode(processor, train, labels, limit or UNLIMITED)
     if not whole.has_tokens:
-        return limit or 0, whole
-    lengths = whole.lengths
-    covering = int(np.quantile(lengths, COVERED_SHARE, method="higher"))
-    longest = int(lengths.max())
-    # A few longer rows cost little; a few very long ones would set the price of every batch.
-    length = longest if longest <= 1.5 * covering else 8 * math.ceil(covering / 8)
-    return (longest, whole) if length >= longest else (length, None)
-
-
-_UNLIMITED = 1 << 30
+        return whole.max_length or limit or 0, whole
+    length = covering_length(whole.lengths)
+    return length, whole if length >= int(whole.lengths.max()) else None
 
 
 def read_tables(settings: SearchSettings) -> dict[SplitName, Table]:

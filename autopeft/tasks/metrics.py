@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from autopeft.costs.objectives import Direction, Objective, default_direction
 from autopeft.errors import SettingsError
 from autopeft.tasks.tag_metrics import TAG_METRICS
-from autopeft.tasks.text_metrics import TEXT_METRICS, by_row, regex_match
+from autopeft.tasks.text_metrics import ERROR_RATES, TEXT_METRICS, by_row, regex_match
 from autopeft.utils.registry import Registry
 from autopeft.utils.serialize import nearest
 
@@ -270,6 +270,8 @@ for _metric in (
     register_metric(_metric)
 for _name, _function in TEXT_METRICS.items():
     register_metric(Metric(_name, "maximize", _function, "text"))
+for _name, _rate in ERROR_RATES.items():
+    register_metric(Metric(_name, "minimize", _rate, "text"))
 for _name, _tag_function in TAG_METRICS.items():
     register_metric(Metric(_name, "maximize", _tag_function, "tags"))
 

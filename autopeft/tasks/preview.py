@@ -51,7 +51,8 @@ class PreviewRow:
         source_row: Its index in its source, from 0.
         source: File name, or hub id and split.
         sequences: Its sequences of tokens, e.g. the chosen and the rejected answer.
-        inputs: Name and size of every input that is no text, such as the pixels of an image.
+        inputs: Name and size of every input that is no text, such as the pixels of an image; of a
+            recording its length and rate, too.
         target: What is to be learned, where it is not among the tokens: a label, a number.
     """
 
@@ -116,11 +117,12 @@ def _row(data: TaskData, task: Task, split: EncodedSplit, row: int) -> PreviewRo
         for name, array in split.row_arrays.items()
         if name in data.input_names and array.ndim > 1
     )
+    told = tuple((name, texts[row]) for name, texts in split.texts.items())
     return PreviewRow(
         int(split.source_rows[row]),
         split.source,
         tuple(sequences),
-        inputs,
+        (*told, *inputs),
         _target(data, split, row),
     )
 

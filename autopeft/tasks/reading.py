@@ -24,6 +24,7 @@ from autopeft.tasks.files import (
     read_columns,
     reason,
     row_columns,
+    sound_feature,
 )
 from autopeft.utils.quiet import quiet_datasets
 from autopeft.utils.scratch import scratch_folder
@@ -260,6 +261,8 @@ def _read_folder(field: str, folder: Path, name: str | None) -> dict[str, Table]
         try:
             builder = datasets.load_dataset_builder(str(folder), name, cache_dir=cache)
             kind = str(type(builder).__module__).rsplit(".", 1)[-1]
+            if kind == "audiofolder":
+                builder.BASE_FEATURE = sound_feature()
             files = builder.config.data_files
             if kind not in _READ_BY_US or not files:
                 # `load_dataset` would look for all files once more.
@@ -272,7 +275,7 @@ def _read_folder(field: str, folder: Path, name: str | None) -> dict[str, Table]
                 "set data_name to one of its subsets"
                 if "BuilderConfig" in str(error) or "Config name" in str(error)
                 else "give files of one kind, named train, validation and test, or a folder of "
-                "images for each label",
+                "images or sounds for each label",
             ) from error
     if files is None:
         return _splits(field, loaded, folder.name)
@@ -321,6 +324,8 @@ def _read_hub(field: str, source: str, name: str | None, revision: str | None) -
 
 def _hub_remedy(why: str) -> str:
     lowered = why.casefold()
+    if "torchcodec" in lowered:
+        return "pip install torchcodec, or download its files and name their folder"
     if "gated" in lowered:
         return "accept its terms on its hub page, then log in with `hf auth login`"
     if "config name is missing" in lowered or "builderconfig" in lowered:

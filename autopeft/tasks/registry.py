@@ -78,6 +78,8 @@ for _name, _path in {
     "sft": "autopeft.tasks.sft:SupervisedFineTuning",
     "seq2seq": "autopeft.tasks.seq2seq:Seq2Seq",
     "image-classification": "autopeft.tasks.image_classification:ImageClassification",
+    "audio-classification": "autopeft.tasks.audio_classification:AudioClassification",
+    "transcription": "autopeft.tasks.transcription:Transcription",
     "embeddings": "autopeft.tasks.embeddings:Embeddings",
 }.items():
     register_task(_name, _path)

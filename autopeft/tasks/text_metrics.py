@@ -86,6 +86,19 @@ def _rouge(name: str, prompts: Texts | None, references: Texts, texts: Texts) ->
     return np.array([scorer.score(*pair)[name].fmeasure for pair in pairs], dtype=float)
 
 
+# Error rates of transcripts: errors in all rows, as a share of all words or characters
+
+
+def _error_rate(name: str, prompts: Texts | None, references: Texts, texts: Texts) -> float:
+    try:
+        import jiwer
+    except ImportError:
+        raise SettingsError(
+            "metric", name, "needs the package jiwer", "pip install autopeft[text]"
+        ) from None
+    return float(getattr(jiwer, name)(list(references), list(texts)))
+
+
 # JSON and numbers
 
 
@@ -221,6 +234,13 @@ def _user_rows(
             raise SettingsError("metric", name, problem, remedy)
     return np.array(values, dtype=float)
 
+
+ERROR_RATES: Mapping[str, Callable[..., float]] = {
+    "wer": partial(_error_rate, "wer"),
+    "cer": partial(_error_rate, "cer"),
+}
+"""Name -> function of (prompts, references, generated texts) that is better when smaller, and no
+mean over rows."""
 
 TEXT_METRICS: Mapping[str, TextFunction] = {
     "exact_match": Batched(_rows, _exact_match),

@@ -19,7 +19,7 @@ from autopeft.models.backbone import build_meta
 from autopeft.profiling.fake_tensors import InputShape
 from autopeft.profiling.measure import price_table
 from autopeft.settings import SearchSettings
-from autopeft.tasks import image_classification
+from autopeft.tasks import encoding, image_classification
 from autopeft.tasks.batch import collate
 from autopeft.tasks.data import TaskData
 from autopeft.tasks.image_classification import ImageClassification
@@ -231,7 +231,7 @@ def test_processors_that_return_more_than_pixels_are_refused() -> None:
 
 
 def test_images_that_do_not_fit_into_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_classification, "available_memory_bytes", lambda: 1000)
+    monkeypatch.setattr(encoding, "available_memory_bytes", lambda: 1000)
     with pytest.raises(DataError, match="its images need"):
         loaded(table_of(), to_16())
 
