@@ -68,7 +68,7 @@ class Backbone:
         self.model = model.requires_grad_(False)
         if hasattr(model, "freeze_feature_encoder"):
             # wav2vec 2.0's and its kin's would make their input require a gradient.
-            model.freeze_feature_encoder()
+            model.freeze_feature_encoder()  # type: ignore[operator]
         self.head = tuple(head)
         self.replaces_head = replaces_head
         self.role_map = dict(role_map or {})

@@ -15,8 +15,10 @@ from autopeft.tasks.reading import Table
 from autopeft.tasks.sounds import (
     AUDIO,
     INPUTS,
+    READ_FILE,
     TOKENS_PER_SECOND,
     features,
+    is_raw,
     load_extractor,
     longest_sound,
     tokens_of,
@@ -61,6 +63,23 @@ class AudioClassification(TextClassification):
             ModelError: if it has none.
         """
         return load_extractor(model, "AutoFeatureExtractor", revision)
+
+    def usage(self, rows: Examples, max_length: int) -> str:
+        """Return Python that classifies a recording, padded as in training."""
+        padding = ""
+        if is_raw(self.processor):
+            n_samples = max_length * self.processor.sampling_rate // TOKENS_PER_SECOND
+            padding = f'padding="max_length", max_length={n_samples}, truncation=True, '
+        return (
+            "import soundfile\n"
+            "from transformers import AutoFeatureExtractor\n\n"
+            "extractor = AutoFeatureExtractor.from_pretrained(checkpoint)\n"
+            f"{READ_FILE}"
+            "inputs = extractor(\n"
+            f'    sound.mean(axis=1), sampling_rate=rate, {padding}return_tensors="pt"\n'
+            ")\n"
+            "print(model.config.id2label[int(model(**inputs).logits.argmax())])"
+        )
 
     def length_limit(self) -> int | None:
         """Return the longest recording that the model takes, in tokens of 20 ms."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ class Seq2Seq(LanguageTask):
 
     name = "seq2seq"
     description = "a text for each text by an encoder-decoder: translation, summaries"
-    columns = (
+    columns: ClassVar[tuple[Column, ...]] = (
         Column(
             "source",
             "text",
@@ -52,8 +52,8 @@ class Seq2Seq(LanguageTask):
     )
     target = "target"
     auto_class = "AutoModelForSeq2SeqLM"
-    input_names = ("input_ids", "attention_mask", "decoder_input_ids")
-    sequence_names = ("source", "target")
+    input_names: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask", "decoder_input_ids")
+    sequence_names: tuple[str, ...] = ("source", "target")
 
     def usage(self, rows: Examples, max_length: int) -> str:
         """Return Python that writes a text for a text."""

@@ -205,6 +205,10 @@ def extractor_of(processor: Any) -> Any:
     return getattr(processor, "feature_extractor", processor)
 
 
+READ_FILE = 'sound, rate = soundfile.read("path/to/recording.wav", always_2d=True)  # at the model\'s rate\n'
+"""Line of a model card."""
+
+
 def is_raw(extractor: Any) -> bool:
     """Return whether a feature extractor returns the samples, as wav2vec 2.0's and its kin's do."""
     import transformers

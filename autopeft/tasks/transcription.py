@@ -8,9 +8,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+import transformers
 from transformers.generation import GenerationMixin
 
 from autopeft.errors import ModelError, SettingsError
+from autopeft.models.checkpoint import is_local_only
 from autopeft.models.loading import position_limit
 from autopeft.tasks.base import Generated, IntArray
 from autopeft.tasks.columns import Column
@@ -22,6 +24,7 @@ from autopeft.tasks.reading import Table
 from autopeft.tasks.seq2seq import Seq2Seq
 from autopeft.tasks.sounds import (
     AUDIO,
+    READ_FILE,
     TOKENS_PER_SECOND,
     extractor_of,
     features,
@@ -75,7 +78,7 @@ class Transcription(Seq2Seq):
             SettingsError: if it knows several languages and the settings name none of them.
         """
         processor = load_extractor(model, "AutoProcessor", revision)
-        tokenizer = getattr(processor, "tokenizer", None)
+        tokenizer: Any = getattr(processor, "tokenizer", None)
         if longest_sound(extractor_of(processor)) is None or not hasattr(
             tokenizer, "prefix_tokens"
         ):
@@ -87,10 +90,7 @@ class Transcription(Seq2Seq):
                 "use a Whisper model",
             )
         language, field = str(self.option("language")), "task_options.language"
-        is_multilingual = tokenizer.convert_tokens_to_ids("<|transcribe|>") not in (
-            None,
-            tokenizer.unk_token_id,
-        )
+        is_multilingual = _is_multilingual(model, revision)
         if is_multilingual and not language:
             raise SettingsError(
                 field,
@@ -98,7 +98,7 @@ class Transcription(Seq2Seq):
                 f"{model} writes several languages and must be told which",
                 "name that of the recordings, such as language=en",
             )
-        if language and not is_multilingual:
+        if language and is_multilingual is False:
             raise SettingsError(field, language, f"{model} knows one language", "leave it out")
         if language:
             try:
@@ -110,10 +110,23 @@ class Transcription(Seq2Seq):
                 ) from None
         return processor
 
+    def usage(self, rows: Examples, max_length: int) -> str:
+        """Return Python that transcribes a recording."""
+        language = str(self.option("language"))
+        spoken = f', language="{language}", task="transcribe"' if language else ""
+        return (
+            "import soundfile\n"
+            "from transformers import AutoProcessor\n\n"
+            "processor = AutoProcessor.from_pretrained(checkpoint)\n"
+            f"{READ_FILE}"
+            'inputs = processor(sound.mean(axis=1), sampling_rate=rate, return_tensors="pt")\n'
+            f"output = model.generate(**inputs, do_sample=False, num_beams=1{spoken})\n"
+            "print(processor.decode(output[0], skip_special_tokens=True))"
+        )
+
     def length_limit(self) -> int | None:
         """Return the longest transcript that the model writes, in tokens."""
-        stated = getattr(self.model_config, "max_target_positions", None)
-        return int(stated) if stated else position_limit(self.model_config)
+        return _longest_transcript(self.model_config)
 
     def clean(self, table: Table) -> Examples:
         """Return the complete rows of a source; the "key" of a row is what its samples are.
@@ -179,7 +192,7 @@ class Transcription(Seq2Seq):
         tokenizer = self.processor.tokenizer
         prompt = list(tokenizer.prefix_tokens)
         longest = int(source.ragged["labels"].lengths[rows].max()) + SPARE_TOKENS
-        limit = self.length_limit()
+        limit = _longest_transcript(model.config)
         n_new = longest if limit is None else max(1, min(longest, limit - len(prompt)))
         write = _Writer(prompt, n_new, tokenizer.eos_token_id)
         sounds = source.row_arrays["input_features"]
@@ -200,6 +213,23 @@ class Transcription(Seq2Seq):
             for row in rows.tolist()
         ]
         return [""] * len(rows), self._texts(references)
+
+
+def _longest_transcript(config: Any) -> int | None:
+    stated = getattr(config, "max_target_positions", None)
+    return int(stated) if stated else position_limit(config)
+
+
+def _is_multilingual(model: str, revision: str | None) -> bool | None:
+    """Return whether a Whisper model writes several languages, if its checkpoint says so."""
+    with quiet_transformers():
+        try:
+            settings = transformers.GenerationConfig.from_pretrained(
+                model, revision=revision or "main", local_files_only=is_local_only(model)
+            )
+        except OSError:  # It has none.
+            return None
+    return getattr(settings, "is_multilingual", None)
 
 
 class _Writer:

@@ -11,6 +11,7 @@ import soundfile
 import torch
 import transformers as hf
 from numpy.typing import NDArray
+from tokenizers import pre_tokenizers
 
 from autopeft.utils.quiet import quiet_transformers
 
@@ -107,4 +108,33 @@ def write_folder(folder: Path, n: int = 60) -> Path:
     for i in range(n):
         (folder / name_of(i)).mkdir(parents=True, exist_ok=True)
         soundfile.write(folder / name_of(i) / f"{i:02}.wav", tone(i), 16_000)
+    return folder
+
+
+def transcriber(folder: Path, **generation: Any) -> Path:
+    """Save a tiny Whisper with a tokenizer of bytes."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    names = ["endoftext", "startoftranscript", "en", "transcribe", "translate", "notimestamps"]
+    special = [f"<|{name}|>" for name in names]
+    vocabulary = {word: i for i, word in enumerate([*alphabet, *special])}
+    with quiet_transformers(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        tokenizer = hf.WhisperTokenizer(vocab=vocabulary, merges=[], extra_special_tokens=special)
+        end, start = (vocabulary[name] for name in special[:2])
+        config = hf.WhisperConfig(
+            **WHISPER,
+            vocab_size=len(tokenizer),
+            pad_token_id=end,
+            bos_token_id=end,
+            eos_token_id=end,
+            decoder_start_token_id=start,
+            suppress_tokens=None,
+            begin_suppress_tokens=None,
+        )
+        model = hf.WhisperForConditionalGeneration(config)
+        model.generation_config._from_model_config = False  # or loading forgets what is unknown
+        for name, value in generation.items():
+            setattr(model.generation_config, name, value)
+        model.save_pretrained(folder)
+        hf.WhisperProcessor(whisper_extractor(), tokenizer).save_pretrained(folder)
     return folder

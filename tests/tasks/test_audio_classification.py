@@ -148,7 +148,9 @@ def as_16_bits(samples: Any) -> Any:
 
 @pytest.mark.parametrize("on_long", ["cut", "drop"])
 def test_long_sounds_are_cut_or_dropped_as_asked(on_long: str) -> None:
-    long = {f"at{i}": {"array": np.tile(tone(i), 4), "sampling_rate": 16_000} for i in range(4)}
+    long: Any = {
+        f"at{i}": {"array": np.tile(tone(i), 4), "sampling_rate": 16_000} for i in range(4)
+    }
     _, data = loaded(table_of(**long), on_long=on_long, max_length=25)
     assert data.train.row_arrays["input_values"].shape[1] == 25 * 320
     n_rows = sum(map(len, data.splits.values()))
@@ -159,7 +161,7 @@ def test_long_sounds_are_cut_or_dropped_as_asked(on_long: str) -> None:
 
 
 def test_a_few_very_long_sounds_do_not_set_the_length_of_all() -> None:
-    long = {"at7": {"array": np.tile(tone(7), 40), "sampling_rate": 16_000}}
+    long: Any = {"at7": {"array": np.tile(tone(7), 40), "sampling_rate": 16_000}}
     _, data = loaded(table_of(200, **long))
     assert data.max_length == 24
     assert data.n_truncated == 1

@@ -263,13 +263,17 @@ def test_prices_are_of_the_processors_images(tmp_path: Path) -> None:
     meta = build_meta(str(save("dinov2", tmp_path / "model")), auto_class=CLASS)
     small, as_configured = (
         price_table(meta, batch_size=2, mean_length=1, longest_length=1, inputs=InputShape(shape))
-        for shape in ((3, 16, 16), None)
+        for shape in ({"pixel_values": (3, 16, 16)}, {})
     )
     assert 5 < as_configured.forward_flops / small.forward_flops < 15  # 50 and 5 tokens
     vit = build_meta(str(save("vit", tmp_path / "vit")), auto_class=CLASS)
     with pytest.raises(ModelError, match="refuses inputs of the data's shape"):
         price_table(
-            vit, batch_size=2, mean_length=1, longest_length=1, inputs=InputShape((3, 24, 24))
+            vit,
+            batch_size=2,
+            mean_length=1,
+            longest_length=1,
+            inputs=InputShape({"pixel_values": (3, 24, 24)}),
         )
 
 

@@ -13,5 +13,5 @@ def test_a_task_has_the_name_that_it_is_listed_by(name: str) -> None:
 
 
 def test_an_unknown_task_is_reported_before_anything_is_read() -> None:
-    with pytest.raises(SettingsError, match="task='translation': no such task; use "):
-        merge_settings({"task": "translation", "data": "nowhere.csv"}, {})
+    with pytest.raises(SettingsError, match="task='astrology': no such task; use "):
+        merge_settings({"task": "astrology", "data": "nowhere.csv"}, {})

@@ -221,7 +221,7 @@ def test_short_targets_make_a_decoder_cheap(encoder_tokenizer: Any, tmp_path: Pa
     meta = build_meta(str(tmp_path), auto_class=task.auto_class)
     at_full, at_share = (
         price_table(meta, batch_size=2, mean_length=40, longest_length=40, inputs=inputs)
-        for inputs in (InputShape(), InputShape(None, 1.0, 0.25))
+        for inputs in (InputShape(), InputShape({}, 1.0, 0.25))
     )
     encoder, decoder = at_full.kinds[0], at_full.kinds[-1]
     flops = [[t.blocks[i].forward_flops for t in (at_full, at_share)] for i in (encoder, decoder)]
