@@ -24,7 +24,7 @@ TextFunction = Callable[[Texts | None, Texts, Texts], Any]
 
 
 class Batched(partial[Any]):
-    """A function of (prompts, references, generated texts) of all rows; one value for each."""
+    """A function of (prompts, references, generated texts) of all rows; usually one value for each."""
 
     batched = True
 
@@ -236,8 +236,8 @@ def _user_rows(
 
 
 ERROR_RATES: Mapping[str, Callable[..., float]] = {
-    "wer": partial(_error_rate, "wer"),
-    "cer": partial(_error_rate, "cer"),
+    "wer": Batched(_error_rate, "wer"),
+    "cer": Batched(_error_rate, "cer"),
 }
 """Name -> function of (prompts, references, generated texts) that is better when smaller, and no
 mean over rows."""
