@@ -205,8 +205,11 @@ def extractor_of(processor: Any) -> Any:
     return getattr(processor, "feature_extractor", processor)
 
 
-READ_FILE = 'sound, rate = soundfile.read("path/to/recording.wav", always_2d=True)  # at the model\'s rate\n'
-"""Line of a model card."""
+READ_FILE = """\
+# A recording at the rate of the model.
+sound, rate = soundfile.read("path/to/recording.wav", always_2d=True)
+"""
+"""Lines of a model card."""
 
 
 def is_raw(extractor: Any) -> bool:

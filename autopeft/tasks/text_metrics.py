@@ -24,7 +24,7 @@ TextFunction = Callable[[Texts | None, Texts, Texts], Any]
 
 
 class Batched(partial[Any]):
-    """A function of (prompts, references, generated texts) of all rows; usually one value for each."""
+    """A function of (prompts, references, texts) of all rows: one value for each, or for all."""
 
     batched = True
 
