@@ -20,8 +20,8 @@ LEVEL = 0.95
 METHOD = (
     "95 % t intervals. Quality: variance between seeds plus variance between test rows "
     "(Welch-Satterthwaite degrees of freedom); where the metric is not a mean over rows, as F1, a "
-    "bootstrap over rows of the metric itself. Measured costs: variance between seeds. Prices are "
-    "exact."
+    "bootstrap over rows of the metric itself. Measured costs: variance between seeds. No interval "
+    "goes beyond what its value can be. Prices are exact."
 )
 """How the intervals are computed, for readers of front.json."""
 
@@ -103,7 +103,7 @@ def quality_interval(finalist: Finalist, quality: Objective) -> Interval | None:
     draws = mean_draws(finalist)
     if draws is not None:
         parts.append((float(np.var(draws, ddof=1)), len(draws) - 1))
-        return _t_interval(sum(scores) / len(scores), parts)
+        return _within(_t_interval(sum(scores) / len(scores), parts), quality.bounds)
     rows = _row_means(finalist)
     scale = _row_scale(finalist, quality) if len(rows) > 1 else None
     is_share = scale is not None and all(0.0 <= row <= 1.0 for row in rows)
@@ -113,13 +113,20 @@ def quality_interval(finalist: Finalist, quality: Objective) -> Interval | None:
             square = max(square, (1.5 / len(rows)) ** 2)
         parts.append((square, len(rows) - 1))
     interval = _t_interval(sum(scores) / len(scores), parts)
-    if interval is None or not is_share:
-        return interval
-    return (max(0.0, interval[0]), min(1.0, interval[1]))
+    return _within(interval, (0.0, 1.0) if is_share else quality.bounds)
+
+
+def _within(interval: Interval | None, bounds: Interval) -> Interval | None:
+    """Return the part of an interval that is possible; none of its values is hidden by that."""
+    if interval is None:
+        return None
+    low, high = (min(max(end, bounds[0]), bounds[1]) for end in interval)
+    return (low, high)
 
 
 def cost_interval(values: Sequence[float]) -> Interval | None:
     """Return the interval of a cost measured once per seed; None for one measurement."""
     if len(values) < 2:
         return None
-    return _t_interval(sum(values) / len(values), [(_variance_of_mean(values), len(values) - 1)])
+    parts = [(_variance_of_mean(values), len(values) - 1)]
+    return _within(_t_interval(sum(values) / len(values), parts), (0.0, math.inf))

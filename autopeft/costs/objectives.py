@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 F = TypeVar("F")
 Direction = Literal["maximize", "minimize"]
 
+UNBOUNDED = (-math.inf, math.inf)
+
 
 @dataclass(frozen=True)
 class Objective:
@@ -27,6 +29,7 @@ class Objective:
         direction: "maximize" or "minimize".
         unit: For people; empty for a pure number.
         is_known: True if the value is known before training, from the price.
+        bounds: Its least and its largest possible value, as far as they are known.
 
     Example:
         >>> autopeft.Objective("perplexity", "minimize").sign()
@@ -37,6 +40,7 @@ class Objective:
     direction: Direction
     unit: str = ""
     is_known: bool = False
+    bounds: tuple[float, float] = UNBOUNDED
 
     def sign(self) -> float:
         """+1 where larger is better, -1 where smaller is."""

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar, get_args, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from autopeft.costs.objectives import Direction, Objective, default_direction
+from autopeft.costs.objectives import UNBOUNDED, Direction, Objective, default_direction
 from autopeft.errors import SettingsError
 from autopeft.tasks.tag_metrics import TAG_METRICS
 from autopeft.tasks.text_metrics import ERROR_RATES, TEXT_METRICS, by_row, regex_match
@@ -43,11 +43,12 @@ class Metric:
             "tags", a list of tag names per row; "loss", nothing: the task's loss; "": what the task
             usually predicts.
         takes_classes: Whether `function` takes the keyword `n_labels`.
+        bounds: Its least and its largest possible value, which confidence intervals stay within.
 
     Example:
         >>> metric = autopeft.Metric("closeness", "maximize", lambda t, p: -abs(t - p).max())
-        >>> metric.objective
-        Objective(name='closeness', direction='maximize', unit='', is_known=False)
+        >>> metric.objective.direction
+        'maximize'
     """
 
     name: str
@@ -55,11 +56,12 @@ class Metric:
     function: Callable[..., Any] | None = None
     needs: Needs = ""
     takes_classes: bool = False
+    bounds: tuple[float, float] = UNBOUNDED
 
     @property
     def objective(self) -> Objective:
         """The metric as an objective of a search."""
-        return Objective(self.name, self.direction)
+        return Objective(self.name, self.direction, bounds=self.bounds)
 
     def for_classes(self, n_labels: int) -> Metric:
         """Return the metric over the classes 0 to n_labels - 1, of which rows may lack some."""
@@ -246,34 +248,36 @@ def register_metric(
     return METRICS.door(name, function, lambda part: _as_metric(own, part, direction, needs))
 
 
+_SHARE, _CORRELATION, _ERROR = (0.0, 1.0), (-1.0, 1.0), (0.0, np.inf)
+
 for _metric in (
     Metric("loss", "minimize", needs="loss"),
-    Metric("perplexity", "minimize", needs="loss"),
-    Metric("token_accuracy", "maximize", needs="loss"),
-    Metric("preference_accuracy", "maximize", needs="loss"),
+    Metric("perplexity", "minimize", needs="loss", bounds=(1.0, np.inf)),
+    Metric("token_accuracy", "maximize", needs="loss", bounds=_SHARE),
+    Metric("preference_accuracy", "maximize", needs="loss", bounds=_SHARE),
     Metric("margin", "maximize", needs="loss"),
-    Metric("ndcg_at_10", "maximize", needs="loss"),
-    Metric("recall_at_1", "maximize", needs="loss"),
-    Metric("recall_at_10", "maximize", needs="loss"),
-    Metric("accuracy", "maximize", _accuracy, "labels"),
-    Metric("f1", "maximize", _f1, "labels", takes_classes=True),
-    Metric("f1_macro", "maximize", _f1, "labels", takes_classes=True),
-    Metric("f1_micro", "maximize", _f1_micro, "labels", takes_classes=True),
-    Metric("matthews", "maximize", _matthews, "labels"),
-    Metric("pearson", "maximize", _pearson, "values"),
-    Metric("spearman", "maximize", _spearman, "values"),
-    Metric("mse", "minimize", _squared_errors, "values"),
-    Metric("mae", "minimize", _absolute_errors, "values"),
-    Metric("rmse", "minimize", _rmse, "values"),
-    Metric("r2", "maximize", _r2, "values"),
+    Metric("ndcg_at_10", "maximize", needs="loss", bounds=_SHARE),
+    Metric("recall_at_1", "maximize", needs="loss", bounds=_SHARE),
+    Metric("recall_at_10", "maximize", needs="loss", bounds=_SHARE),
+    Metric("accuracy", "maximize", _accuracy, "labels", bounds=_SHARE),
+    Metric("f1", "maximize", _f1, "labels", takes_classes=True, bounds=_SHARE),
+    Metric("f1_macro", "maximize", _f1, "labels", takes_classes=True, bounds=_SHARE),
+    Metric("f1_micro", "maximize", _f1_micro, "labels", takes_classes=True, bounds=_SHARE),
+    Metric("matthews", "maximize", _matthews, "labels", bounds=_CORRELATION),
+    Metric("pearson", "maximize", _pearson, "values", bounds=_CORRELATION),
+    Metric("spearman", "maximize", _spearman, "values", bounds=_CORRELATION),
+    Metric("mse", "minimize", _squared_errors, "values", bounds=_ERROR),
+    Metric("mae", "minimize", _absolute_errors, "values", bounds=_ERROR),
+    Metric("rmse", "minimize", _rmse, "values", bounds=_ERROR),
+    Metric("r2", "maximize", _r2, "values", bounds=(-np.inf, 1.0)),
 ):
     register_metric(_metric)
 for _name, _function in TEXT_METRICS.items():
-    register_metric(Metric(_name, "maximize", _function, "text"))
+    register_metric(Metric(_name, "maximize", _function, "text", bounds=_SHARE))
 for _name, _rate in ERROR_RATES.items():
-    register_metric(Metric(_name, "minimize", _rate, "text"))
+    register_metric(Metric(_name, "minimize", _rate, "text", bounds=_ERROR))
 for _name, _tag_function in TAG_METRICS.items():
-    register_metric(Metric(_name, "maximize", _tag_function, "tags"))
+    register_metric(Metric(_name, "maximize", _tag_function, "tags", bounds=_SHARE))
 
 
 def is_metric(value: str) -> bool:
@@ -309,7 +313,7 @@ def find_metric(value: Any, usual: Needs = "labels", *, field: str = "metric") -
 def _found(field: str, value: Any) -> Metric:
     if isinstance(value, str) and value.startswith("regex="):
         function = regex_match(value.removeprefix("regex="))
-        return Metric("regex_match", "maximize", function, "text")
+        return Metric("regex_match", "maximize", function, "text", bounds=_SHARE)
     if not isinstance(value, str) or ":" in value or value in METRICS:
         return METRICS.resolve(field, value)
     from sklearn.metrics import get_scorer_names

@@ -7,7 +7,7 @@ from report_samples import candidate, finalist, lora, trial
 
 from autopeft.confirm.finalists import Finalist
 from autopeft.confirm.intervals import cost_interval, quality_interval
-from autopeft.costs.objectives import objective
+from autopeft.costs.objectives import UNBOUNDED, Objective, objective
 
 ACCURACY = objective("accuracy")
 
@@ -91,3 +91,16 @@ def test_a_metric_on_resamples_has_their_spread_and_that_of_the_seeds() -> None:
     assert high - low == pytest.approx(2 * 1.96 * 0.02, rel=0.05)
     one = quality_interval(replace(done, seeds=seeds[:1]), objective("f1"))
     assert one == pytest.approx((low, high), rel=0.02)
+
+
+def test_no_interval_goes_beyond_what_its_value_can_be() -> None:
+    done = made(3)
+    f1 = Objective("f1", "maximize", bounds=(0.0, 1.0))
+    seeds = tuple(replace(s, test={"f1": 0.99 - 0.04 * s.seed}) for s in done.seeds)
+    low, high = quality_interval(replace(done, seeds=seeds), f1)
+    assert 0.0 < low < 0.9
+    assert high == 1.0
+    draws = replace(done, seeds=tuple(replace(s, test_draws=(0.6, 1.0, 1.0)) for s in seeds))
+    assert quality_interval(draws, f1)[1] == 1.0
+    assert quality_interval(replace(done, seeds=seeds), replace(f1, bounds=UNBOUNDED))[1] > 1.0
+    assert cost_interval([0.1, 3.0])[0] == 0.0

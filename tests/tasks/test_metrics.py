@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from collections.abc import Iterator
 from typing import Any, cast
@@ -11,6 +12,7 @@ import pytest
 from scipy import stats
 from sklearn import metrics as sk
 
+from autopeft.costs.objectives import UNBOUNDED
 from autopeft.errors import SettingsError
 from autopeft.tasks.metrics import (
     METRICS,
@@ -246,3 +248,10 @@ def test_a_metric_that_stays_undefined_is_told() -> None:
     metric = Metric("once", "maximize", lambda t, p: next(calls, float("nan")), "labels")
     with pytest.raises(SettingsError, match="once': is undefined on 100 resamples of 8 rows"):
         bootstrap_draws(metric, TARGETS, LABELS, 2, seed=0)
+
+
+def test_metrics_know_their_range() -> None:
+    assert find_metric("f1").objective.bounds == find_metric("rougeL").objective.bounds == (0, 1)
+    assert find_metric("pearson").objective.bounds == (-1, 1)
+    assert find_metric("r2").objective.bounds == (-math.inf, 1)
+    assert find_metric("margin").objective.bounds == UNBOUNDED
