@@ -10,7 +10,7 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
-from jinja2 import TemplateError
+from jinja2 import TemplateError, TemplateSyntaxError
 
 from autopeft.errors import DataError
 from autopeft.tasks.cells import Message, row_name
@@ -198,6 +198,13 @@ class ChatTemplate:
             if text is not None:
                 return written, text
             reason = " ".join(str(error).split())[:200]
+            if isinstance(error, TemplateSyntaxError):
+                raise DataError(
+                    self.role,
+                    self.column,
+                    f"the tokenizer's chat template cannot be read ({reason})",
+                    "correct the tokenizer's chat_template, or take that of the original model",
+                ) from error
             raise DataError(
                 self.role,
                 self.column,

@@ -350,7 +350,19 @@ def _talk(
         messages = ({"role": "system", "content": system}, *messages)
         n_prompt = None if n_prompt is None else n_prompt + 1
     conversation = Conversation(messages, n_prompt, _tools(cells), _template_options(cells))
-    return conversation if conversation.learned else Unusable("no message of the assistant")
+    if not conversation.learned:
+        return Unusable("no message of the assistant")
+    if any(_is_empty(messages[place]) for place in conversation.learned):
+        return Unusable("an empty message of the assistant")
+    return conversation
+
+
+def _is_empty(message: Message) -> bool:
+    return not any(
+        value.strip() if isinstance(value, str) else value
+        for key, value in message.items()
+        if key not in ("role", "weight", "name")
+    )
 
 
 def _tools(cells: Mapping[str, Cell]) -> tuple[Mapping[str, Any], ...] | None:

@@ -54,16 +54,21 @@ def load_data(
         DataError: if the data cannot be learned from; before any training.
     """
     cleaned: dict[SplitName, Examples] = {}
+    unused: list[str] = []
     for name, table in given.items():
+        is_wanted = name == "train" or _is_named(settings, name)
         try:
             rows = task.clean(table)
-        except DataError:
-            if name == "train" or _is_named(settings, name):
+        except DataError as error:
+            if is_wanted:
                 raise
+            unused.append(f"{table.source} is not used: {error}")
             continue
         # The labels of hidden test sets of the hub are all unknown.
-        if len(rows) or name == "train" or _is_named(settings, name):
+        if len(rows) or is_wanted:
             cleaned[name] = rows
+        else:
+            unused.append(f"{table.source} is not used: {'; '.join(rows.dropped)}")
     task.check_rows(cleaned["train"])
     splits, duplicates = _split(cleaned, task, settings.seed)
     limits: Mapping[SplitName, int | None] = {
@@ -103,6 +108,7 @@ def load_data(
         dropped=dict(dropped),
         n_duplicates=sum(duplicates.values()),
         notes=(
+            *unused,
             *dict.fromkeys(note for rows in by_source.values() for note in rows.notes),
             *dict.fromkeys(note for split in encoded.values() for note in split.notes),
             *task.notes(labels),

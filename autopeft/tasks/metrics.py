@@ -429,14 +429,14 @@ def evaluate_metric(
         values = np.asarray(returned, dtype=float)
     except (TypeError, ValueError):
         raise _wrong(metric, f"returns a {type(returned).__name__}", n_rows) from None
-    if values.shape not in ((), (1,), (n_rows,)) or (values.shape == () and returned is None):
+    if values.shape not in ((), (n_rows,)) or (values.shape == () and returned is None):
         raise _wrong(metric, f"returns an array of shape {values.shape}", n_rows)
     if not np.isfinite(values).all():
         where = "" if values.ndim == 0 else f" for row {int(np.argmin(np.isfinite(values))) + 1}"
         raise _wrong(metric, f"is {values[~np.isfinite(values)][0]}{where}", n_rows)
     if values.shape == (n_rows,):
         return float(values.mean()), values
-    return float(values.reshape(())), None
+    return float(values), None
 
 
 def _called(metric: Metric, targets: Any, predictions: Any, prompts: Any) -> Any:

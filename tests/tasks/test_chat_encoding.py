@@ -632,6 +632,12 @@ def test_a_conversation_that_the_template_refuses_is_named() -> None:
         encode_rows(tokenizer_of("gemma"), rows, 1_000)
 
 
+def test_a_template_with_a_mistake_is_named() -> None:
+    tokenizer = chat_tokenizer("{% for m in messages %}{{ m.content ")
+    with pytest.raises(DataError, match=r"template cannot be read .*; correct the tokenizer's"):
+        encode_rows(tokenizer, [Conversation(TALK[:2])], 100)
+
+
 def test_a_conversation_that_begins_with_an_answer_loses_that_turn() -> None:
     found = encode_rows(
         tokenizer_of("chatml"), [Conversation(TALK[1:]), Conversation(TALK[1:2])], 1_000

@@ -239,6 +239,10 @@ def test_a_text_is_learned_as_a_whole() -> None:
         ({"messages": []}, "no message of the assistant"),
         ({"messages": [ASKED]}, "no message of the assistant"),
         ({"messages": [ASKED, {**BLUE, "weight": 0}]}, "no message of the assistant"),
+        (
+            {"messages": [ASKED, {"role": "assistant", "content": " "}]},
+            "an empty message of the assistant",
+        ),
         ({"prompt": "a", "completion": "  "}, "no completion"),
         ({"prompt": "a", "completion": float("nan")}, "no completion"),
         ({"prompt": [ASKED, BLUE], "completion": [ASKED]}, "no message of the assistant"),

@@ -11,7 +11,7 @@ import pytest
 
 from autopeft.errors import DataError
 from autopeft.settings import SearchSettings
-from autopeft.tasks.data import IGNORED, SPLITS, TaskData
+from autopeft.tasks.data import IGNORED, SPLITS, SplitName, TaskData
 from autopeft.tasks.examples import Examples
 from autopeft.tasks.load_data import load_data, read_tables
 from autopeft.tasks.reading import Table
@@ -148,6 +148,17 @@ def test_own_splits_are_used_and_their_texts_leave_train(
     assert len(data.train) == 40
     assert data.n_duplicates == 25
     assert data.test.source == "test.csv"
+
+
+def test_a_split_of_the_source_that_is_not_used_is_told(encoder_tokenizer: Any) -> None:
+    train = Table("d:train", {"text": [f"w{i}" for i in range(60)], "label": ["a", "b"] * 30})
+    hidden = Table("d:test", {"text": ["w1", "w2"], "label": [None, None]})
+    broken = Table("d:validation", {"text": ["w1", "w2"], "stars": [1, 2]})
+    task = make_task(SearchSettings(), train)
+    given: dict[SplitName, Table] = {"train": train, "validation": broken, "test": hidden}
+    data = load_data(task.settings, task, encoder_tokenizer, given)
+    assert "d:test is not used: the label is missing" in data.notes
+    assert any(note.startswith("d:validation is not used: label=") for note in data.notes)
 
 
 def test_limits_keep_the_labels_balanced(tmp_path: Path, encoder_tokenizer: Any) -> None:

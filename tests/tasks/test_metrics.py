@@ -162,6 +162,7 @@ def test_a_function_gives_a_number_or_a_value_per_row() -> None:
         (float("nan"), "metric='mine': is nan, but must be a finite number or an array of 8"),
         (np.array([0.0] * 7 + [np.nan]), "is nan for row 8"),
         (np.ones(7), r"returns an array of shape \(7,\)"),
+        ([1.0], r"returns an array of shape \(1,\)"),
         ("good", "returns a str"),
         (None, "metric='mine': "),
     ],
