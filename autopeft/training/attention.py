@@ -120,9 +120,11 @@ def _fp32_attention(
     attention_mask: torch.Tensor | None,
     **options: Any,
 ) -> tuple[torch.Tensor, Any]:
-    """Compute the usual attention in fp32."""
+    """Compute the usual attention in fp32, with masks and biases (T5's) in fp32 too."""
     if attention_mask is not None and attention_mask.is_floating_point():
         attention_mask = attention_mask.float()
+    if options.get("position_bias") is not None:
+        options["position_bias"] = options["position_bias"].float()
     with torch.autocast(query.device.type, enabled=False):
         output, rest = usual(
             module, query.float(), key.float(), value.float(), attention_mask, **options

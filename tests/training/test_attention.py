@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional
+from transformers import T5Config, T5ForConditionalGeneration
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from autopeft.tasks.batch import collate
@@ -40,6 +41,28 @@ def test_it_changes_rounding_only_and_is_undone(
     for one, other in zip(native, other_way, strict=True):
         torch.testing.assert_close(one, other, rtol=0.1, atol=2e-3)
     assert any(not torch.equal(a, b) for a, b in zip(native, other_way, strict=True))
+
+
+@pytest.mark.parametrize("kernel", ["fused fp32", "plain"])
+def test_position_biases_are_added_in_the_precision_of_the_scores(
+    kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # T5's self-attention has a learned bias in fp32, its cross-attention one of zeros in bf16.
+    monkeypatch.setattr(attention, "_IS_VERIFIED", {})
+    monkeypatch.setattr(attention, "fastest_kernel", lambda *_: kernel)
+    torch.manual_seed(0)
+    model = T5ForConditionalGeneration(
+        T5Config(vocab_size=9, d_model=16, d_kv=8, d_ff=16, num_layers=2, num_heads=2)
+    ).eval()
+    ids = torch.tensor([[3, 4, 5, 6], [7, 8, 3, 0]])
+    inputs = {"input_ids": ids, "attention_mask": (ids != 0).long(), "decoder_input_ids": ids}
+    with torch.no_grad(), autocast("bf16", "cpu"):
+        expected = model(**inputs).logits
+        with attention.training_attention("bf16", "cpu"):
+            found = model(**inputs).logits
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
+    assert all(attention._IS_VERIFIED.values())
+    assert attention._IS_VERIFIED
 
 
 @pytest.mark.parametrize("mask", ["none", "causal", "boolean", "by head", "additive", "row"])
