@@ -243,17 +243,23 @@ def _conclude(result: SearchResult) -> None:
 
 
 def _check_completed(result: SearchResult) -> None:
-    """Raise a TrainingFailure with the commonest reason if no trial was completed."""
+    """Raise a TrainingFailure with the commonest reason if every adapter's trial failed."""
     counts = result.view.trials
-    if counts.get("complete") or not any(counts.values()):
+    # The empty plan is scored even where no adapter can be trained.
+    if counts.get("complete", 0) > 1 or not any(counts.values()):
         return
     from autopeft.reporting.trials_csv import read_trials
 
     trials = read_trials(result.folder / "trials.csv")
+    if counts.get("complete"):
+        others = [trial for trial in trials if trial.plan.specs]
+        if not others or any(trial.state != "failed" for trial in others):
+            return
     reasons = [trial.reason for trial in trials if trial.state == "failed" and trial.reason]
     kinds = Counter(map(without_numbers, reasons))
     ended = ", ".join(f"{n} {state}" for state, n in counts.items() if n)
-    text = f"no trial was completed ({ended})"
+    what = "no trial of an adapter" if counts.get("complete") else "no trial"
+    text = f"{what} was completed ({ended})"
     if kinds:
         kind, count = kinds.most_common(1)[0]
         shown = next(r for r in reasons if without_numbers(r) == kind)

@@ -58,6 +58,26 @@ def test_no_completed_trial_is_a_failure_with_the_commonest_reason(
     assert "best adapter" not in capsys.readouterr().out
 
 
+def test_a_search_whose_adapters_all_failed_is_a_failure(
+    tiny_model: Path,
+    tiny_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    advance = Trainer.advance
+
+    def fail(self: Trainer, step: int) -> Any:
+        if self.attached.candidate.plan.specs:
+            raise TrainingFailure("out of luck")
+        return advance(self, step)
+
+    monkeypatch.setattr(Trainer, "advance", fail)
+    flags = ["--model", tiny_model, "--data", tiny_data, "--output", tmp_path / "run", "--steps", 9]
+    assert run(monkeypatch, "search", *flags, "--budget", "4trials", "--backend", "local") == 1
+    assert "no trial of an adapter was completed (1 complete, 3 failed)" in capsys.readouterr().err
+
+
 def test_what_nobody_foresaw_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
