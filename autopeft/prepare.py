@@ -36,7 +36,7 @@ from autopeft.searcher.space.space import SearchSpace
 from autopeft.settings import SearchSettings, Source
 from autopeft.tasks.base import Task
 from autopeft.tasks.batch import collate
-from autopeft.tasks.data import TaskData
+from autopeft.tasks.data import SplitName, TaskData
 from autopeft.tasks.load_data import load_data, read_tables
 from autopeft.tasks.registry import make_task
 from autopeft.training.batching import rung_sample, training_batches
@@ -93,6 +93,16 @@ class PreparedSearch:
     def data_bytes(self) -> int:
         """Size of the encoded data, which the workers share."""
         return self.data.n_bytes
+
+    @property
+    def is_of_text(self) -> bool:
+        """Whether the quality is a metric of generated text."""
+        name = self.task.quality.name
+        return any(m.name == name and m.needs == "text" for m in self.task.measured)
+
+    def n_generated(self, split: SplitName) -> int:
+        """Return the number of rows of a split that text is generated for."""
+        return min(len(self.data.splits[split]), self.settings.generation_rows)
 
     def splits(self) -> dict[str, Any]:
         """Return the source rows of each split; re-scoring from outside needs them.

@@ -199,9 +199,8 @@ class Session:
             # The adapter handed out is of the seed that is best on validation.
             chosen = finalist.best_seed(quality)
             store.publish(finalist, chosen.seed)
-            scores[finalist.digest] = AdapterScore(
-                chosen.seed, "test", dict(chosen.test), len(chosen.test_rows)
-            )
+            n_rows = ready.n_generated("test") if ready.is_of_text else len(chosen.test_rows)
+            scores[finalist.digest] = AdapterScore(chosen.seed, "test", dict(chosen.test), n_rows)
         return SearchRecord(
             settings=ready.settings.to_mapping(),
             objectives=ready.objectives,

@@ -19,7 +19,8 @@ class Price:
         train_flops: FLOPs of the whole proxy training without evaluation.
         peak_memory_bytes: Estimated peak in training: weights, saved activations with the masks and
             rotary tables that blocks share, gradients and optimizer state.
-        inference_flops: FLOPs that the unmerged adapters add to the forward pass of one batch.
+        inference_flops: FLOPs that the unmerged adapters add to the forward pass of one training
+            batch, with every sequence of its rows (a preference has two).
         others: Registered cost -> its value, for those that a search optimizes or limits.
 
     Example:

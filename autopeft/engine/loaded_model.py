@@ -9,10 +9,12 @@ from autopeft.engine.messages import WorkerContext
 from autopeft.errors import TrainingFailure
 from autopeft.models.backbone import Backbone, load_backbone
 from autopeft.profiling.output_positions import narrow_modules
+from autopeft.tasks.base import Task
+from autopeft.tasks.data import EncodedSplit, SplitName, TaskData
 from autopeft.tasks.registry import named_task
 from autopeft.training.activation_cache import ActivationCache
 from autopeft.training.last_block import LastBlock
-from autopeft.training.precision import choose_precision
+from autopeft.training.precision import Precision, autocast, choose_precision, rounded_once
 from autopeft.training.setup import TrainingSetup
 
 
@@ -48,8 +50,8 @@ class LoadedModel:
                 f"the new head of {settings.model} has {head_params} parameters, but "
                 f"{context.head_params} were priced; please report it"
             )
-        data = task.on_base_model(model, data, device)
         precision = choose_precision(settings.precision, device, model)
+        data = self._with_base_model(task, data, precision)
         self.setup = TrainingSetup(task, data, device, precision)
         self._cache: ActivationCache | None = None
         if settings.activation_cache:
@@ -68,6 +70,20 @@ class LoadedModel:
                 model, layout.blocks[-1], modules, task, context.window, precision=precision
             )
             self.setup = replace(self.setup, last_block=last_block)
+
+    def _with_base_model(self, task: Task, data: TaskData, precision: Precision) -> TaskData:
+        """Return the data with what the base model tells, each split in its own precision.
+
+        That of the trainings; but the test split is scored in fp32, as users run the adapter.
+        """
+        splits: dict[SplitName, EncodedSplit] = {}
+        model, device = self.backbone.model, self.context.device
+        for name, split in data.splits.items():
+            way: Precision = "fp32" if name == "test" else precision
+            with autocast(way, device), rounded_once(model, way, device):
+                found = task.on_base_model(model, replace(data, splits={name: split}), device)
+            splits[name] = found.splits[name]
+        return replace(data, splits=splits)
 
     def setup_above(self, lowest_layer: int | None) -> TrainingSetup:
         """Return the setup with the cache below the lowest adapted block, None if there is none."""

@@ -21,7 +21,7 @@ class AdapterScore:
         seed: Seed of the retraining whose weights were saved.
         split: "test" or "validation".
         metrics: Value by metric name, the quality objective among them.
-        n_rows: Number of rows it was scored on.
+        n_rows: Number of rows the quality was computed on: for one of text, those generated for.
     """
 
     seed: int

@@ -356,7 +356,7 @@ class Task(ABC):
 
         Args:
             model: The base model without adapters.
-            data: The encoded data.
+            data: The encoded data, one split a call: each in the precision that it is scored in.
             device: Device of the model.
         """
         return data

@@ -20,7 +20,7 @@ from autopeft.tasks.batch import Batch, collate
 from autopeft.tasks.chat_encoding import encode_preferences
 from autopeft.tasks.columns import Column
 from autopeft.tasks.conversations import read_rows, row_key
-from autopeft.tasks.data import SPLITS, EncodedSplit, SplitName, TaskData
+from autopeft.tasks.data import EncodedSplit, SplitName, TaskData
 from autopeft.tasks.decoder import DecoderTask, learned_logits
 from autopeft.tasks.encoding import flat, split_of
 from autopeft.tasks.examples import Examples
@@ -131,8 +131,7 @@ class Preference(DecoderTask):
         splits: dict[SplitName, EncodedSplit] = {}
         model.eval()
         with torch.no_grad():
-            for name in SPLITS:
-                split = data.splits[name]
+            for name, split in data.splits.items():
                 found = np.empty((len(split), 2), dtype=np.float32)
                 order = np.argsort(split.lengths, kind="stable")
                 for start in range(0, len(order), _REFERENCE_ROWS):

@@ -17,7 +17,8 @@ def measure_latency_ms(
 ) -> float:
     """Return the median milliseconds of one forward pass, with adapters attached, not merged.
 
-    The pass has `rows` validation rows of median length. Three passes of warm-up are not counted.
+    The pass has `rows` validation rows of median length; of rows of several sequences, such as a
+    preference's two answers, the first one. Three passes of warm-up are not counted.
     """
     lengths = data.validation.lengths
     order = np.argsort(lengths, kind="stable")
@@ -25,7 +26,11 @@ def measure_latency_ms(
     batch = collate(data, "validation", order[start : start + rows], device)
     was_training = model.training
     model.eval()
-    inputs = batch.model_inputs()
+    inputs = dict(batch.model_inputs())
+    if (per_row := data.validation.sequences_per_row) > 1:
+        first = {name: tensor[::per_row] for name, tensor in inputs.items()}
+        is_used = first["attention_mask"].any(dim=0)
+        inputs = {name: tensor[:, is_used] for name, tensor in first.items()}
     with torch.inference_mode():
         seconds = [seconds_of(lambda: model(**inputs), device) for _ in range(repeats + 3)]
     model.train(was_training)

@@ -190,6 +190,7 @@ def test_a_metric_of_text_is_what_the_saved_adapter_writes(kind: str, tmp_path: 
         )
     assert set(at_rungs) == {0}
     assert set(written) == {6}
+    assert found.score["n_rows"] == 6
     front = json.loads((tmp_path / "run" / "front.json").read_text())
     assert front["objectives"][0] == {"name": "letters", "direction": "maximize", "unit": ""}
     tokenizer = hf.AutoTokenizer.from_pretrained(base)
@@ -256,3 +257,16 @@ def test_plain_text_has_no_metric_of_generated_text(tmp_path: Path) -> None:
             budget="2trials",
             backend="local",
         )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.filterwarnings("default")
+def test_a_metric_of_text_that_is_no_mean_over_rows_says_how_many_rows_it_is_of(
+    tmp_path: Path,
+) -> None:
+    base = chat_model(tmp_path / "base")
+    data = write(tmp_path / "rows.jsonl", [{"messages": talk(number)} for number in range(80)])
+    found = searched(base, data, tmp_path / "run", metric="wer", generation_rows=6)
+    assert len(found.test_rows) > 6
+    assert found.score["n_rows"] == 6

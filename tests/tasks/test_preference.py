@@ -37,6 +37,8 @@ from autopeft.tasks.examples import Examples
 from autopeft.tasks.preference import LOSSES, Preference
 from autopeft.training.acceleration import NO_ACCELERATION
 from autopeft.training.evaluation import evaluate
+from autopeft.training.latency import measure_latency_ms
+from autopeft.training.precision import Precision
 from autopeft.training.trainer import Trainer
 
 Row = dict[str, Any]
@@ -252,6 +254,20 @@ def test_every_worker_finds_the_same_reference(llama: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_base_model_has_no_margin_against_itself(
+    precision: Precision, llama: Path, tmp_path: Path
+) -> None:
+    context = without(prepared(llama, tmp_path).context(), precision=precision)
+    setup = LoadedModel(context).setup
+    model = LoadedModel(context).backbone.model
+    for split, way in (("train", precision), ("validation", precision), ("test", "fp32")):
+        found = evaluate(model, dataclasses.replace(setup, precision=way), split)  # type: ignore[arg-type]
+        # In bf16, batches of another shape round differently.
+        assert abs(found.metrics["margin"]) < (1e-6 if way == "fp32" else 1e-4), split
+        assert way == "bf16" or found.metrics["preference_accuracy"] == 0.5
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("loss", ["dpo", "orpo"])
 def test_cache_and_last_block_hold_for_two_answers_a_row(
     loss: str, precision: Any, llama: Path, tmp_path: Path
@@ -300,6 +316,20 @@ def test_the_price_counts_both_answers(llama: Path, tmp_path: Path) -> None:
     per_token = np.sum(counted) / np.sum(n_tokens)
     assert step == pytest.approx(per_token * prices.tokens, rel=0.05)
     assert prices.tokens == pytest.approx(16 * data.length_statistics(8).mean_padded, rel=0.05)
+
+
+def test_latency_is_of_one_answer(llama: Path, tmp_path: Path) -> None:
+    search = prepared(llama, tmp_path)
+    worker = LoadedModel(search.context())
+    shapes: set[tuple[int, ...]] = set()
+    worker.backbone.model.register_forward_pre_hook(
+        lambda _m, _a, inputs: shapes.add(tuple(inputs["input_ids"].shape)), with_kwargs=True
+    )
+    data = worker.setup.data
+    measure_latency_ms(worker.backbone.model, data, device="cpu", repeats=1)
+    ((n_rows, length),) = shapes
+    assert n_rows == 1
+    assert length in np.diff(data.validation.offsets)
 
 
 # Searches
