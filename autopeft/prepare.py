@@ -213,7 +213,8 @@ def prepare(
         prices = prices.as_trained(
             has_activation_cache=settings.activation_cache and data.train.has_tokens,
             read_share=1.0 if window is None else read_share(task, data, window, settings),
-            logit_weights=n_logit_weights(meta),
+            # Others compute all their logits.
+            logit_weights=n_logit_weights(meta) if task.is_autoregressive else 0,
             logit_tokens=lengths.mean_targets * settings.batch_size,
         )
     space = SearchSpace.from_source(

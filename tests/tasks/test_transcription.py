@@ -14,6 +14,8 @@ from tones import as_array, as_bytes, name_of, tone, transcriber
 
 from autopeft.errors import SettingsError
 from autopeft.models.backbone import build_meta
+from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
+from autopeft.prepare import prepare
 from autopeft.profiling.fake_tensors import InputShape
 from autopeft.profiling.measure import price_table
 from autopeft.settings import SearchSettings
@@ -38,6 +40,11 @@ def loaded(folder: Path, rows: Any = None, **settings: Any) -> tuple[Any, TaskDa
     limit = task.length_limit()
     data = load_data(task.settings, task, task.processor, {"train": table}, model_limit=limit)
     return task.bound(data), data
+
+
+def write_rows(path: Path, texts: list[str]) -> None:
+    cells = [{"bytes": as_bytes(tone(i)), "path": None} for i in range(len(texts))]
+    datasets.Dataset.from_dict({"audio": cells, "transcription": texts}).to_parquet(path)
 
 
 @pytest.mark.parametrize("language", ["", "english"])
@@ -190,15 +197,24 @@ def test_prices_are_of_the_sounds_and_the_transcripts(tmp_path: Path) -> None:
     assert long.blocks[decoder].forward_flops > 2 * short.blocks[decoder].forward_flops
 
 
+def test_logits_of_a_decoder_beside_an_encoder_are_all_paid_for(tmp_path: Path) -> None:
+    folder = transcriber(tmp_path / "model")
+    path = tmp_path / "rows.parquet"
+    write_rows(path, [name_of(i) for i in range(40)])
+    ready = prepare(SearchSettings(model=str(folder), data=str(path), budget="4trials", workers=1))
+    plan = AdapterPlan([LayerSpec(3, "attn.q", "lora", 2)])
+    step = ready.prices.price(Candidate(plan, TrainSettings(1e-3, steps=1, batch_size=32)))
+    assert step.train_flops > ready.prices.forward_flops * 32 / ready.prices.batch_size
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.filterwarnings("default")
 def test_a_saved_adapter_writes_alike_from_outside(tmp_path: Path) -> None:
     folder = transcriber(tmp_path / "model")
     texts = [f"{name_of(i)} {'abc'[i % 3]}" for i in range(60)]
-    cells = [{"bytes": as_bytes(tone(i)), "path": None} for i in range(60)]
     path = tmp_path / "rows.parquet"
-    datasets.Dataset.from_dict({"audio": cells, "transcription": texts}).to_parquet(path)
+    write_rows(path, texts)
     found = searched(folder, path, tmp_path / "run", metric="wer", steps=40)
     assert {"loss", "perplexity", "token_accuracy", "wer"} <= set(found.score)
     processor = hf.AutoProcessor.from_pretrained(folder)
