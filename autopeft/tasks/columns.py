@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from autopeft.errors import DataError
+from autopeft.tasks.cells import kind_of
 from autopeft.tasks.examples import is_missing
 from autopeft.tasks.labels import list_in
 from autopeft.tasks.reading import Table
@@ -135,7 +136,7 @@ _FITS: Mapping[str, Callable[[Any], bool]] = {
 }
 
 _MEANING: Mapping[str, str] = {
-    "text": "a text",
+    "text": "text",
     "label": "one label",
     "number": "a number",
     "labels": "a list of labels",
@@ -146,5 +147,4 @@ _MEANING: Mapping[str, str] = {
 
 def _described(value: Any) -> str:
     shown = " ".join(repr(value).split())
-    kind = {"str": "text", "dict": "mapping"}.get(type(value).__name__, type(value).__name__)
-    return f"a {kind} ({shown[:60]}{'...' if len(shown) > 60 else ''})"
+    return f"{kind_of(value)} ({shown[:60]}{'...' if len(shown) > 60 else ''})"

@@ -100,6 +100,12 @@ def test_scores_with_other_values_are_no_classes(cell: str, encoder_tokenizer: A
         loaded(Table("memory", {"text": texts, "label": commas}), encoder_tokenizer)
 
 
+def test_the_kind_of_a_cell_is_said_in_words(encoder_tokenizer: Any) -> None:
+    rows = Table("memory", {"text": [3] * 60, "label": ["a", "b"] * 30})
+    with pytest.raises(DataError, match=r"holds a number \(3\) where text is expected"):
+        loaded(rows, encoder_tokenizer)
+
+
 @pytest.mark.parametrize("cell", ["many", [1.0], float("inf"), True])
 def test_cells_that_are_no_numbers_are_refused(cell: Any, encoder_tokenizer: Any) -> None:
     _, values = numbers()
