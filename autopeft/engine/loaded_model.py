@@ -50,7 +50,8 @@ class LoadedModel:
                 f"the new head of {settings.model} has {head_params} parameters, but "
                 f"{context.head_params} were priced; please report it"
             )
-        precision = choose_precision(settings.precision, device, model)
+        asked = task.auto_precision if settings.precision == "auto" else settings.precision
+        precision = choose_precision(asked, device, model)
         data = self._with_base_model(task, data, precision)
         self.setup = TrainingSetup(task, data, device, precision)
         self._cache: ActivationCache | None = None

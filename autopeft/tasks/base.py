@@ -95,6 +95,7 @@ class Task(ABC):
         options: Name -> default of what the setting `task_options` may change.
         can_share_batch: Whether rows of several adapters may be computed in one batch.
         is_autoregressive: Whether the loss needs a model that does not see later tokens.
+        auto_precision: Precision where the settings leave it open; "auto": the faster one.
         settings: The settings of the search.
         model_config: The configuration of the model, from transformers; None where not needed.
         processor: The model's tokenizer or processor; None until it is loaded.
@@ -125,6 +126,7 @@ class Task(ABC):
     predicts: ClassVar[tuple[Needs, ...]] = ()
     space: ClassVar[str | Mapping[str, Any]] = "default"
     options: ClassVar[Mapping[str, Any]] = {}
+    auto_precision: ClassVar[str] = "auto"
     can_share_batch: ClassVar[bool] = True
     is_autoregressive: ClassVar[bool] = False
 

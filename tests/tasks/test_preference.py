@@ -253,6 +253,16 @@ def test_every_worker_finds_the_same_reference(llama: Path, tmp_path: Path) -> N
     np.testing.assert_allclose(reference, sums.detach().view(-1, 2), rtol=1e-5)
 
 
+def test_a_model_without_adapters_prefers_nothing_where_bf16_is_faster(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autopeft.training.precision._measured", lambda *_: "bf16")
+    worker = LoadedModel(prepared(llama, tmp_path).context())
+    assert worker.setup.precision == "fp32"
+    found = evaluate(worker.backbone.model, worker.setup, "validation")
+    assert found.metrics["preference_accuracy"] == 0.5
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_base_model_has_no_margin_against_itself(
     precision: Precision, llama: Path, tmp_path: Path
