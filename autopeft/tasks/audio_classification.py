@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from autopeft.tasks.batch import Batch, Window
 from autopeft.tasks.columns import Column
-from autopeft.tasks.data import EncodedSplit
-from autopeft.tasks.encoding import TOO_LONG, UNLIMITED, covering_length, split_of, without
+from autopeft.tasks.data import EncodedSplit, SplitName
+from autopeft.tasks.encoding import TOO_LONG, covering_length, split_of, without
 from autopeft.tasks.examples import Examples
 from autopeft.tasks.reading import Table
 from autopeft.tasks.sounds import (
@@ -85,6 +86,11 @@ class AudioClassification(TextClassification):
         """Return the longest recording that the model takes, in tokens of 20 ms."""
         return longest_sound(self.processor)
 
+    def usual_length(self, splits: Mapping[SplitName, Examples]) -> int:
+        """Return a length that covers 99 % of all recordings, in tokens of 20 ms, at most 30 s."""
+        lengths = tokens_of([seconds for rows in splits.values() for seconds in rows["seconds"]])
+        return max(_FEWEST, min(covering_length(lengths), _USUAL_LIMIT))
+
     def clean(self, table: Table) -> Examples:
         """Return the complete rows of a source; the "key" of a row is what its samples are.
 
@@ -103,16 +109,12 @@ class AudioClassification(TextClassification):
             ModelError: if it returns arrays of several shapes.
             DataError: if there is not enough memory for them.
         """
-        lengths = tokens_of(rows["seconds"])
-        padded = max_length
-        if max_length == UNLIMITED:
-            padded = max(_FEWEST, min(covering_length(lengths), _USUAL_LIMIT))
-        long, dropped = np.flatnonzero(lengths > padded).tolist(), {}
+        long, dropped = np.flatnonzero(tokens_of(rows["seconds"]) > max_length).tolist(), {}
         if self.settings.on_long == "drop" and long:
             dropped, rows, long = {TOO_LONG: len(long)}, rows.take(without(long, len(rows))), []
         index = {label: i for i, label in enumerate(labels)}
-        arrays = features(processor, rows, padded, self.settings.model)
-        seconds = padded / TOKENS_PER_SECOND
+        arrays = features(processor, rows, max_length, self.settings.model)
+        seconds = max_length / TOKENS_PER_SECOND
         return split_of(
             rows,
             [],
@@ -121,11 +123,10 @@ class AudioClassification(TextClassification):
                 "labels": np.asarray([index[label] for label in rows["label"]], dtype=np.int64),
             },
             texts={"audio": rows["about"]},
-            tokens_per_row=longest_sound(processor) or padded,
-            max_length=padded,
+            tokens_per_row=longest_sound(processor) or max_length,
             n_truncated=len(long),
             dropped=dropped,
-            notes=(f"sounds are padded or cut to {seconds:g} s ({padded} tokens of 20 ms)",),
+            notes=(f"sounds are padded or cut to {seconds:g} s ({max_length} tokens of 20 ms)",),
         )
 
     def model_kwargs(self) -> dict[str, Any]:

@@ -260,6 +260,10 @@ class Task(ABC):
 
     # From rows to arrays
 
+    def usual_length(self, splits: Mapping[SplitName, Examples]) -> int | None:
+        """Return the default `max_length` of inputs without tokens; None: they have no length."""
+        return None
+
     def clean(self, table: Table) -> Examples:
         """Return the complete rows of a source, and count the others by what they lack.
 

@@ -70,8 +70,6 @@ class EncodedSplit:
             each byte stands for, shape (channels, 256), float32. The bytes need a quarter of the
             memory.
         tokens_per_row: What the model makes of a row in a split without tokens, e.g. patches.
-        max_length: Length that all splits without tokens are encoded with, if the training rows
-            decide it.
         n_truncated: Number of rows that were cut to the longest allowed length.
         dropped: Reason -> rows that could not be encoded.
         notes: What else was noticed, one sentence each.
@@ -99,7 +97,6 @@ class EncodedSplit:
     sequences_per_row: int = 1
     palettes: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     tokens_per_row: int = 1
-    max_length: int = 0
     n_truncated: int = 0
     dropped: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()

@@ -21,7 +21,7 @@ TOO_LONG = "longer than max_length"
 UNLIMITED = 1 << 30
 """`max_length` where neither the settings nor the model limit it."""
 COVERED_SHARE = 0.99
-"""Share of the training rows that the default `max_length` leaves whole."""
+"""Share of the rows that the default `max_length` leaves whole."""
 
 _NO_LIMIT = 1_000_000  # A tokenizer without a limit reports an absurdly large one.
 

@@ -85,8 +85,7 @@ def load_data(
     _check_sizes(splits, cleaned, duplicates, task)
     labels = task.labels_of(splits)
     output_scale = task.output_scale(splits)
-    max_length, whole = _max_length(settings, task, processor, splits["train"], labels, model_limit)
-    encoded: dict[SplitName, EncodedSplit] = {"train": whole} if whole is not None else {}
+    max_length, encoded = _max_length(settings, task, processor, splits, labels, model_limit)
     for name in SPLITS:
         if name not in encoded:
             encoded[name] = task.encode(processor, splits[name], labels, max_length)
@@ -125,13 +124,13 @@ def _max_length(
     settings: SearchSettings,
     task: Task,
     processor: Any,
-    train: Examples,
+    splits: Mapping[SplitName, Examples],
     labels: tuple[str, ...],
     model_limit: int | None,
-) -> tuple[int, EncodedSplit | None]:
-    """Return the longest sequence allowed, and the encoded training rows if they are known already.
+) -> tuple[int, dict[SplitName, EncodedSplit]]:
+    """Return the longest sequence allowed, and the splits that are known encoded with it already.
 
-    By default, the lengths of the training rows decide.
+    By default, the lengths of all rows decide.
     """
     limits = [limit for limit in (tokenizer_limit(processor), model_limit) if limit is not None]
     limit = min(limits) if limits else None
@@ -143,12 +142,16 @@ def _max_length(
                 f"the model takes at most {limit} tokens",
                 f"use {limit} or less, or leave it out",
             )
-        return settings.max_length, None
-    whole = task.encode(processor, train, labels, limit or UNLIMITED)
-    if not whole.has_tokens:
-        return whole.max_length or limit or 0, whole
-    length = covering_length(whole.lengths)
-    return length, whole if length >= int(whole.lengths.max()) else None
+        return settings.max_length, {}
+    usual = limit or task.usual_length(splits)
+    whole = {
+        name: task.encode(processor, rows, labels, usual or UNLIMITED)
+        for name, rows in splits.items()
+    }
+    if not any(split.has_tokens for split in whole.values()):
+        return usual or 0, whole
+    length = covering_length(np.concatenate([s.lengths for s in whole.values()]))
+    return length, {n: s for n, s in whole.items() if s.lengths.max(initial=0) <= length}
 
 
 def read_tables(settings: SearchSettings) -> dict[SplitName, Table]:

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import PIL.Image
+import soundfile
 import torch
 import transformers
 from peft import PeftModel
@@ -67,6 +69,7 @@ def run_card(output: Path, target: Path, format: str) -> dict[str, Any]:
     assert "checkpoint" in code.partition("checkpoint = ")[2]  # it is used, not loaded only
     code = code.replace("path/to/this/folder", str(target)).replace("path/to", str(target))
     PIL.Image.new("RGB", (20, 12)).save(target / "image.png")
+    soundfile.write(target / "recording.wav", np.sin(np.arange(8000) / 9), 16_000)
     names: dict[str, Any] = {}
     exec(compile(code, "card", "exec"), names)
     return names

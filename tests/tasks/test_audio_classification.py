@@ -160,6 +160,14 @@ def test_long_sounds_are_cut_or_dropped_as_asked(on_long: str) -> None:
         assert (n_rows, data.dropped["longer than max_length"]) == (36, 4)
 
 
+def test_longer_sounds_of_other_splits_are_not_cut_by_default() -> None:
+    longer = {f"at{i}": {"array": np.tile(tone(i), 2), "sampling_rate": 16_000} for i in range(20)}
+    task, data = loaded(table_of(60))
+    given = {"train": table_of(60), "test": table_of(20, **longer)}
+    both = load_data(task.settings, task, task.processor, given)
+    assert (both.max_length, both.n_truncated) == (2 * data.max_length, 0)
+
+
 def test_a_few_very_long_sounds_do_not_set_the_length_of_all() -> None:
     long: Any = {"at7": {"array": np.tile(tone(7), 40), "sampling_rate": 16_000}}
     _, data = loaded(table_of(200, **long))

@@ -228,6 +228,14 @@ def test_a_long_prompt_loses_its_beginning(tmp_path: Path, starting_tokenizer: A
     assert (part.token_arrays["labels"][: part.offsets[1]] == IGNORED).sum() == 8
 
 
+def test_longer_rows_of_other_splits_are_not_cut_by_default(encoder_tokenizer: Any) -> None:
+    rows = sentiment_rows()
+    longer = [{**row, "text": f"test {row['text']} the film was good"} for row in rows[:20]]
+    data = load(SearchSettings(data=rows, test=longer), encoder_tokenizer)
+    assert data.n_truncated == 0
+    assert data.max_length == data.test.lengths.max() > data.train.lengths.max()
+
+
 def test_fingerprint_follows_the_data(tmp_path: Path, encoder_tokenizer: Any) -> None:
     path = write_csv(tmp_path / "d.csv", sentiment_rows())
     one, same, other = (
