@@ -115,15 +115,36 @@ def list_in(value: Any) -> list[Any] | None:
         >>> list_in(["a", "b"]), list_in("['a', 'b']"), list_in('["a"]'), list_in("[a]")
         (['a', 'b'], ['a', 'b'], ['a'], None)
     """
-    if isinstance(value, str) and value.strip()[:1] == "[" and value.strip()[-1:] == "]":
-        try:
-            value = json.loads(value)
-        except ValueError:
-            try:
-                value = ast.literal_eval(value.strip())
-            except (ValueError, SyntaxError):
-                return None
+    if isinstance(value, str):
+        value = _written(value, "[", "]")
     return list(value) if isinstance(value, list | tuple) else None
+
+
+def mapping_in(value: Any) -> Mapping[str, Any] | None:
+    """Return the mapping in a cell, which may be text; None if it is none.
+
+    Example:
+        >>> from autopeft.tasks.labels import mapping_in
+        >>> mapping_in("{'en': 'good', 'de': 'gut'}"), mapping_in("{good}")
+        ({'en': 'good', 'de': 'gut'}, None)
+    """
+    if isinstance(value, str):
+        value = _written(value, "{", "}")
+    return value if isinstance(value, Mapping) else None
+
+
+def _written(text: str, start: str, end: str) -> Any:
+    """Return what a text between brackets says in JSON or in Python's notation; None if nothing."""
+    text = text.strip()
+    if text[:1] != start or text[-1:] != end:
+        return None
+    try:
+        return json.loads(text)
+    except ValueError:
+        try:
+            return ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            return None
 
 
 def fraction_in(values: Sequence[Any]) -> Any:

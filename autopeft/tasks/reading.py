@@ -26,6 +26,7 @@ from autopeft.tasks.files import (
     row_columns,
     sound_feature,
 )
+from autopeft.tasks.labels import mapping_in
 from autopeft.utils.quiet import quiet_datasets
 from autopeft.utils.scratch import scratch_folder
 
@@ -394,7 +395,23 @@ def _cleaned(table: Table) -> Table:
         name: [_python(value) for value in values] if isinstance(values, list) else values
         for name, values in table.columns.items()
     }
-    return Table(table.source, columns, table.notes)
+    return Table(table.source, {**_by_language(columns), **columns}, table.notes)
+
+
+TRANSLATION = "translation"
+"""Name of the column in which data sets of translations keep a text for each language."""
+
+
+def languages(columns: Columns) -> tuple[str, ...]:
+    """Return the languages of a column of translations, as its first row has them; () if none."""
+    first = next((cell for cell in columns.get(TRANSLATION, ()) if cell is not None), None)
+    return tuple(map(str, mapping_in(first) or ()))
+
+
+def _by_language(columns: Columns) -> Columns:
+    """Return the texts of each language of a column of translations, as a column of its own."""
+    cells = [mapping_in(cell) or {} for cell in columns.get(TRANSLATION, ())]
+    return {name: [cell.get(name) for cell in cells] for name in languages(columns)}
 
 
 def _python(value: Any) -> Any:

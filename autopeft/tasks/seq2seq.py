@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,6 +18,7 @@ from autopeft.tasks.data import IGNORED, EncodedSplit, Ragged
 from autopeft.tasks.encoding import TOO_LONG, flat, split_of, tokenized, without
 from autopeft.tasks.examples import Examples, is_missing
 from autopeft.tasks.language import LanguageTask
+from autopeft.tasks.reading import Table, languages
 
 
 class Seq2Seq(LanguageTask):
@@ -54,6 +56,27 @@ class Seq2Seq(LanguageTask):
     auto_class = "AutoModelForSeq2SeqLM"
     input_names: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask", "decoder_input_ids")
     sequence_names: tuple[str, ...] = ("source", "target")
+
+    @classmethod
+    def find_columns(cls, named: Mapping[str, str], table: Table) -> dict[str, str]:
+        """Return the source's columns; of a column of translations, the first two languages."""
+        usual = dict(zip(("source", "target"), languages(table.columns), strict=False))
+        free = [name for name in usual.values() if name not in named.values()]
+        roles = [role for role in usual if role not in named]
+        return super().find_columns({**dict(zip(roles, free, strict=False)), **named}, table)
+
+    def clean(self, table: Table) -> Examples:
+        """Return the complete rows of a source, and say which languages were taken."""
+        rows = super().clean(table)
+        found = languages(table.columns)
+        if not found or {"source", "target"} <= self.settings.column_names().keys():
+            return rows
+        names = self.find_columns(self.settings.column_names(), table)
+        note = (
+            f"of the languages {', '.join(found)} of {table.source}, {names['source']} is read and "
+            f"{names['target']} is written; --columns source=NAME,target=NAME takes others"
+        )
+        return replace(rows, notes=(*rows.notes, note))
 
     def usage(self, rows: Examples, max_length: int) -> str:
         """Return Python that writes a text for a text."""

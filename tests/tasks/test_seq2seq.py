@@ -6,7 +6,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from searches import loads, searched
@@ -22,7 +24,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from autopeft.errors import ModelError
+from autopeft.errors import DataError, ModelError
 from autopeft.models.backbone import build_meta
 from autopeft.profiling.fake_tensors import InputShape
 from autopeft.profiling.measure import price_table
@@ -30,7 +32,7 @@ from autopeft.settings import SearchSettings
 from autopeft.tasks.batch import collate
 from autopeft.tasks.data import SPLITS, Ragged, TaskData
 from autopeft.tasks.examples import Examples
-from autopeft.tasks.reading import Table
+from autopeft.tasks.reading import Table, read
 from autopeft.tasks.registry import make_task
 from autopeft.tasks.seq2seq import Seq2Seq
 from autopeft.training.evaluation import evaluate
@@ -157,6 +159,58 @@ def test_what_an_instruction_is_about_stands_behind_it(
     assert [split.tokens[a:b].tolist() for a, b in pairwise(split.offsets)] == [
         encoder_tokenizer(text)["input_ids"] for text in expected
     ]
+
+
+TRANSLATIONS = [{"translation": {"en": f"good w{i}", "de": f"w{i} film"}} for i in range(20)]
+
+
+@pytest.mark.parametrize("container", ["list", "csv", "jsonl", "dataset"])
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        (None, ("en", "de")),
+        ({"source": "de", "target": "en"}, ("de", "en")),
+        ({"source": "de"}, ("de", "en")),
+        ({"target": "en"}, ("de", "en")),
+    ],
+)
+def test_translations_are_read_in_the_direction_asked_for(
+    container: str, columns: Any, expected: tuple[str, str], tmp_path: Path
+) -> None:
+    data: Any = TRANSLATIONS
+    if container == "dataset":
+        data = datasets.Dataset.from_list(
+            TRANSLATIONS,
+            features=datasets.Features({"translation": datasets.Translation(["en", "de"])}),
+        )
+        if columns is None:
+            expected = ("de", "en")  # `datasets` sorts the languages.
+    elif container != "list":
+        frame = pd.DataFrame(TRANSLATIONS)
+        data = str(tmp_path / f"d.{container}")
+        if container == "csv":
+            frame.to_csv(data, index=False)
+        else:
+            frame.to_json(data, orient="records", lines=True)
+    table = read("data", data)["train"]
+    task = make_task(SearchSettings(columns=columns), table, T5Config())
+    assert task.name == "seq2seq"
+    rows = task.clean(table)
+    assert len(rows) == 20
+    for role, language in zip(("source", "target"), expected, strict=True):
+        assert rows[role] == tuple(row["translation"][language] for row in TRANSLATIONS)
+    is_told = any("is read and" in note for note in rows.notes)
+    assert is_told == (len(columns or {}) < 2)
+
+
+def test_rows_that_lack_a_language_are_dropped_and_counted() -> None:
+    rows: list[Any] = [*TRANSLATIONS, {"translation": {"en": "good", "de": None}}]
+    table = read("data", rows)["train"]
+    task = make_task(SearchSettings(), table, T5Config())
+    assert task.clean(table).dropped == {"the target is missing": 1}
+    table = read("data", [{"translation": {"en": f"w{i}"}} for i in range(20)])["train"]
+    with pytest.raises(DataError, match=r"target=.*--columns target=NAME"):
+        make_task(SearchSettings(task="seq2seq"), table, T5Config()).clean(table)
 
 
 def test_long_rows_are_cut_or_dropped_as_asked(encoder_tokenizer: Any) -> None:
