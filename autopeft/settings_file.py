@@ -29,7 +29,7 @@ def settings_text(settings: SearchSettings, task: Task, data: TaskData) -> str:
     source = ("model", "model_revision", "data", "data_name", "data_revision", "validation", "test")
     problem = {"task": task.name, **({"columns": dict(data.columns)} if data.columns else {})}
     options = {**task.options, **(settings.task_options or {})}
-    length = data.max_length if data.train.has_tokens or data.train.max_length else None
+    length = data.max_length or None
     sections = [
         (
             ["Found in the data:", *(f"  {line}" for line in data.summary().lines())],

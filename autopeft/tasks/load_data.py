@@ -143,13 +143,11 @@ def _max_length(
                 f"use {limit} or less, or leave it out",
             )
         return settings.max_length, {}
-    usual = limit or task.usual_length(splits)
-    whole = {
-        name: task.encode(processor, rows, labels, usual or UNLIMITED)
-        for name, rows in splits.items()
-    }
+    usual = task.usual_length(splits)
+    longest = limit or usual or UNLIMITED
+    whole = {name: task.encode(processor, rows, labels, longest) for name, rows in splits.items()}
     if not any(split.has_tokens for split in whole.values()):
-        return usual or 0, whole
+        return 0 if usual is None else longest, whole
     length = covering_length(np.concatenate([s.lengths for s in whole.values()]))
     return length, {n: s for n, s in whole.items() if s.lengths.max(initial=0) <= length}
 

@@ -20,7 +20,7 @@ from autopeft.profiling.measure import price_table
 from autopeft.settings import SearchSettings
 from autopeft.tasks import encoding, sounds
 from autopeft.tasks.batch import collate
-from autopeft.tasks.data import TaskData
+from autopeft.tasks.data import SplitName, TaskData
 from autopeft.tasks.load_data import load_data
 from autopeft.tasks.preview import preview_of
 from autopeft.tasks.reading import Table, read
@@ -163,7 +163,7 @@ def test_long_sounds_are_cut_or_dropped_as_asked(on_long: str) -> None:
 def test_longer_sounds_of_other_splits_are_not_cut_by_default() -> None:
     longer = {f"at{i}": {"array": np.tile(tone(i), 2), "sampling_rate": 16_000} for i in range(20)}
     task, data = loaded(table_of(60))
-    given = {"train": table_of(60), "test": table_of(20, **longer)}
+    given: dict[SplitName, Table] = {"train": table_of(60), "test": table_of(20, **longer)}
     both = load_data(task.settings, task, task.processor, given)
     assert (both.max_length, both.n_truncated) == (2 * data.max_length, 0)
 

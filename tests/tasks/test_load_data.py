@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from autopeft.api import merge_settings
 from autopeft.errors import DataError
 from autopeft.settings import SearchSettings
 from autopeft.tasks.data import IGNORED, SPLITS, SplitName, TaskData
@@ -231,7 +232,7 @@ def test_a_long_prompt_loses_its_beginning(tmp_path: Path, starting_tokenizer: A
 def test_longer_rows_of_other_splits_are_not_cut_by_default(encoder_tokenizer: Any) -> None:
     rows = sentiment_rows()
     longer = [{**row, "text": f"test {row['text']} the film was good"} for row in rows[:20]]
-    data = load(SearchSettings(data=rows, test=longer), encoder_tokenizer)
+    data = load(merge_settings({"data": rows, "test": longer}, {}), encoder_tokenizer)
     assert data.n_truncated == 0
     assert data.max_length == data.test.lengths.max() > data.train.lengths.max()
 
