@@ -165,7 +165,8 @@ def test_longer_sounds_of_other_splits_are_not_cut_by_default() -> None:
     task, data = loaded(table_of(60))
     given: dict[SplitName, Table] = {"train": table_of(60), "test": table_of(20, **longer)}
     both = load_data(task.settings, task, task.processor, given)
-    assert (both.max_length, both.n_truncated) == (2 * data.max_length, 0)
+    assert both.max_length > data.max_length
+    assert both.n_truncated == 0
 
 
 def test_a_few_very_long_sounds_do_not_set_the_length_of_all() -> None:

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from autopeft.api import merge_settings
 from autopeft.errors import DataError
 from autopeft.settings import SearchSettings
 from autopeft.tasks.data import IGNORED, SPLITS, SplitName, TaskData
@@ -229,10 +228,15 @@ def test_a_long_prompt_loses_its_beginning(tmp_path: Path, starting_tokenizer: A
     assert (part.token_arrays["labels"][: part.offsets[1]] == IGNORED).sum() == 8
 
 
-def test_longer_rows_of_other_splits_are_not_cut_by_default(encoder_tokenizer: Any) -> None:
+def test_longer_rows_of_other_splits_are_not_cut_by_default(
+    tmp_path: Path, encoder_tokenizer: Any
+) -> None:
     rows = sentiment_rows()
     longer = [{**row, "text": f"test {row['text']} the film was good"} for row in rows[:20]]
-    data = load(merge_settings({"data": rows, "test": longer}, {}), encoder_tokenizer)
+    settings = SearchSettings(
+        data=write_csv(tmp_path / "d.csv", rows), test=write_csv(tmp_path / "t.csv", longer)
+    )
+    data = load(settings, encoder_tokenizer)
     assert data.n_truncated == 0
     assert data.max_length == data.test.lengths.max() > data.train.lengths.max()
 
