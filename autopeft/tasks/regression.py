@@ -21,7 +21,10 @@ from autopeft.tasks.metrics import Needs
 from autopeft.tasks.reading import Table
 from autopeft.tasks.text_classification import LABEL_NAMES, TextClassification, row_logits
 
-_NUMBER_NAMES = ("score", "similarity_score", "similarity", "rating", "value", "number")
+_NUMBER_NAMES = (
+    *("score", "similarity_score", "similarity", "relatedness_score"),
+    *("rating", "value", "number"),
+)
 _STRATA = 5
 """Splits balance the fifths of the numbers."""
 

@@ -21,7 +21,9 @@ from autopeft.tasks.metrics import Needs
 from autopeft.tasks.reading import Table
 
 TEXT_NAMES = ("sentence", "review", "content", "document", "tweet", "headline", "comment", "body")
-LABEL_NAMES = ("labels", "class", "category", "sentiment", "target")
+FIRST_NAMES = ("sentence1", "premise", "question1", "text1", "text_a", "sentence_a")
+SECOND_NAMES = ("sentence2", "hypothesis", "question2", "text2", "text_b", "sentence_b", "question")
+LABEL_NAMES = ("labels", "class", "category", "sentiment", "target", "gold_label", "is_duplicate")
 
 
 class TextClassification(Task):
@@ -36,10 +38,8 @@ class TextClassification(Task):
     name = "text-classification"
     description = "one class for each text, or for each pair of texts"
     columns: ClassVar[tuple[Column, ...]] = (
-        Column("text", "text", "the text to classify", names=(*TEXT_NAMES, "sentence1", "premise")),
-        Column(
-            "text_pair", "text", "the second text of a pair", False, ("sentence2", "hypothesis")
-        ),
+        Column("text", "text", "the text to classify", names=(*TEXT_NAMES, *FIRST_NAMES)),
+        Column("text_pair", "text", "the second text of a pair", False, SECOND_NAMES),
         Column("label", "label", "the class", names=LABEL_NAMES),
     )
     target = "label"
