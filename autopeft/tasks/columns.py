@@ -15,6 +15,10 @@ from autopeft.tasks.reading import Table
 Kind = Literal["text", "label", "number", "labels", "tokens", "messages", "image", "audio", "any"]
 
 
+FILE_NAMES = ("file_name", "filename", "file", "path", "file_path", "image_path", "audio_path")
+"""Names of columns with the files of images or sounds."""
+
+
 @dataclass(frozen=True)
 class Column:
     """A column that a task reads.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,6 +39,9 @@ def read_columns(path: Path) -> tuple[Columns, tuple[str, ...]]:
         kind, *noted = _kind(plain)
         columns, more = _READERS[kind](_linked(plain, scratch), scratch)
     check_names(list(columns))
+    columns = {
+        name: _opened(values, name, path.parent) or values for name, values in columns.items()
+    }
     return columns, tuple(f"{path.name}: {note}" for note in (*notes, *noted, *more))
 
 
@@ -428,6 +432,32 @@ def _image(cell: Any, name: str, row: int) -> Any:
         raise FileError(*unreadable_image(row + 1, cell.get("path"), name)) from error
     opened.info[FILE] = cell.get("path")
     return opened
+
+
+_IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+_SOUNDS = (".wav", ".flac", ".ogg", ".mp3")
+
+
+def _opened(values: Sequence[Any], name: str, folder: Path) -> Sequence[Any] | None:
+    """Return the images or sounds that a column names, relative to the folder of its file.
+
+    None unless all its cells are names of such files that are there.
+    """
+    names = [value for value in values if value is not None and value != ""]
+    for suffixes in (_IMAGES, _SOUNDS):
+        if names and all(
+            isinstance(value, str)
+            and value.lower().endswith(suffixes)
+            and os.path.isfile(folder / value)  # False for a name that is too long, too
+            for value in names
+        ):
+            cells = [
+                {"bytes": None, "path": str(folder / value)} if value else None for value in values
+            ]
+            if suffixes is _SOUNDS:
+                return cells
+            return [_image(cell, name, row) for row, cell in enumerate(cells)]
+    return None
 
 
 FILE = "autopeft_file"

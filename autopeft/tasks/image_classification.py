@@ -15,7 +15,7 @@ from autopeft.errors import DataError, ModelError
 from autopeft.models.backbone import load_processor
 from autopeft.models.loading import first_line
 from autopeft.tasks.batch import Batch, Window
-from autopeft.tasks.columns import Column
+from autopeft.tasks.columns import FILE_NAMES, Column
 from autopeft.tasks.data import EncodedSplit
 from autopeft.tasks.encoding import check_memory, split_of
 from autopeft.tasks.examples import Examples
@@ -25,6 +25,7 @@ from autopeft.tasks.text_classification import LABEL_NAMES, TextClassification
 from autopeft.utils.formatting import human_bytes
 from autopeft.utils.quiet import quiet_transformers
 
+IMAGE_NAMES = ("img", "picture", "photo", "pixel_values")
 _IMAGES_AT_ONCE = 64
 _PIXELS_PER_TOKEN = 256
 """Pixels of an image that count as one token when evaluation batches are filled."""
@@ -48,7 +49,7 @@ class ImageClassification(TextClassification):
     name = "image-classification"
     description = "one class for each image"
     columns = (
-        Column("image", "image", "the image", names=("img", "picture", "photo", "pixel_values")),
+        Column("image", "image", "the image", names=(*IMAGE_NAMES, *FILE_NAMES)),
         Column("label", "label", "the class", names=(*LABEL_NAMES, "fine_label")),
     )
     identity = ("key",)
@@ -80,7 +81,10 @@ class ImageClassification(TextClassification):
                 path = getattr(image, "info", {}).get(FILE)
                 problem, remedy = unreadable_image(number, path, name, first_line(error))
                 if isinstance(image, str):
-                    remedy += "; file names are read from an image folder with a metadata.csv"
+                    remedy += (
+                        "; file names are read if all those files are there, relative to the "
+                        "table's folder"
+                    )
                 raise DataError("data", table.source, problem, remedy) from None
             keys.append(f"{pixels.size} {hashlib.sha256(pixels.tobytes()).hexdigest()}")
         return replace(rows, columns={**rows.columns, "key": tuple(keys)})

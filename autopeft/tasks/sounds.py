@@ -17,13 +17,16 @@ from numpy.typing import NDArray
 from autopeft.errors import DataError, ModelError
 from autopeft.models.backbone import load_processor
 from autopeft.models.loading import first_line
-from autopeft.tasks.columns import Column
+from autopeft.tasks.columns import FILE_NAMES, Column
 from autopeft.tasks.encoding import check_memory
 from autopeft.tasks.examples import Examples
 from autopeft.utils.quiet import quiet_transformers
 
 AUDIO = Column(
-    "audio", "audio", "the recording", names=("sound", "speech", "recording", "wav", "waveform")
+    "audio",
+    "audio",
+    "the recording",
+    names=("sound", "speech", "recording", "wav", "waveform", *FILE_NAMES),
 )
 INPUTS = ("input_values", "input_features", "attention_mask")
 """Names of what feature extractors return."""
@@ -151,8 +154,8 @@ def with_sounds(rows: Examples, name: str, extractor: Any) -> Examples:
                 name,
                 f"row {number} of {rows.source} is not a readable sound ({first_line(error)})",
                 "remove or replace it: sounds are files (WAV, FLAC, OGG, MP3) or an array with its "
-                "sampling_rate; a column of file names is read from an audio folder with a "
-                "metadata.csv",
+                "sampling_rate; file names are read if all those files are there, relative to "
+                "the table's folder",
             ) from None
         rates[sound.rate] += 1
         n_mixed += sound.n_channels > 1

@@ -107,6 +107,19 @@ def test_folders_with_metadata_name_their_own_columns(tmp_path: Path) -> None:
     gc.collect()
 
 
+def test_files_that_a_table_names_are_read_relative_to_it(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "tones")
+    files = sorted(path for path in folder.rglob("*") if path.suffix in (".wav", ".flac", ".ogg"))
+    lines = [f"{path.relative_to(folder)},{path.parent.name}" for path in files]
+    (folder / "table.csv").write_text("\n".join(["audio_path,label", *lines]))
+    table = read("data", str(folder / "table.csv"))["train"]
+    _, data = loaded(table)
+    assert (data.columns["audio"], sum(map(len, data.splits.values()))) == (
+        "audio_path",
+        len(files),
+    )
+
+
 def test_other_rates_and_channels_are_changed_and_said() -> None:
     stereo = np.stack([tone(2), np.zeros_like(tone(2))])
     table = table_of(

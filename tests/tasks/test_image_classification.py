@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import PIL.Image
 import pytest
 import torch
@@ -250,6 +251,30 @@ def test_the_checkpoints_order_of_labels_is_kept() -> None:
     _, data = loaded(table_of(), to_16(), hf.ViTConfig(**VIT, **named))
     assert data.labels == ("blue", "red")
     assert any("a new head is trained" in note for note in data.notes)
+
+
+@pytest.mark.parametrize("container", ["csv", "jsonl"])
+def test_files_that_a_table_names_are_read_relative_to_it(
+    container: str, image_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(image_folder, tmp_path / "colors")
+    names = [f"{name_of(i)}/{i:02}.png" for i in range(20)]
+    frame = pd.DataFrame({"path": names, "label": [name_of(i) for i in range(20)]})
+    path = tmp_path / "colors" / f"table.{container}"
+    if container == "csv":
+        frame.to_csv(path, index=False)
+    else:
+        frame.to_json(path, orient="records", lines=True)
+    table = read("data", str(path))["train"]
+    task = make_task(SearchSettings(), table, hf.ViTConfig(**VIT))
+    assert task.name == "image-classification"
+    keys = task.clean(table)["key"]
+    assert keys == task.clean(table_of(20))["key"]
+    (tmp_path / "colors" / names[3]).rename(tmp_path / "colors" / "another.png")
+    table = read("data", str(path))["train"]
+    assert list(table.columns["path"]) == names
+    with pytest.raises(DataError, match=r"row 1 of .* if all those files are there, relative to"):
+        task.clean(table)
 
 
 def test_previews_show_the_label_and_no_tokens() -> None:
