@@ -11,6 +11,13 @@ ARCHITECTURES = ("bert", "llama", "gpt2", "t5", "albert", "modernbert", "gemma3"
 """Nine unlike models: encoders, decoders, both, shared blocks, fused projections, no text."""
 
 
+def usual_first(values: Sequence[Any], *usual: Any) -> list[Any]:
+    """Parameters of a test: of these values, all but the usual ones are marked `nightly`."""
+    return [
+        pytest.param(value, marks=() if value in usual else pytest.mark.nightly) for value in values
+    ]
+
+
 def covering(rows: Sequence[Any], columns: Sequence[Any], *, each: int) -> list[Any]:
     """Parameters (row, column) of a test, for `pytest.mark.parametrize`.
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 import transformers as hf
 from chat_samples import CHATML, chat_model, chat_tokenizer, decoder_of
+from covering import usual_first
 from searches import loads, searched
 
 import autopeft
@@ -160,7 +161,7 @@ def write(path: Path, rows: Sequence[Any]) -> Path:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("kind", usual_first(["llama", "gpt2"], "llama"))
 def test_a_metric_of_text_is_what_the_saved_adapter_writes(kind: str, tmp_path: Path) -> None:
     base = chat_model(tmp_path / "base", kind)
     rows = [{"messages": talk(number)} for number in range(80)]

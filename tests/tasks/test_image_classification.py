@@ -13,6 +13,7 @@ import PIL.Image
 import pytest
 import torch
 import transformers as hf
+from covering import usual_first
 from searches import loads, logits_of, searched
 
 from autopeft.errors import DataError, ModelError
@@ -305,7 +306,7 @@ def test_prices_are_of_the_processors_images(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("name", ["vit", "dinov2", "siglip", "swin"])
+@pytest.mark.parametrize("name", usual_first(["vit", "dinov2", "siglip", "swin"], "vit", "swin"))
 def test_a_saved_adapter_scores_alike_from_outside(
     name: str, image_folder: Path, tmp_path: Path
 ) -> None:

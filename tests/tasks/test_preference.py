@@ -16,6 +16,7 @@ import pytest
 import torch
 import transformers as hf
 from chat_samples import chat_model, chat_tokenizer
+from covering import usual_first
 from searches import SHORT, loads, logits_of, searched
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
@@ -362,7 +363,7 @@ def log_probability(model: Any, tokens: list[int], start: int) -> float:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("kind", ["text", "messages"])
+@pytest.mark.parametrize("kind", usual_first(["text", "messages"], "messages"))
 def test_a_saved_adapter_scores_what_front_json_says(
     kind: str, llama: Path, tmp_path: Path
 ) -> None:

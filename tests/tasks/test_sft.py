@@ -16,6 +16,7 @@ import pytest
 import torch
 import transformers as hf
 from chat_samples import chat_model
+from covering import usual_first
 from searches import loads, logits_of, searched
 from torch.nn import functional
 
@@ -229,7 +230,7 @@ def test_the_loss_is_that_of_trl(name: str, llama: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("name", list(FORMATS))
+@pytest.mark.parametrize("name", usual_first(list(FORMATS), "messages", "alpaca"))
 def test_a_saved_adapter_scores_what_front_json_says(
     name: str, llama: Path, tmp_path: Path
 ) -> None:
