@@ -249,6 +249,9 @@ def _sentence(
 ) -> str:
     tuned_value = f"{tuned.mean(quality.name):.3f}"
     n_tests = f"corrected for {len(found)} comparisons"
+    # Of equal members max() takes the first, the cheapest, as the front does.
+    members = sorted(members, key=lambda m: _cost(m, cost))
+    winners = sorted(winners, key=lambda w: _cost(w[0], cost))
     if winners:
         member, gain = max(winners, key=lambda w: (w[1].low > 0, w[1].gain))
     else:

@@ -93,7 +93,7 @@ def summary(shown: FrontView) -> RenderableType:
         parts.append(adapter_table(shown))
     hidden = len(shown.dominated_finalists) + len(shown.unconfirmed)
     if hidden:
-        text = f"front.json lists {hidden} more candidates that are not on the front."
+        text = f"Not on the front, but in front.json: {hidden} more."
         parts.append(Text(text, style="dim"))
     counts = ", ".join(f"{n} {state}" for state, n in shown.trials.items())
     trials = f"Budget {shown.budget.limit}: {shown.budget.n_trials} trials ({counts}), "

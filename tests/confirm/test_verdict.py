@@ -94,6 +94,14 @@ def test_a_member_as_good_at_a_fraction_of_the_cost_wins() -> None:
     assert "as good as" in verdict.text or "better than" in verdict.text
 
 
+@pytest.mark.parametrize("lora", [0.65, 0.90])
+def test_of_equal_members_the_cheapest_is_named(lora: float) -> None:
+    rows = field(1, lora, [(0.90, 4_000), (0.90, 2_000)])
+    rows[-1] = replace(rows[-1], seeds=rows[-2].seeds)
+    verdict = judge(rows, OBJECTIVES)
+    assert rows[-1].digest[:8] in verdict.text
+
+
 def test_being_better_at_more_cost_is_no_win() -> None:
     verdict = judge(field(2, 0.80, [(0.86, 30_000)]), OBJECTIVES)
     assert not verdict.beats_lora
