@@ -128,6 +128,10 @@ class Transcription(Seq2Seq):
         """Return the longest transcript that the model writes, in tokens."""
         return _longest_transcript(self.model_config)
 
+    def usual_length(self, splits: Mapping[SplitName, Examples]) -> int | None:
+        """Return the longest transcript that the model writes: its sounds have no tokens."""
+        return self.length_limit()
+
     def clean(self, table: Table) -> Examples:
         """Return the complete rows of a source; the "key" of a row is what its samples are.
 
