@@ -55,11 +55,15 @@ class MultiLabelClassification(TextClassification):
         for column in cls.columns[:2]:
             if column.role in names:
                 check_kind(column, names[column.role], table, table.head(names[column.role]))
-        values = table.head(names["label"]) if "label" in names else ()
+        if "label" not in names:
+            shown = ", ".join(table.column_names)
+            problem = f"no column of {table.source} ({shown}) is recognized as the labels"
+            raise DataError("label", "", problem, "name it with --label")
+        values = table.head(names["label"])
         if not any(list_in(value) is not None for value in values):
             raise DataError(
                 "label",
-                names.get("label", ""),
+                names["label"],
                 f"no column of {table.source} has lists of labels",
                 f"name the --task {cls.name} if rows have several labels",
             )

@@ -6,7 +6,7 @@ import pytest
 from transformers import BertConfig, GPT2Config, T5Config
 
 from autopeft.api import merge_settings
-from autopeft.errors import SettingsError
+from autopeft.errors import DataError, SettingsError
 from autopeft.settings import SearchSettings
 from autopeft.tasks.reading import read
 from autopeft.tasks.registry import TASKS, make_task
@@ -45,3 +45,12 @@ def test_pairs_with_a_class_or_a_number_are_recognized(
 def test_an_unknown_task_is_reported_before_anything_is_read() -> None:
     with pytest.raises(SettingsError, match="task='astrology': no such task; use "):
         merge_settings({"task": "astrology", "data": "nowhere.csv"}, {})
+
+
+def test_a_label_that_is_not_recognized_is_asked_for_by_name() -> None:
+    rows = [{"sentence1": f"a {i}", "sentence2": f"b {i}", "score": "yes"} for i in range(9)]
+    table = read("data", rows)["train"]
+    with pytest.raises(DataError, match=r"\(sentence1, sentence2, score\) is recognized .*--label"):
+        make_task(SearchSettings(), table, BertConfig())
+    found = make_task(SearchSettings(label="score"), table, BertConfig())
+    assert found.name == "text-classification"
