@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from autopeft.confirm.verdict import Verdict
     from autopeft.costs import Price, PriceTable, Topology
     from autopeft.costs.objectives import Objective, register_cost
+    from autopeft.engine.callback import Callback, SearchStart
+    from autopeft.engine.evaluate import TrialReport, TrialStopped
     from autopeft.errors import AutoPeftError, UserError
     from autopeft.methods import register_method
     from autopeft.models.saving import load_adapter
@@ -38,6 +40,8 @@ _NAMES = {
     "autopeft.confirm.verdict": ("Verdict",),
     "autopeft.costs": ("Price", "PriceTable", "Topology"),
     "autopeft.costs.objectives": ("Objective", "register_cost"),
+    "autopeft.engine.callback": ("Callback", "SearchStart"),
+    "autopeft.engine.evaluate": ("TrialReport", "TrialStopped"),
     "autopeft.errors": ("AutoPeftError", "UserError"),
     "autopeft.methods": ("register_method",),
     "autopeft.models.saving": ("load_adapter",),
@@ -66,6 +70,7 @@ __all__ = [
     "AutoPeftError",
     "AutoPeftSampler",
     "Batch",
+    "Callback",
     "Candidate",
     "Column",
     "Decision",
@@ -84,9 +89,12 @@ __all__ = [
     "SearchResult",
     "SearchSettings",
     "SearchSpace",
+    "SearchStart",
     "Task",
     "Topology",
     "TrainSettings",
+    "TrialReport",
+    "TrialStopped",
     "UserError",
     "Verdict",
     "__version__",

@@ -24,7 +24,6 @@ from autopeft.utils.serialize import read_json
 from autopeft.workspace import Workspace, read_settings
 
 if TYPE_CHECKING:
-    from autopeft.callbacks import Callback
     from autopeft.models.export import Exported
     from autopeft.result import SearchResult
     from autopeft.tasks.preview import Preview
@@ -33,14 +32,14 @@ if TYPE_CHECKING:
 def search(
     settings: SearchSettings | str | Path | Mapping[str, Any] | None = None,
     *,
-    callbacks: Iterable[Callback] = (),
+    callbacks: Iterable[Any] = (),
     **overrides: Any,
 ) -> SearchResult:
     """Search for the adapters that are worth their cost.
 
     Args:
         settings: Settings, a settings file, or a mapping; None: only `overrides`.
-        callbacks: Receive messages and progress.
+        callbacks: Hear of trials and progress; see `Callback`.
         **overrides: Any field of `SearchSettings`; they win over `settings`. data, validation and
             test may also be a `datasets.Dataset`, a `DatasetDict`, a pandas DataFrame or a list of
             dicts, and model a model of transformers, with its tokenizer or processor as
@@ -73,17 +72,15 @@ def search(
         return _search(workspace, merge_settings(plain, {}), callbacks)
 
 
-def resume(
-    folder: str | Path, *, callbacks: Iterable[Callback] = (), **overrides: Any
-) -> SearchResult:
+def resume(folder: str | Path, *, callbacks: Iterable[Any] = (), **overrides: Any) -> SearchResult:
     """Continue an interrupted search, or give an ended one a larger budget.
 
     Args:
         folder: The search's output folder.
-        callbacks: Receive messages and progress.
+        callbacks: Hear of trials and progress; see `Callback`.
         **overrides: budget, confirm_share, confirm_seeds, max_finalists, workers,
             gpus_per_worker, backend, trials_per_worker, ray_address or pick; what was searched
-            cannot change.
+            cannot change. Also `evaluate`, the same function again, if no module holds it.
 
     Raises:
         UserError: if the folder holds no search, or a setting may not change.
@@ -96,6 +93,8 @@ def resume(
     workspace = Workspace(folder)
     settings = workspace.settings()
     for key, value in overrides.items():
+        if key == "evaluate" and settings.evaluate is not None:
+            continue  # A function of a notebook or script must be given again.
         if key not in RESUMABLE:
             problem = "cannot change on resume: it defines the search"
             remedy = f"change only {', '.join(sorted(RESUMABLE))}, or start a new search"
@@ -107,7 +106,7 @@ def resume(
 def _search(
     workspace: Workspace,
     settings: SearchSettings,
-    callbacks: Iterable[Callback],
+    callbacks: Iterable[Any],
     *,
     is_resumed: bool = False,
 ) -> SearchResult:
@@ -151,6 +150,10 @@ def _as_text(given: dict[str, Any]) -> dict[str, Any]:
         from autopeft.tasks.metrics import METRICS
 
         given["metric"] = METRICS.text("metric", given["metric"])
+    if not isinstance(given.get("evaluate"), str | None):
+        from autopeft.engine.evaluate import EVALUATORS
+
+        given["evaluate"] = EVALUATORS.text("evaluate", given["evaluate"])
     if isinstance(costs := given.get("objectives"), list | tuple):
         is_part = [callable(cost) or isinstance(cost, Cost) for cost in costs]
         pairs = zip(costs, is_part, strict=True)

@@ -1,4 +1,4 @@
-"""Callbacks of a search, and the ones that show its progress in a terminal."""
+"""Callbacks that show the progress of a search in a terminal."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -14,23 +14,14 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from autopeft.engine.callback import Callback
 from autopeft.plan_text import plan_summary
 from autopeft.utils.formatting import human_count, human_seconds, human_value
 
 if TYPE_CHECKING:
     from autopeft.costs.objectives import Objective
-    from autopeft.engine.dispatcher import Progress
+    from autopeft.engine.callback import Progress
     from autopeft.trial import Trial
-
-
-class Callback(Protocol):
-    """Receives messages and progress while a search runs."""
-
-    def on_message(self, text: str) -> None:
-        """Handle a line for the user."""
-
-    def on_progress(self, progress: Progress) -> None:
-        """Handle the state after a change."""
 
 
 @contextmanager
@@ -68,7 +59,7 @@ def trial_line(trial: Trial, quality: Objective) -> str:
     )
 
 
-class PlainProgress:
+class PlainProgress(Callback):
     """Prints a line for each ended trial, for logs and pipes."""
 
     def __init__(self) -> None:
@@ -94,7 +85,7 @@ class PlainProgress:
                 self.on_message(line)
 
 
-class LiveProgress:
+class LiveProgress(Callback):
     """A table in the terminal that is kept up to date."""
 
     def __init__(self, console: Console) -> None:

@@ -7,7 +7,7 @@ import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -18,12 +18,13 @@ import numpy as np
 from autopeft.confirm.verdict import check_pick
 from autopeft.costs import PriceTable
 from autopeft.costs.constraints import Constraint, parse_constraints
-from autopeft.costs.objectives import COSTS, Objective, find_cost
+from autopeft.costs.objectives import COSTS, Objective, default_direction, find_cost
 from autopeft.engine.budget import Budget
+from autopeft.engine.evaluate import EVALUATORS
 from autopeft.engine.messages import WorkerContext
 from autopeft.errors import DataError, ModelError, SettingsError, UserError
 from autopeft.models.backbone import Backbone, build_meta
-from autopeft.models.loading import embedding_rows, load_config
+from autopeft.models.loading import embedding_rows, load_config, own_auto_class, position_limit
 from autopeft.models.quantization import check_backend
 from autopeft.plan_text import unsearched_text
 from autopeft.profiling.causality import sees_later_tokens
@@ -39,6 +40,7 @@ from autopeft.tasks.batch import collate
 from autopeft.tasks.data import SplitName, TaskData
 from autopeft.tasks.load_data import load_data, read_tables
 from autopeft.tasks.registry import make_task
+from autopeft.tasks.summary import DataSummary
 from autopeft.training.batching import rung_sample, training_batches
 from autopeft.training.trainer import EARLIEST_STEP, rung_steps
 from autopeft.utils.hardware import (
@@ -58,12 +60,17 @@ AUTO_TRIALS_PER_WORKER = {"cpu": 1, "cuda": 4}
 propose several at once; on a GPU each worker first measures whether it pays."""
 
 
+Note = Callable[[str], None]
+Phase = Callable[[str], AbstractContextManager[None]]
+
+
 @dataclass(frozen=True)
 class PreparedSearch:
     """A search that is ready to start.
 
     Attributes:
         settings: As resolved: paths expanded, what was left to task and machine filled in.
+        data: The encoded data; None, as `task`, if a function of the user's trains.
         objectives: Quality first.
         rungs: Steps at which trials report.
         device: "cpu" or "cuda".
@@ -72,8 +79,8 @@ class PreparedSearch:
     """
 
     settings: SearchSettings
-    data: TaskData
-    task: Task
+    data: TaskData | None
+    task: Task | None
     prices: PriceTable
     space: SearchSpace
     objectives: tuple[Objective, ...]
@@ -92,16 +99,31 @@ class PreparedSearch:
     @property
     def data_bytes(self) -> int:
         """Size of the encoded data, which the workers share."""
-        return self.data.n_bytes
+        return self.data.n_bytes if self.data is not None else 0
+
+    @property
+    def test_share(self) -> float:
+        """Time to score the test split over time to score the validation split."""
+        if self.data is None:
+            return 0.0
+        # On a CPU the test split is scored in fp32, which takes twice as long as bf16.
+        return 2.0 * len(self.data.test) / len(self.data.validation)
+
+    def summary(self) -> DataSummary:
+        """Return what was read."""
+        return self.data.summary() if self.data is not None else DataSummary()
 
     @property
     def is_of_text(self) -> bool:
-        """Whether the quality is a metric of generated text."""
+        """Whether the quality is a metric of text that autopeft generates."""
+        if self.task is None:
+            return False
         name = self.task.quality.name
         return any(m.name == name and m.needs == "text" for m in self.task.measured)
 
     def n_generated(self, split: SplitName) -> int:
         """Return the number of rows of a split that text is generated for."""
+        assert self.data is not None, "only a task generates text"
         return min(len(self.data.splits[split]), self.settings.generation_rows)
 
     def splits(self) -> dict[str, Any]:
@@ -110,6 +132,8 @@ class PreparedSearch:
         "generated" are those of them that text is generated for, if a metric needs it.
         """
         found: dict[str, Any] = {}
+        if self.data is None or self.task is None:
+            return found
         for name, rows in self.data.splits.items():
             found[name] = {"source": rows.source, "rows": rows.source_rows.tolist()}
             if self.task.needs_text() and name != "train":
@@ -121,6 +145,9 @@ class PreparedSearch:
     def context(self) -> WorkerContext:
         """Return what the workers need."""
         model = self.settings.model
+        # What one process runs need not be picklable, nor an earlier search's function.
+        is_here = self.settings.backend == "local"
+        without = () if self.settings.evaluate is not None else (EVALUATORS.group,)
         if Path(model).exists():
             # Workers run in another directory.
             model = str(Path(model).absolute())
@@ -132,14 +159,14 @@ class PreparedSearch:
             device=self.device,
             window=self.window,
             head_params=self.prices.topology.head_params,
-            carried=carried(),
+            carried=None if is_here else carried(without=without),
         )
 
 
 def expand(settings: SearchSettings) -> SearchSettings:
     """Return settings with `~` and `$VARIABLES` expanded in every path."""
     for name in ("model", "data"):
-        if not getattr(settings, name):
+        if not getattr(settings, name) and not (name == "data" and settings.evaluate):
             raise SettingsError(name, "", "is missing", f"give --{name}")
 
     def path(value: str) -> str:
@@ -158,10 +185,7 @@ def expand(settings: SearchSettings) -> SearchSettings:
 
 
 def prepare(
-    settings: SearchSettings,
-    *,
-    note: Callable[[str], None] = lambda _: None,
-    phase: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext(),
+    settings: SearchSettings, *, note: Note = lambda _: None, phase: Phase = lambda _: nullcontext()
 ) -> PreparedSearch:
     """Check the settings against data, model, space and machine.
 
@@ -173,15 +197,75 @@ def prepare(
     budget = Budget.parse(settings.budget)
     check_pick(settings.pick)
     settings = expand(settings)
+    device, gpus = _device(settings)
+    check_backend(settings.quantization, device)
+    read = _read_data if settings.evaluate is None else _read_function
+    found = read(settings, device, note, phase)
+    prices, data, task = found.prices, found.data, found.task
+    objectives = (found.quality, *(find_cost("objectives", name) for name in settings.objectives))
+    space = SearchSpace.from_source(
+        found.space, prices.topology, steps=settings.steps, batch_size=settings.batch_size
+    )
+    constraints = parse_constraints(settings.constraints, base_params=prices.base_params)
+    _check_pick_is_computed(
+        settings.pick, (*(o.name for o in objectives), *(c.name for c in constraints))
+    )
+    chosen_by = f", the default of {task.name}" if settings.space is None and task else ""
+    note(f"space {space.name}{chosen_by}: {space.describe()}")
+    if unsearched := unsearched_text(found.unsearched):
+        note(unsearched)
+    with phase("startup"):
+        default = 1 if settings.backend == "local" else 0
+        n_workers = settings.workers or default or _workers(device, gpus, prices, space, note)
+    settings = replace(
+        settings,
+        task=settings.task or (task.name if task is not None else None),
+        metric=settings.metric or found.quality.name,
+        space=found.space,
+        direction=found.quality.direction if task is None else None,
+        workers=n_workers,
+        gpus_per_worker=gpus,
+    )
+    return PreparedSearch(
+        settings,
+        data,
+        task,
+        prices,
+        space,
+        objectives,
+        constraints,
+        budget,
+        rung_steps(settings.steps, settings.eta, settings.rungs, earliest=EARLIEST_STEP),
+        device,
+        found.window,
+        found.unsearched,
+    )
+
+
+@dataclass(frozen=True)
+class _Training:
+    """What is trained, and what it costs."""
+
+    quality: Objective
+    space: str | Mapping[str, Any]
+    prices: PriceTable
+    unsearched: Mapping[str, float]
+    data: TaskData | None = None
+    task: Task | None = None
+    window: str | None = None
+
+
+def _read_data(settings: SearchSettings, device: str, note: Note, phase: Phase) -> _Training:
+    """Read the data, and price training on them."""
+    if settings.direction is not None:
+        problem = "is for the metric that `evaluate` returns; metrics of tasks have their own"
+        raise SettingsError("direction", settings.direction, problem, "leave it out")
     with phase("startup"):
         data, task = load_task(settings)
         read = data.summary()
         note("\n  ".join([read.headline(), *read.lines()]))
-    objectives = (task.quality, *(find_cost("objectives", name) for name in settings.objectives))
     source = task.space if settings.space is None else settings.space
     lengths = data.length_statistics(settings.batch_size)
-    device, gpus = _device(settings)
-    check_backend(settings.quantization, device)
     with phase("pricing"):
         meta = build_meta(
             settings.model,
@@ -217,42 +301,76 @@ def prepare(
             logit_weights=n_logit_weights(meta) if task.is_autoregressive else 0,
             logit_tokens=lengths.mean_targets * settings.batch_size,
         )
-    space = SearchSpace.from_source(
-        source, prices.topology, steps=settings.steps, batch_size=settings.batch_size
+    return _Training(task.quality, source, prices, meta.layout.unsearched, data, task, window)
+
+
+_UNUSED_BY_FUNCTION = (
+    *("data", "task", "text", "text_pair", "label", "prompt", "completion", "columns", "test"),
+    *("task_options", "validation", "data_name", "data_revision", "on_long", "generation_rows"),
+    *("max_train_rows", "max_validation_rows", "max_test_rows", "rung_rows", "precision"),
+    *("activation_cache", "activation_cache_gb", "trials_per_worker", "compress"),
+)
+"""Settings of autopeft's own training, which a function of the user's does not see."""
+
+_FUNCTION_LENGTH = 128
+"""Tokens of a row for the costs of a function that says nothing of its rows."""
+
+
+def _read_function(settings: SearchSettings, device: str, note: Note, phase: Phase) -> _Training:
+    """Check a training function, and price training the model."""
+    name = settings.evaluate
+    assert name is not None
+    if ":" not in name and name not in EVALUATORS:
+        problem = "no module holds the function of this search, and none of that name is registered"
+        remedy = "give it again in Python: autopeft.resume(folder, evaluate=function)"
+        raise SettingsError("evaluate", name, problem, remedy)
+    EVALUATORS.resolve("evaluate", name)
+    for each in fields(settings):
+        value = getattr(settings, each.name)
+        if each.name in _UNUSED_BY_FUNCTION and value != each.default:
+            problem = "has no effect beside evaluate, which trains by itself"
+            raise SettingsError(each.name, value, problem, "leave it out")
+    if not settings.metric:
+        problem = "is missing: the name of the quality that evaluate returns"
+        raise SettingsError("metric", "", problem, "name it, e.g. metric=accuracy")
+    quality = Objective(
+        settings.metric,
+        settings.direction or default_direction(settings.metric),  # type: ignore[arg-type]
     )
-    constraints = parse_constraints(settings.constraints, base_params=prices.base_params)
-    _check_pick_is_computed(
-        settings.pick, (*(o.name for o in objectives), *(c.name for c in constraints))
+    source = Task.space if settings.space is None else settings.space
+    with phase("pricing"):
+        config, _ = load_config(settings.model, model_kwargs=None, revision=settings.model_revision)
+        auto_class = own_auto_class(config)
+        limit = position_limit(config)
+        length = settings.max_length or min(_FUNCTION_LENGTH, limit or _FUNCTION_LENGTH)
+        if limit is not None and length > limit:
+            problem = f"the model has positions for {limit} tokens"
+            raise SettingsError("max_length", length, problem, f"use at most {limit}")
+        meta = build_meta(
+            settings.model,
+            auto_class=auto_class,
+            revision=settings.model_revision,
+            role_map=settings.role_map,
+            quantization=settings.quantization,
+        )
+        prices = price_table(
+            meta,
+            batch_size=settings.batch_size,
+            mean_length=length,
+            longest_length=length,
+            prompt_sizes=prompt_sizes(source),
+            device=device,
+        ).as_trained(
+            has_activation_cache=False,
+            logit_weights=n_logit_weights(meta),
+            logit_tokens=float(length * settings.batch_size),
+        )
+    note(
+        f"{settings.evaluate} trains {auto_class} and returns {quality.name}, which is "
+        f"{quality.direction}d; costs are those of {settings.batch_size} rows of {length} tokens "
+        "a step (batch_size, max_length)"
     )
-    chosen_by = f", the default of {task.name}" if settings.space is None else ""
-    note(f"space {space.name}{chosen_by}: {space.describe()}")
-    if unsearched := unsearched_text(meta.layout.unsearched):
-        note(unsearched)
-    with phase("startup"):
-        default = 1 if settings.backend == "local" else 0
-        n_workers = settings.workers or default or _workers(device, gpus, prices, space, note)
-    settings = replace(
-        settings,
-        task=settings.task or task.name,
-        metric=settings.metric or task.quality.name,
-        space=source,
-        workers=n_workers,
-        gpus_per_worker=gpus,
-    )
-    return PreparedSearch(
-        settings,
-        data,
-        task,
-        prices,
-        space,
-        objectives,
-        constraints,
-        budget,
-        rung_steps(settings.steps, settings.eta, settings.rungs, earliest=EARLIEST_STEP),
-        device,
-        window,
-        meta.layout.unsearched,
-    )
+    return _Training(quality, source, prices, meta.layout.unsearched)
 
 
 def _check_pick_is_computed(pick: str, names: Sequence[str]) -> None:
@@ -266,6 +384,9 @@ def _check_pick_is_computed(pick: str, names: Sequence[str]) -> None:
 
 def load_task(settings: SearchSettings) -> tuple[TaskData, Task]:
     """Return the encoded data of a search, and the task bound to them."""
+    if settings.evaluate is not None:
+        problem = "trains by itself, so autopeft reads no rows"
+        raise SettingsError("evaluate", settings.evaluate, problem, "leave it out, and name data")
     tables = read_tables(settings)
     config, _ = load_config(settings.model, model_kwargs=None, revision=settings.model_revision)
     task = make_task(settings, tables["train"], config)
@@ -395,6 +516,8 @@ def read_share(task: Task, data: TaskData, window: str, settings: SearchSettings
 def validation_rows(settings: SearchSettings, n_rows: int = 32) -> dict[str, Any] | None:
     """Return the first validation rows of a search as model inputs; None if its data is gone."""
     settings = expand(settings)
+    if settings.evaluate is not None:
+        return None
     try:
         data, _ = load_task(settings)
     except UserError:

@@ -13,13 +13,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from autopeft.callbacks import Callback
 from autopeft.confirm.finalists import confirmed_finalists, tuned_lora
 from autopeft.confirm.store import ConfirmationStore
 from autopeft.confirm.verdict import judge
 from autopeft.engine.backend import make_backend
 from autopeft.engine.budget import BudgetTracker, Spent
-from autopeft.engine.dispatcher import Dispatcher, Progress
+from autopeft.engine.callback import CallbackList, Progress, SearchStart
+from autopeft.engine.dispatcher import Dispatcher
 from autopeft.errors import UserError
 from autopeft.prepare import PreparedSearch, check_budget, prepare, versions
 from autopeft.reporting.front_view import view
@@ -42,13 +42,13 @@ class Session:
     def __init__(
         self,
         workspace: Workspace,
-        callbacks: Iterable[Callback] = (),
+        callbacks: Iterable[Any] = (),
         *,
         began: float,
         is_resumed: bool = False,
     ) -> None:
         self._workspace = workspace
-        self._callbacks = tuple(callbacks)
+        self._callbacks = CallbackList(callbacks)
         self._is_resumed = is_resumed
         self._started = datetime.now(UTC) - timedelta(seconds=time.monotonic() - began)
         self._began = began
@@ -89,8 +89,7 @@ class Session:
         return self._work(ready, controller, budget)
 
     def _note(self, text: str) -> None:
-        for callback in self._callbacks:
-            callback.on_message(text)
+        self._callbacks.call("on_message", text)
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
@@ -145,11 +144,19 @@ class Session:
             store,
             settings,
             trials_per_worker=ready.trials_per_worker,
-            # On a CPU the test split is scored in fp32, which takes twice as long as bf16.
-            test_share=2.0 * len(ready.data.test) / len(ready.data.validation),
+            test_share=ready.test_share,
             on_progress=self._observe(budget),
+            callbacks=self._callbacks,
         )
         is_complete = False
+        start = SearchStart(
+            self._workspace.folder,
+            self._workspace.study_name(settings),
+            settings.to_mapping(),
+            ready.objectives,
+            self._is_resumed,
+        )
+        self._callbacks.call("on_search_begin", start)
         try:
             dispatcher.start()
             backend = make_backend(
@@ -160,13 +167,17 @@ class Session:
                 backend.run(dispatcher, ready.context())
             is_complete = True
         finally:
-            with self._phase("report"):
+            with _uninterrupted(), self._phase("report"):
                 record = self._record(ready, controller, budget, dispatcher, store, is_complete)
                 shown = view(record)
                 write_report(shown, record.trials, self._workspace.folder)
-            phases, workers = record.budget.phases, record.budget.worker_seconds
-            self._workspace.remember("spent", replace(budget.spent, phases=phases, workers=workers))
-        return SearchResult(self._workspace.folder, shown, settings.model)
+                phases, workers = record.budget.phases, record.budget.worker_seconds
+                self._workspace.remember(
+                    "spent", replace(budget.spent, phases=phases, workers=workers)
+                )
+                result = SearchResult(self._workspace.folder, shown, settings.model)
+                self._callbacks.call("on_search_end", result)
+        return result
 
     def _observe(self, budget: BudgetTracker) -> Callable[[Progress], None]:
         last = 0.0
@@ -177,8 +188,7 @@ class Session:
             if time.monotonic() - last > 1.0:
                 last = time.monotonic()
                 self._workspace.remember("spent", budget.spent)
-            for callback in self._callbacks:
-                callback.on_progress(progress)
+            self._callbacks.call("on_progress", progress)
 
         return observe
 
@@ -198,7 +208,8 @@ class Session:
         for finalist in confirmed:
             # The adapter handed out is of the seed that is best on validation.
             chosen = finalist.best_seed(quality)
-            store.publish(finalist, chosen.seed)
+            if store.publish(finalist, chosen.seed) is None:
+                continue
             n_rows = ready.n_generated("test") if ready.is_of_text else len(chosen.test_rows)
             scores[finalist.digest] = AdapterScore(chosen.seed, "test", dict(chosen.test), n_rows)
         return SearchRecord(
@@ -213,10 +224,10 @@ class Session:
             verdict=judge(confirmed, ready.objectives),
             pick=ready.settings.pick,
             adapter_scores=scores,
-            data=ready.data.summary(),
+            data=ready.summary(),
             unsearched=ready.unsearched,
             versions=versions(),
-            warnings=tuple(dispatcher.warnings),
+            warnings=(*dispatcher.warnings, *self._callbacks.failures),
             started=self._started.isoformat(timespec="seconds"),
             ended=datetime.now(UTC).isoformat(timespec="seconds"),
             is_complete=is_complete,
@@ -264,6 +275,19 @@ def _removed_on_error(folder: Path, *, is_new: bool) -> Iterator[None]:
             if not existed and folder.exists():
                 shutil.rmtree(folder)
         raise
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Let the report be written to its end: a notebook's kernel may be interrupted twice."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 @contextmanager

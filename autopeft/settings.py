@@ -110,6 +110,17 @@ class SearchSettings:
         "Quality to optimize: a metric of the task, a scorer of scikit-learn, or a function of "
         "yours as package.module:name. By default, the task's own metric.",
     )
+    evaluate: str | None = _setting(
+        None,
+        "A function that trains a candidate and returns its metrics, as package.module:name, in "
+        "place of data and task; see the guide on your own training loop.",
+    )
+    direction: str | None = _setting(
+        None,
+        "Direction of the metric that `evaluate` returns: maximize or minimize. By default, its "
+        "name tells.",
+        choices=("maximize", "minimize"),
+    )
     generation_rows: int = _setting(
         200, "Rows of a split for which text is generated, if the metric needs it.", minimum=4
     )
@@ -294,7 +305,7 @@ def _check(
     choices: Sequence[str] = (),
 ) -> None:
     """Raise a SettingsError if a value is not within the limits of its setting."""
-    if choices and value not in choices:
+    if choices and value is not None and value not in choices:
         raise SettingsError(name, value, "unknown choice", f"use one of {', '.join(choices)}")
     if minimum is None or value is None:
         return

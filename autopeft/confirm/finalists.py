@@ -24,11 +24,14 @@ class SeedScore:
         validation: Metrics on the validation split (quality and "loss").
         test: Metrics on the test split.
         test_rows: Quality of each test row (1.0 right, 0.0 wrong; or minus its loss), in the order
-            of the split; a paired bootstrap needs it. Shape (n_test_rows,).
+            of the split; a paired bootstrap needs it. Shape (n_test_rows,); empty where a training
+            function of the user's gave none.
         objectives: Value by objective name; the quality is that of the test split.
         test_draws: Where the quality is no mean over `test_rows`, as F1: the quality, signed so
             that larger is better, on resamples of the test rows. All candidates of a search share
             the resamples, so draws of the same position are paired. Shape (n_draws,).
+        is_held_out: Whether `test` is of rows that the search has not seen; a training function of
+            the user's may not score any.
     """
 
     seed: int
@@ -37,6 +40,7 @@ class SeedScore:
     test_rows: tuple[float, ...]
     objectives: Mapping[str, float]
     test_draws: tuple[float, ...] = ()
+    is_held_out: bool = True
 
 
 @dataclass(frozen=True)

@@ -97,11 +97,16 @@ class ConfirmationStore:
         pairs = (path.name.rsplit("-seed", 1) for path in self._folder.glob("[!.]*-seed*"))
         return frozenset((digest, int(seed)) for digest, seed in pairs)
 
-    def publish(self, finalist: Finalist, seed: int) -> Path:
-        """Copy the adapter of one seed to `adapters/<digest>` and return that folder."""
+    def publish(self, finalist: Finalist, seed: int) -> Path | None:
+        """Copy the adapter of one seed to `adapters/<digest>` and return that folder.
+
+        None if there is none: a training function of the user's need not keep its adapters.
+        """
         digest = finalist.candidate.digest
         target = self._adapters / digest
         place = self._place(digest, seed, is_cut=bool(finalist.compressed_from))
+        if not (place / "adapter").is_dir():
+            return None
         with replaced_folder(target) as draft:
             shutil.copytree(place / "adapter", draft, dirs_exist_ok=True)
         return target

@@ -106,6 +106,9 @@ def judge(
     tuned = best_on_validation(loras, quality)
     if not members:
         return Verdict(False, "No: LoRA is as good, the front holds nothing else.")
+    if not _has_rows(finalists) and all(len(f.seeds) < 2 for f in finalists):
+        why = "each finalist has one seed and no scores of single rows, so no error is known"
+        return Verdict(False, f"Not decided: {why}; confirm with more seeds.")
     cost = objectives[1] if len(objectives) > 1 else None
     reference = next((f for f in finalists if f.origin == "reference" and f.seeds), None)
     # One comparison for each member with the tuned LoRA, one with the best LoRA it can afford.
@@ -154,9 +157,14 @@ def _rows(finalist: Finalist) -> Array:
     return mean
 
 
+def _has_rows(finalists: Sequence[Finalist]) -> bool:
+    """Return whether every retraining tells the quality of its rows."""
+    return all(seed.test_rows for finalist in finalists for seed in finalist.seeds)
+
+
 def _level(score: SeedScore, quality: Objective) -> float:
     """Return a retraining's test quality, larger is better, on the scale of its resamples."""
-    if score.test_draws:
+    if score.test_draws or not score.test_rows:
         return quality.sign() * score.test[quality.name]
     return float(np.mean(score.test_rows))
 
@@ -170,6 +178,8 @@ def _resampled(
     shared = [d for d in draws if d is not None]
     if len(shared) == len(arms):
         return levels, np.array(shared).T
+    if not _has_rows(arms):
+        return levels, np.tile(levels, (_N_RESAMPLES, 1))
     rows = np.array([_rows(f) for f in arms])  # (arms, test rows)
     n_rows = rows.shape[1]
     # Bootstrap weights: how often each row is drawn; (resamples, test rows).
@@ -190,9 +200,15 @@ def _compare(
     first = np.array([names.index(a.digest) for a, _ in pairs])
     second = np.array([names.index(b.digest) for _, b in pairs])
     n_seeds = np.array([len(f.seeds) for f in arms.values()])
-    between = _pooled_seed_variance(list(arms.values()), quality) / n_seeds  # (arms,)
-    levels, means = _resampled(list(arms.values()), quality, rng)
-    means = means + rng.standard_normal(means.shape) * np.sqrt(between)
+    finalists = list(arms.values())
+    between = _pooled_seed_variance(finalists, quality) / n_seeds  # (arms,)
+    levels, means = _resampled(finalists, quality, rng)
+    noise = rng.standard_normal(means.shape)
+    if not _has_rows(finalists):
+        # Few retrainings are all that tells the error: Student's t, as one divisor for all arms.
+        freedom = int(n_seeds.sum()) - len(finalists)
+        noise /= np.sqrt(rng.chisquare(freedom, (len(means), 1)) / freedom)
+    means = means + noise * np.sqrt(between)
     gains = levels[first] - levels[second]
     draws = means[:, first] - means[:, second] - gains  # (resamples, pairs)
     errors = draws.std(axis=0)
@@ -210,6 +226,8 @@ def _row_variance(finalist: Finalist) -> float:
     draws = mean_draws(finalist)
     if draws is not None:
         return float(draws.var())
+    if not _has_rows([finalist]):
+        return 0.0
     rows = _rows(finalist)
     return float(rows.var() / len(rows))
 
@@ -252,6 +270,8 @@ def _sentence(
     # Of equal members max() takes the first, the cheapest, as the front does.
     members = sorted(members, key=lambda m: _cost(m, cost))
     winners = sorted(winners, key=lambda w: _cost(w[0], cost))
+    is_held_out = all(seed.is_held_out for f in (*members, tuned) for seed in f.seeds)
+    where = "the test split" if is_held_out else "the rows that the search selected by"
     if winners:
         member, gain = max(winners, key=lambda w: (w[1].low > 0, w[1].gain))
     else:
@@ -265,14 +285,14 @@ def _sentence(
         what = "is better than" if gain.low > 0 else "is as good as"
         return (
             f"Yes: {name} {what} the tuned LoRA: {value} "
-            f"against {tuned_value} on the test split ({_interval(gain)}, {n_tests}){price}."
+            f"against {tuned_value} on {where} ({_interval(gain)}, {n_tests}){price}."
         )
     doubt = ""
     if lora_gain is not None and lora_gain.low <= 0:
         doubt = f"; LoRA itself is not better than no adapter ({_interval(lora_gain)})"
     return (
         f"No: LoRA is as good. The best other member ({name}) has {value} "
-        f"against {tuned_value} for the tuned LoRA on the test split "
+        f"against {tuned_value} for the tuned LoRA on {where} "
         f"({_interval(gain)}, {n_tests}){price}{doubt}."
     )
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 from autopeft.confirm.finalists import choose_finalists
 from autopeft.confirm.store import ConfirmationStore
-from autopeft.costs.objectives import Objective
 from autopeft.engine.budget import Budget, BudgetTracker
+from autopeft.engine.callback import CallbackList, Phase, Progress
 from autopeft.engine.confirmation_plan import affordable, affordable_lower_ranks, confirmation_jobs
 from autopeft.engine.messages import (
     Activity,
@@ -28,34 +27,6 @@ from autopeft.utils.formatting import without_numbers
 
 FAILURES = 5
 """So many trials in a row must fail alike, and none be trained, until a search ends."""
-
-Phase = Literal["search", "confirmation", "done"]
-
-
-@dataclass(frozen=True)
-class Progress:
-    """The state of a search after a change.
-
-    Attributes:
-        objectives: Quality first.
-        n_trials: Ended trials by state: complete, pruned, failed.
-        ended: The trial that ended last in this run, if any.
-        front: The front so far, cheapest first.
-        n_running: Jobs that workers are running.
-        n_confirmed: Confirmations done.
-        n_to_confirm: Confirmations planned; 0 during the search.
-        seconds_left: Seconds left of the budget; inf without a time limit.
-    """
-
-    phase: Phase
-    objectives: tuple[Objective, ...]
-    n_trials: Mapping[str, int]
-    ended: Trial | None
-    front: tuple[Trial, ...]
-    n_running: int
-    n_confirmed: int
-    n_to_confirm: int
-    seconds_left: float
 
 
 @dataclass
@@ -78,6 +49,7 @@ class Dispatcher:
         trials_per_worker: Most jobs that a worker trains together.
         test_share: Time to score the test split over time to score the validation split.
         on_progress: Called after every change.
+        callbacks: Hear of trials and confirmations.
 
     Attributes:
         phase: What the workers do; "done" once there are no more jobs.
@@ -103,6 +75,7 @@ class Dispatcher:
         trials_per_worker: int = 1,
         test_share: float = 1.0,
         on_progress: Callable[[Progress], None] = lambda _: None,
+        callbacks: CallbackList | None = None,
     ) -> None:
         self._controller = controller
         self._budget = budget
@@ -115,11 +88,13 @@ class Dispatcher:
         self._test_share = test_share
         self._expected: dict[str, float] = {}
         self._on_progress = on_progress
+        self._callbacks = callbacks or CallbackList()
         self._running: dict[tuple[str, str, int], _Running] = {}
         self._queue: deque[Job] = deque()
         self._early: deque[Job] = deque()
         self._confirmed = set(store.done())
         self._plan_early_confirmations()
+        self._scored: tuple[int, bool] | None = None
         self._n_confirmed = 0
         self._n_to_confirm = 0
         self._longest_job = 0.0
@@ -239,6 +214,8 @@ class Dispatcher:
 
     def _note_start(self, job: Job, trial: Trial | None) -> None:
         self._running[job.key] = _Running(trial, time.monotonic())
+        if trial is not None:
+            self._callbacks.call("on_trial_begin", trial)
         self._notify()
 
     # --- taking messages -------------------------------------------------------------------------
@@ -254,15 +231,32 @@ class Dispatcher:
             self.fail(job, message.reason)
             return False
         if isinstance(message, ConfirmMessage):
+            if problem := self._unpaired(message):
+                self.fail(job, problem)
+                return False
             self._store.save(job.candidate, message.score, message.files)
             for made in message.compressed:
                 self._store.save_compressed(made, job.candidate)
             self._confirmed.add((job.candidate.digest, job.seed))
             self._budget.spend(flops=message.flops)
             self._n_confirmed += 1
+            self._callbacks.call("on_confirmation", job.candidate, message.score, message.files)
             self._end(job)
             return False
         return self._take_rung(job, message)
+
+    def _unpaired(self, message: ConfirmMessage) -> str | None:
+        """Return why a confirmation cannot be compared with the others row by row."""
+        score = message.score
+        seen = (len(score.test_rows), score.is_held_out)
+        if self._scored is None:
+            known = [s for scores in self._store.scores().values() for s in scores]
+            self._scored = (len(known[0].test_rows), known[0].is_held_out) if known else seen
+        if seen == self._scored:
+            return None
+        if seen[1] != self._scored[1]:
+            return "evaluate scored the test split for some finalists only; return it for all"
+        return f"evaluate returned {seen[0]} rows, and {self._scored[0]} for another finalist"
 
     def _take_rung(self, job: Job, message: RungMessage) -> bool:
         running = self._running.get(job.key)
@@ -273,6 +267,7 @@ class Dispatcher:
         running.flops = report.flops
         decision = self._controller.report(trial, report.step, report.score)
         self._has_trained = True
+        self._callbacks.call("on_rung", trial, report.step, report.score)
         if message.is_last:
             quality = report.metrics[self._controller.objectives[0].name]
             self._controller.tell(trial, score=quality, measured=message.measured)
@@ -317,6 +312,8 @@ class Dispatcher:
         if running is not None:
             seconds = time.monotonic() - running.started
             self._longest_job = max(self._longest_job, seconds)
+            if running.trial is not None:
+                self._callbacks.call("on_trial_end", self._controller.latest(running.trial))
             if job.kind == "confirm":
                 self._expected[job.candidate.digest] = seconds
         self._notify()

@@ -100,7 +100,7 @@ class JobExecution:
         }
         if "latency_ms" in context.objectives:
             measured["latency_ms"] = measure_latency_ms(
-                training.attached.model, context.data, device=context.device
+                training.attached.model, self._base.setup.data, device=context.device
             )
         return measured
 
@@ -133,7 +133,7 @@ class JobExecution:
     def _files(self, attached: Attached) -> dict[str, bytes]:
         context = self._base.context
         started = time.perf_counter()
-        scale = context.data.output_scale or OutputScale()
+        scale = self._base.setup.data.output_scale or OutputScale()
         with tempfile.TemporaryDirectory() as folder:
             save_adapter(
                 attached,
@@ -142,7 +142,7 @@ class JobExecution:
                 revision=context.settings.model_revision,
                 extra={
                     "task": self._base.setup.task.name,
-                    "labels": list(context.data.labels),
+                    "labels": list(self._base.setup.data.labels),
                     "seed": self.job.seed,
                 },
                 shift=scale.shift,

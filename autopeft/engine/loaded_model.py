@@ -30,6 +30,7 @@ class LoadedModel:
     def __init__(self, context: WorkerContext) -> None:
         self.context = context
         settings, data, device = context.settings, context.data, context.device
+        assert data is not None, "a search without data has another executor"
         task = named_task(settings).bound(data)
         if task.needs_text():
             task.processor = task.load_processor(settings.model, settings.model_revision)

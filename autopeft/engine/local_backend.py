@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Collection
 
 from autopeft.engine.dispatcher import Dispatcher
-from autopeft.engine.executor import Executor
+from autopeft.engine.executors import JobExecutor, executor_class
 from autopeft.engine.job_queue import JobQueue
 from autopeft.engine.messages import FailureMessage, Job, Message, WorkerContext
 from autopeft.errors import AutoPeftError, TrainingFailure
@@ -61,7 +61,7 @@ class _Worker:
     def __init__(self, dispatcher: Dispatcher, context: WorkerContext) -> None:
         self._dispatcher = dispatcher
         self._context = context
-        self._executor: Executor | None = None
+        self._executor: JobExecutor | None = None
         self._is_new = True
 
     def run(self, group: tuple[Job, ...]) -> None:
@@ -80,7 +80,7 @@ class _Worker:
         """Train to the next message of each running job."""
         try:
             if self._executor is None:
-                self._executor = Executor(self._context)
+                self._executor = executor_class(self._context)(self._context)
                 self._executor.begin(group)
             messages = self._executor.advance()
         except AutoPeftError:

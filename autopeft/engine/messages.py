@@ -23,7 +23,8 @@ class WorkerContext:
     """What a worker needs to know, sent to it once.
 
     Attributes:
-        data: Encoded splits; flat arrays, shared between the workers of a machine.
+        data: Encoded splits; flat arrays, shared between the workers of a machine. None if a
+            function of the user's trains.
         rungs: Steps at which a search job reports; the last one is its end.
         objectives: Names of the objectives, the quality first.
         device: "cpu" or "cuda".
@@ -36,7 +37,7 @@ class WorkerContext:
     """
 
     settings: SearchSettings
-    data: TaskData
+    data: TaskData | None
     rungs: tuple[int, ...]
     objectives: tuple[str, ...]
     device: str

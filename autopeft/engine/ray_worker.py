@@ -6,6 +6,7 @@ Every worker imports this module before its first step, so it imports nothing of
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -47,7 +48,7 @@ class JobGroup:
 
 
 class AdapterTrainable(tune.Trainable):  # type: ignore[misc]
-    """The worker: one `Executor` for the actor's life, one group of jobs after another on it."""
+    """The worker: one executor for the actor's life, one group of jobs after another on it."""
 
     def setup(self, config: dict[str, Any], context: tuple[ray.ObjectRef]) -> None:
         """Load the base model, once a worker, and begin the first jobs.
@@ -55,20 +56,19 @@ class AdapterTrainable(tune.Trainable):  # type: ignore[misc]
         The context is fetched here, because fetching it imports torch, transformers and peft.
         """
         with paused_gc():
-            import torch
-
-            from autopeft.engine.executor import Executor
+            from autopeft.engine.executors import executor_class
 
             fetched: WorkerContext = ray.get(context[0])
             if fetched.carried is not None:
                 restore(fetched.carried)
+            make_executor = executor_class(fetched)
             # All of this lives as long as this process.
             gc.freeze()
-        if fetched.device == "cpu":
+        if fetched.device == "cpu" and (torch := sys.modules.get("torch")) is not None:
             # Two workers with two threads each on two cores are over 20 times slower than with one.
             torch.set_num_threads(1)
         silence("transformers")
-        self._executor = Executor(fetched)
+        self._executor = make_executor(fetched)
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:

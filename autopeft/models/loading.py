@@ -115,6 +115,31 @@ def auto_loader(auto_class: str) -> Any:
     return loader
 
 
+_SUFFIXES = {
+    "ForCausalLM": "AutoModelForCausalLM",
+    "LMHeadModel": "AutoModelForCausalLM",
+    "ForSequenceClassification": "AutoModelForSequenceClassification",
+    "ForTokenClassification": "AutoModelForTokenClassification",
+    "ForMaskedLM": "AutoModelForMaskedLM",
+    "ForImageClassification": "AutoModelForImageClassification",
+}
+"""End of an architecture's name -> the class of transformers that loads it."""
+
+
+def own_auto_class(config: Any) -> str:
+    """Return the class of transformers that loads a model as its checkpoint was saved.
+
+    The bare model's where its configuration names no architecture known here.
+    """
+    for architecture in getattr(config, "architectures", None) or ():
+        if getattr(config, "is_encoder_decoder", False) and "Generation" in architecture:
+            return "AutoModelForSeq2SeqLM"
+        for suffix, auto_class in _SUFFIXES.items():
+            if architecture.endswith(suffix):
+                return auto_class
+    return "AutoModel"
+
+
 def first_line(error: BaseException) -> str:
     """Return the beginning of an error's text on one line."""
     return " ".join(str(error).split())[:200] or type(error).__name__

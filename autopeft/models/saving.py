@@ -218,7 +218,7 @@ def load_attached(
         _restore_grad(backbone.model, undo)
         raise damaged(folder / PLAN_FILE, f"does not fit the model: {error}") from error
     try:
-        _fill(attached, folder)
+        fill(attached, folder)
     except BaseException:
         attached.detach()
         _restore_grad(backbone.model, undo)
@@ -280,7 +280,7 @@ def _restore_grad(model: nn.Module, undo: list[bool]) -> None:
         parameter.requires_grad_(required)
 
 
-def _fill(attached: Attached, folder: Path) -> None:
+def fill(attached: Attached, folder: Path) -> None:
     """Fill an attached candidate; all files are read and checked before a tensor is copied."""
     head = head_tensors(attached)
     is_whole = len(attached.parts) == 1

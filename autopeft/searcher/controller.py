@@ -362,6 +362,11 @@ class SearchController:
         with self._lock:
             return tuple(t for _, t in sorted(self._trials.items()) if t.state != "running")
 
+    def latest(self, trial: Trial) -> Trial:
+        """Return what has become of a trial that `ask` returned."""
+        with self._lock:
+            return self._latest(trial)
+
     def running(self) -> tuple[Trial, ...]:
         """Return every trial that has not ended."""
         with self._lock:

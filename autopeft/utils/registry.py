@@ -6,7 +6,7 @@ import importlib
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
@@ -53,6 +53,7 @@ class Registry(Mapping[str, T], Generic[T]):
         accept: Returns the part that an object stands for, given its name or "" and the object;
             raises a TypeError that says what it must be.
         error: Class of the errors.
+        keeps_given: Whether objects that settings named stay registered; else only the last does.
     """
 
     def __init__(
@@ -62,6 +63,8 @@ class Registry(Mapping[str, T], Generic[T]):
         home: str,
         accept: Callable[[str, Any], T],
         error: type[UserError] = SettingsError,
+        *,
+        keeps_given: bool = True,
     ) -> None:
         self.kind = kind
         self.group = group
@@ -72,6 +75,7 @@ class Registry(Mapping[str, T], Generic[T]):
         self._installed: dict[str, _Item] | None = None
         self._broken: set[str] = set()
         self._given: set[str] = set()
+        self._keeps_given = keeps_given
         _REGISTRIES[group] = self
 
     # Registering
@@ -162,9 +166,10 @@ class Registry(Mapping[str, T], Generic[T]):
         found = spelling(value)
         if found is not None:
             return found
-        name = str(getattr(part, "name", self.kind))
-        if name in self._given:  # A notebook's cell may be run again.
-            self._items.pop(name, None)
+        name = (_own_name(part) or self.kind).strip("<>")
+        # A notebook's cell may be run again.
+        for given in {name} & self._given if self._keeps_given else self._given:
+            self._items.pop(given, None)
         self.register(name, value)
         self._given.add(name)
         return name
@@ -342,10 +347,10 @@ class Carried:
     parts: tuple[tuple[str, str, str, bytes], ...]
 
 
-def carried() -> Carried:
+def carried(*, without: Collection[str] = ()) -> Carried:
     """Return what was registered in this process, for `restore` in a worker.
 
-    Entry points are left out: a worker reads them itself.
+    Entry points are left out: a worker reads them itself. So are the groups in `without`.
 
     Raises:
         UserError: if a part cannot be pickled.
@@ -354,6 +359,8 @@ def carried() -> Carried:
 
     parts = []
     for group, registry in _REGISTRIES.items():
+        if group in without:
+            continue
         for name, item in registry._items.items():
             try:
                 content = cloudpickle.dumps(item.path or item.value)

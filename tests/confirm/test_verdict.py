@@ -147,6 +147,32 @@ def test_without_baselines_or_members_there_is_no_yes() -> None:
     assert not judge([], OBJECTIVES).beats_lora
 
 
+def without_rows(finalists: Sequence[Finalist], *, n_seeds: int = 3) -> list[Finalist]:
+    """What a training function of the user's gives that scores no single rows."""
+
+    def bare(score: SeedScore) -> SeedScore:
+        return replace(score, test_rows=(), is_held_out=False)
+
+    return [replace(f, seeds=tuple(map(bare, f.seeds[:n_seeds]))) for f in finalists]
+
+
+def test_without_rows_the_seeds_alone_tell_the_error() -> None:
+    clear = judge(without_rows(field(0, 0.70, [(0.80, 5_000)])), OBJECTIVES)
+    assert clear.beats_lora
+    assert "on the rows that the search selected by" in clear.text
+    one = judge(without_rows(field(0, 0.70, [(0.80, 5_000)]), n_seeds=1), OBJECTIVES)
+    assert not one.beats_lora
+    assert one.text.startswith("Not decided: each finalist has one seed")
+
+
+def test_without_rows_luck_of_seeds_is_no_gain() -> None:
+    wins = [
+        judge(without_rows(field(seed, 0.7, [(0.7, 9_000)] * 3, small=9_500)), OBJECTIVES)
+        for seed in range(40)
+    ]
+    assert sum(verdict.beats_lora for verdict in wins) <= 4
+
+
 def test_picks() -> None:
     rows = field(5, 0.80, [(0.83, 9_000), (0.828, 3_000), (0.60, 400)])
     digests = [f.candidate.digest for f in rows]

@@ -22,7 +22,8 @@ from autopeft.confirm.store import ConfirmationStore
 from autopeft.costs import PriceTable, Topology
 from autopeft.costs.objectives import objective
 from autopeft.engine.budget import Budget, BudgetTracker
-from autopeft.engine.dispatcher import FAILURES, Dispatcher, Progress
+from autopeft.engine.callback import Progress
+from autopeft.engine.dispatcher import FAILURES, Dispatcher
 from autopeft.engine.messages import Activity, ConfirmMessage, FailureMessage, Job, RungMessage
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
 from autopeft.searcher.controller import SearchController

@@ -71,7 +71,7 @@ class FakeExecutor:
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Runs the local backend over fakes."""
-    monkeypatch.setattr(local_backend, "Executor", FakeExecutor)
+    monkeypatch.setattr(local_backend, "executor_class", lambda context: FakeExecutor)
     FakeExecutor.made = []
 
     def run(n_jobs: int, errors: dict[int, BaseException]) -> FakeDispatcher:

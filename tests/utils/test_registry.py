@@ -228,8 +228,8 @@ def test_settings_hold_the_spelling_or_a_name(parts: Registry[Part]) -> None:
     assert parts.text("field", "anything") == "anything"
     assert parts.text("field", Path) == f"{Path.__module__}:Path"
     for value in (1, 2):  # A cell of a notebook that is run again.
-        assert parts.text("field", lambda value=value: value) == "part"
-        assert parts["part"]() == value
+        assert parts.text("field", lambda value=value: value) == "lambda"
+        assert parts["lambda"]() == value
 
 
 def test_what_was_registered_travels_to_another_process(

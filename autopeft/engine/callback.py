@@ -1,0 +1,154 @@
+"""Callbacks: what hears of a search while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from autopeft.confirm.finalists import SeedScore
+from autopeft.costs.objectives import Objective
+from autopeft.plan import Candidate
+from autopeft.trial import Trial
+
+Phase = Literal["search", "confirmation", "done"]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The state of a search after a change.
+
+    Attributes:
+        objectives: Quality first.
+        n_trials: Ended trials by state: complete, pruned, failed.
+        ended: The trial that ended last in this run, if any.
+        front: The front so far, cheapest first.
+        n_running: Jobs that workers are running.
+        n_confirmed: Confirmations done.
+        n_to_confirm: Confirmations planned; 0 during the search.
+        seconds_left: Seconds left of the budget; inf without a time limit.
+    """
+
+    phase: Phase
+    objectives: tuple[Objective, ...]
+    n_trials: Mapping[str, int]
+    ended: Trial | None
+    front: tuple[Trial, ...]
+    n_running: int
+    n_confirmed: int
+    n_to_confirm: int
+    seconds_left: float
+
+
+@dataclass(frozen=True)
+class SearchStart:
+    """What is known of a search when it starts or is resumed.
+
+    Attributes:
+        folder: Its output folder.
+        study_name: Name of its Optuna study.
+        settings: As resolved, plain values.
+        objectives: Quality first, then costs.
+        is_resumed: Whether it was begun before.
+
+    Example:
+        >>> quality = autopeft.Objective("accuracy", "maximize")
+        >>> start = autopeft.SearchStart(Path("runs/first"), "first", {"steps": 90}, (quality,))
+        >>> start.settings["steps"]
+        90
+    """
+
+    folder: Path
+    study_name: str
+    settings: Mapping[str, Any]
+    objectives: tuple[Objective, ...]
+    is_resumed: bool = False
+
+
+class Callback:
+    """Hears of a search while it runs; each method does nothing unless it is overridden.
+
+    A callback need not be a subclass: methods that it lacks are not called. All calls come from the
+    driver's main thread. One that raises is named in a warning and not called again; the search
+    goes on.
+
+    Example:
+        >>> class Losses(autopeft.Callback):
+        ...     def on_trial_end(self, trial):
+        ...         print(trial.number, trial.state, dict(trial.values))
+        >>> callbacks = [Losses()]  # autopeft.search(..., callbacks=callbacks)
+    """
+
+    def on_message(self, text: str) -> None:
+        """Handle a line for the user."""
+
+    def on_search_begin(self, search: SearchStart) -> None:
+        """Handle the start of a search, when all its settings are checked."""
+
+    def on_trial_begin(self, trial: Trial) -> None:
+        """Handle a trial that goes to a worker."""
+
+    def on_rung(self, trial: Trial, step: int, score: float) -> None:
+        """Handle a report.
+
+        Args:
+            trial: The trial, still running or just pruned.
+            step: Optimizer steps done.
+            score: What the pruner compares, in the direction of the quality: minus the validation
+                loss for a maximized metric of a task; the reported quality of a function.
+        """
+
+    def on_trial_end(self, trial: Trial) -> None:
+        """Handle a trial that is complete, pruned or failed."""
+
+    def on_confirmation(
+        self, candidate: Candidate, score: SeedScore, files: Mapping[str, bytes]
+    ) -> None:
+        """Handle a finalist's retraining.
+
+        Args:
+            candidate: What was retrained.
+            score: Its seed, and its metrics on both splits.
+            files: Its adapter: relative path -> content.
+        """
+
+    def on_progress(self, progress: Progress) -> None:
+        """Handle the state of the search after any change."""
+
+    def on_search_end(self, result: Any) -> None:
+        """Handle the `SearchResult`, also that of an interrupted search."""
+
+
+@dataclass
+class CallbackList:
+    """Calls every callback, and switches off one that raises.
+
+    Attributes:
+        callbacks: What is called.
+        failures: A line for each that was switched off.
+    """
+
+    callbacks: Iterable[Any] = ()
+    failures: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.callbacks = list(self.callbacks)
+
+    def call(self, event: str, *arguments: Any) -> None:
+        """Call a method of every callback that has it."""
+        for callback in tuple(self.callbacks):
+            method = getattr(callback, event, None)
+            if method is None:
+                continue
+            try:
+                method(*arguments)
+            except Exception as error:
+                reason = " ".join(f"{type(error).__name__}: {error}".split())
+                text = (
+                    f"callback {type(callback).__name__} failed in {event} ({reason[:300]}); "
+                    "it is switched off, the search goes on"
+                )
+                self.failures.append(text)
+                self.callbacks = [other for other in self.callbacks if other is not callback]
+                self.call("on_message", text)

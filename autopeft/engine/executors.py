@@ -1,0 +1,37 @@
+"""What runs jobs on a worker, and the choice of one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+from autopeft.engine.messages import Job, Message, WorkerContext
+
+
+class JobExecutor(Protocol):
+    """Runs one list of jobs after another. Failures are messages, never exceptions."""
+
+    def begin(self, jobs: Sequence[Job]) -> None:
+        """Leave what is left of earlier jobs and take these."""
+
+    def advance(self) -> dict[int, Message]:
+        """Run to the next message of each job; return them by the job's index."""
+        ...
+
+    def drop(self, indices: Iterable[int]) -> None:
+        """Stop these jobs, those of them that are still in progress."""
+
+    def clear(self) -> None:
+        """Stop all jobs."""
+
+
+def executor_class(context: WorkerContext) -> Callable[[WorkerContext], JobExecutor]:
+    """Return what makes a search's executors: autopeft's own training, or the user's function."""
+    # Imported late: a function of the user's may need neither torch nor peft.
+    if context.settings.evaluate is not None:
+        from autopeft.engine.function_executor import FunctionExecutor
+
+        return FunctionExecutor
+    from autopeft.engine.executor import Executor
+
+    return Executor

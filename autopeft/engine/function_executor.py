@@ -1,0 +1,223 @@
+"""Runs a training function of the user's own, one job at a time. Imports neither torch nor ray."""
+
+from __future__ import annotations
+
+import ctypes
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from autopeft.confirm.finalists import SeedScore
+from autopeft.costs.objectives import COSTS
+from autopeft.engine.evaluate import EVALUATORS, TEST, TrialReport, TrialStopped, parse_result
+from autopeft.engine.messages import (
+    Activity,
+    ConfirmMessage,
+    FailureMessage,
+    Job,
+    Message,
+    RungMessage,
+    WorkerContext,
+)
+from autopeft.errors import AutoPeftError, TrainingFailure
+from autopeft.trial import RungReport
+
+_SECONDS_AT_REPORT = 0.5
+"""How long a function that waits at a report may take to leave."""
+
+_SECONDS_TO_LEAVE = 10.0
+"""How long an interrupted search waits for a function that does not come to a report."""
+
+
+class FunctionExecutor:
+    """Calls the function in a thread that waits at each report for the search's answer.
+
+    The next job begins only when the function of the last one has ended, so that two of them never
+    share a GPU's memory.
+    """
+
+    def __init__(self, context: WorkerContext) -> None:
+        self._context = context
+        # A function that cannot be found here is every job's problem.
+        EVALUATORS.resolve("evaluate", context.settings.evaluate)
+        self._call: _Call | None = None
+
+    def begin(self, jobs: Sequence[Job]) -> None:
+        """Take a job; jobs that are trained together need a model that autopeft trains."""
+        (job,) = jobs
+        self.drop([0])
+        self._call = _Call(job, self._context)
+
+    def advance(self) -> dict[int, Message]:
+        """Let the function run to its next report, or to its end."""
+        assert self._call is not None, "begin comes first"
+        return {0: self._call.advance()}
+
+    def drop(self, indices: Iterable[int]) -> None:
+        """Stop the job at its report, and wait until its function has ended."""
+        if self._call is not None and 0 in indices:
+            self._call.stop(None)
+            self._call = None
+
+    def clear(self) -> None:
+        """Stop what runs, and wait a little."""
+        if self._call is not None:
+            self._call.stop(_SECONDS_TO_LEAVE)
+            self._call = None
+
+
+class _Call:
+    """One call of the function, in a thread of its own."""
+
+    def __init__(self, job: Job, context: WorkerContext) -> None:
+        self._job = job
+        self._context = context
+        self._quality = context.objectives[0]
+        self._messages: SimpleQueue[Message] = SimpleQueue()
+        self._answers: SimpleQueue[bool] = SimpleQueue()
+        self._is_stopped = False
+        self._thread = threading.Thread(target=self._run, name="evaluate", daemon=True)
+        self._seconds = 0.0
+        self._told_seconds = 0.0
+        self._resumed = 0.0
+
+    def advance(self) -> Message:
+        """Return the next message; the function runs until then."""
+        if self._thread.ident is None:
+            self._thread.start()
+        else:
+            self._answers.put(True)
+        return self._messages.get()
+
+    def stop(self, seconds: float | None) -> None:
+        """End the function at its next report; with `seconds`, at once, waiting no longer."""
+        thread = self._thread.ident
+        if thread is None or not self._thread.is_alive():
+            return
+        self._is_stopped = True
+        self._answers.put(False)
+        self._thread.join(_SECONDS_AT_REPORT if seconds is not None else None)
+        if seconds is not None and self._thread.is_alive():
+            # The user waits: the function need not come to a report. Python raises in its thread as
+            # soon as what runs in C returns.
+            error = ctypes.py_object(TrialStopped)
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), error)
+            self._thread.join(seconds)
+
+    # In the thread
+
+    def _run(self) -> None:
+        with suppress(TrialStopped):  # One that comes when the function has just ended.
+            self._call()
+
+    def _call(self) -> None:
+        self._resumed = time.perf_counter()
+        try:
+            message = self._message()
+        except TrialStopped:
+            reason = "evaluate raised TrialStopped, but nothing stopped it"
+            message = FailureMessage(reason, self._activity())
+        except AutoPeftError as error:
+            message = FailureMessage(str(error)[:500], self._activity())
+        except BaseException as error:  # Also SystemExit: a user's function may do anything.
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            message = FailureMessage(reason[:500], self._activity())
+        if not self._is_stopped:
+            self._messages.put(message)
+
+    def _message(self) -> Message:
+        function = EVALUATORS.resolve("evaluate", self._context.settings.evaluate)
+        is_confirming = self._job.kind == "confirm"
+        with tempfile.TemporaryDirectory(prefix="autopeft-") as folder:
+            report = TrialReport(
+                rungs=self._context.rungs,
+                is_confirming=is_confirming,
+                folder=Path(folder),
+                send=self._send,
+            )
+            returned = function(self._job.candidate, seed=self._job.seed, report=report)
+            metrics, rows = parse_result(returned, self._quality)
+            files = {
+                str(path.relative_to(folder)): path.read_bytes()
+                for path in sorted(Path(folder).rglob("*") if is_confirming else ())
+                if path.is_file()
+            }
+        activity = self._activity()
+        measured = self._measured(metrics)
+        if not is_confirming:
+            steps = self._job.candidate.train.steps
+            report_now = self._rung(steps, metrics[self._quality], metrics)
+            return RungMessage(report_now, is_last=True, measured=measured, activity=activity)
+        score = self._score(metrics, rows, measured)
+        return ConfirmMessage(score, files, activity, self._job.costs.train_flops)
+
+    def _send(self, step: int, score: float) -> None:
+        if self._is_stopped:
+            raise TrialStopped("the trial was stopped")
+        if self._job.kind == "confirm":
+            return
+        self._messages.put(
+            RungMessage(self._rung(step, score, {}), is_last=False, activity=self._activity())
+        )
+        goes_on = self._answers.get()
+        self._resumed = time.perf_counter()
+        if not goes_on:
+            raise TrialStopped("the trial was stopped")
+
+    def _rung(self, step: int, score: float, metrics: dict[str, float]) -> RungReport:
+        share = min(1.0, step / self._job.candidate.train.steps)
+        return RungReport(
+            step=step,
+            score=score,
+            loss=metrics.get("loss", float("nan")),
+            metrics=metrics,
+            seconds=self._seconds,
+            evaluation_seconds=0.0,
+            flops=self._job.costs.train_flops * share,
+        )
+
+    def _activity(self) -> Activity:
+        """Return the seconds since the last message; the function waits from now on."""
+        now = time.perf_counter()
+        self._seconds += now - self._resumed
+        self._resumed = now
+        new, self._told_seconds = self._seconds - self._told_seconds, self._seconds
+        return Activity(train=new)
+
+    def _measured(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Return the measured costs: those that the function returned, and its seconds."""
+        measured = {"train_seconds": self._seconds, "validation_seconds": 0.0}
+        for name in self._context.objectives[1:]:
+            is_known = (name in COSTS and COSTS[name].is_known) or ":" in name
+            if is_known or name in measured:
+                continue
+            if name not in metrics:
+                raise TrainingFailure(f"evaluate returned no {name!r}, which is an objective")
+            measured[name] = metrics[name]
+        return measured
+
+    def _score(
+        self, metrics: dict[str, float], rows: tuple[float, ...], measured: dict[str, Any]
+    ) -> SeedScore:
+        validation = {k: v for k, v in metrics.items() if not k.startswith(TEST)}
+        unseen = {k.removeprefix(TEST): v for k, v in metrics.items() if k.startswith(TEST)}
+        is_held_out = self._quality in unseen
+        test = unseen if is_held_out else validation
+        sign = -1.0 if self._context.settings.direction == "minimize" else 1.0
+        objectives = {self._quality: test[self._quality]}
+        for name in self._context.objectives[1:]:
+            known = measured[name] if name in measured else self._job.costs.value(name)
+            objectives[name] = float(known)
+        return SeedScore(
+            seed=self._job.seed,
+            validation=validation,
+            test=test,
+            test_rows=tuple(sign * row for row in rows),
+            objectives=objectives,
+            is_held_out=is_held_out,
+        )

@@ -1,0 +1,1 @@
+"""Other people's trainers and trackers: what connects them to a search."""

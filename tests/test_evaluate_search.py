@@ -1,0 +1,211 @@
+"""A search over a training function of the user's: pruning, confirmation, verdict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import autopeft
+from autopeft.engine.evaluate import EVALUATORS
+from autopeft.errors import SettingsError
+
+SEARCH: dict[str, Any] = {"steps": 27, "rungs": 2, "budget": "14trials", "max_finalists": 2}
+SETTINGS: dict[str, Any] = {**SEARCH, "metric": "accuracy", "backend": "local"}
+
+
+def quality(candidate: autopeft.Candidate) -> float:
+    """More adapters are better, with diminishing returns."""
+    size = sum(spec.rank or 1 for spec in candidate.plan.specs)
+    return 0.5 + 0.4 * (1 - float(2.0 ** (-size / 10)))
+
+
+def evaluate(candidate: autopeft.Candidate, *, seed: int, report: autopeft.TrialReport) -> Any:
+    """Stand in for a training whose validation and test rows are right by chance."""
+    level = quality(candidate)
+    for step in report.rungs:
+        report(step, level - 0.3 / step)
+    (report.folder / "weights.txt").write_text(candidate.digest)
+    if not report.is_confirming:
+        return {"accuracy": level}
+    rows = np.random.default_rng(1).random(400) < level
+    return {"accuracy": level, "test_accuracy": rows.mean()}, rows.astype(float)
+
+
+def test_a_function_gets_a_whole_search(tiny_model: Path, tmp_path: Path) -> None:
+    result = autopeft.search(
+        model=str(tiny_model), evaluate=evaluate, output=tmp_path / "run", **SETTINGS
+    )
+    trials = autopeft.SearchResult.read(tmp_path / "run").view.trials
+    assert trials["failed"] == 0
+    assert sum(trials.values()) == 14
+    best = result.best
+    assert best is not None
+    assert best.folder is not None
+    assert (best.folder / "weights.txt").read_text() == best.digest
+    assert "on the test split" in result.verdict.text
+    assert best.entry.adapter_score is not None
+    assert best.entry.adapter_score.n_rows == 400
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_it_is_resumed_with_the_function_given_again(tiny_model: Path, tmp_path: Path) -> None:
+    calls = []
+
+    def local(candidate: Any, *, seed: int, report: Any) -> Any:
+        calls.append(seed)
+        return evaluate(candidate, seed=seed, report=report)
+
+    settings = {**SETTINGS, "budget": "8trials"}
+    autopeft.search(model=str(tiny_model), evaluate=local, output=tmp_path / "run", **settings)
+    before = len(calls)
+    # As in another process, which knows no `local`.
+    EVALUATORS.text("evaluate", lambda candidate, *, seed, report: {})
+    with pytest.raises(SettingsError, match=r"autopeft.resume\(folder, evaluate=function\)"):
+        autopeft.resume(tmp_path / "run", budget="11trials")
+    result = autopeft.resume(tmp_path / "run", budget="11trials", evaluate=local)
+    assert sum(result.view.trials.values()) == 11
+    assert len(calls) > before
+
+
+def test_without_test_rows_the_verdict_says_what_it_judged(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    def plain(candidate: Any, *, seed: int, report: Any) -> Any:
+        return {"accuracy": quality(candidate) + 0.001 * (seed % 3)}
+
+    result = autopeft.search(
+        model=str(tiny_model), evaluate=plain, output=tmp_path / "run", **SETTINGS
+    )
+    assert "on the rows that the search selected by" in result.verdict.text
+
+
+def test_one_seed_without_rows_decides_nothing(tiny_model: Path, tmp_path: Path) -> None:
+    def plain(candidate: Any, *, seed: int, report: Any) -> Any:
+        return {"accuracy": quality(candidate)}
+
+    result = autopeft.search(
+        model=str(tiny_model), evaluate=plain, output=tmp_path / "run", confirm_seeds=1, **SETTINGS
+    )
+    assert result.verdict.text.startswith("Not decided: each finalist has one seed")
+    assert not result.verdict.beats_lora
+
+
+def test_a_smaller_metric_can_be_better(tiny_model: Path, tmp_path: Path) -> None:
+    def plain(candidate: Any, *, seed: int, report: Any) -> Any:
+        return {"surprise": 1.0 - quality(candidate)}
+
+    settings = {**SETTINGS, "metric": "surprise", "direction": "minimize"}
+    result = autopeft.search(
+        model=str(tiny_model), evaluate=plain, output=tmp_path / "run", **settings
+    )
+    values = [member.objectives["surprise"] for member in result.front]
+    assert values == sorted(values, reverse=True)  # The front is cheapest first.
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"data": "rows.csv"}, "data='rows.csv': has no effect beside evaluate"),
+        ({"metric": None}, "metric='': is missing: the name of the quality"),
+        ({"max_length": 33}, "max_length=33: the model has positions for 32 tokens"),
+        ({"trials_per_worker": 2}, "trials_per_worker=2: has no effect beside evaluate"),
+        ({"evaluate": "nowhere:train"}, "the module nowhere cannot be imported"),
+        ({"evaluate": 3}, "must be a function of a candidate"),
+    ],
+)
+def test_a_mistake_is_told_before_anything_is_written(
+    changes: dict[str, Any], problem: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    given = {**SETTINGS, "model": str(tiny_model), "evaluate": evaluate, **changes}
+    with pytest.raises(SettingsError) as caught:
+        autopeft.search(output=tmp_path / "run", **given)
+    assert problem in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_there_are_no_rows_to_show(tiny_model: Path) -> None:
+    with pytest.raises(SettingsError, match="so autopeft reads no rows"):
+        autopeft.preview(model=str(tiny_model), evaluate=evaluate, metric="accuracy")
+
+
+def test_direction_is_for_functions(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="metrics of tasks have their own"):
+        autopeft.search(
+            model=str(tiny_model),
+            data=str(tiny_data),
+            direction="maximize",
+            output=tmp_path / "run",
+        )
+
+
+def test_a_function_that_always_fails_ends_the_search(tiny_model: Path, tmp_path: Path) -> None:
+    def broken(candidate: Any, *, seed: int, report: Any) -> Any:
+        return {"f1": 1.0}
+
+    result = autopeft.search(
+        model=str(tiny_model), evaluate=broken, output=tmp_path / "run", **SETTINGS
+    )
+    assert result.view.trials["complete"] == 0
+    assert result.view.trials["failed"] < 14
+    assert any("returned f1 without 'accuracy'" in text for text in result.view.warnings)
+
+
+class Broken:
+    """Raises at every trial."""
+
+    def on_trial_end(self, trial: Any) -> None:
+        raise ValueError("no disk")
+
+
+class Listener(autopeft.Callback):
+    """Remembers what it hears."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+        self.lines: list[str] = []
+
+    def on_message(self, text: str) -> None:
+        self.lines.append(text)
+
+    def on_search_begin(self, search: autopeft.SearchStart) -> None:
+        self.heard.append(f"begin {search.objectives[0].name}")
+
+    def on_trial_begin(self, trial: Any) -> None:
+        self.heard.append("trial")
+
+    def on_rung(self, trial: Any, step: int, score: float) -> None:
+        self.heard.append(f"rung {step}")
+
+    def on_trial_end(self, trial: Any) -> None:
+        self.heard.append(trial.state)
+
+    def on_confirmation(self, candidate: Any, score: Any, files: Any) -> None:
+        self.heard.append(f"confirmed {len(files)}")
+
+    def on_search_end(self, result: Any) -> None:
+        self.heard.append(f"end {type(result).__name__}")
+
+
+def test_callbacks_hear_all_and_a_broken_one_is_switched_off(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    listener = Listener()
+    result = autopeft.search(
+        model=str(tiny_model),
+        evaluate=evaluate,
+        output=tmp_path / "run",
+        callbacks=[Broken(), listener],
+        **SETTINGS,
+    )
+    heard = listener.heard
+    assert (heard[0], heard[-1]) == ("begin accuracy", "end SearchResult")
+    assert heard.count("trial") == 14
+    assert heard.count("complete") == result.view.trials["complete"]
+    assert "rung 27" in heard
+    assert "confirmed 1" in heard
+    told = "callback Broken failed in on_trial_end (ValueError: no disk); it is switched off"
+    assert sum(line.startswith(told) for line in listener.lines) == 1
+    assert any(warning.startswith(told) for warning in result.view.warnings)
