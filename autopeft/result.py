@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,15 +11,18 @@ from typing import TYPE_CHECKING, Any
 from autopeft.confirm.verdict import Verdict
 from autopeft.errors import AdapterError, SettingsError
 from autopeft.plan import Candidate
+from autopeft.reporting.columns import badges, rows_of
 from autopeft.reporting.front_json import read_front
 from autopeft.reporting.front_view import FrontEntry, FrontView
+from autopeft.reporting.markup import front_html
 from autopeft.workspace import FRONT, Workspace
 
 if TYPE_CHECKING:
+    import pandas
     from transformers import PreTrainedModel
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Member:
     """One adapter of the front.
 
@@ -38,6 +42,13 @@ class Member:
     entry: FrontEntry
     folder: Path | None
     base_model: str
+
+    def __repr__(self) -> str:
+        values = ", ".join(f"{name} {value:.6g}" for name, value in self.objectives.items())
+        return f"<Member {self.digest[:8]}: {values}; {self.entry.summary}>"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(repr(self)[1:-1])}</p>"
 
     @property
     def digest(self) -> str:
@@ -69,7 +80,7 @@ class Member:
         return load_adapter(self.base_model, self.folder)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SearchResult:
     """The result of one search; the output folder holds all of it too.
 
@@ -87,6 +98,47 @@ class SearchResult:
     folder: Path
     view: FrontView
     base_model: str
+
+    def __repr__(self) -> str:
+        n_members = len(self.view.front)
+        members = f"{n_members} member{'s' * (n_members != 1)} on the front"
+        return f"<SearchResult of {self.folder}: {members}. {self.verdict.text}>"
+
+    def _repr_html_(self) -> str:
+        return front_html(self.view)
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Return the front with the tuned LoRA and the reference, cheapest first.
+
+        Returns:
+            One row for each candidate, with its digest as index: every objective, the ends of its
+            95 % interval, the mean validation quality, the learning rate, methods, the plan in one
+            line, and what it is ("the pick", "tuned LoRA").
+
+        Example:
+            >>> frame = autopeft.SearchResult.read("runs/first").to_pandas()
+            >>> {"accuracy", "accuracy_low", "trainable_params"} <= set(frame.columns)
+            True
+        """
+        import pandas
+
+        rows = []
+        for entry in rows_of(self.view):
+            row: dict[str, Any] = {"digest": entry.digest}
+            for objective in self.view.objectives:
+                row[objective.name] = entry.objectives[objective.name]
+                if not objective.is_known:
+                    low, high = entry.objectives_ci.get(objective.name) or (None, None)
+                    row |= {f"{objective.name}_low": low, f"{objective.name}_high": high}
+            quality = self.view.quality.name
+            row[f"validation_{quality}"] = entry.validation.get(quality)
+            row["learning_rate"] = entry.candidate.train.learning_rate
+            row["methods"] = "+".join(entry.candidate.plan.methods)
+            row["adapter"] = entry.summary
+            row["is_confirmed"] = entry.is_confirmed
+            row["is"] = ", ".join(badges(self.view, entry))
+            rows.append(row)
+        return pandas.DataFrame(rows).set_index("digest")
 
     @classmethod
     def read(cls, folder: str | Path) -> SearchResult:

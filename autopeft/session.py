@@ -23,6 +23,7 @@ from autopeft.engine.dispatcher import Dispatcher
 from autopeft.errors import UserError
 from autopeft.prepare import PreparedSearch, check_budget, prepare, versions
 from autopeft.reporting.front_view import view
+from autopeft.reporting.markup import front_markdown
 from autopeft.reporting.record import AdapterScore, BudgetReport, SearchRecord
 from autopeft.reporting.write import write_report
 from autopeft.result import SearchResult
@@ -171,6 +172,7 @@ class Session:
                 record = self._record(ready, controller, budget, dispatcher, store, is_complete)
                 shown = view(record)
                 write_report(shown, record.trials, self._workspace.folder)
+                controller.conclude(front_markdown(shown))
                 phases, workers = record.budget.phases, record.budget.worker_seconds
                 self._workspace.remember(
                     "spent", replace(budget.spent, phases=phases, workers=workers)

@@ -41,8 +41,14 @@ def test_a_function_gets_a_whole_search(tiny_model: Path, tmp_path: Path) -> Non
     trials = autopeft.SearchResult.read(tmp_path / "run").view.trials
     assert trials["failed"] == 0
     assert sum(trials.values()) == 14
+    assert len(repr(result)) < 600
+    frame = result.to_pandas()
+    assert {member.digest for member in result.front} <= set(frame.index)
+    assert (frame["accuracy_low"] <= frame["accuracy"]).all()
+    assert "<table>" in result._repr_html_()
     best = result.best
     assert best is not None
+    assert repr(best).startswith(f"<Member {best.digest[:8]}: accuracy 0.")
     assert best.folder is not None
     assert (best.folder / "weights.txt").read_text() == best.digest
     assert "on the test split" in result.verdict.text

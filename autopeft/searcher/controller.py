@@ -387,6 +387,12 @@ class SearchController:
         with self._lock:
             self._store.post(self.trials, now=True)
 
+    def conclude(self, text: str) -> None:
+        """Write the last note for optuna-dashboard, in Markdown: what the confirmation found."""
+        with self._lock:
+            self._store.post(self.trials, now=True)
+            self._store.conclude(text)
+
     @property
     def study(self) -> Any:
         """The Optuna study."""

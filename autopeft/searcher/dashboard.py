@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
-from optuna_dashboard import save_note, save_plotly_graph_object
+from optuna_dashboard import get_note, save_note, save_plotly_graph_object
 
 from autopeft.costs.objectives import Objective
 from autopeft.plan_text import write_plan
@@ -64,6 +64,12 @@ class DashboardWriter:
         curves: Any = learning_curves(trials, self._objectives[0])
         save_plotly_graph_object(self._study, curves, graph_object_id="learning-curves")
         self._last = time.monotonic()
+
+
+def conclude(study: optuna.study.Study, text: str) -> None:
+    """Put what is known at the end above the state of the search, in the study's note."""
+    before = get_note(study)
+    save_note(study, f"{text}\n\n## The search, on validation numbers of one seed\n\n{before}")
 
 
 def note(trials: Sequence[Trial], objectives: Sequence[Objective]) -> str:

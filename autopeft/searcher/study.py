@@ -35,7 +35,7 @@ from autopeft.costs.objectives import Objective, objective
 from autopeft.costs.price import Price
 from autopeft.errors import StorageError
 from autopeft.plan import Candidate, TrainSettings
-from autopeft.plan_text import read_plan, write_plan
+from autopeft.plan_text import plan_summary, read_plan, write_plan
 from autopeft.searcher.pruner import PRICE_KEY, TRAIN_KEY, GapPruner
 from autopeft.trial import State, Trial
 from autopeft.utils.quiet import ignored, silence
@@ -219,6 +219,7 @@ class StudyStore:
                 TRAIN_KEY: candidate.train.to_json(),
                 ORIGIN_KEY: origin,
                 "digest": candidate.digest,
+                **_shown(candidate, costs),
                 PRICE_KEY: to_plain(costs),
             },
         )
@@ -276,6 +277,13 @@ class StudyStore:
         if len(self.study.directions) > 1:
             self._storage.set_trial_system_attr(self._ids[number], _CONSTRAINT, float(value))
 
+    def conclude(self, text: str) -> None:
+        """Write the last note that optuna-dashboard shows, in Markdown."""
+        if not isinstance(self._storage, InMemoryStorage):
+            from autopeft.searcher.dashboard import conclude
+
+            conclude(self.study, text)
+
     def post(self, trials: Callable[[], Sequence[Trial]], *, now: bool = False) -> None:
         """Write the note and graphs that optuna-dashboard shows, if they are due or `now`.
 
@@ -291,6 +299,20 @@ class StudyStore:
             self._board = DashboardWriter(self.study, self._objectives)
         if now or self._board.is_due:
             self._board.post(trials())
+
+
+def _shown(candidate: Candidate, costs: Price) -> dict[str, Any]:
+    """Return what people want to see of a trial, as attributes: nothing reads them back."""
+    plan = candidate.plan
+    return {
+        "adapter": plan_summary(plan),
+        "methods": "+".join(plan.methods) or "none",
+        "largest_rank": max((spec.rank for spec in plan.specs), default=0),
+        "n_sites": len(plan.specs),
+        "modules": ", ".join(sorted({spec.role for spec in plan.specs})),
+        "learning_rate": candidate.train.learning_rate,
+        "trainable_params": costs.trainable_params,
+    }
 
 
 def read_trials(study: optuna.study.Study, objectives: Sequence[Objective]) -> tuple[Trial, ...]:

@@ -57,3 +57,23 @@ def test_a_long_search_writes_seldom(tmp_path: Path, monkeypatch: pytest.MonkeyP
     )
     searched(tmp_path / "study.log", n=12)
     assert len(written) == 1
+
+
+def test_the_note_ends_with_what_is_confirmed(tmp_path: Path) -> None:
+    controller = searched(tmp_path / "study.db")
+    controller.conclude("**No: LoRA is as good.**")
+    controller.conclude("**Yes: after a resume.**")
+    text = get_note(controller.study)
+    assert text.startswith("**Yes: after a resume.**")
+    assert text.index("validation numbers of one seed") < text.index("8 trials: 7 complete")
+    assert "No: LoRA" not in text
+
+
+def test_trials_have_attributes_for_people(tmp_path: Path) -> None:
+    controller = searched(tmp_path / "study.db", n=3)
+    for frozen in controller.study.trials:
+        shown, trial = frozen.user_attrs, controller.trials()[frozen.number]
+        assert shown["methods"] == ("+".join(trial.plan.methods) or "none")
+        assert shown["learning_rate"] == trial.train.learning_rate
+        assert shown["trainable_params"] == trial.costs.trainable_params
+        assert shown["n_sites"] == len(trial.plan.specs)
