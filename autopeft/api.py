@@ -6,6 +6,7 @@ Each call imports what it needs, so a mistake in the settings is reported at onc
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
@@ -33,6 +34,7 @@ def search(
     settings: SearchSettings | str | Path | Mapping[str, Any] | None = None,
     *,
     callbacks: Iterable[Any] = (),
+    progress: bool = True,
     **overrides: Any,
 ) -> SearchResult:
     """Search for the adapters that are worth their cost.
@@ -40,6 +42,8 @@ def search(
     Args:
         settings: Settings, a settings file, or a mapping; None: only `overrides`.
         callbacks: Hear of trials and progress; see `Callback`.
+        progress: Whether the state is shown: live in a notebook or on a terminal, else as lines
+            on standard error.
         **overrides: Any field of `SearchSettings`; they win over `settings`. data, validation and
             test may also be a `datasets.Dataset`, a `DatasetDict`, a pandas DataFrame or a list of
             dicts, and model a model of transformers, with its tokenizer or processor as
@@ -69,15 +73,20 @@ def search(
     workspace = Workspace(output)
     workspace.check_free()
     with saved_inputs(given, workspace.folder) as plain:
-        return _search(workspace, merge_settings(plain, {}), callbacks)
+        asked = merge_settings(plain, {})
+        return _search(workspace, asked, callbacks, is_shown=progress)
 
 
-def resume(folder: str | Path, *, callbacks: Iterable[Any] = (), **overrides: Any) -> SearchResult:
+def resume(
+    folder: str | Path, *, callbacks: Iterable[Any] = (), progress: bool = True, **overrides: Any
+) -> SearchResult:
     """Continue an interrupted search, or give an ended one a larger budget.
 
     Args:
         folder: The search's output folder.
         callbacks: Hear of trials and progress; see `Callback`.
+        progress: Whether the state is shown: live in a notebook or on a terminal, else as lines
+            on standard error.
         **overrides: budget, confirm_share, confirm_seeds, max_finalists, workers,
             gpus_per_worker, backend, trials_per_worker, ray_address or pick; what was searched
             cannot change. Also `evaluate`, the same function again, if no module holds it.
@@ -100,7 +109,7 @@ def resume(folder: str | Path, *, callbacks: Iterable[Any] = (), **overrides: An
             remedy = f"change only {', '.join(sorted(RESUMABLE))}, or start a new search"
             raise SettingsError(key, value, problem, remedy)
     merged = merge_settings(settings.to_mapping(), overrides)
-    return _search(workspace, merged, callbacks, is_resumed=True)
+    return _search(workspace, merged, callbacks, is_resumed=True, is_shown=progress)
 
 
 def _search(
@@ -109,8 +118,15 @@ def _search(
     callbacks: Iterable[Any],
     *,
     is_resumed: bool = False,
+    is_shown: bool,
 ) -> SearchResult:
     began = time.monotonic()
+    if is_shown:
+        from autopeft.callbacks import shown_progress
+
+        with shown_progress(sys.stderr) as shown:
+            both = (shown, *callbacks)
+            return _search(workspace, settings, both, is_resumed=is_resumed, is_shown=False)
     with paused_gc():
         from autopeft.session import Session
     session = Session(workspace, callbacks, began=began, is_resumed=is_resumed)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import html
+import io
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -25,15 +27,31 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def shown_progress() -> Iterator[Callback]:
-    """A live display on a terminal, plain lines elsewhere."""
-    if not sys.stdout.isatty():
-        yield PlainProgress()
+def shown_progress(file: TextIO | None = None) -> Iterator[Callback]:
+    """A live display on a terminal or in a notebook, plain lines elsewhere.
+
+    Args:
+        file: Where it is written; None: standard output.
+    """
+    file = sys.stdout if file is None else file
+    if _is_notebook():
+        yield NotebookProgress()
         return
-    console = Console()
+    if not file.isatty():
+        yield PlainProgress(file)
+        return
+    console = Console(file=file)
     progress = LiveProgress(console)
     with Live(console=console, get_renderable=progress.render, refresh_per_second=2):
         yield progress
+
+
+def _is_notebook() -> bool:
+    """Return whether this runs in a kernel of Jupyter, which shows HTML."""
+    if "IPython" not in sys.modules:
+        return False
+    shell = sys.modules["IPython"].get_ipython()
+    return type(shell).__name__ == "ZMQInteractiveShell"
 
 
 def counts_line(progress: Progress) -> str:
@@ -62,15 +80,17 @@ def trial_line(trial: Trial, quality: Objective) -> str:
 class PlainProgress(Callback):
     """Prints a line for each ended trial, for logs and pipes."""
 
-    def __init__(self) -> None:
+    def __init__(self, file: TextIO | None = None) -> None:
+        self._file = file
         self._last_number = -1
         self._last_line = ""
         self._last_at = 0.0
 
     def on_message(self, text: str) -> None:
         """Print the line."""
-        sys.stdout.write(text + "\n")
-        sys.stdout.flush()
+        file = self._file or sys.stdout
+        file.write(text + "\n")
+        file.flush()
 
     def on_progress(self, progress: Progress) -> None:
         """Print the trial that has ended; during confirmation, a line every five seconds."""
@@ -108,6 +128,41 @@ class LiveProgress(Callback):
             return Text(f"{spent}  starting up: reading data, pricing, loading the model ...")
         table = front_so_far(self._progress)
         return Group(Text(f"{spent}  {counts_line(self._progress)}", style="bold"), table)
+
+
+class NotebookProgress(Callback):
+    """One output of a notebook's cell that is kept up to date."""
+
+    def __init__(self) -> None:
+        self._display: Any = None
+        self._lines: list[str] = []
+        self._last_at = 0.0
+        self._state = ""
+
+    def on_message(self, text: str) -> None:
+        """Keep the line above the table."""
+        self._lines.append(text)
+        self._show()
+
+    def on_progress(self, progress: Progress) -> None:
+        """Show the state, at most twice a second."""
+        # Rich draws tables for terminals; its HTML export needs no widgets.
+        console = Console(record=True, width=100, file=io.StringIO(), force_jupyter=False)
+        console.print(Text(counts_line(progress), style="bold"), front_so_far(progress))
+        self._state = console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
+        if time.monotonic() - self._last_at > 0.5 or progress.phase == "done":
+            self._show()
+
+    def _show(self) -> None:
+        from IPython.display import HTML, display
+
+        self._last_at = time.monotonic()
+        lines = "\n".join(map(html.escape, self._lines))
+        shown = HTML(f"<pre>{lines}</pre>{self._state}")
+        if self._display is None:
+            self._display = display(shown, display_id=True)
+        else:
+            self._display.update(shown)
 
 
 def front_so_far(progress: Progress) -> Table:

@@ -89,7 +89,7 @@ def search(settings: str | None, **flags: Any) -> None:
     from autopeft.callbacks import shown_progress
 
     with shown_progress() as progress:
-        result = api.search(settings, callbacks=[progress], **_given(flags))
+        result = api.search(settings, callbacks=[progress], progress=False, **_given(flags))
     _conclude(result)
     _check_completed(result)
 
@@ -102,7 +102,7 @@ def resume(folder: str, **flags: Any) -> None:
     from autopeft.callbacks import shown_progress
 
     with shown_progress() as progress:
-        result = api.resume(folder, callbacks=[progress], **_given(flags))
+        result = api.resume(folder, callbacks=[progress], progress=False, **_given(flags))
     _conclude(result)
     _check_completed(result)
 
