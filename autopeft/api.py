@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -121,17 +122,16 @@ def _search(
     is_shown: bool,
 ) -> SearchResult:
     began = time.monotonic()
-    if is_shown:
-        from autopeft.callbacks import shown_progress
+    with ExitStack() as stack:
+        if is_shown:
+            from autopeft.callbacks import shown_progress
 
-        with shown_progress(sys.stderr) as shown:
-            both = (shown, *callbacks)
-            return _search(workspace, settings, both, is_resumed=is_resumed, is_shown=False)
-    with paused_gc():
-        from autopeft.session import Session
-    session = Session(workspace, callbacks, began=began, is_resumed=is_resumed)
-    with frozen_gc():
-        return session.run(settings)
+            callbacks = (stack.enter_context(shown_progress(sys.stderr)), *callbacks)
+        with paused_gc():
+            from autopeft.session import Session
+        session = Session(workspace, callbacks, began=began, is_resumed=is_resumed)
+        with frozen_gc():
+            return session.run(settings)
 
 
 def merge_settings(

@@ -137,7 +137,7 @@ class NotebookProgress(Callback):
         self._display: Any = None
         self._lines: list[str] = []
         self._last_at = 0.0
-        self._state = ""
+        self._progress: Progress | None = None
 
     def on_message(self, text: str) -> None:
         """Keep the line above the table."""
@@ -146,10 +146,7 @@ class NotebookProgress(Callback):
 
     def on_progress(self, progress: Progress) -> None:
         """Show the state, at most twice a second."""
-        # Rich draws tables for terminals; its HTML export needs no widgets.
-        console = Console(record=True, width=100, file=io.StringIO(), force_jupyter=False)
-        console.print(Text(counts_line(progress), style="bold"), front_so_far(progress))
-        self._state = console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
+        self._progress = progress
         if time.monotonic() - self._last_at > 0.5 or progress.phase == "done":
             self._show()
 
@@ -158,11 +155,20 @@ class NotebookProgress(Callback):
 
         self._last_at = time.monotonic()
         lines = "\n".join(map(html.escape, self._lines))
-        shown = HTML(f"<pre>{lines}</pre>{self._state}")
+        shown = HTML(f"<pre>{lines}</pre>{self._table()}")
         if self._display is None:
             self._display = display(shown, display_id=True)
         else:
             self._display.update(shown)
+
+    def _table(self) -> str:
+        """Return the front so far as HTML: rich's own needs widgets in a notebook."""
+        if self._progress is None:
+            return ""
+        console = Console(record=True, width=100, file=io.StringIO(), force_jupyter=False)
+        counts = Text(counts_line(self._progress), style="bold")
+        console.print(counts, front_so_far(self._progress))
+        return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
 
 
 def front_so_far(progress: Progress) -> Table:

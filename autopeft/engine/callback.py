@@ -11,6 +11,7 @@ from autopeft.confirm.finalists import SeedScore
 from autopeft.costs.objectives import Objective
 from autopeft.plan import Candidate
 from autopeft.trial import Trial
+from autopeft.utils.formatting import one_line
 
 Phase = Literal["search", "confirmation", "done"]
 
@@ -144,7 +145,7 @@ class CallbackList:
             try:
                 method(*arguments)
             except Exception as error:
-                reason = " ".join(f"{type(error).__name__}: {error}".split())
+                reason = one_line(error)
                 text = (
                     f"callback {type(callback).__name__} failed in {event} ({reason[:300]}); "
                     "it is switched off, the search goes on"

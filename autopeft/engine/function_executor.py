@@ -26,6 +26,7 @@ from autopeft.engine.messages import (
 )
 from autopeft.errors import AutoPeftError, TrainingFailure
 from autopeft.trial import RungReport
+from autopeft.utils.formatting import one_line
 
 _SECONDS_AT_REPORT = 0.5
 """How long a function that waits at a report may take to leave."""
@@ -79,7 +80,7 @@ class _Call:
         self._context = context
         self._quality = context.objectives[0]
         self._messages: SimpleQueue[Message] = SimpleQueue()
-        self._answers: SimpleQueue[bool] = SimpleQueue()
+        self._answers: SimpleQueue[None] = SimpleQueue()
         self._is_stopped = False
         self._thread = threading.Thread(target=self._run, name="evaluate", daemon=True)
         self._seconds = 0.0
@@ -91,7 +92,7 @@ class _Call:
         if self._thread.ident is None:
             self._thread.start()
         else:
-            self._answers.put(True)
+            self._answers.put(None)
         return self._messages.get()
 
     def stop(self, seconds: float | None) -> None:
@@ -100,7 +101,7 @@ class _Call:
         if thread is None or not self._thread.is_alive():
             return
         self._is_stopped = True
-        self._answers.put(False)
+        self._answers.put(None)
         self._thread.join(_SECONDS_AT_REPORT if seconds is not None else None)
         if seconds is not None and self._thread.is_alive():
             # The user waits: the function need not come to a report. Python raises in its thread as
@@ -125,7 +126,7 @@ class _Call:
         except AutoPeftError as error:
             message = FailureMessage(str(error)[:500], self._activity())
         except BaseException as error:  # Also SystemExit: a user's function may do anything.
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            reason = one_line(error)
             message = FailureMessage(reason[:500], self._activity())
         if not self._is_stopped:
             self._messages.put(message)
@@ -164,9 +165,9 @@ class _Call:
         self._messages.put(
             RungMessage(self._rung(step, score, {}), is_last=False, activity=self._activity())
         )
-        goes_on = self._answers.get()
+        self._answers.get()
         self._resumed = time.perf_counter()
-        if not goes_on:
+        if self._is_stopped:
             raise TrialStopped("the trial was stopped")
 
     def _rung(self, step: int, score: float, metrics: dict[str, float]) -> RungReport:

@@ -19,6 +19,7 @@ from autopeft.models.saving import save_adapter
 from autopeft.tasks.data import OutputScale
 from autopeft.training.latency import measure_latency_ms
 from autopeft.training.trainer import Trainer
+from autopeft.utils.formatting import one_line
 
 N_DRAWS = 1000
 """Resamples of the test rows, for a quality that is no mean over them."""
@@ -63,7 +64,7 @@ class JobExecution:
 
     def failure(self, error: Exception) -> FailureMessage:
         """Return the message that says why the job failed, in one line."""
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = one_line(error)
         return FailureMessage(reason[:500], self._new_activity())
 
     def _new_activity(self) -> Activity:

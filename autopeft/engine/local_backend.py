@@ -11,6 +11,7 @@ from autopeft.engine.executors import JobExecutor, executor_class
 from autopeft.engine.job_queue import JobQueue
 from autopeft.engine.messages import FailureMessage, Job, Message, WorkerContext
 from autopeft.errors import AutoPeftError, TrainingFailure
+from autopeft.utils.formatting import one_line
 from autopeft.utils.hardware import one_thread
 from autopeft.utils.quiet import quiet_transformers
 
@@ -86,7 +87,7 @@ class _Worker:
         except AutoPeftError:
             raise
         except Exception as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:400]
+            reason = one_line(error)[:400]
             if self._is_new:
                 # What happens before any message will happen to every job.
                 raise TrainingFailure(f"the worker cannot start: {reason}") from error

@@ -14,6 +14,7 @@ from autopeft.engine.evaluate import TEST, Metrics, Result, TrialReport
 from autopeft.errors import TrainingFailure
 from autopeft.models.attach import attach
 from autopeft.models.backbone import Backbone
+from autopeft.models.loading import auto_class_of
 from autopeft.models.peft_model import AdaptedModel
 from autopeft.plan import Candidate
 
@@ -51,26 +52,18 @@ def get_peft_model(
         model.print_trainable_parameters()
         ```
     """
+    config = getattr(model, "config", None)
     before = getattr(model, "_autopeft_backbone", None)
     backbone = before or Backbone(
         model,
         head=head,
         role_map=role_map,
         base_model=str(getattr(model, "name_or_path", "")),
-        auto_class=_auto_class(model),
+        auto_class=auto_class_of(type(model).__name__, config) or "AutoModel",
     )
     # Decompositions of weights are computed once for all candidates on one model.
     model.__dict__["_autopeft_backbone"] = backbone
     return AdaptedModel(attach(backbone, candidate, seed=seed))
-
-
-def _auto_class(model: nn.Module) -> str:
-    from autopeft.models.loading import own_auto_class
-
-    config = getattr(model, "config", None)
-    named = type("Named", (), {"architectures": [type(model).__name__]})
-    named.is_encoder_decoder = getattr(config, "is_encoder_decoder", False)  # type: ignore[attr-defined]
-    return own_auto_class(named)
 
 
 def training_arguments(candidate: Candidate, *, seed: int = 0, **others: Any) -> dict[str, Any]:

@@ -132,12 +132,17 @@ def own_auto_class(config: Any) -> str:
     The bare model's where its configuration names no architecture known here.
     """
     for architecture in getattr(config, "architectures", None) or ():
-        if getattr(config, "is_encoder_decoder", False) and "Generation" in architecture:
-            return "AutoModelForSeq2SeqLM"
-        for suffix, auto_class in _SUFFIXES.items():
-            if architecture.endswith(suffix):
-                return auto_class
+        if (found := auto_class_of(architecture, config)) is not None:
+            return found
     return "AutoModel"
+
+
+def auto_class_of(architecture: str, config: Any) -> str | None:
+    """Return the class of transformers that loads an architecture, named by its class; or None."""
+    if getattr(config, "is_encoder_decoder", False) and "Generation" in architecture:
+        return "AutoModelForSeq2SeqLM"
+    fitting = (loader for suffix, loader in _SUFFIXES.items() if architecture.endswith(suffix))
+    return next(fitting, None)
 
 
 def first_line(error: BaseException) -> str:

@@ -68,6 +68,17 @@ def middle_cut(text: str, longest: int) -> str:
     return f"{text[:half]} [{len(text) - 2 * half} characters] {text[-half:]}"
 
 
+def one_line(error: BaseException) -> str:
+    """Return an error's type and text on one line.
+
+    Example:
+        >>> from autopeft.utils.formatting import one_line
+        >>> one_line(ValueError("two" + chr(10) + "lines"))
+        'ValueError: two lines'
+    """
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
 def without_numbers(reason: str) -> str:
     """Return what two failures of one kind have in common: they may differ in numbers.
 

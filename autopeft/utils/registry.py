@@ -12,6 +12,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
 
 from autopeft.errors import SettingsError, UserError
+from autopeft.utils.formatting import one_line
 from autopeft.utils.serialize import nearest
 
 T = TypeVar("T")
@@ -302,7 +303,7 @@ def import_object(
     except Exception as wrong:
         if is_new:
             sys.path.remove(folder)
-        reason = " ".join(f"{type(wrong).__name__}: {wrong}".split())
+        reason = one_line(wrong)
         raise error(
             field,
             shown,

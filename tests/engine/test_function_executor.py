@@ -152,7 +152,7 @@ def test_an_interrupted_search_does_not_wait_for_a_report() -> None:
     executor.advance()
     call = executor._call
     assert call is not None
-    call._answers.put(True)
+    call._answers.put(None)
     assert between.wait(100)
     executor.clear()
     assert ended.is_set()
