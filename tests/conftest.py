@@ -7,7 +7,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -46,6 +46,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in set(left_out)]
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)  # The longest first.
+
+
+@pytest.fixture(autouse=True)
+def no_training_function_is_left() -> Iterator[None]:
+    """Forget a test's `evaluate`: it may be one that no other test could send to a worker."""
+    yield
+    module = sys.modules.get("autopeft.engine.evaluate")
+    if module is not None:
+        module.EVALUATORS._items.clear()
+        module.EVALUATORS._given.clear()
 
 
 @pytest.fixture(scope="session")
