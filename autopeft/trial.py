@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from autopeft.costs import Price
 from autopeft.costs.objectives import Objective
 from autopeft.plan import AdapterPlan, Candidate, TrainSettings
+from autopeft.plan_text import plan_summary
 from autopeft.utils.pareto import Array, non_dominated
 
 State = Literal["running", "complete", "pruned", "failed"]
@@ -118,6 +119,20 @@ class Trial:
 
 Outcome = Trial
 """The name that a trial that has ended had in the first edition."""
+
+
+def facts(candidate: Candidate, costs: Price) -> dict[str, Any]:
+    """Return what people want to see of a trial: for attributes of a study, parameters of a run."""
+    plan = candidate.plan
+    return {
+        "adapter": plan_summary(plan),
+        "methods": "+".join(plan.methods) or "none",
+        "largest_rank": max((spec.rank for spec in plan.specs), default=0),
+        "n_sites": len(plan.specs),
+        "modules": ", ".join(sorted({spec.role for spec in plan.specs})),
+        "learning_rate": candidate.train.learning_rate,
+        "trainable_params": costs.trainable_params,
+    }
 
 
 def oriented(values: Sequence[Mapping[str, float]], objectives: Sequence[Objective]) -> Array:

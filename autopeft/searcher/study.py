@@ -35,9 +35,9 @@ from autopeft.costs.objectives import Objective, objective
 from autopeft.costs.price import Price
 from autopeft.errors import StorageError
 from autopeft.plan import Candidate, TrainSettings
-from autopeft.plan_text import plan_summary, read_plan, write_plan
+from autopeft.plan_text import read_plan, write_plan
 from autopeft.searcher.pruner import PRICE_KEY, TRAIN_KEY, GapPruner
-from autopeft.trial import State, Trial
+from autopeft.trial import State, Trial, facts
 from autopeft.utils.quiet import ignored, silence
 from autopeft.utils.serialize import from_plain, to_plain
 
@@ -219,7 +219,7 @@ class StudyStore:
                 TRAIN_KEY: candidate.train.to_json(),
                 ORIGIN_KEY: origin,
                 "digest": candidate.digest,
-                **_shown(candidate, costs),
+                **facts(candidate, costs),
                 PRICE_KEY: to_plain(costs),
             },
         )
@@ -299,20 +299,6 @@ class StudyStore:
             self._board = DashboardWriter(self.study, self._objectives)
         if now or self._board.is_due:
             self._board.post(trials())
-
-
-def _shown(candidate: Candidate, costs: Price) -> dict[str, Any]:
-    """Return what people want to see of a trial, as attributes: nothing reads them back."""
-    plan = candidate.plan
-    return {
-        "adapter": plan_summary(plan),
-        "methods": "+".join(plan.methods) or "none",
-        "largest_rank": max((spec.rank for spec in plan.specs), default=0),
-        "n_sites": len(plan.specs),
-        "modules": ", ".join(sorted({spec.role for spec in plan.specs})),
-        "learning_rate": candidate.train.learning_rate,
-        "trainable_params": costs.trainable_params,
-    }
 
 
 def read_trials(study: optuna.study.Study, objectives: Sequence[Objective]) -> tuple[Trial, ...]:
