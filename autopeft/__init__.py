@@ -13,8 +13,12 @@ if TYPE_CHECKING:
     from autopeft.confirm.verdict import Verdict
     from autopeft.costs import Price, PriceTable, Topology
     from autopeft.costs.objectives import Objective, register_cost
+    from autopeft.engine.backend import Backend, register_backend
     from autopeft.engine.callback import Callback, SearchStart
+    from autopeft.engine.dispatcher import Dispatcher
     from autopeft.engine.evaluate import TrialReport, TrialStopped
+    from autopeft.engine.executors import make_executor
+    from autopeft.engine.messages import WorkerContext
     from autopeft.errors import AutoPeftError, UserError
     from autopeft.methods import register_method
     from autopeft.models.saving import load_adapter
@@ -40,8 +44,12 @@ _NAMES = {
     "autopeft.confirm.verdict": ("Verdict",),
     "autopeft.costs": ("Price", "PriceTable", "Topology"),
     "autopeft.costs.objectives": ("Objective", "register_cost"),
+    "autopeft.engine.backend": ("Backend", "register_backend"),
     "autopeft.engine.callback": ("Callback", "SearchStart"),
+    "autopeft.engine.dispatcher": ("Dispatcher",),
     "autopeft.engine.evaluate": ("TrialReport", "TrialStopped"),
+    "autopeft.engine.executors": ("make_executor",),
+    "autopeft.engine.messages": ("WorkerContext",),
     "autopeft.errors": ("AutoPeftError", "UserError"),
     "autopeft.methods": ("register_method",),
     "autopeft.models.saving": ("load_adapter",),
@@ -69,11 +77,13 @@ __all__ = [
     "AdapterPlan",
     "AutoPeftError",
     "AutoPeftSampler",
+    "Backend",
     "Batch",
     "Callback",
     "Candidate",
     "Column",
     "Decision",
+    "Dispatcher",
     "EncodedSplit",
     "Evaluation",
     "Examples",
@@ -97,13 +107,16 @@ __all__ = [
     "TrialStopped",
     "UserError",
     "Verdict",
+    "WorkerContext",
     "__version__",
     "encode_texts",
     "export",
     "init",
     "load_adapter",
+    "make_executor",
     "preview",
     "price",
+    "register_backend",
     "register_cost",
     "register_method",
     "register_metric",

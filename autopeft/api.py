@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from autopeft.costs.objectives import COSTS, Cost, find_cost, with_costs
 from autopeft.costs.price import PricedRow, PriceList
+from autopeft.engine.backend import BACKENDS, check_backend
 from autopeft.errors import SettingsError, StorageError
 from autopeft.saved_inputs import saved_inputs
 from autopeft.settings import RESUMABLE, SearchSettings
@@ -140,6 +141,7 @@ def merge_settings(
     """Return settings from any source, with `overrides` on top."""
     merged = SearchSettings.from_mapping(_as_text(_given(settings, overrides)))
     check_task(merged.task)
+    check_backend(merged.backend)
     for cost in merged.objectives:
         find_cost("objectives", cost)
     return merged
@@ -170,6 +172,8 @@ def _as_text(given: dict[str, Any]) -> dict[str, Any]:
         from autopeft.engine.evaluate import EVALUATORS
 
         given["evaluate"] = EVALUATORS.text("evaluate", given["evaluate"])
+    if not isinstance(given.get("backend"), str | None):
+        given["backend"] = BACKENDS.text("backend", given["backend"])
     if isinstance(costs := given.get("objectives"), list | tuple):
         is_part = [callable(cost) or isinstance(cost, Cost) for cost in costs]
         pairs = zip(costs, is_part, strict=True)

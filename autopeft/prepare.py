@@ -19,6 +19,7 @@ from autopeft.confirm.verdict import check_pick
 from autopeft.costs import PriceTable
 from autopeft.costs.constraints import Constraint, parse_constraints
 from autopeft.costs.objectives import COSTS, Objective, default_direction, find_cost
+from autopeft.engine.backend import BACKENDS
 from autopeft.engine.budget import Budget
 from autopeft.engine.evaluate import EVALUATORS
 from autopeft.engine.messages import WorkerContext
@@ -97,11 +98,6 @@ class PreparedSearch:
         return self.settings.trials_per_worker or AUTO_TRIALS_PER_WORKER[self.device]
 
     @property
-    def data_bytes(self) -> int:
-        """Size of the encoded data, which the workers share."""
-        return self.data.n_bytes if self.data is not None else 0
-
-    @property
     def test_share(self) -> float:
         """Time to score the test split over time to score the validation split."""
         if self.data is None:
@@ -147,7 +143,9 @@ class PreparedSearch:
         model = self.settings.model
         # What one process runs need not be picklable, nor an earlier search's function.
         is_here = self.settings.backend == "local"
-        without = () if self.settings.evaluate is not None else (EVALUATORS.group,)
+        without = [BACKENDS.group]
+        if self.settings.evaluate is None:
+            without.append(EVALUATORS.group)
         if Path(model).exists():
             # Workers run in another directory.
             model = str(Path(model).absolute())
@@ -160,6 +158,7 @@ class PreparedSearch:
             window=self.window,
             head_params=self.prices.topology.head_params,
             carried=None if is_here else carried(without=without),
+            trials_per_worker=self.trials_per_worker,
         )
 
 

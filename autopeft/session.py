@@ -160,12 +160,10 @@ class Session:
         self._callbacks.call("on_search_begin", start)
         try:
             dispatcher.start()
-            backend = make_backend(
-                settings, trials_per_worker=ready.trials_per_worker, object_bytes=ready.data_bytes
-            )
+            backend = make_backend(ready.context())
             # Entered first: Ray sets its own handler of SIGTERM when it starts.
             with backend, _terminable():
-                backend.run(dispatcher, ready.context())
+                backend.run(dispatcher)
             is_complete = True
         finally:
             with _uninterrupted(), self._phase("report"):

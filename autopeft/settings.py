@@ -218,8 +218,8 @@ class SearchSettings:
     # Machine
     backend: str = _setting(
         "ray",
-        "What runs the trials: ray, or local, which runs one at a time in this process.",
-        choices=("ray", "local"),
+        "What runs the trials: ray, local, which runs one at a time in this process, or one of "
+        "yours as package.module:name.",
         resumable=True,
     )
     workers: int | None = _setting(

@@ -49,13 +49,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(autouse=True)
-def no_training_function_is_left() -> Iterator[None]:
-    """Forget a test's `evaluate`: it may be one that no other test could send to a worker."""
+def nothing_given_is_left() -> Iterator[None]:
+    """Forget a test's `evaluate` and `backend`: another test could not send them to a worker."""
     yield
-    module = sys.modules.get("autopeft.engine.evaluate")
-    if module is not None:
-        module.EVALUATORS._items.clear()
-        module.EVALUATORS._given.clear()
+    for module, registry in (("evaluate", "EVALUATORS"), ("backend", "BACKENDS")):
+        if (home := sys.modules.get(f"autopeft.engine.{module}")) is not None:
+            given = getattr(home, registry)
+            for name in given._given | ({*given._items} if module == "evaluate" else set()):
+                given._items.pop(name, None)
+            given._given.clear()
 
 
 @pytest.fixture(scope="session")

@@ -1,53 +1,146 @@
-"""Backend: what runs a dispatcher's jobs on workers; and the choice of one."""
+"""Backend: what runs a dispatcher's jobs on workers; and the table of them."""
 
 from __future__ import annotations
 
+import inspect
+from abc import abstractmethod
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
-from autopeft.engine.dispatcher import Dispatcher
-from autopeft.engine.messages import WorkerContext
-from autopeft.settings import SearchSettings
+from autopeft.errors import SettingsError
 from autopeft.utils.gc import paused_gc
+from autopeft.utils.registry import Registry
+
+if TYPE_CHECKING:
+    from autopeft.engine.dispatcher import Dispatcher
+    from autopeft.engine.messages import WorkerContext
+
+F = TypeVar("F")
 
 
 class Backend(AbstractContextManager["Backend", None], Protocol):
     """Runs jobs until the dispatcher has no more.
 
-    A backend is a context manager: entering it starts what its workers need, leaving it stops that.
-    Its workers run jobs with an `autopeft.engine.executor.Executor`; its driver calls
-    `dispatcher.next_job()` for each job, gives every message to `dispatcher.take()`, stops a job
-    for which that returns False, and calls `dispatcher.fail()` for jobs that are lost. All calls of
-    the dispatcher come from one thread.
+    It is made with a `WorkerContext`, which can be pickled and holds all that a worker needs. As a
+    context manager, entering it starts what its workers need, and leaving it stops them, whatever
+    they do.
+
+    On the driver it calls `dispatcher.next_job()` for each job, gives every message of a worker to
+    `dispatcher.take()`, stops a job for which that returns False, and calls `dispatcher.fail()`
+    for jobs that are lost with their worker. All calls of the dispatcher come from one thread.
+
+    A worker makes a `JobExecutor` with `make_executor` once, and runs one job after another on it.
+
+    Example:
+        >>> class OneProcess(autopeft.Backend):
+        ...     def __init__(self, context):
+        ...         self.context = context
+        ...
+        ...     def __exit__(self, *error):
+        ...         pass
+        ...
+        ...     def run(self, dispatcher):
+        ...         executor = autopeft.make_executor(self.context)
+        ...         while (job := dispatcher.next_job()) is not None:
+        ...             executor.begin([job])
+        ...             while dispatcher.take(job, executor.advance()[0]):
+        ...                 pass
+        ...             executor.drop([0])
+        >>> settings = autopeft.SearchSettings(model="gpt2", data="a.csv", backend="local")
+        >>> autopeft.register_backend("one-process", OneProcess) is OneProcess
+        True
     """
 
-    def run(self, dispatcher: Dispatcher, context: WorkerContext) -> None:
+    @abstractmethod
+    def run(self, dispatcher: Dispatcher) -> None:
         """Run jobs until `dispatcher.phase` is "done".
 
         Raises:
             TrainingFailure: if workers cannot start.
             KeyboardInterrupt: if the user stops the search.
         """
-        ...
 
 
-def make_backend(settings: SearchSettings, *, trials_per_worker: int, object_bytes: int) -> Backend:
-    """Make the backend that the resolved settings name.
+BackendFactory = Callable[["WorkerContext"], Backend]
 
-    Its workers share `object_bytes` of data; each trains at most `trials_per_worker` together.
+
+def _as_backend(_name: str, part: Any) -> BackendFactory:
+    if not callable(part):
+        raise TypeError("must be a class of backends, or a function that makes one of a context")
+    if isinstance(part, type):
+        lacking = [name for name in ("__enter__", "__exit__", "run") if not hasattr(part, name)]
+        if lacking:
+            raise TypeError(f"lacks {', '.join(lacking)}, which a Backend has")
+    try:
+        inspect.signature(part).bind(None)
+    except (TypeError, ValueError) as wrong:
+        raise TypeError(f"must be made with a WorkerContext alone ({wrong})") from None
+    factory: BackendFactory = part
+    return factory
+
+
+BACKENDS: Registry[BackendFactory] = Registry(
+    "backend", "autopeft.backends", __name__, _as_backend, keeps_given=False
+)
+"""Every backend; each is imported when it is used."""
+
+
+@overload
+def register_backend(name: str, backend: None = None) -> Callable[[F], F]: ...
+@overload
+def register_backend(name: str, backend: F) -> F: ...
+@overload
+def register_backend(name: F) -> F: ...
+def register_backend(name: Any, backend: Any = None) -> Any:
+    """Register a backend, so that settings can name it.
+
+    A call, or a decorator of a class. A package offers one with an entry point of the group
+    `autopeft.backends`.
+
+    Args:
+        name: The class, or its name in settings.
+        backend: The class, a function of a `WorkerContext` that makes a backend, or where it is
+            found, as `module:name`.
+
+    Returns:
+        The class or function, or a decorator.
+
+    Raises:
+        SettingsError: if the name stands for another backend.
+
+    Example:
+        >>> autopeft.register_backend("cluster", "my_package.cluster:Cluster")
+        'my_package.cluster:Cluster'
     """
+    return BACKENDS.door(name, backend)
+
+
+_BUILT_IN = {
+    "ray": "autopeft.engine.ray_backend:RayBackend",
+    "local": "autopeft.engine.local_backend:LocalBackend",
+}
+for _backend, _path in _BUILT_IN.items():
+    register_backend(_backend, _path)
+
+
+def check_backend(name: str) -> None:
+    """Check what the settings name as backend; Ray is not imported for that.
+
+    Raises:
+        SettingsError: if there is no such backend, or it cannot be imported.
+    """
+    if name in _BUILT_IN:
+        return
+    if ":" not in name and name not in BACKENDS:
+        problem = "no such backend is registered or installed"
+        remedy = f"use {', '.join(BACKENDS)} or package.module:name, or give the object in Python"
+        raise SettingsError("backend", name, problem, remedy)
+    BACKENDS.resolve("backend", name)
+
+
+def make_backend(context: WorkerContext) -> Backend:
+    """Make the backend that the settings name."""
     # Imported late: users learn of mistakes in their settings without waiting for torch and ray.
     with paused_gc():
-        if settings.backend == "local":
-            from autopeft.engine.local_backend import LocalBackend
-
-            return LocalBackend(trials_per_worker)
-        from autopeft.engine.ray_backend import RayBackend
-
-        return RayBackend(
-            settings.ray_address,
-            n_workers=settings.workers or 1,
-            gpus_per_worker=settings.gpus_per_worker or 0.0,
-            trials_per_worker=trials_per_worker,
-            object_bytes=object_bytes,
-        )
+        return BACKENDS.resolve("backend", context.settings.backend)(context)

@@ -57,12 +57,18 @@ class Dispatcher:
         warnings: Messages for the user's report.
 
     Example:
-        ```python
-        dispatcher.start()
-        while (job := dispatcher.next_job()) is not None:
-            while dispatcher.take(job, train_to_next_message(job)):
-                pass
-        ```
+        >>> from pathlib import Path
+        >>> topology = autopeft.Topology(2, {"attn.q": (64, 64), "attn.v": (64, 64)})
+        >>> space = autopeft.SearchSpace.from_source({"methods": ["lora", "ia3"]}, topology)
+        >>> controller = autopeft.SearchController(space, ["accuracy", "trainable_params"])
+        >>> budget = BudgetTracker(Budget.parse("2trials"), 0.3)
+        >>> dispatcher = autopeft.Dispatcher(
+        ...     controller, budget, ConfirmationStore(Path("runs/own")), autopeft.SearchSettings()
+        ... )
+        >>> dispatcher.start()
+        >>> job = dispatcher.next_job()
+        >>> dispatcher.take(job, FailureMessage("out of memory"))  # whether the job goes on
+        False
     """
 
     def __init__(

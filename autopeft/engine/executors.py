@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from autopeft.engine.messages import Job, Message, WorkerContext
+from autopeft.utils.registry import restore
 
 
 class JobExecutor(Protocol):
@@ -23,6 +24,29 @@ class JobExecutor(Protocol):
 
     def clear(self) -> None:
         """Stop all jobs."""
+
+
+def make_executor(context: WorkerContext) -> JobExecutor:
+    """Load what trains, in a worker: the model, or the user's function.
+
+    Args:
+        context: As the driver sent it; what was registered there is registered here.
+
+    Raises:
+        AutoPeftError: if it cannot be loaded; then no job can run.
+
+    Example:
+        >>> from autopeft.engine.evaluate import EVALUATORS
+        >>> def train(candidate, *, seed, report):
+        ...     return {"accuracy": 0.9}
+        >>> settings = autopeft.SearchSettings(evaluate=EVALUATORS.text("evaluate", train))
+        >>> context = autopeft.WorkerContext(settings, None, (10, 30), ("accuracy",), "cpu")
+        >>> executor = autopeft.make_executor(context)
+        >>> executor.clear()
+    """
+    if context.carried is not None:
+        restore(context.carried)
+    return executor_class(context)(context)
 
 
 def executor_class(context: WorkerContext) -> Callable[[WorkerContext], JobExecutor]:

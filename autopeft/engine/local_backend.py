@@ -6,8 +6,9 @@ import warnings
 from collections import deque
 from collections.abc import Collection
 
+from autopeft.engine.backend import Backend
 from autopeft.engine.dispatcher import Dispatcher
-from autopeft.engine.executors import JobExecutor, executor_class
+from autopeft.engine.executors import JobExecutor, make_executor
 from autopeft.engine.job_queue import JobQueue
 from autopeft.engine.messages import FailureMessage, Job, Message, WorkerContext
 from autopeft.errors import AutoPeftError, TrainingFailure
@@ -16,14 +17,14 @@ from autopeft.utils.hardware import one_thread
 from autopeft.utils.quiet import quiet_transformers
 
 
-class LocalBackend:
+class LocalBackend(Backend):
     """Runs all jobs in this process, with the results of one Ray worker.
 
     Warnings are hidden meanwhile, as Ray hides those of its workers.
     """
 
-    def __init__(self, trials_per_worker: int = 1) -> None:
-        self._trials_per_worker = trials_per_worker
+    def __init__(self, context: WorkerContext) -> None:
+        self._context = context
 
     def __enter__(self) -> LocalBackend:
         return self
@@ -31,14 +32,15 @@ class LocalBackend:
     def __exit__(self, *error: object) -> None:
         """Stop nothing: there are no workers."""
 
-    def run(self, dispatcher: Dispatcher, context: WorkerContext) -> None:
+    def run(self, dispatcher: Dispatcher) -> None:
         """Run jobs until the dispatcher is done.
 
         Raises:
             TrainingFailure: if the model cannot be loaded, or the first job ends in an error that
                 no single candidate can cause.
         """
-        queue = JobQueue(dispatcher, self._trials_per_worker)
+        context = self._context
+        queue = JobQueue(dispatcher, context.trials_per_worker)
         groups: deque[tuple[Job, ...]] = deque()
         worker = _Worker(dispatcher, context)
         with warnings.catch_warnings(), quiet_transformers(), one_thread(context.device):
@@ -81,7 +83,7 @@ class _Worker:
         """Train to the next message of each running job."""
         try:
             if self._executor is None:
-                self._executor = executor_class(self._context)(self._context)
+                self._executor = make_executor(self._context)
                 self._executor.begin(group)
             messages = self._executor.advance()
         except AutoPeftError:

@@ -33,7 +33,16 @@ class WorkerContext:
         cache_folder: Folder of the activation cache that the workers of one machine share; the
             driver removes it. None: each worker keeps its cache in memory.
         head_params: Parameters of a new head, as priced; None: not known.
-        carried: Methods, tasks and metrics that the driver registered.
+        carried: Methods, tasks and metrics that the driver registered; `make_executor` registers
+            them in the worker.
+        trials_per_worker: Most jobs that a worker trains together.
+
+    Example:
+        >>> settings = autopeft.SearchSettings(model="gpt2", data="a.csv", workers=2)
+        >>> objectives = ("accuracy", "trainable_params")
+        >>> context = autopeft.WorkerContext(settings, None, (10, 30), objectives, "cpu")
+        >>> context.settings.workers, context.rungs[-1]
+        (2, 30)
     """
 
     settings: SearchSettings
@@ -45,6 +54,7 @@ class WorkerContext:
     cache_folder: str | None = None
     head_params: int | None = None
     carried: Carried | None = None
+    trials_per_worker: int = 1
 
 
 @dataclass(frozen=True)

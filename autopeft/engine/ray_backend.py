@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from autopeft.engine.backend import Backend
 from autopeft.engine.dispatcher import Dispatcher
 from autopeft.engine.job_queue import JobQueue
 from autopeft.engine.messages import Job, WorkerContext
@@ -168,26 +169,16 @@ def _raised(file: str | None) -> str | None:
     return next((line.strip()[:400] for line in reversed(lines) if line.strip()), None)
 
 
-@dataclass
-class RayBackend:
+class RayBackend(Backend):
     """Runs jobs on a Ray cluster, or on a small local Ray that lives as long as the search.
 
     A Ray that the caller has initialized already is used and left running.
-
-    Attributes:
-        address: Address of a cluster; None for a local Ray.
-        n_workers: Workers to use.
-        gpus_per_worker: GPU share of each.
-        trials_per_worker: Trials that a worker trains together at most.
-        object_bytes: Bytes of data that the workers share.
     """
 
-    address: str | None
-    n_workers: int
-    gpus_per_worker: float
-    trials_per_worker: int
-    object_bytes: int
-    _is_ours: bool = field(default=False, init=False)
+    def __init__(self, context: WorkerContext) -> None:
+        self._context = context
+        self._n_workers = context.settings.workers or 1
+        self._is_ours = False
 
     def __enter__(self) -> RayBackend:
         """Start or join Ray.
@@ -198,11 +189,13 @@ class RayBackend:
         self._is_ours = not ray.is_initialized()
         if not self._is_ours:
             return self
-        if self.address is None:
+        address, data = self._context.settings.ray_address, self._context.data
+        if address is None:
+            n_bytes = data.n_bytes if data is not None else 0
             ray.init(
-                num_cpus=self.n_workers,
+                num_cpus=self._n_workers,
                 include_dashboard=False,
-                object_store_memory=max(100 * 2**20, 3 * self.object_bytes),
+                object_store_memory=max(100 * 2**20, 3 * n_bytes),
                 runtime_env={"env_vars": worker_environment()},
                 log_to_driver=False,
                 logging_level=logging.ERROR,
@@ -210,11 +203,11 @@ class RayBackend:
             return self
         environment = {"env_vars": thread_environment()}
         try:
-            ray.init(address=self.address, runtime_env=environment, log_to_driver=False)
+            ray.init(address=address, runtime_env=environment, log_to_driver=False)
         except (ConnectionError, ValueError, RuntimeError) as error:
             problem = f"no Ray cluster answers ({type(error).__name__})"
             remedy = "start one with `ray start --head`, or leave it out"
-            raise SettingsError("ray_address", self.address, problem, remedy) from None
+            raise SettingsError("ray_address", address, problem, remedy) from None
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -222,7 +215,7 @@ class RayBackend:
         if self._is_ours:
             ray.shutdown()
 
-    def run(self, dispatcher: Dispatcher, context: WorkerContext) -> None:
+    def run(self, dispatcher: Dispatcher) -> None:
         """Run jobs until the dispatcher is done.
 
         Raises:
@@ -230,12 +223,13 @@ class RayBackend:
         """
         # A worker's failure is the reason of its trial; Tune would print tracebacks.
         silence("ray.tune", logging.CRITICAL)
-        searcher = _JobSearcher(dispatcher, self.n_workers, self.trials_per_worker)
+        trials_per_worker = self._context.trials_per_worker
+        searcher = _JobSearcher(dispatcher, self._n_workers, trials_per_worker)
         # A variable keeps the actor alive.
-        _stops = start_stops() if self.trials_per_worker > 1 else None
-        resources = {"cpu": 1.0, "gpu": self.gpus_per_worker}
+        _stops = start_stops() if trials_per_worker > 1 else None
+        resources = {"cpu": 1.0, "gpu": self._context.settings.gpus_per_worker or 0.0}
         with scratch_folder() as folder:
-            context = replace(context, cache_folder=str(folder))
+            context = replace(self._context, cache_folder=str(folder))
             # In a tuple: the worker fetches the context itself, not Ray before `setup`.
             worker = tune.with_parameters(AdapterTrainable, context=(ray.put(context),))
             tuner = tune.Tuner(

@@ -71,7 +71,7 @@ class FakeExecutor:
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Runs the local backend over fakes."""
-    monkeypatch.setattr(local_backend, "executor_class", lambda context: FakeExecutor)
+    monkeypatch.setattr(local_backend, "make_executor", FakeExecutor)
     FakeExecutor.made = []
 
     def run(n_jobs: int, errors: dict[int, BaseException]) -> FakeDispatcher:
@@ -81,8 +81,8 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Any:
         before = torch.get_num_threads()
         torch.set_num_threads(2)
         try:
-            with LocalBackend() as backend:
-                backend.run(cast(Dispatcher, dispatcher), context)
+            with LocalBackend(context) as backend:
+                backend.run(cast(Dispatcher, dispatcher))
         finally:
             assert torch.get_num_threads() == 2
             torch.set_num_threads(before)
