@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
     from autopeft.result import Member, SearchResult
     from autopeft.searcher.controller import Decision, SearchController
-    from autopeft.searcher.pruner import GapPruner
+    from autopeft.searcher.pruners.gap import GapPruner
+    from autopeft.searcher.pruners.registry import register_pruner
     from autopeft.searcher.samplers.optuna_adapters import AutoPeftSampler
+    from autopeft.searcher.samplers.registry import register_sampler
     from autopeft.searcher.space.space import SearchSpace
     from autopeft.settings import SearchSettings
     from autopeft.tasks.base import Evaluation, Task
@@ -56,8 +58,10 @@ _NAMES = {
     "autopeft.plan": ("AdapterPlan", "Candidate", "LayerSpec", "TrainSettings"),
     "autopeft.result": ("Member", "SearchResult"),
     "autopeft.searcher.controller": ("Decision", "SearchController"),
-    "autopeft.searcher.pruner": ("GapPruner",),
+    "autopeft.searcher.pruners.gap": ("GapPruner",),
+    "autopeft.searcher.pruners.registry": ("register_pruner",),
     "autopeft.searcher.samplers.optuna_adapters": ("AutoPeftSampler",),
+    "autopeft.searcher.samplers.registry": ("register_sampler",),
     "autopeft.searcher.space.space": ("SearchSpace",),
     "autopeft.settings": ("SearchSettings",),
     "autopeft.tasks.base": ("Evaluation", "Task"),
@@ -120,6 +124,8 @@ __all__ = [
     "register_cost",
     "register_method",
     "register_metric",
+    "register_pruner",
+    "register_sampler",
     "register_task",
     "report",
     "resume",

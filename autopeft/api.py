@@ -19,10 +19,13 @@ from autopeft.costs.price import PricedRow, PriceList
 from autopeft.engine.backend import BACKENDS, check_backend
 from autopeft.errors import SettingsError, StorageError
 from autopeft.saved_inputs import saved_inputs
+from autopeft.searcher.pruners.registry import PRUNERS
+from autopeft.searcher.samplers.registry import SAMPLERS
 from autopeft.settings import RESUMABLE, SearchSettings
 from autopeft.tasks.registry import TASKS, check_task
 from autopeft.utils.files import write_text
 from autopeft.utils.gc import frozen_gc, paused_gc
+from autopeft.utils.registry import Registry
 from autopeft.utils.serialize import read_json
 from autopeft.workspace import Workspace, read_settings
 
@@ -30,6 +33,10 @@ if TYPE_CHECKING:
     from autopeft.models.export import Exported
     from autopeft.result import SearchResult
     from autopeft.tasks.preview import Preview
+
+
+_SEARCHERS: Mapping[str, Registry[Any]] = {"pruner": PRUNERS, "sampler": SAMPLERS}
+"""Setting that may be an object of the driver alone -> its registry."""
 
 
 def search(
@@ -49,7 +56,8 @@ def search(
         **overrides: Any field of `SearchSettings`; they win over `settings`. data, validation and
             test may also be a `datasets.Dataset`, a `DatasetDict`, a pandas DataFrame or a list of
             dicts, and model a model of transformers, with its tokenizer or processor as
-            `tokenizer`; they are saved in the output folder.
+            `tokenizer`; they are saved in the output folder. task, metric, costs, evaluate, pruner
+            and sampler may be objects too.
 
     Returns:
         The result; the output folder holds it too, with the adapters.
@@ -91,7 +99,8 @@ def resume(
             on standard error.
         **overrides: budget, confirm_share, confirm_seeds, max_finalists, workers,
             gpus_per_worker, backend, trials_per_worker, ray_address or pick; what was searched
-            cannot change. Also `evaluate`, the same function again, if no module holds it.
+            cannot change. Also `evaluate`, `pruner` and `sampler`, the same objects again, if no
+            module holds them.
 
     Raises:
         UserError: if the folder holds no search, or a setting may not change.
@@ -104,12 +113,23 @@ def resume(
     workspace = Workspace(folder)
     settings = workspace.settings()
     for key, value in overrides.items():
+        # An object of a notebook or script must be given again.
         if key == "evaluate" and settings.evaluate is not None:
-            continue  # A function of a notebook or script must be given again.
+            continue
+        if key in _SEARCHERS and _SEARCHERS[key].text(key, value) == getattr(settings, key):
+            continue
         if key not in RESUMABLE:
             problem = "cannot change on resume: it defines the search"
             remedy = f"change only {', '.join(sorted(RESUMABLE))}, or start a new search"
             raise SettingsError(key, value, problem, remedy)
+    for key, parts in _SEARCHERS.items():
+        name = getattr(settings, key)
+        if ":" not in name and name not in parts:
+            problem = (
+                f"no module holds the {key} of this search, and none of that name is registered"
+            )
+            remedy = f"give it again in Python: autopeft.resume(folder, {key}=...)"
+            raise SettingsError(key, name, problem, remedy)
     merged = merge_settings(settings.to_mapping(), overrides)
     return _search(workspace, merged, callbacks, is_resumed=True, is_shown=progress)
 
@@ -144,6 +164,8 @@ def merge_settings(
     check_backend(merged.backend)
     for cost in merged.objectives:
         find_cost("objectives", cost)
+    for name, parts in _SEARCHERS.items():
+        parts.check(name, getattr(merged, name))
     return merged
 
 
@@ -174,6 +196,9 @@ def _as_text(given: dict[str, Any]) -> dict[str, Any]:
         given["evaluate"] = EVALUATORS.text("evaluate", given["evaluate"])
     if not isinstance(given.get("backend"), str | None):
         given["backend"] = BACKENDS.text("backend", given["backend"])
+    for name, parts in _SEARCHERS.items():
+        if name in given:
+            given[name] = parts.text(name, given[name])
     if isinstance(costs := given.get("objectives"), list | tuple):
         is_part = [callable(cost) or isinstance(cost, Cost) for cost in costs]
         pairs = zip(costs, is_part, strict=True)

@@ -33,6 +33,8 @@ from autopeft.profiling.end_tokens import takes_end_tokens
 from autopeft.profiling.fake_tensors import InputShape
 from autopeft.profiling.measure import price_table
 from autopeft.profiling.output_positions import n_logit_weights, read_positions
+from autopeft.searcher.pruners.registry import PRUNERS
+from autopeft.searcher.samplers.registry import SAMPLERS
 from autopeft.searcher.space.config import prompt_sizes
 from autopeft.searcher.space.space import SearchSpace
 from autopeft.settings import SearchSettings, Source
@@ -141,9 +143,9 @@ class PreparedSearch:
     def context(self) -> WorkerContext:
         """Return what the workers need."""
         model = self.settings.model
-        # What one process runs need not be picklable, nor an earlier search's function.
+        # What one process runs need not be picklable, nor what workers do not use.
         is_here = self.settings.backend == "local"
-        without = [BACKENDS.group]
+        without = [BACKENDS.group, PRUNERS.group, SAMPLERS.group]
         if self.settings.evaluate is None:
             without.append(EVALUATORS.group)
         if Path(model).exists():

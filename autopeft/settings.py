@@ -136,14 +136,14 @@ class SearchSettings:
     )
     sampler: str = _setting(
         "autopeft",
-        "How candidates are proposed: autopeft (Bayesian optimization), or tpe, nsga2, gp or "
-        "random from Optuna.",
-        choices=("autopeft", "tpe", "nsga2", "gp", "random"),
+        "How candidates are proposed: autopeft (Bayesian optimization), random, tpe, nsga2 or gp "
+        "of Optuna, a registered sampler, or one of Optuna's or yours as package.module:name.",
     )
     pruner: str = _setting(
         "gap",
         "How weak trials are stopped early: gap (compares with trials that cost no more), none, "
-        "median, asha, or the name of another Optuna pruner.",
+        "median, percentile, asha or hyperband of Optuna, a registered pruner, or one of Optuna's "
+        "or yours as package.module:name.",
     )
     warm_start: str | None = _setting(
         None, "Output folder of an earlier search on other data; its trials guide this search."

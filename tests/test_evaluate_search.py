@@ -6,11 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optuna
 import pytest
+from optuna.pruners import NopPruner
+from optuna.samplers import RandomSampler
 
 import autopeft
 from autopeft.engine.evaluate import EVALUATORS
 from autopeft.errors import SettingsError
+from autopeft.searcher.pruners.registry import PRUNERS
+from autopeft.searcher.samplers.registry import SAMPLERS
 
 SEARCH: dict[str, Any] = {"steps": 27, "rungs": 2, "budget": "14trials", "max_finalists": 2}
 SETTINGS: dict[str, Any] = {**SEARCH, "metric": "accuracy", "backend": "local"}
@@ -57,21 +62,47 @@ def test_a_function_gets_a_whole_search(tiny_model: Path, tmp_path: Path) -> Non
     assert (tmp_path / "run" / "report.html").exists()
 
 
-def test_it_is_resumed_with_the_function_given_again(tiny_model: Path, tmp_path: Path) -> None:
+def test_it_is_resumed_with_the_same_objects_given_again(tiny_model: Path, tmp_path: Path) -> None:
     calls = []
 
     def local(candidate: Any, *, seed: int, report: Any) -> Any:
         calls.append(seed)
         return evaluate(candidate, seed=seed, report=report)
 
-    settings = {**SETTINGS, "budget": "8trials"}
+    class Unsure(NopPruner):
+        """Asked at each rung; cannot be pickled, which no worker needs."""
+
+        def __reduce__(self) -> Any:
+            raise TypeError("stays here")
+
+        def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
+            asked.append(trial.number)
+            return False
+
+    asked: list[int] = []
+    parts: dict[str, Any] = {
+        "pruner": Unsure(),
+        "sampler": lambda problem: RandomSampler(seed=problem.seed),
+    }
+    settings = {**SETTINGS, **parts, "budget": "8trials", "steps": 90}
     autopeft.search(model=str(tiny_model), evaluate=local, output=tmp_path / "run", **settings)
     before = len(calls)
-    # As in another process, which knows no `local`.
-    EVALUATORS.text("evaluate", lambda candidate, *, seed, report: {})
+    assert {*asked} == {*range(8)}
+    # As in another process, which knows none of them.
+    for registry in (EVALUATORS, PRUNERS, SAMPLERS):
+        for name in registry._given:
+            registry._items.pop(name)
+    folder, wanted = tmp_path / "run", r"autopeft.resume\(folder, {}=\.\.\.\)"
+    with pytest.raises(SettingsError, match=wanted.format("pruner")):
+        autopeft.resume(folder, budget="11trials")
+    with pytest.raises(SettingsError, match="pruner='gap': cannot change on resume"):
+        autopeft.resume(folder, pruner="gap")
+    with pytest.raises(SettingsError, match=wanted.format("sampler")):
+        autopeft.resume(folder, pruner=Unsure())
     with pytest.raises(SettingsError, match=r"autopeft.resume\(folder, evaluate=function\)"):
-        autopeft.resume(tmp_path / "run", budget="11trials")
-    result = autopeft.resume(tmp_path / "run", budget="11trials", evaluate=local)
+        autopeft.resume(folder, budget="11trials", **parts)
+    result = autopeft.resume(folder, budget="11trials", evaluate=local, **parts)
+    assert 10 in asked
     assert sum(result.view.trials.values()) == 11
     assert len(calls) > before
 
@@ -120,6 +151,10 @@ def test_a_smaller_metric_can_be_better(tiny_model: Path, tmp_path: Path) -> Non
         ({"trials_per_worker": 2}, "trials_per_worker=2: has no effect beside evaluate"),
         ({"evaluate": "nowhere:train"}, "the module nowhere cannot be imported"),
         ({"evaluate": 3}, "must be a function of a candidate"),
+        ({"sampler": "tpo"}, "no such sampler; did you mean 'tpe'"),
+        ({"pruner": "nowhere:Pruner"}, "the module nowhere cannot be imported"),
+        ({"pruner": 3}, "must be a pruner of Optuna, its class, or a function"),
+        ({"sampler": "optuna.samplers:GridSampler"}, "cannot be made (TypeError"),
     ],
 )
 def test_a_mistake_is_told_before_anything_is_written(

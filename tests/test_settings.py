@@ -26,7 +26,6 @@ def test_mapping_and_back() -> None:
         ("objectives", ["latency_ms", "latency_ms"], "each once"),
         ("confirm_share", 1.0, "0 to 0.9"),
         ("eta", 1, "eta >= 2"),
-        ("sampler", "magic", "autopeft"),
         ("audit_share", -0.1, "0 to 1"),
         ("audit_share", float("nan"), "0 to 1"),
         ("activation_cache_gb", float("nan"), "activation_cache_gb >= 0"),

@@ -26,8 +26,9 @@ from autopeft.costs.constraints import Constraint, parse_constraints
 from autopeft.costs.objectives import Objective, Pricer, objective, with_costs
 from autopeft.errors import SettingsError
 from autopeft.plan import Candidate
-from autopeft.searcher.pruner import make_pruner
+from autopeft.searcher.pruners.registry import Rungs, make_pruner
 from autopeft.searcher.samplers.optuna_adapters import OptunaAdapter, make_sampler
+from autopeft.searcher.samplers.registry import Problem
 from autopeft.searcher.samplers.warm_start import WarmStart, WarmStartTrial
 from autopeft.searcher.space import initial_design
 from autopeft.searcher.space.encoding import Point
@@ -55,8 +56,10 @@ class SearchController:
     Args:
         space: What may be proposed.
         objectives: Names or `Objective`s, quality first, then the costs to trade against it.
-        sampler: "autopeft", "tpe", "nsga2", "gp", "random", or an Optuna sampler.
-        pruner: "gap", "none", "median", "asha", ..., or an Optuna pruner.
+        sampler: "autopeft", "tpe", "nsga2", "gp", "random", a sampler of Optuna, or one of your own
+            (see `register_sampler`).
+        pruner: "gap", "none", "median", "asha", ..., a pruner of Optuna, or one of your own (see
+            `register_pruner`).
         seed: Random seed.
         storage: None (memory), an SQLAlchemy URL, or a path ending in .db or .log.
         prices: Prices candidates; None for prices computed from the space's topology.
@@ -131,14 +134,14 @@ class SearchController:
         self._earlier_front = known.front
         steps = space.base.steps
         self._sampler = make_sampler(
-            sampler, space, self.objectives, self.prices, self.constraints, seed, known
+            sampler, Problem(space, self.objectives, self.prices, self.constraints, seed, known)
         )
         self._store = StudyStore(
             storage,
             study_name,
             self.objectives,
             OptunaAdapter(space, self.objectives, self.prices, self._sampler),
-            make_pruner(pruner, eta=eta, first_rung=round(steps / eta**2), last_rung=steps),
+            make_pruner(pruner, Rungs(max(1, round(steps / eta**2)), steps, eta)),
             resume=resume,
         )
         self._lock = threading.RLock()

@@ -36,7 +36,7 @@ from autopeft.costs.price import Price
 from autopeft.errors import StorageError
 from autopeft.plan import Candidate, TrainSettings
 from autopeft.plan_text import read_plan, write_plan
-from autopeft.searcher.pruner import PRICE_KEY, TRAIN_KEY, GapPruner
+from autopeft.searcher.pruners.gap import PRICE_KEY, TRAIN_KEY, GapPruner
 from autopeft.trial import State, Trial, facts
 from autopeft.utils.quiet import ignored, silence
 from autopeft.utils.serialize import from_plain, to_plain
@@ -48,7 +48,7 @@ _CONSTRAINT = "constraints:pruned"
 """System attribute behind `Trial.set_constraint("pruned", ...)`."""
 
 PLAN_KEY, ORIGIN_KEY, REASON_KEY, MEASURED_KEY = "plan", "origin", "reason", "measured"
-"""User attributes of a trial, beside its costs and train settings (`searcher/pruner.py`)."""
+"""User attributes of a trial, beside its costs and train settings (`searcher/pruners/gap.py`)."""
 
 AUDIT_KEY = "audited_at"
 """User attribute: the step at which a trial would have been stopped but continued."""

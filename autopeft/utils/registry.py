@@ -153,6 +153,15 @@ class Registry(Mapping[str, T], Generic[T]):
             raise self._error(field, value, f"no such {self.kind}", nearest(value, names))
         return self._load(field, value)
 
+    def check(self, field: str, value: str) -> None:
+        """Check that a setting's text stands for a part; a registered one is not imported yet.
+
+        Raises:
+            UserError: if there is no such part, or it cannot be imported.
+        """
+        if value not in self:
+            self.resolve(field, value)
+
     def text(self, field: str, value: Any) -> str:
         """Return the text by which settings name a part that may be given as an object.
 
@@ -167,7 +176,7 @@ class Registry(Mapping[str, T], Generic[T]):
         found = spelling(value)
         if found is not None:
             return found
-        name = (_own_name(part) or self.kind).strip("<>")
+        name = (_own_name(part) or type(part).__name__).strip("<>")
         # A notebook's cell may be run again.
         for given in {name} & self._given if self._keeps_given else self._given:
             self._items.pop(given, None)

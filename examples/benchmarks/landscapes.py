@@ -35,7 +35,7 @@ from rich.table import Table
 
 from autopeft import SearchController
 from autopeft.plan import Candidate
-from autopeft.searcher.samplers.optuna_adapters import SAMPLERS
+from autopeft.searcher.samplers.registry import SAMPLERS
 from autopeft.searcher.space.space import SearchSpace
 from autopeft.searcher.study import distribution
 

@@ -33,7 +33,7 @@ from autopeft import SearchController
 from autopeft.costs import Price, Topology
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
 from autopeft.searcher.controller import Decision, Trial
-from autopeft.searcher.pruner import GapPruner
+from autopeft.searcher.pruners.gap import GapPruner
 from autopeft.searcher.space.space import SearchSpace
 
 _RULES = ("none", "median", "asha", "halving", "gap")

@@ -15,7 +15,7 @@ from autopeft.costs.objectives import Objective, objective
 from autopeft.costs.price import Price
 from autopeft.errors import StorageError
 from autopeft.plan import AdapterPlan, Candidate, TrainSettings
-from autopeft.searcher.pruner import GapPruner
+from autopeft.searcher.pruners.gap import GapPruner
 from autopeft.searcher.study import StudyStore, distribution, open_storage
 from autopeft.trial import Trial
 

@@ -7,11 +7,9 @@ from typing import Protocol
 
 import numpy as np
 
-from autopeft.costs.constraints import Constraint
-from autopeft.costs.objectives import Objective, Pricer
 from autopeft.searcher.samplers.observations import History
+from autopeft.searcher.samplers.registry import Problem
 from autopeft.searcher.space.encoding import Point
-from autopeft.searcher.space.space import SearchSpace
 from autopeft.trial import Trial
 
 
@@ -38,31 +36,20 @@ class StratifiedSampler:
     """Samples random points, uniform on a log scale of trainable parameters.
 
     Args:
-        space: The search space.
-        objectives: Quality first.
-        pricer: Prices candidates.
-        constraints: Limits on prices.
-        seed: Random seed.
+        problem: What to propose points for.
 
     Attributes:
         history: The trials seen so far.
     """
 
-    def __init__(
-        self,
-        space: SearchSpace,
-        objectives: Sequence[Objective],
-        pricer: Pricer,
-        constraints: Sequence[Constraint] = (),
-        seed: int = 0,
-    ) -> None:
-        self.space = space
-        self.objectives = tuple(objectives)
-        self.pricer = pricer
-        self.constraints = tuple(constraints)
-        self.rng = np.random.default_rng(seed)
+    def __init__(self, problem: Problem) -> None:
+        self.space = problem.space
+        self.objectives = problem.objectives
+        self.prices = problem.prices
+        self.constraints = problem.constraints
+        self.rng = np.random.default_rng(problem.seed)
         self.origin = "search"
-        self.history = History(space, self.objectives[0])
+        self.history = History(self.space, self.objectives[0])
 
     def propose(self, trials: Sequence[Trial]) -> Point:
         """Return a point that is not among the trials, unless the space seems exhausted."""
@@ -87,7 +74,7 @@ class StratifiedSampler:
         """Return whether the price of a point meets the constraints."""
         if not self.constraints:
             return True
-        price = self.pricer.price(self.space.encoder.to_candidate(point))
+        price = self.prices.price(self.space.encoder.to_candidate(point))
         return all(limit.allows(price) for limit in self.constraints)
 
     def log_cost_range(self) -> tuple[float, float]:

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from autopeft.costs.constraints import Constraint
-from autopeft.costs.objectives import Objective, Pricer
 from autopeft.searcher.samplers.base import StratifiedSampler
 from autopeft.searcher.samplers.cost_model import CostModel
 from autopeft.searcher.samplers.ehvi import (
@@ -18,9 +16,9 @@ from autopeft.searcher.samplers.ehvi import (
 )
 from autopeft.searcher.samplers.gp import Embedding, Features, GaussianProcess
 from autopeft.searcher.samplers.observations import Observations
+from autopeft.searcher.samplers.registry import Problem
 from autopeft.searcher.samplers.warm_start import WarmStart
 from autopeft.searcher.space.encoding import Point
-from autopeft.searcher.space.space import SearchSpace
 from autopeft.trial import Trial
 from autopeft.utils.pareto import non_dominated
 
@@ -58,23 +56,14 @@ class BayesianSampler(StratifiedSampler):
     """Maximizes the expected hypervolume improvement over mutations, crossovers and random points.
 
     Args:
-        space, objectives, pricer, constraints, seed: See `StratifiedSampler`.
-        warm_start: Trials of an earlier search on other data.
+        problem: What to propose points for.
     """
 
-    def __init__(
-        self,
-        space: SearchSpace,
-        objectives: Sequence[Objective],
-        pricer: Pricer,
-        constraints: Sequence[Constraint] = (),
-        seed: int = 0,
-        warm_start: WarmStart | None = None,
-    ) -> None:
-        super().__init__(space, objectives, pricer, constraints, seed)
-        self.warm_start = warm_start or WarmStart()
-        self.costs = CostModel(space, objectives, pricer)
-        self._embedding = Embedding(space.grid, self.log_cost_range())
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem)
+        self.warm_start = problem.warm_start or WarmStart()
+        self.costs = CostModel(self.space, self.objectives, self.prices)
+        self._embedding = Embedding(self.space.grid, self.log_cost_range())
         self.model = GaussianProcess(self._embedding)
         self._earlier_model = GaussianProcess(self._embedding)
         if len(self.warm_start):

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler
+from optuna.samplers import BaseSampler, NSGAIISampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from autopeft.costs import Price, PriceTable
 from autopeft.costs.constraints import Constraint
 from autopeft.costs.objectives import Objective, Pricer
 from autopeft.errors import SettingsError, SpaceError
-from autopeft.searcher.pruner import PRICE_KEY
+from autopeft.searcher.pruners.gap import PRICE_KEY
 from autopeft.searcher.samplers.base import Sampler, StratifiedSampler
 from autopeft.searcher.samplers.bayesian import BayesianSampler
 from autopeft.searcher.samplers.budget_first import BudgetFirstEncoding, PlainEncoding
+from autopeft.searcher.samplers.registry import KINDS, SAMPLERS, Problem, is_sampler
 from autopeft.searcher.samplers.warm_start import WarmStart
 from autopeft.searcher.space.encoding import Point, PointKey
 from autopeft.searcher.space.space import SearchSpace
 from autopeft.searcher.study import PLAN_KEY, STATES, distribution, read_trial
 from autopeft.trial import Trial
-from autopeft.utils.serialize import nearest, to_plain
+from autopeft.utils.formatting import one_line
+from autopeft.utils.registry import describe
+from autopeft.utils.serialize import to_plain
 
 _MAX_REPEATS = 30
 """Known points that an Optuna sampler may propose in a row before the fallback is used."""
@@ -127,8 +131,8 @@ class AutoPeftSampler(OptunaAdapter):
         warm_start: WarmStart | None = None,
     ) -> None:
         pricer = prices or PriceTable.from_topology(space.topology, prompt_sizes=space.prompt_sizes)
-        sampler = BayesianSampler(space, objectives, pricer, constraints, seed, warm_start)
-        super().__init__(space, objectives, pricer, sampler)
+        problem = Problem(space, tuple(objectives), pricer, tuple(constraints), seed, warm_start)
+        super().__init__(space, objectives, pricer, BayesianSampler(problem))
 
 
 class WrappedSampler:
@@ -226,44 +230,61 @@ class WrappedSampler:
         return [trial.values[objective.name] for objective in self._objectives]
 
 
-SAMPLERS: tuple[str, ...] = ("autopeft", "tpe", "nsga2", "gp", "random")
-"""Names of samplers."""
+def tpe(problem: Problem) -> WrappedSampler:
+    """Return Optuna's TPE on the total cost and the shares of it."""
+    fallback = StratifiedSampler(problem)
+    head, log_range = problem.space.topology.head_params, fallback.log_cost_range()
+    encoding = BudgetFirstEncoding(problem.space.encoder, head, log_range)
+    return WrappedSampler(encoding, TPESampler(seed=problem.seed), fallback)
 
 
-def make_sampler(
-    name: str | BaseSampler,
-    space: SearchSpace,
-    objectives: Sequence[Objective],
-    prices: Pricer,
-    constraints: Sequence[Constraint] = (),
-    seed: int = 0,
-    warm_start: WarmStart | None = None,
-) -> Sampler:
-    """Return the sampler of that name; the other arguments are those of `BayesianSampler`.
+def nsga2(problem: Problem) -> BaseSampler:
+    """Return Optuna's NSGA-II."""
+    return NSGAIISampler(population_size=20, seed=problem.seed)
 
-    The name may also be an `AutoPeftSampler`, or any sampler of Optuna's, which then works on the
-    plain parameters.
+
+def gp(problem: Problem) -> BaseSampler:
+    """Return Optuna's Gaussian process."""
+    # It imports torch, here and nowhere else in the searcher.
+    return optuna.samplers.GPSampler(seed=problem.seed)
+
+
+def make_sampler(value: Any, problem: Problem) -> Sampler:
+    """Return the sampler that a setting's value stands for.
+
+    Args:
+        value: A name, `package.module:name`, or whatever can be registered.
+        problem: What it proposes points for.
 
     Raises:
-        SettingsError: if there is no such sampler.
+        SettingsError: if there is no such sampler, or it cannot be made.
     """
-    if isinstance(name, OptunaAdapter):
-        return name.sampler
-    if name == "autopeft":
-        return BayesianSampler(space, objectives, prices, constraints, seed, warm_start)
-    fallback = StratifiedSampler(space, objectives, prices, constraints, seed)
-    if name == "random":
-        return fallback
-    encoding = PlainEncoding(space.encoder)
-    if name == "tpe":
-        head, log_range = space.topology.head_params, fallback.log_cost_range()
-        encoding = BudgetFirstEncoding(space.encoder, head, log_range)
-        name = optuna.samplers.TPESampler(seed=seed)
-    elif name == "nsga2":
-        name = optuna.samplers.NSGAIISampler(population_size=20, seed=seed)
-    elif name == "gp":
-        # Optuna's GP imports torch, here and nowhere else in the searcher.
-        name = optuna.samplers.GPSampler(seed=seed)
-    if not isinstance(name, BaseSampler):
-        raise SettingsError("sampler", name, "no such sampler", nearest(str(name), SAMPLERS))
-    return WrappedSampler(encoding, name, fallback)
+    made = SAMPLERS.resolve("sampler", value)
+    shown = value if isinstance(value, str) else describe(value)
+    if isinstance(made, type) or not is_sampler(made):
+        try:
+            made = _made(made, problem)
+        except Exception as error:
+            reason, remedy = f"cannot be made ({one_line(error)})", f"give {KINDS}"
+            raise SettingsError("sampler", shown, reason, remedy) from error
+    if isinstance(made, OptunaAdapter):
+        return made.sampler
+    if isinstance(made, BaseSampler):
+        encoding = PlainEncoding(problem.space.encoder)
+        return WrappedSampler(encoding, made, StratifiedSampler(problem))
+    for name in ("origin", "propose", "propose_baseline"):
+        if not hasattr(made, name):
+            reason = f"{describe(made)} has no {name}"
+            remedy = "give it the members of autopeft.searcher.samplers.base.Sampler"
+            raise SettingsError("sampler", shown, reason, remedy)
+    sampler: Sampler = made
+    return sampler
+
+
+def _made(part: Any, problem: Problem) -> Any:
+    """Call what makes a sampler: Optuna's classes know no problem."""
+    if not (isinstance(part, type) and issubclass(part, BaseSampler)):
+        return part(problem)
+    takes_seed = "seed" in inspect.signature(part).parameters
+    make: Any = part
+    return make(seed=problem.seed) if takes_seed else make()

@@ -22,6 +22,7 @@ from autopeft.searcher.samplers.cost_model import CostModel
 from autopeft.searcher.samplers.gp import Embedding, Features, GaussianProcess
 from autopeft.searcher.samplers.observations import History, Observations
 from autopeft.searcher.samplers.optuna_adapters import AutoPeftSampler
+from autopeft.searcher.samplers.registry import Problem
 from autopeft.searcher.space.encoding import Point
 from autopeft.searcher.space.space import SearchSpace
 from autopeft.trial import State, Trial
@@ -94,13 +95,17 @@ def grow(proposer: Any, n: int) -> list[Trial]:
 
 
 def test_it_finds_a_larger_front_than_random_points_of_twice_as_many_trials() -> None:
-    gain = [volume(grow(BayesianSampler(SPACE, TWO, PRICES, seed=s), 30)) for s in range(2)]
-    random = [volume(grow(StratifiedSampler(SPACE, TWO, PRICES, seed=s), 60)) for s in range(2)]
+    gain = [
+        volume(grow(BayesianSampler(Problem(SPACE, TWO, PRICES, seed=s)), 30)) for s in range(2)
+    ]
+    random = [
+        volume(grow(StratifiedSampler(Problem(SPACE, TWO, PRICES, seed=s)), 60)) for s in range(2)
+    ]
     assert np.mean(gain) > np.mean(random)
 
 
 def test_it_never_proposes_a_point_twice_even_while_trials_run() -> None:
-    proposer = BayesianSampler(SPACE, TWO, PRICES, seed=0)
+    proposer = BayesianSampler(Problem(SPACE, TWO, PRICES, seed=0))
     rows = history(16)
     keys = {point_of(s).key for s in rows}
     for _ in range(12):
@@ -111,7 +116,7 @@ def test_it_never_proposes_a_point_twice_even_while_trials_run() -> None:
 
 
 def test_running_trials_push_the_next_proposals_apart_in_cost() -> None:
-    proposer = BayesianSampler(SPACE, TWO, PRICES, seed=1)
+    proposer = BayesianSampler(Problem(SPACE, TWO, PRICES, seed=1))
     rows = history(24)
     logs = []
     for _ in range(5):
@@ -122,7 +127,7 @@ def test_running_trials_push_the_next_proposals_apart_in_cost() -> None:
 
 
 def test_the_design_covers_costs_and_methods() -> None:
-    proposer = BayesianSampler(SPACE, TWO, PRICES, seed=0)
+    proposer = BayesianSampler(Problem(SPACE, TWO, PRICES, seed=0))
     rows = grow(proposer, N_INITIAL)
     low, high = (math.log(c) for c in SPACE.cost_range())
     places = [(math.log(s.costs.trainable_params) - low) / (high - low) for s in rows]
@@ -150,7 +155,7 @@ def test_any_objectives_work(names: list[str]) -> None:
         values = {"train_seconds": trial.costs.train_flops / 1e9, "latency_ms": 3.0}
         values |= to_plain(trial.costs) | {names[0]: score}
         rows.append(replace(trial, values={name: values[name] for name in names}))
-    proposer = BayesianSampler(SPACE, objectives, PRICES, seed=0)
+    proposer = BayesianSampler(Problem(SPACE, tuple(objectives), PRICES, seed=0))
     for _ in range(3):
         point = proposer.propose(rows)
         assert point.options.any()
@@ -169,7 +174,7 @@ def test_constraints_bound_the_proposals() -> None:
                     text,
                 ),
             )
-        proposer = BayesianSampler(SPACE, TWO, PRICES, limits, seed=0)
+        proposer = BayesianSampler(Problem(SPACE, TWO, PRICES, tuple(limits), seed=0))
         rows = [s for s in history(60) if proposer.is_allowed(point_of(s))]
         for _ in range(4):
             point = proposer.propose(rows)
@@ -258,7 +263,7 @@ def test_the_surrogate_predicts_and_knows_where_it_cannot() -> None:
 
 def test_equal_values_do_not_upset_the_surrogate() -> None:
     rows = [replace(t, values={**t.values, "accuracy": 0.5}) for t in history(20)]
-    assert BayesianSampler(SPACE, TWO, PRICES, seed=0).propose(rows).options.any()
+    assert BayesianSampler(Problem(SPACE, TWO, PRICES, seed=0)).propose(rows).options.any()
 
 
 def test_the_sampler_works_in_an_ordinary_optuna_study() -> None:

@@ -1,4 +1,4 @@
-"""Tests of the pruners."""
+"""GapPruner: who is stopped, and who never is."""
 
 from __future__ import annotations
 
@@ -13,13 +13,7 @@ from hypothesis import strategies as st
 from optuna.trial import TrialState, create_trial
 
 from autopeft.errors import SettingsError
-from autopeft.searcher.pruner import (
-    PRUNERS,
-    GapPruner,
-    RungTable,
-    SingleObjectivePruner,
-    make_pruner,
-)
+from autopeft.searcher.pruners.gap import GapPruner
 
 Row = tuple[Sequence[float], Sequence[float]]
 
@@ -146,83 +140,6 @@ def test_costs_known_only_after_training_are_replaced_by_priced_ones() -> None:
     assert [pruner.prune(study, t) for t in study.get_trials()] == [False, True]
 
 
-@settings(deadline=None, max_examples=100)
-@given(st.integers(0, 10_000), st.integers(0, 3), st.integers(1, 150))
-def test_a_table_that_grows_report_by_report_holds_the_gaps(
-    seed: int, n_costs: int, n: int
-) -> None:
-    rng = np.random.default_rng(seed)
-    costs = rng.integers(0, 5, (n, n_costs)).astype(float)
-    scores = rng.integers(0, 9, n).astype(float)
-    table = RungTable(n_costs)
-    for number in range(n):
-        table.add(number, costs[number])
-        for reporting in {number, int(rng.integers(number + 1))} if number % 2 else ():
-            table.report(reporting, 3, scores[reporting])
-    table.add(1 % n, costs[1 % n] + 1.0)  # a price that changes
-    costs[1 % n] += 1.0
-    for number in rng.permutation(n):
-        table.report(int(number), 3, scores[number])
-    expected = []
-    for number in range(n):
-        is_peer = (costs <= costs[number]).all(axis=1) & (np.arange(n) != number)
-        expected.append(scores[is_peer].max(initial=-np.inf) - scores[number])
-    assert table.gaps_at(3, np.arange(n)).tolist() == expected
-
-
-@pytest.mark.parametrize("name", [name for name in PRUNERS if name not in ("gap", "none")])
-def test_optunas_own_pruners_work_on_several_directions(name: str) -> None:
-    study = optuna.create_study(directions=["maximize", "minimize"])
-    pruner = make_pruner(name, first_rung=1, last_rung=9)
-    assert isinstance(pruner, SingleObjectivePruner)
-    decisions = []
-    for number in range(60):
-        quality = 0.9 if number % 2 else 0.0
-        study.add_trial(create_trial(state=TrialState.RUNNING))
-        for step in (1, 3, 9):
-            trial = study.get_trials(deepcopy=False)[number]
-            study._storage.set_trial_intermediate_value(
-                trial._trial_id, step, quality + number / 1e3
-            )
-            trial = study.get_trials(deepcopy=False)[number]
-            if pruner.prune(study, trial):
-                decisions.append(quality)
-                study.tell(number, state=TrialState.PRUNED)
-                break
-        else:
-            study.tell(number, [quality, 1.0])
-    assert 0.0 in decisions
-
-
-def test_optunas_pruners_read_an_ended_trial_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    study = optuna.create_study(directions=["maximize", "minimize"])
-    pruner = make_pruner("median")
-    n_reads = []
-
-    class Counted(list[Any]):
-        def __getitem__(self, index: Any) -> Any:
-            n_reads.append(index)
-            return super().__getitem__(index)
-
-        def __iter__(self) -> Any:
-            n_reads.extend(range(len(self)))
-            return super().__iter__()
-
-    usual = study.get_trials
-    for number in range(40):
-        study.add_trial(create_trial(state=TrialState.RUNNING, intermediate_values={1: 0.5}))
-        trial = usual(deepcopy=False)[number]
-        with monkeypatch.context() as patch:
-            patch.setattr(study, "get_trials", lambda **options: Counted(usual(**options)))
-            n_reads.clear()
-            pruner.prune(study, trial)
-        assert len(n_reads) < 8, number
-        study.tell(number, [0.5, 1.0])
-
-
-def test_names_are_checked() -> None:
-    assert not make_pruner("none").prune(study_of([]), create_trial(state=TrialState.RUNNING))
-    with pytest.raises(SettingsError, match="did you mean 'median'"):
-        make_pruner("medain")
+def test_eta_is_checked() -> None:
     with pytest.raises(SettingsError, match="eta"):
         GapPruner(1.0)

@@ -1,0 +1,144 @@
+"""The gaps of trials at rungs: what the gap pruner decides by. Free of Optuna and Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+_MAX_GAPS = 512
+"""Number of gaps that a trial is compared with at most."""
+
+_WORST = -1e300
+"""Replaces a score that is not finite, such that differences stay finite."""
+
+
+class RungTable:
+    """Costs and scores of all trials, and each trial's gap at each rung, updated incrementally.
+
+    Args:
+        n_costs: Number of costs; 0 if all trials cost the same.
+    """
+
+    def __init__(self, n_costs: int) -> None:
+        self._n = 0
+        self._costs = np.zeros((0, n_costs))
+        self._first = np.zeros(0)  # step of the first report, inf without one
+        self._scores: dict[int, Array] = {}  # by step, NaN without a report
+        self._best: dict[int, Array] = {}  # by step, best score of others that cost no more
+
+    def __len__(self) -> int:
+        return self._n
+
+    def add(self, number: int, costs: Sequence[float]) -> None:
+        """Add the trial of the next number, or change a trial's costs; NaN counts as infinite."""
+        row = np.nan_to_num(np.array(costs, dtype=float), nan=np.inf)
+        if number >= len(self._first):
+            self._grow(number + 1)
+        if number >= self._n:
+            self._n = number + 1
+            self._costs[number] = row
+        elif (self._costs[number] != row).any():
+            self._costs[number] = row
+            if np.isfinite(self._first[number]):
+                for step, scores in self._scores.items():
+                    self._best[step] = _best_of_cheaper(scores, self._costs)
+
+    def _grow(self, n: int) -> None:
+        extra = max(n, 64)
+        self._costs = np.vstack([self._costs, np.zeros((extra, self._costs.shape[1]))])
+        self._first = np.append(self._first, np.full(extra, np.inf))
+        for table, fill in ((self._scores, np.nan), (self._best, -np.inf)):
+            for step in table:
+                table[step] = np.append(table[step], np.full(extra, fill))
+
+    def report(self, number: int, step: int, score: float) -> None:
+        """Add a trial's score, larger is better; a second one at the same step is ignored."""
+        if step not in self._scores:
+            self._scores[step] = np.full(len(self._first), np.nan)
+            self._best[step] = np.full(len(self._first), -np.inf)
+        scores, best = self._scores[step], self._best[step]
+        if not np.isnan(scores[number]):
+            return
+        score = score if np.isfinite(score) else _WORST
+        mine = self._costs[number]
+        costs_more = (self._costs >= mine).all(axis=1)
+        best[costs_more] = np.maximum(best[costs_more], score)
+        is_cheaper = (self._costs <= mine).all(axis=1) & ~np.isnan(scores)
+        best[number] = scores[is_cheaper].max(initial=-np.inf)
+        scores[number] = score
+        self._first[number] = min(self._first[number], step)
+
+    def gaps_at(self, step: int, numbers: NDArray[np.int64]) -> Array:
+        """Return the gaps of trials that reported at a step, shape (len(numbers),)."""
+        gaps: Array = self._best[step][numbers] - self._scores[step][numbers]
+        return gaps
+
+    def gap_to_stop(self, number: int, last_step: float, eta: float, min_peers: int) -> float:
+        """Return the gap for which a trial should stop, or 0.0 if it should continue.
+
+        Rungs after `last_step`, or with fewer trials than `min_peers`, never stop a trial.
+        """
+        steps = [s for s in sorted(self._scores, reverse=True) if self._scores[s][number] > -np.inf]
+        if not steps or not self._is_beaten(number, steps):
+            return 0.0
+        for step in steps:
+            if step > last_step:
+                continue
+            scores = self._scores[step][: self._n]
+            others = np.flatnonzero(~np.isnan(scores))
+            rows = np.append(number, others[others != number])
+            if len(rows) < min_peers:
+                continue
+            scores, gaps = scores[rows], self.gaps_at(step, rows)
+            n_started = int((self._first[: self._n] <= step).sum())
+            is_first = step == self._first[number]
+            if gaps[0] > 0 and not passes(scores, gaps, n_started, eta, is_first=is_first):
+                return float(gaps[0])
+        return 0.0
+
+    def _is_beaten(self, number: int, steps: Sequence[int]) -> bool:
+        """Return whether a trial that costs no more is better at the last rung both reached."""
+        left = (self._costs <= self._costs[number]).all(axis=1)
+        left[number] = False
+        for step in steps:
+            scores = self._scores[step]
+            if (scores[left] > scores[number]).any():
+                return True
+            left &= np.isnan(scores)
+        return False
+
+
+def passes(scores: Array, gaps: Array, n_started: int, eta: float, *, is_first: bool) -> bool:
+    """Return whether the first of some trials at a rung passes it.
+
+    Args:
+        scores: Shape (n,), larger is better; of the trial itself, then of the others.
+        gaps: Their gaps, shape (n,); see `GapPruner`.
+        n_started: Number of trials that have reported at this rung or an earlier one.
+        eta: Ratio between rungs.
+        is_first: Whether this is the trial's first rung.
+    """
+    # Of many gaps an even sample is used.
+    rows = np.unique(np.linspace(0, len(gaps) - 1, _MAX_GAPS).astype(int))
+    compared = gaps[rows] if len(gaps) > _MAX_GAPS else gaps
+    n_better = float((compared < gaps[0]).mean()) * len(gaps)
+    few = n_started / eta**2
+    if not is_first:
+        return n_better < few + 1.0
+    # Of no more than eta trials the second best is meaningless.
+    n_top = max(few, 2.0) if n_started > eta else 0.0
+    return n_better < n_started / eta or int((scores > scores[0]).sum()) < n_top
+
+
+def _best_of_cheaper(scores: Array, costs: Array) -> Array:
+    """Return the best score among the others that cost no more, from scratch; -inf without any."""
+    best = np.full(len(scores), -np.inf)
+    for number in np.flatnonzero(~np.isnan(scores)):
+        costs_more = (costs >= costs[number]).all(axis=1)
+        costs_more[number] = False
+        best[costs_more] = np.maximum(best[costs_more], scores[number])
+    return best
