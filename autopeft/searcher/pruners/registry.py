@@ -84,11 +84,11 @@ def register_pruner(name: Any, pruner: Any = None) -> Any:
     Example:
         >>> import optuna
         >>> @autopeft.register_pruner
-        ... def patient(rungs):
-        ...     return optuna.pruners.PatientPruner(optuna.pruners.MedianPruner(), patience=2)
+        ... def late_median(rungs):
+        ...     return optuna.pruners.MedianPruner(n_warmup_steps=rungs.last // 4)
         >>> topology = autopeft.Topology(2, {"attn.q": (64, 64), "attn.v": (64, 64)})
         >>> space = autopeft.SearchSpace.from_source({"methods": ["lora"]}, topology)
-        >>> controller = autopeft.SearchController(space, ["accuracy"], pruner="patient")
+        >>> controller = autopeft.SearchController(space, ["accuracy"], pruner="late_median")
     """
     return PRUNERS.door(name, pruner)
 
