@@ -70,10 +70,11 @@ def trial_line(trial: Trial, quality: Objective) -> str:
     value = trial.values.get(quality.name)
     score = "" if value is None else f" {quality.name} {value:.4f}"
     why = f" ({trial.reason})" if trial.state == "failed" else ""
+    rate = f"rate {trial.train.learning_rate:.2g}, " if trial.costs.trainable_params else ""
     return (
         f"trial {trial.number:>3} {trial.state}{score}, "
         f"{human_count(trial.costs.trainable_params)} params, "
-        f"rate {trial.train.learning_rate:.2g}, {plan_summary(trial.plan)}{why}"
+        f"{rate}{plan_summary(trial.plan)}{why}"
     )
 
 

@@ -45,6 +45,7 @@ def test_a_function_gets_a_whole_search(tiny_model: Path, tmp_path: Path) -> Non
     )
     trials = autopeft.SearchResult.read(tmp_path / "run").view.trials
     assert trials["failed"] == 0
+    assert not any("reported nothing" in warning for warning in result.view.warnings)
     assert sum(trials.values()) == 14
     assert len(repr(result)) < 600
     frame = result.to_pandas()
@@ -134,12 +135,14 @@ def test_a_smaller_metric_can_be_better(tiny_model: Path, tmp_path: Path) -> Non
     def plain(candidate: Any, *, seed: int, report: Any) -> Any:
         return {"surprise": 1.0 - quality(candidate)}
 
-    settings = {**SETTINGS, "metric": "surprise", "direction": "minimize"}
+    settings = {**SETTINGS, "metric": "surprise", "direction": "minimize", "steps": 90}
     result = autopeft.search(
         model=str(tiny_model), evaluate=plain, output=tmp_path / "run", **settings
     )
     values = [member.objectives["surprise"] for member in result.front]
     assert values == sorted(values, reverse=True)  # The front is cheapest first.
+    (told,) = [w for w in result.view.warnings if "no trial can be stopped early" in w]
+    assert told.startswith("evaluate reported nothing before its end")
 
 
 @pytest.mark.parametrize(

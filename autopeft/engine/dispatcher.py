@@ -271,6 +271,9 @@ class Dispatcher:
         report = message.report
         self._budget.spend(flops=report.flops - running.flops)
         running.flops = report.flops
+        if message.warning and message.warning not in self.warnings:
+            self.warnings.append(message.warning)
+            self._callbacks.call("on_message", message.warning)
         decision = self._controller.report(trial, report.step, report.score)
         self._has_trained = True
         self._callbacks.call("on_rung", trial, report.step, report.score)

@@ -27,12 +27,18 @@ from autopeft.engine.messages import (
 from autopeft.errors import AutoPeftError, TrainingFailure
 from autopeft.trial import RungReport
 from autopeft.utils.formatting import one_line
+from autopeft.utils.quiet import without_bars
 
 _SECONDS_AT_REPORT = 0.5
 """How long a function that waits at a report may take to leave."""
 
 _SECONDS_TO_LEAVE = 10.0
 """How long an interrupted search waits for a function that does not come to a report."""
+
+_SILENT = (
+    "evaluate reported nothing before its end, so no trial can be stopped early; "
+    "call report(step, score) at each step of report.rungs"
+)
 
 
 class FunctionExecutor:
@@ -141,7 +147,8 @@ class _Call:
                 folder=Path(folder),
                 send=self._send,
             )
-            returned = function(self._job.candidate, seed=self._job.seed, report=report)
+            with without_bars():
+                returned = function(self._job.candidate, seed=self._job.seed, report=report)
             metrics, rows = parse_result(returned, self._quality)
             files = {
                 str(path.relative_to(folder)): path.read_bytes()
@@ -152,8 +159,15 @@ class _Call:
         measured = self._measured(metrics)
         if not is_confirming:
             steps = self._job.candidate.train.steps
-            report_now = self._rung(steps, metrics[self._quality], metrics)
-            return RungMessage(report_now, is_last=True, measured=measured, activity=activity)
+            is_silent = not report.last_step and len(report.rungs) > 1
+            return RungMessage(
+                self._rung(steps, metrics[self._quality], metrics),
+                is_last=True,
+                measured=measured,
+                activity=activity,
+                # An empty plan has nothing to train.
+                warning=_SILENT if is_silent and self._job.candidate.plan.specs else "",
+            )
         score = self._score(metrics, rows, measured)
         return ConfirmMessage(score, files, activity, self._job.costs.train_flops)
 

@@ -121,12 +121,14 @@ class RungMessage:
         is_last: Whether the training has ended; then `measured` is filled in.
         measured: Costs that are only known by measuring.
         activity: Seconds since the job's previous message.
+        warning: What the user should know, told once.
     """
 
     report: RungReport
     is_last: bool
     measured: Mapping[str, float] = field(default_factory=dict)
     activity: Activity = field(default_factory=Activity)
+    warning: str = ""
 
 
 @dataclass(frozen=True)

@@ -194,6 +194,8 @@ def train(
         raise TrainingFailure(
             f"the trainer's model is a {type(model).__name__}; give it what get_peft_model returns"
         )
+    # What it prints would stand in the middle of the search's progress.
+    trainer.remove_callback(transformers.PrinterCallback)
     if isinstance(trainer.eval_dataset, dict):
         # Not scored at the rungs, where a dict would be scored as a whole.
         test = trainer.eval_dataset.get("test", test)

@@ -10,7 +10,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 QUANTIZERS = ("bitsandbytes", "torchao", "torch.utils._pytree")
@@ -50,20 +50,29 @@ def silence(name: str, level: int = logging.ERROR) -> None:
 
 
 @contextmanager
+def without_bars() -> Iterator[None]:
+    """Keep datasets and transformers from drawing progress bars."""
+    data: Any = sys.modules.get("datasets")
+    models: Any = sys.modules.get("transformers.utils.logging")
+    with ExitStack() as afterwards:
+        if data is not None and not data.are_progress_bars_disabled():
+            data.disable_progress_bars()
+            afterwards.callback(data.enable_progress_bars)
+        if models is not None and models.is_progress_bar_enabled():
+            models.disable_progress_bar()
+            afterwards.callback(models.enable_progress_bar)
+        yield
+
+
+@contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Keep transformers from logging, advising and drawing progress bars."""
-    module: Any = sys.modules.get("transformers.utils.logging")
-    had_bars = module is not None and module.is_progress_bar_enabled()
     advice = os.environ.get("TRANSFORMERS_NO_ADVISORY_WARNINGS")
     os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"
-    if had_bars:
-        module.disable_progress_bar()
     try:
-        with quiet_loggers("transformers"):
+        with quiet_loggers("transformers"), without_bars():
             yield
     finally:
-        if had_bars:
-            module.enable_progress_bar()
         if advice is None:
             del os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"]
         else:
@@ -73,16 +82,8 @@ def quiet_transformers() -> Iterator[None]:
 @contextmanager
 def quiet_datasets() -> Iterator[None]:
     """Keep datasets and the hub's client from logging retries and drawing progress bars."""
-    module: Any = sys.modules.get("datasets")
-    had_bars = module is not None and not module.are_progress_bars_disabled()
-    if had_bars:
-        module.disable_progress_bars()
-    try:
-        with quiet_loggers("huggingface_hub", "datasets"):
-            yield
-    finally:
-        if had_bars:
-            module.enable_progress_bars()
+    with quiet_loggers("huggingface_hub", "datasets"), without_bars():
+        yield
 
 
 @contextmanager

@@ -96,13 +96,17 @@ def test_it_is_trained_reported_and_saved(name: str, tmp_path: Path) -> None:
     torch.testing.assert_close(loaded(IDS).logits, after, rtol=1e-4, atol=1e-5)
 
 
-def test_rungs_are_reported_but_the_last(tmp_path: Path) -> None:
+def test_rungs_are_reported_but_the_last(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     candidate = candidate_of("one")
     model = get_peft_model(tiny_llama(), candidate, seed=0)
     report, told = make_report(tmp_path / "adapter")
     found: Any = train(make_trainer(model, candidate, tmp_path), report)
     assert [step for step, _ in told] == [2, 4]
     assert found["loss"] < told[0][1]
+    # The search shows its own progress.
+    assert capsys.readouterr().out == ""
 
 
 def test_a_stopped_trial_leaves_the_trainer(tmp_path: Path) -> None:
