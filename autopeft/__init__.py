@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from autopeft.result import Member, SearchResult
     from autopeft.searcher.controller import Decision, SearchController
     from autopeft.searcher.pruners.gap import GapPruner
+    from autopeft.searcher.pruners.prunable import PrunableTrial, prunable
     from autopeft.searcher.pruners.registry import register_pruner
     from autopeft.searcher.samplers.optuna_adapters import AutoPeftSampler
     from autopeft.searcher.samplers.registry import register_sampler
@@ -59,6 +60,7 @@ _NAMES = {
     "autopeft.result": ("Member", "SearchResult"),
     "autopeft.searcher.controller": ("Decision", "SearchController"),
     "autopeft.searcher.pruners.gap": ("GapPruner",),
+    "autopeft.searcher.pruners.prunable": ("PrunableTrial", "prunable"),
     "autopeft.searcher.pruners.registry": ("register_pruner",),
     "autopeft.searcher.samplers.optuna_adapters": ("AutoPeftSampler",),
     "autopeft.searcher.samplers.registry": ("register_sampler",),
@@ -99,6 +101,7 @@ __all__ = [
     "Outcome",
     "Price",
     "PriceTable",
+    "PrunableTrial",
     "SearchController",
     "SearchResult",
     "SearchSettings",
@@ -120,6 +123,7 @@ __all__ = [
     "make_executor",
     "preview",
     "price",
+    "prunable",
     "register_backend",
     "register_cost",
     "register_method",

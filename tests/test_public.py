@@ -53,6 +53,17 @@ def test_a_controller_needs_no_torch(fresh_python: Callable[[str], str]) -> None
     assert fresh_python(code) == "1 True []"
 
 
+def test_pruning_any_study_needs_optuna_alone(fresh_python: Callable[[str], str]) -> None:
+    code = (
+        "import sys, optuna; before = set(sys.modules);"
+        "from autopeft import GapPruner, PrunableTrial, prunable;"
+        "new = {name.partition('.')[0] for name in set(sys.modules) - before};"
+        "print(sorted(new - set(sys.stdlib_module_names)),"
+        "[name for name in sys.modules if name.startswith('autopeft.costs')])"
+    )
+    assert fresh_python(code) == "['autopeft', 'msgspec', 'numpy', 'typing_extensions'] []"
+
+
 def test_search_and_report_are_plain_functions() -> None:
     for name in ("search", "report"):
         assert inspect.isfunction(getattr(autopeft, name))

@@ -2,8 +2,9 @@
 
 A search's trials are ordinary trials of an ordinary study, so optuna-dashboard and any Optuna tool
 can read them. Optuna does not offer three things for studies with several directions, so they go
-through the storage, and all private calls are in this file: a trial is created with all parameters
-in one transaction, intermediate values are stored, and the pruner is asked directly.
+through the storage: a trial is created with all parameters in one transaction, intermediate values
+are stored, and the pruner is asked directly. All private calls are in this file; those for Optuna's
+own users are in `pruners/prunable.py`.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ from autopeft.costs.price import Price
 from autopeft.errors import StorageError
 from autopeft.plan import Candidate, TrainSettings
 from autopeft.plan_text import read_plan, write_plan
-from autopeft.searcher.pruners.gap import PRICE_KEY, TRAIN_KEY, GapPruner
+from autopeft.searcher.pruners.gap import TRAIN_KEY, GapPruner
+from autopeft.searcher.pruners.prunable import PRUNED
+from autopeft.searcher.pruners.trial_costs import PRICE_KEY
 from autopeft.trial import State, Trial, facts
 from autopeft.utils.quiet import ignored, silence
 from autopeft.utils.serialize import from_plain, to_plain
@@ -44,8 +47,8 @@ from autopeft.utils.serialize import from_plain, to_plain
 if TYPE_CHECKING:
     from autopeft.searcher.dashboard import DashboardWriter
 
-_CONSTRAINT = "constraints:pruned"
-"""System attribute behind `Trial.set_constraint("pruned", ...)`."""
+_CONSTRAINT = f"constraints:{PRUNED}"
+"""System attribute behind `Trial.set_constraint(PRUNED, ...)`."""
 
 PLAN_KEY, ORIGIN_KEY, REASON_KEY, MEASURED_KEY = "plan", "origin", "reason", "measured"
 """User attributes of a trial, beside its costs and train settings (`searcher/pruners/gap.py`)."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import optuna
@@ -10,19 +13,19 @@ from optuna.pruners import BasePruner
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
-from autopeft.costs.objectives import COST_PROXIES
-from autopeft.errors import SettingsError
+from autopeft.errors import SettingsError, UserError
 from autopeft.searcher.pruners.registry import Rungs
 from autopeft.searcher.pruners.rung_table import RungTable
+from autopeft.searcher.pruners.trial_costs import CostFunction, TrialCosts
 
-_EARLY = 1.0 / 3.0
+EARLY = 1.0 / 3.0
 """Share of a training in which rungs may stop it."""
-
-PRICE_KEY = "price"
-"""User attribute of a trial with its price: cost name -> number."""
 
 TRAIN_KEY = "train"
 """User attribute of a trial with its training settings, among them "steps"."""
+
+_LOCK = threading.Lock()
+"""Held while a table is read or changed: the trials of a study may run in several threads."""
 
 
 class GapPruner(BasePruner):
@@ -43,35 +46,64 @@ class GapPruner(BasePruner):
     Reports arrive in any order, so each report checks the earlier rungs again, where more peers may
     have arrived. A trial is never stopped if no trial that costs no more beats it at the last rung
     that both have reached. Rungs after a third of the training never stop a trial: that would save
-    little and risk as much. (The length is read from the user attribute "train".)
+    little and risk as much.
 
-    Works in studies with one or several directions. Scores follow the first direction. Costs are
-    read from the user attribute "price".
+    It works in any Optuna study, of one or several objectives. Where there are several, Optuna's
+    own `Trial.report` and `Trial.should_prune` refuse to work; `prunable` makes them.
 
     Args:
         eta: Ratio between rungs; of n trials about n / eta pass the first, n / eta**2 the second.
-        costs: Names of the costs; None for the objectives after the first, where known costs
-            replace measured ones.
+        costs: Names in the user attribute "price" of a trial, which it must have at its first
+            report; or a function of the trial's parameters that returns its cost, or costs by name.
+            None: the study's other objectives by their metric names, where known costs replace
+            measured ones; all of the price if they have no names. With one objective, none.
+        objective: Index of the objective that trials report, the quality. The others are minimized.
+        n_steps: Steps of a whole training; None for the trial's user attribute "train", a mapping
+            with "steps". Without either, every rung may stop a trial.
         min_peers: Minimum number of trials at a rung, itself included, before any is stopped.
 
+    Raises:
+        UserError: when a trial reports that has no costs, or whose costs are no numbers.
+
     Example:
-        >>> topology = autopeft.Topology(2, {"attn.q": (64, 64), "attn.v": (64, 64)})
-        >>> space = autopeft.SearchSpace.from_source({"methods": ["lora", "ia3"]}, topology)
-        >>> pruner = autopeft.GapPruner(eta=3)
-        >>> controller = autopeft.SearchController(space, ["accuracy"], pruner=pruner)
+        >>> import optuna
+        >>> pruner = autopeft.GapPruner(costs=lambda params: params["width"] ** 2, n_steps=30)
+        >>> study = optuna.create_study(directions=["maximize", "minimize"], pruner=pruner)
+        >>> @autopeft.prunable
+        ... def objective(trial):
+        ...     width = trial.suggest_int("width", 1, 9)
+        ...     for step in range(30):
+        ...         accuracy = 1.0 - 1.0 / (width + step)
+        ...         trial.report(accuracy, step)
+        ...         if trial.should_prune():
+        ...             raise optuna.TrialPruned
+        ...     return accuracy, width**2
+        >>> study.optimize(objective, n_trials=5)
     """
 
     is_multi_objective = True
 
     def __init__(
-        self, eta: float = 3.0, *, costs: Sequence[str] | None = None, min_peers: int = 2
+        self,
+        eta: float = 3.0,
+        *,
+        costs: str | Sequence[str] | CostFunction | None = None,
+        objective: int = 0,
+        n_steps: int | None = None,
+        min_peers: int = 2,
     ) -> None:
         if not eta > 1:
             raise SettingsError("eta", eta, "`eta > 1` must hold", "use 3")
+        if n_steps is not None and not n_steps >= 1:
+            raise SettingsError("n_steps", n_steps, "`n_steps >= 1` must hold", "use 1 or more")
         self._eta = float(eta)
-        self._costs = None if costs is None else tuple(costs)
+        self._costs = (costs,) if isinstance(costs, str) else costs
+        self._objective = objective
+        self._n_steps = n_steps
         self._min_peers = min_peers
-        self._study_name = ""
+        self._study: weakref.ref[optuna.study.Study] | None = None
+        self._sign = 1.0
+        self._reader = TrialCosts()
         self._table = RungTable(0)
         self._open: list[int] = []
 
@@ -81,32 +113,69 @@ class GapPruner(BasePruner):
 
     def gap(self, study: optuna.study.Study, trial: FrozenTrial) -> float:
         """Return the gap for which the trial should stop, in the score's unit; 0.0 to continue."""
-        self._update(study)
-        last_step = _EARLY * float(trial.user_attrs.get(TRAIN_KEY, {}).get("steps", np.inf)) + 0.5
-        return self._table.gap_to_stop(trial.number, last_step, self._eta, self._min_peers)
+        last_step = EARLY * self._steps_of(trial) + 0.5
+        with _LOCK:
+            if self._study is None or self._study() is not study:
+                self._start(study, trial)
+            self._update(study, trial)
+            return self._table.gap_to_stop(trial.number, last_step, self._eta, self._min_peers)
 
-    def _update(self, study: optuna.study.Study) -> None:
+    def _steps_of(self, trial: FrozenTrial) -> float:
+        train = trial.user_attrs.get(TRAIN_KEY)
+        own = train.get("steps") if isinstance(train, Mapping) else None
+        return float(own or self._n_steps or np.inf)
+
+    def _start(self, study: optuna.study.Study, trial: FrozenTrial) -> None:
+        """Begin an empty table for a study, with the costs that this trial has."""
+        directions = list(study.directions)
+        if not 0 <= self._objective < len(directions):
+            problem = f"the study has {len(directions)} objectives"
+            raise UserError("objective", self._objective, problem, "give an index from 0")
+        quality = directions.pop(self._objective)
+        if StudyDirection.MAXIMIZE in directions:
+            shown = [each.name.lower() for each in study.directions]
+            problem = f"beside objective {self._objective}, the reported one, all are minimized"
+            remedy = "give GapPruner(objective=index of the quality that trials report)"
+            raise UserError("directions", shown, problem, remedy)
+        self._sign = 1.0 if quality == StudyDirection.MAXIMIZE else -1.0
+        if callable(self._costs):
+            self._reader = TrialCosts(function=self._costs)
+        else:
+            self._reader = TrialCosts(self._cost_names(study))
+        self._table, self._open = RungTable(len(self._reader.of(trial))), []
+        self._study = weakref.ref(study)
+
+    def _cost_names(self, study: optuna.study.Study) -> Sequence[str] | None:
+        assert not callable(self._costs)
+        if self._costs is not None or len(study.directions) == 1:
+            return self._costs or ()
+        names = study.metric_names
+        return names and [name for i, name in enumerate(names) if i != self._objective]
+
+    def _update(self, study: optuna.study.Study, asking: FrozenTrial) -> None:
         """Read the trials that are new or had not ended at the last call."""
-        names = self._cost_names(study)
-        if study.study_name != self._study_name:
-            self._study_name = study.study_name
-            self._table, self._open = RungTable(len(names)), []
-        sign = 1.0 if study.directions[0] == StudyDirection.MAXIMIZE else -1.0
         trials = study.get_trials(deepcopy=False)
         changed = [*self._open, *range(len(self._table), len(trials))]
         self._open = [n for n in changed if not trials[n].state.is_finished()]
         for number in changed:
-            stored = trials[number].user_attrs.get(PRICE_KEY, {})
-            price = {**stored, **stored.get("others", {})}
-            self._table.add(number, [float(price.get(name, np.nan)) for name in names])
-            for step, score in trials[number].intermediate_values.items():
+            trial = trials[number]
+            self._table.add(number, self._known_costs(trial, is_asking=number == asking.number))
+            for step, score in trial.intermediate_values.items():
                 # A failed trial's early scores count: its plan did reach them.
-                self._table.report(number, step, sign * score)
+                self._table.report(number, step, self._sign * score)
 
-    def _cost_names(self, study: optuna.study.Study) -> tuple[str, ...]:
-        if self._costs is not None:
-            return self._costs
-        return tuple(COST_PROXIES.get(name, name) for name in (study.metric_names or [])[1:])
+    def _known_costs(self, trial: FrozenTrial, *, is_asking: bool) -> list[float]:
+        try:
+            return self._reader.of(trial)
+        except UserError:
+            if is_asking:
+                raise
+            # Not begun yet, or not of this script: it is no one's peer.
+            return [np.nan] * self._table.n_costs
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the study behind: another process reads it itself."""
+        return {**vars(self), "_study": None}
 
 
 def gap_pruner(rungs: Rungs) -> GapPruner:

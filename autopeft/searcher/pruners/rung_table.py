@@ -33,6 +33,11 @@ class RungTable:
     def __len__(self) -> int:
         return self._n
 
+    @property
+    def n_costs(self) -> int:
+        """Number of costs of each trial."""
+        return self._costs.shape[1]
+
     def add(self, number: int, costs: Sequence[float]) -> None:
         """Add the trial of the next number, or change a trial's costs; NaN counts as infinite."""
         row = np.nan_to_num(np.array(costs, dtype=float), nan=np.inf)
