@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from autopeft.confirm.verdict import check_pick
+from autopeft.confirm.pick import check_pick
 from autopeft.costs import PriceTable
 from autopeft.costs.constraints import Constraint, parse_constraints
 from autopeft.costs.objectives import COSTS, Objective, default_direction, find_cost

@@ -6,7 +6,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -31,6 +31,7 @@ from autopeft.searcher.controller import INTERRUPTED, SearchController
 from autopeft.searcher.samplers.warm_start import WarmStartTrial, warm_start_trials
 from autopeft.searcher.study import read_study
 from autopeft.settings import SearchSettings
+from autopeft.trial import Trial
 from autopeft.workspace import Workspace
 
 
@@ -221,7 +222,7 @@ class Session:
             front=tuple(o.digest for o in controller.front()),
             baseline=tuned_lora(confirmed, trials, quality),
             reference=next((o.digest for o in trials if o.origin == "reference"), None),
-            verdict=judge(confirmed, ready.objectives),
+            verdict=judge(confirmed, ready.objectives, n_proposals=_n_proposals(trials)),
             pick=ready.settings.pick,
             adapter_scores=scores,
             data=ready.summary(),
@@ -255,6 +256,11 @@ class Session:
             phases=_sum(spent.phases, phases),
             worker_seconds=_sum(spent.workers, workers),
         )
+
+
+def _n_proposals(trials: Sequence[Trial]) -> int:
+    """Return the number of ended trials that the searcher thought of itself."""
+    return sum(t.origin in ("design", "search") and t.state != "running" for t in trials)
 
 
 def _sum(first: Mapping[str, float], second: Mapping[str, float]) -> dict[str, float]:

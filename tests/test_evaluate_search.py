@@ -127,7 +127,7 @@ def test_one_seed_without_rows_decides_nothing(tiny_model: Path, tmp_path: Path)
     result = autopeft.search(
         model=str(tiny_model), evaluate=plain, output=tmp_path / "run", confirm_seeds=1, **SETTINGS
     )
-    assert result.verdict.text.startswith("Not decided: each finalist has one seed")
+    assert result.verdict.text.startswith("Undecided: each finalist has one seed")
     assert not result.verdict.beats_lora
 
 

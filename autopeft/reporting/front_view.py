@@ -10,8 +10,9 @@ from typing import Any
 
 from autopeft.confirm.finalists import Finalist
 from autopeft.confirm.intervals import Interval, cost_interval, quality_interval
+from autopeft.confirm.pick import pick_best
 from autopeft.confirm.pruning_audit import Fidelity, fidelity
-from autopeft.confirm.verdict import Verdict, pick_best
+from autopeft.confirm.verdict import Verdict, undecided
 from autopeft.costs import Price
 from autopeft.costs.objectives import Objective
 from autopeft.plan import Candidate
@@ -299,4 +300,4 @@ def _split(
 
 def _undecided(record: SearchRecord) -> Verdict:
     why = "no finalist was confirmed" if record.is_complete else "the search was interrupted"
-    return Verdict(False, f"Not decided: {why}, so nothing was scored on the test split.")
+    return undecided(f"{why}, so nothing was scored on the test split")

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from autopeft.confirm.finalists import Finalist, SeedScore
-from autopeft.confirm.verdict import judge, pick_best
+from autopeft.confirm.pick import pick_best
+from autopeft.confirm.verdict import judge
 from autopeft.costs import Price
 from autopeft.costs.objectives import objective
 from autopeft.errors import SettingsError
@@ -117,8 +118,54 @@ def test_a_cheap_member_is_no_win_where_a_lora_of_that_cost_is_as_good() -> None
 
 def test_equal_quality_is_no_win_and_says_lora_is_as_good() -> None:
     verdict = judge(field(4, 0.80, [(0.80, 9_000), (0.79, 8_000)]), OBJECTIVES)
-    assert not verdict.beats_lora
-    assert verdict.text.startswith("No: LoRA is as good")
+    assert (verdict.answer, verdict.beats_lora) == ("no", False)
+    assert verdict.text.startswith("No: LoRA is as good, within 0.025. ")
+
+
+def test_what_few_rows_cannot_tell_is_undecided_and_says_what_would() -> None:
+    few = judge(field(4, 0.80, [(0.80, 9_000)], n_rows=150), OBJECTIVES)
+    assert (few.answer, few.beats_lora) == ("undecided", False)
+    power = few.power
+    assert power.detectable > power.margin > 0
+    assert (power.n_rows, power.n_seeds) == (150, 3)
+    assert power.rows_needed > 150
+    assert f"{power.margin:.2g} takes about" in few.text
+    assert "test rows in place of 150" in few.text
+    # With what it asks for, the run can tell.
+    enough = judge(field(4, 0.80, [(0.80, 9_000)], n_rows=power.rows_needed), OBJECTIVES)
+    assert enough.answer == "no"
+
+
+def test_a_detectable_difference_is_found_as_often_as_it_says() -> None:
+    nulls = [judge(field(n, 0.70, [(0.70, 9_000)], small=9_500), OBJECTIVES) for n in range(20)]
+    true_gain = float(np.mean([null.power.detectable for null in nulls]))
+    answers = [
+        judge(field(seed, 0.70, [(0.70 + true_gain, 9_000)], small=9_500), OBJECTIVES).answer
+        for seed in range(60)
+    ]
+    assert 0.6 <= np.mean([answer == "yes" for answer in answers]) <= 0.97
+    assert "no" not in answers
+
+
+def test_a_search_without_a_proposal_claims_nothing() -> None:
+    for rows in (field(0, 0.80, [(0.88, 9_000)]), field(4, 0.80, [(0.80, 9_000)])):
+        verdict = judge(rows, OBJECTIVES, n_proposals=0)
+        assert (verdict.answer, verdict.beats_lora) == ("undecided", False)
+        assert "the searcher made no proposal" in verdict.text
+        assert judge(rows, OBJECTIVES, n_proposals=1).answer != "undecided"
+
+
+def test_one_seed_tells_nothing_of_the_next() -> None:
+    rows = [replace(f, seeds=f.seeds[:1]) for f in field(0, 0.80, [(0.88, 9_000)])]
+    verdict = judge(rows, OBJECTIVES)
+    assert verdict.answer == "undecided"
+    assert "one seed" in verdict.text
+
+
+def test_members_that_cost_more_are_no_reason_to_leave_lora() -> None:
+    verdict = judge(field(2, 0.80, [(0.86, 30_000)]), OBJECTIVES)
+    assert verdict.answer == "no"
+    assert "all other members cost more" in verdict.text
 
 
 def test_where_nothing_can_be_learned_the_answer_is_no_nearly_always() -> None:
@@ -162,7 +209,7 @@ def test_without_rows_the_seeds_alone_tell_the_error() -> None:
     assert "on the rows that the search selected by" in clear.text
     one = judge(without_rows(field(0, 0.70, [(0.80, 5_000)]), n_seeds=1), OBJECTIVES)
     assert not one.beats_lora
-    assert one.text.startswith("Not decided: each finalist has one seed")
+    assert one.text.startswith("Undecided: each finalist has one seed")
 
 
 def test_without_rows_luck_of_seeds_is_no_gain() -> None:

@@ -90,7 +90,7 @@ def test_interrupted_run_shows_validation_numbers_and_says_so() -> None:
     shown = view(interrupted(record))
     assert not shown.is_confirmed
     assert not shown.is_complete
-    assert "Not decided" in shown.verdict.text
+    assert "Undecided" in shown.verdict.text
     assert not shown.verdict.beats_lora
     values = {o.candidate.digest: o.values["accuracy"] for o in record.trials if o.values}
     for entry in shown.front:

@@ -55,7 +55,7 @@ def test_several_costs_fit_too() -> None:
 
 def test_an_empty_run_prints() -> None:
     empty = replace(interrupted(make_record(8)), trials=(), front=(), baseline=None, reference=None)
-    assert "Not decided" in text_of(summary(view(empty)))
+    assert "Undecided" in text_of(summary(view(empty)))
 
 
 def test_budget_shares() -> None:

@@ -1,0 +1,92 @@
+"""Power: which differences a run could have shown, and what it would take to show smaller ones."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from scipy.stats import norm
+
+from autopeft.confirm.comparison import Comparison
+
+POWER = 0.8
+"""Chance with which a detectable difference is found."""
+
+
+@dataclass(frozen=True)
+class Power:
+    """What a confirmation could tell.
+
+    Attributes:
+        margin: Differences up to this count as none, in the unit of the quality; None where nothing
+            says how much matters.
+        detectable: The least difference that would have been shown with a chance of 80 %.
+        n_rows: Test rows.
+        n_seeds: Trainings of a finalist.
+        rows_needed: Test rows for a detectable difference of `margin`; None without a margin.
+        seeds_needed: Trainings of each finalist for that, beside `rows_needed`.
+
+    Example:
+        >>> Power(margin=0.01, detectable=0.04, n_rows=500, n_seeds=3).n_rows
+        500
+    """
+
+    margin: float | None
+    detectable: float
+    n_rows: int
+    n_seeds: int
+    rows_needed: int | None = None
+    seeds_needed: int | None = None
+
+
+def power_of(found: Comparison, margin: float | None, *, n_rows: int, n_seeds: int) -> Power:
+    """Return what a comparison could tell.
+
+    The detectable difference is (q + z) standard errors: q of the simultaneous interval, z the
+    normal quantile of the power. Both parts of the squared error shrink with their number, rows or
+    seeds; where one of them alone cannot reach the margin, both grow alike.
+    """
+    reach = (found.high - found.low) / 2
+    detectable = reach + float(norm.ppf(POWER)) * found.error
+    if not margin or not found.error:
+        return Power(margin, detectable, n_rows, n_seeds)
+    wanted = (margin * found.error / detectable) ** 2
+    of_seeds = found.seed_error**2
+    of_rows = max(0.0, found.error**2 - of_seeds)
+    rows, seeds = 1.0, 1.0  # factors
+    if of_rows + of_seeds > wanted:
+        if of_rows < wanted / 2:
+            seeds = of_seeds / (wanted - of_rows)
+        elif of_seeds < wanted / 2:
+            rows = of_rows / (wanted - of_seeds)
+        else:
+            rows, seeds = 2 * of_rows / wanted, 2 * of_seeds / wanted
+    return Power(
+        margin,
+        detectable,
+        n_rows,
+        n_seeds,
+        math.ceil(n_rows * max(rows, 1.0) - 1e-9),
+        math.ceil(n_seeds * max(seeds, 1.0) - 1e-9),
+    )
+
+
+def shown_power(power: Power) -> str:
+    """Return it in one sentence."""
+    text = f"This run could have shown a difference of {power.detectable:.2g}"
+    if power.rows_needed is None or power.seeds_needed is None:
+        return text + "."
+    needs = []
+    if power.rows_needed > power.n_rows:
+        needs.append(f"{_rounded(power.rows_needed):,} test rows in place of {power.n_rows:,}")
+    if power.seeds_needed > power.n_seeds:
+        needs.append(f"confirm_seeds={_rounded(power.seeds_needed)} in place of {power.n_seeds}")
+    if not needs:
+        return text + "."
+    return f"{text}; one of {power.margin:.2g} takes about {' and '.join(needs)}."
+
+
+def _rounded(number: int) -> int:
+    """Round up to two digits: more would be pretended."""
+    digits = max(0, len(str(number)) - 2)
+    return int(math.ceil(number / 10**digits) * 10**digits)
