@@ -414,12 +414,13 @@ def dashboard(folder: str | Path, *, host: str = "127.0.0.1", port: int = 8080) 
     """
     from optuna_dashboard import run_server
 
+    from autopeft.searcher.artifacts import artifact_store
     from autopeft.searcher.study import open_storage
 
     workspace = Workspace(folder)
     storage = open_storage(workspace.storage(workspace.settings()))
     try:
-        run_server(storage, host=host, port=port)
+        run_server(storage, host, port, artifact_store(workspace.artifacts))
     except OSError as error:
         raise SettingsError(
             "port", port, f"cannot listen ({error.strerror})", "use another --port"

@@ -64,6 +64,25 @@ def plan_summary(plan: AdapterPlan, max_parts: int = 3) -> str:
     return "; ".join(exact if len(exact) <= max_parts else _coarse_parts(plan))
 
 
+def block_lines(plan: AdapterPlan) -> list[tuple[str, str]]:
+    """Return the plan by block, lowest first: the blocks that are alike, and their adapters.
+
+    Example:
+        >>> from autopeft.plan_text import block_lines, read_plan
+        >>> block_lines(read_plan("lora:8@attn.q,attn.v[0-2]; ia3@mlp.down[2]"))
+        [('0-1', 'lora r8 on q, v'), ('2', 'lora r8 on q, v; ia3 on down')]
+    """
+    adapters: defaultdict[int, list[str]] = defaultdict(list)
+    for (method, rank, roles), layers in _groups(plan).items():
+        names = ", ".join(map(role_word, sorted(roles, key=ROLES.index)))
+        for layer in layers:
+            adapters[layer].append(f"{method}{size_word([rank])} on {names}")
+    alike: defaultdict[str, list[int]] = defaultdict(list)
+    for layer in sorted(adapters):
+        alike["; ".join(adapters[layer])].append(layer)
+    return [(layer_ranges(layers), text) for text, layers in alike.items()]
+
+
 def write_plan(plan: AdapterPlan) -> str:
     """Return the plan in its exact form; "none" for an empty one."""
     parts = [

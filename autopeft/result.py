@@ -19,6 +19,7 @@ from autopeft.workspace import FRONT, Workspace
 
 if TYPE_CHECKING:
     import pandas
+    from matplotlib.figure import Figure
     from transformers import PreTrainedModel
 
 
@@ -139,6 +140,30 @@ class SearchResult:
             row["is"] = ", ".join(badges(self.view, entry))
             rows.append(row)
         return pandas.DataFrame(rows).set_index("digest")
+
+    def plot(self, name: str = "front") -> Figure:
+        """Return a plot of the report as a figure of matplotlib; a notebook shows it.
+
+        Args:
+            name: As the files in `plots/`: "front" over the first cost, "front_<cost>" over each
+                other one, "curves" at the rungs, "where" the adapters are, or "budget".
+
+        Raises:
+            SettingsError: if there is no such plot.
+            StorageError: if the search's study is gone.
+
+        Example:
+            >>> figure = autopeft.SearchResult.read("runs/first").plot("front")
+            >>> figure.savefig("front.pdf")
+        """
+        from autopeft.reporting.plots import draw_figure
+        from autopeft.searcher.study import read_study
+
+        workspace = Workspace(self.folder)
+        settings = workspace.settings()
+        trials, _ = read_study(workspace.storage(settings), workspace.study_name(settings))
+        ended = [trial for trial in trials if trial.state != "running"]
+        return draw_figure(self.view, ended, name)
 
     @classmethod
     def read(cls, folder: str | Path) -> SearchResult:

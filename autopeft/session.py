@@ -22,7 +22,7 @@ from autopeft.engine.callback import CallbackList, Progress, SearchStart
 from autopeft.engine.dispatcher import Dispatcher
 from autopeft.errors import UserError
 from autopeft.prepare import PreparedSearch, check_budget, prepare, versions
-from autopeft.reporting.front_view import view
+from autopeft.reporting.front_view import FrontView, view
 from autopeft.reporting.markup import front_markdown
 from autopeft.reporting.record import AdapterScore, BudgetReport, SearchRecord
 from autopeft.reporting.write import write_report
@@ -32,7 +32,11 @@ from autopeft.searcher.samplers.warm_start import WarmStartTrial, warm_start_tri
 from autopeft.searcher.study import read_study
 from autopeft.settings import SearchSettings
 from autopeft.trial import Trial
+from autopeft.utils.formatting import one_line
 from autopeft.workspace import Workspace
+
+_SHOWN = ("model", "data", "task", "evaluate", "space", "budget")
+"""Settings that optuna-dashboard shows as attributes of the study."""
 
 
 class Session:
@@ -119,6 +123,9 @@ class Session:
             audit_share=settings.audit_share,
             warm_start=self._warm_start(settings),
         )
+        for name, value in settings.to_mapping().items():
+            if name in _SHOWN and value is not None:
+                controller.remember(name, value)
         self._note(f"watch it: autopeft dashboard {self._workspace.folder}")
         return controller
 
@@ -171,7 +178,9 @@ class Session:
                 record = self._record(ready, controller, budget, dispatcher, store, is_complete)
                 shown = view(record)
                 write_report(shown, record.trials, self._workspace.folder)
-                controller.conclude(front_markdown(shown))
+                notes = [front_markdown(shown), *self._attach(controller, shown)]
+                controller.conclude("\n\n".join(notes))
+                controller.remember("verdict", shown.verdict.text)
                 phases, workers = record.budget.phases, record.budget.worker_seconds
                 self._workspace.remember(
                     "spent", replace(budget.spent, phases=phases, workers=workers)
@@ -179,6 +188,23 @@ class Session:
                 result = SearchResult(self._workspace.folder, shown, settings.model)
                 self._callbacks.call("on_search_end", result)
         return result
+
+    def _attach(self, controller: SearchController, shown: FrontView) -> list[str]:
+        """Attach the report and the adapters to the study; return what is to be said about it."""
+        folder = self._workspace.folder
+        files = [*sorted((folder / "plots").glob("*.png")), folder / "report.html"]
+        adapters = {
+            f"adapter-{entry.digest[:8]}": folder / entry.adapter
+            for entry in shown.entries()
+            if entry.adapter is not None
+        }
+        try:
+            left_out = controller.attach(self._workspace.artifacts, files, adapters)
+        except OSError as error:
+            return [f"The files of the report are not among the artifacts: {one_line(error)}"]
+        if not left_out:
+            return []
+        return [f"Too large for an artifact, see {folder / 'adapters'}: {', '.join(left_out)}"]
 
     def _observe(self, budget: BudgetTracker) -> Callable[[Progress], None]:
         last = 0.0

@@ -95,6 +95,11 @@ class Workspace:
     def _state(self, name: str) -> Path:
         return self.folder / "state" / f"{name}.json"
 
+    @property
+    def artifacts(self) -> Path:
+        """The folder of the study's artifacts."""
+        return self.folder / "artifacts"
+
     def storage(self, settings: SearchSettings) -> str:
         """Return the user's Optuna storage, or by default a SQLite file in the folder."""
         return settings.storage or f"sqlite:///{self.folder / STUDY}"

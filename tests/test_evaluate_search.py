@@ -52,6 +52,11 @@ def test_a_function_gets_a_whole_search(tiny_model: Path, tmp_path: Path) -> Non
     assert {member.digest for member in result.front} <= set(frame.index)
     assert (frame["accuracy_low"] <= frame["accuracy"]).all()
     assert "<table>" in result._repr_html_()
+    curves = result.plot("curves")
+    assert curves.axes[0].get_ylabel() == "accuracy"  # what the function reports
+    assert len(curves.axes[0].lines) == 14
+    with pytest.raises(autopeft.UserError, match="front, curves, where, budget"):
+        result.plot("frnt")
     best = result.best
     assert best is not None
     assert repr(best).startswith(f"<Member {best.digest[:8]}: accuracy 0.")

@@ -187,6 +187,11 @@ def test_the_study_is_an_ordinary_optuna_study(result: SearchResult) -> None:
     assert len(states) == 16
     complete = [t for t in study.trials if t.state == optuna.trial.TrialState.COMPLETE]
     assert all(len(t.values) == 3 and t.intermediate_values for t in complete)
+    assert study.user_attrs["verdict"] == result.verdict.text
+    assert study.user_attrs["budget"] == "16trials"
+    artifacts = {meta.filename for meta in optuna.artifacts.get_all_artifact_meta(study)}
+    adapters = {f"adapter-{member.digest[:8]}.zip" for member in result.front}
+    assert {"front.png", "report.html", *adapters} <= artifacts
     front = {t.user_attrs["digest"] for t in study.best_trials}
     assert front <= {t.user_attrs["digest"] for t in complete}
 

@@ -40,10 +40,10 @@ def front_html(shown: FrontView) -> str:
 def front_markdown(shown: FrontView) -> str:
     """Return verdict and front in Markdown, for the note of a study."""
     headings = [column.heading for column in front_columns(shown)]
-    lines = [f"**{_escaped(shown.verdict.text)}**", ""]
-    lines += ["| " + " | ".join(headings) + " |", "|---" * len(headings) + "|"]
-    lines += [f"| {' | '.join(map(_escaped, texts))} |" for _, texts in _cells(shown)]
-    return "\n".join([*lines, "", _legend(shown)])
+    rows = [f"| {' | '.join(map(_escaped, texts))} |" for _, texts in _cells(shown)]
+    if rows:
+        rows = ["| " + " | ".join(headings) + " |", "|---" * len(headings) + "|", *rows, ""]
+    return "\n".join([f"**{_escaped(shown.verdict.text)}**", "", *rows, _legend(shown)])
 
 
 def _escaped(text: str) -> str:

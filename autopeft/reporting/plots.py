@@ -1,27 +1,40 @@
 """The plots of a search: the front, the scores at the rungs, the adapted sites, the time.
 
-Each is drawn once. Every plot is written as PNG; the page embeds the fronts as SVG, whose members
-have ids that its script looks for.
+Every plot is written as PNG; the page embeds the fronts as SVG, whose members have ids that its
+script looks for. A notebook gets them as figures.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from autopeft.costs.objectives import Objective
+from autopeft.errors import SettingsError
 from autopeft.reporting.columns import full_name, split_name
 from autopeft.reporting.front_view import FrontEntry, FrontView
 from autopeft.reporting.record import BudgetReport
 from autopeft.reporting.site_plot import site_plot
-from autopeft.reporting.style import BLUE, GRAY, GREEN, INK, ORANGE, RED, STYLE, WHITE, png, svg
+from autopeft.reporting.style import (
+    BLUE,
+    GRAY,
+    GREEN,
+    INK,
+    ORANGE,
+    RED,
+    STYLE,
+    WHITE,
+    Figure,
+    png,
+    svg,
+)
 from autopeft.trial import Trial
 from autopeft.utils.formatting import human_seconds, human_value
 
@@ -36,27 +49,56 @@ class Plot:
     svg: str = ""
 
 
-def draw_plots(shown: FrontView, trials: Sequence[Trial]) -> list[Plot]:
-    """Draw every plot: a front for each cost, then curves, sites and budget.
+@dataclass(frozen=True)
+class Drawing:
+    """One plot, not drawn yet; call `figure` under `STYLE`."""
+
+    caption: str
+    figure: Callable[[], Figure]
+
+
+def drawings(shown: FrontView, trials: Sequence[Trial]) -> dict[str, Drawing]:
+    """Return every plot by name: a front for each cost, then curves, sites and budget.
 
     There is no plot of sites if the front is empty.
     """
+    result = {}
+    for number, cost in enumerate(shown.costs):
+        name = "front" if number == 0 else f"front_{cost.name}"
+        caption = f"{shown.quality.name} against {full_name(cost.name)}"
+        result[name] = Drawing(caption, partial(front_plot, trials, shown, cost))
+    caption = "Score at each rung. A cross ends a trial that was pruned or failed."
+    result["curves"] = Drawing(caption, lambda: curves_plot(trials, shown))
+    if shown.front:
+        caption = "Adapted sites of each member of the front."
+        result["where"] = Drawing(caption, lambda: site_plot(shown))
+    caption = "Time by phase and by activity."
+    result["budget"] = Drawing(caption, lambda: budget_plot(shown.budget))
+    return result
+
+
+def draw_plots(shown: FrontView, trials: Sequence[Trial]) -> list[Plot]:
+    """Draw every plot, each once; the fronts as SVG too."""
     plots = []
     with mpl.rc_context(STYLE):
-        for number, cost in enumerate(shown.costs):
-            name = "front" if number == 0 else f"front_{cost.name}"
-            figure = front_plot(trials, shown, cost)
-            caption = f"{shown.quality.name} against {full_name(cost.name)}"
-            plots.append(Plot(name, caption, png(figure), svg(figure, name)))
-        caption = "Score at each rung. A cross ends a trial that was pruned or failed."
-        plots.append(Plot("curves", caption, png(curves_plot(trials, shown))))
-        if shown.front:
-            caption = "Adapted sites of each member of the front."
-            plots.append(Plot("where", caption, png(site_plot(shown))))
-        plots.append(
-            Plot("budget", "Time by phase and by activity.", png(budget_plot(shown.budget)))
-        )
+        for name, drawing in drawings(shown, trials).items():
+            figure = drawing.figure()
+            page = svg(figure, name) if name.startswith("front") else ""
+            plots.append(Plot(name, drawing.caption, png(figure), page))
     return plots
+
+
+def draw_figure(shown: FrontView, trials: Sequence[Trial], name: str) -> Figure:
+    """Draw one plot, which shows itself in a notebook as it looks in the files.
+
+    Raises:
+        SettingsError: if there is no such plot.
+    """
+    known = drawings(shown, trials)
+    if name not in known:
+        raise SettingsError("plot", name, "no such plot", f"use one of {', '.join(known)}")
+    with mpl.rc_context(STYLE):
+        return known[name].figure()
 
 
 def front_plot(trials: Sequence[Trial], shown: FrontView, cost: Objective) -> Figure:
@@ -190,7 +232,8 @@ def curves_plot(trials: Sequence[Trial], shown: FrontView) -> Figure:
                 steps, scores = zip(*trial.rungs, strict=True)
                 axes.plot(steps, scores, markevery=[-1], label=label, **look)
                 label = None
-    is_loss = shown.quality.direction == "maximize"
+    # A training function of the user's reports what it likes, in the direction of its metric.
+    is_loss = shown.quality.direction == "maximize" and not shown.settings.get("evaluate")
     axes.set_ylabel("minus the validation loss" if is_loss else shown.quality.name)
     axes.set_xlabel("optimizer steps")
     axes.set_ylim(bottom=_floor([score for trial in trials for _, score in trial.rungs]))

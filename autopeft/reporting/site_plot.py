@@ -10,7 +10,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
-from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 
@@ -18,7 +17,7 @@ from autopeft.plan import ROLES
 from autopeft.plan_text import role_word
 from autopeft.reporting.columns import badges
 from autopeft.reporting.front_view import FrontEntry, FrontView
-from autopeft.reporting.style import INK, WHITE
+from autopeft.reporting.style import INK, WHITE, Figure
 from autopeft.utils.formatting import human_value
 
 _NO_RANK = "#f0c987"  # sand, which the blue scale of ranks does not contain

@@ -1,4 +1,4 @@
-"""Colors and type of all plots, and their output as PNG and SVG."""
+"""Colors and type of all plots, their figures, and the output as PNG and SVG."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 import matplotlib as mpl
-from matplotlib.figure import Figure
+from matplotlib import figure as mpl_figure
 
 # Okabe and Ito's colors: distinct for color-blind readers and in gray.
 BLUE, ORANGE, GREEN, RED, GRAY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a8f98"
@@ -46,14 +46,24 @@ _PAGE_COLORS = {
 }
 
 
-def png(figure: Figure) -> bytes:
+class Figure(mpl_figure.Figure):
+    """A figure of matplotlib that notebooks show without pyplot, at the size of the files."""
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
+        with mpl.rc_context(STYLE):
+            content = png(self)
+        # Half as wide as it has pixels, so that it is sharp on every screen.
+        return content, {"width": int.from_bytes(content[16:20], "big") // 2}
+
+
+def png(figure: mpl_figure.Figure) -> bytes:
     """Return the figure as PNG. No pyplot, so no backend is chosen for the caller."""
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=160, facecolor="white")
     return content.getvalue()
 
 
-def svg(figure: Figure, name: str) -> str:
+def svg(figure: mpl_figure.Figure, name: str) -> str:
     """Return the figure as an SVG element to embed in a page.
 
     Colors become the page's CSS variables, so that the figure follows a dark theme. Every id starts

@@ -32,6 +32,7 @@ from autopeft.searcher.samplers.registry import Problem
 from autopeft.searcher.samplers.warm_start import WarmStart, WarmStartTrial
 from autopeft.searcher.space import initial_design
 from autopeft.searcher.space.encoding import Point
+from autopeft.searcher.space.readable import ReadableParams
 from autopeft.searcher.space.space import SearchSpace
 from autopeft.searcher.study import StudyStore, distribution
 from autopeft.trial import Decision, Trial, front_of
@@ -121,7 +122,8 @@ class SearchController:
         names += [limit.name for limit in self.constraints]
         self.prices = with_costs(table, names)
         self._rng = np.random.default_rng(seed)
-        self._distributions = {name: distribution(row) for name, row in space.parameters.items()}
+        self._readable = ReadableParams(space)
+        self._distributions = {n: distribution(r) for n, r in self._readable.parameters.items()}
         self._check_constraints()
         known = WarmStart.of(warm_start, space)
         if warm_start and not len(known):
@@ -224,8 +226,7 @@ class SearchController:
             yield point, "search"
 
     def _start(self, candidate: Candidate, origin: str, price: Price) -> Trial:
-        point = self.space.encoder.point_of(candidate)
-        params = {} if point is None else self.space.encoder.to_params(point)
+        params = self._readable.of(candidate)
         trial = self._store.start(candidate, price, origin, params, self._distributions)
         self._add(trial)
         self._digests.add(trial.digest)
@@ -262,8 +263,13 @@ class SearchController:
                 self._put(trial, audited_at=int(step))
                 self._n_audited += 1
                 return Decision.CONTINUE
-            self._prune(trial, f"pruned at step {step}", gap)
+            self._prune(trial, f"pruned at step {step}{self._why(gap)}", gap)
             return Decision.STOP
+
+    def _why(self, gap: float) -> str:
+        """Return what the pruner's gap means; a score that is no number has none worth naming."""
+        is_number = self._store.has_gaps and gap < 1e100
+        return f", {gap:.3g} behind a trial that costs no more" if is_number else ""
 
     def _is_audit_due(self) -> bool:
         """Return whether the stop just decided is one that is not carried out."""
@@ -322,15 +328,19 @@ class SearchController:
             self._fail(trial, f"{bad[0]} is {values[bad[0]]}")
             return
         self._store.complete(trial.number, list(values.values()), measured)
-        self._note_end(self._put(trial, state="complete", values=values, measured=measured))
+        self._end(self._put(trial, state="complete", values=values, measured=measured))
 
     def _prune(self, trial: Trial, reason: str, gap: float = 1.0) -> None:
         self._store.prune(trial.number, reason, gap)
-        self._note_end(self._put(trial, state="pruned", reason=reason))
+        self._end(self._put(trial, state="pruned", reason=reason))
 
     def _fail(self, trial: Trial, reason: str) -> None:
         self._store.fail(trial.number, reason)
-        self._note_end(self._put(trial, state="failed", reason=reason))
+        self._end(self._put(trial, state="failed", reason=reason))
+
+    def _end(self, trial: Trial) -> None:
+        self._store.write_note(trial)
+        self._note_end(trial)
 
     # --- the trials so far: a change replaces one value, nothing is rebuilt -----------------------
 
@@ -395,6 +405,15 @@ class SearchController:
         with self._lock:
             self._store.post(self.trials, now=True)
             self._store.conclude(text)
+
+    def attach(
+        self, folder: Path, files: Sequence[Path], adapters: Mapping[str, Path]
+    ) -> tuple[str, ...]:
+        """Attach files to the study for optuna-dashboard; see `searcher.artifacts`."""
+        from autopeft.searcher.artifacts import save_artifacts
+
+        with self._lock:
+            return save_artifacts(self.study, folder, files, adapters)
 
     @property
     def study(self) -> Any:

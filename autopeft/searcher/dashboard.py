@@ -1,4 +1,4 @@
-"""A note and learning curves for optuna-dashboard, beside the dashboard's own plots.
+"""Notes and learning curves for optuna-dashboard, beside the dashboard's own plots.
 
 The dashboard plots no intermediate values of studies with several objectives, so the learning
 curves are saved to the study as a plotly figure. The figure is plain data: plotly is not needed.
@@ -10,13 +10,15 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
+from optuna.storages import BaseStorage
 from optuna_dashboard import get_note, save_note, save_plotly_graph_object
 
 from autopeft.costs.objectives import Objective
-from autopeft.plan_text import write_plan
+from autopeft.plan_text import plan_summary
 from autopeft.trial import Trial, front_of
 
 _MOST_CURVES = 150
@@ -66,6 +68,29 @@ class DashboardWriter:
         self._last = time.monotonic()
 
 
+@dataclass(frozen=True)
+class _WriteOnly:
+    """A study's attributes, none of them read: all notes of all trials are among them."""
+
+    storage: BaseStorage
+
+    def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
+        """Return nothing."""
+        return {}
+
+    def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
+        """Write one attribute."""
+        self.storage.set_study_system_attr(study_id, key, value)
+
+
+def save_trial_note(study: optuna.study.Study, trial_id: int, text: str) -> None:
+    """Write the first note of a trial."""
+    # Not an `optuna.Trial`: that would ask the sampler for a proposal.
+    storage = _WriteOnly(study._storage)
+    trial: Any = SimpleNamespace(storage=storage, study=study, _trial_id=trial_id)
+    save_note(trial, text)
+
+
 def conclude(study: optuna.study.Study, text: str) -> None:
     """Put what is known at the end above the state of the search, in the study's note."""
     before = get_note(study)
@@ -77,17 +102,19 @@ def note(trials: Sequence[Trial], objectives: Sequence[Objective]) -> str:
     states = [trial.state for trial in trials]
     counts = ", ".join(f"{states.count(s)} {s}" for s in ("complete", "pruned", "failed"))
     names = [objective.name for objective in objectives]
+    head = f"**autopeft**: {len(states)} trials: {counts}."
+    if not (members := front_of(trials, objectives)):
+        return head
     lines = [
-        f"**autopeft**: {len(states)} trials: {counts}. The front, cheapest first:",
+        f"{head} The front, cheapest first:",
         "",
-        "| trial | " + " | ".join(names) + " | origin | plan |",
-        "|---" * (len(names) + 3) + "|",
+        "| trial | digest | " + " | ".join(names) + " | origin | adapter |",
+        "|---" * (len(names) + 4) + "|",
     ]
-    for trial in front_of(trials, objectives)[:_MOST_MEMBERS]:
+    for trial in members[:_MOST_MEMBERS]:
         values = " | ".join(f"{trial.values[name]:.6g}" for name in names)
-        plan = write_plan(trial.candidate.plan)
-        shown = plan if len(plan) <= 100 else plan[:97] + "..."
-        lines.append(f"| {trial.number} | {values} | {trial.origin} | `{shown}` |")
+        start = f"| {trial.number} | {trial.digest[:8]} | {values}"
+        lines.append(f"{start} | {trial.origin} | {plan_summary(trial.plan)} |")
     return "\n".join(lines)
 
 
@@ -107,4 +134,5 @@ def learning_curves(trials: Sequence[Trial], quality: Objective) -> Figure:
         if trial.rungs
     ]
     title = f"Score at the rungs (follows {quality.name}; gray: pruned)"
-    return Figure(lines, {"title": title, "xaxis": {"title": "optimizer steps"}})
+    axes = {"xaxis": {"title": "optimizer steps"}, "yaxis": {"title": "score"}}
+    return Figure(lines, {"title": title, **axes})

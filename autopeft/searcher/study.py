@@ -23,6 +23,7 @@ from optuna.distributions import (
     CategoricalDistribution,
     FloatDistribution,
     IntDistribution,
+    check_distribution_compatibility,
 )
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
@@ -40,6 +41,7 @@ from autopeft.plan_text import read_plan, write_plan
 from autopeft.searcher.pruners.gap import TRAIN_KEY, GapPruner
 from autopeft.searcher.pruners.prunable import PRUNED
 from autopeft.searcher.pruners.trial_costs import PRICE_KEY
+from autopeft.searcher.trial_note import trial_note
 from autopeft.trial import State, Trial, facts
 from autopeft.utils.quiet import ignored, silence
 from autopeft.utils.serialize import from_plain, to_plain
@@ -124,7 +126,7 @@ def distribution(row: Mapping[str, Any]) -> BaseDistribution:
     if row["kind"] == "int":
         return IntDistribution(row["low"], row["high"], log=row.get("log", False))
     # A step would make Optuna complain of rounding; positions are snapped when decoded.
-    return FloatDistribution(row["low"], row["high"])
+    return FloatDistribution(row["low"], row["high"], log=row.get("log", False))
 
 
 class StudyStore:
@@ -193,7 +195,11 @@ class StudyStore:
         self._storage = self.study._storage
         self._objectives = tuple(objectives)
         self._board: DashboardWriter | None = None
-        self._ids = {t.number: t._trial_id for t in self.study.get_trials(deepcopy=False)}
+        trials = self.study.get_trials(deepcopy=False)
+        self._ids = {trial.number: trial._trial_id for trial in trials}
+        self._kinds: dict[str, BaseDistribution] = {}
+        for trial in trials:
+            self._kinds.update(trial.distributions)
 
     # --- trials ----------------------------------------------------------------------------------
 
@@ -211,12 +217,14 @@ class StudyStore:
     ) -> Trial:
         """Create a running trial in one transaction.
 
-        Its parameters are empty if the candidate is outside the space.
+        Its parameters are for people and Optuna's plots; nothing reads them back. A study that goes
+        on in another space keeps those whose kind is still the same, as Optuna demands.
         """
+        kept = [name for name in params if self._is_allowed(name, distributions[name])]
         template = create_trial(
             state=TrialState.RUNNING,
-            params=dict(params),
-            distributions={name: distributions[name] for name in params},
+            params={name: params[name] for name in kept},
+            distributions={name: distributions[name] for name in kept},
             user_attrs={
                 PLAN_KEY: write_plan(candidate.plan),
                 TRAIN_KEY: candidate.train.to_json(),
@@ -230,6 +238,14 @@ class StudyStore:
         number = self._storage.get_trial_number_from_id(trial_id)
         self._ids[number] = trial_id
         return Trial(number, candidate, costs, origin)
+
+    def _is_allowed(self, name: str, kind: BaseDistribution) -> bool:
+        """Return whether Optuna allows a parameter of this kind beside those of earlier trials."""
+        try:
+            check_distribution_compatibility(self._kinds.setdefault(name, kind), kind)
+        except ValueError:
+            return False
+        return True
 
     def frozen(self, number: int) -> FrozenTrial:
         """Return Optuna's record of a trial."""
@@ -279,6 +295,20 @@ class StudyStore:
     def _constrain(self, number: int, value: float) -> None:
         if len(self.study.directions) > 1:
             self._storage.set_trial_system_attr(self._ids[number], _CONSTRAINT, float(value))
+
+    @property
+    def has_gaps(self) -> bool:
+        """Whether `prune_gap` is a difference of scores."""
+        return isinstance(self.study.pruner, GapPruner)
+
+    def write_note(self, trial: Trial) -> None:
+        """Write the note of an ended trial that optuna-dashboard shows."""
+        if not isinstance(self._storage, InMemoryStorage):
+            from autopeft.searcher.dashboard import save_trial_note
+
+            save_trial_note(
+                self.study, self._ids[trial.number], trial_note(trial, self._objectives)
+            )
 
     def conclude(self, text: str) -> None:
         """Write the last note that optuna-dashboard shows, in Markdown."""

@@ -11,7 +11,15 @@ from report_samples import hostile, interrupted, make_record
 from autopeft.costs.objectives import objective
 from autopeft.plan import AdapterPlan, LayerSpec
 from autopeft.reporting.front_view import FrontView, view
-from autopeft.reporting.plots import Plot, _floor, budget_plot, curves_plot, draw_plots, front_plot
+from autopeft.reporting.plots import (
+    Plot,
+    _floor,
+    budget_plot,
+    curves_plot,
+    draw_figure,
+    draw_plots,
+    front_plot,
+)
 from autopeft.reporting.record import SearchRecord
 from autopeft.reporting.site_plot import method_letters, site_plot
 from autopeft.reporting.style import STYLE, svg
@@ -62,6 +70,14 @@ def test_every_plot_is_drawn_and_settings_are_left_alone() -> None:
         assert height > 200
         assert bool(plot.svg) == (plot.name == "front")
     assert dict(mpl.rcParams) == before
+
+
+def test_a_figure_shows_itself_in_a_notebook_as_in_the_files() -> None:
+    record = make_record(12)
+    shown = view(record)
+    content, size_on_screen = draw_figure(shown, record.trials, "front")._repr_png_()
+    assert content == drawn(record)["front"].png
+    assert size_on_screen == {"width": 640}
 
 
 def test_the_figure_of_the_front_is_the_same_on_every_run() -> None:

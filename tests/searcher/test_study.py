@@ -139,3 +139,20 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     path.write_text("not a database, but long enough to be read as one" * 40)
     with pytest.raises(StorageError, match="storage"):
         store(path)
+
+
+def test_a_study_of_the_previous_version_goes_on(tmp_path: Path) -> None:
+    """It had a parameter for each block; one of the same name and another kind is left out."""
+    place = tmp_path / "a.db"
+    former = {"layer.00.rank": distribution({"kind": "int", "low": 1, "high": 64, "log": True})}
+    former["x"] = distribution({"kind": "categorical", "choices": ["a", "b"]})
+    before = store(place)
+    before.start(CANDIDATE, COSTS, "search", {"layer.00.rank": 8, "x": "a"}, former)
+    after = store(place, resume=True)
+    y = distribution({"kind": "float", "low": 1e-4, "high": 1.0, "log": True})
+    after.start(CANDIDATE, COSTS, "search", {"x": 0.5, "y": 0.1}, {**X, "y": y})
+    assert [trial.params for trial in after.study.trials] == [
+        {"layer.00.rank": 8, "x": "a"},
+        {"y": 0.1},
+    ]
+    assert len(after.trials()) == 2
