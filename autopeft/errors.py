@@ -40,6 +40,10 @@ class UserError(AutoPeftError):
         self.remedy = remedy
         super().__init__(f"{self.mistake}; {remedy}".replace("\n", " "))
 
+    def __reduce__(self) -> tuple[type[UserError], tuple[str, object, str, str]]:
+        """Let it travel from a worker: by default, it would be made again from its text alone."""
+        return type(self), (self.field, self.value, self.problem, self.remedy)
+
     @property
     def mistake(self) -> str:
         """The error without its remedy."""

@@ -103,6 +103,10 @@ class Registry(Mapping[str, T], Generic[T]):
             )
         self._items[name] = item
 
+    def forget(self, name: str) -> None:
+        """Take out a part that was registered; entry points stay."""
+        self._items.pop(name, None)
+
     def door(
         self, name: Any = None, part: Any = None, wrap: Callable[[Any], Any] = lambda p: p
     ) -> Any:

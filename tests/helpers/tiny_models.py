@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,8 +15,29 @@ from autopeft import methods
 from autopeft.costs import Topology, is_legal
 from autopeft.models.backbone import Backbone
 from autopeft.models.loading import prepare_config
-from autopeft.plan import MODEL, AdapterPlan, Candidate, LayerSpec, TrainSettings
+from autopeft.plan import MODEL, AdapterPlan, LayerSpec
+from autopeft.testing.tiny_models import (
+    TinyModel,
+    batch_for,
+    candidate_of,
+    changed,
+    disturb,
+    logits_of,
+    plan_of,
+    prompt_sizes_of,
+    state_of,
+)
 from autopeft.utils.quiet import quiet_transformers
+
+__all__ = [
+    "batch_for",
+    "candidate_of",
+    "disturb",
+    "logits_of",
+    "plan_of",
+    "prompt_sizes_of",
+    "state_of",
+]
 
 torch.set_num_threads(1)
 
@@ -157,6 +179,14 @@ def build(name: str, *, device: str = "cpu", seed: int = 0) -> Backbone:
     return Backbone(model, head=kind.head, auto_class=kind.auto_class, config_before=before)
 
 
+def _build_on(name: str, device: str) -> Backbone:
+    return build(name, device=device)
+
+
+TINY_MODELS = {name: TinyModel(name, partial(_build_on, name)) for name in KINDS}
+"""For `autopeft.testing`."""
+
+
 def save(name: str, folder: Any, *, with_head: bool = False) -> str:
     """Writes a tiny pretrained model, without its task's head unless told so."""
     kind = KINDS[name]
@@ -165,28 +195,6 @@ def save(name: str, folder: Any, *, with_head: bool = False) -> str:
         loader = getattr(hf, kind.auto_class) if with_head else hf.AutoModel
         loader.from_config(kind.config()).save_pretrained(folder)
     return str(folder)
-
-
-def batch_for(backbone: Backbone, *, rows: int = 3, length: int = 9) -> dict[str, torch.Tensor]:
-    """Random rows, one of them padded, with labels where the model takes them."""
-    generator = torch.Generator().manual_seed(5)
-    config: Any = backbone.model.config
-    if backbone.model.main_input_name == "pixel_values":
-        pixels = torch.randn(rows, 3, config.image_size, config.image_size, generator=generator)
-        return {"pixel_values": pixels, "labels": torch.zeros(rows, dtype=torch.long)}
-    ids = torch.randint(3, 60, (rows, length), generator=generator)
-    mask = torch.ones(rows, length, dtype=torch.long)
-    mask[0, length // 2 :] = 0
-    is_cls = backbone.auto_class == _CLS
-    labels = torch.zeros(rows, dtype=torch.long) if is_cls else ids.clone()
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
-
-
-def logits_of(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The model's logits, without a graph."""
-    with torch.no_grad():
-        logits: torch.Tensor = model(**batch).logits
-    return logits
 
 
 def all_specs(topology: Topology, ranks: tuple[int, ...] = (1, 2, 4, 8)) -> list[LayerSpec]:
@@ -217,58 +225,6 @@ def random_plan(topology: Topology, seed: int, share: float | None = None) -> Ad
     return AdapterPlan(chosen)
 
 
-def prompt_sizes_of(plan: AdapterPlan) -> tuple[int, ...]:
-    """Virtual tokens of a plan's prompt, () without one."""
-    return tuple(spec.rank for spec in plan.specs if spec.role == MODEL)
-
-
-def candidate_of(plan: AdapterPlan, *, dropout: float = 0.0, batch_size: int = 3) -> Candidate:
-    """The plan with plain train settings."""
-    return Candidate(plan, TrainSettings(1e-3, dropout=dropout, steps=1, batch_size=batch_size))
-
-
-def disturb(attached: Any, seed: int = 0) -> None:
-    """Moves every trained parameter, as training would."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for group in attached.parameter_groups():
-            for parameter in group.parameters:
-                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-
-
-def state_of(backbone: Backbone) -> dict[str, Any]:
-    """All that detaching must restore: tensors, trainability, classes, modes."""
-    model = backbone.model
-    return {
-        "tensors": {name: t.clone() for name, t in model.state_dict().items()},
-        "trainable": {name: p.requires_grad for name, p in model.named_parameters()},
-        "identity": {name: id(p) for name, p in model.named_parameters()},
-        "classes": {name: type(module) for name, module in model.named_modules()},
-        "modes": {name: module.training for name, module in model.named_modules()},
-        "gradients": {name for name, p in model.named_parameters() if p.grad is not None},
-    }
-
-
 def assert_same_state(before: dict[str, Any], after: dict[str, Any]) -> None:
     """Fails unless two states are equal, bit for bit."""
-    tensors, now = before.pop("tensors"), after.pop("tensors")
-    assert before == after
-    assert tensors.keys() == now.keys()
-    for name, tensor in tensors.items():
-        assert torch.equal(tensor, now[name]), name
-
-
-def plan_of(topology: Topology, method: str, seed: int) -> AdapterPlan | None:
-    """The method at about half of the sites it can have, at random legal sizes; None if none."""
-    rng = random.Random(seed)
-    found = methods.get(method)
-    sizes = (1, 2, 3, 4, 8, *found.default_ranks) if found.takes_rank else (0,)
-    sites = []
-    for layer in range(topology.n_layers):
-        for role in topology.roles(layer):
-            legal = [s for s in sizes if is_legal(topology, LayerSpec(layer, role, method, s))]
-            if legal:
-                sites.append(LayerSpec(layer, role, method, rng.choice(legal)))
-    if not sites:
-        return None
-    return AdapterPlan(rng.sample(sites, max(1, len(sites) // 2)))
+    assert changed(before, after) is None
