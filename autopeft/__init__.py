@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from autopeft.engine.executors import make_executor
     from autopeft.engine.messages import WorkerContext
     from autopeft.errors import AutoPeftError, UserError
+    from autopeft.integrations.trackers.registry import register_tracker
     from autopeft.methods import register_method
     from autopeft.models.saving import load_adapter
     from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
@@ -54,6 +55,7 @@ _NAMES = {
     "autopeft.engine.executors": ("make_executor",),
     "autopeft.engine.messages": ("WorkerContext",),
     "autopeft.errors": ("AutoPeftError", "UserError"),
+    "autopeft.integrations.trackers.registry": ("register_tracker",),
     "autopeft.methods": ("register_method",),
     "autopeft.models.saving": ("load_adapter",),
     "autopeft.plan": ("AdapterPlan", "Candidate", "LayerSpec", "TrainSettings"),
@@ -131,6 +133,7 @@ __all__ = [
     "register_pruner",
     "register_sampler",
     "register_task",
+    "register_tracker",
     "report",
     "resume",
     "search",

@@ -18,6 +18,7 @@ from autopeft.costs.objectives import COSTS, Cost, find_cost, with_costs
 from autopeft.costs.price import PricedRow, PriceList
 from autopeft.engine.backend import BACKENDS, check_backend
 from autopeft.errors import SettingsError, StorageError
+from autopeft.integrations.trackers.registry import TRACKERS
 from autopeft.saved_inputs import saved_inputs
 from autopeft.searcher.pruners.registry import PRUNERS
 from autopeft.searcher.samplers.registry import SAMPLERS
@@ -98,9 +99,9 @@ def resume(
         progress: Whether the state is shown: live in a notebook or on a terminal, else as lines
             on standard error.
         **overrides: budget, confirm_share, confirm_seeds, max_finalists, workers,
-            gpus_per_worker, backend, trials_per_worker, ray_address or pick; what was searched
-            cannot change. Also `evaluate`, `pruner` and `sampler`, the same objects again, if no
-            module holds them.
+            gpus_per_worker, backend, trials_per_worker, ray_address, report_to or pick; what was
+            searched cannot change. Also `evaluate`, `pruner` and `sampler`, the same objects again,
+            if no module holds them.
 
     Raises:
         UserError: if the folder holds no search, or a setting may not change.
@@ -166,6 +167,8 @@ def merge_settings(
         find_cost("objectives", cost)
     for name, parts in _SEARCHERS.items():
         parts.check(name, getattr(merged, name))
+    for tracker in merged.report_to:
+        TRACKERS.resolve("report_to", tracker)
     return merged
 
 
@@ -183,7 +186,7 @@ def _given(
 
 
 def _as_text(given: dict[str, Any]) -> dict[str, Any]:
-    """Replace tasks, metrics and costs that are given as objects by the text that names them."""
+    """Replace parts that are given as objects, such as tasks, by the text that names them."""
     if not isinstance(given.get("task"), str | None):
         given["task"] = TASKS.text("task", given["task"])
     if not isinstance(given.get("metric"), str | None):
@@ -199,6 +202,9 @@ def _as_text(given: dict[str, Any]) -> dict[str, Any]:
     for name, parts in _SEARCHERS.items():
         if name in given:
             given[name] = parts.text(name, given[name])
+    if trackers := given.get("report_to"):
+        listed = trackers if isinstance(trackers, list | tuple) else [trackers]
+        given["report_to"] = [TRACKERS.text("report_to", each) for each in listed]
     if isinstance(costs := given.get("objectives"), list | tuple):
         is_part = [callable(cost) or isinstance(cost, Cost) for cost in costs]
         pairs = zip(costs, is_part, strict=True)

@@ -6,6 +6,7 @@ import shutil
 import signal
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,6 +22,7 @@ from autopeft.engine.budget import BudgetTracker, Spent
 from autopeft.engine.callback import CallbackList, Progress, SearchStart
 from autopeft.engine.dispatcher import Dispatcher
 from autopeft.errors import UserError
+from autopeft.integrations.trackers.registry import destinations, make_trackers
 from autopeft.prepare import PreparedSearch, check_budget, prepare, versions
 from autopeft.reporting.front_view import FrontView, view
 from autopeft.reporting.markup import front_markdown
@@ -67,6 +69,7 @@ class Session:
             UserError: for a mistake in the settings, before any training.
             KeyboardInterrupt: after Ctrl-C or SIGTERM; everything is saved.
         """
+        self._callbacks.callbacks = [*self._callbacks.callbacks, *make_trackers(settings.report_to)]
         ready = prepare(settings, note=self._note, phase=self._phase)
         with self._phase("startup"):
             before = Spent()
@@ -164,8 +167,12 @@ class Session:
             settings.to_mapping(),
             ready.objectives,
             self._is_resumed,
+            self._id(),
+            controller.trials(),
         )
         self._callbacks.call("on_search_begin", start)
+        if found := destinations(self._callbacks.callbacks):
+            self._note(f"reports to {found}")
         try:
             dispatcher.start()
             backend = make_backend(ready.context())
@@ -205,6 +212,12 @@ class Session:
         if not left_out:
             return []
         return [f"Too large for an artifact, see {folder / 'adapters'}: {', '.join(left_out)}"]
+
+    def _id(self) -> str:
+        """Return what tells this search from others; made when it is first asked for."""
+        known = self._workspace.recall("id", str) or uuid.uuid4().hex[:8]
+        self._workspace.remember("id", known)
+        return known
 
     def _observe(self, budget: BudgetTracker) -> Callable[[Progress], None]:
         last = 0.0

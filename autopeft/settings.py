@@ -252,6 +252,12 @@ class SearchSettings:
     study_name: str | None = _setting(
         None, "Name of the Optuna study. By default, the name of the output folder."
     )
+    report_to: tuple[str, ...] = _setting(
+        (),
+        "Trackers that the search reports to: mlflow, wandb, trackio, tensorboard, or the name or "
+        "package.module:name of another. By default, none.",
+        resumable=True,
+    )
 
     @classmethod
     def from_mapping(cls, row: Mapping[str, Any]) -> SearchSettings:
@@ -346,7 +352,7 @@ _PAIRS = {
 }
 """Setting that is a mapping -> an example of how a flag writes it."""
 
-_LISTS = ("objectives", "constraints")
+_LISTS = ("objectives", "constraints", "report_to")
 """Settings that may be written as one text with commas."""
 
 

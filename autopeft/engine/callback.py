@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from autopeft.confirm.finalists import SeedScore
 from autopeft.costs.objectives import Objective
+from autopeft.errors import AutoPeftError
 from autopeft.plan import Candidate
 from autopeft.trial import Trial
 from autopeft.utils.formatting import one_line
@@ -52,6 +53,8 @@ class SearchStart:
         settings: As resolved, plain values.
         objectives: Quality first, then costs.
         is_resumed: Whether it was begun before.
+        id: Tells it from other searches, and stays when it is resumed.
+        trials: Those that ended before it was resumed, by number.
 
     Example:
         >>> quality = autopeft.Objective("accuracy", "maximize")
@@ -65,6 +68,8 @@ class SearchStart:
     settings: Mapping[str, Any]
     objectives: tuple[Objective, ...]
     is_resumed: bool = False
+    id: str = ""
+    trials: tuple[Trial, ...] = ()
 
 
 class Callback:
@@ -145,11 +150,10 @@ class CallbackList:
             try:
                 method(*arguments)
             except Exception as error:
-                reason = one_line(error)
-                text = (
-                    f"callback {type(callback).__name__} failed in {event} ({reason[:300]}); "
-                    "it is switched off, the search goes on"
-                )
+                reason = str(error) if isinstance(error, AutoPeftError) else one_line(error)
+                name = getattr(callback, "title", "")
+                what = name or f"callback {type(callback).__name__} failed in {event}"
+                text = f"{what} ({reason[:300]}); it is switched off, the search goes on"
                 self.failures.append(text)
                 self.callbacks = [other for other in self.callbacks if other is not callback]
                 self.call("on_message", text)

@@ -55,6 +55,7 @@ class Registry(Mapping[str, T], Generic[T]):
             raises a TypeError that says what it must be.
         error: Class of the errors.
         keeps_given: Whether objects that settings named stay registered; else only the last does.
+        is_carried: Whether workers need the parts.
     """
 
     def __init__(
@@ -66,7 +67,9 @@ class Registry(Mapping[str, T], Generic[T]):
         error: type[UserError] = SettingsError,
         *,
         keeps_given: bool = True,
+        is_carried: bool = True,
     ) -> None:
+        self.is_carried = is_carried
         self.kind = kind
         self.group = group
         self.home = home
@@ -373,7 +376,7 @@ def carried(*, without: Collection[str] = ()) -> Carried:
 
     parts = []
     for group, registry in _REGISTRIES.items():
-        if group in without:
+        if group in without or not registry.is_carried:
             continue
         for name, item in registry._items.items():
             try:

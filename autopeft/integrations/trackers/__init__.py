@@ -1,0 +1,1 @@
+"""Trackers: what a search reports to, such as MLflow or TensorBoard. One file each."""
