@@ -67,7 +67,8 @@ def place(home: Path, searched: Path, tmp_path: Path, monkeypatch: pytest.Monkey
 def test_the_python_of_a_page_runs(page: Path, place: Path) -> None:
     names: dict[str, Any] = {"__name__": "page"}
     for number, block in enumerate(blocks(page, "python"), start=1):
-        exec(compile(block, f"{page.name}, block {number}", "exec"), names)
+        # A page has no `from __future__ import annotations`, which this file has.
+        exec(compile(block, f"{page.name}, block {number}", "exec", dont_inherit=True), names)
 
 
 def commands() -> list[tuple[str, str]]:

@@ -1,0 +1,1 @@
+"""A plug-in of autopeft that predicts how many likes a post gets."""
