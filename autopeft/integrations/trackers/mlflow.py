@@ -40,6 +40,10 @@ _SEARCH, _TRIAL = "autopeft.search", "autopeft.trial"
 _STATUS = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
 
 
+_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+"""Unless the user says otherwise: the library's own defaults add up to a quarter of an hour."""
+
+
 class MlflowTracker(Tracker):
     """Writes with a client of its own, so that the user's active run is left alone."""
 
@@ -48,6 +52,8 @@ class MlflowTracker(Tracker):
     def __init__(self) -> None:
         for name in ("mlflow", "alembic", "urllib3.connectionpool"):
             silence(name, logging.ERROR)
+        self._impatient = {k: v for k, v in _PATIENCE.items() if k not in os.environ}
+        os.environ.update(self._impatient)
         self._client = mlflow.MlflowClient()
         self._runs: dict[int, str] = {}
 
@@ -117,6 +123,11 @@ class MlflowTracker(Tracker):
         for digest, folder in adapters(result):
             self._client.log_artifacts(run, str(folder), f"adapters/{digest}")
         self._client.set_terminated(run, "FINISHED" if result.view.is_complete else "KILLED")
+
+    def close(self) -> None:
+        """Let the library wait again as it likes."""
+        for name in self._impatient:
+            os.environ.pop(name, None)
 
 
 def _text(value: Any) -> str:

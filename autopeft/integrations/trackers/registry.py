@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar, overload
 
@@ -64,8 +65,17 @@ def register_tracker(name: Any, tracker: Any = None) -> Any:
     return TRACKERS.door(name, tracker)
 
 
+def _late(module: str, name: str) -> Callable[[], Any]:
+    """Return a tracker whose library is imported when it is made, and may be missing until then."""
+
+    def make() -> Any:
+        return getattr(importlib.import_module(f"autopeft.integrations.trackers.{module}"), name)()
+
+    return make
+
+
 for _name, _class in BUILT_IN.items():
-    register_tracker(_name, f"autopeft.integrations.trackers.{_name}:{_class}")
+    register_tracker(_name, _late(_name, _class))
 
 
 def make_trackers(names: Iterable[str]) -> list[InBackground]:
@@ -75,7 +85,8 @@ def make_trackers(names: Iterable[str]) -> list[InBackground]:
         SettingsError: if there is no tracker of a name.
     """
     return [
-        InBackground(name, TRACKERS.resolve("report_to", name), _remedy(name)) for name in names
+        InBackground(name, TRACKERS.resolve("report_to", name), _remedy(name))
+        for name in dict.fromkeys(names)
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 import autopeft
 from autopeft.api import merge_settings
+from autopeft.engine.callback import CallbackList
 from autopeft.errors import SettingsError
 from autopeft.integrations.trackers.registry import BUILT_IN, TRACKERS, destinations, make_trackers
 from autopeft.utils.registry import carried
@@ -66,7 +68,7 @@ def test_a_tracker_of_the_user_is_made_when_the_search_begins() -> None:
             made.append(self)
 
     assert asked("diary") == ("diary",)
-    trackers = make_trackers(["diary", "mlflow"])
+    trackers = make_trackers(["diary", "mlflow", "diary"])
     assert [tracker.name for tracker in trackers] == ["diary", "mlflow"]
     assert made == []
     trackers[0].on_search_begin("start")
@@ -77,7 +79,20 @@ def test_a_tracker_of_the_user_is_made_when_the_search_begins() -> None:
     assert all(group != "autopeft.trackers" for _, group, _, _ in carried().parts)
 
 
-def test_each_built_in_has_an_extra() -> None:
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_one_that_is_not_installed_is_told_with_its_extra(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
+    for module in (f"autopeft.integrations.trackers.{name}", "torch.utils.tensorboard"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    assert asked(name) == (name,)
+    callbacks = CallbackList(make_trackers([name]))
+    callbacks.call("on_search_begin", "start")
+    (line,) = callbacks.failures
+    assert line.startswith(f"report_to={name} failed (ModuleNotFoundError: ")
+    assert f'; pip install "autopeft[{name}]"); it is switched off, the search goes on' in line
+
+
+def test_the_built_in_ones_are_registered_first() -> None:
     assert tuple(BUILT_IN) == TRACKERS.registered
-    for name in BUILT_IN:
-        assert make_trackers([name])[0]._remedy == f'pip install "autopeft[{name}]"'
