@@ -57,8 +57,8 @@ def search(
         **overrides: Any field of `SearchSettings`; they win over `settings`. data, validation and
             test may also be a `datasets.Dataset`, a `DatasetDict`, a pandas DataFrame or a list of
             dicts, and model a model of transformers, with its tokenizer or processor as
-            `tokenizer`; they are saved in the output folder. task, metric, costs, evaluate, pruner
-            and sampler may be objects too.
+            `tokenizer`; they are saved in the output folder. task, metric, costs, evaluate, pruner,
+            sampler and backend may be objects too.
 
     Returns:
         The result; the output folder holds it too, with the adapters.

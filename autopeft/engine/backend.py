@@ -8,9 +8,10 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
-from autopeft.errors import SettingsError
+from autopeft.errors import AutoPeftError, SettingsError
+from autopeft.utils.formatting import one_line
 from autopeft.utils.gc import paused_gc
-from autopeft.utils.registry import Registry
+from autopeft.utils.registry import Registry, describe
 
 if TYPE_CHECKING:
     from autopeft.engine.dispatcher import Dispatcher
@@ -140,7 +141,23 @@ def check_backend(name: str) -> None:
 
 
 def make_backend(context: WorkerContext) -> Backend:
-    """Make the backend that the settings name."""
+    """Make the backend that the settings name.
+
+    Raises:
+        SettingsError: if a backend of the user's cannot be made.
+    """
+    name = context.settings.backend
     # Imported late: users learn of mistakes in their settings without waiting for torch and ray.
     with paused_gc():
-        return BACKENDS.resolve("backend", context.settings.backend)(context)
+        factory = BACKENDS.resolve("backend", name)
+    try:
+        made = factory(context)
+    except AutoPeftError:
+        raise
+    except Exception as error:
+        problem = f"cannot be made with a WorkerContext ({one_line(error)})"
+        raise SettingsError("backend", name, problem, "correct it") from error
+    if not callable(getattr(made, "run", None)):
+        problem = f"returned {describe(made)}, which has no run(dispatcher)"
+        raise SettingsError("backend", name, problem, "return an autopeft.Backend")
+    return made

@@ -24,7 +24,7 @@ from autopeft.tasks.batch import collate
 from autopeft.tasks.data import TaskData
 from autopeft.tasks.load_data import read_tables
 from autopeft.tasks.preview import preview_of
-from autopeft.tasks.reading import Table
+from autopeft.tasks.reading import Table, read
 from autopeft.tasks.registry import TASKS
 from autopeft.testing.requirement import Requirement, registered
 from autopeft.testing.tiny_models import save_model
@@ -67,11 +67,17 @@ def check_task(task: Any, data: Any, *, model: str | Path | None = None, **setti
         registered(TASKS, part.name, part),
         tempfile.TemporaryDirectory(prefix="autopeft-") as folder,
     ):
-        where = model or save_model(part.auto_class, data, Path(folder) / "tiny")
+        where = model or _tiny_model(part, data, Path(folder) / "tiny")
         given = {"model": str(where), "data": data, "task": part.name, **settings}
         with saved_inputs(given, Path(folder)) as plain:
             asked = SearchSettings.from_mapping(plain)
             _check(asked, require)
+
+
+def _tiny_model(task: Task, data: Any, folder: Path) -> Path:
+    """Save a tiny model that knows the words of the data."""
+    cells = [list(table.columns.values()) for table in read("data", data).values()]
+    return save_model(task.auto_class, cells, folder)
 
 
 def _check(settings: SearchSettings, require: Requirement) -> None:

@@ -184,18 +184,18 @@ def candidate_of(plan: AdapterPlan, *, dropout: float = 0.0, batch_size: int = R
 _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
-def save_model(auto_class: str, rows: Any, folder: Path) -> Path:
-    """Write a tiny text model that a task can load, with a tokenizer of the words in its rows.
+def save_model(auto_class: str, cells: Any, folder: Path) -> Path:
+    """Write a tiny text model that a task can load, with a tokenizer of the words in its data.
 
     Args:
         auto_class: Name of the class of transformers that the task loads with.
-        rows: The task's data; every text in them is split into words.
+        cells: The task's data; every text in them is split into words.
         folder: Where to write.
 
     Raises:
         ModelError: if no tiny text model is of that class.
     """
-    words = [*_SPECIAL, *sorted(set(_words(rows)))]
+    words = [*_SPECIAL, *sorted(set(_words(cells)))]
     ids = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
     if auto_class == "AutoModelForCausalLM":
         config: Any = hf.LlamaConfig(vocab_size=len(words), **_SIZES, **ids)

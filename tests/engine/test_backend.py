@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import autopeft
-from autopeft.engine.backend import BACKENDS, check_backend
+from autopeft.engine.backend import BACKENDS, check_backend, make_backend
 from autopeft.errors import SettingsError
 
 
@@ -87,3 +87,18 @@ def test_what_is_no_backend_is_refused_in_one_line(value: object, problem: str) 
         autopeft.price(model="m", data="d", backend=value)
     assert problem in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("backend", "problem"),
+    [
+        (lambda context: 1 / 0, "cannot be made with a WorkerContext (ZeroDivisionError"),
+        (lambda context: context, "has no run(dispatcher)"),
+    ],
+)
+def test_what_a_factory_does_wrong_is_told(backend: Any, problem: str) -> None:
+    name = BACKENDS.text("backend", backend)
+    settings = autopeft.SearchSettings(backend=name)
+    with pytest.raises(SettingsError) as caught:
+        make_backend(autopeft.WorkerContext(settings, None, (), (), "cpu"))
+    assert problem in str(caught.value)

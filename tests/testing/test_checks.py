@@ -6,6 +6,7 @@ import doctest
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -179,6 +180,13 @@ DATA: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
 def test_every_task_of_texts_passes(name: str) -> None:
     rows, settings = DATA[name]
     check_task(name, rows, **settings)
+
+
+def test_a_task_is_checked_on_a_file_and_with_a_model_too(
+    tiny_model: Path, tiny_data: Path
+) -> None:
+    check_task("text-classification", tiny_data, max_train_rows=40)
+    check_task("text-classification", str(tiny_data), model=tiny_model, max_train_rows=40)
 
 
 class Silent(TextClassification):
