@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from autopeft.errors import AutoPeftError, TrainingFailure
 from autopeft.plan import Candidate
 from autopeft.utils.registry import Registry
+from autopeft.utils.serialize import to_float
 
 Metrics = Mapping[str, float]
 Result = Metrics | tuple[Metrics, Sequence[float]]
@@ -122,14 +123,9 @@ class TrialReport:
 
 
 def _number(value: Any) -> float | None:
-    """Return a finite number as a float, also one of numpy or a tensor; None for others."""
-    if isinstance(value, str | bytes | bool):
-        return None
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return None
-    return number if math.isfinite(number) else None
+    """Return a finite number as a float; None for others."""
+    number = to_float(value)
+    return number if number is not None and math.isfinite(number) else None
 
 
 def parse_result(result: Any, quality: str) -> tuple[dict[str, float], tuple[float, ...]]:

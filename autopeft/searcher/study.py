@@ -38,9 +38,8 @@ from autopeft.costs.price import Price
 from autopeft.errors import StorageError
 from autopeft.plan import Candidate, TrainSettings
 from autopeft.plan_text import read_plan, write_plan
-from autopeft.searcher.pruners.gap import TRAIN_KEY, GapPruner
+from autopeft.searcher.pruners.gap import PRICE_KEY, TRAIN_KEY, GapPruner
 from autopeft.searcher.pruners.prunable import PRUNED
-from autopeft.searcher.pruners.trial_costs import PRICE_KEY
 from autopeft.searcher.trial_note import trial_note
 from autopeft.trial import State, Trial, facts
 from autopeft.utils.quiet import ignored, silence

@@ -229,3 +229,19 @@ def _unknown(
     for key, inner, item in items:
         if isinstance(item, Mapping | list | tuple):
             yield from _unknown(inner, item, *place, key)
+
+
+def to_float(value: Any) -> float | None:
+    """Return a number as a float, also one of numpy or a tensor; None for what is none.
+
+    Example:
+        >>> from autopeft.utils.serialize import to_float
+        >>> to_float("3"), to_float(True), to_float(3)
+        (None, None, 3.0)
+    """
+    if isinstance(value, str | bytes | bool):
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None

@@ -15,14 +15,19 @@ from optuna.trial import FrozenTrial
 
 from autopeft.errors import SettingsError, UserError
 from autopeft.searcher.pruners.registry import Rungs
-from autopeft.searcher.pruners.rung_table import RungTable
-from autopeft.searcher.pruners.trial_costs import CostFunction, TrialCosts
+from autopeft.searcher.pruners.rung_table import RungTable, last_stopping_step
+from autopeft.searcher.pruners.trial_costs import CostFunction, TrialCosts, computed_price
 
-EARLY = 1.0 / 3.0
-"""Share of a training in which rungs may stop it."""
+PRICE_KEY = "price"
+"""User attribute of a trial with its price: cost name -> number, or one number."""
 
 TRAIN_KEY = "train"
 """User attribute of a trial with its training settings, among them "steps"."""
+
+_REMEDY = (
+    'set them before it reports, trial.set_user_attr("price", {"seconds": 12.0}), '
+    "or give GapPruner(costs=function of the parameters)"
+)
 
 _LOCK = threading.Lock()
 """Held while a table is read or changed: the trials of a study may run in several threads."""
@@ -60,6 +65,8 @@ class GapPruner(BasePruner):
         objective: Index of the objective that trials report, the quality. The others are minimized.
         n_steps: Steps of a whole training; None for the trial's user attribute "train", a mapping
             with "steps". Without either, every rung may stop a trial.
+        n_warmup_steps: Reports before this step are not compared: right after the start, scores
+            say little.
         min_peers: Minimum number of trials at a rung, itself included, before any is stopped.
 
     Raises:
@@ -90,6 +97,7 @@ class GapPruner(BasePruner):
         costs: str | Sequence[str] | CostFunction | None = None,
         objective: int = 0,
         n_steps: int | None = None,
+        n_warmup_steps: int = 0,
         min_peers: int = 2,
     ) -> None:
         if not eta > 1:
@@ -100,10 +108,11 @@ class GapPruner(BasePruner):
         self._costs = (costs,) if isinstance(costs, str) else costs
         self._objective = objective
         self._n_steps = n_steps
+        self._n_warmup_steps = n_warmup_steps
         self._min_peers = min_peers
         self._study: weakref.ref[optuna.study.Study] | None = None
         self._sign = 1.0
-        self._reader = TrialCosts()
+        self._reader = TrialCosts((), PRICE_KEY, _REMEDY)
         self._table = RungTable(0)
         self._open: list[int] = []
 
@@ -113,7 +122,7 @@ class GapPruner(BasePruner):
 
     def gap(self, study: optuna.study.Study, trial: FrozenTrial) -> float:
         """Return the gap for which the trial should stop, in the score's unit; 0.0 to continue."""
-        last_step = EARLY * self._steps_of(trial) + 0.5
+        last_step = last_stopping_step(self._steps_of(trial))
         with _LOCK:
             if self._study is None or self._study() is not study:
                 self._start(study, trial)
@@ -138,15 +147,13 @@ class GapPruner(BasePruner):
             remedy = "give GapPruner(objective=index of the quality that trials report)"
             raise UserError("directions", shown, problem, remedy)
         self._sign = 1.0 if quality == StudyDirection.MAXIMIZE else -1.0
-        if callable(self._costs):
-            self._reader = TrialCosts(function=self._costs)
-        else:
-            self._reader = TrialCosts(self._cost_names(study))
-        self._table, self._open = RungTable(len(self._reader.of(trial))), []
+        self._reader = TrialCosts(self._cost_names(study), PRICE_KEY, _REMEDY)
+        self._table, self._open = RungTable(len(self._costs_of(trial))), []
         self._study = weakref.ref(study)
 
     def _cost_names(self, study: optuna.study.Study) -> Sequence[str] | None:
-        assert not callable(self._costs)
+        if callable(self._costs):
+            return None
         if self._costs is not None or len(study.directions) == 1:
             return self._costs or ()
         names = study.metric_names
@@ -162,11 +169,18 @@ class GapPruner(BasePruner):
             self._table.add(number, self._known_costs(trial, is_asking=number == asking.number))
             for step, score in trial.intermediate_values.items():
                 # A failed trial's early scores count: its plan did reach them.
-                self._table.report(number, step, self._sign * score)
+                if step >= self._n_warmup_steps:
+                    self._table.report(number, step, self._sign * score)
+
+    def _costs_of(self, trial: FrozenTrial) -> list[float]:
+        price = trial.user_attrs.get(PRICE_KEY)
+        if callable(self._costs):
+            price = computed_price(self._costs, trial.number, trial.params)
+        return self._reader.of(trial.number, price)
 
     def _known_costs(self, trial: FrozenTrial, *, is_asking: bool) -> list[float]:
         try:
-            return self._reader.of(trial)
+            return self._costs_of(trial)
         except UserError:
             if is_asking:
                 raise

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from optuna.exceptions import TrialPruned
 from optuna.pruners import NopPruner
@@ -16,14 +16,15 @@ from optuna.trial import Trial
 
 from autopeft.errors import UserError
 from autopeft.searcher.pruners.gap import GapPruner
+from autopeft.utils.serialize import to_float
 
-T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 
 PRUNED = "pruned"
 """Name of the constraint that a pruned trial of several objectives breaks."""
 
 
-def prunable(objective: Callable[[Any], T]) -> Callable[[Any], T]:
+def prunable(objective: F) -> F:
     """Make `trial.report` and `trial.should_prune` work in studies with several objectives.
 
     A decorator of the objective. It also lets the samplers learn from a pruned trial: where there
@@ -31,7 +32,7 @@ def prunable(objective: Callable[[Any], T]) -> Callable[[Any], T]:
     that it breaks. Without it, Optuna's TPE looks for the study's one direction, and raises.
 
     Args:
-        objective: Takes a trial, as for `study.optimize`.
+        objective: A function or method that takes a trial, perhaps among other arguments.
 
     Example:
         >>> import optuna
@@ -52,17 +53,23 @@ def prunable(objective: Callable[[Any], T]) -> Callable[[Any], T]:
     """
 
     @functools.wraps(objective)
-    def run(trial: Any) -> T:
-        # A FixedTrial has no study; its own report and should_prune do nothing.
-        known = PrunableTrial(trial) if isinstance(trial, Trial) else trial
+    def run(*args: Any, **kwargs: Any) -> Any:
+        known = [_prunable(value) for value in args]
+        named = {name: _prunable(value) for name, value in kwargs.items()}
         try:
-            return objective(known)
+            return objective(*known, **named)
         except TrialPruned:
-            if isinstance(known, PrunableTrial):
-                known.mark_pruned()
+            for value in (*known, *named.values()):
+                if isinstance(value, PrunableTrial):
+                    value.mark_pruned()
             raise
 
-    return run
+    return cast(F, run)
+
+
+def _prunable(value: Any) -> Any:
+    # A FixedTrial has no study; its own report and should_prune do nothing.
+    return PrunableTrial(value) if isinstance(value, Trial) else value
 
 
 class PrunableTrial(Trial):
@@ -98,10 +105,10 @@ class PrunableTrial(Trial):
         Raises:
             UserError: if the value is no number, or steps come out of order.
         """
-        number = _number(value)
+        number = to_float(value)
         if number is None:
             raise UserError("value", value, "must be a number", "report one")
-        whole = _number(step)
+        whole = to_float(step)
         if whole is None or whole != whole // 1 or whole < 0:
             raise UserError("step", step, "must be a whole number from 0", "report one")
         last = max(self._cached_frozen_trial.intermediate_values, default=-1)
@@ -134,13 +141,3 @@ class PrunableTrial(Trial):
         is_marked = PRUNED in self._cached_frozen_trial.constraints
         if len(self.study.directions) > 1 and not is_marked:
             self.set_constraint(PRUNED, self._gap)
-
-
-def _number(value: Any) -> float | None:
-    """Return a number as a float, also one of numpy or a tensor; None for others."""
-    if isinstance(value, str | bytes | bool):
-        return None
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return None

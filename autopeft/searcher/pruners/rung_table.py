@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
+_EARLY = 1.0 / 3.0
+"""Share of a training in which rungs may stop it."""
+
 _MAX_GAPS = 512
 """Number of gaps that a trial is compared with at most."""
 
@@ -115,6 +118,11 @@ class RungTable:
                 return True
             left &= np.isnan(scores)
         return False
+
+
+def last_stopping_step(n_steps: float) -> float:
+    """Return the step after which no rung stops a training of that length."""
+    return _EARLY * n_steps + 0.5
 
 
 def passes(scores: Array, gaps: Array, n_started: int, eta: float, *, is_first: bool) -> bool:

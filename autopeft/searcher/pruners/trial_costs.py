@@ -1,96 +1,80 @@
-"""What a trial of any study costs: read from its user attribute, or computed by a function."""
+"""What a trial of any tool costs: prices become numbers in one order. Free of Optuna and Ray."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from optuna.trial import FrozenTrial
-
 from autopeft.errors import UserError
 from autopeft.utils.formatting import one_line
-
-PRICE_KEY = "price"
-"""User attribute of a trial with its price: cost name -> number, or one number."""
+from autopeft.utils.serialize import to_float
 
 CostFunction = Callable[[dict[str, Any]], float | Mapping[str, float]]
 """Returns the cost, or costs by name, of a trial with these parameters."""
 
-_REMEDY = (
-    'set it before the first report, trial.set_user_attr("price", {"seconds": 12.0}), '
-    "or give GapPruner(costs=function of the trial's params)"
-)
-
 
 class TrialCosts:
-    """Reads the costs of trials, always the same ones in the same order.
+    """Reads the prices of trials: always the same costs in the same order.
 
     Args:
         names: Names of the costs; None for those of the first price that is read.
-        function: Computes the price from a trial's parameters; None: it is a user attribute.
+        field: What errors call the price.
+        remedy: What errors advise where a price lacks a cost.
     """
 
-    def __init__(
-        self, names: Sequence[str] | None = None, function: CostFunction | None = None
-    ) -> None:
+    def __init__(self, names: Sequence[str] | None, field: str, remedy: str) -> None:
         self.names = None if names is None else tuple(names)
-        self._function = function
+        self._field = field
+        self._remedy = remedy
 
-    def of(self, trial: FrozenTrial) -> list[float]:
-        """Return a trial's costs.
+    def of(self, trial: object, price: Any) -> list[float]:
+        """Return the costs of a trial, given how errors name it and its price.
 
         Raises:
-            UserError: if it has none, or they are no numbers.
+            UserError: if the price lacks a cost, or a cost is no number.
         """
         if self.names == ():
             return []
-        price = self._price(trial)
+        if price is None or price == {}:
+            raise UserError(self._field, price, f"trial {trial} has no costs", self._remedy)
+        if isinstance(price, Mapping):
+            # A price of autopeft's keeps registered costs in a mapping of their own.
+            price = {**price, **price.get("others", {})}
         if self.names is None:
             self.names = tuple(sorted(price)) if isinstance(price, Mapping) else ("cost",)
         if not isinstance(price, Mapping):
-            price = {"cost": price} if len(self.names) > 1 else {self.names[0]: price}
-        costs = []
-        for name in self.names:
-            value = price[name] if name in price else price.get(_proxy(name))
-            if value is None:
-                problem = f"trial {trial.number} has no cost {name!r}"
-                raise UserError(PRICE_KEY, dict(price), problem, _REMEDY)
-            costs.append(_number(name, value, trial))
-        return costs
+            price = {self.names[0]: price} if len(self.names) == 1 else {"cost": price}
+        return [self._number(name, price, trial) for name in self.names]
 
-    def _price(self, trial: FrozenTrial) -> Any:
-        if self._function is None:
-            price = trial.user_attrs.get(PRICE_KEY)
-            if price is None or price == {}:
-                raise UserError(PRICE_KEY, price, f"trial {trial.number} has no costs", _REMEDY)
-        else:
-            try:
-                price = self._function(dict(trial.params))
-            except Exception as error:
-                problem = f"the function fails for trial {trial.number} ({one_line(error)})"
-                raise UserError("costs", trial.params, problem, "correct the function") from error
-            if price is None or price == {}:
-                problem = f"the function returns none of trial {trial.number}"
-                raise UserError("costs", price, problem, "return a number, or costs by name")
-        # A price of autopeft's keeps registered costs in a mapping of their own.
-        return {**price, **price.get("others", {})} if isinstance(price, Mapping) else price
+    def _number(self, name: str, price: Mapping[str, Any], trial: object) -> float:
+        value = price[name] if name in price else price.get(_proxy(name))
+        if value is None:
+            problem = f"trial {trial} has no cost {name!r}"
+            raise UserError(self._field, dict(price), problem, self._remedy)
+        number = to_float(value)
+        if number is None or not math.isfinite(number):
+            problem = f"the cost {name!r} of trial {trial} must be a finite number"
+            raise UserError(self._field, value, problem, "correct it")
+        return number
+
+
+def computed_price(function: CostFunction, trial: object, params: Mapping[str, Any]) -> Any:
+    """Return what a user's function says that a trial costs.
+
+    Raises:
+        UserError: if the function fails.
+    """
+    try:
+        return function(dict(params))
+    except Exception as error:
+        problem = f"the function fails for trial {trial} ({one_line(error)})"
+        raise UserError("costs", dict(params), problem, "correct the function") from error
 
 
 def _proxy(name: str) -> str:
     """Return the known cost that stands for one that autopeft only measures."""
-    # Imported late: Optuna's own users need nothing else of autopeft.
+    # Imported late: users of other tools need nothing else of autopeft.
     from autopeft.costs.objectives import COST_PROXIES
 
     return COST_PROXIES.get(name, name)
-
-
-def _number(name: str, value: Any, trial: FrozenTrial) -> float:
-    try:
-        number = float("nan") if isinstance(value, str | bytes | bool) else float(value)
-    except (TypeError, ValueError):
-        number = float("nan")
-    if not np.isfinite(number):
-        problem = f"the cost {name!r} of trial {trial.number} must be a finite number"
-        raise UserError(PRICE_KEY, value, problem, "set a number")
-    return number

@@ -16,7 +16,7 @@ from autopeft.costs import Price, PriceTable
 from autopeft.costs.constraints import Constraint
 from autopeft.costs.objectives import Objective, Pricer
 from autopeft.errors import SettingsError, SpaceError
-from autopeft.searcher.pruners.trial_costs import PRICE_KEY
+from autopeft.searcher.pruners.gap import PRICE_KEY
 from autopeft.searcher.samplers.base import Sampler, StratifiedSampler
 from autopeft.searcher.samplers.bayesian import BayesianSampler
 from autopeft.searcher.samplers.budget_first import BudgetFirstEncoding, PlainEncoding

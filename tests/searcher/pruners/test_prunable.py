@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import pickle
 from collections.abc import Iterator
@@ -11,9 +12,10 @@ from typing import Any
 import optuna
 import pytest
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FixedTrial, TrialState
 
-import autopeft
 from autopeft import GapPruner, PrunableTrial, UserError, prunable
 
 N_STEPS = 12
@@ -56,6 +58,10 @@ def study_of(pruner: Any = None, sampler: BaseSampler | None = None, **kw: Any) 
     )
 
 
+def journal(path: Path) -> JournalStorage:
+    return JournalStorage(JournalFileBackend(str(path)))
+
+
 def states(study: optuna.Study) -> list[TrialState]:
     return [trial.state for trial in study.get_trials(deepcopy=False)]
 
@@ -96,12 +102,15 @@ def test_threads_share_one_pruner() -> None:
 
 
 def test_a_stored_study_goes_on_in_another_process(tmp_path: Path) -> None:
-    storage = f"sqlite:///{tmp_path / 'study.db'}"
+    storage = journal(tmp_path / "study.log")
     first = study_of(storage=storage, study_name="a")
     first.optimize(objective, n_trials=12)
     pruner = pickle.loads(pickle.dumps(first.pruner))  # with what it knew
     second = optuna.load_study(
-        study_name="a", storage=storage, pruner=pruner, sampler=RandomSampler(seed=9)
+        study_name="a",
+        storage=journal(tmp_path / "study.log"),
+        pruner=pruner,
+        sampler=RandomSampler(seed=9),
     )
     second.optimize(objective, n_trials=12)
     assert TrialState.PRUNED in states(second)[12:]
@@ -110,7 +119,7 @@ def test_a_stored_study_goes_on_in_another_process(tmp_path: Path) -> None:
 def test_a_pruner_keeps_studies_of_one_name_apart(tmp_path: Path) -> None:
     pruner = GapPruner(n_steps=N_STEPS)
     for k in range(2):
-        study = study_of(pruner, study_name="a", storage=f"sqlite:///{tmp_path}/{k}.db")
+        study = study_of(pruner, study_name="a", storage=journal(tmp_path / f"{k}.log"))
         study.optimize(objective, n_trials=1 + 5 * k)
     assert states(study)[0] == TrialState.COMPLETE  # Alone in its study.
 
@@ -197,8 +206,26 @@ def test_asked_trials_can_be_told() -> None:
     assert states(study).count(TrialState.PRUNED) == 3
 
 
+def test_a_method_with_other_arguments_is_an_objective() -> None:
+    class Objective:
+        @prunable
+        def __call__(self, trial: optuna.Trial, *, n_steps: int) -> tuple[float, float]:
+            quality, width = curve(trial)
+            trial.set_user_attr("price", width)
+            for step in range(n_steps):
+                trial.report(quality, step)
+                if trial.should_prune():
+                    raise optuna.TrialPruned
+            return quality, width
+
+    study = study_of(sampler=TPESampler(seed=0, n_startup_trials=5))
+    study.optimize(functools.partial(Objective(), n_steps=3), n_trials=20)
+    assert TrialState.PRUNED in states(study)
+
+
 def test_a_fixed_trial_runs_to_its_end() -> None:
-    assert objective(FixedTrial({"width": 3, "rate": 0.03}))[1] == 3
+    trial: Any = FixedTrial({"width": 3, "rate": 0.03})
+    assert objective(trial)[1] == 3
 
 
 @pytest.mark.parametrize(
@@ -223,7 +250,7 @@ def test_a_wrong_report_is_refused(value: Any, step: Any, problem: str) -> None:
 @pytest.mark.parametrize(
     ("pruner", "directions", "problem"),
     [
-        (GapPruner(), None, "price=None: trial 0 has no costs; set it before the first report"),
+        (GapPruner(), None, "price=None: trial 0 has no costs; set them before it reports"),
         (GapPruner(costs=lambda p: p["depth"]), None, "fails for trial 0 .KeyError: 'depth'"),
         (GapPruner(), ["minimize", "maximize"], "all are minimized; give GapPruner.objective="),
         (GapPruner(objective=2), None, "objective=2: the study has 2 objectives"),
@@ -252,6 +279,17 @@ def test_names_of_the_metrics_choose_the_costs() -> None:
     assert not trial.should_prune()
 
 
+def test_reports_before_the_warm_up_are_not_compared() -> None:
+    study = study_of(GapPruner(costs=lambda params: 1, n_warmup_steps=2))
+    for score in (0.9, 0.1):
+        trial = PrunableTrial(study.ask())
+        asked = []
+        for step in (0, 1, 2):
+            trial.report(score, step)
+            asked.append(trial.should_prune())
+    assert asked == [False, False, True]
+
+
 def test_a_trial_of_another_script_is_no_ones_peer() -> None:
     study = study_of(GapPruner(costs=lambda params: params["width"]))
     for width, score in ((None, 0.9), (3, 0.1)):
@@ -260,7 +298,3 @@ def test_a_trial_of_another_script_is_no_ones_peer() -> None:
             trial.suggest_int("width", width, width)
         trial.report(score, 0)
     assert not trial.should_prune()
-
-
-def test_the_public_names_are_these() -> None:
-    assert autopeft.prunable is prunable

@@ -1,76 +1,68 @@
-"""A trial's costs are read from its user attribute, or computed from its parameters."""
+"""Prices of trials become costs in one order, whoever names them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from optuna.distributions import IntDistribution
-from optuna.trial import FrozenTrial, create_trial
 
 from autopeft.errors import UserError
-from autopeft.searcher.pruners.trial_costs import TrialCosts
+from autopeft.searcher.pruners.trial_costs import TrialCosts, computed_price
 
 
-def trial(price: Any = None, **params: int) -> FrozenTrial:
-    attributes = {} if price is None else {"price": price}
-    distributions: dict[str, Any] = {name: IntDistribution(0, 99) for name in params}
-    return create_trial(
-        value=0.0, user_attrs=attributes, params=params, distributions=distributions
-    )
+def costs(names: Sequence[str] | None = None) -> TrialCosts:
+    return TrialCosts(names, "price", "set it")
 
 
 def test_named_costs_keep_their_order() -> None:
-    costs = TrialCosts(["seconds", "bytes"])
-    assert costs.of(trial({"bytes": 5, "seconds": 2.0, "watts": 1})) == [2.0, 5.0]
+    assert costs(["seconds", "bytes"]).of(3, {"bytes": 5, "seconds": 2.0, "watts": 1}) == [2, 5]
 
 
 def test_without_names_the_first_price_names_them() -> None:
-    costs = TrialCosts()
-    assert costs.of(trial({"seconds": 2.0, "bytes": 5})) == [5.0, 2.0]
-    assert costs.names == ("bytes", "seconds")
-    with pytest.raises(UserError, match="has no cost 'seconds'"):
-        costs.of(trial({"bytes": 5}))
+    reader = costs()
+    assert reader.of(3, {"seconds": 2.0, "bytes": 5}) == [5.0, 2.0]
+    assert reader.names == ("bytes", "seconds")
+    with pytest.raises(UserError, match="trial 4 has no cost 'seconds'; set it"):
+        reader.of(4, {"bytes": 5})
 
 
 def test_one_number_is_the_one_cost() -> None:
-    assert TrialCosts().of(trial(3)) == [3.0]
-    assert TrialCosts(["params"]).of(trial(3)) == [3.0]
+    assert costs().of(0, 3) == [3.0]
+    assert costs(["params"]).of(0, 3) == [3.0]
     with pytest.raises(UserError, match="has no cost 'seconds'"):
-        TrialCosts(["seconds", "bytes"]).of(trial(3))
+        costs(["seconds", "bytes"]).of(0, 3)
 
 
 def test_a_price_of_autopeft_stands_for_what_is_only_measured() -> None:
-    costs = TrialCosts(["train_seconds", "rent"])
-    assert costs.of(trial({"train_flops": 7.0, "others": {"rent": 2.0}})) == [7.0, 2.0]
-
-
-def test_a_function_computes_them() -> None:
-    assert TrialCosts(function=lambda p: p["a"] * p["b"]).of(trial(a=3, b=4)) == [12.0]
-    assert TrialCosts(function=lambda p: {"x": p["a"], "y": 1.0}).of(trial(a=3)) == [3.0, 1.0]
+    reader = costs(["train_seconds", "rent"])
+    assert reader.of(0, {"train_flops": 7.0, "others": {"rent": 2.0}}) == [7.0, 2.0]
 
 
 def test_no_costs_need_no_price() -> None:
-    assert TrialCosts([]).of(trial()) == []
+    assert costs([]).of(0, None) == []
+
+
+def test_a_function_that_fails_is_told_with_the_parameters() -> None:
+    assert computed_price(lambda params: params["a"] * 2, 0, {"a": 3}) == 6
+    with pytest.raises(UserError, match=r"costs=.'b': 3.: the function fails for trial 7 .KeyErr"):
+        computed_price(lambda params: params["a"], 7, {"b": 3})
 
 
 @pytest.mark.parametrize(
-    ("costs", "price", "problem"),
+    ("names", "price", "problem"),
     [
-        (TrialCosts(), None, "trial -1 has no costs; set it before the first report"),
-        (TrialCosts(["seconds"]), {"bytes": 1}, "has no cost 'seconds'"),
-        (TrialCosts(), "much", "must be a finite number"),
-        (TrialCosts(), {"seconds": "3"}, "must be a finite number"),
-        (TrialCosts(), {"seconds": float("nan")}, "must be a finite number"),
-        (TrialCosts(), {"seconds": None}, "has no cost 'seconds'"),
-        (TrialCosts(), {}, "trial -1 has no costs"),
-        (TrialCosts(function=lambda p: p["a"]), None, r"the function fails .*KeyError: 'a'"),
-        (TrialCosts(function=lambda p: None), None, "costs=None: the function returns none"),
+        (None, None, "price=None: trial 0 has no costs; set it"),
+        (None, {}, "trial 0 has no costs"),
+        (["seconds"], {"bytes": 1}, "has no cost 'seconds'"),
+        (None, {"seconds": None}, "has no cost 'seconds'"),
+        (None, "much", "must be a finite number"),
+        (None, {"seconds": "3"}, "must be a finite number"),
+        (None, {"seconds": [3]}, "must be a finite number"),
+        (None, {"seconds": float("nan")}, "must be a finite number"),
     ],
 )
-def test_what_is_no_cost_is_refused_in_one_line(
-    costs: TrialCosts, price: Any, problem: str
-) -> None:
+def test_what_is_no_cost_is_refused_in_one_line(names: Any, price: Any, problem: str) -> None:
     with pytest.raises(UserError, match=problem) as caught:
-        costs.of(trial(price))
+        costs(names).of(0, price)
     assert "\n" not in str(caught.value)
