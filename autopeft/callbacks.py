@@ -6,8 +6,10 @@ import html
 import io
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rich import box
@@ -35,6 +37,10 @@ def shown_progress(file: TextIO | None = None) -> Iterator[Callback]:
     """
     file = sys.stdout if file is None else file
     if _is_notebook():
+        with warnings.catch_warnings():
+            # On import in a notebook, tqdm asks for widgets; it draws no bar here.
+            warnings.filterwarnings("ignore", "IProgress not found")
+            import_module("tqdm.auto")
         yield NotebookProgress()
         return
     if not file.isatty():

@@ -40,6 +40,9 @@ _ENVIRONMENT = {
 for _name, _value in _ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
 
+# In a notebook, Ray advises on import to install widgets, which nothing here would use.
+silence("ray.widgets.util", logging.WARNING)
+
 import ray  # noqa: E402
 from ray import tune  # noqa: E402
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler  # noqa: E402
@@ -55,6 +58,14 @@ from autopeft.engine.ray_worker import (  # noqa: E402
 )
 
 _DIED = "the worker died, perhaps for lack of memory"
+
+
+class _NoReports(tune.ProgressReporter):  # type: ignore[misc]
+    """Prints nothing. Tune's own reporter clears the output of a notebook's cell."""
+
+    def should_report(self, trials: list[Any], done: bool = False) -> bool:
+        """Return False."""
+        return False
 
 
 class _OnDriver:
@@ -245,6 +256,7 @@ class RayBackend(Backend):
                     storage_path=str(folder),
                     name="search",
                     verbose=0,
+                    progress_reporter=_NoReports(),
                     checkpoint_config=tune.CheckpointConfig(
                         checkpoint_frequency=0, checkpoint_at_end=False
                     ),
