@@ -23,6 +23,7 @@ from autopeft.engine.backend import BACKENDS
 from autopeft.engine.budget import Budget
 from autopeft.engine.evaluate import EVALUATORS
 from autopeft.engine.messages import WorkerContext
+from autopeft.engine.search_plan import CHOICES, SearchPlan
 from autopeft.errors import DataError, ModelError, SettingsError, UserError
 from autopeft.models.backbone import Backbone, build_meta
 from autopeft.models.loading import embedding_rows, load_config, own_auto_class, position_limit
@@ -46,13 +47,7 @@ from autopeft.tasks.registry import make_task
 from autopeft.tasks.summary import DataSummary
 from autopeft.training.batching import rung_sample, training_batches
 from autopeft.training.trainer import EARLIEST_STEP, rung_steps
-from autopeft.utils.hardware import (
-    available_memory_bytes,
-    matmul_flops_per_second,
-    n_cores,
-    n_gpus,
-    n_parallel_cores,
-)
+from autopeft.utils.hardware import available_memory_bytes, n_cores, n_gpus, n_parallel_cores
 from autopeft.utils.registry import carried
 
 WORKER_BYTES = 700 * 2**20
@@ -75,10 +70,12 @@ class PreparedSearch:
         settings: As resolved: paths expanded, what was left to task and machine filled in.
         data: The encoded data; None, as `task`, if a function of the user's trains.
         objectives: Quality first.
-        rungs: Steps at which trials report.
+        plan: How large trainings and confirmation are.
         device: "cpu" or "cuda".
         window: Which of the task's windows the model's head reads; None: all positions, or unknown.
         unsearched: Path inside a block -> share of the blocks' parameters that have no role there.
+        fp32_factor: Time to score rows in fp32, as the test split is, over that of the trainings'
+            precision.
     """
 
     settings: SearchSettings
@@ -89,10 +86,11 @@ class PreparedSearch:
     objectives: tuple[Objective, ...]
     constraints: tuple[Constraint, ...]
     budget: Budget
-    rungs: tuple[int, ...]
+    plan: SearchPlan
     device: str
     window: str | None = None
     unsearched: Mapping[str, float] = field(default_factory=dict)
+    fp32_factor: float = 2.0
 
     @property
     def trials_per_worker(self) -> int:
@@ -104,8 +102,25 @@ class PreparedSearch:
         """Time to score the test split over time to score the validation split."""
         if self.data is None:
             return 0.0
-        # On a CPU the test split is scored in fp32, which takes twice as long as bf16.
-        return 2.0 * len(self.data.test) / len(self.data.validation)
+        return self.fp32_factor * len(self.data.test) / len(self.data.validation)
+
+    @property
+    def rungs(self) -> tuple[int, ...]:
+        """Steps at which trials report."""
+        plan = self.plan
+        return rung_steps(plan.steps, self.settings.eta, plan.rungs, earliest=EARLIEST_STEP)
+
+    def with_plan(self, plan: SearchPlan) -> PreparedSearch:
+        """Return the search with other sizes."""
+        sizes: dict[str, Any] = {name: getattr(plan, name) for name in CHOICES}
+        if self.data is None:
+            del sizes["rung_rows"]  # A training function scores its own rows.
+        source = self.settings.space
+        assert source is not None, "settings are resolved"
+        space = SearchSpace.from_source(
+            source, self.prices.topology, steps=plan.steps, batch_size=self.settings.batch_size
+        )
+        return replace(self, plan=plan, space=space, settings=replace(self.settings, **sizes))
 
     def summary(self) -> DataSummary:
         """Return what was read."""
@@ -204,8 +219,9 @@ def prepare(
     found = read(settings, device, note, phase)
     prices, data, task = found.prices, found.data, found.task
     objectives = (found.quality, *(find_cost("objectives", name) for name in settings.objectives))
+    plan = SearchPlan.of(settings)
     space = SearchSpace.from_source(
-        found.space, prices.topology, steps=settings.steps, batch_size=settings.batch_size
+        found.space, prices.topology, steps=plan.steps, batch_size=settings.batch_size
     )
     constraints = parse_constraints(settings.constraints, base_params=prices.base_params)
     _check_pick_is_computed(
@@ -236,7 +252,7 @@ def prepare(
         objectives,
         constraints,
         budget,
-        rung_steps(settings.steps, settings.eta, settings.rungs, earliest=EARLIEST_STEP),
+        plan,
         device,
         found.window,
         found.unsearched,
@@ -560,34 +576,6 @@ def _workers(
     if feeding < n_cores():
         note(f"{feeding} workers on {n_cores()} cores; --workers overrides")
     return feeding
-
-
-def check_budget(prepared: PreparedSearch, *, spent_seconds: float) -> None:
-    """Check that the budget pays for at least one trial.
-
-    A trial takes at least its FLOPs at the speed of a plain matrix multiply, so no budget that
-    could work is refused. The seconds spent since the call count against the budget.
-    """
-    budget, settings = prepared.budget, prepared.settings
-    flops = prepared.prices.price(prepared.space.reference()).train_flops
-    share = 1.0 - settings.confirm_share
-    if budget.flops is not None and budget.flops * share < flops:
-        kept = f"{settings.confirm_share:.0%} are kept for confirmation"
-        problem = f"the cheapest trial needs {flops:.2g} FLOPs and {kept}"
-        remedy = f"use at least {flops * 20 / share:.1g}flops or fewer --steps"
-        raise SettingsError("budget", budget.text, problem, remedy)
-    if budget.seconds is None:
-        return
-    seconds = flops / matmul_flops_per_second(prepared.device)
-    if budget.seconds * share < spent_seconds + seconds:
-        raise SettingsError(
-            "budget",
-            budget.text,
-            f"starting up took {spent_seconds:.0f} s and the cheapest trial needs at least "
-            f"{seconds:.1g} s, with {settings.confirm_share:.0%} kept for confirmation",
-            f"use at least {math.ceil((spent_seconds + 20 * seconds) / share / 60)}m "
-            "or fewer --steps",
-        )
 
 
 def versions() -> dict[str, str]:

@@ -23,7 +23,8 @@ from autopeft.engine.callback import CallbackList, Progress, SearchStart
 from autopeft.engine.dispatcher import Dispatcher
 from autopeft.errors import UserError
 from autopeft.integrations.trackers.registry import destinations, make_trackers
-from autopeft.prepare import PreparedSearch, check_budget, prepare, versions
+from autopeft.planning import fitted
+from autopeft.prepare import PreparedSearch, prepare, versions
 from autopeft.reporting.front_view import FrontView, view
 from autopeft.reporting.markup import front_markdown
 from autopeft.reporting.record import AdapterScore, BudgetReport, SearchRecord
@@ -76,7 +77,7 @@ class Session:
             if self._is_resumed:
                 before = self._workspace.recall("spent", Spent) or before
             else:
-                check_budget(ready, spent_seconds=time.monotonic() - self._began)
+                ready = fitted(ready, settings, began=self._began, note=self._note)
             with _removed_on_error(self._workspace.folder, is_new=not self._is_resumed):
                 # Keep what the user asked for: a resumed search looks at its machine again.
                 self._workspace.create(
@@ -94,7 +95,7 @@ class Session:
             # An interrupted trial is run again, so it is not spent.
             trials=sum(o.reason != INTERRUPTED for o in controller.trials()),
         )
-        budget = BudgetTracker(ready.budget, ready.settings.confirm_share, spent)
+        budget = BudgetTracker(ready.budget, ready.plan.confirm_share, spent)
         return self._work(ready, controller, budget)
 
     def _note(self, text: str) -> None:
@@ -125,6 +126,7 @@ class Session:
             eta=float(settings.eta),
             audit_share=settings.audit_share,
             warm_start=self._warm_start(settings),
+            n_portfolio=ready.plan.n_portfolio,
         )
         for name, value in settings.to_mapping().items():
             if name in _SHOWN and value is not None:

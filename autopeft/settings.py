@@ -170,32 +170,48 @@ class SearchSettings:
         "(3e15flops), or several of them separated by commas. The first limit reached ends it.",
         resumable=True,
     )
-    confirm_share: float = _setting(
-        0.3,
-        "Share of the budget reserved for confirming the finalists.",
+    confirm_share: float | None = _setting(
+        None,
+        "Share of the budget reserved for confirming the finalists. By default, it is planned from "
+        "the budget and the speed of this machine, as are the next two, steps and rungs.",
         minimum=0,
         maximum=0.9,
         resumable=True,
     )
-    confirm_seeds: int = _setting(
-        3, "Number of seeds with which each finalist is retrained.", minimum=1, resumable=True
+    confirm_seeds: int | None = _setting(
+        None,
+        "Number of seeds with which each finalist is retrained. By default, planned: 2 or 3.",
+        minimum=1,
+        resumable=True,
     )
-    max_finalists: int = _setting(
-        6, "Maximum number of front members to confirm.", minimum=1, resumable=True
+    max_finalists: int | None = _setting(
+        None,
+        "Maximum number of front members to confirm. By default, planned: 2 to 6.",
+        minimum=1,
+        resumable=True,
     )
     compress: bool = _setting(
         True, "Also score the confirmed LoRAs truncated to lower ranks, if time is left."
     )
 
     # Training
-    steps: int = _setting(100, "Optimizer steps of a full trial.", minimum=1)
+    steps: int | None = _setting(
+        None,
+        "Optimizer steps of a full trial. By default, planned: as many as leave enough trials.",
+        minimum=1,
+    )
     batch_size: int = _setting(16, "Rows per optimizer step.", minimum=1)
     eta: int = _setting(3, "Ratio of training steps between one rung and the next.", minimum=2)
-    rungs: int = _setting(
-        3, "Number of rungs: how often a trial is evaluated, the end included.", minimum=1
+    rungs: int | None = _setting(
+        None,
+        "Number of rungs: how often a trial is evaluated, the end included. By default, 3.",
+        minimum=1,
     )
     rung_rows: int | None = _setting(
-        256, "Validation rows evaluated at a rung; the last rung evaluates all rows.", minimum=1
+        None,
+        "Validation rows evaluated at a rung; the last rung evaluates all rows. By default, "
+        "planned: 64 to 256.",
+        minimum=1,
     )
     activation_cache: bool = _setting(
         True,

@@ -20,6 +20,7 @@ from autopeft.engine.messages import (
     Message,
     RungMessage,
 )
+from autopeft.engine.search_plan import SearchPlan
 from autopeft.searcher.controller import SearchController
 from autopeft.settings import SearchSettings
 from autopeft.trial import Decision, Trial
@@ -88,7 +89,9 @@ class Dispatcher:
         self._store = store
         self._settings = settings
         # A candidate that won by a lucky seed must win again: none of these is the search's own.
-        self._seeds = range(settings.seed + 1, settings.seed + 1 + settings.confirm_seeds)
+        plan = SearchPlan.of(settings)
+        self._max_finalists = plan.max_finalists
+        self._seeds = range(settings.seed + 1, settings.seed + 1 + plan.confirm_seeds)
         self._n_workers = settings.workers or 1
         self._trials_per_worker = trials_per_worker
         self._test_share = test_share
@@ -175,7 +178,7 @@ class Dispatcher:
         nominees = choose_finalists(
             trials,
             self._controller.objectives,
-            max_finalists=self._settings.max_finalists,
+            max_finalists=self._max_finalists,
             test_share=self._test_share,
         )
         self._expected = {nominee.trial.digest: nominee.seconds for nominee in nominees}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -103,6 +103,26 @@ class EncodedSplit:
 
     def __len__(self) -> int:
         return len(self.source_rows)
+
+    def first(self, n_rows: int) -> EncodedSplit:
+        """Return the first rows."""
+        n = min(n_rows, len(self))
+        offsets = self.offsets[: n * self.sequences_per_row + 1]
+        end = int(offsets[-1]) if len(offsets) else 0
+
+        def shorter(rows: Ragged) -> Ragged:
+            return Ragged(rows.values[: rows.offsets[n]], rows.offsets[: n + 1])
+
+        return replace(
+            self,
+            tokens=self.tokens[:end],
+            offsets=offsets,
+            source_rows=self.source_rows[:n],
+            token_arrays={name: values[:end] for name, values in self.token_arrays.items()},
+            row_arrays={name: values[:n] for name, values in self.row_arrays.items()},
+            ragged={name: shorter(rows) for name, rows in self.ragged.items()},
+            texts={name: texts[:n] for name, texts in self.texts.items()},
+        )
 
     @property
     def has_tokens(self) -> bool:

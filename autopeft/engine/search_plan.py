@@ -1,0 +1,205 @@
+"""What a budget buys: the sizes of trainings and confirmations that make it a search."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from autopeft.settings import SearchSettings
+
+ENOUGH_TRIALS = 40
+"""Trials that make a search: the first 13 are LoRA baselines and known good plans."""
+
+PLENTY = 80
+"""Trials beyond which longer trainings are worth more than more of them."""
+
+_SHORT, LEAST_STEPS = 50, 25
+"""Steps below which trainings tell little, and below which they tell nothing."""
+
+_MOST_STEPS = 1000
+_MOST_EPOCHS = 3
+_PRUNED = 0.8
+"""Share of a full training that a trial takes on average where rungs can stop it early."""
+
+_PORTFOLIO = 8
+"""Plans to start with beside four LoRAs and the model without an adapter."""
+
+_N_BASIC = 2
+"""Trainings of a confirmation beside the finalists: the tuned LoRA and the cheapest one. (The model
+without an adapter is scored only.)"""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What a worker takes, in seconds.
+
+    Attributes:
+        step: A step of an average candidate.
+        row: Scoring a validation row.
+        start: Attaching a candidate, and all else that each training takes once.
+    """
+
+    step: float
+    row: float
+    start: float
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What there is to do, and with what.
+
+    Attributes:
+        budget: The whole budget in seconds.
+        seconds: What is left of it when the workers begin.
+        n_workers: Trainings at once.
+        n_train: Training rows.
+        batch_size: Rows a step.
+        n_validation: Validation rows.
+        test_share: Time to score the test split over time to score the validation split.
+    """
+
+    budget: float
+    seconds: float
+    n_workers: int
+    n_train: int
+    batch_size: int
+    n_validation: int
+    test_share: float
+
+
+@dataclass(frozen=True)
+class SearchPlan:
+    """The sizes of a search. The settings of the same names win where the user gave them.
+
+    Attributes:
+        n_trials: Trials that the budget is expected to pay for; None where that is unknown.
+    """
+
+    steps: int = 100
+    rungs: int = 3
+    rung_rows: int = 256
+    max_finalists: int = 6
+    confirm_seeds: int = 3
+    confirm_share: float = 0.3
+    n_trials: int | None = None
+
+    @classmethod
+    def of(cls, settings: SearchSettings) -> SearchPlan:
+        """Return the sizes that the settings state, and the usual ones for the others."""
+        return cls(**pinned_sizes(settings))
+
+    @property
+    def n_portfolio(self) -> int | None:
+        """Known good plans to start with, such that half of the trials are proposals; None: all."""
+        return None if self.n_trials is None else max(0, min(_PORTFOLIO, self.n_trials // 2 - 5))
+
+    def line(self) -> str:
+        """Return it in a line for the user."""
+        trials = "trials" if self.n_trials is None else f"about {self.n_trials} trials"
+        return (
+            f"plan: {trials} of {self.steps} steps; up to {self.max_finalists} finalists with "
+            f"{self.confirm_seeds} seeds each, {self.confirm_share:.0%} of the budget"
+        )
+
+
+CHOICES = tuple(each.name for each in fields(SearchPlan) if each.name != "n_trials")
+"""Settings that a plan decides where the user leaves them open."""
+
+
+def pinned_sizes(settings: SearchSettings) -> dict[str, Any]:
+    """Return the sizes that the user set, by name."""
+    given = {name: getattr(settings, name) for name in CHOICES}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+_LEVELS: tuple[Mapping[str, Any], ...] = (
+    {"max_finalists": 6, "confirm_seeds": 3, "rung_rows": 256},
+    {"max_finalists": 5, "confirm_seeds": 3, "rung_rows": 256},
+    {"max_finalists": 4, "confirm_seeds": 3, "rung_rows": 128},
+    {"max_finalists": 3, "confirm_seeds": 3, "rung_rows": 128},
+    {"max_finalists": 3, "confirm_seeds": 2, "rung_rows": 64},
+    {"max_finalists": 2, "confirm_seeds": 2, "rung_rows": 64},
+)
+"""From thorough to frugal. Two seeds are the least that tell the variance between trainings."""
+
+
+def choose_plan(speed: Speed, work: Workload, pinned: Mapping[str, Any]) -> SearchPlan:
+    """Return the most thorough plan that the budget pays for.
+
+    Longer trainings are chosen as long as `PLENTY` trials remain; then `ENOUGH_TRIALS` are kept by
+    confirming less, and last by shorter trainings. If even the smallest plan buys fewer trials, it
+    is returned all the same.
+
+    Args:
+        speed: As measured on this machine.
+        work: Rows, workers and seconds.
+        pinned: What the user set, by name.
+    """
+    best: SearchPlan | None = None
+    for choice in _choices(work, pinned):
+        plan = priced(replace(SearchPlan(), **choice), speed, work, pinned)
+        assert plan.n_trials is not None, "it was priced"
+        wanted = PLENTY if plan.steps > SearchPlan.steps else ENOUGH_TRIALS
+        if plan.n_trials >= wanted:
+            return plan
+        if best is None or plan.n_trials > (best.n_trials or 0):
+            best = plan
+    assert best is not None, "there is a smallest plan"
+    return best
+
+
+def _choices(work: Workload, pinned: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the sizes to try, from thorough to frugal."""
+    epochs = max(1, _MOST_EPOCHS * work.n_train // max(1, work.batch_size))
+    most = max(_SHORT, min(_MOST_STEPS, epochs))
+    long = sorted({most, *(s for s in (700, 500, 350, 250, 175, 125, 100, 75, 60, 50) if s < most)})
+    for steps in [s for s in reversed(long) if s > SearchPlan.steps]:
+        yield {"steps": steps, **_LEVELS[0], **pinned}
+    usual = [s for s in reversed(long) if s <= SearchPlan.steps]
+    # Both are cut in turn, the confirmation a little sooner.
+    pairs = [(i + 0.75 * j, i, j) for i in range(len(usual)) for j in range(len(_LEVELS))]
+    for _, i, j in sorted(pairs):
+        yield {"steps": usual[i], **_LEVELS[j], **pinned}
+    for steps in (45, 40, 35, 30, LEAST_STEPS):
+        yield {"steps": steps, **_LEVELS[-1], **pinned}
+
+
+def training_seconds(plan: SearchPlan, speed: Speed, work: Workload) -> float:
+    """Return the seconds of one whole trial, without early stops."""
+    n_early = sum(1 for power in range(1, plan.rungs) if plan.steps / 3**power >= LEAST_STEPS)
+    rows = work.n_validation + n_early * min(plan.rung_rows, work.n_validation)
+    share = _PRUNED if n_early else 1.0
+    return speed.start + share * (plan.steps * speed.step + rows * speed.row)
+
+
+def confirmation_seconds(plan: SearchPlan, speed: Speed, work: Workload) -> float:
+    """Return the wall seconds that the confirmations take."""
+    scoring = work.n_validation * (1.0 + work.test_share) * speed.row
+    training = speed.start + plan.steps * speed.step + scoring
+    n = plan.max_finalists + _N_BASIC
+    return plan.confirm_seeds * (n * training + scoring) / work.n_workers
+
+
+def priced(plan: SearchPlan, speed: Speed, work: Workload, pinned: Mapping[str, Any]) -> SearchPlan:
+    """Return the plan with the share of its confirmations and the trials that are left to pay."""
+    share = confirmation_seconds(plan, speed, work) / work.budget
+    kept = float(pinned.get("confirm_share", min(max(share, 0.1), 0.6)))
+    left = max(0.0, work.seconds - work.budget * kept) * work.n_workers
+    n_trials = int(left / max(training_seconds(plan, speed, work), 1e-9))
+    return replace(plan, confirm_share=round(kept, 3), n_trials=n_trials)
+
+
+def remedy(plan: SearchPlan, speed: Speed, work: Workload) -> str:
+    """Return what would pay for a search, where the plan does not."""
+    seconds = work.seconds + 1.0
+    while seconds < 1e9:
+        larger = replace(work, budget=work.budget + seconds - work.seconds, seconds=seconds)
+        if (priced(plan, speed, larger, {}).n_trials or 0) >= ENOUGH_TRIALS:
+            break
+        seconds *= 1.1
+    return (
+        f"this budget pays for about {plan.n_trials} trials, too few for a search to learn from; "
+        f"{math.ceil((work.budget + seconds - work.seconds) / 60)}m would pay for {ENOUGH_TRIALS}"
+    )

@@ -1,0 +1,106 @@
+"""Measures, before a search, how fast a worker trains and scores on this machine."""
+
+from __future__ import annotations
+
+import statistics
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from autopeft.costs import PriceTable
+from autopeft.engine.executor import Executor
+from autopeft.engine.messages import FailureMessage, Job, RungMessage, WorkerContext
+from autopeft.engine.search_plan import Speed
+from autopeft.errors import TrainingFailure
+from autopeft.plan import Candidate
+from autopeft.training.precision import Precision
+from autopeft.utils.hardware import one_thread
+from autopeft.utils.quiet import quiet_transformers
+
+_RUNGS = (1, 2, 3, 5, 7, 9)
+"""Steps at which the clock is read."""
+
+_ENOUGH_SECONDS = 3.0
+_N_SCORED = 32
+_SHARED = 1.25
+"""Workers on one machine share its memory's bandwidth."""
+
+
+def measure_speed(
+    context: WorkerContext,
+    measured: Candidate,
+    average: Sequence[Candidate],
+    prices: PriceTable,
+    *,
+    n_workers: int = 1,
+) -> tuple[Speed, float, Precision]:
+    """Train a candidate for a few steps, in this process with one thread, as a worker does.
+
+    Args:
+        context: What the workers will be told.
+        measured: The candidate.
+        average: Candidates like those of the search: an average step is the measured one, scaled
+            by their FLOPs.
+        prices: Prices them.
+        n_workers: Workers that will train at once on this machine.
+
+    Returns:
+        The speed, the seconds that loading the model took, and the precision of the trainings.
+
+    Raises:
+        TrainingFailure: if the candidate cannot be trained.
+    """
+    data = context.data
+    assert data is not None, "functions are not measured"
+    n_train = 8 * measured.train.batch_size
+    few = {
+        name: split.first(n_train if name == "train" else _N_SCORED)
+        for name, split in data.splits.items()
+    }
+    settings = replace(context.settings, rung_rows=_N_SCORED, activation_cache=False)
+    context = replace(
+        context, data=replace(data, splits=few), settings=settings, rungs=(*_RUNGS, 10**6)
+    )
+    job = Job("search", measured, prices.price(measured), context.settings.seed)
+    with warnings.catch_warnings(), quiet_transformers(), one_thread(context.device):
+        warnings.simplefilter("ignore")
+        began = time.perf_counter()
+        executor = Executor(context)
+        loading = time.perf_counter() - began
+        executor.begin([job])
+        try:
+            found = _timed(executor, n_rows=len(few["validation"]), began=time.perf_counter())
+        finally:
+            executor.clear()
+    flops = [prices.price(candidate).train_flops for candidate in average]
+    share = float(np.mean(flops)) / job.costs.train_flops if flops else 1.0
+    crowd = _SHARED if n_workers > 1 else 1.0
+    # What is no arithmetic (attaching, Python) does not shrink with the candidate.
+    step = crowd * found.step * max(0.5, min(share, 2.0))
+    return Speed(step, crowd * found.row, crowd * found.start), loading, executor.setup.precision
+
+
+def _timed(executor: Executor, *, n_rows: int, began: float) -> Speed:
+    """Train from one rung to the next; the medians count, for the machine may be busy with others.
+
+    The first step also loads libraries and allocates.
+    """
+    starts, steps, rows, before = [], [], [], 0
+    for rung in _RUNGS:
+        message = executor.advance()[0]
+        if isinstance(message, FailureMessage):
+            raise TrainingFailure(message.reason)
+        assert isinstance(message, RungMessage), "no confirmation was asked for"
+        spent = message.activity
+        if before == 0:
+            starts.append(spent.attach)
+        else:
+            steps.append(spent.train / (rung - before))
+            rows.append(spent.evaluate / n_rows)
+        before = rung
+        if steps and time.perf_counter() - began > _ENOUGH_SECONDS:
+            break
+    return Speed(statistics.median(steps), statistics.median(rows), starts[0])

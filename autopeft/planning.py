@@ -1,0 +1,118 @@
+"""Fits a search to its budget: measures this machine, then chooses what the settings leave open."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import replace
+
+import numpy as np
+
+from autopeft.engine.search_plan import (
+    CHOICES,
+    ENOUGH_TRIALS,
+    LEAST_STEPS,
+    Workload,
+    choose_plan,
+    pinned_sizes,
+    remedy,
+)
+from autopeft.engine.speed import measure_speed
+from autopeft.errors import SettingsError, TrainingFailure
+from autopeft.prepare import Note, PreparedSearch
+from autopeft.settings import SearchSettings
+from autopeft.utils.formatting import one_line
+from autopeft.utils.hardware import matmul_flops_per_second
+
+_RAY_START_SECONDS = 10.0
+"""What workers take to start, without loading the model."""
+
+_N_DRAWS = 12
+
+
+def fitted(
+    ready: PreparedSearch, asked: SearchSettings, *, began: float, note: Note
+) -> PreparedSearch:
+    """Return the search with sizes that suit its budget.
+
+    A budget without seconds, and a training function of the user's, which is not run for a
+    measurement, leave the usual sizes.
+
+    Args:
+        ready: The search.
+        asked: What the user asked for.
+        began: When the user's call began, in seconds of `time.monotonic()`.
+        note: Called with lines for the user.
+
+    Raises:
+        SettingsError: if the budget cannot pay for a trial.
+    """
+    check_budget(ready, asked, spent_seconds=time.monotonic() - began)
+    pinned = pinned_sizes(asked)
+    limit, data = ready.budget.seconds, ready.data
+    candidates = ready.space.baselines()
+    if limit is None or data is None or not candidates or set(CHOICES) <= set(pinned):
+        return ready.with_plan(ready.plan)
+    rng = np.random.default_rng(ready.settings.seed)
+    draws = [ready.space.sample_stratified(rng) for _ in range(_N_DRAWS)]
+    largest = max(candidates, key=lambda c: ready.prices.price(c).train_flops)
+    try:
+        speed, loading, precision = measure_speed(
+            ready.context(),
+            largest,
+            [*candidates, *draws],
+            ready.prices,
+            n_workers=ready.settings.workers or 1,
+        )
+    except TrainingFailure as error:
+        note(f"the speed could not be measured ({one_line(error)}), so nothing is planned")
+        return ready.with_plan(ready.plan)
+    if precision == "fp32":
+        ready = replace(ready, fp32_factor=1.0)
+    is_local = ready.settings.backend == "local"
+    starting = 0.0 if is_local else _RAY_START_SECONDS + loading
+    work = Workload(
+        budget=limit,
+        seconds=limit - (time.monotonic() - began) - starting,
+        n_workers=ready.settings.workers or 1,
+        n_train=len(data.train),
+        batch_size=ready.settings.batch_size,
+        n_validation=len(data.validation),
+        test_share=ready.test_share,
+    )
+    plan = choose_plan(speed, work, pinned)
+    note(plan.line())
+    if plan.n_trials is not None and plan.n_trials < ENOUGH_TRIALS:
+        note(remedy(plan, speed, work))
+    return ready.with_plan(plan)
+
+
+def check_budget(ready: PreparedSearch, asked: SearchSettings, *, spent_seconds: float) -> None:
+    """Check that the budget pays for at least one LoRA.
+
+    A trial takes at least its FLOPs at the speed of a plain matrix multiply, so no budget that
+    could work is refused. The seconds spent since the call count against the budget.
+    """
+    budget, plan = ready.budget, ready.plan
+    candidates = ready.space.baselines() or [ready.space.reference()]
+    flops = min(ready.prices.price(candidate).train_flops for candidate in candidates)
+    if asked.steps is None:
+        flops *= LEAST_STEPS / plan.steps
+    share = 1.0 - (asked.confirm_share or 0.0)
+    kept = f"{1.0 - share:.0%} are kept for confirmation"
+    if budget.flops is not None and budget.flops * share < flops:
+        problem = f"the cheapest LoRA needs {flops:.2g} FLOPs and {kept}"
+        remedy = f"use at least {flops * 20 / share:.1g}flops or fewer --steps"
+        raise SettingsError("budget", budget.text, problem, remedy)
+    if budget.seconds is None:
+        return
+    seconds = flops / matmul_flops_per_second(ready.device)
+    if budget.seconds * share < spent_seconds + seconds:
+        raise SettingsError(
+            "budget",
+            budget.text,
+            f"starting up took {spent_seconds:.0f} s and the cheapest LoRA needs at least "
+            f"{seconds:.1g} s; {kept}",
+            f"use at least {math.ceil((spent_seconds + 20 * seconds) / share / 60)}m "
+            "or fewer --steps",
+        )
