@@ -81,6 +81,7 @@ def fitted(
         test_share=ready.test_share,
     )
     plan = choose_plan(speed, work, pinned)
+    plan = replace(plan, is_share_open="confirm_share" not in pinned)
     note(plan.line())
     if plan.n_trials is not None and plan.n_trials < ENOUGH_TRIALS:
         note(remedy(plan, speed, work))
@@ -99,9 +100,9 @@ def check_budget(ready: PreparedSearch, asked: SearchSettings, *, spent_seconds:
     if asked.steps is None:
         flops *= LEAST_STEPS / plan.steps
     share = 1.0 - (asked.confirm_share or 0.0)
-    kept = f"{1.0 - share:.0%} are kept for confirmation"
+    kept = f" and {1.0 - share:.0%} are kept for confirmation" if share < 1.0 else ""
     if budget.flops is not None and budget.flops * share < flops:
-        problem = f"the cheapest LoRA needs {flops:.2g} FLOPs and {kept}"
+        problem = f"the cheapest LoRA trial needs {flops:.2g} FLOPs{kept}"
         remedy = f"use at least {flops * 20 / share:.1g}flops or fewer --steps"
         raise SettingsError("budget", budget.text, problem, remedy)
     if budget.seconds is None:
@@ -111,8 +112,8 @@ def check_budget(ready: PreparedSearch, asked: SearchSettings, *, spent_seconds:
         raise SettingsError(
             "budget",
             budget.text,
-            f"starting up took {spent_seconds:.0f} s and the cheapest LoRA needs at least "
-            f"{seconds:.1g} s; {kept}",
+            f"starting up took {spent_seconds:.0f} s and the cheapest LoRA trial needs at least "
+            f"{seconds:.1g} s{kept}",
             f"use at least {math.ceil((spent_seconds + 20 * seconds) / share / 60)}m "
             "or fewer --steps",
         )

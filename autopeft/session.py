@@ -157,6 +157,7 @@ class Session:
             budget,
             store,
             settings,
+            plan=ready.plan,
             trials_per_worker=ready.trials_per_worker,
             test_share=ready.test_share,
             on_progress=self._observe(budget),

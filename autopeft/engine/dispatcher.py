@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from autopeft.confirm.finalists import choose_finalists
@@ -20,7 +20,7 @@ from autopeft.engine.messages import (
     Message,
     RungMessage,
 )
-from autopeft.engine.search_plan import SearchPlan
+from autopeft.engine.search_plan import SearchPlan, revised
 from autopeft.searcher.controller import SearchController
 from autopeft.settings import SearchSettings
 from autopeft.trial import Decision, Trial
@@ -28,6 +28,9 @@ from autopeft.utils.formatting import without_numbers
 
 FAILURES = 5
 """So many trials in a row must fail alike, and none be trained, until a search ends."""
+
+_N_REVISING = 4
+"""Complete trials that tell what a training takes."""
 
 
 @dataclass
@@ -46,7 +49,8 @@ class Dispatcher:
         controller: Proposes candidates and keeps the study.
         budget: What may be spent and what has been.
         store: Keeps confirmations.
-        settings: As resolved: seed, workers, what to confirm.
+        settings: As resolved: seed, workers.
+        plan: What to confirm; None: what the settings say.
         trials_per_worker: Most jobs that a worker trains together.
         test_share: Time to score the test split over time to score the validation split.
         on_progress: Called after every change.
@@ -79,6 +83,7 @@ class Dispatcher:
         store: ConfirmationStore,
         settings: SearchSettings,
         *,
+        plan: SearchPlan | None = None,
         trials_per_worker: int = 1,
         test_share: float = 1.0,
         on_progress: Callable[[Progress], None] = lambda _: None,
@@ -89,9 +94,9 @@ class Dispatcher:
         self._store = store
         self._settings = settings
         # A candidate that won by a lucky seed must win again: none of these is the search's own.
-        plan = SearchPlan.of(settings)
-        self._max_finalists = plan.max_finalists
-        self._seeds = range(settings.seed + 1, settings.seed + 1 + plan.confirm_seeds)
+        self._plan = plan or SearchPlan.of(settings)
+        self._seeds = range(settings.seed + 1, settings.seed + 1 + self._plan.confirm_seeds)
+        self._taken: list[tuple[float, float]] = []
         self._n_workers = settings.workers or 1
         self._trials_per_worker = trials_per_worker
         self._test_share = test_share
@@ -178,7 +183,7 @@ class Dispatcher:
         nominees = choose_finalists(
             trials,
             self._controller.objectives,
-            max_finalists=self._max_finalists,
+            max_finalists=self._plan.max_finalists,
             test_share=self._test_share,
         )
         self._expected = {nominee.trial.digest: nominee.seconds for nominee in nominees}
@@ -283,6 +288,7 @@ class Dispatcher:
         if message.is_last:
             quality = report.metrics[self._controller.objectives[0].name]
             self._controller.tell(trial, score=quality, measured=message.measured)
+            self._revise(trial, message.measured)
             if trial.origin == "reference":
                 self._plan_early_confirmations()
         elif decision is not Decision.STOP:
@@ -293,6 +299,23 @@ class Dispatcher:
             self._controller.tell(trial, stopped="the search's share of the budget ended")
         self._end(job)
         return False
+
+    def _revise(self, trial: Trial, measured: Mapping[str, float]) -> None:
+        """Keep as much for the confirmation as trials show that it takes."""
+        limit = self._budget.budget.seconds
+        if limit is None or not self._plan.is_share_open or not trial.plan.specs:
+            return
+        scoring = measured.get("validation_seconds", 0.0) * (1.0 + self._test_share)
+        self._taken.append((measured.get("train_seconds", 0.0) + scoring, scoring))
+        if len(self._taken) < _N_REVISING:
+            return
+        training, scored = (
+            sum(column) / len(self._taken) for column in zip(*self._taken, strict=True)
+        )
+        self._plan = revised(
+            self._plan, training=training, scoring=scored, budget=limit, n_workers=self._n_workers
+        )
+        self._budget.confirm_share = self._plan.confirm_share
 
     def fail(self, job: Job, reason: str) -> None:
         """Mark the job failed; it sends no more messages."""

@@ -26,6 +26,9 @@ _PRUNED = 0.8
 _PORTFOLIO = 8
 """Plans to start with beside four LoRAs and the model without an adapter."""
 
+_MOST_SHARE = 0.6
+"""Share of a budget that confirmations may take."""
+
 _N_BASIC = 2
 """Trainings of a confirmation beside the finalists: the tuned LoRA and the cheapest one. (The model
 without an adapter is scored only.)"""
@@ -75,6 +78,7 @@ class SearchPlan:
 
     Attributes:
         n_trials: Trials that the budget is expected to pay for; None where that is unknown.
+        is_share_open: Whether `confirm_share` follows what trials take.
     """
 
     steps: int = 100
@@ -84,6 +88,7 @@ class SearchPlan:
     confirm_seeds: int = 3
     confirm_share: float = 0.3
     n_trials: int | None = None
+    is_share_open: bool = False
 
     @classmethod
     def of(cls, settings: SearchSettings) -> SearchPlan:
@@ -104,7 +109,9 @@ class SearchPlan:
         )
 
 
-CHOICES = tuple(each.name for each in fields(SearchPlan) if each.name != "n_trials")
+CHOICES = tuple(
+    each.name for each in fields(SearchPlan) if each.name not in ("n_trials", "is_share_open")
+)
 """Settings that a plan decides where the user leaves them open."""
 
 
@@ -185,10 +192,27 @@ def confirmation_seconds(plan: SearchPlan, speed: Speed, work: Workload) -> floa
 def priced(plan: SearchPlan, speed: Speed, work: Workload, pinned: Mapping[str, Any]) -> SearchPlan:
     """Return the plan with the share of its confirmations and the trials that are left to pay."""
     share = confirmation_seconds(plan, speed, work) / work.budget
-    kept = float(pinned.get("confirm_share", min(max(share, 0.1), 0.6)))
+    kept = float(pinned.get("confirm_share", min(max(share, 0.1), _MOST_SHARE)))
     left = max(0.0, work.seconds - work.budget * kept) * work.n_workers
     n_trials = int(left / max(training_seconds(plan, speed, work), 1e-9))
     return replace(plan, confirm_share=round(kept, 3), n_trials=n_trials)
+
+
+def revised(
+    plan: SearchPlan, *, training: float, scoring: float, budget: float, n_workers: int
+) -> SearchPlan:
+    """Return the plan with the share that its confirmations take, as measured by trials.
+
+    Args:
+        plan: As it is.
+        training: Seconds of one confirmation, scoring included.
+        scoring: Seconds of the scoring alone.
+        budget: Seconds of the whole budget.
+        n_workers: Trainings at once.
+    """
+    n = plan.max_finalists + _N_BASIC
+    seconds = plan.confirm_seeds * (n * training + scoring) / n_workers
+    return replace(plan, confirm_share=round(min(max(seconds / budget, 0.1), _MOST_SHARE), 3))
 
 
 def remedy(plan: SearchPlan, speed: Speed, work: Workload) -> str:

@@ -1,0 +1,115 @@
+"""The planner: what a budget buys, whatever the machine."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autopeft.engine.search_plan import (
+    ENOUGH_TRIALS,
+    PLENTY,
+    SearchPlan,
+    Speed,
+    Workload,
+    choose_plan,
+    confirmation_seconds,
+    pinned_sizes,
+    priced,
+    remedy,
+    revised,
+)
+from autopeft.settings import SearchSettings
+
+WORK = Workload(
+    budget=1800,
+    seconds=1750,
+    n_workers=2,
+    n_train=2000,
+    batch_size=16,
+    n_validation=400,
+    test_share=2.5,
+)
+SPEED = Speed(step=0.2, row=0.01, start=0.1)
+
+
+def slower(factor: float) -> Speed:
+    return Speed(SPEED.step * factor, SPEED.row * factor, SPEED.start)
+
+
+def test_a_fast_machine_trains_longer_and_a_slow_one_still_searches() -> None:
+    plans = [choose_plan(slower(factor), WORK, {}) for factor in (0.05, 1.0, 5.0)]
+    assert [plan.n_trials >= ENOUGH_TRIALS for plan in plans] == [True, True, True]
+    steps = [plan.steps for plan in plans]
+    assert steps == sorted(steps, reverse=True)
+    assert steps[0] > 100 > steps[-1]
+    assert plans[0].n_trials >= PLENTY
+    assert (plans[0].max_finalists, plans[0].confirm_seeds) == (6, 3)
+    assert plans[-1].max_finalists < 6
+
+
+def test_a_budget_that_cannot_pay_gets_the_most_it_buys_and_says_what_would() -> None:
+    plan = choose_plan(slower(12), WORK, {})
+    assert 0 < plan.n_trials < ENOUGH_TRIALS
+    text = remedy(plan, slower(12), WORK)
+    minutes = int(text.partition("m would pay")[0].rpartition(" ")[2])
+    larger = replace(WORK, budget=60.0 * minutes, seconds=60.0 * minutes - 50)
+    assert choose_plan(slower(12), larger, {}).n_trials >= ENOUGH_TRIALS
+
+
+@given(
+    factor=st.floats(0.01, 50),
+    seconds=st.floats(30, 1e5),
+    workers=st.integers(1, 64),
+    n_train=st.integers(1, 10**6),
+    steps=st.none() | st.integers(1, 2000),
+    seeds=st.none() | st.integers(1, 9),
+)
+def test_what_is_pinned_stays_and_confirmation_fits(
+    factor: float, seconds: float, workers: int, n_train: int, steps: int | None, seeds: int | None
+) -> None:
+    work = replace(WORK, budget=seconds, seconds=seconds, n_workers=workers, n_train=n_train)
+    pinned = {"steps": steps, "confirm_seeds": seeds}
+    pinned = {name: value for name, value in pinned.items() if value is not None}
+    speed = slower(factor)
+    plan = choose_plan(speed, work, pinned)
+    for name, value in pinned.items():
+        assert getattr(plan, name) == value
+    assert 0.1 <= plan.confirm_share <= 0.6
+    # Unless there is too little for anything, what is kept pays for the confirmations.
+    if plan.confirm_share < 0.6:
+        assert confirmation_seconds(plan, speed, work) <= (plan.confirm_share + 1e-3) * seconds
+    assert plan.n_trials >= 0
+    assert plan.n_portfolio <= max(0, plan.n_trials // 2)
+
+
+@given(factor=st.floats(0.05, 20), more=st.floats(1.1, 10))
+def test_more_time_never_buys_less(factor: float, more: float) -> None:
+    speed, rich = slower(factor), replace(WORK, budget=WORK.budget * more, seconds=1750 * more)
+    poor_plan, rich_plan = choose_plan(speed, WORK, {}), choose_plan(speed, rich, {})
+    assert rich_plan.n_trials * rich_plan.steps >= poor_plan.n_trials * poor_plan.steps * 0.9
+
+
+def test_settings_state_sizes_or_leave_them_open() -> None:
+    assert pinned_sizes(SearchSettings()) == {}
+    assert pinned_sizes(SearchSettings(steps=7, confirm_share=0.0)) == {
+        "steps": 7,
+        "confirm_share": 0.0,
+    }
+    assert SearchPlan.of(SearchSettings(steps=7)) == SearchPlan(steps=7)
+
+
+def test_trials_tell_what_confirmation_takes() -> None:
+    plan = priced(SearchPlan(), SPEED, WORK, {})
+    slow = revised(plan, training=40.0, scoring=10.0, budget=1800, n_workers=2)
+    assert slow.confirm_share == pytest.approx(3 * (8 * 40 + 10) / 2 / 1800, abs=1e-3)
+    assert revised(plan, training=4e3, scoring=10.0, budget=1800, n_workers=2).confirm_share == 0.6
+
+
+def test_the_plan_is_told_in_one_line() -> None:
+    line = replace(SearchPlan(), n_trials=60).line()
+    assert line == (
+        "plan: about 60 trials of 100 steps; up to 6 finalists with 3 seeds each, 30% of the budget"
+    )

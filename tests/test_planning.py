@@ -1,0 +1,65 @@
+"""A search is fitted to its budget before it starts."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autopeft.engine.search_plan import SearchPlan
+from autopeft.errors import SettingsError
+from autopeft.planning import fitted
+from autopeft.prepare import prepare
+from autopeft.settings import SearchSettings
+
+
+def settings_of(model: Path, data: Path, **changes: Any) -> SearchSettings:
+    given = {"backend": "local", "batch_size": 4, "max_length": 16, **changes}
+    return SearchSettings(model=str(model), data=str(data), **given)
+
+
+def test_open_sizes_follow_a_measurement(tiny_model: Path, tiny_data: Path) -> None:
+    asked = settings_of(tiny_model, tiny_data, budget="20m", confirm_seeds=2)
+    ready = prepare(asked)
+    lines: list[str] = []
+    planned = fitted(ready, asked, began=time.monotonic(), note=lines.append)
+    plan = planned.plan
+    assert plan.n_trials > 40
+    assert plan.confirm_seeds == 2
+    assert plan.is_share_open
+    assert lines == [plan.line()]
+    # Settings, space and rungs follow.
+    assert planned.settings.steps == planned.space.reference().train.steps == plan.steps
+    assert planned.rungs[-1] == plan.steps
+    assert planned.settings.rung_rows == plan.rung_rows
+    # A tiny model is fast: it trains longer than usual, as far as its few rows go.
+    assert plan.steps > ready.plan.steps or plan.steps == 50
+
+
+def test_what_a_budget_cannot_pay_is_told_and_tried(tiny_model: Path, tiny_data: Path) -> None:
+    asked = settings_of(tiny_model, tiny_data, budget="12s", steps=3000)
+    lines: list[str] = []
+    planned = fitted(prepare(asked), asked, began=time.monotonic(), note=lines.append)
+    assert planned.plan.steps == 3000
+    assert "too few for a search to learn from" in lines[1]
+
+
+@pytest.mark.parametrize("budget", ["9trials", "1e12flops"])
+def test_budgets_without_seconds_keep_the_usual_sizes(
+    budget: str, tiny_model: Path, tiny_data: Path
+) -> None:
+    asked = settings_of(tiny_model, tiny_data, budget=budget, steps=30)
+    planned = fitted(prepare(asked), asked, began=time.monotonic(), note=pytest.fail)
+    assert planned.plan == SearchPlan(steps=30)
+    assert planned.settings.confirm_share == 0.3
+
+
+def test_a_budget_below_one_lora_is_refused(tiny_model: Path, tiny_data: Path) -> None:
+    asked = settings_of(tiny_model, tiny_data, budget="3s")
+    with pytest.raises(SettingsError, match="budget='3s': starting up took 60 s"):
+        fitted(prepare(asked), asked, began=time.monotonic() - 60, note=pytest.fail)
+    asked = settings_of(tiny_model, tiny_data, budget="1flops")
+    with pytest.raises(SettingsError, match="the cheapest LoRA trial needs"):
+        fitted(prepare(asked), asked, began=time.monotonic(), note=pytest.fail)
