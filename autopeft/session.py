@@ -254,7 +254,8 @@ class Session:
             if store.publish(finalist, chosen.seed) is None:
                 continue
             n_rows = ready.n_generated("test") if ready.is_of_text else len(chosen.test_rows)
-            scores[finalist.digest] = AdapterScore(chosen.seed, "test", dict(chosen.test), n_rows)
+            split = "test" if chosen.is_held_out else "validation"
+            scores[finalist.digest] = AdapterScore(chosen.seed, split, dict(chosen.test), n_rows)
         return SearchRecord(
             settings=ready.settings.to_mapping(),
             objectives=ready.objectives,

@@ -52,6 +52,7 @@ def test_a_function_gets_a_whole_search(tiny_model: Path, tmp_path: Path) -> Non
     assert {member.digest for member in result.front} <= set(frame.index)
     assert (frame["accuracy_low"] <= frame["accuracy"]).all()
     assert "<table>" in result._repr_html_()
+    assert "accuracy on the test split" in result._repr_html_()
     curves = result.plot("curves")
     assert curves.axes[0].get_ylabel() == "accuracy"  # what the function reports
     assert len(curves.axes[0].lines) == 14
@@ -123,6 +124,7 @@ def test_without_test_rows_the_verdict_says_what_it_judged(
         model=str(tiny_model), evaluate=plain, output=tmp_path / "run", **SETTINGS
     )
     assert "on the rows that the search selected by" in result.verdict.text
+    assert "accuracy on the validation split" in result._repr_html_()
 
 
 def test_one_seed_without_rows_decides_nothing(tiny_model: Path, tmp_path: Path) -> None:

@@ -45,9 +45,9 @@ def full_name(name: str) -> str:
     return _NAMES.get(name, (name, name))[1]
 
 
-def split_name(is_confirmed: bool) -> str:
+def split_name(shown: FrontView, is_confirmed: bool) -> str:
     """Return the split that a number comes from."""
-    return "test" if is_confirmed else "validation"
+    return "test" if is_confirmed and shown.is_held_out else "validation"
 
 
 def metrics_text(metrics: Mapping[str, float]) -> str:
@@ -136,7 +136,10 @@ def front_columns(shown: FrontView) -> list[Column]:
 def facts(shown: FrontView, entry: FrontEntry) -> list[tuple[str, str]]:
     """Return what is known of an entry, by name: objectives, other costs, comparison, origin."""
     rows = [
-        (f"{shown.quality.name} ({split_name(entry.is_confirmed)})", _long(entry, shown.quality))
+        (
+            f"{shown.quality.name} ({split_name(shown, entry.is_confirmed)})",
+            _long(entry, shown.quality),
+        )
     ]
     rows += [(full_name(cost.name), _long(entry, cost)) for cost in shown.costs]
     names = {cost.name for cost in shown.costs}

@@ -49,6 +49,7 @@ def front_to_json(shown: FrontView) -> dict[str, Any]:
             {"name": o.name, "direction": o.direction, "unit": o.unit} for o in shown.objectives
         ],
         "confirmed": shown.is_confirmed,
+        "is_held_out": shown.is_held_out,
         "complete": shown.is_complete,
         "front": [_entry_json(entry) for entry in shown.front],
         "best": shown.best,

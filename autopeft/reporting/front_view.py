@@ -101,6 +101,8 @@ class FrontView:
         n_layers: Blocks of the model, up to the last one that a trial adapted.
         started: ISO 8601 time, as `ended`.
         is_confirmed: True if the front's numbers are from the test split.
+        is_held_out: False if they are of rows that the search selected by, because a training
+            function of the user's scores no others.
         is_complete: False if the search was interrupted.
         fidelity: How well the rungs predicted the end, and the cost of pruning; None if unknown.
     """
@@ -124,6 +126,7 @@ class FrontView:
     started: str = ""
     ended: str = ""
     is_confirmed: bool = True
+    is_held_out: bool = True
     is_complete: bool = True
     fidelity: Fidelity | None = None
 
@@ -208,6 +211,7 @@ def view(record: SearchRecord) -> FrontView:
         started=record.started,
         ended=record.ended,
         is_confirmed=bool(finalists),
+        is_held_out=all(seed.is_held_out for f in record.finalists for seed in f.seeds),
         is_complete=record.is_complete,
         fidelity=fidelity(record.trials, objectives),
     )

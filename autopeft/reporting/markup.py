@@ -52,5 +52,5 @@ def _escaped(text: str) -> str:
 
 def _legend(shown: FrontView) -> str:
     counts = ", ".join(f"{n} {state}" for state, n in shown.trials.items())
-    split = split_name(shown.is_confirmed)
+    split = split_name(shown, shown.is_confirmed)
     return f"{shown.quality.name} on the {split} split, ± half a 95 % interval; {counts} trials"

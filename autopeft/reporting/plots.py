@@ -116,7 +116,7 @@ def front_plot(trials: Sequence[Trial], shown: FrontView, cost: Objective) -> Fi
     _cost_axis(axes, cost, [*seen, *(entry.objectives[cost.name] for entry in entries)])
     _draw_front(axes, shown, cost)
     if shown.reference is not None:
-        label = f"no adapter ({split_name(shown.reference.is_confirmed)})"
+        label = f"no adapter ({split_name(shown, shown.reference.is_confirmed)})"
         height = shown.reference.objectives[shown.quality.name]
         axes.axhline(height, color=INK, lw=0.9, ls=(0, (4, 3)), label=label, gid="reference")
     if axes.get_legend_handles_labels()[0]:
@@ -181,10 +181,10 @@ def _draw_front(axes: Axes, shown: FrontView, cost: Objective) -> None:
     for order, entry in enumerate(e for e in entries.values() if e.candidate.plan.specs):
         number = numbers.get(entry.digest, "")
         look: dict[str, Any] = {"color": BLUE, "ms": 13}
-        label = f"front ({split_name(shown.is_confirmed)})"
+        label = f"front ({split_name(shown, shown.is_confirmed)})"
         if tuned is not None and entry.digest == tuned.digest:
             look = {"color": ORANGE, "fmt": "D", "ms": 12}
-            label = f"tuned LoRA ({split_name(tuned.is_confirmed)})"
+            label = f"tuned LoRA ({split_name(shown, tuned.is_confirmed)})"
         elif not number:
             look = {"color": GRAY, "mfc": WHITE, "ms": 6}
             label = "dominated finalists"

@@ -86,7 +86,7 @@ def summary(shown: FrontView) -> RenderableType:
     """Return what is printed when a search ends: verdict, front, legend, budget, warnings."""
     parts: list[RenderableType] = [Text(shown.verdict.text, style="bold"), Text("")]
     parts.append(front_table(shown))
-    split = split_name(shown.is_confirmed)
+    split = split_name(shown, shown.is_confirmed)
     legend = f"{shown.quality.name} on the {split} split, ± half a 95 % interval;"
     parts.append(Text(f"{legend}\n* the pick, L the tuned LoRA, - not on the front", style="dim"))
     if len(shown.costs) > 1:

@@ -48,3 +48,5 @@ def test_the_notebook_runs(
     assert "Member" in member[-1].data["text/html"]
     assert "image/png" in plot[0].data
     assert "<table>" in own[-1].data["text/html"]
+    # Ray runs this one: Tune's own reporter would clear the cell.
+    assert "space default" in own[0].data["text/html"]
