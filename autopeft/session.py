@@ -38,8 +38,9 @@ from autopeft.trial import Trial
 from autopeft.utils.formatting import one_line
 from autopeft.workspace import Workspace
 
-_SHOWN = ("model", "data", "task", "evaluate", "space", "budget")
-"""Settings that optuna-dashboard shows as attributes of the study."""
+_SHOWN = ("model", "data", "task", "evaluate", "budget")
+"""Settings that optuna-dashboard shows as attributes of the study, five of which it shows at once:
+these, without data and task or without a function, and the verdict."""
 
 
 class Session:
@@ -129,7 +130,7 @@ class Session:
             n_portfolio=ready.plan.n_portfolio,
         )
         for name, value in settings.to_mapping().items():
-            if name in _SHOWN and value is not None:
+            if name in _SHOWN and value:
                 controller.remember(name, value)
         self._note(f"watch it: autopeft dashboard {self._workspace.folder}")
         return controller
