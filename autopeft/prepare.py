@@ -19,7 +19,6 @@ from autopeft.confirm.pick import check_pick
 from autopeft.costs import PriceTable
 from autopeft.costs.constraints import Constraint, parse_constraints
 from autopeft.costs.objectives import COSTS, Objective, default_direction, find_cost
-from autopeft.engine.backend import BACKENDS
 from autopeft.engine.budget import Budget
 from autopeft.engine.evaluate import EVALUATORS
 from autopeft.engine.messages import WorkerContext
@@ -34,8 +33,6 @@ from autopeft.profiling.end_tokens import takes_end_tokens
 from autopeft.profiling.fake_tensors import InputShape
 from autopeft.profiling.measure import price_table
 from autopeft.profiling.output_positions import n_logit_weights, read_positions
-from autopeft.searcher.pruners.registry import PRUNERS
-from autopeft.searcher.samplers.registry import SAMPLERS
 from autopeft.searcher.space.config import prompt_sizes
 from autopeft.searcher.space.space import SearchSpace
 from autopeft.settings import SearchSettings, Source
@@ -158,11 +155,9 @@ class PreparedSearch:
     def context(self) -> WorkerContext:
         """Return what the workers need."""
         model = self.settings.model
-        # What one process runs need not be picklable, nor what workers do not use.
+        # What one process runs need not be picklable, nor an earlier search's function.
         is_here = self.settings.backend == "local"
-        without = [BACKENDS.group, PRUNERS.group, SAMPLERS.group]
-        if self.settings.evaluate is None:
-            without.append(EVALUATORS.group)
+        without = () if self.settings.evaluate is not None else (EVALUATORS.group,)
         if Path(model).exists():
             # Workers run in another directory.
             model = str(Path(model).absolute())

@@ -82,7 +82,7 @@ def _as_backend(_name: str, part: Any) -> BackendFactory:
 
 
 BACKENDS: Registry[BackendFactory] = Registry(
-    "backend", "autopeft.backends", __name__, _as_backend, keeps_given=False
+    "backend", "autopeft.backends", __name__, _as_backend, keeps_given=False, is_carried=False
 )
 """Every backend; each is imported when it is used."""
 

@@ -264,7 +264,7 @@ class _Checked:
         store = ConfirmationStore(folder.with_name(f"{folder.name}-confirmations"))
         dispatcher = _Watched(controller, budget, store, settings, interrupt_at=interrupt_at)
         try:
-            sent = carried(without=[BACKENDS.group])
+            sent = carried()
             context = WorkerContext(settings, None, _RUNGS, objectives, "cpu", carried=sent)
             self._require.pickled(context)
             with self._require.no_error("making it with a WorkerContext"):

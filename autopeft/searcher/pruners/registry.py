@@ -48,7 +48,7 @@ def _is_pruner(part: Any) -> bool:
 
 
 PRUNERS: Registry[Any] = Registry(
-    "pruner", "autopeft.pruners", __name__, _as_pruner, keeps_given=False
+    "pruner", "autopeft.pruners", __name__, _as_pruner, keeps_given=False, is_carried=False
 )
 """Every pruner: the pruner itself, its class, or a function that makes it."""
 

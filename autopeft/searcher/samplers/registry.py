@@ -57,7 +57,7 @@ def _as_sampler(_name: str, part: Any) -> Any:
 
 
 SAMPLERS: Registry[Any] = Registry(
-    "sampler", "autopeft.samplers", __name__, _as_sampler, keeps_given=False
+    "sampler", "autopeft.samplers", __name__, _as_sampler, keeps_given=False, is_carried=False
 )
 """Every sampler: the sampler itself, its class, or a function that makes it."""
 

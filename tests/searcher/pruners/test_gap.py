@@ -68,6 +68,32 @@ def test_a_trial_no_cheaper_or_equal_peer_beats_is_never_stopped(
         assert beaten or not is_stopped
 
 
+@settings(deadline=None, max_examples=100)
+@given(
+    st.lists(st.tuples(st.integers(1, 4), st.integers(0, 6)), min_size=1, max_size=15),
+    st.sampled_from([1.5, 3.0, 10.0]),
+    st.randoms(use_true_random=False),
+)
+def test_where_curves_do_not_cross_the_front_stays_whatever_the_order_of_reports(
+    trials: list[tuple[int, int]], eta: float, random: Any
+) -> None:
+    study, pruner = study_of([((cost,), []) for cost, _ in trials]), GapPruner(eta)
+    waiting = [number for number in range(len(trials)) for _ in range(3)]
+    random.shuffle(waiting)
+    n_reports, pruned = [0] * len(trials), set[int]()
+    for number in (n for n in waiting if n not in pruned):
+        trial = study.get_trials(deepcopy=False)[number]
+        score = float(trials[number][1] * (n_reports[number] + 1))
+        study._storage.set_trial_intermediate_value(trial._trial_id, n_reports[number], score)
+        n_reports[number] += 1
+        if pruner.prune(study, study.get_trials(deepcopy=False)[number]):
+            pruned.add(number)
+    for number in pruned:
+        cost, score = trials[number]
+        kept = [trials[other] for other in range(len(trials)) if other not in pruned]
+        assert any(c <= cost and s > score for c, s in kept)
+
+
 def test_an_expensive_trial_beaten_by_a_cheap_one_stops_and_the_cheap_one_continues() -> None:
     rows = [((1,), [0.7]), ((9,), [0.2]), ((0.1,), [0.1])]
     assert stopped(GapPruner(3, costs=("cost0",)), rows) == [False, True, False]
