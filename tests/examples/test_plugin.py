@@ -24,6 +24,7 @@ import test_parts
 cli.app(["methods"], standalone_mode=False)
 cli.app(["tasks"], standalone_mode=False)
 test_parts.test_the_parts_keep_their_contracts()
+test_parts.test_the_backend_keeps_its_contract()
 cli.app(["search", *sys.argv[2:]], standalone_mode=False)
 """
 
