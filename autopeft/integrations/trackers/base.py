@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from autopeft.engine.callback import Callback, SearchStart
 from autopeft.integrations.trackers.background import TrackerError
+from autopeft.reporting.columns import split_name
 from autopeft.searcher.controller import INTERRUPTED
 from autopeft.trial import Trial, facts
 from autopeft.workspace import Workspace
@@ -179,12 +180,12 @@ def front_frame(result: SearchResult) -> pandas.DataFrame | None:
 
 
 def result_values(result: SearchResult) -> dict[str, float]:
-    """Return the confirmed numbers of the pick, for the search's run."""
+    """Return the numbers of the pick, for the search's run."""
     best = result.best
     if best is None:
         return {}
-    quality = result.view.quality.name
-    named = {f"test_{quality}" if k == quality else k: v for k, v in best.objectives.items()}
+    quality, split = result.view.quality.name, split_name(result.view, result.view.is_confirmed)
+    named = {f"{split}_{quality}" if k == quality else k: v for k, v in best.objectives.items()}
     return {f"best/{name}": float(v) for name, v in named.items() if math.isfinite(v)}
 
 

@@ -118,6 +118,8 @@ def test_the_table_has_test_numbers_and_their_seeds(tmp_path: Path) -> None:
     values = result_values(found)
     assert values["best/test_accuracy"] == found.best.objectives["accuracy"]
     assert result_values(result(tmp_path, is_complete=False)) == {}
+    selected_by = replace(found, view=replace(found.view, is_held_out=False))
+    assert "best/validation_accuracy" in result_values(selected_by)
 
 
 def test_a_server_that_is_not_there_is_told_by_name() -> None:
