@@ -1,0 +1,50 @@
+"""The speed of this machine is measured before a search, for any task."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from task_rows import DATA
+
+from autopeft.engine.messages import WorkerContext
+from autopeft.engine.speed import measure_speed
+from autopeft.planning import fitted
+from autopeft.prepare import PreparedSearch, prepare
+from autopeft.saved_inputs import saved_inputs
+from autopeft.settings import SearchSettings
+from autopeft.tasks.registry import TASKS
+from autopeft.testing.tiny_models import save_model
+
+
+def prepared(task: str, folder: Path) -> tuple[SearchSettings, PreparedSearch]:
+    rows, settings = DATA[task]
+    cells = [[row[name] for row in rows] for name in rows[0]]
+    model = save_model(TASKS.resolve("task", task).auto_class, cells, folder / "tiny")
+    given: dict[str, Any] = {"model": str(model), "data": rows, "task": task, **settings}
+    with saved_inputs({**given, "backend": "local", "budget": "9m"}, folder) as plain:
+        asked = SearchSettings.from_mapping(plain)
+        return asked, prepare(asked)
+
+
+@pytest.mark.parametrize("task", ["text-classification", "preference", "seq2seq", "embeddings"])
+def test_every_task_can_be_measured(
+    task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, ready = prepared(task, tmp_path)
+    seen: list[Any] = []
+
+    def noted(context: WorkerContext, *rest: Any, **options: Any) -> Any:
+        seen.append(measure_speed(context, *rest, **options))
+        return seen[0]
+
+    monkeypatch.setattr("autopeft.planning.measure_speed", noted)
+    planned = fitted(ready, asked, began=time.monotonic(), note=lambda _: None)
+    speed, loading, precision = seen[0]
+    numbers = (speed.step, speed.row, speed.start, loading)
+    assert all(math.isfinite(number) and number > 0 for number in numbers)
+    assert precision in ("fp32", "bf16")
+    assert planned.plan.n_trials >= 40
