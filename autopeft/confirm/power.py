@@ -78,9 +78,9 @@ def shown_power(power: Power) -> str:
         return text + "."
     needs = []
     if power.rows_needed > power.n_rows:
-        needs.append(f"{_rounded(power.rows_needed):,} test rows in place of {power.n_rows:,}")
+        needs.append(f"{_rounded(power.rows_needed):,} test rows, not {power.n_rows:,}")
     if power.seeds_needed > power.n_seeds:
-        needs.append(f"confirm_seeds={_rounded(power.seeds_needed)} in place of {power.n_seeds}")
+        needs.append(f"{_rounded(power.seeds_needed):,} seeds (confirm_seeds), not {power.n_seeds}")
     if not needs:
         return text + "."
     return f"{text}; one of {power.margin:.2g} takes about {' and '.join(needs)}."

@@ -130,7 +130,7 @@ def test_what_few_rows_cannot_tell_is_undecided_and_says_what_would() -> None:
     assert (power.n_rows, power.n_seeds) == (150, 3)
     assert power.rows_needed > 150
     assert f"{power.margin:.2g} takes about" in few.text
-    assert "test rows in place of 150" in few.text
+    assert "test rows, not 150" in few.text
     # With what it asks for, the run can tell.
     enough = judge(field(4, 0.80, [(0.80, 9_000)], n_rows=power.rows_needed), OBJECTIVES)
     assert enough.answer == "no"

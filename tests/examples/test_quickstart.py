@@ -55,8 +55,8 @@ def test_the_quickstart_ends_with_a_front(tmp_path: Path) -> None:
         max_length=32,
         batch_size=8,
         max_train_rows=300,
-        max_validation_rows=80,
-        max_test_rows=80,
+        max_validation_rows=40,
+        max_test_rows=40,
         confirm_seeds=2,
         max_finalists=1,
     )
