@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import html
 import io
+import math
 import sys
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -25,6 +27,7 @@ from autopeft.utils.formatting import human_count, human_seconds, human_value
 if TYPE_CHECKING:
     from autopeft.costs.objectives import Objective
     from autopeft.engine.callback import Progress
+    from autopeft.engine.messages import StepMessage
     from autopeft.trial import Trial
 
 
@@ -71,6 +74,18 @@ def counts_line(progress: Progress) -> str:
     return f"{progress.phase}: " + ", ".join(parts)
 
 
+def steps_text(step: StepMessage) -> str:
+    """Return how far a running job is: "trial 7: step 31/75, loss 0.52, 2.1 steps/s"."""
+    _, digest, seed = step.job
+    name = f"trial {step.number}" if step.number >= 0 else f"confirming {digest[:8]}, seed {seed}"
+    parts = [f"step {step.step}/{step.steps}"]
+    if math.isfinite(step.loss):
+        parts.append(f"loss {step.loss:.3g}")
+    rate = step.steps_per_second
+    parts.append("scoring" if rate is None else f"{rate:.2g} steps/s")
+    return f"{name}: {', '.join(parts)}"
+
+
 def trial_line(trial: Trial, quality: Objective) -> str:
     """Return how a trial ended, on one line."""
     value = trial.values.get(quality.name)
@@ -84,32 +99,39 @@ def trial_line(trial: Trial, quality: Objective) -> str:
     )
 
 
+_BUSY, _QUIET = 5.0, 15.0
+"""Least seconds between two lines of counts: something was confirmed, or nothing is new."""
+
+
 class PlainProgress(Callback):
     """Prints a line for each ended trial, for logs and pipes."""
 
     def __init__(self, file: TextIO | None = None) -> None:
         self._file = file
         self._last_number = -1
-        self._last_line = ""
-        self._last_at = 0.0
+        self._last_confirmed = 0
+        self._last_at = time.monotonic()
 
     def on_message(self, text: str) -> None:
         """Print the line."""
+        self._last_at = time.monotonic()
         file = self._file or sys.stdout
         file.write(text + "\n")
         file.flush()
 
     def on_progress(self, progress: Progress) -> None:
-        """Print the trial that has ended; during confirmation, a line every five seconds."""
+        """Print the trial that has ended; a line of its own after 15 seconds without one.
+
+        During confirmation, a line for what was confirmed, at most every five seconds.
+        """
         ended = progress.ended
         if ended is not None and ended.number != self._last_number:
             self._last_number = ended.number
             self.on_message(trial_line(ended, progress.objectives[0]))
-        if progress.phase != "search":
-            line = counts_line(progress)
-            if line != self._last_line and time.monotonic() - self._last_at > 5:
-                self._last_line, self._last_at = line, time.monotonic()
-                self.on_message(line)
+        is_new = progress.n_confirmed != self._last_confirmed
+        if time.monotonic() - self._last_at > (_BUSY if is_new else _QUIET):
+            self._last_confirmed = progress.n_confirmed
+            self.on_message("; ".join([counts_line(progress), *map(steps_text, progress.steps)]))
 
 
 class LiveProgress(Callback):
@@ -118,7 +140,7 @@ class LiveProgress(Callback):
     def __init__(self, console: Console) -> None:
         self._console = console
         self._progress: Progress | None = None
-        self._began = time.monotonic()
+        self._began = self._heard_at = time.monotonic()
 
     def on_message(self, text: str) -> None:
         """Print the line above the table."""
@@ -126,15 +148,19 @@ class LiveProgress(Callback):
 
     def on_progress(self, progress: Progress) -> None:
         """Keep the state for the next refresh."""
-        self._progress = progress
+        self._progress, self._heard_at = progress, time.monotonic()
 
     def render(self) -> RenderableType:
         """Return the table as it stands."""
-        spent = human_seconds(time.monotonic() - self._began)
-        if self._progress is None:
+        now = time.monotonic()
+        spent, progress = human_seconds(now - self._began), self._progress
+        if progress is None:
             return Text(f"{spent}  starting up: reading data, pricing, loading the model ...")
-        table = front_so_far(self._progress)
-        return Group(Text(f"{spent}  {counts_line(self._progress)}", style="bold"), table)
+        # The clock goes on while nothing is heard.
+        left = max(0.0, progress.seconds_left - (now - self._heard_at))
+        progress = replace(progress, seconds_left=left)
+        head = Text(f"{spent}  {counts_line(progress)}", style="bold")
+        return Group(head, *map(Text, map(steps_text, progress.steps)), front_so_far(progress))
 
 
 class NotebookProgress(Callback):
@@ -174,7 +200,8 @@ class NotebookProgress(Callback):
             return ""
         console = Console(record=True, width=100, file=io.StringIO(), force_jupyter=False)
         counts = Text(counts_line(self._progress), style="bold")
-        console.print(counts, front_so_far(self._progress))
+        lines = map(Text, map(steps_text, self._progress.steps))
+        console.print(counts, *lines, front_so_far(self._progress), sep="\n")
         return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
 
 

@@ -78,5 +78,9 @@ class TrainingFailure(AutoPeftError):
     """A trial could not be trained (diverged, out of memory); the search continues."""
 
 
+class OutOfTime(TrainingFailure):
+    """A training reached its deadline between two steps; it counts as stopped, not as failed."""
+
+
 class MultiAdapterError(AutoPeftError):
     """These candidates cannot be trained together on one base model; train them one by one."""

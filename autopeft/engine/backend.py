@@ -29,7 +29,8 @@ class Backend(AbstractContextManager["Backend", None], Protocol):
 
     On the driver it calls `dispatcher.next_job()` for each job, gives every message of a worker to
     `dispatcher.take()`, stops a job for which that returns False, and calls `dispatcher.fail()`
-    for jobs that are lost with their worker. All calls of the dispatcher come from one thread.
+    for jobs that are lost with their worker. About once a second it calls `dispatcher.tick()`, with
+    what workers tell of their steps. All calls of the dispatcher come from one thread.
 
     A worker makes a `JobExecutor` with `make_executor` once, and runs one job after another on it.
 
@@ -42,7 +43,8 @@ class Backend(AbstractContextManager["Backend", None], Protocol):
         ...         pass
         ...
         ...     def run(self, dispatcher):
-        ...         executor = autopeft.make_executor(self.context)
+        ...         on_step = lambda step: dispatcher.tick([step])
+        ...         executor = autopeft.make_executor(self.context, on_step)
         ...         while (job := dispatcher.next_job()) is not None:
         ...             executor.begin([job])
         ...             while dispatcher.take(job, executor.advance()[0]):

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from autopeft.confirm.finalists import SeedScore
 from autopeft.costs.objectives import Objective
+from autopeft.engine.messages import StepMessage
 from autopeft.errors import AutoPeftError
 from autopeft.plan import Candidate
 from autopeft.trial import Trial
@@ -19,7 +20,7 @@ Phase = Literal["search", "confirmation", "done"]
 
 @dataclass(frozen=True)
 class Progress:
-    """The state of a search after a change.
+    """The state of a search after a change, or after a second without one.
 
     Attributes:
         objectives: Quality first.
@@ -30,6 +31,7 @@ class Progress:
         n_confirmed: Confirmations done.
         n_to_confirm: Confirmations planned; 0 during the search.
         seconds_left: Seconds left of the budget; inf without a time limit.
+        steps: How far the running jobs are, those that told it.
     """
 
     phase: Phase
@@ -41,6 +43,7 @@ class Progress:
     n_confirmed: int
     n_to_confirm: int
     seconds_left: float
+    steps: tuple[StepMessage, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,7 @@ class Callback:
         """
 
     def on_progress(self, progress: Progress) -> None:
-        """Handle the state of the search after any change."""
+        """Handle the state of the search: after any change, and about every second."""
 
     def on_search_end(self, result: Any) -> None:
         """Handle the `SearchResult`, also that of an interrupted search."""

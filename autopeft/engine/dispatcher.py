@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 
 from autopeft.confirm.finalists import choose_finalists
 from autopeft.confirm.store import ConfirmationStore
@@ -19,15 +20,20 @@ from autopeft.engine.messages import (
     Job,
     Message,
     RungMessage,
+    StepMessage,
+    TimeUpMessage,
 )
 from autopeft.engine.search_plan import SearchPlan, revised
 from autopeft.searcher.controller import SearchController
 from autopeft.settings import SearchSettings
+from autopeft.training.step_clock import Deadline
 from autopeft.trial import Decision, Trial
 from autopeft.utils.formatting import without_numbers
 
 FAILURES = 5
 """So many trials in a row must fail alike, and none be trained, until a search ends."""
+
+_TIME_UP = "the search's share of the budget ended"
 
 _N_REVISING = 4
 """Complete trials that tell what a training takes."""
@@ -35,11 +41,15 @@ _N_REVISING = 4
 
 @dataclass
 class _Running:
-    """A job that a worker runs; `flops` are those that its trial has reported."""
+    """A job that a worker runs; `flops` are those that its trial has reported.
+
+    `at` is what it last told between messages.
+    """
 
     trial: Trial | None
     started: float
     flops: float = 0.0
+    at: StepMessage | None = None
 
 
 class Dispatcher:
@@ -111,7 +121,9 @@ class Dispatcher:
         self._scored: tuple[int, bool] | None = None
         self._n_confirmed = 0
         self._n_to_confirm = 0
+        self._needed: set[str] = set()
         self._longest_job = 0.0
+        self._complete_seconds: list[float] = []
         self._failures: deque[str] = deque(maxlen=FAILURES)
         self._has_trained = self._is_hopeless = False
         self.phase: Phase = "search"
@@ -144,17 +156,31 @@ class Dispatcher:
         if (
             left is None
             or self._is_hopeless
-            or (left.seconds is not None and left.seconds < self._longest_job / 2)
+            or (left.seconds is not None and left.seconds < self._expected_trial())
         ):
-            # A trial that cannot get half-way before the deadline would be stopped there.
+            # A trial that cannot end before the deadline would be stopped there.
             return None
         trial = self._controller.ask()
         if trial is None:
             return None
         self._budget.spend(trials=1)
-        job = Job("search", trial.candidate, trial.costs, self._settings.seed, trial.number)
+        deadline = None if left.seconds is None else Deadline(left.seconds)
+        job = Job(
+            "search",
+            trial.candidate,
+            trial.costs,
+            self._settings.seed,
+            trial.number,
+            deadline=deadline,
+        )
         self._note_start(job, trial)
         return job
+
+    def _expected_trial(self) -> float:
+        """Return the seconds in which a trial can be expected to end, its wait included."""
+        if not self._complete_seconds:
+            return self._longest_job / 2
+        return max(self._longest_job / 2, statistics.median(self._complete_seconds))
 
     def _early_confirmation(self) -> Job | None:
         """Return a job for a worker that is free while the last trials end.
@@ -207,6 +233,8 @@ class Dispatcher:
         jobs = confirmation_jobs(kept, seeds=self._seeds, done=done, lower_ranks=lower)
         self._queue = deque(jobs)
         self._n_to_confirm = self._n_confirmed + len(self._running) + len(jobs)
+        basic = [n.trial for n in kept if n.trial.origin in ("baseline", "reference")]
+        self._needed = {trial.digest for trial in basic}
 
     def _next_confirmation(self) -> Job | None:
         if not self._queue:
@@ -214,17 +242,32 @@ class Dispatcher:
         self._tick()
         is_over = self._budget.left(confirming=True) is None
         expected = self._expected.get(self._queue[0].candidate.digest, 0.0)
+        missing = self._without_confirmation()
         # More than half of the job would be past the deadline.
         if (is_over or self.seconds_left < expected / 2) and self._n_confirmed:
-            self.warnings.append(
-                f"the budget ended before {len(self._queue)} confirmations; "
-                "`autopeft resume` with a larger budget adds them"
-            )
-            self._queue.clear()
-            return None
+            kept: dict[str, Job] = {}
+            for job in self._queue:
+                if job.candidate.digest in missing:
+                    kept.setdefault(job.candidate.digest, job)
+            if n_dropped := len(self._queue) - len(kept):
+                self.warnings.append(
+                    f"the budget ended before {n_dropped} confirmations; "
+                    "`autopeft resume` with a larger budget adds them"
+                )
+            self._queue = deque(kept.values())
+            if not kept:
+                return None
         job = self._queue.popleft()
+        digest, left = job.candidate.digest, self.seconds_left
+        if digest not in missing and left < float("inf") and (spare := self._expected.get(digest)):
+            job = replace(job, deadline=Deadline(left + spare / 2))
         self._note_start(job, None)
         return job
+
+    def _without_confirmation(self) -> set[str]:
+        """Return the reference and tuned LoRAs that still lack one; no verdict is without them."""
+        running = {digest for kind, digest, _ in self._running if kind == "confirm"}
+        return self._needed - {digest for digest, _ in self._confirmed} - running
 
     def _note_start(self, job: Job, trial: Trial | None) -> None:
         self._running[job.key] = _Running(trial, time.monotonic())
@@ -243,6 +286,9 @@ class Dispatcher:
             self._has_heard = True
         if isinstance(message, FailureMessage):
             self.fail(job, message.reason)
+            return False
+        if isinstance(message, TimeUpMessage):
+            self._take_time_up(job, message)
             return False
         if isinstance(message, ConfirmMessage):
             if problem := self._unpaired(message):
@@ -296,9 +342,24 @@ class Dispatcher:
                 self._notify()
                 return True
             # Only complete trials can be on the front, and this one would end too late.
-            self._controller.tell(trial, stopped="the search's share of the budget ended")
+            self._controller.tell(trial, stopped=_TIME_UP)
         self._end(job)
         return False
+
+    def _take_time_up(self, job: Job, message: TimeUpMessage) -> None:
+        """Note a job that its worker stopped at its deadline; what it reported before stays."""
+        running = self._running.get(job.key)
+        if running is None:
+            return
+        self._budget.spend(flops=message.flops - running.flops)
+        if running.trial is not None:
+            self._controller.tell(running.trial, stopped=_TIME_UP)
+        else:
+            self.warnings.append(
+                f"confirming {job.candidate.digest} was stopped at step {message.step}: the budget "
+                "ended; `autopeft resume` with a larger budget confirms it"
+            )
+        self._end(job)
 
     def _revise(self, trial: Trial, measured: Mapping[str, float]) -> None:
         """Keep as much for the confirmation as trials show that it takes."""
@@ -348,12 +409,26 @@ class Dispatcher:
             seconds = time.monotonic() - running.started
             self._longest_job = max(self._longest_job, seconds)
             if running.trial is not None:
-                self._callbacks.call("on_trial_end", self._controller.latest(running.trial))
+                ended = self._controller.latest(running.trial)
+                if ended.state == "complete" and ended.plan.specs:
+                    self._complete_seconds.append(seconds)
+                self._callbacks.call("on_trial_end", ended)
             if job.kind == "confirm":
                 self._expected[job.candidate.digest] = seconds
         self._notify()
 
     # --- keeping time ----------------------------------------------------------------------------
+
+    def tick(self, steps: Iterable[StepMessage] = ()) -> None:
+        """Read the clock, and note how far running jobs are.
+
+        A backend calls it about once a second, so that what users see goes on while no job has a
+        message.
+        """
+        for step in steps:
+            if (running := self._running.get(step.job)) is not None:
+                running.at = step
+        self._notify()
 
     def _tick(self) -> Budget | None:
         """Spend the time since the last tick; return what the search has left, None if nothing."""
@@ -400,6 +475,7 @@ class Dispatcher:
         return dict(self._phase_seconds)
 
     def _notify(self) -> None:
+        self._tick()
         controller = self._controller
         progress = Progress(
             self.phase,
@@ -411,5 +487,6 @@ class Dispatcher:
             self._n_confirmed,
             self._n_to_confirm,
             self.seconds_left,
+            tuple(running.at for running in self._running.values() if running.at is not None),
         )
         self._on_progress(progress)

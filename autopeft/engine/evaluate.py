@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from autopeft.errors import AutoPeftError, TrainingFailure
+from autopeft.errors import AutoPeftError, OutOfTime, TrainingFailure
 from autopeft.plan import Candidate
+from autopeft.training.step_clock import StepClock
 from autopeft.utils.registry import Registry
 from autopeft.utils.serialize import to_float
 
@@ -61,6 +62,10 @@ class TrialStopped(AutoPeftError):
     """
 
 
+class TrialOutOfTime(TrialStopped):
+    """A trial was stopped because the time that the search has for it was up."""
+
+
 class TrialReport:
     """What a training function reports to, and what it can know of its job.
 
@@ -69,10 +74,11 @@ class TrialReport:
 
     Args:
         rungs: Steps at which other trials report; the last one is the end.
-        is_confirming: Whether a finalist is retrained: nothing stops it, the test split is scored
-            and its adapter is kept.
+        is_confirming: Whether a finalist is retrained: no other trial stops it, the test split is
+            scored and its adapter is kept.
         folder: An empty folder; what is written there by a confirmation is the adapter.
         send: Sends a report, and raises a `TrialStopped` to end the training.
+        clock: Knows the training's deadline, and tells how far it is.
 
     Example:
         >>> report = TrialReport(rungs=(10, 30), is_confirming=False, folder=Path("."))
@@ -90,12 +96,34 @@ class TrialReport:
         is_confirming: bool,
         folder: Path,
         send: Callable[[int, float], None] = lambda step, score: None,
+        clock: StepClock | None = None,
     ) -> None:
         self.rungs = rungs
         self.is_confirming = is_confirming
         self.folder = folder
         self.last_step = 0
         self._send = send
+        self._clock = clock or StepClock()
+
+    @property
+    def seconds_left(self) -> float:
+        """Seconds until the search ends the training; inf without a time limit."""
+        return self._clock.seconds_left
+
+    def on_step(self, step: int, loss: float = math.nan) -> None:
+        """Tell where the training is, after any step: it is shown, and the clock is read.
+
+        Args:
+            step: Optimizer steps done.
+            loss: Training loss of the step.
+
+        Raises:
+            TrialStopped: if the training's time is up.
+        """
+        try:
+            self._clock.after_step(step, loss, is_last=step >= self.rungs[-1])
+        except OutOfTime as error:
+            raise TrialOutOfTime(str(error)) from error
 
     def __call__(self, step: int, score: float) -> None:
         """Report the quality after a step, in the direction of the metric.

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from autopeft.engine.job_execution import JOB_ERRORS, JobExecution
 from autopeft.engine.loaded_model import LoadedModel
-from autopeft.engine.messages import Job, Message, WorkerContext, is_final
+from autopeft.engine.messages import Job, Message, OnStep, WorkerContext, ignore_step, is_final
 from autopeft.errors import MultiAdapterError
 from autopeft.models.multi_adapter import can_share_batch_in
 from autopeft.training.multi_trainer import MultiTrainer
@@ -33,8 +33,9 @@ class Executor(LoadedModel):
         ```
     """
 
-    def __init__(self, context: WorkerContext) -> None:
+    def __init__(self, context: WorkerContext, on_step: OnStep = ignore_step) -> None:
         super().__init__(context)
+        self._on_step = on_step
         self.trains_together = self.setup.task.can_share_batch
         self.has_compared = False
         self._jobs: tuple[Job, ...] = ()
@@ -49,8 +50,11 @@ class Executor(LoadedModel):
         """
         self.clear()
         self._jobs = tuple(jobs)
-        self._executions = {index: JobExecution(self, job) for index, job in enumerate(jobs)}
+        self._executions = {index: self._execution(job) for index, job in enumerate(jobs)}
         self._rung = 0
+
+    def _execution(self, job: Job) -> JobExecution:
+        return JobExecution(self, job, self._on_step)
 
     def advance(self) -> dict[int, Message]:
         """Train to the next message of each job; return them by the job's index."""
@@ -146,5 +150,5 @@ class Executor(LoadedModel):
         self.trains_together = False
         under_way = tuple(self._executions)
         self.clear()
-        self._executions = {index: JobExecution(self, self._jobs[index]) for index in under_way}
+        self._executions = {index: self._execution(self._jobs[index]) for index in under_way}
         return self._start()

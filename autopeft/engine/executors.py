@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
-from autopeft.engine.messages import Job, Message, WorkerContext
+from autopeft.engine.messages import Job, Message, OnStep, WorkerContext, ignore_step
 from autopeft.utils.registry import restore
 
 
@@ -26,11 +26,13 @@ class JobExecutor(Protocol):
         """Stop all jobs."""
 
 
-def make_executor(context: WorkerContext) -> JobExecutor:
+def make_executor(context: WorkerContext, on_step: OnStep = ignore_step) -> JobExecutor:
     """Load what trains, in a worker: the model, or the user's function.
 
     Args:
         context: As the driver sent it; what was registered there is registered here.
+        on_step: Told about every two seconds how far a job is, by the thread that calls `advance`;
+            a backend hands it on to `dispatcher.tick`.
 
     Raises:
         AutoPeftError: if it cannot be loaded; then no job can run.
@@ -46,10 +48,10 @@ def make_executor(context: WorkerContext) -> JobExecutor:
     """
     if context.carried is not None:
         restore(context.carried)
-    return executor_class(context)(context)
+    return executor_class(context)(context, on_step)
 
 
-def executor_class(context: WorkerContext) -> Callable[[WorkerContext], JobExecutor]:
+def executor_class(context: WorkerContext) -> Callable[[WorkerContext, OnStep], JobExecutor]:
     """Return what makes a search's executors: autopeft's own training, or the user's function."""
     # Imported late: a function of the user's may need neither torch nor peft.
     if context.settings.evaluate is not None:

@@ -14,17 +14,29 @@ from typing import Any
 
 from autopeft.confirm.finalists import SeedScore
 from autopeft.costs.objectives import COSTS
-from autopeft.engine.evaluate import EVALUATORS, TEST, TrialReport, TrialStopped, parse_result
+from autopeft.engine.evaluate import (
+    EVALUATORS,
+    TEST,
+    TrialOutOfTime,
+    TrialReport,
+    TrialStopped,
+    parse_result,
+)
 from autopeft.engine.messages import (
     Activity,
     ConfirmMessage,
     FailureMessage,
     Job,
     Message,
+    OnStep,
     RungMessage,
+    StepMessage,
+    TimeUpMessage,
     WorkerContext,
+    ignore_step,
 )
-from autopeft.errors import AutoPeftError, TrainingFailure
+from autopeft.errors import AutoPeftError, OutOfTime, TrainingFailure
+from autopeft.training.step_clock import StepClock
 from autopeft.trial import RungReport
 from autopeft.utils.formatting import one_line
 from autopeft.utils.quiet import without_bars
@@ -48,8 +60,9 @@ class FunctionExecutor:
     share a GPU's memory.
     """
 
-    def __init__(self, context: WorkerContext) -> None:
+    def __init__(self, context: WorkerContext, on_step: OnStep = ignore_step) -> None:
         self._context = context
+        self._on_step = on_step
         # A function that cannot be found here is every job's problem.
         EVALUATORS.resolve("evaluate", context.settings.evaluate)
         self._call: _Call | None = None
@@ -63,7 +76,11 @@ class FunctionExecutor:
     def advance(self) -> dict[int, Message]:
         """Let the function run to its next report, or to its end."""
         assert self._call is not None, "begin comes first"
-        return {0: self._call.advance()}
+        message = self._call.advance()
+        while isinstance(message, StepMessage):
+            self._on_step(message)
+            message = self._call.next_message()
+        return {0: message}
 
     def drop(self, indices: Iterable[int]) -> None:
         """Stop the job at its report, and wait until its function has ended."""
@@ -85,20 +102,28 @@ class _Call:
         self._job = job
         self._context = context
         self._quality = context.objectives[0]
-        self._messages: SimpleQueue[Message] = SimpleQueue()
+        self._messages: SimpleQueue[Message | StepMessage] = SimpleQueue()
         self._answers: SimpleQueue[None] = SimpleQueue()
         self._is_stopped = False
+        self._clock = StepClock(
+            job.deadline, lambda *at: self._messages.put(StepMessage.of(job, *at))
+        )
+        self._last_step = 0
         self._thread = threading.Thread(target=self._run, name="evaluate", daemon=True)
         self._seconds = 0.0
         self._told_seconds = 0.0
         self._resumed = 0.0
 
-    def advance(self) -> Message:
+    def advance(self) -> Message | StepMessage:
         """Return the next message; the function runs until then."""
         if self._thread.ident is None:
             self._thread.start()
         else:
             self._answers.put(None)
+        return self.next_message()
+
+    def next_message(self) -> Message | StepMessage:
+        """Wait for the next message of a function that runs."""
         return self._messages.get()
 
     def stop(self, seconds: float | None) -> None:
@@ -124,8 +149,13 @@ class _Call:
 
     def _call(self) -> None:
         self._resumed = time.perf_counter()
+        message: Message
         try:
+            self._clock.check()
             message = self._message()
+        except (TrialOutOfTime, OutOfTime):
+            step = max(self._last_step, self._clock.step)
+            message = TimeUpMessage(step, self._flops(step), self._activity())
         except TrialStopped:
             reason = "evaluate raised TrialStopped, but nothing stopped it"
             message = FailureMessage(reason, self._activity())
@@ -146,6 +176,7 @@ class _Call:
                 is_confirming=is_confirming,
                 folder=Path(folder),
                 send=self._send,
+                clock=self._clock,
             )
             with without_bars():
                 returned = function(self._job.candidate, seed=self._job.seed, report=report)
@@ -174,7 +205,10 @@ class _Call:
     def _send(self, step: int, score: float) -> None:
         if self._is_stopped:
             raise TrialStopped("the trial was stopped")
+        self._last_step = step
         if self._job.kind == "confirm":
+            if self._clock.seconds_left < 0:
+                raise TrialOutOfTime("its time was up")
             return
         self._messages.put(
             RungMessage(self._rung(step, score, {}), is_last=False, activity=self._activity())
@@ -185,7 +219,6 @@ class _Call:
             raise TrialStopped("the trial was stopped")
 
     def _rung(self, step: int, score: float, metrics: dict[str, float]) -> RungReport:
-        share = min(1.0, step / self._job.candidate.train.steps)
         return RungReport(
             step=step,
             score=score,
@@ -193,8 +226,11 @@ class _Call:
             metrics=metrics,
             seconds=self._seconds,
             evaluation_seconds=0.0,
-            flops=self._job.costs.train_flops * share,
+            flops=self._flops(step),
         )
+
+    def _flops(self, step: int) -> float:
+        return self._job.costs.train_flops * min(1.0, step / self._job.candidate.train.steps)
 
     def _activity(self) -> Activity:
         """Return the seconds since the last message; the function waits from now on."""

@@ -11,13 +11,23 @@ from pathlib import Path
 from autopeft.confirm.finalists import Compressed, SeedScore
 from autopeft.costs import Price
 from autopeft.engine.loaded_model import LoadedModel
-from autopeft.engine.messages import Activity, ConfirmMessage, FailureMessage, Job, RungMessage
-from autopeft.errors import SettingsError, TrainingFailure
+from autopeft.engine.messages import (
+    Activity,
+    ConfirmMessage,
+    FailureMessage,
+    Job,
+    OnStep,
+    RungMessage,
+    StepMessage,
+    TimeUpMessage,
+)
+from autopeft.errors import OutOfTime, SettingsError, TrainingFailure
 from autopeft.models.attach import Attached, attach
 from autopeft.models.lora_conversion import TrainedLora
 from autopeft.models.saving import save_adapter
 from autopeft.tasks.data import OutputScale
 from autopeft.training.latency import measure_latency_ms
+from autopeft.training.step_clock import StepClock
 from autopeft.training.trainer import Trainer
 from autopeft.utils.formatting import one_line
 
@@ -32,9 +42,10 @@ with its loaded model lives on."""
 class JobExecution:
     """One job in progress on a loaded model."""
 
-    def __init__(self, base: LoadedModel, job: Job) -> None:
+    def __init__(self, base: LoadedModel, job: Job, on_step: OnStep) -> None:
         self._base = base
         self.job = job
+        self._clock = StepClock(job.deadline, lambda *at: on_step(StepMessage.of(job, *at)))
         self._attached: Attached | None = None
         self._training: Trainer | None = None
         self._next_rung = 0
@@ -45,6 +56,7 @@ class JobExecution:
     def start(self) -> Trainer:
         """Attach the candidate on the first call; return its training."""
         if self._training is None:
+            self._clock.check()
             job, started = self.job, time.perf_counter()
             self._attached = attach(self._base.backbone, job.candidate, seed=job.seed)
             self._training = self._training_of(self._attached, job.costs)
@@ -60,10 +72,14 @@ class JobExecution:
             seed=self.job.seed,
             flops_per_step=costs.train_flops / candidate.train.steps,
             rung_rows=self._base.context.settings.rung_rows,
+            clock=self._clock,
         )
 
-    def failure(self, error: Exception) -> FailureMessage:
-        """Return the message that says why the job failed, in one line."""
+    def failure(self, error: Exception) -> FailureMessage | TimeUpMessage:
+        """Return the message that says why the job failed, in one line, or that its time is up."""
+        if isinstance(error, OutOfTime):
+            step, flops = (t.step, t.flops) if (t := self._training) is not None else (0, 0.0)
+            return TimeUpMessage(step, flops, self._new_activity())
         reason = one_line(error)
         return FailureMessage(reason[:500], self._new_activity())
 
@@ -173,8 +189,12 @@ class JobExecution:
             costs = replace(
                 own, train_flops=paid.train_flops, peak_memory_bytes=paid.peak_memory_bytes
             )
-            score = self._score(scoring, costs)
-            self._compress_seconds += scoring.evaluation_seconds
+            try:
+                score = self._score(scoring, costs)
+            except OutOfTime:
+                return  # What was confirmed is kept.
+            finally:
+                self._compress_seconds += scoring.evaluation_seconds
             yield Compressed(candidate, costs, score, self._files(attached))
 
     def park(self) -> None:

@@ -10,7 +10,7 @@ from autopeft.engine.backend import Backend
 from autopeft.engine.dispatcher import Dispatcher
 from autopeft.engine.executors import JobExecutor, make_executor
 from autopeft.engine.job_queue import JobQueue
-from autopeft.engine.messages import FailureMessage, Job, Message, WorkerContext
+from autopeft.engine.messages import FailureMessage, Job, Message, StepMessage, WorkerContext
 from autopeft.errors import AutoPeftError, TrainingFailure
 from autopeft.utils.formatting import one_line
 from autopeft.utils.hardware import one_thread
@@ -83,7 +83,7 @@ class _Worker:
         """Train to the next message of each running job."""
         try:
             if self._executor is None:
-                self._executor = make_executor(self._context)
+                self._executor = make_executor(self._context, self._on_step)
                 self._executor.begin(group)
             messages = self._executor.advance()
         except AutoPeftError:
@@ -97,6 +97,9 @@ class _Worker:
             return {index: FailureMessage(f"the worker failed: {reason}") for index in running}
         self._is_new = False
         return messages
+
+    def _on_step(self, step: StepMessage) -> None:
+        self._dispatcher.tick([step])
 
     def clear(self) -> None:
         if self._executor is not None:

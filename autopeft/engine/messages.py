@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import astuple, dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from autopeft.confirm.finalists import Compressed, SeedScore
 from autopeft.costs import Price
 from autopeft.plan import Candidate
+from autopeft.training.step_clock import Deadline
 from autopeft.trial import RungReport
 from autopeft.utils.registry import Carried
 
@@ -69,6 +70,7 @@ class Job:
         number: The trial's number in the study; -1 for a confirmation.
         lower_ranks: The same candidate at lower ranks, and what each costs. A confirmation cuts
             them from the trained adapter and scores them.
+        deadline: When the worker is to stop it between two steps; None: never.
     """
 
     kind: Literal["search", "confirm"]
@@ -77,6 +79,7 @@ class Job:
     seed: int
     number: int = -1
     lower_ranks: tuple[tuple[Candidate, Price], ...] = ()
+    deadline: Deadline | None = field(default=None, compare=False)
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -150,7 +153,50 @@ class FailureMessage:
     activity: Activity = field(default_factory=Activity)
 
 
-Message = RungMessage | ConfirmMessage | FailureMessage
+@dataclass(frozen=True)
+class TimeUpMessage:
+    """The worker stopped a job at its deadline; `flops` are those of all of its steps."""
+
+    step: int
+    flops: float
+    activity: Activity = field(default_factory=Activity)
+
+
+Message = RungMessage | ConfirmMessage | FailureMessage | TimeUpMessage
+
+
+@dataclass(frozen=True)
+class StepMessage:
+    """How far a running job is. A worker tells it every two seconds and waits for no answer.
+
+    Attributes:
+        job: The job's key.
+        number: The trial's number; -1 for a confirmation.
+        step: Optimizer steps done.
+        steps: Steps of the whole training.
+        loss: Training loss of the last step; NaN: not known.
+        steps_per_second: None while rows are scored.
+    """
+
+    job: tuple[str, str, int]
+    number: int
+    step: int
+    steps: int
+    loss: float
+    steps_per_second: float | None
+
+    @classmethod
+    def of(cls, job: Job, step: int, loss: float, steps_per_second: float | None) -> StepMessage:
+        """Return how far a job is."""
+        steps = job.candidate.train.steps
+        return cls(job.key, job.number, step, steps, loss, steps_per_second)
+
+
+OnStep = Callable[[StepMessage], None]
+
+
+def ignore_step(_step: StepMessage) -> None:
+    """Tell nobody."""
 
 
 def is_final(message: Message) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,14 +49,8 @@ from ray import tune  # noqa: E402
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler  # noqa: E402
 from ray.tune.search import Searcher  # noqa: E402
 
-from autopeft.engine.ray_worker import (  # noqa: E402
-    GROUP,
-    MESSAGES,
-    AdapterTrainable,
-    JobGroup,
-    start_stops,
-    stop_jobs,
-)
+from autopeft.engine.ray_board import DriverBoard  # noqa: E402
+from autopeft.engine.ray_worker import GROUP, MESSAGES, AdapterTrainable, JobGroup  # noqa: E402
 
 _DIED = "the worker died, perhaps for lack of memory"
 
@@ -127,10 +122,11 @@ class _RungScheduler(_OnDriver, FIFOScheduler):  # type: ignore[misc]
     through the scheduler.
     """
 
-    def __init__(self, dispatcher: Dispatcher, searcher: _JobSearcher) -> None:
+    def __init__(self, dispatcher: Dispatcher, searcher: _JobSearcher, board: DriverBoard) -> None:
         super().__init__()
         self._dispatcher = dispatcher
         self._searcher = searcher
+        self._board = board
         self._has_heard = False
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
@@ -150,7 +146,7 @@ class _RungScheduler(_OnDriver, FIFOScheduler):  # type: ignore[misc]
         if not jobs:
             return str(TrialScheduler.STOP)
         if ended:
-            stop_jobs(trial.trial_id, ended)
+            self._board.stop(trial.trial_id, ended)
         return str(TrialScheduler.CONTINUE)
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
@@ -162,6 +158,21 @@ class _RungScheduler(_OnDriver, FIFOScheduler):  # type: ignore[misc]
                 # What happens to a worker before any message will happen to all.
                 self._searcher.fatal = raised
         super().on_trial_error(tune_controller, trial)
+
+
+class _Clock(_OnDriver, tune.Callback):  # type: ignore[misc]
+    """Ticks about once a second, whether workers send results or not."""
+
+    def __init__(self, dispatcher: Dispatcher, board: DriverBoard) -> None:
+        self._dispatcher = dispatcher
+        self._board = board
+        self._ticked_at = time.monotonic()
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Tick if it is time; Tune calls this after each round of its loop, ten times a second."""
+        if time.monotonic() - self._ticked_at > 1.0:
+            self._ticked_at = time.monotonic()
+            self._dispatcher.tick(self._board.steps())
 
 
 def _raised(file: str | None) -> str | None:
@@ -236,8 +247,7 @@ class RayBackend(Backend):
         silence("ray.tune", logging.CRITICAL)
         trials_per_worker = self._context.trials_per_worker
         searcher = _JobSearcher(dispatcher, self._n_workers, trials_per_worker)
-        # A variable keeps the actor alive.
-        _stops = start_stops() if trials_per_worker > 1 else None
+        board = DriverBoard()
         resources = {"cpu": 1.0, "gpu": self._context.settings.gpus_per_worker or 0.0}
         with scratch_folder() as folder:
             context = replace(self._context, cache_folder=str(folder))
@@ -247,7 +257,7 @@ class RayBackend(Backend):
                 tune.with_resources(worker, resources),
                 tune_config=tune.TuneConfig(
                     search_alg=searcher,
-                    scheduler=_RungScheduler(dispatcher, searcher),
+                    scheduler=_RungScheduler(dispatcher, searcher, board),
                     num_samples=-1,
                     reuse_actors=True,
                     trial_dirname_creator=lambda trial: str(trial.trial_id),
@@ -257,6 +267,7 @@ class RayBackend(Backend):
                     name="search",
                     verbose=0,
                     progress_reporter=_NoReports(),
+                    callbacks=[_Clock(dispatcher, board)],
                     checkpoint_config=tune.CheckpointConfig(
                         checkpoint_frequency=0, checkpoint_at_end=False
                     ),

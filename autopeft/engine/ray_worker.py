@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ import ray
 from ray import tune
 
 from autopeft.engine.messages import ConfirmMessage, Job, WorkerContext
+from autopeft.engine.ray_board import WorkerBoard
 from autopeft.utils.gc import paused_gc
 from autopeft.utils.quiet import silence
 from autopeft.utils.registry import restore
@@ -24,8 +24,6 @@ GROUP = "group"
 
 MESSAGES = "messages"
 """Key of a Tune result: pairs of a job's index in its group and its message."""
-
-_STOPS = "autopeft-stops"
 
 
 @dataclass(frozen=True, repr=False)
@@ -68,7 +66,8 @@ class AdapterTrainable(tune.Trainable):  # type: ignore[misc]
             # Two workers with two threads each on two cores are over 20 times slower than with one.
             torch.set_num_threads(1)
         silence("transformers")
-        self._executor = make_executor(fetched)
+        self._board = WorkerBoard()
+        self._executor = make_executor(fetched, self._board.on_step)
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -83,7 +82,7 @@ class AdapterTrainable(tune.Trainable):  # type: ignore[misc]
     def step(self) -> dict[str, Any]:
         """Train to the next message of each job."""
         if len(self._group.jobs) > 1:
-            self._executor.drop(ray.get(ray.get_actor(_STOPS).get.remote(self._group.name)))
+            self._executor.drop(self._board.stopped(self._group.name))
         # Files are too large for Tune's own results, and Tune would flatten a dict.
         return {
             MESSAGES: [
@@ -95,28 +94,3 @@ class AdapterTrainable(tune.Trainable):  # type: ignore[misc]
     def cleanup(self) -> None:
         """Detach what is attached."""
         self._executor.clear()
-
-
-# Tune can only stop a group as a whole, so a named actor tells workers which of its jobs to stop.
-
-
-@ray.remote(num_cpus=0)
-class _Stops:
-    def __init__(self) -> None:
-        self._stopped: dict[str, set[int]] = {}
-
-    def add(self, group: str, indices: list[int]) -> None:
-        self._stopped.setdefault(group, set()).update(indices)
-
-    def get(self, group: str) -> set[int]:
-        return self._stopped.get(group, set())
-
-
-def start_stops() -> Any:
-    """Start the actor; it lives as long as something refers to it."""
-    return _Stops.options(name=_STOPS, get_if_exists=True).remote()  # type: ignore[attr-defined]
-
-
-def stop_jobs(group: str, indices: Iterable[int]) -> None:
-    """Stop these jobs of a group before the worker's next step."""
-    ray.get(ray.get_actor(_STOPS).add.remote(group, list(indices)))

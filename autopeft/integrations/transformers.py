@@ -127,7 +127,12 @@ class SearchCallback(transformers.TrainerCallback):  # type: ignore[misc]
         self._metric = metric
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
-        """Evaluate at a rung before the last one; a confirmation needs no rungs."""
+        """Evaluate at a rung before the last one; a confirmation needs no rungs.
+
+        It may raise a `TrialStopped`, when the time of the trial is up.
+        """
+        logged = state.log_history[-1] if state.log_history else {}
+        self._report.on_step(state.global_step, logged.get("loss", math.nan))
         is_rung = state.global_step in self._report.rungs and state.global_step < state.max_steps
         control.should_evaluate = is_rung and not self._report.is_confirming
         return control

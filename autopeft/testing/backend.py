@@ -9,7 +9,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from autopeft.engine.backend import BACKENDS, Backend, BackendFactory
 from autopeft.engine.budget import Budget, BudgetTracker
 from autopeft.engine.dispatcher import Dispatcher
 from autopeft.engine.evaluate import EVALUATORS
-from autopeft.engine.messages import Job, Message, WorkerContext
+from autopeft.engine.messages import Job, Message, StepMessage, WorkerContext
 from autopeft.errors import AutoPeftError
 from autopeft.searcher.controller import SearchController
 from autopeft.settings import SearchSettings
@@ -153,6 +153,10 @@ class _Watched(Dispatcher):
         if self._n_taken == self._interrupt_at:
             raise KeyboardInterrupt
         return super().take(job, message)
+
+    def tick(self, steps: Iterable[StepMessage] = ()) -> None:
+        self.threads.add(threading.get_ident())
+        super().tick(steps)
 
     def fail(self, job: Job, reason: str) -> None:
         self.threads.add(threading.get_ident())

@@ -35,7 +35,7 @@ class MultiTrainer:
             one step of each.
 
     Attributes:
-        failed: Failure of each candidate that was dropped because it diverged, by index.
+        failed: Why a candidate was dropped, by index: it diverged, or its time was up.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class MultiTrainer:
         return MultiAdapter({i: trainer.attached for i, trainer in self._trainers.items()})
 
     def train_to(self, to_step: int) -> None:
-        """Train every candidate up to a step; drop those that diverge (`failed`).
+        """Train every candidate up to a step; drop those that fail (`failed`).
 
         Raises:
             MultiAdapterError: if the model computes other losses than for each candidate alone, or
@@ -66,6 +66,8 @@ class MultiTrainer:
         """
         trained = tuple(self._trainers.values())
         watch = Stopwatch(self._setup.cache)
+        for trainer in trained:
+            trainer.clock.resume(trainer.step)
         try:
             with training_attention(self._setup.precision, self._setup.device):
                 while any(trainer.step < to_step for trainer in self._trainers.values()):

@@ -23,12 +23,17 @@ from autopeft.training.batching import IntArray, rung_sample, training_batches
 from autopeft.training.evaluation import evaluate
 from autopeft.training.precision import Precision, rounded_once, synchronize
 from autopeft.training.setup import TrainingSetup
+from autopeft.training.step_clock import StepClock
 from autopeft.trial import RungReport
 
 MAX_GRADIENT_NORM = 1.0
 
 CHECK_EVERY = {"cpu": 1, "cuda": 16}
 """Steps between checks of the loss. On an accelerator a check waits for all queued work."""
+
+_SPARE = 0.1
+"""A scoring after the last step may go on past the deadline by this share of the training's time:
+an hour's training is not thrown away for the last minutes."""
 
 EARLIEST_STEP = 25
 """No step before this one is a rung. At step 10 of 90, close to the warm-up, the losses of good and
@@ -48,6 +53,7 @@ class Trainer:
         flops_per_step: Priced FLOPs of a step; reports multiply them by their step.
         rung_rows: Validation rows scored before the last step, the same ones in every training:
             on a CPU, scoring a thousand rows costs as much as thirty steps. None: all.
+        clock: Ends the training at its deadline, with an `OutOfTime`, and tells how far it is.
 
     Attributes:
         step: Optimizer steps done.
@@ -66,9 +72,11 @@ class Trainer:
         seed: int,
         flops_per_step: float = 0.0,
         rung_rows: int | None = None,
+        clock: StepClock | None = None,
     ) -> None:
         self.attached = attached
         self.setup = setup
+        self.clock = clock or StepClock()
         self._model = attached.model
         self._train = train
         self._flops_per_step = flops_per_step
@@ -89,6 +97,7 @@ class Trainer:
 
         Raises:
             TrainingFailure: if the loss is no longer finite.
+            OutOfTime: if the deadline has passed.
         """
         self.train_to(to_step)
         is_end = self.step >= self._train.steps
@@ -104,13 +113,19 @@ class Trainer:
             metrics=evaluation.metrics,
             seconds=self.train_seconds,
             evaluation_seconds=self.evaluation_seconds,
-            flops=self.step * self._flops_per_step,
+            flops=self.flops,
         )
+
+    @property
+    def flops(self) -> float:
+        """Priced FLOPs of the steps done."""
+        return self.step * self._flops_per_step
 
     def train_to(self, to_step: int) -> None:
         """Train up to a step without evaluating; raises as `advance` does."""
         to_step = min(to_step, self._train.steps)
         watch = Stopwatch(self.setup.cache)
+        self.clock.resume(self.step)
         train_adapters_only(self._model)
         try:
             with (
@@ -149,12 +164,16 @@ class Trainer:
         setup = self.setup
         if precision not in (None, setup.precision):
             setup = replace(setup, precision=precision, cache=NO_ACCELERATION)
-        evaluation = evaluate(
-            self._model, setup, split, rows=rows, with_text=with_text, n_draws=n_draws
-        )
-        self.evaluation_seconds += watch.seconds()
-        self.cache_seconds += watch.cache_seconds()
-        return evaluation
+        is_trained = self.step >= self._train.steps
+        spare = _SPARE * self.train_seconds if is_trained else 0.0
+        try:
+            with self.clock.watching(self._model, spare=spare):
+                return evaluate(
+                    self._model, setup, split, rows=rows, with_text=with_text, n_draws=n_draws
+                )
+        finally:
+            self.evaluation_seconds += watch.seconds()
+            self.cache_seconds += watch.cache_seconds()
 
     def _one_step(self) -> None:
         setup = self.setup
@@ -182,6 +201,7 @@ class Trainer:
 
         Raises:
             TrainingFailure: if a loss is no longer finite (on an accelerator, some steps later).
+            OutOfTime: if the deadline has passed.
         """
         torch.nn.utils.clip_grad_norm_(self._parameters, MAX_GRADIENT_NORM, foreach=True)
         factor = rate_factor(self.step, self._train.steps, self._train.warmup_fraction)
@@ -194,6 +214,7 @@ class Trainer:
         self.step += 1
         if len(self._unchecked) >= CHECK_EVERY.get(torch.device(self.setup.device).type, 1):
             self._check_losses()
+        self.clock.after_step(self.step, loss, is_last=self.step >= self._train.steps)
 
     def _check_losses(self) -> None:
         if not self._unchecked:
