@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_clock import FakeClock
 
 from autopeft.confirm.finalists import (
     Compressed,
@@ -21,14 +22,24 @@ from autopeft.confirm.finalists import (
 from autopeft.confirm.store import ConfirmationStore
 from autopeft.costs import PriceTable, Topology
 from autopeft.costs.objectives import objective
+from autopeft.engine import dispatcher
 from autopeft.engine.budget import Budget, BudgetTracker
 from autopeft.engine.callback import Progress
 from autopeft.engine.dispatcher import FAILURES, Dispatcher
-from autopeft.engine.messages import Activity, ConfirmMessage, FailureMessage, Job, RungMessage
+from autopeft.engine.messages import (
+    Activity,
+    ConfirmMessage,
+    FailureMessage,
+    Job,
+    RungMessage,
+    StepMessage,
+    TimeUpMessage,
+)
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
 from autopeft.searcher.controller import SearchController
 from autopeft.searcher.space.space import SearchSpace
 from autopeft.settings import SearchSettings
+from autopeft.training import step_clock
 from autopeft.trial import RungReport, front_of
 
 TOPOLOGY = Topology(
@@ -118,6 +129,113 @@ def test_the_search_comes_first_then_the_finalists_with_new_seeds(tmp_path: Path
     confirmed = confirmed_finalists(search.controller.trials(), search.store.scores())
     assert all([s.seed for s in f.seeds] == [1, 2] for f in confirmed)
     assert {"baseline", "reference"} <= {f.origin for f in confirmed}
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
+    return FakeClock().replace_in(monkeypatch, dispatcher, step_clock)
+
+
+def _next(search: FakeSearch) -> Job:
+    job = search.dispatcher.next_job()
+    assert job is not None
+    return job
+
+
+def _left(job: Job) -> float | None:
+    return None if job.deadline is None else job.deadline.seconds_left
+
+
+def test_a_trial_carries_the_seconds_that_the_search_has_left(
+    tmp_path: Path, clock: FakeClock
+) -> None:
+    search = FakeSearch(tmp_path, "100s")
+    clock.now += 10.0
+    assert _left(_next(search)) == pytest.approx(60.0)  # 30 % are the confirmation's.
+    assert _next(FakeSearch(tmp_path, "5trials,1e15flops")).deadline is None
+
+
+def test_a_trial_whose_time_was_up_is_pruned_and_keeps_its_rungs(tmp_path: Path) -> None:
+    search = FakeSearch(tmp_path, "100s")
+    job = _next(search)
+    report = RungReport(11, -0.5, 0.5, {"accuracy": 0.9}, 1, 1, 11e6)
+    assert search.dispatcher.take(job, RungMessage(report, False))
+    assert not search.dispatcher.take(job, TimeUpMessage(20, 20e6))
+    (trial,) = search.controller.trials()
+    assert (trial.state, trial.reason) == ("pruned", "the search's share of the budget ended")
+    assert trial.rungs == ((11, -0.5),)
+    assert search.budget.spent.flops == 20e6
+    assert not search.dispatcher.is_running(job)
+
+
+def test_a_trial_whose_time_was_up_before_a_rung_confuses_no_sampler(tmp_path: Path) -> None:
+    search = FakeSearch(tmp_path, "100s")
+    assert not search.dispatcher.take(_next(search), TimeUpMessage(3, 3e6))
+    search.work(_next(search))
+    assert search.controller.counts() == {"complete": 1, "pruned": 1, "failed": 0}
+
+
+def test_no_trial_begins_that_cannot_end(tmp_path: Path, clock: FakeClock) -> None:
+    search = FakeSearch(tmp_path, "100s")
+    for _ in range(3):
+        job = _next(search)
+        clock.now += 20.0
+        search.work(job)
+    assert _next(search).kind == "confirm"  # 10 s of 70 are left, and a trial takes 20.
+
+
+def test_a_budget_that_is_used_up_still_pays_for_what_a_verdict_needs(
+    tmp_path: Path, clock: FakeClock
+) -> None:
+    search = FakeSearch(tmp_path, "1000s,15trials")
+    for _ in range(15):
+        search.work(_next(search))
+    search.work(_next(search))
+    clock.now += 2000.0
+    jobs = search.run()
+    by_digest = {o.digest: o.origin for o in mark_lora_baselines(search.controller.trials())}
+    origins = [by_digest[job.candidate.digest] for job in jobs]
+    assert origins
+    assert set(origins) <= {"baseline", "reference"}
+    assert all(job.deadline is None for job in jobs)
+    confirmed = confirmed_finalists(search.controller.trials(), search.store.scores())
+    assert {"baseline", "reference"} <= {f.origin for f in confirmed}
+    assert all(len(f.seeds) == 1 for f in confirmed)
+    assert any("the budget ended before" in text for text in search.dispatcher.warnings)
+
+
+def test_a_confirmation_is_stopped_where_half_of_it_is_past_the_deadline(
+    tmp_path: Path, clock: FakeClock
+) -> None:
+    search = FakeSearch(tmp_path, "1000s,15trials")
+    for _ in range(15):
+        search.work(_next(search))
+    clock.now += 990.0
+    job = _next(search)
+    while job.deadline is None:
+        search.work(job)
+        search.dispatcher._expected[job.candidate.digest] = 4.0
+        job = _next(search)
+    expected = search.dispatcher._expected[job.candidate.digest]
+    assert _left(job) == pytest.approx(10.0 + expected / 2)
+    assert not search.dispatcher.take(job, TimeUpMessage(40, 0.0))
+    (warning,) = search.dispatcher.warnings
+    assert "was stopped at step 40: the budget ended" in warning
+    search.run()
+
+
+def test_time_and_steps_go_on_while_no_job_has_a_message(tmp_path: Path, clock: FakeClock) -> None:
+    search = FakeSearch(tmp_path, "100s")
+    job = _next(search)
+    clock.now += 7.0
+    search.dispatcher.tick()
+    assert search.progress[-1].seconds_left == pytest.approx(93.0)
+    assert search.progress[-1].steps == ()
+    at = StepMessage.of(job, 31, 0.5, 2.0)
+    search.dispatcher.tick([at, replace(at, job=("search", "unknown", 0))])
+    assert search.progress[-1].steps == (at,)
+    search.work(job)
+    assert search.progress[-1].steps == ()
 
 
 def test_no_candidate_is_trained_twice(tmp_path: Path) -> None:

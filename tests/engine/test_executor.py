@@ -10,17 +10,27 @@ from typing import Any
 
 import pytest
 import torch
+from fake_clock import FakeClock
 from tiny_models import assert_same_state, random_plan, state_of
 
 from autopeft.costs import Price
 from autopeft.engine.executor import Executor
-from autopeft.engine.messages import ConfirmMessage, FailureMessage, Job, Message, RungMessage
+from autopeft.engine.messages import (
+    ConfirmMessage,
+    FailureMessage,
+    Job,
+    Message,
+    RungMessage,
+    StepMessage,
+    TimeUpMessage,
+)
 from autopeft.errors import MultiAdapterError
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
 from autopeft.prepare import PreparedSearch, prepare
 from autopeft.settings import SearchSettings
-from autopeft.training import precision
+from autopeft.training import precision, step_clock
 from autopeft.training.multi_trainer import MultiTrainer
+from autopeft.training.step_clock import Deadline
 
 _STEPS = 80
 _COSTS = Price(1, 4, 8e6, 1000)
@@ -122,6 +132,71 @@ def test_one_fails_and_the_others_go_on(executor: Executor, ready: PreparedSearc
             seen[index].append(message)
     assert [type(m) for m in seen[1]] == [FailureMessage]
     assert [len(seen[i]) for i in (0, 2)] == [len(ready.rungs)] * 2
+
+
+@pytest.fixture
+def slow(executor: Executor, monkeypatch: pytest.MonkeyPatch) -> FakeClock:
+    """A clock on which each forward pass takes three seconds."""
+    clock = FakeClock().replace_in(monkeypatch, step_clock)
+
+    def wait(*_: object) -> None:
+        clock.now += 3.0
+
+    executor.backbone.model.register_forward_hook(wait)
+    return clock
+
+
+def test_a_job_is_stopped_between_rungs_when_its_time_is_up(
+    executor: Executor, ready: PreparedSearch, slow: FakeClock
+) -> None:
+    told: list[StepMessage] = []
+    executor._on_step = told.append
+    first = ready.rungs[0]
+    (job,) = _jobs(rates=(1e-2,))
+    executor.begin([replace(job, deadline=Deadline(3.0 * first + 60.0))])
+    rung = executor.advance()[0]
+    assert isinstance(rung, RungMessage)
+    assert rung.report.step == first
+    message = executor.advance()[0]
+    assert isinstance(message, TimeUpMessage)
+    assert first < message.step < ready.rungs[1]
+    assert message.flops == pytest.approx(_COSTS.train_flops * message.step / _STEPS)
+    assert executor.advance() == {}
+    assert executor.backbone.attached is None
+    steps = [at.step for at in told]
+    assert steps == sorted(steps)
+    assert (told[0].number, told[0].steps, told[0].job) == (0, _STEPS, job.key)
+    assert all(at.steps_per_second == pytest.approx(1 / 3) for at in told)
+
+
+def test_a_job_whose_time_is_up_before_it_begins_is_not_attached(executor: Executor) -> None:
+    (job,) = _jobs(rates=(1e-2,))
+    executor.begin([replace(job, deadline=Deadline(-1.0))])
+    assert executor.advance() == {0: TimeUpMessage(0, 0.0)}
+
+
+def test_of_jobs_trained_together_one_is_stopped(
+    executor: Executor, ready: PreparedSearch, slow: FakeClock
+) -> None:
+    jobs = _jobs()
+    expected = [_alone(executor, job, 1)[0] for job in jobs]
+    executor.begin([jobs[0], replace(jobs[1], deadline=Deadline(50.0)), jobs[2]])
+    messages = executor.advance()
+    assert executor.trains_together
+    stopped = messages.pop(1)
+    assert isinstance(stopped, TimeUpMessage)
+    assert 0 < stopped.step < ready.rungs[0]
+    assert all(_same(messages[i], expected[i]) for i in (0, 2))
+    assert sorted(executor.advance()) == [0, 2]
+    executor.clear()
+
+
+def test_a_confirmation_is_stopped_while_it_is_scored(executor: Executor, slow: FakeClock) -> None:
+    (job,) = _jobs("confirm", rates=(1e-2,))
+    executor.begin([replace(job, deadline=Deadline(3.0 * _STEPS - 1.0))])
+    message = executor.advance()[0]
+    assert isinstance(message, TimeUpMessage)
+    assert message.step == _STEPS
 
 
 @pytest.mark.parametrize("error", [MultiAdapterError("no"), RuntimeError("out of memory")])

@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from fake_clock import FakeClock
 
 from autopeft.costs import Price
 from autopeft.engine.evaluate import EVALUATORS, TrialStopped
 from autopeft.engine.function_executor import FunctionExecutor
-from autopeft.engine.messages import ConfirmMessage, FailureMessage, Job, RungMessage, WorkerContext
+from autopeft.engine.messages import (
+    ConfirmMessage,
+    FailureMessage,
+    Job,
+    RungMessage,
+    StepMessage,
+    TimeUpMessage,
+    WorkerContext,
+)
 from autopeft.plan import AdapterPlan, Candidate, TrainSettings
 from autopeft.settings import SearchSettings
+from autopeft.training import step_clock
+from autopeft.training.step_clock import Deadline
 
 CANDIDATE = Candidate(AdapterPlan([]), TrainSettings(1e-3, steps=9))
 COSTS = Price(0, 0, 900.0, 10, 0.0)
@@ -122,6 +134,46 @@ def test_without_test_metrics_a_confirmation_is_not_held_out() -> None:
     assert isinstance(message, ConfirmMessage)
     assert not message.score.is_held_out
     assert message.score.test_rows == (-0.8, -1.0)  # Larger is better.
+
+
+@pytest.mark.parametrize("kind", ["search", "confirm"])
+def test_a_function_that_tells_its_steps_is_stopped_at_its_deadline(
+    monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    clock = FakeClock().replace_in(monkeypatch, step_clock)
+    left, told, threads = [], list[StepMessage](), set[int]()
+
+    def evaluate(candidate: Candidate, *, seed: int, report: Any) -> Any:
+        for step in range(1, 10):
+            clock.now += 3.0
+            left.append(report.seconds_left)
+            report.on_step(step, 0.25)
+        return {"accuracy": 0.9}
+
+    def on_step(step: StepMessage) -> None:
+        told.append(step)
+        threads.add(threading.get_ident())
+
+    executor = executor_of(evaluate)
+    executor._on_step = on_step
+    executor.begin([replace(job(kind), deadline=Deadline(10.0))])
+    message = executor.advance()[0]
+    assert isinstance(message, TimeUpMessage)
+    assert (message.step, message.flops) == (4, 400.0)
+    assert left == [7.0, 4.0, 1.0, -2.0]
+    assert [(at.step, at.steps, at.loss) for at in told] == [(n, 9, 0.25) for n in range(1, 5)]
+    assert threads == {threading.get_ident()}  # A backend's tick must not come from the function's.
+
+
+def test_a_confirmation_is_stopped_at_a_report_after_its_deadline() -> None:
+    def evaluate(candidate: Candidate, *, seed: int, report: Any) -> Any:
+        while report.seconds_left > 0:
+            pass
+        report(3, 0.4)
+
+    executor = executor_of(evaluate)
+    executor.begin([replace(job("confirm"), deadline=Deadline(0.01))])
+    assert isinstance(executor.advance()[0], TimeUpMessage)
 
 
 def test_a_measured_cost_must_be_returned() -> None:

@@ -15,7 +15,14 @@ from autopeft.costs import Price
 from autopeft.engine import local_backend
 from autopeft.engine.dispatcher import Dispatcher
 from autopeft.engine.local_backend import LocalBackend
-from autopeft.engine.messages import FailureMessage, Job, Message, WorkerContext
+from autopeft.engine.messages import (
+    FailureMessage,
+    Job,
+    Message,
+    OnStep,
+    StepMessage,
+    WorkerContext,
+)
 from autopeft.errors import SettingsError, TrainingFailure
 from autopeft.plan import AdapterPlan, Candidate, TrainSettings
 from autopeft.settings import SearchSettings
@@ -29,12 +36,16 @@ class FakeDispatcher:
         self.jobs = [Job("search", plan, Price(0, 0, 0.0, 0), 0, i) for i in range(n_jobs)]
         self.handed_out = 0
         self.seen: list[tuple[str, int, int]] = []
+        self.told: list[StepMessage] = []
 
     def next_job(self) -> Job | None:
         if self.handed_out == len(self.jobs):
             return None
         self.handed_out += 1
         return self.jobs[self.handed_out - 1]
+
+    def tick(self, steps: Sequence[StepMessage]) -> None:
+        self.told.extend(steps)
 
     def take(self, job: Job, message: Message) -> bool:
         assert isinstance(message, FailureMessage)
@@ -48,8 +59,9 @@ class FakeExecutor:
     errors: dict[int, BaseException] = {}  # noqa: RUF012
     made: list[FakeExecutor] = []  # noqa: RUF012
 
-    def __init__(self, context: object) -> None:
+    def __init__(self, context: object, on_step: OnStep) -> None:
         self.made.append(self)
+        self.on_step = on_step
         self.jobs: Sequence[Job] = ()
 
     def begin(self, jobs: Sequence[Job]) -> None:
@@ -59,6 +71,7 @@ class FakeExecutor:
         assert torch.get_num_threads() == 1
         if (error := self.errors.get(self.jobs[0].number)) is not None:
             raise error
+        self.on_step(StepMessage.of(self.jobs[0], 3, 0.5, 2.0))
         return {0: FailureMessage("diverged")}
 
     def drop(self, indices: Sequence[int]) -> None:
@@ -94,6 +107,10 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_one_job_waits_while_another_trains(run: Any) -> None:
     assert run(3, {}).seen == [("diverged", 0, 2), ("diverged", 1, 3), ("diverged", 2, 3)]
     assert len(FakeExecutor.made) == 1
+
+
+def test_steps_are_handed_on(run: Any) -> None:
+    assert [(at.number, at.step) for at in run(3, {}).told] == [(0, 3), (1, 3), (2, 3)]
 
 
 def test_a_job_that_breaks_the_worker_fails_alone(run: Any) -> None:
