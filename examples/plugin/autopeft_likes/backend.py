@@ -49,7 +49,9 @@ class Processes(autopeft.Backend):
                 pipe = idle.pop()
                 pipe.send(job)
                 running[pipe] = job
-            ready = wait(list(running)) if running else []  # Of nothing, it would wait for ever.
+            ready = wait(list(running), timeout=1.0) if running else []
+            if not ready:
+                dispatcher.tick()  # The time that is left goes on.
             for pipe in [each for each in ready if isinstance(each, Connection)]:
                 try:
                     message = pipe.recv()
