@@ -52,6 +52,11 @@ class _Running:
     at: StepMessage | None = None
 
 
+def _is_adapter(trial: Trial) -> bool:
+    """Return whether the trial has trained an adapter to its end."""
+    return trial.state == "complete" and bool(trial.plan.specs)
+
+
 class Dispatcher:
     """Hands out jobs and takes their messages, on the driver. A single thread must call it.
 
@@ -124,6 +129,7 @@ class Dispatcher:
         self._needed: set[str] = set()
         self._longest_job = 0.0
         self._complete_seconds: list[float] = []
+        self._has_adapter = any(map(_is_adapter, controller.trials()))
         self._failures: deque[str] = deque(maxlen=FAILURES)
         self._has_trained = self._is_hopeless = False
         self.phase: Phase = "search"
@@ -164,7 +170,7 @@ class Dispatcher:
         if trial is None:
             return None
         self._budget.spend(trials=1)
-        deadline = None if left.seconds is None else Deadline(left.seconds)
+        deadline = None if left.seconds is None else Deadline(self._search_seconds_left())
         job = Job(
             "search",
             trial.candidate,
@@ -410,8 +416,9 @@ class Dispatcher:
             self._longest_job = max(self._longest_job, seconds)
             if running.trial is not None:
                 ended = self._controller.latest(running.trial)
-                if ended.state == "complete" and ended.plan.specs:
+                if _is_adapter(ended):
                     self._complete_seconds.append(seconds)
+                    self._has_adapter = True
                 self._callbacks.call("on_trial_end", ended)
             if job.kind == "confirm":
                 self._expected[job.candidate.digest] = seconds
@@ -442,9 +449,19 @@ class Dispatcher:
         self._tick()
         limits, spent = self._budget.budget, self._budget.spent
         share = 1.0 - self._budget.confirm_share
-        return (limits.seconds is not None and spent.seconds >= limits.seconds * share) or (
+        return self._search_seconds_left() <= 0.0 or (
             limits.flops is not None and spent.flops >= limits.flops * share
         )
+
+    def _search_seconds_left(self) -> float:
+        """Return the seconds that trials may go on; inf without a time limit.
+
+        They may use the whole budget until one has trained an adapter: before, there is nothing to
+        confirm.
+        """
+        limit, share = self._budget.budget.seconds, self._budget.confirm_share
+        kept = share * limit if limit is not None and self._has_adapter else 0.0
+        return self.seconds_left - kept
 
     @property
     def seconds_left(self) -> float:

@@ -91,11 +91,14 @@ class StepClock:
             self.check()
 
     @contextmanager
-    def watching(self, model: torch.nn.Module, *, spare: float = 0.0) -> Iterator[None]:
-        """Watch a scoring at each forward pass of the model, those of generated tokens too.
+    def watching(
+        self, model: torch.nn.Module, *, step: int = 0, spare: float = 0.0
+    ) -> Iterator[None]:
+        """Watch the scoring after a step at each forward pass, those of generated tokens too.
 
         It raises `OutOfTime` if the deadline was more than `spare` seconds ago.
         """
+        self.step = step
 
         def before_pass(*_: Any) -> None:
             self.check(spare=spare)

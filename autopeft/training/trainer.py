@@ -167,7 +167,7 @@ class Trainer:
         is_trained = self.step >= self._train.steps
         spare = _SPARE * self.train_seconds if is_trained else 0.0
         try:
-            with self.clock.watching(self._model, spare=spare):
+            with self.clock.watching(self._model, step=self.step, spare=spare):
                 return evaluate(
                     self._model, setup, split, rows=rows, with_text=with_text, n_draws=n_draws
                 )

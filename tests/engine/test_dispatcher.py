@@ -151,7 +151,17 @@ def test_a_trial_carries_the_seconds_that_the_search_has_left(
 ) -> None:
     search = FakeSearch(tmp_path, "100s")
     clock.now += 10.0
-    assert _left(_next(search)) == pytest.approx(60.0)  # 30 % are the confirmation's.
+    job = _next(search)
+    assert _left(job) == pytest.approx(90.0)  # Before an adapter is trained: all there is.
+    while not job.candidate.plan.specs:
+        search.work(job)
+        job = _next(search)
+    search.work(job)
+    job = _next(search)
+    assert _left(job) == pytest.approx(60.0)  # 30 % are the confirmation's.
+    clock.now += 70.0
+    report = RungReport(11, -0.5, 0.5, {"accuracy": 0.9}, 1, 1, 11e6)
+    assert not search.dispatcher.take(job, RungMessage(report, False))
     assert _next(FakeSearch(tmp_path, "5trials,1e15flops")).deadline is None
 
 

@@ -60,7 +60,7 @@ def test_it_tells_every_two_seconds(clock: FakeClock) -> None:
         watch.after_step(step, torch.tensor(1.0 / step))
     clock.now += 3.0
     model = torch.nn.Linear(1, 1)
-    with watch.watching(model):
+    with watch.watching(model, step=10):
         model(torch.zeros(1, 1))
         model(torch.zeros(1, 1))
     clock.now += 7.0
