@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from autopeft.confirm.finalists import choose_finalists
@@ -55,6 +55,18 @@ class _Running:
 def _is_adapter(trial: Trial) -> bool:
     """Return whether the trial has trained an adapter to its end."""
     return trial.state == "complete" and bool(trial.plan.specs)
+
+
+def _needed(nominees: Sequence[Trial]) -> set[str]:
+    """Return the digests without which there is no verdict: the tuned LoRAs and the reference.
+
+    Without an adapter there is none in any case; without a LoRA, the first adapter is worth more
+    than nothing.
+    """
+    adapters = [trial for trial in nominees if trial.plan.specs]
+    loras = [trial for trial in adapters if trial.origin == "baseline"]
+    references = [trial for trial in nominees if not trial.plan.specs]
+    return {t.digest for t in (*(loras or adapters[:1]), *references)} if adapters else set()
 
 
 class Dispatcher:
@@ -239,8 +251,7 @@ class Dispatcher:
         jobs = confirmation_jobs(kept, seeds=self._seeds, done=done, lower_ranks=lower)
         self._queue = deque(jobs)
         self._n_to_confirm = self._n_confirmed + len(self._running) + len(jobs)
-        basic = [n.trial for n in kept if n.trial.origin in ("baseline", "reference")]
-        self._needed = {trial.digest for trial in basic}
+        self._needed = _needed([nominee.trial for nominee in kept])
 
     def _next_confirmation(self) -> Job | None:
         if not self._queue:
@@ -250,7 +261,7 @@ class Dispatcher:
         expected = self._expected.get(self._queue[0].candidate.digest, 0.0)
         missing = self._without_confirmation()
         # More than half of the job would be past the deadline.
-        if (is_over or self.seconds_left < expected / 2) and self._n_confirmed:
+        if is_over or self.seconds_left < expected / 2:
             kept: dict[str, Job] = {}
             for job in self._queue:
                 if job.candidate.digest in missing:
@@ -271,7 +282,7 @@ class Dispatcher:
         return job
 
     def _without_confirmation(self) -> set[str]:
-        """Return the reference and tuned LoRAs that still lack one; no verdict is without them."""
+        """Return the digests that a verdict needs and that still lack one."""
         running = {digest for kind, digest, _ in self._running if kind == "confirm"}
         return self._needed - {digest for digest, _ in self._confirmed} - running
 

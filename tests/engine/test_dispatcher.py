@@ -200,7 +200,6 @@ def test_a_budget_that_is_used_up_still_pays_for_what_a_verdict_needs(
     search = FakeSearch(tmp_path, "1000s,15trials")
     for _ in range(15):
         search.work(_next(search))
-    search.work(_next(search))
     clock.now += 2000.0
     jobs = search.run()
     by_digest = {o.digest: o.origin for o in mark_lora_baselines(search.controller.trials())}
@@ -212,6 +211,19 @@ def test_a_budget_that_is_used_up_still_pays_for_what_a_verdict_needs(
     assert {"baseline", "reference"} <= {f.origin for f in confirmed}
     assert all(len(f.seeds) == 1 for f in confirmed)
     assert any("the budget ended before" in text for text in search.dispatcher.warnings)
+
+
+def test_without_an_adapter_nothing_is_confirmed_after_the_end(
+    tmp_path: Path, clock: FakeClock
+) -> None:
+    search = FakeSearch(tmp_path, "100s")
+    search.work(_next(search))
+    assert search.controller.counts()["complete"] == 1  # The reference.
+    job = _next(search)
+    clock.now += 101.0
+    assert not search.dispatcher.take(job, TimeUpMessage(20, 20e6))
+    assert search.dispatcher.next_job() is None
+    assert search.dispatcher.phase == "done"
 
 
 def test_a_confirmation_is_stopped_where_half_of_it_is_past_the_deadline(
