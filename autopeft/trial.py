@@ -18,6 +18,10 @@ from autopeft.utils.pareto import Array, non_dominated
 State = Literal["running", "complete", "pruned", "failed"]
 
 
+TIME_UP = "the search's share of the budget ended"
+"""Reason of a trial that was stopped by the clock, not by the pruner."""
+
+
 class Decision(Enum):
     """What a trial should do after a rung.
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from autopeft.costs.objectives import Objective
-from autopeft.trial import Trial, front_of
+from autopeft.trial import TIME_UP, Trial, front_of
 
 _FEWEST = 4
 """Trials that a rank correlation needs."""
@@ -72,7 +72,7 @@ class Fidelity:
 def fidelity(trials: Sequence[Trial], objectives: Sequence[Objective]) -> Fidelity:
     """Audit rungs and pruning of a search from all of its trials."""
     complete = [o for o in trials if o.state == "complete"]
-    stopped = [o for o in trials if o.state == "pruned"]
+    stopped = [o for o in trials if o.state == "pruned" and o.reason != TIME_UP]
     audited = [o for o in complete if o.audited_at]
     front = {o.number for o in front_of(complete, objectives)}
     full = sum(o.train.steps for o in (*complete, *stopped))

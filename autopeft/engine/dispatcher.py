@@ -27,13 +27,11 @@ from autopeft.engine.search_plan import SearchPlan, revised
 from autopeft.searcher.controller import SearchController
 from autopeft.settings import SearchSettings
 from autopeft.training.step_clock import Deadline
-from autopeft.trial import Decision, Trial
+from autopeft.trial import TIME_UP, Decision, Trial
 from autopeft.utils.formatting import without_numbers
 
 FAILURES = 5
 """So many trials in a row must fail alike, and none be trained, until a search ends."""
-
-_TIME_UP = "the search's share of the budget ended"
 
 _N_REVISING = 4
 """Complete trials that tell what a training takes."""
@@ -359,7 +357,7 @@ class Dispatcher:
                 self._notify()
                 return True
             # Only complete trials can be on the front, and this one would end too late.
-            self._controller.tell(trial, stopped=_TIME_UP)
+            self._controller.tell(trial, stopped=TIME_UP)
         self._end(job)
         return False
 
@@ -370,7 +368,7 @@ class Dispatcher:
             return
         self._budget.spend(flops=message.flops - running.flops)
         if running.trial is not None:
-            self._controller.tell(running.trial, stopped=_TIME_UP)
+            self._controller.tell(running.trial, stopped=TIME_UP)
         else:
             self.warnings.append(
                 f"confirming {job.candidate.digest} was stopped at step {message.step}: the budget "

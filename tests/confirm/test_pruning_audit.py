@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -9,7 +10,7 @@ from autopeft.confirm.pruning_audit import Fidelity, fidelity
 from autopeft.costs import Price
 from autopeft.costs.objectives import objective
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
-from autopeft.trial import Trial
+from autopeft.trial import TIME_UP, Trial
 from autopeft.utils.serialize import from_plain, strict_json
 
 OBJECTIVES = (objective("accuracy"), objective("trainable_params"))
@@ -48,6 +49,7 @@ def test_correlation_saving_and_regret() -> None:
         trial(3, 0.75, 30, early=-1.0, audit=25),  # Looked worst at the rung, is on the front.
         trial(4, 0.5, 50, early=-0.95, audit=25),  # Rightly stopped.
         trial(5, math.nan, 60, early=-1.2, state="pruned"),
+        replace(trial(6, math.nan, 60, early=-1.2, state="pruned"), reason=TIME_UP),
     ]
     found = fidelity(trials, OBJECTIVES)
     (rung,) = found.rungs
