@@ -143,7 +143,8 @@ def _resampled(
     if not has_rows(arms):
         return levels, np.tile(levels, (_N_RESAMPLES, 1))
     rows = np.array([_rows(f) for f in arms])  # (arms, test rows)
-    n_rows = rows.shape[1]
-    # Bootstrap weights: how often each row is drawn; (resamples, test rows).
-    counts = rng.multinomial(n_rows, np.full(n_rows, 1.0 / n_rows), size=_N_RESAMPLES)
-    return rows.mean(axis=1), counts @ rows.T / n_rows
+    # The Bayesian bootstrap (Rubin, Annals of Statistics 9, 1981): smooth weights of the rows in
+    # place of how often each is drawn, (resamples, test rows), with the same spread.
+    weights = rng.standard_exponential((_N_RESAMPLES, rows.shape[1]), dtype=np.float32)
+    weights /= weights.sum(axis=1, keepdims=True)
+    return rows.mean(axis=1), (weights @ rows.T.astype(np.float32)).astype(float)

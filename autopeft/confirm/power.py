@@ -39,20 +39,41 @@ class Power:
     seeds_needed: int | None = None
 
 
-def power_of(found: Comparison, margin: float | None, *, n_rows: int, n_seeds: int) -> Power:
+def power_of(
+    found: Comparison, margin: float | None, *, n_rows: int, n_seeds: int, is_share: bool = False
+) -> Power:
     """Return what a comparison could tell.
 
     The detectable difference is (q + z) standard errors: q of the simultaneous interval, z the
     normal quantile of the power. Both parts of the squared error shrink with their number, rows or
     seeds; where one of them alone cannot reach the margin, both grow alike.
+
+    Args:
+        found: The comparison.
+        margin: Differences up to this count as none.
+        n_rows: Test rows.
+        n_seeds: Trainings of a finalist.
+        is_share: Whether the quality is a share of rows. Where it differs by d, at least that share
+            of the rows does, so a row's difference has a variance of d - d^2 at least, even if two
+            equal candidates agree on every row.
     """
-    reach = (found.high - found.low) / 2
-    detectable = reach + float(norm.ppf(POWER)) * found.error
-    if not margin or not found.error:
-        return Power(margin, detectable, n_rows, n_seeds)
-    wanted = (margin * found.error / detectable) ** 2
+    if not found.error:
+        return Power(margin, 0.0, n_rows, n_seeds)
+    factor = (found.high - found.low) / 2 / found.error + float(norm.ppf(POWER))
     of_seeds = found.seed_error**2
     of_rows = max(0.0, found.error**2 - of_seeds)
+
+    def rows_at(gain: float) -> float:
+        """Return the part of the rows where the candidates differ by `gain`."""
+        least = (gain - gain**2) / n_rows if is_share and n_rows and gain < 1.0 else 0.0
+        return max(of_rows, least)
+
+    detectable = factor * found.error
+    for _ in range(50):
+        detectable = factor * math.sqrt(of_seeds + rows_at(detectable))
+    if not margin:
+        return Power(margin, detectable, n_rows, n_seeds)
+    wanted, of_rows = (margin / factor) ** 2, rows_at(margin)
     rows, seeds = 1.0, 1.0  # factors
     if of_rows + of_seeds > wanted:
         if of_rows < wanted / 2:

@@ -169,7 +169,11 @@ def judge(
     answer = _any(list(answers.values()))
     told = _most_telling(members, answers, answer, cost)
     power = power_of(
-        told.tuned, margin, n_rows=len(tuned.seeds[0].test_rows), n_seeds=len(tuned.seeds)
+        told.tuned,
+        margin,
+        n_rows=len(tuned.seeds[0].test_rows),
+        n_seeds=len(tuned.seeds),
+        is_share=quality.bounds == (0.0, 1.0),
     )
     text = _sentence(answer, told, tuned, len(pairs), lora_gain, power, quality, cost)
     if n_proposals == 0:

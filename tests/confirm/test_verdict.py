@@ -12,11 +12,11 @@ from autopeft.confirm.finalists import Finalist, SeedScore
 from autopeft.confirm.pick import pick_best
 from autopeft.confirm.verdict import judge
 from autopeft.costs import Price
-from autopeft.costs.objectives import objective
+from autopeft.costs.objectives import Objective, objective
 from autopeft.errors import SettingsError
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
 
-OBJECTIVES = (objective("accuracy"), objective("trainable_params"))
+OBJECTIVES = (Objective("accuracy", "maximize", bounds=(0.0, 1.0)), objective("trainable_params"))
 
 
 def finalist(
@@ -137,11 +137,12 @@ def test_what_few_rows_cannot_tell_is_undecided_and_says_what_would() -> None:
 
 
 def test_a_detectable_difference_is_found_as_often_as_it_says() -> None:
-    nulls = [judge(field(n, 0.70, [(0.70, 9_000)], small=9_500), OBJECTIVES) for n in range(20)]
+    small = {"small": 9_500, "n_rows": 300}
+    nulls = [judge(field(n, 0.70, [(0.70, 9_000)], **small), OBJECTIVES) for n in range(10)]
     true_gain = float(np.mean([null.power.detectable for null in nulls]))
     answers = [
-        judge(field(seed, 0.70, [(0.70 + true_gain, 9_000)], small=9_500), OBJECTIVES).answer
-        for seed in range(60)
+        judge(field(seed, 0.70, [(0.70 + true_gain, 9_000)], **small), OBJECTIVES).answer
+        for seed in range(40)
     ]
     assert 0.6 <= np.mean([answer == "yes" for answer in answers]) <= 0.97
     assert "no" not in answers
