@@ -20,6 +20,7 @@ from autopeft.engine.messages import (
     RungMessage,
     StepMessage,
     TimeUpMessage,
+    ignore_step,
 )
 from autopeft.errors import OutOfTime, SettingsError, TrainingFailure
 from autopeft.models.attach import Attached, attach
@@ -42,7 +43,7 @@ with its loaded model lives on."""
 class JobExecution:
     """One job in progress on a loaded model."""
 
-    def __init__(self, base: LoadedModel, job: Job, on_step: OnStep) -> None:
+    def __init__(self, base: LoadedModel, job: Job, on_step: OnStep = ignore_step) -> None:
         self._base = base
         self.job = job
         self._clock = StepClock(job.deadline, lambda *at: on_step(StepMessage.of(job, *at)))
