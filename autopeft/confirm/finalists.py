@@ -103,6 +103,12 @@ class Nominee:
     seconds: float
     scoring_seconds: float = 0.0
 
+    @classmethod
+    def of(cls, trial: Trial, test_share: float) -> Nominee:
+        """Expect what the trial took, and the test split's scoring."""
+        scoring = trial.measured.get("validation_seconds", 0.0) * (1.0 + test_share)
+        return cls(trial, trial.measured.get("train_seconds", 0.0) + scoring, scoring)
+
 
 def choose_finalists(
     trials: Sequence[Trial],
@@ -129,12 +135,7 @@ def choose_finalists(
     adapters = [t for t in complete if t.plan.specs]
     for trial in _spread(front_of(adapters, objectives), objectives, max_finalists):
         chosen.setdefault(trial.digest, trial)
-    nominees = []
-    for trial in chosen.values():
-        scoring = trial.measured.get("validation_seconds", 0.0) * (1.0 + test_share)
-        seconds = trial.measured.get("train_seconds", 0.0) + scoring
-        nominees.append(Nominee(trial, seconds, scoring))
-    return tuple(nominees)
+    return tuple(Nominee.of(trial, test_share) for trial in chosen.values())
 
 
 def _spread(

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from autopeft.confirm.finalists import choose_finalists
+from autopeft.confirm.finalists import Nominee, choose_finalists
 from autopeft.confirm.store import ConfirmationStore
 from autopeft.engine.budget import Budget, BudgetTracker
 from autopeft.engine.callback import CallbackList, Phase, Progress
@@ -41,13 +41,15 @@ _N_REVISING = 4
 class _Running:
     """A job that a worker runs; `flops` are those that its trial has reported.
 
-    `at` is what it last told between messages.
+    `at` is what it last told between messages. One that `may_use_all` may go on to the end of the
+    whole budget.
     """
 
     trial: Trial | None
     started: float
     flops: float = 0.0
     at: StepMessage | None = None
+    may_use_all: bool = False
 
 
 def _is_adapter(trial: Trial) -> bool:
@@ -131,6 +133,7 @@ class Dispatcher:
         self._running: dict[tuple[str, str, int], _Running] = {}
         self._queue: deque[Job] = deque()
         self._early: deque[Job] = deque()
+        self._n_early = 0
         self._confirmed = set(store.done())
         self._plan_early_confirmations()
         self._scored: tuple[int, bool] | None = None
@@ -180,7 +183,10 @@ class Dispatcher:
         if trial is None:
             return None
         self._budget.spend(trials=1)
-        deadline = None if left.seconds is None else Deadline(self._search_seconds_left())
+        # Until an adapter is trained there is nothing to confirm, nor without the reference.
+        may_use_all = not trial.plan.specs or not (self._has_adapter or self._is_first_running())
+        seconds = self._search_seconds_left(may_use_all=may_use_all)
+        deadline = None if left.seconds is None else Deadline(seconds)
         job = Job(
             "search",
             trial.candidate,
@@ -190,7 +196,15 @@ class Dispatcher:
             deadline=deadline,
         )
         self._note_start(job, trial)
+        self._running[job.key].may_use_all = may_use_all
         return job
+
+    def _is_first_running(self) -> bool:
+        """Return whether an adapter is being trained that may use the whole budget."""
+        return any(
+            running.may_use_all and running.trial is not None and running.trial.plan.specs
+            for running in self._running.values()
+        )
 
     def _expected_trial(self) -> float:
         """Return the seconds in which a trial can be expected to end, its wait included."""
@@ -204,8 +218,9 @@ class Dispatcher:
         The reference is confirmed in any case. Ray would stop an idle worker and load the model
         again for the confirmations.
         """
-        while self._early:
+        while self._early and (not self._is_too_late(self._early[0]) or not self._n_early):
             job = self._early.popleft()
+            self._n_early += 1
             if job.key not in self._running and job.key[1:] not in self._confirmed:
                 self._note_start(job, None)
                 return job
@@ -215,6 +230,7 @@ class Dispatcher:
         """Queue the confirmations of the reference, if its trial is complete."""
         for trial in self._controller.trials():
             if trial.origin == "reference" and trial.state == "complete":
+                self._expected[trial.digest] = Nominee.of(trial, self._test_share).seconds
                 self._early.extend(
                     Job("confirm", trial.candidate, trial.costs, seed) for seed in self._seeds
                 )
@@ -255,11 +271,8 @@ class Dispatcher:
         if not self._queue:
             return None
         self._tick()
-        is_over = self._budget.left(confirming=True) is None
-        expected = self._expected.get(self._queue[0].candidate.digest, 0.0)
         missing = self._without_confirmation()
-        # More than half of the job would be past the deadline.
-        if is_over or self.seconds_left < expected / 2:
+        if self._is_too_late(self._queue[0]):
             kept: dict[str, Job] = {}
             for job in self._queue:
                 if job.candidate.digest in missing:
@@ -278,6 +291,12 @@ class Dispatcher:
             job = replace(job, deadline=Deadline(left + spare / 2))
         self._note_start(job, None)
         return job
+
+    def _is_too_late(self, job: Job) -> bool:
+        """Return whether more than half of a confirmation would be past the end of the budget."""
+        self._tick()
+        expected = self._expected.get(job.candidate.digest, 0.0)
+        return self._budget.left(confirming=True) is None or self.seconds_left < expected / 2
 
     def _without_confirmation(self) -> set[str]:
         """Return the digests that a verdict needs and that still lack one."""
@@ -353,7 +372,7 @@ class Dispatcher:
             if trial.origin == "reference":
                 self._plan_early_confirmations()
         elif decision is not Decision.STOP:
-            if not self._is_past_deadline():
+            if not self._is_past_deadline(running):
                 self._notify()
                 return True
             # Only complete trials can be on the front, and this one would end too late.
@@ -453,23 +472,19 @@ class Dispatcher:
         self._ticked = now
         return self._budget.left()
 
-    def _is_past_deadline(self) -> bool:
-        """Return whether the search has used up its seconds or FLOPs."""
+    def _is_past_deadline(self, running: _Running) -> bool:
+        """Return whether the search has used up the seconds or FLOPs that a trial may use."""
         self._tick()
         limits, spent = self._budget.budget, self._budget.spent
         share = 1.0 - self._budget.confirm_share
-        return self._search_seconds_left() <= 0.0 or (
+        return self._search_seconds_left(may_use_all=running.may_use_all) <= 0.0 or (
             limits.flops is not None and spent.flops >= limits.flops * share
         )
 
-    def _search_seconds_left(self) -> float:
-        """Return the seconds that trials may go on; inf without a time limit.
-
-        They may use the whole budget until one has trained an adapter: before, there is nothing to
-        confirm.
-        """
+    def _search_seconds_left(self, *, may_use_all: bool) -> float:
+        """Return the seconds left of the search's share, or of all; inf without a time limit."""
         limit, share = self._budget.budget.seconds, self._budget.confirm_share
-        kept = share * limit if limit is not None and self._has_adapter else 0.0
+        kept = share * limit if limit is not None and not may_use_all else 0.0
         return self.seconds_left - kept
 
     @property

@@ -152,16 +152,13 @@ def test_a_trial_carries_the_seconds_that_the_search_has_left(
     search = FakeSearch(tmp_path, "100s")
     clock.now += 10.0
     job = _next(search)
-    assert _left(job) == pytest.approx(90.0)  # Before an adapter is trained: all there is.
-    while not job.candidate.plan.specs:
-        search.work(job)
-        job = _next(search)
-    search.work(job)
-    job = _next(search)
-    assert _left(job) == pytest.approx(60.0)  # 30 % are the confirmation's.
+    jobs = [job, _next(search), _next(search)]
+    # Without the reference and one adapter there is nothing to confirm, for which 30 % are kept.
+    assert [_left(job) for job in jobs] == pytest.approx([90.0, 90.0, 60.0])
     clock.now += 70.0
     report = RungReport(11, -0.5, 0.5, {"accuracy": 0.9}, 1, 1, 11e6)
-    assert not search.dispatcher.take(job, RungMessage(report, False))
+    assert search.dispatcher.take(jobs[1], RungMessage(report, False))
+    assert not search.dispatcher.take(jobs[2], RungMessage(report, False))
     assert _next(FakeSearch(tmp_path, "5trials,1e15flops")).deadline is None
 
 
@@ -346,6 +343,17 @@ def test_a_free_worker_confirms_the_reference_while_the_last_trial_ends(tmp_path
         search.work(job)
     rest = search.run()
     assert all(job.candidate.plan.specs for job in rest)
+
+
+def test_near_the_end_a_free_worker_confirms_the_reference_once(
+    tmp_path: Path, clock: FakeClock
+) -> None:
+    search = FakeSearch(tmp_path, "100s")
+    search.work(_next(search))
+    assert _next(search).candidate.plan.specs
+    clock.now += 99.8  # A confirmation is expected to take a second, as the trial did.
+    assert _next(search).candidate.plan.specs == ()
+    assert search.dispatcher.next_job() is None
 
 
 def test_a_message_of_a_job_that_ended_changes_nothing(tmp_path: Path) -> None:
