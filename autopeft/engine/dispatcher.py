@@ -222,6 +222,8 @@ class Dispatcher:
             job = self._early.popleft()
             self._n_early += 1
             if job.key not in self._running and job.key[1:] not in self._confirmed:
+                if self._n_early > 1:
+                    job = self._with_deadline(job)
                 self._note_start(job, None)
                 return job
         return None
@@ -286,11 +288,17 @@ class Dispatcher:
             if not kept:
                 return None
         job = self._queue.popleft()
-        digest, left = job.candidate.digest, self.seconds_left
-        if digest not in missing and left < float("inf") and (spare := self._expected.get(digest)):
-            job = replace(job, deadline=Deadline(left + spare / 2))
+        if job.candidate.digest not in missing:
+            job = self._with_deadline(job)
         self._note_start(job, None)
         return job
+
+    def _with_deadline(self, job: Job) -> Job:
+        """Return a confirmation that ends where half of what it is expected to take is too late."""
+        expected = self._expected.get(job.candidate.digest)
+        if not expected or self.seconds_left == float("inf"):
+            return job
+        return replace(job, deadline=Deadline(self.seconds_left + expected / 2))
 
     def _is_too_late(self, job: Job) -> bool:
         """Return whether more than half of a confirmation would be past the end of the budget."""
