@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from autopeft.searcher.samplers.base import StratifiedSampler
 from autopeft.searcher.samplers.cost_model import CostModel
 from autopeft.searcher.samplers.ehvi import (
-    BoxDecomposition,
+    Decomposition,
     decompose,
     expected_hypervolume_improvement,
 )
@@ -138,7 +138,7 @@ class BayesianSampler(StratifiedSampler):
         values, noise = self.warm_start.translate(observations.values[final], expected)
         return observations.extended(self.warm_start.points, values, noise, is_final=False)
 
-    def _boxes(self, observations: Observations, mean: Array, costs: Array) -> BoxDecomposition:
+    def _boxes(self, observations: Observations, mean: Array, costs: Array) -> Decomposition:
         """Divide the cost space at the members of the front."""
         is_final = np.flatnonzero(observations.is_final)
         mean, costs = mean[is_final], costs[is_final]
@@ -202,7 +202,7 @@ class BayesianSampler(StratifiedSampler):
         logs = rng.uniform(low, high, round(share * _N_RANDOM))
         return candidates + [self.space.point_sampler.at_cost(rng, log, 1) for log in logs]
 
-    def _maximize(self, boxes: BoxDecomposition, candidates: list[Point]) -> Point | None:
+    def _maximize(self, boxes: Decomposition, candidates: list[Point]) -> Point | None:
         """Return the new candidate of largest improvement after some rounds of local search."""
         seen = set()
         scored: list[tuple[float, Point]] = []
@@ -231,7 +231,7 @@ class BayesianSampler(StratifiedSampler):
         return next((point for point in leaders if self.is_allowed(point)), None)
 
     def _improvements(
-        self, boxes: BoxDecomposition, points: Sequence[Point], log_costs: Array
+        self, boxes: Decomposition, points: Sequence[Point], log_costs: Array
     ) -> Array:
         """Return the expected improvement per effort, shape (n,); -1 above a limit on size."""
         mean, spread = self.model.predict(self._features(points))

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autopeft.costs.objectives import COST_PROXIES, COSTS, Objective, Pricer
+from autopeft.searcher.samplers.measured_cost import MeasuredCost
 from autopeft.searcher.space.encoding import Point
 from autopeft.searcher.space.space import SearchSpace
 from autopeft.trial import Trial
@@ -17,13 +18,16 @@ Array = NDArray[np.float64]
 
 _N_PROBES = 6
 
+_LEAST = 1e-9
+"""A smaller cost counts as this much: costs are compared by their logarithms."""
+
 
 class CostModel:
     """Predicts the natural logarithms of all cost objectives.
 
     A cost is modeled as a sum over units, plus a term for the depth of the lowest adapted unit.
     That is exact for trainable parameters and bytes. A cost that is only measured is predicted from
-    a known cost, see `COST_PROXIES`.
+    a known cost, see `COST_PROXIES`, and from the number of sites by method.
 
     Args:
         space: The search space.
@@ -36,7 +40,7 @@ class CostModel:
         self._pricer = pricer
         self._costs = tuple(objectives[1:])
         self._known = [COST_PROXIES.get(cost.name, cost.name) for cost in self._costs]
-        self._lines = np.tile([0.0, 1.0], (len(self._costs), 1))
+        self._measured: dict[int, MeasuredCost] = {}  # by index of the cost
         self._tables: dict[str, tuple[Array, Array, float]] = {}
         self._ratios = {name: self._ratio(name) for name in dict.fromkeys(self._known)}
 
@@ -51,21 +55,21 @@ class CostModel:
         if all(cost.is_known for cost in self._costs):
             return
         complete = [trial for trial in trials if trial.state == "complete"]
+        if len(complete) < 3:
+            return
+        sites = np.array([self._sites_of(trial) for trial in complete])
         for k, cost in enumerate(self._costs):
-            if cost.is_known or len(complete) < 3:
+            if cost.is_known:
                 continue
-            x = _log(np.array([t.costs.value(self._known[k]) for t in complete]))
-            y = _log(np.array([t.values[cost.name] for t in complete]))
-            spread = float(x.var())
-            slope = float(np.mean((x - x.mean()) * (y - y.mean()))) / spread if spread > 0 else 0.0
-            slope = min(max(slope, 0.0), 3.0)
-            self._lines[k] = y.mean() - slope * x.mean(), slope
+            known = np.array([trial.costs.value(self._known[k]) for trial in complete])
+            measured = np.array([trial.values[cost.name] for trial in complete])
+            self._measured[k] = MeasuredCost.fit(known, sites, np.maximum(measured, _LEAST))
             self.__dict__.pop("worst", None)
 
     def predict(self, points: Sequence[Point]) -> Array:
         """Return log costs, shape (n, n_costs)."""
         options = np.array([point.options for point in points])
-        return self._calibrated([self._values(name, options) for name in self._known], len(points))
+        return self._logs([self._values(name, options) for name in self._known], options)
 
     def effort(self, points: Sequence[Point]) -> Array:
         """Return training FLOPs relative to a small adapter at full depth, shape (n,)."""
@@ -77,12 +81,12 @@ class CostModel:
         """Return log costs from the pricer, which is slower; shape (n, n_costs)."""
         prices = [self._pricer.price(self._space.encoder.to_candidate(p)) for p in points]
         values = [np.array([p.value(name) for p in prices]) for name in self._known]
-        return self._calibrated(values, len(points))
+        return self._logs(values, np.array([point.options for point in points]))
 
     def observed(self, trial: Trial) -> Array:
         """Return the log costs of a trial, measured ones if it is complete; shape (n_costs,)."""
         values = [np.array([trial.costs.value(name)]) for name in self._known]
-        logs: Array = self._calibrated(values, 1)[0]
+        logs: Array = self._with_sites(values, self._sites_of(trial)[None])[0]
         if trial.state == "complete":
             measured = _log(np.array([trial.values[cost.name] for cost in self._costs]))
             logs = np.where(np.isfinite(measured), measured, logs)
@@ -96,12 +100,33 @@ class CostModel:
         values: Array = self.exact([Point(largest)])[0]
         return values
 
-    def _calibrated(self, values: Sequence[Array], n: int) -> Array:
+    def _logs(self, values: Sequence[Array], options: NDArray[np.int64]) -> Array:
+        """Return log costs of options whose known costs are given, shape (n, n_costs)."""
+        units = np.arange(options.shape[-1])
+        sites = self._n_sites[units, options].sum(axis=1) if self._measured else np.zeros((0, 0))
+        return self._with_sites(values, sites) if values else np.zeros((len(options), 0))
+
+    def _with_sites(self, values: Sequence[Array], sites: Array) -> Array:
+        models = self._measured
         columns = [
-            line[0] + line[1] * _log(column)
-            for line, column in zip(self._lines, values, strict=True)
+            models[k].predict(known, sites) if k in models else known
+            for k, known in enumerate(values)
         ]
-        return np.stack(columns, axis=1) if columns else np.zeros((n, 0))
+        return _log(np.stack(columns, axis=1)) if columns else np.zeros((1, 0))
+
+    @cached_property
+    def _n_sites(self) -> Array:
+        """Number of sites by unit, option and method, shape (n_units, n_options, n_methods)."""
+        grid = self._space.grid
+        counts = np.zeros((*grid.legal.shape, len(grid.methods)))
+        for (unit, option), specs in grid.sites.items():
+            counts[unit, option, grid.method_of[option]] = len(specs)
+        return counts
+
+    def _sites_of(self, trial: Trial) -> Array:
+        """Return the number of sites by method of a trial, in the space or not."""
+        used = [spec.method for spec in trial.plan.specs]
+        return np.array([float(used.count(name)) for name in self._space.grid.methods])
 
     def _values(self, name: str, options: NDArray[np.int64]) -> Array:
         ratio = self._ratios[name]
@@ -170,5 +195,5 @@ class CostModel:
 
 
 def _log(values: Array) -> Array:
-    logs: Array = np.log(np.maximum(values, 1e-9))
+    logs: Array = np.log(np.maximum(values, _LEAST))
     return logs

@@ -20,6 +20,7 @@ from autopeft.searcher.samplers.bayesian import N_INITIAL, BayesianSampler
 from autopeft.searcher.samplers.budget_first import BudgetFirstEncoding, PlainEncoding
 from autopeft.searcher.samplers.cost_model import CostModel
 from autopeft.searcher.samplers.gp import Embedding, Features, GaussianProcess
+from autopeft.searcher.samplers.measured_cost import MeasuredCost
 from autopeft.searcher.samplers.observations import History, Observations
 from autopeft.searcher.samplers.optuna_adapters import AutoPeftSampler
 from autopeft.searcher.samplers.registry import Problem
@@ -199,14 +200,63 @@ def test_costs_of_many_are_the_pricers() -> None:
 
 def test_a_measured_cost_is_learned_from_the_priced_one() -> None:
     model = CostModel(SPACE, [TWO[0], objective("train_seconds")], PRICES)
-    rows = [
-        replace(t, values={"accuracy": 0.5, "train_seconds": 7.0 * t.costs.train_flops**0.5})
-        for t in history(12)
-    ]
+
+    def seconds(trial: Trial) -> float:
+        return 7.0 + trial.costs.train_flops / 1e9
+
+    rows = [replace(t, values={"accuracy": 0.5, "train_seconds": seconds(t)}) for t in history(12)]
     model.fit(rows)
     fresh = history(5, seed=9)
-    expected = [math.log(7.0 * s.costs.train_flops**0.5) for s in fresh]
+    expected = [math.log(seconds(s)) for s in fresh]
     assert model.exact([point_of(s) for s in fresh])[:, 0] == pytest.approx(expected, abs=0.02)
+
+
+def test_the_latency_of_a_method_without_flops_is_learned_from_its_sites() -> None:
+    model = CostModel(SPACE, [TWO[0], objective("latency_ms")], PRICES)
+    noise = RNG(0)
+    each = {"lora": 0.12, "ia3": 0.05, "miss": 0.02}
+
+    def latency(trial: Trial) -> float:
+        sites = sum(each[spec.method] for spec in trial.plan.specs)
+        return 2.0 + sites + trial.costs.inference_flops / 1e9
+
+    rows, fresh = history(20), history(60, seed=9)
+    model.fit(
+        [
+            replace(
+                t,
+                values={
+                    "accuracy": 0.5,
+                    "latency_ms": latency(t) * math.exp(noise.normal(0.0, 0.03)),
+                },
+            )
+            for t in rows
+        ]
+    )
+    truth = np.log([latency(t) for t in fresh])
+    error = model.predict([point_of(t) for t in fresh])[:, 0] - truth
+    assert np.sqrt(np.mean(error**2)) < 0.06
+    assert np.sqrt(np.mean(error**2)) < 0.35 * truth.std()
+    # A running trial is predicted, a complete one is known.
+    running = replace(fresh[0], state="running", values={})
+    assert model.observed(running)[0] == pytest.approx(truth[0], abs=0.15)
+    told = replace(fresh[0], values={"accuracy": 0.5, "latency_ms": 3.0})
+    assert model.observed(told)[0] == pytest.approx(math.log(3.0))
+
+
+def test_a_method_that_was_not_tried_costs_as_much_as_the_others() -> None:
+    known, rng = RNG(1).random(20), RNG(0)
+    sites = np.column_stack([rng.integers(0, 9, (20, 2)), np.zeros(20)]).astype(float)
+    measured = 2.0 + known + sites @ np.array([0.3, 0.3, 0.0])
+    found = MeasuredCost.fit(known, sites, measured)
+    assert found.sites == pytest.approx([0.3, 0.3, 0.3], rel=0.05)
+    assert (found.fixed, found.slope) == pytest.approx((2.0, 1.0), rel=0.1)
+    assert found.predict(known, sites) == pytest.approx(measured, rel=0.02)
+
+
+def test_equal_trials_do_not_upset_the_model_of_a_measured_cost() -> None:
+    found = MeasuredCost.fit(np.zeros(3), np.zeros((3, 2)), np.full(3, 4.0))
+    assert found.predict(np.ones(1), np.ones((1, 2))) == pytest.approx([4.0])
 
 
 def test_a_pruned_trial_counts_at_the_quality_its_rung_predicts() -> None:

@@ -7,12 +7,13 @@ import pytest
 from hypervolume import hypervolume
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from autopeft.searcher.samplers.ehvi import decompose, expected_hypervolume_improvement
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.integers(0, 10_000), st.integers(1, 3), st.integers(0, 8))
+@given(st.integers(0, 10_000), st.integers(1, 2), st.integers(0, 8))
 def test_with_a_sure_quality_the_gain_is_the_growth_of_the_hypervolume(
     seed: int, n_costs: int, n: int
 ) -> None:
@@ -53,3 +54,42 @@ def test_without_costs_it_is_expected_improvement() -> None:
         boxes, np.zeros((2, 0)), np.array([0.4, 0.9]), np.full(2, 1e-9)
     )
     assert gains == pytest.approx([0.0, 0.4], abs=1e-6)
+
+
+@pytest.mark.parametrize("n_costs", [3, 4, 6])
+def test_with_many_costs_it_is_that_of_a_sample_of_the_cost_space(n_costs: int) -> None:
+    rng = np.random.default_rng(0)
+
+    def draw(n: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        size = rng.random((n, 1))
+        costs = 0.7 * size + 0.3 * rng.random((n, n_costs))
+        return 5.0 + 3.0 * costs, 0.5 * size[:, 0] + 0.1 * rng.random(n)
+
+    (costs, quality), (new_costs, new_quality) = draw(60), draw(80)
+    cells = decompose(costs, quality, np.full(n_costs, 8.0), 0.0)
+    gains = expected_hypervolume_improvement(cells, new_costs, new_quality, np.full(80, 1e-9))
+    points = 5.0 + 3.0 * rng.random((20_000, n_costs))
+    is_affordable = (costs <= points[:, None]).all(axis=2)
+    best = np.where(is_affordable, quality, 0.0).max(axis=1)
+    growth = np.maximum(new_quality[:, None] - best, 0.0)
+    growth *= (new_costs[:, None] <= points).all(axis=2)
+    expected = growth.mean(axis=1) * 3.0**n_costs
+    assert np.corrcoef(gains, expected)[0, 1] > 0.98
+    assert gains.sum() == pytest.approx(expected.sum(), rel=0.1)
+
+
+@pytest.mark.parametrize("n_costs", [3, 6])
+def test_the_work_for_a_candidate_is_bounded_with_many_costs(n_costs: int) -> None:
+    rng = np.random.default_rng(0)
+    costs = rng.random((300, n_costs))
+    cells = decompose(costs, -costs.sum(axis=1), np.ones(n_costs), -float(n_costs))
+    assert cells.volumes(costs).shape == (300, len(cells.best))
+    assert len(cells.best) <= 4096
+
+
+def test_many_costs_without_points_leave_one_cell_a_ray() -> None:
+    cells = decompose(np.zeros((0, 3)), np.zeros(0), np.ones(3), 0.0)
+    (gain,) = expected_hypervolume_improvement(
+        cells, np.full((1, 3), 0.5), np.array([1.0]), np.full(1, 1e-9)
+    )
+    assert gain == pytest.approx(0.5**3, rel=0.1)
