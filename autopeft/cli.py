@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import fields
@@ -271,6 +272,8 @@ def _check_completed(result: SearchResult) -> None:
 
 def main() -> None:
     """Run the command line; exit with 0, 1 (failure), 2 (user error) or 130 (interrupted)."""
+    # A file and a line of code mean nothing to whoever types a command.
+    warnings.formatwarning = lambda message, *_, **__: f"autopeft: warning: {message}\n"
     try:
         status = app(standalone_mode=False)
         sys.exit(status if isinstance(status, int) else 0)

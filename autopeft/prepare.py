@@ -71,6 +71,7 @@ class PreparedSearch:
         device: "cpu" or "cuda".
         window: Which of the task's windows the model's head reads; None: all positions, or unknown.
         unsearched: Path inside a block -> share of the blocks' parameters that have no role there.
+        earliest_rung: Rungs before this step are left out.
         fp32_factor: Time to score rows in fp32, as the test split is, over that of the trainings'
             precision.
     """
@@ -88,6 +89,7 @@ class PreparedSearch:
     window: str | None = None
     unsearched: Mapping[str, float] = field(default_factory=dict)
     fp32_factor: float = 2.0
+    earliest_rung: int = EARLIEST_STEP
 
     @property
     def trials_per_worker(self) -> int:
@@ -105,11 +107,13 @@ class PreparedSearch:
     def rungs(self) -> tuple[int, ...]:
         """Steps at which trials report."""
         plan = self.plan
-        return rung_steps(plan.steps, self.settings.eta, plan.rungs, earliest=EARLIEST_STEP)
+        return rung_steps(plan.steps, self.settings.eta, plan.rungs, earliest=self.earliest_rung)
 
     def with_plan(self, plan: SearchPlan) -> PreparedSearch:
         """Return the search with other sizes."""
         sizes: dict[str, Any] = {name: getattr(plan, name) for name in CHOICES}
+        # As many as there are: resuming, they are asked for.
+        sizes["rungs"] = len(replace(self, plan=plan).rungs)
         if self.data is None:
             del sizes["rung_rows"]  # A training function scores its own rows.
         source = self.settings.space
@@ -214,7 +218,7 @@ def prepare(
     found = read(settings, device, note, phase)
     prices, data, task = found.prices, found.data, found.task
     objectives = (found.quality, *(find_cost("objectives", name) for name in settings.objectives))
-    plan = SearchPlan.of(settings)
+    plan, asked_rungs = SearchPlan.of(settings), settings.rungs
     space = SearchSpace.from_source(
         found.space, prices.topology, steps=plan.steps, batch_size=settings.batch_size
     )
@@ -251,6 +255,8 @@ def prepare(
         device,
         found.window,
         found.unsearched,
+        # What a user asks for stays; and the steps of a function of the user's may be epochs.
+        earliest_rung=1 if asked_rungs is not None or data is None else EARLIEST_STEP,
     )
 
 
@@ -569,7 +575,8 @@ def _workers(
             note(f"memory is free for {fitting} workers, cores for {feeding}")
         feeding = min(feeding, fitting)
     if feeding < n_cores():
-        note(f"{feeding} workers on {n_cores()} cores; --workers overrides")
+        workers = "1 worker" if feeding == 1 else f"{feeding} workers"
+        note(f"{workers} on {n_cores()} cores; --workers overrides")
     return feeding
 
 

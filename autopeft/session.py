@@ -266,7 +266,9 @@ class Session:
             front=tuple(o.digest for o in controller.front()),
             baseline=tuned_lora(confirmed, trials, quality),
             reference=next((o.digest for o in trials if o.origin == "reference"), None),
-            verdict=judge(confirmed, ready.objectives, n_proposals=_n_proposals(trials)),
+            verdict=judge(confirmed, ready.objectives, n_proposals=_n_proposals(trials))
+            if confirmed
+            else None,
             pick=ready.settings.pick,
             adapter_scores=scores,
             data=ready.summary(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from optuna.samplers import RandomSampler
 import autopeft
 from autopeft.engine.evaluate import EVALUATORS
 from autopeft.errors import SettingsError
+from autopeft.prepare import prepare
 from autopeft.searcher.pruners.registry import PRUNERS
 from autopeft.searcher.samplers.registry import SAMPLERS
+from autopeft.settings import SearchSettings
 
 SEARCH: dict[str, Any] = {"steps": 27, "rungs": 2, "budget": "14trials", "max_finalists": 2}
 SETTINGS: dict[str, Any] = {**SEARCH, "metric": "accuracy", "backend": "local"}
@@ -138,6 +141,20 @@ def test_one_seed_without_rows_decides_nothing(tiny_model: Path, tmp_path: Path)
     assert not result.verdict.beats_lora
 
 
+@pytest.mark.parametrize(("rungs", "seen"), [(None, (3, 9, 27)), (2, (9, 27)), (1, (27,))])
+def test_a_function_reports_as_often_as_asked(
+    rungs: int | None, seen: tuple[int, ...], tiny_model: Path
+) -> None:
+    name = EVALUATORS.text("evaluate", evaluate)
+    asked = SearchSettings(model=str(tiny_model), evaluate=name, metric="accuracy", steps=27)
+    ready = prepare(replace(asked, backend="local", rungs=rungs))
+    assert ready.rungs == seen
+    # What a resumed search reads is the same.
+    planned = ready.with_plan(ready.plan)
+    assert planned.rungs == seen
+    assert prepare(planned.settings).rungs == seen
+
+
 def test_a_smaller_metric_can_be_better(tiny_model: Path, tmp_path: Path) -> None:
     def plain(candidate: Any, *, seed: int, report: Any) -> Any:
         return {"surprise": 1.0 - quality(candidate)}
@@ -202,6 +219,7 @@ def test_a_function_that_always_fails_ends_the_search(tiny_model: Path, tmp_path
     assert result.view.trials["complete"] == 0
     assert result.view.trials["failed"] < 14
     assert any("returned f1 without 'accuracy'" in text for text in result.view.warnings)
+    assert "trials failed, the last with: evaluate returned f1" in result.verdict.text
 
 
 class Broken:

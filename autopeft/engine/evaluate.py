@@ -176,7 +176,7 @@ def parse_result(result: Any, quality: str) -> tuple[dict[str, float], tuple[flo
         )
     bad = [name for name in (quality, TEST + quality) if name in found and found[name] is None]
     if bad:
-        raise TrainingFailure(f"{bad[0]} is {metrics[bad[0]]}; return a finite number")
+        raise TrainingFailure(f"{bad[0]} is {metrics[bad[0]]!r}; return a finite number")
     scores = [_number(row) for row in rows]
     if None in scores:
         place = scores.index(None)

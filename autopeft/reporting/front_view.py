@@ -304,4 +304,7 @@ def _split(
 
 def _undecided(record: SearchRecord) -> Verdict:
     why = "no finalist was confirmed" if record.is_complete else "the search was interrupted"
+    failed = [trial for trial in record.trials if trial.state == "failed"]
+    if failed and len(failed) == len(record.trials):
+        return undecided(f"all {len(failed)} trials failed, the last with: {failed[-1].reason}")
     return undecided(f"{why}, so nothing was scored on the test split")

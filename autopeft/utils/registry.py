@@ -256,7 +256,7 @@ class Registry(Mapping[str, T], Generic[T]):
                 found.append(self._load(self.kind, name))
             except UserError as error:
                 self._broken.add(name)
-                warnings.warn(f"{error.mistake}; it is left out", stacklevel=2)
+                self._warn(name, f"{error.mistake}; it is left out")
         return tuple(found)
 
 

@@ -100,8 +100,14 @@ class GapPruner(BasePruner):
         n_warmup_steps: int = 0,
         min_peers: int = 2,
     ) -> None:
-        if not eta > 1:
+        if isinstance(eta, str) or not eta > 1:
             raise SettingsError("eta", eta, "`eta > 1` must hold", "use 3")
+        if not (costs is None or callable(costs) or isinstance(costs, str | Sequence)):
+            problem = "must be names, or a function of a trial's parameters"
+            raise SettingsError("costs", costs, problem, "use e.g. ['seconds']")
+        for name, number in (("n_warmup_steps", n_warmup_steps), ("min_peers", min_peers)):
+            if number < 0:
+                raise SettingsError(name, number, f"`{name} >= 0` must hold", "use 0 or more")
         if n_steps is not None and not n_steps >= 1:
             raise SettingsError("n_steps", n_steps, "`n_steps >= 1` must hold", "use 1 or more")
         self._eta = float(eta)

@@ -169,3 +169,19 @@ def test_costs_known_only_after_training_are_replaced_by_priced_ones() -> None:
 def test_eta_is_checked() -> None:
     with pytest.raises(SettingsError, match="eta"):
         GapPruner(1.0)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "problem"),
+    [
+        ({"eta": "3"}, "eta='3'"),
+        ({"eta": 1}, "eta=1"),
+        ({"costs": 5}, "costs=5"),
+        ({"min_peers": -1}, "min_peers=-1"),
+        ({"n_warmup_steps": -2}, "n_warmup_steps=-2"),
+        ({"n_steps": 0}, "n_steps=0"),
+    ],
+)
+def test_wrong_arguments_are_refused(wrong: dict[str, Any], problem: str) -> None:
+    with pytest.raises(SettingsError, match=problem):
+        GapPruner(**wrong)
