@@ -6,6 +6,7 @@ Tune can only stop a group as a whole, and a worker that gives Tune a result wai
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -52,7 +53,8 @@ class DriverBoard:
         if self._asked is not None:
             if not ray.wait([self._asked], timeout=0)[0]:
                 return told
-            told = ray.get(self._asked)
+            with suppress(ray.exceptions.RayError):  # A board that died ends no search.
+                told = ray.get(self._asked)
         self._asked = self._actor.take.remote()
         return told
 
