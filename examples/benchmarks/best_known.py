@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import responses
 from numpy.typing import NDArray
-from responses import BASE_QUALITY, KINDS, Response
+from responses import BASE_MS, BASE_QUALITY, KINDS, Response
 
 from autopeft.searcher.space.encoding import POSITION_STEPS, Point
 from autopeft.searcher.space.space import SearchSpace
@@ -23,20 +24,22 @@ from autopeft.searcher.space.space import SearchSpace
 Array = NDArray[np.float64]
 
 
-def area(params: Sequence[float], qualities: Sequence[float], space: SearchSpace) -> float:
+def area(
+    costs: Sequence[float], qualities: Sequence[float], log_range: tuple[float, float]
+) -> float:
     """Hypervolume over log cost: the area under the best quality that each cost can buy.
 
     Args:
-        params: Trainable parameters of some candidates.
+        costs: Of some candidates.
         qualities: Their qualities.
-        space: Gives the range of costs; the reference point is the most expensive plan at the
-            quality of the base.
+        log_range: Natural logarithms of the least and the largest cost; the reference point is the
+            most expensive plan at the quality of the base.
 
     Returns:
         In quality times natural logarithms.
     """
-    low, high = (float(np.log(max(cost, 1.0))) for cost in space.cost_range())
-    logs = np.clip(np.log(np.maximum(np.asarray(params, dtype=float), 1.0)), low, high)
+    low, high = log_range
+    logs = np.clip(np.log(np.maximum(np.asarray(costs, dtype=float), 1.0)), low, high)
     total, best, at = 0.0, BASE_QUALITY, low
     for row in np.lexsort((-np.asarray(qualities), logs)):
         if qualities[row] > best:
@@ -57,13 +60,26 @@ class Oracle:
         self._response, self._space = response, space
         grid = space.grid
         self._effects = np.zeros((len(grid.units), len(grid.options)))
+        self._added = np.zeros_like(self._effects)  # latency
         for (unit, option), specs in grid.sites.items():
             self._effects[unit, option] = sum(
                 response.site(s.method, s.rank, s.layer, s.role)[0] for s in specs
             )
+            sizes = [response.site(s.method, s.rank, s.layer, s.role)[1] for s in specs]
+            self._added[unit, option] = sum(
+                response.latency(s.method, n) for s, n in zip(specs, sizes, strict=True)
+            )
+
+    @property
+    def log_range(self) -> tuple[float, float]:
+        """Natural logarithms of the least and the largest cost."""
+        if not self._response.traits.is_measured:
+            return self._response.log_range
+        added = np.where(self._space.grid.legal, self._added, 0.0).max(axis=1).sum()
+        return math.log(BASE_MS), math.log(BASE_MS + float(added))
 
     def __call__(self, options: NDArray[np.int64], positions: Array) -> tuple[Array, Array]:
-        """(trainable parameters, qualities), each of shape (n,).
+        """(costs, qualities), each of shape (n,).
 
         Args:
             options: Shape (n, n_units).
@@ -75,7 +91,11 @@ class Oracle:
         used = np.stack([(methods == m).any(axis=1) for m in range(len(grid.methods))], axis=1)
         params = self._space.n_params(options)
         rates = np.repeat(positions[:, None], len(grid.methods), axis=1)
-        return params, self._response.quality(effects, used, rates, params)
+        qualities = self._response.quality(effects, used, rates, params)
+        if not self._response.traits.is_measured:
+            return params, qualities
+        added = self._added[np.arange(len(grid.units)), options]
+        return BASE_MS + added.sum(axis=1), qualities
 
 
 def best_known(kind: str, seed: int, space: SearchSpace, n_rounds: int = 80) -> float:
@@ -94,7 +114,7 @@ def best_known(kind: str, seed: int, space: SearchSpace, n_rounds: int = 80) -> 
     if path.exists():
         return float(json.loads(path.read_text())["area"])
     params, qualities = _climb(Response.draw(kind, seed, space), space, n_rounds)
-    found = area(params, qualities, space)
+    found = area(params, qualities, Oracle(Response.draw(kind, seed, space), space).log_range)
     path.parent.mkdir(parents=True, exist_ok=True)
     row = {"area": found, "params": params.tolist(), "qualities": qualities.tolist()}
     path.write_text(json.dumps(row))

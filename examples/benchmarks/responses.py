@@ -38,6 +38,12 @@ TOPOLOGY = Topology(
 BASE_QUALITY = 0.5
 """Without adapters."""
 
+DIVERGED = 0.0
+"""The quality of a training that diverges."""
+
+BASE_MS = 5.0
+"""The latency without adapters."""
+
 _HEADROOM = 0.42
 _ROLES = tuple(TOPOLOGY.shapes)
 
@@ -62,6 +68,11 @@ class Traits:
         cliff: Whether a rate far off makes the adapter worse than none.
         overfit: Quality lost at the most expensive plan for its size alone.
         noise: Standard deviation of what one training says.
+        limits: Range of the positions above which a method's trainings diverge; None for never.
+        crash: Share of the trainings that fail for no reason of theirs.
+        conjunction: Whether the key layers help only together, and a cheap decoy hides that.
+        crossing: Spread of the pace of learning: the larger, the more often curves cross.
+        is_measured: Whether the cost is a latency that only a training tells.
     """
 
     summary: str
@@ -74,6 +85,11 @@ class Traits:
     cliff: bool = False
     overfit: float = 0.0
     noise: float = 0.003
+    limits: tuple[float, float] | None = None
+    crash: float = 0.0
+    conjunction: bool = False
+    crossing: float = 0.0
+    is_measured: bool = False
 
 
 KINDS: Mapping[str, Traits] = {
@@ -98,8 +114,41 @@ KINDS: Mapping[str, Traits] = {
         fit_spread=0.25,
         noise=0.01,
     ),
+    "roles": Traits(
+        "additive, but methods suit some roles and the best rate falls with size",
+        fit_spread=0.6,
+        rate_width=0.2,
+        rate_shift=-0.4,
+        noise=0.006,
+    ),
+    "diverging": Traits(
+        "two in three rates diverge, a fifth of the rest crash",
+        rate_width=0.2,
+        noise=0.006,
+        limits=(0.3, 0.5),
+        crash=0.2,
+    ),
+    "crossing": Traits(
+        "what learns fast is often not what ends well",
+        fit_spread=0.3,
+        rate_width=0.25,
+        noise=0.006,
+        crossing=2.8,
+    ),
+    "deceptive": Traits(
+        "a cheap decoy; six layers hold the rest, and only together",
+        n_key_layers=6,
+        conjunction=True,
+        noise=0.006,
+    ),
+    "measured": Traits(
+        "the cost is a latency that only a training tells",
+        fit_spread=0.4,
+        noise=0.006,
+        is_measured=True,
+    ),
 }
-"""Every landscape, by name."""
+"""Every landscape, by name: six that the searcher was tuned on, five of other kinds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +166,9 @@ class Response:
         best_rate: Best learning-rate position, shape (n_methods,).
         pairs: How layers enhance one another, shape (n_layers, n_layers).
         log_range: Natural logarithms of fewest and most trainable parameters.
+        limits: Position above which a method's trainings diverge, shape (n_methods,).
+        keys: The key layers.
+        site_ms: Latency of one adapter of each method, shape (n_methods,).
     """
 
     traits: Traits
@@ -128,6 +180,9 @@ class Response:
     best_rate: Array
     pairs: Array
     log_range: tuple[float, float]
+    limits: Array
+    keys: NDArray[np.int64]
+    site_ms: Array
 
     @classmethod
     def draw(cls, kind: str, seed: int, space: SearchSpace) -> Response:
@@ -138,6 +193,7 @@ class Response:
         logs = np.cumsum(rng.normal(0.0, 1.0, n_layers)) * traits.layer_spread
         weights = np.exp(logs - logs.max())
         weights /= weights.sum()
+        keys = np.zeros(0, dtype=np.int64)
         if traits.n_key_layers:
             keys = rng.choice(n_layers, traits.n_key_layers, replace=False)
             weights = 0.2 * weights
@@ -148,16 +204,28 @@ class Response:
         fit = rng.normal(0.0, traits.fit_spread, (n_methods, n_layers, 1))
         fit = fit + 0.7 * rng.normal(0.0, traits.fit_spread, (n_methods, 1, len(_ROLES)))
         low, high = space.cost_range()
+        half_size = np.exp(rng.uniform(math.log(2e3), math.log(2e4), n_methods))
+        best_rate = rng.uniform(0.25, 0.75, n_methods)
+        pairs = rng.normal(0.0, 1.0, (n_layers, n_layers))
+        site_ms = np.exp(rng.uniform(math.log(0.02), math.log(0.2), n_methods))
+        limits = np.ones(n_methods)
+        if traits.limits:
+            # The best rates are a little below those that diverge, as in practice.
+            limits = rng.uniform(*traits.limits, n_methods)
+            best_rate = limits - rng.uniform(0.03, 0.15, n_methods)
         return cls(
             traits,
             seed,
             names,
             weights,
             general[:, None, None] * role[None, None, :] * np.exp(fit),
-            np.exp(rng.uniform(math.log(2e3), math.log(2e4), n_methods)),
-            rng.uniform(0.25, 0.75, n_methods),
-            rng.normal(0.0, 1.0, (n_layers, n_layers)),
+            half_size,
+            best_rate,
+            pairs,
             (math.log(low), math.log(high)),
+            limits,
+            keys,
+            site_ms,
         )
 
     def truth(self, candidate: Candidate) -> float:
@@ -176,6 +244,32 @@ class Response:
         """What a training says: the truth and noise, the same whenever it is asked again."""
         draw = np.random.default_rng([int(candidate.digest[:12], 16), self.seed])
         return self.truth(candidate) + float(draw.normal(0.0, self.traits.noise))
+
+    def fails(self, candidate: Candidate) -> bool:
+        """Whether a training diverges or crashes."""
+        draw = np.random.default_rng([int(candidate.digest[:12], 16), self.seed, 1])
+        return draw.random() < self.traits.crash or self.truth(candidate) == DIVERGED
+
+    def score_at(self, candidate: Candidate, share: float) -> float:
+        """What a training says after a share of its steps."""
+        draw = np.random.default_rng([int(candidate.digest[:12], 16), self.seed, 2])
+        pace = 3.0 * math.exp(draw.normal(0.0, self.traits.crossing))
+        grown = math.expm1(-pace * share) / math.expm1(-pace)
+        return BASE_QUALITY + (self(candidate) - BASE_QUALITY) * grown
+
+    def cost(self, candidate: Candidate) -> float:
+        """What a candidate costs: trainable parameters, or the latency in ms."""
+        rows = [self.site(s.method, s.rank, s.layer, s.role) for s in candidate.plan.specs]
+        if not self.traits.is_measured:
+            return float(sum(n for _, n in rows))
+        return BASE_MS + sum(
+            self.latency(spec.method, n)
+            for spec, (_, n) in zip(candidate.plan.specs, rows, strict=True)
+        )
+
+    def latency(self, method: str, n_params: int) -> float:
+        """What one adapter adds to the latency, in ms."""
+        return float(self.site_ms[self.methods.index(method)]) + 1e-6 * n_params
 
     def site(self, method: str, rank: int, layer: int, role: str) -> tuple[float, int]:
         """(effect of one adapter on its layer, its parameters)."""
@@ -205,6 +299,11 @@ class Response:
             held = np.minimum(2.0 * effects, 1.0)
             mutual = np.einsum("ni,ij,nj->n", held, self.pairs, held) / TOPOLOGY.n_layers
             total = total * (1.0 + traits.pair_strength * np.tanh(mutual))
+        if traits.conjunction:
+            held = -np.expm1(-3.0 * effects)
+            decoys = np.setdiff1d(np.arange(TOPOLOGY.n_layers), self.keys)[:2]
+            decoy = -np.expm1(-20.0 * effects[:, decoys].sum(axis=1))
+            total = 0.25 * decoy + 1.5 * held[:, self.keys].prod(axis=1)
         low, high = self.log_range
         size = (np.log(np.maximum(n_params, 1.0)) - low) / (high - low)
         best = self.best_rate + traits.rate_shift * (size[:, None] - 0.5)
@@ -216,7 +315,8 @@ class Response:
         lost = traits.overfit * np.maximum(size - 0.5, 0.0) * 2.0 * (n_params > 0)
         grown = _HEADROOM * -np.expm1(-1.6 * np.maximum(gain, 0.0))
         quality: Array = BASE_QUALITY + np.where(gain >= 0, grown, 0.3 * gain) - lost
-        return quality
+        diverged = (used & (positions > self.limits)).any(axis=1)
+        return np.where(diverged, DIVERGED, quality)
 
 
 def _position(candidate: Candidate, method: str) -> float:
