@@ -17,6 +17,9 @@ from autopeft.utils.pareto import Array, non_dominated
 
 State = Literal["running", "complete", "pruned", "failed"]
 
+INTERRUPTED = "interrupted"
+"""Reason of a trial that was running when its search was killed."""
+
 
 TIME_UP = "the search's share of the budget ended"
 """Reason of a trial that was stopped by the clock, not by the pruner."""

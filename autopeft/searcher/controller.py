@@ -31,21 +31,21 @@ from autopeft.searcher.samplers.optuna_adapters import OptunaAdapter, make_sampl
 from autopeft.searcher.samplers.registry import Problem
 from autopeft.searcher.samplers.warm_start import WarmStart, WarmStartTrial
 from autopeft.searcher.space import initial_design
-from autopeft.searcher.space.encoding import Point
+from autopeft.searcher.space.encoding import Point, snap
 from autopeft.searcher.space.readable import ReadableParams
 from autopeft.searcher.space.space import SearchSpace
 from autopeft.searcher.study import StudyStore, distribution
-from autopeft.trial import Decision, Trial, front_of
+from autopeft.trial import INTERRUPTED, Decision, Trial, front_of
 
 __all__ = ["INTERRUPTED", "Decision", "SearchController", "Trial"]
 
-INTERRUPTED = "interrupted"
-"""Reason of a trial that was running when its search was killed."""
-
-_ONE_LORA_IN = 8
+_ONE_LORA_IN = 5
 """Proposals of the sampler between two LoRA baselines, once the first ones are through."""
 
 _N_FIRST_BASELINES, _N_PORTFOLIO = 4, 8
+
+_STARTS, _RATE_STEP = ("baseline", "portfolio"), 0.2
+"""A start that fails is tried again at a position lower by this, as long as that is positive."""
 
 _N_TRIES = 5
 """Proposals that may be duplicates or break a constraint before other ways are tried."""
@@ -67,7 +67,7 @@ class SearchController:
         constraints: Limits such as "trainable_params<=200k"; `ask` returns no candidate over one.
         study_name: Name of the study in the storage; None for a generated one.
         n_baselines: Number of LoRA trials at the start, from `space.baselines`; later, one in
-            eight trials is another one. None for a number that suits most budgets; 0 for none.
+            six trials is another one. None for a number that suits most budgets; 0 for none.
         n_portfolio: Number of known recipes of other methods after them; None for a few.
         resume: True to continue the study of that name.
         eta: Ratio between rungs, for the pruner.
@@ -172,7 +172,7 @@ class SearchController:
         """
         with self._lock:
             while self._queue:
-                candidate, origin = self._queue.popleft()
+                candidate, origin = self._safer(*self._queue.popleft())
                 if candidate.digest not in self._digests:
                     return self._start(candidate, origin, self.prices.price(candidate))
             if (baseline := self._baseline_due()) is not None:
@@ -184,9 +184,40 @@ class SearchController:
                     return self._start(candidate, origin, price)
             return None
 
+    def _safer(self, candidate: Candidate, origin: str) -> tuple[Candidate, str]:
+        """Lower the rate of a start where trials of as high a rate have only failed."""
+        while origin in _STARTS and self._is_too_high(candidate):
+            lower = self._lower(candidate)
+            if lower is None:
+                break
+            candidate = lower
+        return candidate, origin
+
+    def _is_too_high(self, candidate: Candidate) -> bool:
+        """Return whether two trials or more of as high a rate failed, and none did not."""
+        point_of = self.space.encoder.point_of
+        point = point_of(candidate)
+        as_high = [
+            trial.state == "failed"
+            for trial in self._trials.values()
+            if trial.state != "running" and trial.reason != INTERRUPTED and trial.plan.specs
+            if point and (other := point_of(trial.candidate)) and other.position >= point.position
+        ]
+        return len(as_high) > 1 and all(as_high)
+
+    def _lower(self, candidate: Candidate) -> Candidate | None:
+        """Return the candidate at the next lower rate; None if there is none."""
+        point = self.space.encoder.point_of(candidate)
+        if point is None or point.position < _RATE_STEP:
+            return None
+        lower = replace(point, position=snap(point.position - _RATE_STEP))
+        return self.space.encoder.to_candidate(lower)
+
     def _baseline_due(self) -> Candidate | None:
         """Now and then another LoRA, so that LoRA is tuned as hard as everything else."""
-        n_baselines = self._counts["baseline"]
+        # A failed one tells half as much.
+        failed = [t.state == "failed" for t in self._trials.values() if t.origin == "baseline"]
+        n_baselines = len(failed) - sum(failed) / 2
         n_searched = self._counts["search"] + self._counts["design"]
         if not self._n_baselines or n_baselines > self._n_baselines + n_searched / _ONE_LORA_IN:
             return None
@@ -255,7 +286,11 @@ class SearchController:
             trial = self._put(trial, rungs=(*trial.rungs, (int(step), float(score))))
             if step >= trial.train.steps:
                 return Decision.CONTINUE
-            gap = 0.0 if trial.audited_at else self._store.prune_gap(trial.number)
+            gap = (
+                0.0
+                if trial.audited_at or self._is_kept(trial)
+                else self._store.prune_gap(trial.number)
+            )
             if not gap > 0:
                 return Decision.CONTINUE
             if self._is_audit_due():
@@ -265,6 +300,13 @@ class SearchController:
                 return Decision.CONTINUE
             self._prune(trial, f"pruned at step {step}{self._why(gap)}", gap)
             return Decision.STOP
+
+    def _is_kept(self, trial: Trial) -> bool:
+        """Return whether it is one of the first baselines, which are trained to the end."""
+        if trial.origin != "baseline":
+            return False
+        ended = [t.state == "complete" for t in self._trials.values() if t.origin == "baseline"]
+        return sum(ended) < self._n_baselines
 
     def _why(self, gap: float) -> str:
         """Return what the pruner's gap means; a score that is no number has none worth naming."""
@@ -364,6 +406,10 @@ class SearchController:
     def _note_end(self, trial: Trial) -> None:
         self._counts[trial.state] += 1
         self.last_ended = trial
+        if trial.state == "failed" and trial.origin in _STARTS and trial.reason != INTERRUPTED:
+            lower = self._lower(trial.candidate)
+            if lower is not None:
+                self._queue.appendleft((lower, trial.origin))
         if trial.state == "complete":
             members = sorted((*self._front, trial), key=lambda member: member.number)
             self._front = front_of(members, self.objectives)

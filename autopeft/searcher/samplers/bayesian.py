@@ -17,6 +17,7 @@ from autopeft.searcher.samplers.ehvi import (
 from autopeft.searcher.samplers.gp import Embedding, Features, GaussianProcess
 from autopeft.searcher.samplers.observations import Observations
 from autopeft.searcher.samplers.registry import Problem
+from autopeft.searcher.samplers.success import SuccessModel
 from autopeft.searcher.samplers.warm_start import WarmStart
 from autopeft.searcher.space.encoding import Point
 from autopeft.trial import Trial
@@ -39,6 +40,9 @@ _N_ROUNDS = 5
 _SPREAD_WEIGHT = 0.1
 """Share of the model's standard deviation that counts. It is small, because the best of a thousand
 candidates is mostly the one that the model overestimates most."""
+
+_BASELINE_SPREAD_WEIGHT = 0.5
+"""The same, for the best baseline: of a hundred, fewer are overestimated."""
 
 _N_OBSERVATIONS = 300
 """Maximum number of trials that the model is fitted to."""
@@ -65,6 +69,7 @@ class BayesianSampler(StratifiedSampler):
         self.costs = CostModel(self.space, self.objectives, self.prices)
         self._embedding = Embedding(self.space.grid, self.log_cost_range())
         self.model = GaussianProcess(self._embedding)
+        self.success = SuccessModel()
         self._earlier_model = GaussianProcess(self._embedding)
         if len(self.warm_start):
             features = self._features(self.warm_start.points)
@@ -72,7 +77,7 @@ class BayesianSampler(StratifiedSampler):
 
     def propose(self, trials: Sequence[Trial]) -> Point:
         """Return a point of the initial design, later the one with the largest improvement."""
-        observations = self._fit(trials)
+        observations = self._fit(trials, N_INITIAL)
         self.origin = "design" if observations is None else "search"
         if observations is None:
             return self._design(trials)
@@ -85,8 +90,11 @@ class BayesianSampler(StratifiedSampler):
         return best if best is not None else super().propose(trials)
 
     def propose_baseline(self, trials: Sequence[Trial], choices: Sequence[Point]) -> Point:
-        """Return the baseline that improves the baselines' own front most."""
-        observations = self._fit(trials)
+        """Return the baseline that may be the best one, or that improves the baselines' front.
+
+        The two take turns: the tuned LoRA is judged by its quality alone.
+        """
+        observations = self._fit(trials, n_initial=0)
         if observations is None:
             return choices[0]
         mean, _ = self.model.predict(self._features(observations.points))
@@ -95,21 +103,27 @@ class BayesianSampler(StratifiedSampler):
         if not any(is_baseline):
             return choices[0]
         rows = np.flatnonzero(is_baseline)
-        boxes = decompose(costs[rows], mean[rows], self.costs.worst, float(mean.min()))
         expected, spread = self.model.predict(self._features(choices))
-        gains = expected_hypervolume_improvement(
-            boxes, self.costs.predict(choices), expected, _SPREAD_WEIGHT * spread
-        )
-        return choices[int(np.argmax(gains))]
+        log_costs = self.costs.predict(choices)
+        if sum(trial.origin == "baseline" for trial in trials) % 2 == 0:
+            # Without costs, the improvement is that of the best quality.
+            costs, log_costs = costs[:, :0], log_costs[:, :0]
+            worst, weight = self.costs.worst[:0], _BASELINE_SPREAD_WEIGHT
+        else:
+            worst, weight = self.costs.worst, _SPREAD_WEIGHT
+        boxes = decompose(costs[rows], mean[rows], worst, float(mean.min()))
+        gains = expected_hypervolume_improvement(boxes, log_costs, expected, weight * spread)
+        return choices[int(np.argmax(gains * self.success.predict(self._features(choices))))]
 
-    def _fit(self, trials: Sequence[Trial]) -> Observations | None:
+    def _fit(self, trials: Sequence[Trial], n_initial: int) -> Observations | None:
         """Fit the models; return None while there are too few trials."""
         history = self.history
         history.update(trials)
         n_complete = len(history.complete)
-        n_told = n_complete + len(history.outside) + history.n_pruned
+        self._fit_success()
+        n_told = n_complete + len(history.outside) + history.n_pruned + len(history.failed)
         # A warm start replaces half of the initial design.
-        n_initial = N_INITIAL // (2 if len(self.warm_start) else 1)
+        n_initial = n_initial // (2 if len(self.warm_start) else 1)
         if n_complete < 4 or n_told < n_initial:
             return None
         observations = Observations.of(history, _N_OBSERVATIONS)
@@ -124,6 +138,15 @@ class BayesianSampler(StratifiedSampler):
             observations = observations.extended(pending, mean, spread)
             self._fit_model(observations)
         return observations
+
+    def _fit_success(self) -> None:
+        history = self.history
+        if history.failed:
+            ended = [*history.complete, *history.pruned, *history.failed]
+            points = [p for i in ended if (p := history.points[i]) is not None]
+            self.success.fit(
+                self._features(points), np.arange(len(ended)) < len(ended) - len(history.failed)
+            )
 
     def _fit_model(self, observations: Observations) -> None:
         self.model.fit(self._features(observations.points), observations.values, observations.noise)
@@ -234,8 +257,10 @@ class BayesianSampler(StratifiedSampler):
         self, boxes: Decomposition, points: Sequence[Point], log_costs: Array
     ) -> Array:
         """Return the expected improvement per effort, shape (n,); -1 above a limit on size."""
-        mean, spread = self.model.predict(self._features(points))
+        features = self._features(points)
+        mean, spread = self.model.predict(features)
         gains = expected_hypervolume_improvement(boxes, log_costs, mean, _SPREAD_WEIGHT * spread)
+        gains = gains * self.success.predict(features)
         gains = gains / (_OVERHEAD + self.costs.effort(points)) ** _EFFORT_POWER
         return np.where(self._log_params(points) <= self.log_cost_range()[1] + 1e-9, gains, -1.0)
 
@@ -255,7 +280,8 @@ class BayesianSampler(StratifiedSampler):
         for point in points:
             n_uses[self._methods_of(point)] += 1.0
         novelty = [np.mean(1.0 / (1.0 + n_uses[self._methods_of(p)])) for p in samples]
-        return samples[int(np.argmax(distance + 0.1 * np.array(novelty)))]
+        chance = self.success.predict(self._features(samples))
+        return samples[int(np.argmax((distance + 0.1 * np.array(novelty)) * chance))]
 
     def _methods_of(self, point: Point) -> NDArray[np.int64]:
         """Return the indices of the methods that a point uses."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from autopeft.costs.objectives import Objective
 from autopeft.searcher.space.encoding import Point, PointKey
 from autopeft.searcher.space.space import SearchSpace
-from autopeft.trial import Trial
+from autopeft.trial import INTERRUPTED, Trial
 
 Array = NDArray[np.float64]
 
@@ -37,6 +37,7 @@ class History:
         running: Indices of the running trials.
         complete: Indices of the complete trials in the space.
         pruned: Indices of the pruned trials in the space.
+        failed: Indices of the trials in the space that failed, unless their search was killed.
         n_pruned: Number of pruned trials, in the space or not.
         outside: Indices of the complete trials outside the space.
         quality: Final quality of each trial, larger is better; NaN unless complete.
@@ -55,6 +56,7 @@ class History:
         self.running: list[int] = []
         self.complete: list[int] = []
         self.pruned: list[int] = []
+        self.failed: list[int] = []
         self.n_pruned = 0
         self.outside: list[int] = []
         self.quality: list[float] = []
@@ -92,6 +94,8 @@ class History:
             self.n_pruned += 1
             if point is not None:
                 insort(self.pruned, index)
+        elif trial.reason != INTERRUPTED and point is not None:
+            insort(self.failed, index)
         for step, score in trial.rungs:
             column = self._scores.setdefault(step, [])
             column += [np.nan] * (index + 1 - len(column))

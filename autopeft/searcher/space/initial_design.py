@@ -40,23 +40,26 @@ def single_method(
 def baselines(encoder: Encoder, n_max: int | None = None) -> tuple[Point, ...]:
     """Return the LoRA grid: two placements x ranks x learning rates, most informative first.
 
-    The first four cover both placements at two rates, the next ones other ranks. Empty if the space
-    has no LoRA; at most `n_max`.
+    The first four cover both placements, two rates, and the largest rank, where the best LoRA is in
+    most cases. Empty if the space has no LoRA; at most `n_max`.
     """
     ranks = lora_ranks(encoder)
     if not ranks:
         return ()
     middle = min(ranks, key=lambda r: abs(np.log(r / 8)))
+    places = lora_placements(encoder)
+    narrow, wide = places[0], places[-1]
     rows = [
-        (place, rank, position)
-        for rank, positions in (
-            (middle, _RATE_POSITIONS[:2]),
-            (ranks[0], _RATE_POSITIONS[:2]),
-            (middle, _RATE_POSITIONS[2:3]),
-            *((rank, _RATE_POSITIONS) for rank in (middle, ranks[0], ranks[-1], *ranks)),
-        )
-        for position in positions
-        for place in lora_placements(encoder)
+        (narrow, middle, 0.5),
+        (wide, ranks[-1], 0.5),
+        (wide, middle, 0.75),
+        (narrow, middle, 0.75),
+        *(
+            (place, rank, position)
+            for rank in (middle, ranks[0], ranks[-1], *ranks)
+            for position in _RATE_POSITIONS
+            for place in places
+        ),
     ]
     return unique(single_method(encoder, "lora", *row) for row in dict.fromkeys(rows))[:n_max]
 

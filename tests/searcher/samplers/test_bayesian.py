@@ -25,8 +25,9 @@ from autopeft.searcher.samplers.observations import History, Observations
 from autopeft.searcher.samplers.optuna_adapters import AutoPeftSampler
 from autopeft.searcher.samplers.registry import Problem
 from autopeft.searcher.space.encoding import Point
+from autopeft.searcher.space.initial_design import single_method
 from autopeft.searcher.space.space import SearchSpace
-from autopeft.trial import State, Trial
+from autopeft.trial import INTERRUPTED, State, Trial
 from autopeft.utils.serialize import to_plain
 
 SHAPES = {"attn.q": (64, 64), "attn.v": (64, 64), "mlp.up": (128, 64), "mlp.down": (64, 128)}
@@ -344,3 +345,49 @@ def test_other_parameters_of_a_space_come_back_as_nearly_the_same_point(seed: in
     cost, again = (float(SPACE.n_params(g.options)) for g in (point, back))
     assert abs(math.log(again / cost)) < 0.7
     assert back.position == point.position
+
+
+def test_failed_trials_end_the_initial_design_and_keep_proposals_away_from_their_rates() -> None:
+    rng = RNG(0)
+    drawn = [SPACE.point_sampler.stratified(rng) for _ in range(3 * N_INITIAL)]
+    # The best rates are said to be high ones, where trainings fail.
+    rows = [
+        tried(SPACE, p, "failed") if p.position > 0.5 else tried(SPACE, p, accuracy=p.position)
+        for p in drawn
+    ]
+    proposer = BayesianSampler(Problem(SPACE, TWO, PRICES, seed=0))
+    first = rows[: N_INITIAL + 4]
+    assert 4 <= sum(trial.state == "complete" for trial in first) < N_INITIAL
+    proposer.propose(first)
+    assert proposer.origin == "search"
+    assert proposer.propose(rows).position < 0.7
+    points = [replace(drawn[0], position=at) for at in (0.2, 0.8)]
+    low, high = proposer.success.predict(proposer._features(points))
+    assert low > 0.8
+    assert high < 0.2
+
+
+def test_without_failures_success_is_certain() -> None:
+    proposer = BayesianSampler(Problem(SPACE, TWO, PRICES, seed=0))
+    rows = history(16)
+    proposer.propose(
+        [*rows, replace(tried(SPACE, point_of(rows[0]), "failed"), reason=INTERRUPTED)]
+    )
+    assert proposer.success.predict(proposer._features([point_of(rows[0])])) == [1.0]
+
+
+def test_baselines_aim_in_turn_at_the_best_lora_and_at_their_front() -> None:
+    choices = [
+        point
+        for rank in (1, 64)
+        for at in (0.1, 0.5)
+        if (point := single_method(SPACE.encoder, "lora", None, rank, at))
+    ]
+    proposer = BayesianSampler(Problem(SPACE, TWO, PRICES, seed=0))
+    middle = [single_method(SPACE.encoder, "lora", None, 8, at) for at in (0.2, 0.4, 0.6, 0.8)]
+    loras = [replace(tried(SPACE, point), origin="baseline") for point in middle if point]
+    rows = [*history(12), *loras]
+    sizes = [
+        SPACE.n_params(proposer.propose_baseline(rows[:end], choices).options) for end in (16, 15)
+    ]
+    assert sizes[0] > sizes[1]
