@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from autopeft.confirm.finalists import confirmed_finalists, tuned_lora
+from autopeft.confirm.race import seeds_of
 from autopeft.confirm.store import ConfirmationStore
 from autopeft.confirm.verdict import judge
 from autopeft.engine.backend import make_backend
@@ -257,6 +258,11 @@ class Session:
             n_rows = ready.n_generated("test") if ready.is_of_text else len(chosen.test_rows)
             split = "test" if chosen.is_held_out else "validation"
             scores[finalist.digest] = AdapterScore(chosen.seed, split, dict(chosen.test), n_rows)
+        verdict = judge(
+            confirmed, ready.objectives, n_proposals=_n_proposals(trials), looks=store.looks()
+        )
+        # Who reads a verdict may resume the search because of it.
+        store.note_look(seeds_of(confirmed))
         return SearchRecord(
             settings=ready.settings.to_mapping(),
             objectives=ready.objectives,
@@ -266,9 +272,7 @@ class Session:
             front=tuple(o.digest for o in controller.front()),
             baseline=tuned_lora(confirmed, trials, quality),
             reference=next((o.digest for o in trials if o.origin == "reference"), None),
-            verdict=judge(confirmed, ready.objectives, n_proposals=_n_proposals(trials))
-            if confirmed
-            else None,
+            verdict=verdict if confirmed else None,
             pick=ready.settings.pick,
             adapter_scores=scores,
             data=ready.summary(),

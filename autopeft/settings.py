@@ -180,7 +180,8 @@ class SearchSettings:
     )
     confirm_seeds: int | None = _setting(
         None,
-        "Number of seeds with which each finalist is retrained. By default, planned: 2 or 3.",
+        "Seeds with which a finalist is retrained at most; one whose place is clear gets fewer. By "
+        "default, planned: 2 or 3, and up to two more where they may settle the verdict.",
         minimum=1,
         resumable=True,
     )

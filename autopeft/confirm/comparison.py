@@ -2,13 +2,14 @@
 
 Two sources of variance count: the rows of the test split (paired bootstrap over rows) and the
 training seed (variance between seeds, pooled over all finalists). Intervals are simultaneous over
-all comparisons (max-T), so picking a winner from many members does not make one.
+all comparisons (max-T), so picking a winner from many members does not make one. Where seeds were
+added until the answer was clear (`race`), they are simultaneous over the looks at it too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +19,12 @@ from autopeft.confirm.intervals import LEVEL, mean_draws
 from autopeft.costs.objectives import Objective
 
 _N_RESAMPLES = 4000
+_KEPT = 4.0
+"""A look spends all but a fourth of the error that the looks before it left."""
 
 Array = NDArray[np.float64]
+Looks = Sequence[Mapping[str, int]]
+"""Seeds of each finalist, by digest, at each look at their scores."""
 
 
 @dataclass(frozen=True)
@@ -45,41 +50,83 @@ class Comparison:
 
 
 def compare(
-    pairs: Sequence[tuple[Finalist, Finalist]], quality: Objective, seed: int
+    pairs: Sequence[tuple[Finalist, Finalist]],
+    quality: Objective,
+    seed: int,
+    *,
+    looks: Looks | None = None,
 ) -> list[Comparison]:
     """Return the differences of pairs.
 
-    Source: Westfall and Young, Resampling-Based Multiple Testing (1993), the single-step max-T.
+    An interval is gain +- c * error. With one look, c is the 95 % quantile of the largest
+    standardized difference of all pairs. Of several, look l spends the share a(l) - a(l - 1) of the
+    error, a(l) = 0.05 * (1 - 4**-l): c(l) is what the largest difference exceeds with that chance
+    where it has exceeded no earlier c. The chance is counted on resamples that all looks share, so
+    a look that adds little costs little; and because a(l) is set in advance, whatever the scores
+    are and whenever one stops, the intervals of all looks hold together.
+
+    Sources: Westfall and Young, Resampling-Based Multiple Testing (1993), the single-step max-T;
+    Lan and DeMets, Biometrika 70 (1983), error spending; Jennison and Turnbull, JRSS B 51 (1989),
+    repeated confidence intervals.
 
     Args:
         pairs: Finalists to compare; all scored the same rows.
         quality: What they are compared in.
         seed: Of the bootstrap.
+        looks: The looks at these finalists until now, if the scores decided whether to train more;
+            what they have now is one more. None: the number of seeds was set in advance.
     """
     rng = np.random.default_rng(seed)
-    arms = {f.digest: f for pair in pairs for f in pair}
-    names = list(arms)
+    arms = list({f.digest: f for pair in pairs for f in pair}.values())
+    names = [f.digest for f in arms]
     first = np.array([names.index(a.digest) for a, _ in pairs])
     second = np.array([names.index(b.digest) for _, b in pairs])
-    n_seeds = np.array([len(f.seeds) for f in arms.values()])
-    finalists = list(arms.values())
-    between = pooled_seed_variance(finalists, quality) / n_seeds  # (arms,)
-    levels, means = _resampled(finalists, quality, rng)
-    noise = rng.standard_normal(means.shape)
-    if not has_rows(finalists):
-        # Few retrainings are all that tells the error: Student's t, as one divisor for all arms.
-        freedom = int(n_seeds.sum()) - len(finalists)
-        noise /= np.sqrt(rng.chisquare(freedom, (len(means), 1)) / freedom)
-    means = means + noise * np.sqrt(between)
-    gains = levels[first] - levels[second]
-    draws = means[:, first] - means[:, second] - gains  # (resamples, pairs)
-    errors = draws.std(axis=0)
+    counts = _counts(arms, looks)  # (looks, arms)
+    levels = np.array([np.mean([_level(s, quality) for s in f.seeds]) for f in arms])
+    means = _row_noise(arms, counts, rng)  # (looks, resamples, arms)
+    of_rows = (means[:, :, first] - means[:, :, second]).var(axis=1)  # (looks, pairs)
+    variance = np.array([pooled_seed_variance(arms, quality) * is_trained(f) for f in arms])
+    seen = np.maximum(counts, 1)
+    between = variance / seen
+    of_seeds = between[:, first] + between[:, second]
+    noise = rng.standard_normal((_N_RESAMPLES, len(arms), int(seen.max()))).cumsum(axis=2)
+    if freedom := _freedom(arms):
+        # Student's t: few retrainings tell little of their variance; one divisor for all arms.
+        noise /= np.sqrt(rng.chisquare(freedom, (_N_RESAMPLES, 1, 1)) / freedom)
+    errors = np.sqrt(of_rows + of_seeds)
     scale = np.where(errors > 0, errors, 1.0)
-    highest = np.abs(draws / scale).max(axis=1)
-    reach = float(np.quantile(highest, LEVEL)) * errors
-    of_seeds = np.minimum(np.sqrt(between[first] + between[second]), errors)
-    columns = (gains, gains - reach, gains + reach, errors, of_seeds)
+    # A pair of which one has no score yet is not looked at.
+    weight = ((counts[:, first] > 0) & (counts[:, second] > 0)) / scale
+    largest = []
+    for look, n_seeds in enumerate(seen):
+        shift = noise[:, np.arange(len(arms)), n_seeds - 1] * np.sqrt(variance) / n_seeds
+        draws = means[look] + shift
+        largest.append((np.abs(draws[:, first] - draws[:, second]) * weight[look]).max(axis=1))
+    gains = levels[first] - levels[second]
+    reach = _reach(largest, is_raced=looks is not None) * errors[-1]
+    columns = (gains, gains - reach, gains + reach, errors[-1], np.sqrt(of_seeds[-1]))
     return [Comparison(*map(float, row)) for row in zip(*columns, strict=True)]
+
+
+def _counts(arms: Sequence[Finalist], looks: Looks | None) -> NDArray[np.int_]:
+    """Return the seeds of each finalist at each look, the one at what they have now included."""
+    now = [len(f.seeds) for f in arms]
+    rows = [[min(look.get(f.digest, 0), len(f.seeds)) for f in arms] for look in looks or ()]
+    return np.array([row for row in rows if row != now] + [now])
+
+
+def _reach(largest: Sequence[Array], *, is_raced: bool) -> float:
+    """Return the standard errors that the intervals of the last look reach."""
+    left = 1.0 - LEVEL
+    if not is_raced:
+        return float(np.quantile(largest[-1], 1.0 - left))
+    inside = np.ones(len(largest[0]), dtype=bool)
+    reach = 0.0
+    for each in largest:
+        spent, left = left - left / _KEPT, left / _KEPT
+        reach = float(np.quantile(np.where(inside, each, 0.0), 1.0 - spent))
+        inside &= each <= reach
+    return reach
 
 
 def has_rows(finalists: Sequence[Finalist]) -> bool:
@@ -89,24 +136,35 @@ def has_rows(finalists: Sequence[Finalist]) -> bool:
 
 def row_variance(finalist: Finalist) -> float:
     """Return the variance of the mean quality between samples of test rows."""
-    draws = mean_draws(finalist)
+    draws = _mean_draws(finalist, len(finalist.seeds))
     if draws is not None:
         return float(draws.var())
     if not has_rows([finalist]):
         return 0.0
-    rows = _rows(finalist)
+    rows = _rows(finalist, len(finalist.seeds))
     return float(rows.var() / len(rows))
+
+
+def is_trained(finalist: Finalist) -> bool:
+    """Return whether the seed matters: a base model without adapter and head is only scored."""
+    if finalist.candidate.plan.specs or finalist.costs.trainable_params > 0:
+        return True
+    # A function of the user's may train what nobody knows of.
+    return any(seed.test != finalist.seeds[0].test for seed in finalist.seeds)
 
 
 def pooled_seed_variance(finalists: Sequence[Finalist], quality: Objective) -> float:
     """Return the variance of one seed's mean score, pooled: three seeds alone estimate it badly."""
-    spreads = [
-        np.array([_level(s, quality) for s in f.seeds]) for f in finalists if len(f.seeds) > 1
-    ]
-    freedom = sum(len(s) - 1 for s in spreads)
+    spreads = [np.array([_level(s, quality) for s in f.seeds]) for f in finalists if is_trained(f)]
+    freedom = _freedom(finalists)
     if not freedom:
         return 0.0
     return float(sum(((s - s.mean()) ** 2).sum() for s in spreads)) / freedom
+
+
+def _freedom(finalists: Sequence[Finalist]) -> int:
+    """Return how many differences between seeds tell their variance."""
+    return sum(len(f.seeds) - 1 for f in finalists if is_trained(f))
 
 
 def cost_of(finalist: Finalist, cost: Objective | None) -> float:
@@ -118,10 +176,15 @@ def cost_of(finalist: Finalist, cost: Objective | None) -> float:
     return float(np.mean([s.objectives[cost.name] for s in finalist.seeds]))
 
 
-def _rows(finalist: Finalist) -> Array:
-    """Return the score of each test row, averaged over the seeds; shape (n_test_rows,)."""
-    mean: Array = np.array([s.test_rows for s in finalist.seeds], dtype=float).mean(axis=0)
+def _rows(finalist: Finalist, n_seeds: int) -> Array:
+    """Return the score of each test row, averaged over the first seeds; shape (n_test_rows,)."""
+    scores = [s.test_rows for s in finalist.seeds[:n_seeds]]
+    mean: Array = np.array(scores, dtype=float).mean(axis=0)
     return mean
+
+
+def _mean_draws(finalist: Finalist, n_seeds: int) -> Array | None:
+    return mean_draws(replace(finalist, seeds=finalist.seeds[:n_seeds]))
 
 
 def _level(score: SeedScore, quality: Objective) -> float:
@@ -131,20 +194,32 @@ def _level(score: SeedScore, quality: Objective) -> float:
     return float(np.mean(score.test_rows))
 
 
-def _resampled(
-    arms: Sequence[Finalist], quality: Objective, rng: np.random.Generator
-) -> tuple[Array, Array]:
-    """Return the quality of each arm, (arms,), and on resamples of the rows, (resamples, arms)."""
-    levels = np.array([np.mean([_level(s, quality) for s in f.seeds]) for f in arms])
-    draws = [mean_draws(f) for f in arms]
-    shared = [d for d in draws if d is not None]
-    if len(shared) == len(arms):
-        return levels, np.array(shared).T
-    if not has_rows(arms):
-        return levels, np.tile(levels, (_N_RESAMPLES, 1))
-    rows = np.array([_rows(f) for f in arms])  # (arms, test rows)
+def _row_noise(
+    arms: Sequence[Finalist], counts: NDArray[np.int_], rng: np.random.Generator
+) -> Array:
+    """Return the quality of each arm on resamples of the rows; (looks, resamples, arms)."""
+    seen = np.maximum(counts, 1)
+    parts = sorted({(arm, int(n)) for look in seen for arm, n in enumerate(look)})
+    draws = [_mean_draws(arms[arm], n) for arm, n in parts]
+    shared = [d[:_N_RESAMPLES] for d in draws if d is not None]
+    if len(shared) == len(parts):
+        # As many as the noise of the seeds has: each is used about equally often.
+        found = np.array(shared)
+        found = found[:, np.arange(_N_RESAMPLES) % found.shape[1]].T
+    elif not has_rows(arms):
+        found = np.zeros((_N_RESAMPLES, len(parts)))
+    else:
+        found = _bootstrapped(np.array([_rows(arms[arm], n) for arm, n in parts]), rng)
+    found = found - found.mean(axis=0)
+    columns = [[parts.index((arm, int(n))) for arm, n in enumerate(look)] for look in seen]
+    noise: Array = found[:, columns].swapaxes(0, 1)
+    return noise
+
+
+def _bootstrapped(rows: Array, rng: np.random.Generator) -> Array:
+    """Return the means of rows (arms, rows) on resamples; (resamples, arms)."""
     # The Bayesian bootstrap (Rubin, Annals of Statistics 9, 1981): smooth weights of the rows in
     # place of how often each is drawn, (resamples, test rows), with the same spread.
     weights = rng.standard_exponential((_N_RESAMPLES, rows.shape[1]), dtype=np.float32)
     weights /= weights.sum(axis=1, keepdims=True)
-    return rows.mean(axis=1), (weights @ rows.T.astype(np.float32)).astype(float)
+    return (weights @ rows.T.astype(np.float32)).astype(float)

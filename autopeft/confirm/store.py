@@ -18,6 +18,9 @@ from autopeft.utils.serialize import read_json, to_plain
 _ORIGIN = "compressed.json"
 """File beside the score of a compressed candidate: what it was cut from."""
 
+_LOOKS = "looks.json"
+"""What has been looked at in between, to decide what is trained next."""
+
 _REMEDY = "delete its folder; `autopeft resume` trains it again"
 
 
@@ -96,6 +99,22 @@ class ConfirmationStore:
         """Return (digest, seed) of every retraining."""
         pairs = (path.name.rsplit("-seed", 1) for path in self._folder.glob("[!.]*-seed*"))
         return frozenset((digest, int(seed)) for digest, seed in pairs)
+
+    def looks(self) -> tuple[dict[str, int], ...]:
+        """Return the looks at the scores so far: seeds of each finalist, by digest."""
+        path = self._folder / _LOOKS
+        return (
+            read_json(path, tuple[dict[str, int], ...], remedy="restore the file")
+            if path.is_file()
+            else ()
+        )
+
+    def note_look(self, look: Mapping[str, int]) -> None:
+        """Add a look, unless it could tell nothing, or nothing has come since the last one."""
+        known = self.looks()
+        if max(look.values(), default=0) > 1 and dict(look) not in known[-1:]:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_text(self._folder / _LOOKS, json.dumps([*known, dict(look)]))
 
     def publish(self, finalist: Finalist, seed: int) -> Path | None:
         """Copy the adapter of one seed to `adapters/<digest>` and return that folder.

@@ -17,9 +17,9 @@ _N_NEEDED = 4
 
 
 def affordable(
-    nominees: Sequence[Nominee], *, worker_seconds: float, n_seeds: int
+    nominees: Sequence[Nominee], *, worker_seconds: float, n_seeds: float
 ) -> tuple[Nominee, ...]:
-    """Return as many nominees as the time left pays for with all their seeds.
+    """Return as many nominees as the time left pays for, at `n_seeds` trainings each on average.
 
     The tuned LoRAs and the reference are never dropped. Front members are dropped from the middle
     outwards, so that the cheapest and the best stay. `worker_seconds` is the time left, over all
@@ -38,7 +38,7 @@ def affordable_lower_ranks(
     nominees: Sequence[Nominee],
     *,
     worker_seconds: float,
-    n_seeds: int,
+    n_seeds: float,
     trained: Collection[str],
     price: Callable[[Candidate], Price],
 ) -> dict[str, tuple[tuple[Candidate, Price], ...]]:
@@ -61,19 +61,19 @@ def affordable_lower_ranks(
 
 def confirmation_jobs(
     nominees: Sequence[Nominee],
+    wanted: Collection[str],
     *,
-    seeds: range,
-    done: Collection[tuple[str, int]],
+    seeds: Sequence[int],
+    begun: Collection[tuple[str, int]],
     lower_ranks: Mapping[str, tuple[tuple[Candidate, Price], ...]],
 ) -> tuple[Job, ...]:
-    """Return one job for each nominee and seed, except those that are done or running.
-
-    All nominees come with the first seed, then all with the second, ...: if the budget ends early,
-    they have about the same number of seeds.
-    """
-    return tuple(
-        Job("confirm", t.candidate, t.costs, seed, lower_ranks=lower_ranks.get(t.digest, ()))
-        for seed in seeds
-        for t in (nominee.trial for nominee in nominees)
-        if (t.digest, seed) not in done
-    )
+    """Return a job for each wanted nominee, with the first seed that it has not begun."""
+    by_digest = {nominee.trial.digest: nominee.trial for nominee in nominees}
+    jobs = []
+    for digest in wanted:
+        trial = by_digest.get(digest)
+        seed = next((seed for seed in seeds if (digest, seed) not in begun), None)
+        if trial is not None and seed is not None:
+            lower = lower_ranks.get(digest, ())
+            jobs.append(Job("confirm", trial.candidate, trial.costs, seed, lower_ranks=lower))
+    return tuple(jobs)

@@ -8,8 +8,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from autopeft.confirm.finalists import Nominee, choose_finalists
+from autopeft.confirm.finalists import Nominee, choose_finalists, confirmed_finalists
+from autopeft.confirm.race import EXTRA_SEEDS, expected_seeds, next_seeds, seeds_of
 from autopeft.confirm.store import ConfirmationStore
+from autopeft.costs import Price
 from autopeft.engine.budget import Budget, BudgetTracker
 from autopeft.engine.callback import CallbackList, Phase, Progress
 from autopeft.engine.confirmation_plan import affordable, affordable_lower_ranks, confirmation_jobs
@@ -24,6 +26,7 @@ from autopeft.engine.messages import (
     TimeUpMessage,
 )
 from autopeft.engine.search_plan import SearchPlan, revised
+from autopeft.plan import Candidate
 from autopeft.searcher.controller import SearchController
 from autopeft.settings import SearchSettings
 from autopeft.training.step_clock import Deadline
@@ -122,7 +125,13 @@ class Dispatcher:
         self._settings = settings
         # A candidate that won by a lucky seed must win again: none of these is the search's own.
         self._plan = plan or SearchPlan.of(settings)
-        self._seeds = range(settings.seed + 1, settings.seed + 1 + self._plan.confirm_seeds)
+        extra = EXTRA_SEEDS if settings.confirm_seeds is None else 0
+        first = settings.seed + 1
+        self._seeds = range(first, first + self._plan.confirm_seeds + extra)
+        self._nominees: tuple[Nominee, ...] = ()
+        self._lower: dict[str, tuple[tuple[Candidate, Price], ...]] = {}
+        self._begun: set[tuple[str, int]] = set()
+        self._is_settled = False
         self._taken: list[tuple[float, float]] = []
         self._n_workers = settings.workers or 1
         self._trials_per_worker = trials_per_worker
@@ -233,9 +242,7 @@ class Dispatcher:
         for trial in self._controller.trials():
             if trial.origin == "reference" and trial.state == "complete":
                 self._expected[trial.digest] = Nominee.of(trial, self._test_share).seconds
-                self._early.extend(
-                    Job("confirm", trial.candidate, trial.costs, seed) for seed in self._seeds
-                )
+                self._early.append(Job("confirm", trial.candidate, trial.costs, self._seeds[0]))
 
     def _begin_confirmation(self) -> None:
         self._enter("confirmation")
@@ -247,29 +254,63 @@ class Dispatcher:
             test_share=self._test_share,
         )
         self._expected = {nominee.trial.digest: nominee.seconds for nominee in nominees}
-        seconds, n_seeds = self.seconds_left * self._n_workers, len(self._seeds)
+        seconds = self.seconds_left * self._n_workers
+        n_seeds = expected_seeds(self._plan.confirm_seeds)
         kept = affordable(nominees, worker_seconds=seconds, n_seeds=n_seeds)
         if len(kept) < len(nominees):
             self.warnings.append(
                 f"the budget left paid for confirming {len(kept)} of {len(nominees)} finalists; "
                 "raise --budget or --confirm-share to confirm all"
             )
-        lower = {}
         if self._settings.compress and len(kept) == len(nominees):
-            lower = affordable_lower_ranks(
+            self._lower = affordable_lower_ranks(
                 kept,
                 worker_seconds=seconds,
                 n_seeds=n_seeds,
                 trained={trial.digest for trial in trials},
                 price=self._controller.prices.price,
             )
-        done = self._confirmed | {key[1:] for key in self._running if key[0] == "confirm"}
-        jobs = confirmation_jobs(kept, seeds=self._seeds, done=done, lower_ranks=lower)
+        self._nominees = kept
+        self._needed = _needed([nominee.trial for nominee in kept])
+        scored = {digest for digest, _ in self._confirmed | self._begun}
+        self._enqueue([n.trial.digest for n in kept if n.trial.digest not in scored])
+
+    def _enqueue(self, wanted: Sequence[str]) -> None:
+        jobs = confirmation_jobs(
+            self._nominees,
+            wanted,
+            seeds=self._seeds,
+            begun=self._confirmed | self._begun,
+            lower_ranks=self._lower,
+        )
         self._queue = deque(jobs)
         self._n_to_confirm = self._n_confirmed + len(self._running) + len(jobs)
-        self._needed = _needed([nominee.trial for nominee in kept])
+
+    def _begin_round(self) -> None:
+        """Queue the trainings that may change a decision, once all that were queued have ended."""
+        finalists = confirmed_finalists(
+            self._controller.trials(), self._store.scores(), self._store.compressed()
+        )
+        wanted = next_seeds(
+            finalists,
+            self._controller.objectives,
+            usual=self._plan.confirm_seeds,
+            most=len(self._seeds),
+            pick=self._settings.pick,
+            looks=self._store.looks(),
+        )
+        if wanted and self._settings.evaluate is not None:
+            # Without an adapter, a function of the user's may still depend on the seed.
+            wanted += tuple(
+                f.digest for f in finalists if f.origin == "reference" and len(f.seeds) == 1
+            )
+        self._store.note_look(seeds_of(finalists))
+        self._enqueue(wanted)
+        self._is_settled = not self._queue
 
     def _next_confirmation(self) -> Job | None:
+        if not self._queue and not self._running and not self._is_settled:
+            self._begin_round()
         if not self._queue:
             return None
         self._tick()
@@ -285,6 +326,7 @@ class Dispatcher:
                     "`autopeft resume` with a larger budget adds them"
                 )
             self._queue = deque(kept.values())
+            self._is_settled = True
             if not kept:
                 return None
         job = self._queue.popleft()
@@ -313,6 +355,8 @@ class Dispatcher:
 
     def _note_start(self, job: Job, trial: Trial | None) -> None:
         self._running[job.key] = _Running(trial, time.monotonic())
+        if job.kind == "confirm":
+            self._begun.add(job.key[1:])
         if trial is not None:
             self._callbacks.call("on_trial_begin", trial)
         self._notify()

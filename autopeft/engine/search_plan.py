@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from autopeft.confirm.race import expected_seeds
 from autopeft.settings import SearchSettings
 
 ENOUGH_TRIALS = 40
@@ -105,7 +106,7 @@ class SearchPlan:
         trials = "trials" if self.n_trials is None else f"about {self.n_trials} trials"
         return (
             f"plan: {trials} of {self.steps} steps; up to {self.max_finalists} finalists with "
-            f"{self.confirm_seeds} seeds each, {self.confirm_share:.0%} of the budget"
+            f"up to {self.confirm_seeds} seeds each, {self.confirm_share:.0%} of the budget"
         )
 
 
@@ -186,7 +187,7 @@ def confirmation_seconds(plan: SearchPlan, speed: Speed, work: Workload) -> floa
     scoring = work.n_validation * (1.0 + work.test_share) * speed.row
     training = speed.start + plan.steps * speed.step + scoring
     n = plan.max_finalists + _N_BASIC
-    return plan.confirm_seeds * (n * training + scoring) / work.n_workers
+    return (expected_seeds(plan.confirm_seeds) * n * training + scoring) / work.n_workers
 
 
 def priced(plan: SearchPlan, speed: Speed, work: Workload, pinned: Mapping[str, Any]) -> SearchPlan:
@@ -211,7 +212,7 @@ def revised(
         n_workers: Trainings at once.
     """
     n = plan.max_finalists + _N_BASIC
-    seconds = plan.confirm_seeds * (n * training + scoring) / n_workers
+    seconds = (expected_seeds(plan.confirm_seeds) * n * training + scoring) / n_workers
     return replace(plan, confirm_share=round(min(max(seconds / budget, 0.1), _MOST_SHARE), 3))
 
 

@@ -149,11 +149,15 @@ def test_a_detectable_difference_is_found_as_often_as_it_says() -> None:
 
 
 def test_a_search_without_a_proposal_claims_nothing() -> None:
-    for rows in (field(0, 0.80, [(0.88, 9_000)]), field(4, 0.80, [(0.80, 9_000)])):
+    few = field(4, 0.80, [(0.80, 9_000)], n_rows=150)
+    assert "nothing is shown to beat" in judge(few, OBJECTIVES, n_proposals=0).text
+    for rows in (few, field(0, 0.80, [(0.88, 9_000)]), field(4, 0.80, [(0.80, 9_000)])):
         verdict = judge(rows, OBJECTIVES, n_proposals=0)
         assert (verdict.answer, verdict.beats_lora) == ("undecided", False)
-        assert "the searcher made no proposal" in verdict.text
-        assert judge(rows, OBJECTIVES, n_proposals=1).answer != "undecided"
+        assert verdict.text.startswith("Undecided: the searcher made no proposal of its own")
+        assert verdict.text.count("Undecided") == 1
+        assert not {"Yes:", "No:"} & set(verdict.text.split())
+        assert rows is few or judge(rows, OBJECTIVES, n_proposals=1).answer != "undecided"
 
 
 def test_one_seed_tells_nothing_of_the_next() -> None:

@@ -59,11 +59,13 @@ def test_lower_ranks_come_as_long_as_time_is_left(spare: float, numbers: list[in
     assert cut == ([[4, 2], [8]] if spare == 100.0 else [[4, 2, 1]][: len(numbers)])
 
 
-def test_jobs_come_seed_by_seed_without_those_done() -> None:
-    both = [nominee(8), nominee(16)]
-    lower = {both[1].trial.digest: ((both[0].trial.candidate, both[0].trial.costs),)}
-    done = {(both[0].trial.digest, 2)}
-    jobs = confirmation_jobs(both, seeds=range(1, 3), done=done, lower_ranks=lower)
-    assert [(job.costs.trainable_params, job.seed) for job in jobs] == [(8, 1), (16, 1), (16, 2)]
-    assert [len(job.lower_ranks) for job in jobs] == [0, 1, 1]
+def test_each_wanted_finalist_gets_its_next_seed() -> None:
+    three = [nominee(8), nominee(16), nominee(24)]
+    first, second, third = (each.trial.digest for each in three)
+    lower = {second: ((three[0].trial.candidate, three[0].trial.costs),)}
+    begun = {(first, 1), (second, 1), (third, 1), (third, 2)}
+    wanted = [second, "no nominee", first, third]
+    jobs = confirmation_jobs(three, wanted, seeds=range(1, 3), begun=begun, lower_ranks=lower)
+    assert [(job.costs.trainable_params, job.seed) for job in jobs] == [(16, 2), (8, 2)]
+    assert [len(job.lower_ranks) for job in jobs] == [1, 0]
     assert {job.kind for job in jobs} == {"confirm"}

@@ -104,12 +104,13 @@ def test_settings_state_sizes_or_leave_them_open() -> None:
 def test_trials_tell_what_confirmation_takes() -> None:
     plan = priced(SearchPlan(), SPEED, WORK, {})
     slow = revised(plan, training=40.0, scoring=10.0, budget=1800, n_workers=2)
-    assert slow.confirm_share == pytest.approx(3 * (8 * 40 + 10) / 2 / 1800, abs=1e-3)
+    assert slow.confirm_share == pytest.approx((1.8 * 8 * 40 + 10) / 2 / 1800, abs=1e-3)
     assert revised(plan, training=4e3, scoring=10.0, budget=1800, n_workers=2).confirm_share == 0.6
 
 
 def test_the_plan_is_told_in_one_line() -> None:
     line = replace(SearchPlan(), n_trials=60).line()
     assert line == (
-        "plan: about 60 trials of 100 steps; up to 6 finalists with 3 seeds each, 30% of the budget"
+        "plan: about 60 trials of 100 steps; up to 6 finalists with up to 3 seeds each, "
+        "30% of the budget"
     )
