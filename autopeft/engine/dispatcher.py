@@ -142,7 +142,6 @@ class Dispatcher:
         self._running: dict[tuple[str, str, int], _Running] = {}
         self._queue: deque[Job] = deque()
         self._early: deque[Job] = deque()
-        self._n_early = 0
         self._confirmed = set(store.done())
         self._plan_early_confirmations()
         self._scored: tuple[int, bool] | None = None
@@ -227,12 +226,9 @@ class Dispatcher:
         The reference is confirmed in any case. Ray would stop an idle worker and load the model
         again for the confirmations.
         """
-        while self._early and (not self._is_too_late(self._early[0]) or not self._n_early):
+        while self._early:
             job = self._early.popleft()
-            self._n_early += 1
             if job.key not in self._running and job.key[1:] not in self._confirmed:
-                if self._n_early > 1:
-                    job = self._with_deadline(job)
                 self._note_start(job, None)
                 return job
         return None
@@ -241,7 +237,6 @@ class Dispatcher:
         """Queue the confirmations of the reference, if its trial is complete."""
         for trial in self._controller.trials():
             if trial.origin == "reference" and trial.state == "complete":
-                self._expected[trial.digest] = Nominee.of(trial, self._test_share).seconds
                 self._early.append(Job("confirm", trial.candidate, trial.costs, self._seeds[0]))
 
     def _begin_confirmation(self) -> None:

@@ -391,16 +391,6 @@ def test_a_free_worker_confirms_the_reference_while_the_last_trial_ends(tmp_path
     assert all(job.candidate.plan.specs for job in rest)
 
 
-def test_near_the_end_only_one_confirmation_may_be_late(tmp_path: Path, clock: FakeClock) -> None:
-    search = FakeSearch(tmp_path, "100s")
-    search.work(_next(search))
-    assert _next(search).candidate.plan.specs
-    clock.now += 99.0  # A confirmation is expected to take a second, as the trial did.
-    first, second = _next(search), _next(search)
-    assert first.candidate.plan.specs == second.candidate.plan.specs == ()
-    assert (_left(first), _left(second)) == (None, 1.5)
-
-
 def test_at_the_end_a_free_worker_confirms_the_reference_once(
     tmp_path: Path, clock: FakeClock
 ) -> None:
