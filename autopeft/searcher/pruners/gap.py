@@ -24,6 +24,9 @@ PRICE_KEY = "price"
 TRAIN_KEY = "train"
 """User attribute of a trial with its training settings, among them "steps"."""
 
+SITES_KEY = "n_sites"
+"""User attribute of a trial with its number of adapters, in a search of autopeft."""
+
 _REMEDY = (
     'set them before it reports, trial.set_user_attr("price", {"seconds": 12.0}), '
     "or give GapPruner(costs=function of the parameters)"
@@ -61,7 +64,8 @@ class GapPruner(BasePruner):
         costs: Names in the user attribute "price" of a trial, which it must have at its first
             report; or a function of the trial's parameters that returns its cost, or costs by name.
             None: the study's other objectives by their metric names, where known costs replace
-            measured ones; all of the price if they have no names. With one objective, none.
+            measured ones (FLOPs and the number of adapters the latency); all of the price if they
+            have no names. With one objective, none.
         objective: Index of the objective that trials report, the quality. The others are minimized.
         n_steps: Steps of a whole training; None for the trial's user attribute "train", a mapping
             with "steps". Without either, every rung may stop a trial.
@@ -119,6 +123,7 @@ class GapPruner(BasePruner):
         self._study: weakref.ref[optuna.study.Study] | None = None
         self._sign = 1.0
         self._reader = TrialCosts((), PRICE_KEY, _REMEDY)
+        self._counts_sites = False
         self._table = RungTable(0)
         self._open: list[int] = []
 
@@ -153,7 +158,9 @@ class GapPruner(BasePruner):
             remedy = "give GapPruner(objective=index of the quality that trials report)"
             raise UserError("directions", shown, problem, remedy)
         self._sign = 1.0 if quality == StudyDirection.MAXIMIZE else -1.0
-        self._reader = TrialCosts(self._cost_names(study), PRICE_KEY, _REMEDY)
+        names = self._cost_names(study)
+        self._reader = TrialCosts(names, PRICE_KEY, _REMEDY)
+        self._counts_sites = "latency_ms" in (names or ()) and SITES_KEY in trial.user_attrs
         self._table, self._open = RungTable(len(self._costs_of(trial))), []
         self._study = weakref.ref(study)
 
@@ -182,7 +189,11 @@ class GapPruner(BasePruner):
         price = trial.user_attrs.get(PRICE_KEY)
         if callable(self._costs):
             price = computed_price(self._costs, trial.number, trial.params)
-        return self._reader.of(trial.number, price)
+        costs = self._reader.of(trial.number, price)
+        if self._counts_sites:
+            # FLOPs alone do not stand for latency: IA3 has none, but its calls take time.
+            costs.append(float(trial.user_attrs.get(SITES_KEY, np.nan)))
+        return costs
 
     def _known_costs(self, trial: FrozenTrial, *, is_asking: bool) -> list[float]:
         try:

@@ -166,6 +166,24 @@ def test_costs_known_only_after_training_are_replaced_by_priced_ones() -> None:
     assert [pruner.prune(study, t) for t in study.get_trials()] == [False, True]
 
 
+@pytest.mark.parametrize(("n_sites", "is_stopped"), [((12, 2), False), ((2, 12), True)])
+def test_latency_is_compared_by_sites_too(n_sites: tuple[int, int], is_stopped: bool) -> None:
+    study = optuna.create_study(directions=["maximize", "minimize"])
+    with pytest.warns(optuna.exceptions.ExperimentalWarning):
+        study.set_metric_names(["accuracy", "latency_ms"])
+    # The first, of a method without FLOPs, is better.
+    for sites, flops, score in zip(n_sites, (0.0, 2.0), (0.9, 0.1), strict=True):
+        study.add_trial(
+            create_trial(
+                state=TrialState.RUNNING,
+                user_attrs={"price": {"inference_flops": flops}, "n_sites": sites},
+                intermediate_values={1: score},
+            )
+        )
+    pruner = GapPruner(3)
+    assert [pruner.prune(study, t) for t in study.get_trials()] == [False, is_stopped]
+
+
 def test_eta_is_checked() -> None:
     with pytest.raises(SettingsError, match="eta"):
         GapPruner(1.0)
