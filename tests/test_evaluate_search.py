@@ -112,7 +112,7 @@ def test_it_is_resumed_with_the_same_objects_given_again(tiny_model: Path, tmp_p
     with pytest.raises(SettingsError, match=r"autopeft.resume\(folder, evaluate=function\)"):
         autopeft.resume(folder, budget="11trials", **parts)
     result = autopeft.resume(folder, budget="11trials", evaluate=local, **parts)
-    assert 10 in asked
+    assert {8, 9, 10} & {*asked}
     assert sum(result.view.trials.values()) == 11
     assert len(calls) > before
 

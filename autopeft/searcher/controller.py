@@ -504,6 +504,11 @@ class SearchController:
         priced.sort(
             key=lambda row: round(math.log2(max(row[2].train_flops / max(most, 1.0), 1e-6)))
         )
+        # A LoRA is among the first trials, whatever else is cheap: without one there is no verdict.
+        loras = [row for row in priced if row[1] == "baseline"]
+        if loras and loras[0] not in priced[:3]:
+            priced.remove(loras[0])
+            priced.insert(2, loras[0])
         self._queue.extend((candidate, origin) for candidate, origin, _ in priced)
 
     def _check_constraints(self) -> None:
