@@ -506,9 +506,9 @@ class SearchController:
         )
         # A LoRA is among the first trials, whatever else is cheap: without one there is no verdict.
         loras = [row for row in priced if row[1] == "baseline"]
-        if loras and loras[0] not in priced[:3]:
+        if loras and loras[0] not in priced[:4]:
             priced.remove(loras[0])
-            priced.insert(2, loras[0])
+            priced.insert(3, loras[0])
         self._queue.extend((candidate, origin) for candidate, origin, _ in priced)
 
     def _check_constraints(self) -> None:

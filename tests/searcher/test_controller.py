@@ -103,7 +103,7 @@ def test_a_lora_is_among_the_first_where_the_largest_rank_dwarfs_the_others() ->
     # In so narrow a model an adapter of rank 32 costs more than the model.
     small = Topology(2, {"attn.q": (16, 16), "attn.v": (16, 16), "mlp.up": (32, 16)})
     controller = SearchController(SearchSpace.from_source("default", small), TWO)
-    assert "baseline" in [controller.ask().origin for _ in range(3)]
+    assert "baseline" in [controller.ask().origin for _ in range(4)]
 
 
 def test_the_first_baselines_are_trained_to_the_end_however_bad_they_are() -> None:
