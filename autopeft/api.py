@@ -43,7 +43,7 @@ _SEARCHERS: Mapping[str, Registry[Any]] = {"pruner": PRUNERS, "sampler": SAMPLER
 def search(
     settings: SearchSettings | str | Path | Mapping[str, Any] | None = None,
     *,
-    callbacks: Iterable[Any] = (),
+    callbacks: Any = (),
     progress: bool = True,
     **overrides: Any,
 ) -> SearchResult:
@@ -51,7 +51,7 @@ def search(
 
     Args:
         settings: Settings, a settings file, or a mapping; None: only `overrides`.
-        callbacks: Hear of trials and progress; see `Callback`.
+        callbacks: One, or several; they hear of trials and progress; see `Callback`.
         progress: Whether the state is shown: live in a notebook or on a terminal, else as lines
             on standard error.
         **overrides: Any field of `SearchSettings`; they win over `settings`. data, validation and
@@ -89,13 +89,13 @@ def search(
 
 
 def resume(
-    folder: str | Path, *, callbacks: Iterable[Any] = (), progress: bool = True, **overrides: Any
+    folder: str | Path, *, callbacks: Any = (), progress: bool = True, **overrides: Any
 ) -> SearchResult:
     """Continue an interrupted search, or give an ended one a larger budget.
 
     Args:
         folder: The search's output folder.
-        callbacks: Hear of trials and progress; see `Callback`.
+        callbacks: One, or several; they hear of trials and progress; see `Callback`.
         progress: Whether the state is shown: live in a notebook or on a terminal, else as lines
             on standard error.
         **overrides: budget, confirm_share, confirm_seeds, max_finalists, workers,
@@ -138,20 +138,21 @@ def resume(
 def _search(
     workspace: Workspace,
     settings: SearchSettings,
-    callbacks: Iterable[Any],
+    callbacks: Any,
     *,
     is_resumed: bool = False,
     is_shown: bool,
 ) -> SearchResult:
     began = time.monotonic()
+    given = tuple(callbacks) if isinstance(callbacks, Iterable) else (callbacks,)
     with ExitStack() as stack:
         if is_shown:
             from autopeft.callbacks import shown_progress
 
-            callbacks = (stack.enter_context(shown_progress(sys.stderr)), *callbacks)
+            given = (stack.enter_context(shown_progress(sys.stderr)), *given)
         with paused_gc():
             from autopeft.session import Session
-        session = Session(workspace, callbacks, began=began, is_resumed=is_resumed)
+        session = Session(workspace, given, began=began, is_resumed=is_resumed)
         with frozen_gc():
             return session.run(settings)
 

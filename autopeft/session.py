@@ -18,9 +18,9 @@ from autopeft.confirm.finalists import confirmed_finalists, tuned_lora
 from autopeft.confirm.race import seeds_of
 from autopeft.confirm.store import ConfirmationStore
 from autopeft.confirm.verdict import judge
-from autopeft.engine.backend import make_backend
+from autopeft.engine.backend import blamed, make_backend, run_all
 from autopeft.engine.budget import BudgetTracker, Spent
-from autopeft.engine.callback import CallbackList, Progress, SearchStart
+from autopeft.engine.callback import CallbackList, Progress, SearchStart, as_callbacks
 from autopeft.engine.dispatcher import Dispatcher
 from autopeft.errors import UserError
 from autopeft.integrations.trackers.registry import destinations, make_trackers
@@ -59,7 +59,7 @@ class Session:
         is_resumed: bool = False,
     ) -> None:
         self._workspace = workspace
-        self._callbacks = CallbackList(callbacks)
+        self._callbacks = CallbackList(as_callbacks(callbacks))
         self._is_resumed = is_resumed
         self._started = datetime.now(UTC) - timedelta(seconds=time.monotonic() - began)
         self._began = began
@@ -182,8 +182,8 @@ class Session:
             dispatcher.start()
             backend = make_backend(ready.context())
             # Entered first: Ray sets its own handler of SIGTERM when it starts.
-            with backend, _terminable():
-                backend.run(dispatcher)
+            with blamed(settings.backend), backend, _terminable():
+                run_all(backend, settings.backend, dispatcher)
             is_complete = True
         finally:
             with _uninterrupted(), self._phase("report"):

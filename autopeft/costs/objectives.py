@@ -73,7 +73,10 @@ class Cost(Objective):
         if self.function is None:
             return price.value(self.name)
         try:
-            value = float(self.function(price, plan))
+            value = self.function(price, plan)
+            if isinstance(value, str | bytes):  # float() would read it.
+                raise TypeError(f"it returns {value!r}, not a number")
+            value = float(value)
         except Exception as error:
             reason = f"its function fails ({type(error).__name__}: {error})"
             raise SettingsError("cost", self.name, reason, "correct the function") from error

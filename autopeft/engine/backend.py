@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 from abc import abstractmethod
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 from autopeft.errors import AutoPeftError, SettingsError
@@ -140,6 +140,32 @@ def check_backend(name: str) -> None:
         remedy = f"use {', '.join(BACKENDS)} or package.module:name, or give the object in Python"
         raise SettingsError("backend", name, problem, remedy)
     BACKENDS.resolve("backend", name)
+
+
+@contextmanager
+def blamed(name: str) -> Iterator[None]:
+    """Turn an error of a backend of the user's into one line that names it."""
+    try:
+        yield
+    except AutoPeftError:
+        raise
+    except Exception as error:
+        if name in _BUILT_IN:
+            raise
+        raise SettingsError("backend", name, f"fails ({one_line(error)})", "correct it") from error
+
+
+def run_all(backend: Backend, name: str, dispatcher: Dispatcher) -> None:
+    """Run a backend until the search is over.
+
+    Raises:
+        SettingsError: if it returns before.
+    """
+    backend.run(dispatcher)
+    if dispatcher.phase != "done":
+        problem = f"run returned in the phase {dispatcher.phase!r}, before all jobs were run"
+        remedy = 'run jobs until `dispatcher.phase == "done"`; the search can be resumed'
+        raise SettingsError("backend", name, problem, remedy)
 
 
 def make_backend(context: WorkerContext) -> Backend:

@@ -10,10 +10,11 @@ from typing import Any, Literal
 from autopeft.confirm.finalists import SeedScore
 from autopeft.costs.objectives import Objective
 from autopeft.engine.messages import StepMessage
-from autopeft.errors import AutoPeftError
+from autopeft.errors import AutoPeftError, SettingsError
 from autopeft.plan import Candidate
 from autopeft.trial import Trial
 from autopeft.utils.formatting import one_line
+from autopeft.utils.serialize import nearest
 
 Phase = Literal["search", "confirmation", "done"]
 
@@ -127,6 +128,33 @@ class Callback:
 
     def on_search_end(self, result: Any) -> None:
         """Handle the `SearchResult`, also that of an interrupted search."""
+
+
+EVENTS: tuple[str, ...] = tuple(name for name in vars(Callback) if name.startswith("on_"))
+"""Methods that a callback can have."""
+
+
+def as_callbacks(given: Any) -> tuple[Any, ...]:
+    """Return the callbacks that a user gave: one, or several.
+
+    Raises:
+        SettingsError: if one is a class, or has a method of a mistaken name.
+    """
+    several = given if isinstance(given, Iterable) else (given,)
+    callbacks = tuple(several)
+    for callback in callbacks:
+        if isinstance(callback, type):
+            problem, remedy = "is a class, not a callback", f"give {callback.__name__}()"
+            raise SettingsError("callbacks", callback.__name__, problem, remedy)
+        shown = type(callback).__name__
+        wrong = [name for name in dir(callback) if name.startswith("on_") and name not in EVENTS]
+        if wrong:
+            problem = f"{wrong[0]} is no event, so it would never be called"
+            raise SettingsError("callbacks", shown, problem, nearest(wrong[0], EVENTS))
+        if not any(callable(getattr(callback, name, None)) for name in EVENTS):
+            problem = "has no method of autopeft.Callback"
+            raise SettingsError("callbacks", shown, problem, f"define e.g. {EVENTS[4]}")
+    return callbacks
 
 
 @dataclass

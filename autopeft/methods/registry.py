@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from numbers import Integral
 from types import MappingProxyType
 from typing import Any, TypeVar, cast, overload
 
 from autopeft.errors import SpaceError
-from autopeft.methods.base import Method
+from autopeft.methods.base import AdapterFlops, AdapterMemory, Method
+from autopeft.utils.formatting import one_line
 from autopeft.utils.registry import Registry
 
 F = TypeVar("F")
@@ -36,7 +38,40 @@ def _as_method(name: str, part: Any) -> Method:
         raise TypeError("must be an autopeft.methods.Method")
     if name and part.name != name:
         raise TypeError(f"is the method {part.name!r}, which plans would name")
+    _check_attributes(part)
+    _check_formulas(part)
     return part
+
+
+def _check_attributes(part: Method) -> None:
+    """Refuse attributes of another type, which the search would trip over much later."""
+    rates: Any = part.learning_rate
+    is_pair = isinstance(rates, tuple) and len(rates) == 2
+    if not (is_pair and all(isinstance(r, int | float) for r in rates) and 0 < rates[0] < rates[1]):
+        raise TypeError(f"has learning_rate={rates!r}, but it must be (low, high), 0 < low < high")
+    for attribute, kind in (("roles", str), ("input_side_roles", str), ("default_ranks", int)):
+        values: Any = getattr(part, attribute)
+        if not isinstance(values, tuple) or not all(isinstance(v, kind) for v in values):
+            raise TypeError(
+                f"has {attribute}={values!r}, but it must be a tuple of {kind.__name__}"
+            )
+
+
+def _check_formulas(part: Method) -> None:
+    """Try the formulas at one site: a price that fails later would be blamed on the search."""
+    shape = (64, 64)
+    ranks = [rank for rank in part.default_ranks or (0,) if part.is_legal_rank(rank, shape)]
+    if not part.roles or not ranks:
+        return
+    kinds = {"n_params": Integral, "flops": AdapterFlops, "memory": AdapterMemory}
+    for formula, kind in kinds.items():
+        try:
+            value = getattr(part, formula)(ranks[0], shape, part.roles[0])
+        except Exception as error:
+            raise TypeError(f"has a {formula} that fails ({one_line(error)})") from error
+        if not isinstance(value, kind) or (isinstance(value, Integral) and int(value) < 0):
+            rule = "a count of at least 0" if kind is Integral else f"an {kind.__name__}"
+            raise TypeError(f"has a {formula} that returns {value!r}, but it must be {rule}")
 
 
 METHODS: Registry[Method] = Registry(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from autopeft.engine.callback import Callback
+from autopeft.engine.callback import EVENTS, Callback
 from autopeft.testing.requirement import Requirement
 from autopeft.utils.serialize import nearest
 
@@ -30,14 +30,13 @@ def check_callback(callback: Any) -> None:
     """
     require = Requirement(f"callback {type(callback).__name__}")
     require.that(not isinstance(callback, type), "is a class; give an object")
-    known = [name for name in vars(Callback) if name.startswith("on_")]
     own = [name for name in dir(callback) if name.startswith("on_")]
     for name in own:
-        require.that(name in known, f"{name} is never called; {nearest(name, known)}")
+        require.that(name in EVENTS, f"{name} is never called; {nearest(name, EVENTS)}")
         _, *arguments = inspect.signature(getattr(Callback, name)).parameters
         try:
             inspect.signature(getattr(callback, name)).bind(*arguments)
         except TypeError as wrong:
             text = f"{name} must take ({', '.join(arguments)}): {wrong}"
             raise AssertionError(f"{require.part}: {text}") from None
-    require.that(bool(own), f"has no method that is called; define e.g. {known[0]}")
+    require.that(bool(own), f"has no method that is called; define e.g. {EVENTS[0]}")

@@ -36,6 +36,9 @@ from autopeft.testing.tiny_models import (
 )
 from autopeft.utils.formatting import one_line
 
+_LARGE = (4096, 4096)
+"""A shape at which every rank worth a default is legal."""
+
 
 def check_method(method: Any, *, models: Sequence[TinyModel] = (ENCODER, DECODER)) -> None:
     """Check that a method keeps the contract of `autopeft.methods.Method`.
@@ -67,6 +70,12 @@ def check_method(method: Any, *, models: Sequence[TinyModel] = (ENCODER, DECODER
     require = Requirement(f"method {part.name}")
     low, high = part.learning_rate
     require.that(0 < low < high, f"learning_rate=({low}, {high}) is no range of positive rates")
+    known = METHODS[part.name] if part.name in METHODS else part
+    is_free = not type(known).__module__.startswith("autopeft.methods") or known == part
+    require.that(is_free, "the name is that of a method of autopeft; rename it")
+    never = [rank for rank in part.default_ranks if not part.is_legal_rank(rank, _LARGE)]
+    text = f"default_ranks has {never}, which is_legal_rank refuses even at {_LARGE}"
+    require.that(not never or len(never) == len(part.default_ranks), text)
     require.that(require.pickled(part) == part, "it is another method after pickling")
     with registered(METHODS, part.name, part):
         tried = [_check_on(part, model, require) for model in models]

@@ -11,6 +11,7 @@ import optuna
 from optuna.pruners import BasePruner
 from optuna.trial import FrozenTrial
 
+from autopeft.errors import SettingsError
 from autopeft.searcher.controller import SearchController
 from autopeft.searcher.pruners.registry import Rungs, make_pruner
 from autopeft.searcher.pruners.single_objective import SingleObjectivePruner
@@ -117,7 +118,10 @@ def _stopped(
             continue
         level = places[trial.number] / _N_TRIALS
         quality = (1.0 - level if is_best_cheapest else level) - 1.0 / step
-        decision = controller.report(trial, step, sign * quality)
+        try:
+            decision = controller.report(trial, step, sign * quality)
+        except SettingsError as error:  # It wraps what the spy found.
+            raise error.__cause__ or error from None
         seen.decisions.append((trial.number, decision))
         if decision is Decision.STOP:
             ended.add(trial.number)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from autopeft.engine.callback import Callback, CallbackList
+import pytest
+
+from autopeft.engine.callback import Callback, CallbackList, as_callbacks
+from autopeft.errors import SettingsError
 
 
 class Ears(Callback):
@@ -49,3 +52,20 @@ def test_a_search_is_interrupted_by_a_callback_only_on_purpose() -> None:
     except KeyboardInterrupt:
         return
     raise AssertionError("an interrupt must leave")
+
+
+def test_one_callback_is_enough_and_a_mistaken_one_is_refused() -> None:
+    ears = Ears()
+    assert as_callbacks(ears) == as_callbacks([ears]) == (ears,)
+
+    class Typo:
+        def on_trial_ended(self, trial: Any) -> None:
+            pass
+
+    for given, problem in (
+        (Typo(), "on_trial_ended is no event.*did you mean 'on_trial_end'"),
+        (Ears, r"is a class, not a callback; give Ears\(\)"),
+        ([object()], "has no method of autopeft.Callback"),
+    ):
+        with pytest.raises(SettingsError, match=problem):
+            as_callbacks(given)

@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar, overload
 
+from autopeft.engine.callback import EVENTS
 from autopeft.integrations.trackers.background import InBackground
 from autopeft.utils.registry import Registry
 
@@ -23,6 +24,8 @@ BUILT_IN = {
 def _as_tracker(_name: str, part: Any) -> Callable[[], Any]:
     if not callable(part):
         raise TypeError("must be a class of callbacks; give a callback itself as callbacks=[...]")
+    if isinstance(part, type) and not any(hasattr(part, name) for name in EVENTS):
+        raise TypeError(f"has no method of autopeft.Callback, such as {EVENTS[4]}")
     made: Callable[[], Any] = part
     return made
 

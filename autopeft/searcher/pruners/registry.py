@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from autopeft.errors import SettingsError
+from autopeft.errors import SettingsError, UserError
 from autopeft.utils.formatting import one_line
 from autopeft.utils.registry import Registry, describe
 
@@ -115,6 +115,8 @@ def make_pruner(value: Any, rungs: Rungs) -> BasePruner:
     if isinstance(made, type) or not _is_pruner(made):
         try:
             made = made() if isinstance(made, type) else made(rungs)
+        except UserError:
+            raise
         except Exception as error:
             problem, remedy = f"cannot be made ({one_line(error)})", f"give {_KINDS}"
             raise SettingsError("pruner", shown, problem, remedy) from error

@@ -20,6 +20,11 @@ class SingleObjectivePruner(BasePruner):
         self._copy: optuna.study.Study | None = None
         self._open: list[int] = []
 
+    @property
+    def inner(self) -> BasePruner:
+        """Optuna's pruner."""
+        return self._inner
+
     def prune(self, study: optuna.study.Study, trial: FrozenTrial) -> bool:
         """Return the inner pruner's decision."""
         copy = self._follow(study)

@@ -18,18 +18,17 @@ class Sampler(Protocol):
 
     Both methods take all trials of the search in the order they were started. A trial keeps its
     place in the sequence when its state changes.
-
-    Attributes:
-        origin: "design" if the last point belongs to the initial design, else "search".
     """
 
-    origin: str
+    @property
+    def origin(self) -> str:
+        """ "design" if the last point belongs to the initial design, else "search" (the default)."""
 
     def propose(self, trials: Sequence[Trial]) -> Point:
         """Return the next point."""
 
     def propose_baseline(self, trials: Sequence[Trial], choices: Sequence[Point]) -> Point:
-        """Return the LoRA baseline to try next."""
+        """Return the LoRA baseline to try next; by default, the first choice."""
 
 
 class StratifiedSampler:

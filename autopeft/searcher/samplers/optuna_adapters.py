@@ -15,11 +15,12 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from autopeft.costs import Price, PriceTable
 from autopeft.costs.constraints import Constraint
 from autopeft.costs.objectives import Objective, Pricer
-from autopeft.errors import SettingsError, SpaceError
+from autopeft.errors import SettingsError, SpaceError, UserError
 from autopeft.searcher.pruners.gap import PRICE_KEY
 from autopeft.searcher.samplers.base import Sampler, StratifiedSampler
 from autopeft.searcher.samplers.bayesian import BayesianSampler
 from autopeft.searcher.samplers.budget_first import BudgetFirstEncoding, PlainEncoding
+from autopeft.searcher.samplers.guarded import GuardedSampler
 from autopeft.searcher.samplers.registry import KINDS, SAMPLERS, Problem, is_sampler
 from autopeft.searcher.samplers.warm_start import WarmStart
 from autopeft.searcher.space.encoding import Point, PointKey
@@ -264,6 +265,8 @@ def make_sampler(value: Any, problem: Problem) -> Sampler:
     if isinstance(made, type) or not is_sampler(made):
         try:
             made = _made(made, problem)
+        except UserError:
+            raise  # Such as a cost that fails: the sampler only asked for it.
         except Exception as error:
             reason, remedy = f"cannot be made ({one_line(error)})", f"give {KINDS}"
             raise SettingsError("sampler", shown, reason, remedy) from error
@@ -271,13 +274,13 @@ def make_sampler(value: Any, problem: Problem) -> Sampler:
         return made.sampler
     if isinstance(made, BaseSampler):
         encoding = PlainEncoding(problem.space.encoder)
-        return WrappedSampler(encoding, made, StratifiedSampler(problem))
-    for name in ("origin", "propose", "propose_baseline"):
-        if not hasattr(made, name):
-            reason = f"{describe(made)} has no {name}"
-            remedy = "give it the members of autopeft.searcher.samplers.base.Sampler"
-            raise SettingsError("sampler", shown, reason, remedy)
-    sampler: Sampler = made
+        made = WrappedSampler(encoding, made, StratifiedSampler(problem))
+    if not callable(getattr(made, "propose", None)):
+        reason = f"{describe(made)} has no propose"
+        remedy = "give it the members of autopeft.searcher.samplers.base.Sampler"
+        raise SettingsError("sampler", shown, reason, remedy)
+    is_ours = isinstance(made, StratifiedSampler) and type(made).__module__.startswith("autopeft.")
+    sampler: Sampler = made if is_ours else GuardedSampler(shown, made)
     return sampler
 
 

@@ -14,6 +14,7 @@ from autopeft.errors import SettingsError
 from autopeft.searcher.controller import SearchController
 from autopeft.searcher.samplers.base import StratifiedSampler
 from autopeft.searcher.samplers.bayesian import BayesianSampler
+from autopeft.searcher.samplers.guarded import GuardedSampler
 from autopeft.searcher.samplers.optuna_adapters import AutoPeftSampler, WrappedSampler, make_sampler
 from autopeft.searcher.samplers.registry import SAMPLERS, Problem, register_sampler
 from autopeft.searcher.space.encoding import Point
@@ -35,7 +36,7 @@ class Largest(StratifiedSampler):
 
 
 class Blind:
-    """Lacks what a search asks for."""
+    """Has nothing but propose, which raises."""
 
     def propose(self, trials: Sequence[Trial]) -> Point:
         raise NotImplementedError
@@ -59,7 +60,8 @@ class Blind:
 )
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 def test_whatever_can_be_a_sampler_is_made(value: Any, kind: type) -> None:
-    assert type(make_sampler(value, PROBLEM)) is kind
+    made = make_sampler(value, PROBLEM)
+    assert type(made.inner if isinstance(made, GuardedSampler) else made) is kind
 
 
 def test_a_class_of_optunas_gets_the_seed() -> None:
@@ -85,11 +87,31 @@ def test_a_registered_one_proposes(monkeypatch: pytest.MonkeyPatch) -> None:
         ("tpo", "sampler='tpo': no such sampler; did you mean 'tpe'"),
         ("optuna.samplers:GridSampler", "cannot be made"),
         (3, "must be a sampler of Optuna or autopeft"),
-        (lambda problem: 3, "int has no origin"),
-        (Blind(), "Blind has no origin"),
+        (lambda problem: 3, "int has no propose"),
     ],
 )
 def test_what_is_none_is_refused_in_one_line(value: Any, problem: str) -> None:
     with pytest.raises(SettingsError, match=problem) as caught:
         make_sampler(value, PROBLEM)
     assert "\n" not in str(caught.value)
+
+
+def test_a_sampler_that_fails_is_named_and_a_cost_that_fails_too() -> None:
+    blind: Any = make_sampler(Blind(), PROBLEM)
+    assert blind.origin == "search"
+    assert blind.propose_baseline((), ["first", "second"]) == "first"
+    with pytest.raises(SettingsError, match=r"sampler=.*Blind.*propose fails \(NotImplemented"):
+        blind.propose(())
+
+    class Wrong:
+        def propose(self, trials: Sequence[Trial]) -> Any:
+            return "a plan"
+
+    with pytest.raises(SettingsError, match="propose returned a str, not a Point"):
+        make_sampler(Wrong(), PROBLEM).propose(())
+
+    def priced(problem: Problem) -> Any:
+        raise SettingsError("cost", "mine", "its function fails", "correct the function")
+
+    with pytest.raises(SettingsError, match=r"^cost='mine': its function fails"):
+        make_sampler(priced, PROBLEM)
