@@ -22,7 +22,7 @@ class Sampler(Protocol):
 
     @property
     def origin(self) -> str:
-        """ "design" if the last point belongs to the initial design, else "search" (the default)."""
+        """The last point is of the initial "design" or of the "search", which is the default."""
 
     def propose(self, trials: Sequence[Trial]) -> Point:
         """Return the next point."""
