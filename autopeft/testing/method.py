@@ -68,8 +68,6 @@ def check_method(method: Any, *, models: Sequence[TinyModel] = (ENCODER, DECODER
     """
     part = METHODS.resolve("method", method)
     require = Requirement(f"method {part.name}")
-    low, high = part.learning_rate
-    require.that(0 < low < high, f"learning_rate=({low}, {high}) is no range of positive rates")
     known = METHODS[part.name] if part.name in METHODS else part
     is_free = not type(known).__module__.startswith("autopeft.methods") or known == part
     require.that(is_free, "the name is that of a method of autopeft; rename it")
