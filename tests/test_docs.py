@@ -102,7 +102,15 @@ def test_every_documented_flag_exists() -> None:
                 assert flag in known | _BENCHMARK_FLAGS, (page.name, flag)
 
 
-_BENCHMARK_FLAGS = {"--output", "--samplers", "--first-seed", "--model", "--smollm2", "--help"}
+_BENCHMARK_FLAGS = {
+    "--output",
+    "--samplers",
+    "--first-seed",
+    "--model",
+    "--smollm2",
+    "--help",
+    "--fields",
+}
 
 
 def _flags(command: click.Command) -> set[str]:

@@ -101,7 +101,7 @@ def test_it_is_resumed_with_the_same_objects_given_again(tiny_model: Path, tmp_p
     # As in another process, which knows none of them.
     for registry in (EVALUATORS, PRUNERS, SAMPLERS):
         for name in registry._given:
-            registry._items.pop(name)
+            registry._items.pop(name, None)
     folder, wanted = tmp_path / "run", r"autopeft.resume\(folder, {}=\.\.\.\)"
     with pytest.raises(SettingsError, match=wanted.format("pruner")):
         autopeft.resume(folder, budget="11trials")
