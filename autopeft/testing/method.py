@@ -79,8 +79,12 @@ def check_method(method: Any, *, models: Sequence[TinyModel] = (ENCODER, DECODER
     text = f"default_ranks has {never}, which is_legal_rank refuses even at {_LARGE[0]}"
     require.that(not never or len(never) == len(part.default_ranks), text)
     require.that(require.pickled(part) == part, "it is another method after pickling")
-    with registered(METHODS, part.name, part):
-        tried = [_check_on(part, model, require) for model in models]
+    try:
+        with registered(METHODS, part.name, part):
+            tried = [_check_on(part, model, require) for model in models]
+    except BaseException:
+        backbone_of.cache_clear()  # A broken method may have left its traces in the model.
+        raise
     names = " or ".join(model.name for model in models)
     require.that(any(tried), f"no site of {names} can have it; check roles, ranks and max_rank")
 
