@@ -79,12 +79,14 @@ def fitted(
         batch_size=ready.settings.batch_size,
         n_validation=len(data.validation),
         test_share=ready.test_share,
+        eta=ready.settings.eta,
+        earliest_rung=ready.earliest_rung,
     )
     plan = choose_plan(speed, work, pinned)
     plan = replace(plan, is_share_open="confirm_share" not in pinned)
     note(plan.line())
     if plan.n_trials is not None and plan.n_trials < ENOUGH_TRIALS:
-        note(remedy(plan, speed, work))
+        note(remedy(plan, speed, work, pinned))
     return ready.with_plan(plan)
 
 

@@ -43,7 +43,7 @@ from autopeft.tasks.load_data import load_data, read_tables
 from autopeft.tasks.registry import make_task
 from autopeft.tasks.summary import DataSummary
 from autopeft.training.batching import rung_sample, training_batches
-from autopeft.training.trainer import EARLIEST_STEP, rung_steps
+from autopeft.training.rungs import EARLIEST_STEP, rung_steps
 from autopeft.utils.hardware import available_memory_bytes, n_cores, n_gpus, n_parallel_cores
 from autopeft.utils.registry import carried
 

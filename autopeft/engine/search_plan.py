@@ -9,6 +9,7 @@ from typing import Any
 
 from autopeft.confirm.race import expected_seeds
 from autopeft.settings import SearchSettings
+from autopeft.training.rungs import EARLIEST_STEP, rung_steps
 
 ENOUGH_TRIALS = 40
 """Trials that make a search: the first 13 are LoRA baselines and known good plans."""
@@ -16,7 +17,7 @@ ENOUGH_TRIALS = 40
 PLENTY = 80
 """Trials beyond which longer trainings are worth more than more of them."""
 
-_SHORT, LEAST_STEPS = 50, 25
+_SHORT, LEAST_STEPS = 50, EARLIEST_STEP
 """Steps below which trainings tell little, and below which they tell nothing."""
 
 _MOST_STEPS = 1000
@@ -27,8 +28,8 @@ _PRUNED = 0.8
 _PORTFOLIO = 8
 """Plans to start with beside four LoRAs and the model without an adapter."""
 
-_MOST_SHARE = 0.6
-"""Share of a budget that confirmations may take."""
+_LEAST_SHARE, _MOST_SHARE = 0.1, 0.6
+"""Share of a budget that confirmations get at least and at most."""
 
 _N_BASIC = 2
 """Trainings of a confirmation beside the finalists: the tuned LoRA and the cheapest one. (The model
@@ -62,6 +63,8 @@ class Workload:
         batch_size: Rows a step.
         n_validation: Validation rows.
         test_share: Time to score the test split over time to score the validation split.
+        eta: Ratio of steps between one rung and the next.
+        earliest_rung: Rungs before this step are left out.
     """
 
     budget: float
@@ -71,6 +74,8 @@ class Workload:
     batch_size: int
     n_validation: int
     test_share: float
+    eta: int = 3
+    earliest_rung: int = EARLIEST_STEP
 
 
 @dataclass(frozen=True)
@@ -176,7 +181,8 @@ def _choices(work: Workload, pinned: Mapping[str, Any]) -> Iterator[dict[str, An
 
 def training_seconds(plan: SearchPlan, speed: Speed, work: Workload) -> float:
     """Return the seconds of one whole trial, without early stops."""
-    n_early = sum(1 for power in range(1, plan.rungs) if plan.steps / 3**power >= LEAST_STEPS)
+    *early, _end = rung_steps(plan.steps, work.eta, plan.rungs, earliest=work.earliest_rung)
+    n_early = len(early)
     rows = work.n_validation + n_early * min(plan.rung_rows, work.n_validation)
     share = _PRUNED if n_early else 1.0
     return speed.start + share * (plan.steps * speed.step + rows * speed.row)
@@ -186,14 +192,22 @@ def confirmation_seconds(plan: SearchPlan, speed: Speed, work: Workload) -> floa
     """Return the wall seconds that the confirmations take."""
     scoring = work.n_validation * (1.0 + work.test_share) * speed.row
     training = speed.start + plan.steps * speed.step + scoring
+    return _confirming(plan, training, scoring, work.n_workers)
+
+
+def _confirming(plan: SearchPlan, training: float, scoring: float, n_workers: int) -> float:
     n = plan.max_finalists + _N_BASIC
-    return (expected_seeds(plan.confirm_seeds) * n * training + scoring) / work.n_workers
+    return (expected_seeds(plan.confirm_seeds) * n * training + scoring) / n_workers
+
+
+def _share(seconds: float, budget: float) -> float:
+    return min(max(seconds / budget, _LEAST_SHARE), _MOST_SHARE)
 
 
 def priced(plan: SearchPlan, speed: Speed, work: Workload, pinned: Mapping[str, Any]) -> SearchPlan:
     """Return the plan with the share of its confirmations and the trials that are left to pay."""
-    share = confirmation_seconds(plan, speed, work) / work.budget
-    kept = float(pinned.get("confirm_share", min(max(share, 0.1), _MOST_SHARE)))
+    share = _share(confirmation_seconds(plan, speed, work), work.budget)
+    kept = float(pinned.get("confirm_share", share))
     left = max(0.0, work.seconds - work.budget * kept) * work.n_workers
     n_trials = int(left / max(training_seconds(plan, speed, work), 1e-9))
     return replace(plan, confirm_share=round(kept, 3), n_trials=n_trials)
@@ -211,17 +225,16 @@ def revised(
         budget: Seconds of the whole budget.
         n_workers: Trainings at once.
     """
-    n = plan.max_finalists + _N_BASIC
-    seconds = (expected_seeds(plan.confirm_seeds) * n * training + scoring) / n_workers
-    return replace(plan, confirm_share=round(min(max(seconds / budget, 0.1), _MOST_SHARE), 3))
+    share = _share(_confirming(plan, training, scoring, n_workers), budget)
+    return replace(plan, confirm_share=round(share, 3))
 
 
-def remedy(plan: SearchPlan, speed: Speed, work: Workload) -> str:
+def remedy(plan: SearchPlan, speed: Speed, work: Workload, pinned: Mapping[str, Any]) -> str:
     """Return what would pay for a search, where the plan does not."""
     seconds = work.seconds + 1.0
     while seconds < 1e9:
         larger = replace(work, budget=work.budget + seconds - work.seconds, seconds=seconds)
-        if (priced(plan, speed, larger, {}).n_trials or 0) >= ENOUGH_TRIALS:
+        if (priced(plan, speed, larger, pinned).n_trials or 0) >= ENOUGH_TRIALS:
             break
         seconds *= 1.1
     return (

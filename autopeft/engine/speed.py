@@ -88,7 +88,7 @@ def _timed(executor: Executor, *, n_rows: int, began: float) -> Speed:
 
     The first step also loads libraries and allocates.
     """
-    starts, steps, rows, before = [], [], [], 0
+    steps, rows, start, before = [], [], 0.0, 0
     for rung in _RUNGS:
         message = executor.advance()[0]
         if isinstance(message, FailureMessage):
@@ -96,11 +96,11 @@ def _timed(executor: Executor, *, n_rows: int, began: float) -> Speed:
         assert isinstance(message, RungMessage), "no confirmation was asked for"
         spent = message.activity
         if before == 0:
-            starts.append(spent.attach)
+            start = spent.attach
         else:
             steps.append(spent.train / (rung - before))
             rows.append(spent.evaluate / n_rows)
         before = rung
         if steps and time.perf_counter() - began > _ENOUGH_SECONDS:
             break
-    return Speed(statistics.median(steps), statistics.median(rows), starts[0])
+    return Speed(statistics.median(steps), statistics.median(rows), start)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from autopeft.errors import SettingsError, TrainingFailure
+from autopeft.errors import TrainingFailure
 from autopeft.models.attach import Attached, ParameterGroup
 from autopeft.plan import TrainSettings
 from autopeft.tasks.base import Evaluation
@@ -34,10 +34,6 @@ CHECK_EVERY = {"cpu": 1, "cuda": 16}
 _SPARE = 0.1
 """A scoring after the last step may go on past the deadline by this share of the training's time:
 an hour's training is not thrown away for the last minutes."""
-
-EARLIEST_STEP = 25
-"""No step before this one is a rung. At step 10 of 90, close to the warm-up, the losses of good and
-bad candidates differ by less than their noise, and a pruner would stop the wrong ones."""
 
 
 class Trainer:
@@ -231,28 +227,6 @@ class Trainer:
             f"the loss was not finite at step {step} of {self._train.steps} "
             f"(learning rate {rates or 'none'}); a lower rate may train"
         )
-
-
-def rung_steps(steps: int, eta: int, n: int, *, earliest: int = 1) -> tuple[int, ...]:
-    """Return the steps at which a training of `steps` steps reports.
-
-    Args:
-        steps: Optimizer steps of the full training.
-        eta: Ratio between neighboring rungs.
-        n: Number of rungs, the end included; fewer are returned if some fall together.
-        earliest: Rungs before this step are left out, but never the end.
-
-    Returns:
-        Increasing steps, the last one `steps`. E.g. (11, 33, 100) for 100 steps, eta 3, n 3.
-
-    Raises:
-        SettingsError: if steps or n is below 1, or eta below 2.
-    """
-    for name, value, least in (("steps", steps, 1), ("eta", eta, 2), ("rungs", n, 1)):
-        if value < least:
-            raise SettingsError(name, value, f"`{name} >= {least}` must hold", f"use e.g. {least}")
-    ends = {max(1, round(steps / eta**power)) for power in range(n)}
-    return tuple(sorted(end for end in ends if end >= earliest or end == steps))
 
 
 def rate_factor(step: int, steps: int, warmup_fraction: float) -> float:

@@ -20,6 +20,7 @@ from autopeft.engine.search_plan import (
     priced,
     remedy,
     revised,
+    training_seconds,
 )
 from autopeft.settings import SearchSettings
 
@@ -53,7 +54,7 @@ def test_a_fast_machine_trains_longer_and_a_slow_one_still_searches() -> None:
 def test_a_budget_that_cannot_pay_gets_the_most_it_buys_and_says_what_would() -> None:
     plan = choose_plan(slower(12), WORK, {})
     assert 0 < plan.n_trials < ENOUGH_TRIALS
-    text = remedy(plan, slower(12), WORK)
+    text = remedy(plan, slower(12), WORK, {})
     minutes = int(text.partition("m would pay")[0].rpartition(" ")[2])
     larger = replace(WORK, budget=60.0 * minutes, seconds=60.0 * minutes - 50)
     assert choose_plan(slower(12), larger, {}).n_trials >= ENOUGH_TRIALS
@@ -90,6 +91,22 @@ def test_more_time_never_buys_less(factor: float, more: float) -> None:
     speed, rich = slower(factor), replace(WORK, budget=WORK.budget * more, seconds=1750 * more)
     poor_plan, rich_plan = choose_plan(speed, WORK, {}), choose_plan(speed, rich, {})
     assert rich_plan.n_trials * rich_plan.steps >= poor_plan.n_trials * poor_plan.steps * 0.9
+
+
+def test_rungs_that_are_asked_for_and_a_share_that_is_set_count() -> None:
+    plan = SearchPlan(steps=40)
+    one_rung = training_seconds(plan, SPEED, WORK)
+    assert training_seconds(plan, SPEED, replace(WORK, earliest_rung=1)) != one_rung
+    assert training_seconds(SearchPlan(), SPEED, replace(WORK, eta=2)) != training_seconds(
+        SearchPlan(), SPEED, WORK
+    )
+    # More minutes buy no more trials than the share leaves to the search.
+    small = choose_plan(slower(12), WORK, {"confirm_share": 0.6})
+    minutes = [
+        int(remedy(small, slower(12), WORK, pinned).partition("m would pay")[0].rpartition(" ")[2])
+        for pinned in ({}, {"confirm_share": 0.6})
+    ]
+    assert minutes[0] < minutes[1]
 
 
 def test_settings_state_sizes_or_leave_them_open() -> None:
