@@ -18,7 +18,7 @@ from autopeft.confirm.finalists import confirmed_finalists, tuned_lora
 from autopeft.confirm.race import seeds_of
 from autopeft.confirm.store import ConfirmationStore
 from autopeft.confirm.verdict import judge
-from autopeft.engine.backend import blamed, make_backend, run_all
+from autopeft.engine.backend import make_backend, named_errors, run_all
 from autopeft.engine.budget import BudgetTracker, Spent
 from autopeft.engine.callback import CallbackList, Progress, SearchStart, as_callbacks
 from autopeft.engine.dispatcher import Dispatcher
@@ -182,7 +182,7 @@ class Session:
             dispatcher.start()
             backend = make_backend(ready.context())
             # Entered first: Ray sets its own handler of SIGTERM when it starts.
-            with blamed(settings.backend), backend, _terminable():
+            with named_errors(settings.backend), backend, _terminable():
                 run_all(backend, settings.backend, dispatcher)
             is_complete = True
         finally:
@@ -258,9 +258,12 @@ class Session:
             n_rows = ready.n_generated("test") if ready.is_of_text else len(chosen.test_rows)
             split = "test" if chosen.is_held_out else "validation"
             scores[finalist.digest] = AdapterScore(chosen.seed, split, dict(chosen.test), n_rows)
-        verdict = judge(
-            confirmed, ready.objectives, n_proposals=_n_proposals(trials), looks=store.looks()
-        )
+        verdict = None
+        if confirmed:
+            n_proposals = _n_proposals(trials)
+            verdict = judge(
+                confirmed, ready.objectives, n_proposals=n_proposals, looks=store.looks()
+            )
         # Who reads a verdict may resume the search because of it.
         store.note_look(seeds_of(confirmed))
         return SearchRecord(
@@ -272,7 +275,7 @@ class Session:
             front=tuple(o.digest for o in controller.front()),
             baseline=tuned_lora(confirmed, trials, quality),
             reference=next((o.digest for o in trials if o.origin == "reference"), None),
-            verdict=verdict if confirmed else None,
+            verdict=verdict,
             pick=ready.settings.pick,
             adapter_scores=scores,
             data=ready.summary(),

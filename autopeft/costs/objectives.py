@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload
 
 from autopeft.errors import SettingsError
-from autopeft.utils.registry import Registry
+from autopeft.utils.registry import Registry, blamed
 
 if TYPE_CHECKING:
     from autopeft.costs.price import Price
@@ -72,14 +72,11 @@ class Cost(Objective):
         """
         if self.function is None:
             return price.value(self.name)
-        try:
+        with blamed("cost", self.name, "its function fails", "correct the function"):
             value = self.function(price, plan)
             if isinstance(value, str | bytes):  # float() would read it.
                 raise TypeError(f"it returns {value!r}, not a number")
             value = float(value)
-        except Exception as error:
-            reason = f"its function fails ({type(error).__name__}: {error})"
-            raise SettingsError("cost", self.name, reason, "correct the function") from error
         if not (math.isfinite(value) and value >= 0.0):
             problem = f"must be a number of at least 0, but is {value} for {price}"
             raise SettingsError("cost", self.name, problem, "correct the function")

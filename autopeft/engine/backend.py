@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import inspect
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
-from autopeft.errors import AutoPeftError, SettingsError
-from autopeft.utils.formatting import one_line
+from autopeft.errors import SettingsError
 from autopeft.utils.gc import paused_gc
-from autopeft.utils.registry import Registry, describe
+from autopeft.utils.registry import Registry, blamed, describe
 
 if TYPE_CHECKING:
     from autopeft.engine.dispatcher import Dispatcher
@@ -142,17 +141,9 @@ def check_backend(name: str) -> None:
     BACKENDS.resolve("backend", name)
 
 
-@contextmanager
-def blamed(name: str) -> Iterator[None]:
-    """Turn an error of a backend of the user's into one line that names it."""
-    try:
-        yield
-    except AutoPeftError:
-        raise
-    except Exception as error:
-        if name in _BUILT_IN:
-            raise
-        raise SettingsError("backend", name, f"fails ({one_line(error)})", "correct it") from error
+def named_errors(name: str) -> AbstractContextManager[None]:
+    """Name the errors of a backend of the user's in one line; ours are ours."""
+    return nullcontext() if name in _BUILT_IN else blamed("backend", name, "fails")
 
 
 def run_all(backend: Backend, name: str, dispatcher: Dispatcher) -> None:
@@ -178,13 +169,8 @@ def make_backend(context: WorkerContext) -> Backend:
     # Imported late: users learn of mistakes in their settings without waiting for torch and ray.
     with paused_gc():
         factory = BACKENDS.resolve("backend", name)
-    try:
+    with blamed("backend", name, "cannot be made with a WorkerContext"):
         made = factory(context)
-    except AutoPeftError:
-        raise
-    except Exception as error:
-        problem = f"cannot be made with a WorkerContext ({one_line(error)})"
-        raise SettingsError("backend", name, problem, "correct it") from error
     if not callable(getattr(made, "run", None)):
         problem = f"returned {describe(made)}, which has no run(dispatcher)"
         raise SettingsError("backend", name, problem, "return an autopeft.Backend")

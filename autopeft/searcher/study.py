@@ -36,16 +36,15 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from autopeft.costs.objectives import Objective, objective
 from autopeft.costs.price import Price
-from autopeft.errors import AutoPeftError, SettingsError, StorageError
+from autopeft.errors import StorageError
 from autopeft.plan import Candidate, TrainSettings
 from autopeft.plan_text import read_plan, write_plan
 from autopeft.searcher.pruners.gap import PRICE_KEY, TRAIN_KEY, GapPruner
 from autopeft.searcher.pruners.prunable import PRUNED
 from autopeft.searcher.trial_note import trial_note
 from autopeft.trial import State, Trial, facts
-from autopeft.utils.formatting import one_line
 from autopeft.utils.quiet import ignored, silence
-from autopeft.utils.registry import describe
+from autopeft.utils.registry import blamed, describe
 from autopeft.utils.serialize import from_plain, to_plain
 
 if TYPE_CHECKING:
@@ -263,14 +262,9 @@ class StudyStore:
         pruner = self.study.pruner
         if isinstance(pruner, GapPruner):
             return pruner.gap(self.study, trial)
-        try:
+        shown = describe(getattr(pruner, "inner", pruner))
+        with blamed("pruner", shown, "prune fails", passing=(StorageInternalError,)):
             return 1.0 if pruner.prune(self.study, trial) else 0.0
-        except (AutoPeftError, StorageInternalError):
-            raise
-        except Exception as error:
-            shown = describe(getattr(pruner, "inner", pruner))
-            problem = f"prune fails ({one_line(error)})"
-            raise SettingsError("pruner", shown, problem, "correct it") from error
 
     def complete(self, number: int, values: Sequence[float], measured: Mapping[str, float]) -> None:
         """Mark the trial complete, with the values of the objectives."""

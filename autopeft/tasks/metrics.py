@@ -15,7 +15,7 @@ from autopeft.costs.objectives import UNBOUNDED, Direction, Objective, default_d
 from autopeft.errors import SettingsError
 from autopeft.tasks.tag_metrics import TAG_METRICS
 from autopeft.tasks.text_metrics import ERROR_RATES, TEXT_METRICS, by_row, regex_match
-from autopeft.utils.registry import Registry
+from autopeft.utils.registry import Registry, blamed
 from autopeft.utils.serialize import nearest
 
 F = TypeVar("F")
@@ -414,17 +414,8 @@ def evaluate_metric(
     """
     n_rows = len(targets)
     assert len(predictions) == n_rows, "one prediction for each target"
-    try:
+    with blamed("metric", metric.name, f"fails on {n_rows} rows", _remedy(metric)):
         returned = _called(metric, targets, predictions, prompts)
-    except SettingsError:
-        raise
-    except Exception as error:
-        raise SettingsError(
-            "metric",
-            metric.name,
-            f"fails on {n_rows} rows ({type(error).__name__}: {error})",
-            _remedy(metric),
-        ) from error
     try:
         values = np.asarray(returned, dtype=float)
     except (TypeError, ValueError):

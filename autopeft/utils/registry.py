@@ -7,11 +7,12 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
 
-from autopeft.errors import SettingsError, UserError
+from autopeft.errors import AutoPeftError, SettingsError, UserError
 from autopeft.utils.formatting import one_line
 from autopeft.utils.serialize import nearest
 
@@ -38,6 +39,32 @@ class _Item:
     def __str__(self) -> str:
         origin = f" of the package {self.package}" if self.package else ""
         return (self.path or describe(self.value)) + origin
+
+
+@contextmanager
+def blamed(
+    field: str,
+    shown: str,
+    problem: str,
+    remedy: str = "correct it",
+    passing: tuple[type[Exception], ...] = (),
+) -> Iterator[None]:
+    """Turn an error of a user's part into a SettingsError that names it.
+
+    Args:
+        field: The setting.
+        shown: Its value, for people.
+        problem: What fails; the error is added.
+        remedy: What to do.
+        passing: Errors that are not the part's.
+    """
+    others: tuple[type[Exception], ...] = (AutoPeftError, *passing)
+    try:
+        yield
+    except others:
+        raise  # One of autopeft's says itself what is wrong, and of what.
+    except Exception as error:
+        raise SettingsError(field, shown, f"{problem} ({one_line(error)})", remedy) from error
 
 
 class Registry(Mapping[str, T], Generic[T]):

@@ -9,9 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from autopeft.errors import SettingsError, UserError
-from autopeft.utils.formatting import one_line
-from autopeft.utils.registry import Registry, describe
+from autopeft.errors import SettingsError
+from autopeft.utils.registry import Registry, blamed, describe
 
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner
@@ -113,13 +112,8 @@ def make_pruner(value: Any, rungs: Rungs) -> BasePruner:
     made = PRUNERS.resolve("pruner", value)
     shown = value if isinstance(value, str) else describe(value)
     if isinstance(made, type) or not _is_pruner(made):
-        try:
+        with blamed("pruner", shown, "cannot be made", f"give {_KINDS}"):
             made = made() if isinstance(made, type) else made(rungs)
-        except UserError:
-            raise
-        except Exception as error:
-            problem, remedy = f"cannot be made ({one_line(error)})", f"give {_KINDS}"
-            raise SettingsError("pruner", shown, problem, remedy) from error
     if not _is_pruner(made):
         problem = f"returned {describe(made)} without prune(study, trial)"
         raise SettingsError("pruner", shown, problem, f"give {_KINDS}")

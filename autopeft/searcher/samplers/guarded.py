@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from autopeft.errors import AutoPeftError, SettingsError
+from autopeft.errors import SettingsError
 from autopeft.searcher.space.encoding import Point
 from autopeft.trial import Trial
-from autopeft.utils.formatting import one_line
+from autopeft.utils.registry import blamed
 
 
 class GuardedSampler:
@@ -40,13 +40,8 @@ class GuardedSampler:
         return self._point("propose_baseline", choose, trials, choices)
 
     def _point(self, what: str, ask: Callable[..., Any], *arguments: Any) -> Point:
-        try:
+        with blamed("sampler", self._name, f"{what} fails"):
             point = ask(*arguments)
-        except AutoPeftError:
-            raise
-        except Exception as error:
-            problem = f"{what} fails ({one_line(error)})"
-            raise SettingsError("sampler", self._name, problem, "correct it") from error
         if not isinstance(point, Point):
             problem = f"{what} returned a {type(point).__name__}, not a Point"
             remedy = "return e.g. space.point_sampler.uniform(rng)"

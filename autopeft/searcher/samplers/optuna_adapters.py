@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from autopeft.costs import Price, PriceTable
 from autopeft.costs.constraints import Constraint
 from autopeft.costs.objectives import Objective, Pricer
-from autopeft.errors import SettingsError, SpaceError, UserError
+from autopeft.errors import SettingsError, SpaceError
 from autopeft.searcher.pruners.gap import PRICE_KEY
 from autopeft.searcher.samplers.base import Sampler, StratifiedSampler
 from autopeft.searcher.samplers.bayesian import BayesianSampler
@@ -27,8 +27,7 @@ from autopeft.searcher.space.encoding import Point, PointKey
 from autopeft.searcher.space.space import SearchSpace
 from autopeft.searcher.study import PLAN_KEY, STATES, distribution, read_trial
 from autopeft.trial import Trial
-from autopeft.utils.formatting import one_line
-from autopeft.utils.registry import describe
+from autopeft.utils.registry import blamed, describe
 from autopeft.utils.serialize import to_plain
 
 _MAX_REPEATS = 30
@@ -263,13 +262,8 @@ def make_sampler(value: Any, problem: Problem) -> Sampler:
     made = SAMPLERS.resolve("sampler", value)
     shown = value if isinstance(value, str) else describe(value)
     if isinstance(made, type) or not is_sampler(made):
-        try:
+        with blamed("sampler", shown, "cannot be made", f"give {KINDS}"):
             made = _made(made, problem)
-        except UserError:
-            raise  # Such as a cost that fails: the sampler only asked for it.
-        except Exception as error:
-            reason, remedy = f"cannot be made ({one_line(error)})", f"give {KINDS}"
-            raise SettingsError("sampler", shown, reason, remedy) from error
     if isinstance(made, OptunaAdapter):
         return made.sampler
     if isinstance(made, BaseSampler):
