@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import fields, replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from autopeft.costs.objectives import COSTS, Cost, find_cost, with_costs
 from autopeft.costs.price import PricedRow, PriceList
 from autopeft.engine.backend import BACKENDS, check_backend
+from autopeft.engine.callback import as_callbacks
 from autopeft.errors import SettingsError, StorageError
 from autopeft.integrations.trackers.registry import TRACKERS
 from autopeft.saved_inputs import saved_inputs
@@ -124,13 +125,7 @@ def resume(
             remedy = f"change only {', '.join(sorted(RESUMABLE))}, or start a new search"
             raise SettingsError(key, value, problem, remedy)
     for key, parts in _SEARCHERS.items():
-        name = getattr(settings, key)
-        if ":" not in name and name not in parts:
-            problem = (
-                f"no module holds the {key} of this search, and none of that name is registered"
-            )
-            remedy = f"give it again in Python: autopeft.resume(folder, {key}=...)"
-            raise SettingsError(key, name, problem, remedy)
+        parts.check_known(key, getattr(settings, key))
     merged = merge_settings(settings.to_mapping(), overrides)
     return _search(workspace, merged, callbacks, is_resumed=True, is_shown=progress)
 
@@ -144,7 +139,7 @@ def _search(
     is_shown: bool,
 ) -> SearchResult:
     began = time.monotonic()
-    given = tuple(callbacks) if isinstance(callbacks, Iterable) else (callbacks,)
+    given = as_callbacks(callbacks)
     with ExitStack() as stack:
         if is_shown:
             from autopeft.callbacks import shown_progress

@@ -338,10 +338,7 @@ def _read_function(settings: SearchSettings, device: str, note: Note, phase: Pha
     """Check a training function, and price training the model."""
     name = settings.evaluate
     assert name is not None
-    if ":" not in name and name not in EVALUATORS:
-        problem = "no module holds the function of this search, and none of that name is registered"
-        remedy = "give it again in Python: autopeft.resume(folder, evaluate=function)"
-        raise SettingsError("evaluate", name, problem, remedy)
+    EVALUATORS.check_known("evaluate", name, example="function")
     EVALUATORS.resolve("evaluate", name)
     for each in fields(settings):
         value = getattr(settings, each.name)

@@ -20,7 +20,7 @@ from autopeft.confirm.store import ConfirmationStore
 from autopeft.confirm.verdict import judge
 from autopeft.engine.backend import make_backend, named_errors, run_all
 from autopeft.engine.budget import BudgetTracker, Spent
-from autopeft.engine.callback import CallbackList, Progress, SearchStart, as_callbacks
+from autopeft.engine.callback import CallbackList, Progress, SearchStart
 from autopeft.engine.dispatcher import Dispatcher
 from autopeft.errors import UserError
 from autopeft.integrations.trackers.registry import destinations, make_trackers
@@ -59,7 +59,7 @@ class Session:
         is_resumed: bool = False,
     ) -> None:
         self._workspace = workspace
-        self._callbacks = CallbackList(as_callbacks(callbacks))
+        self._callbacks = CallbackList(callbacks)
         self._is_resumed = is_resumed
         self._started = datetime.now(UTC) - timedelta(seconds=time.monotonic() - began)
         self._began = began

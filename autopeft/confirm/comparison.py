@@ -167,6 +167,11 @@ def _freedom(finalists: Sequence[Finalist]) -> int:
     return sum(len(f.seeds) - 1 for f in finalists if is_trained(f))
 
 
+def quality_and_cost(objectives: Sequence[Objective]) -> tuple[Objective, Objective | None]:
+    """Return the quality, and the cost that finalists are compared on, None without one."""
+    return objectives[0], objectives[1] if len(objectives) > 1 else None
+
+
 def cost_of(finalist: Finalist, cost: Objective | None) -> float:
     """Return a finalist's cost, the mean over its seeds if it is measured; 1.0 without a cost."""
     if cost is None:

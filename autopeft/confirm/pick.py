@@ -6,7 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from autopeft.confirm.comparison import cost_of, pooled_seed_variance, row_variance
+from autopeft.confirm.comparison import (
+    cost_of,
+    pooled_seed_variance,
+    quality_and_cost,
+    row_variance,
+)
 from autopeft.confirm.finalists import Finalist
 from autopeft.costs.constraints import Constraint
 from autopeft.costs.objectives import Objective
@@ -52,8 +57,7 @@ def pick_best(
         rows = rows or [f for f in finalists if f.seeds]
     if not rows:
         return None
-    quality = objectives[0]
-    cost = objectives[1] if len(objectives) > 1 else None
+    quality, cost = quality_and_cost(objectives)
     scores = np.array([quality.sign() * f.mean(quality.name, "validation") for f in rows])
     costs = np.array([cost_of(f, cost) for f in rows])
     if rule == "knee" and cost is not None:

@@ -14,7 +14,13 @@ from dataclasses import replace
 
 from scipy.stats import norm
 
-from autopeft.confirm.comparison import Looks, cost_of, is_trained, pooled_seed_variance
+from autopeft.confirm.comparison import (
+    Looks,
+    cost_of,
+    is_trained,
+    pooled_seed_variance,
+    quality_and_cost,
+)
 from autopeft.confirm.finalists import Finalist, best_on_validation
 from autopeft.confirm.pick import pick_best
 from autopeft.confirm.standing import Claim, Member, Standing, standing_of, why_unknown
@@ -87,7 +93,7 @@ def _better_half(
     finalists: Sequence[Finalist], objectives: Sequence[Objective]
 ) -> Iterator[Finalist]:
     """Yield the tuned LoRA, and the better half on validation of those that cost no more."""
-    quality, cost = objectives[0], objectives[1] if len(objectives) > 1 else None
+    quality, cost = quality_and_cost(objectives)
     loras = [f for f in finalists if f.origin == "baseline"]
     if loras:
         tuned = best_on_validation(loras, quality)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from autopeft.confirm.comparison import Comparison, Looks, compare, cost_of
+from autopeft.confirm.comparison import Comparison, Looks, compare, cost_of, quality_and_cost
 from autopeft.confirm.finalists import Finalist, best_on_validation
 from autopeft.costs.objectives import Objective
 
@@ -123,7 +123,7 @@ def standing_of(
         looks: As for `compare`.
         seed: Of the bootstrap.
     """
-    quality, cost = objectives[0], objectives[1] if len(objectives) > 1 else None
+    quality, cost = quality_and_cost(objectives)
     loras = [f for f in finalists if f.origin == "baseline" and f.seeds]
     rivals = [f for f in finalists if f.origin not in ("baseline", "reference") and f.seeds]
     tuned = best_on_validation(loras, quality)

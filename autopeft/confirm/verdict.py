@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from autopeft.confirm.comparison import Looks, cost_of
+from autopeft.confirm.comparison import Looks, cost_of, quality_and_cost
 from autopeft.confirm.finalists import Finalist
 from autopeft.confirm.power import Power, power_of, shown_power
 from autopeft.confirm.standing import Answer, Member, Standing, cost_ratio, standing_of, why_unknown
@@ -104,7 +104,7 @@ def judge(
     """
     if why := why_unknown(finalists):
         return undecided(why)
-    quality, cost = objectives[0], objectives[1] if len(objectives) > 1 else None
+    quality, cost = quality_and_cost(objectives)
     found = standing_of(finalists, objectives, looks=looks, seed=seed)
     answer, tuned = found.answer, found.tuned
     levels = tuple(

@@ -308,7 +308,6 @@ class Dispatcher:
             self._begin_round()
         if not self._queue:
             return None
-        self._tick()
         missing = self._without_confirmation()
         if self._is_too_late(self._queue[0]):
             kept: dict[str, Job] = {}

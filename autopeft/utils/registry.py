@@ -196,6 +196,20 @@ class Registry(Mapping[str, T], Generic[T]):
         if value not in self:
             self.resolve(field, value)
 
+    def check_known(self, field: str, value: str, *, example: str = "...") -> None:
+        """Check that the text that a search kept still stands for a part.
+
+        Raises:
+            UserError: if it was an object that only the process knew that began the search.
+        """
+        if ":" not in value and value not in self:
+            problem = (
+                f"no module holds the {self.kind} of this search, and none of that name is "
+                "registered"
+            )
+            remedy = f"give it again in Python: autopeft.resume(folder, {field}={example})"
+            raise self._error(field, value, problem, remedy)
+
     def text(self, field: str, value: Any) -> str:
         """Return the text by which settings name a part that may be given as an object.
 

@@ -152,10 +152,14 @@ def _rung_value(search: SearchStart, score: float) -> dict[str, float]:
 
 def _final_values(search: SearchStart, trial: Trial) -> dict[str, float]:
     """Return what is known of a complete trial; its quality is that of one seed."""
-    quality = search.objectives[0].name
-    named = {f"validation_{quality}" if k == quality else k: v for k, v in trial.values.items()}
-    values = {**trial.measured, **named}
-    return {f"final/{name}": v for name, v in values.items() if math.isfinite(v)}
+    quality, split = search.objectives[0].name, "validation"
+    return _metrics("final", {**trial.measured, **trial.values}, quality, split)
+
+
+def _metrics(group: str, values: Mapping[str, float], quality: str, split: str) -> dict[str, float]:
+    """Return the finite values by their names in a tracker: the quality is named by its split."""
+    named = {f"{split}_{quality}" if k == quality else k: v for k, v in values.items()}
+    return {f"{group}/{name}": float(v) for name, v in named.items() if math.isfinite(v)}
 
 
 def search_parameters(search: SearchStart) -> dict[str, Any]:
@@ -184,9 +188,8 @@ def result_values(result: SearchResult) -> dict[str, float]:
     best = result.best
     if best is None:
         return {}
-    quality, split = result.view.quality.name, split_name(result.view, result.view.is_confirmed)
-    named = {f"{split}_{quality}" if k == quality else k: v for k, v in best.objectives.items()}
-    return {f"best/{name}": float(v) for name, v in named.items() if math.isfinite(v)}
+    split = split_name(result.view, result.view.is_confirmed)
+    return _metrics("best", best.objectives, result.view.quality.name, split)
 
 
 def adapters(result: SearchResult) -> Iterator[tuple[str, Path]]:
