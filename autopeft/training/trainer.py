@@ -21,6 +21,7 @@ from autopeft.training.acceleration import NO_ACCELERATION, Acceleration
 from autopeft.training.attention import training_attention
 from autopeft.training.batching import IntArray, rung_sample, training_batches
 from autopeft.training.evaluation import evaluate
+from autopeft.training.loss_watch import LossWatch
 from autopeft.training.precision import Precision, rounded_once, synchronize
 from autopeft.training.setup import TrainingSetup
 from autopeft.training.step_clock import StepClock
@@ -87,12 +88,13 @@ class Trainer:
         self._batches = training_batches(setup.data.train.lengths, train.batch_size, seed)
         self._random = _RandomState(seed, setup.device)
         self._unchecked: list[torch.Tensor] = []
+        self._losses = LossWatch()
 
     def advance(self, to_step: int) -> RungReport:
         """Train up to a step, counted from the start; score the validation split or `rung_rows`.
 
         Raises:
-            TrainingFailure: if the loss is no longer finite.
+            TrainingFailure: if the loss is no longer finite, or far above its start.
             OutOfTime: if the deadline has passed.
         """
         self.train_to(to_step)
@@ -196,7 +198,7 @@ class Trainer:
         """Finish a step whose gradients have been computed, given its detached loss.
 
         Raises:
-            TrainingFailure: if a loss is no longer finite (on an accelerator, some steps later).
+            TrainingFailure: if the training diverges (on an accelerator, some steps later).
             OutOfTime: if the deadline has passed.
         """
         torch.nn.utils.clip_grad_norm_(self._parameters, MAX_GRADIENT_NORM, foreach=True)
@@ -215,16 +217,19 @@ class Trainer:
     def _check_losses(self) -> None:
         if not self._unchecked:
             return
-        is_finite = torch.isfinite(torch.stack(self._unchecked)).tolist()
+        losses = torch.stack(self._unchecked).tolist()
         first_step = self.step - len(self._unchecked) + 1
         self._unchecked.clear()
+        is_finite = [math.isfinite(loss) for loss in losses]
         if not all(is_finite):
             raise self._diverged(first_step + is_finite.index(False))
+        if (rise := self._losses.add(losses)) is not None:
+            raise self._diverged(self.step, "rose from {:.3g} to {:.3g}".format(*rise))
 
-    def _diverged(self, step: int) -> TrainingFailure:
+    def _diverged(self, step: int, what: str = "was not finite") -> TrainingFailure:
         rates = ", ".join(f"{g.method} {g.learning_rate:g}" for g in self._groups)
         return TrainingFailure(
-            f"the loss was not finite at step {step} of {self._train.steps} "
+            f"the loss {what} at step {step} of {self._train.steps} "
             f"(learning rate {rates or 'none'}); a lower rate may train"
         )
 

@@ -122,6 +122,17 @@ def test_a_diverged_loss_names_step_and_rate(
         training.train_to(10)
 
 
+def test_a_loss_far_above_its_start_ends_the_training(
+    classification_data: TaskData, bert_with_lora: Build
+) -> None:
+    training = Trainer(
+        bert_with_lora(learning_rate=30.0), _setup(classification_data), train_settings(), seed=0
+    )
+    with pytest.raises(TrainingFailure, match=r"loss rose from \d.* at step \d+ of 60"):
+        training.advance(60)
+    assert training.step < 30
+
+
 def test_nothing_to_train_is_a_reference(causal_data: TaskData, llama_with_lora: Build) -> None:
     attached = llama_with_lora()
     attached.model.requires_grad_(False)
