@@ -82,6 +82,27 @@ def test_a_minimized_quality_is_turned_the_right_way() -> None:
     assert found.regret == pytest.approx(0.1)
 
 
+def test_what_pruning_lost_is_estimated_with_an_interval() -> None:
+    trials = [
+        trial(0, 0.6, 10, early=-0.9),
+        trial(1, 0.9, 1000, early=-0.5),
+        *(trial(2 + i, 0.5, 500, early=-1.0, audit=25) for i in range(3)),  # Rightly stopped.
+        *(trial(5 + i, math.nan, 60, early=-1.2, state="pruned") for i in range(8)),
+    ]
+    right = fidelity(trials, OBJECTIVES)
+    assert (right.lost_volume, right.lost_volume_interval) == (0.0, (0.0, 0.0))
+    # None of three: that is no proof that none of eight would have.
+    assert right.front_share_interval == pytest.approx((0.0, 0.708), abs=1e-3)
+    found = fidelity([*trials, trial(13, 0.8, 100, early=-1.0, audit=25)], OBJECTIVES)
+    assert found.lost_volume is not None
+    assert found.lost_volume_interval is not None
+    low, high = found.lost_volume_interval
+    assert 0.0 == low < found.lost_volume < high < 1.0
+    assert "of the hypervolume" in found.text()
+    few = fidelity(trials[:4], OBJECTIVES)
+    assert (few.lost_volume, few.front_share_interval) == (None, None)
+
+
 def test_nothing_is_claimed_of_few_trials() -> None:
     found = fidelity([trial(0, 0.6, 10, early=-0.9)], OBJECTIVES)
     assert found.rungs == ()
