@@ -175,6 +175,7 @@ class PreparedSearch:
             head_params=self.prices.topology.head_params,
             carried=None if is_here else carried(without=without),
             trials_per_worker=self.trials_per_worker,
+            prices=self.prices,
         )
 
 

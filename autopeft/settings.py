@@ -192,7 +192,7 @@ class SearchSettings:
         resumable=True,
     )
     compress: bool = _setting(
-        True, "Also score the confirmed LoRAs truncated to lower ranks, if time is left."
+        True, "Also score the confirmed LoRAs cut to fewer parameters, if time is left."
     )
 
     # Training

@@ -79,7 +79,8 @@ class Compressed:
     """A candidate cut from a trained one of higher ranks.
 
     Attributes:
-        candidate: Its plan, with the train settings of the training it was cut from.
+        candidate: Its plan, the same for all seeds, with the train settings of the training it was
+            cut from.
         costs: Its own sizes, and the cost of that training.
         files: Its adapter: relative path -> content.
     """
@@ -211,17 +212,14 @@ def tuned_lora(
 # --- lower ranks ---------------------------------------------------------------------------------
 
 
-def lower_ranks(candidate: Candidate) -> tuple[Candidate, ...]:
-    """Return a LoRA at half, a quarter and an eighth of its ranks; () for other methods."""
+CUT_DIVISORS = (2, 4, 8)
+"""A confirmed LoRA is cut to these parts of its parameters."""
+
+
+def can_be_cut(candidate: Candidate) -> bool:
+    """Return whether all its methods can be cut to lower ranks."""
     plan = candidate.plan
-    if not plan.specs or not all(methods.get(name).can_cut_rank for name in plan.methods):
-        return ()
-    found = []
-    for divisor in (2, 4, 8):
-        if max(spec.rank for spec in plan.specs) >= divisor:
-            specs = (replace(spec, rank=max(1, spec.rank // divisor)) for spec in plan.specs)
-            found.append(Candidate(AdapterPlan(specs), candidate.train))
-    return tuple(found)
+    return bool(plan.specs) and all(methods.get(name).can_cut_rank for name in plan.methods)
 
 
 def confirmed_finalists(

@@ -95,6 +95,13 @@ class ConfirmationStore:
                 found[candidate.digest] = candidate, origin.price, origin.compressed_from
         return found
 
+    def cuts(self) -> dict[str, list[Candidate]]:
+        """Return what each candidate was cut to, by the digest of that candidate."""
+        found: dict[str, list[Candidate]] = {}
+        for candidate, _, source in self.compressed().values():
+            found.setdefault(source, []).append(candidate)
+        return found
+
     def done(self) -> frozenset[tuple[str, int]]:
         """Return (digest, seed) of every retraining."""
         pairs = (path.name.rsplit("-seed", 1) for path in self._folder.glob("[!.]*-seed*"))

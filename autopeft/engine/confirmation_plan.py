@@ -1,16 +1,17 @@
-"""Which confirmations the rest of the budget pays for, as jobs."""
+"""Which confirmations and cuts the rest of the budget pays for, as jobs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
 
-from autopeft.confirm.finalists import Nominee, lower_ranks
-from autopeft.costs import Price
+from autopeft.confirm.finalists import CUT_DIVISORS, Nominee, can_be_cut
 from autopeft.engine.messages import Job
 from autopeft.plan import Candidate
 
 _COMPRESSION_MARGIN = 0.9
-"""Share of the time left that confirmations and lower ranks together may be expected to take."""
+"""Share of the time left that confirmations and cuts together may be expected to take."""
 
 _N_NEEDED = 4
 """Nominees without which there is no verdict: the two tuned LoRAs, the reference and a finalist."""
@@ -34,29 +35,19 @@ def affordable(
     return tuple(kept)
 
 
-def affordable_lower_ranks(
-    nominees: Sequence[Nominee],
-    *,
-    worker_seconds: float,
-    n_seeds: float,
-    trained: Collection[str],
-    price: Callable[[Candidate], Price],
-) -> dict[str, tuple[tuple[Candidate, Price], ...]]:
-    """Return the lower ranks that the time left pays for, and their costs, by nominee's digest.
-
-    The digests in `trained` are left out, because they have trials of their own.
-    """
-    taken = set(trained)
+def affordable_cuts(
+    nominees: Sequence[Nominee], *, worker_seconds: float, n_seeds: float
+) -> frozenset[str]:
+    """Return the digests of the nominees whose cuts to lower ranks the time left pays for."""
     left = worker_seconds * _COMPRESSION_MARGIN - sum(n.seconds for n in nominees) * n_seeds
-    chosen: dict[str, tuple[tuple[Candidate, Price], ...]] = {}
+    chosen = []
     for nominee in nominees:
-        lower = [c for c in lower_ranks(nominee.trial.candidate) if c.digest not in taken]
-        left -= nominee.scoring_seconds * len(lower) * n_seeds
-        if left < 0:
-            break
-        taken.update(candidate.digest for candidate in lower)
-        chosen[nominee.trial.digest] = tuple((c, price(c)) for c in lower)
-    return chosen
+        if can_be_cut(nominee.trial.candidate):
+            left -= nominee.scoring_seconds * len(CUT_DIVISORS) * n_seeds
+            if left < 0:
+                break
+            chosen.append(nominee.trial.digest)
+    return frozenset(chosen)
 
 
 def confirmation_jobs(
@@ -65,15 +56,21 @@ def confirmation_jobs(
     *,
     seeds: Sequence[int],
     begun: Collection[tuple[str, int]],
-    lower_ranks: Mapping[str, tuple[tuple[Candidate, Price], ...]],
+    to_cut: Collection[str] = (),
+    cuts: Mapping[str, Sequence[Candidate]] = MappingProxyType({}),
 ) -> tuple[Job, ...]:
-    """Return a job for each wanted nominee, with the first seed that it has not begun."""
+    """Return a job for each wanted nominee, with the first seed that it has not begun.
+
+    Those in `to_cut` are also cut to lower ranks: where an earlier seed was, to its `cuts`.
+    """
     by_digest = {nominee.trial.digest: nominee.trial for nominee in nominees}
     jobs = []
     for digest in wanted:
         trial = by_digest.get(digest)
         seed = next((seed for seed in seeds if (digest, seed) not in begun), None)
         if trial is not None and seed is not None:
-            lower = lower_ranks.get(digest, ())
-            jobs.append(Job("confirm", trial.candidate, trial.costs, seed, lower_ranks=lower))
+            job = Job("confirm", trial.candidate, trial.costs, seed)
+            if digest in to_cut:
+                job = replace(job, compress=True, cuts=tuple(cuts.get(digest, ())))
+            jobs.append(job)
     return tuple(jobs)

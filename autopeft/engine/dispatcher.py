@@ -11,10 +11,9 @@ from dataclasses import dataclass, replace
 from autopeft.confirm.finalists import Nominee, choose_finalists, confirmed_finalists
 from autopeft.confirm.race import EXTRA_SEEDS, expected_seeds, next_seeds, seeds_of
 from autopeft.confirm.store import ConfirmationStore
-from autopeft.costs import Price
 from autopeft.engine.budget import Budget, BudgetTracker
 from autopeft.engine.callback import CallbackList, Phase, Progress
-from autopeft.engine.confirmation_plan import affordable, affordable_lower_ranks, confirmation_jobs
+from autopeft.engine.confirmation_plan import affordable, affordable_cuts, confirmation_jobs
 from autopeft.engine.messages import (
     Activity,
     ConfirmMessage,
@@ -26,7 +25,6 @@ from autopeft.engine.messages import (
     TimeUpMessage,
 )
 from autopeft.engine.search_plan import SearchPlan, revised
-from autopeft.plan import Candidate
 from autopeft.searcher.controller import SearchController
 from autopeft.settings import SearchSettings
 from autopeft.training.step_clock import Deadline
@@ -129,7 +127,7 @@ class Dispatcher:
         first = settings.seed + 1
         self._seeds = range(first, first + self._plan.confirm_seeds + extra)
         self._nominees: tuple[Nominee, ...] = ()
-        self._lower: dict[str, tuple[tuple[Candidate, Price], ...]] = {}
+        self._to_cut: frozenset[str] = frozenset()
         self._begun: set[tuple[str, int]] = set()
         self._is_settled = False
         self._taken: list[tuple[float, float]] = []
@@ -258,13 +256,7 @@ class Dispatcher:
                 "raise --budget or --confirm-share to confirm all"
             )
         if self._settings.compress and len(kept) == len(nominees):
-            self._lower = affordable_lower_ranks(
-                kept,
-                worker_seconds=seconds,
-                n_seeds=n_seeds,
-                trained={trial.digest for trial in trials},
-                price=self._controller.prices.price,
-            )
+            self._to_cut = affordable_cuts(kept, worker_seconds=seconds, n_seeds=n_seeds)
         self._nominees = kept
         self._needed = _needed([nominee.trial for nominee in kept])
         scored = {digest for digest, _ in self._confirmed | self._begun}
@@ -276,7 +268,8 @@ class Dispatcher:
             wanted,
             seeds=self._seeds,
             begun=self._confirmed | self._begun,
-            lower_ranks=self._lower,
+            to_cut=self._to_cut,
+            cuts=self._store.cuts(),
         )
         self._queue = deque(jobs)
         self._n_to_confirm = self._n_confirmed + len(self._running) + len(jobs)
@@ -375,8 +368,7 @@ class Dispatcher:
                 self.fail(job, problem)
                 return False
             self._store.save(job.candidate, message.score, message.files)
-            for made in message.compressed:
-                self._store.save_compressed(made, job.candidate)
+            self._save_cuts(job, message)
             self._confirmed.add((job.candidate.digest, job.seed))
             self._budget.spend(flops=message.flops)
             self._n_confirmed += 1
@@ -384,6 +376,16 @@ class Dispatcher:
             self._end(job)
             return False
         return self._take_rung(job, message)
+
+    def _save_cuts(self, job: Job, message: ConfirmMessage) -> None:
+        """Keep what was cut, unless it is a trial itself or was cut from another before."""
+        trained = {trial.digest for trial in self._controller.trials()}
+        source = job.candidate.digest
+        known = {cut: origin for cut, (*_, origin) in self._store.compressed().items()}
+        for made in message.compressed:
+            digest = made.candidate.digest
+            if digest not in trained and known.get(digest, source) == source:
+                self._store.save_compressed(made, job.candidate)
 
     def _unpaired(self, message: ConfirmMessage) -> str | None:
         """Return why a confirmation cannot be compared with the others row by row."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from autopeft.confirm.finalists import Compressed, SeedScore
+from autopeft.confirm.finalists import CUT_DIVISORS, Compressed, SeedScore
 from autopeft.costs import Price
 from autopeft.engine.loaded_model import LoadedModel
 from autopeft.engine.messages import (
@@ -24,8 +24,9 @@ from autopeft.engine.messages import (
 )
 from autopeft.errors import OutOfTime, SettingsError, TrainingFailure
 from autopeft.models.attach import Attached, attach
-from autopeft.models.lora_conversion import TrainedLora
+from autopeft.models.rank_cut import TrainedLora
 from autopeft.models.saving import save_adapter
+from autopeft.plan import Candidate
 from autopeft.tasks.data import OutputScale
 from autopeft.training.latency import measure_latency_ms
 from autopeft.training.step_clock import StepClock
@@ -127,7 +128,7 @@ class JobExecution:
         training.train_to(job.candidate.train.steps)
         score = self._score(training, job.costs)
         files = self._files(training.attached)
-        compressed = tuple(self._compress(training)) if job.lower_ranks else ()
+        compressed = tuple(self._compress(training)) if job.compress else ()
         return ConfirmMessage(score, files, self._new_activity(), job.costs.train_flops, compressed)
 
     def _score(self, training: Trainer, costs: Price) -> SeedScore:
@@ -175,11 +176,13 @@ class JobExecution:
         return files
 
     def _compress(self, training: Trainer) -> Iterator[Compressed]:
-        """Yield the trained LoRA at lower ranks; the last of them stays attached."""
-        trained, paid = TrainedLora(training.attached), self.job.costs
-        attached = training.attached
-        for candidate, own in self.job.lower_ranks:
-            started = time.perf_counter()
+        """Yield the trained LoRA cut to fewer parameters; the last of them stays attached."""
+        job, prices, attached = self.job, self._base.context.prices, training.attached
+        assert prices is not None, "a search that trains itself has prices"
+        trained, paid = TrainedLora(attached), job.costs
+        plans = () if job.cuts else trained.cuts(CUT_DIVISORS)
+        for candidate in job.cuts or [Candidate(plan, job.candidate.train) for plan in plans]:
+            own, started = prices.price(candidate), time.perf_counter()
             attached.detach()
             attached = self._attached = attach(self._base.backbone, candidate, seed=self.job.seed)
             trained.cut_into(attached)

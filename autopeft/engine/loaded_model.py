@@ -91,4 +91,8 @@ class LoadedModel:
         """Return the setup with the cache below the lowest adapted block, None if there is none."""
         if self._cache is None:
             return self.setup
-        return replace(self.setup, cache=self._cache.below(lowest_layer))
+        return replace(
+            self.setup,
+            cache=self._cache.below(lowest_layer),
+            fp32_cache=self._cache.below(lowest_layer, "fp32"),
+        )

@@ -8,7 +8,7 @@ from dataclasses import astuple, dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from autopeft.confirm.finalists import Compressed, SeedScore
-from autopeft.costs import Price
+from autopeft.costs import Price, PriceTable
 from autopeft.plan import Candidate
 from autopeft.training.step_clock import Deadline
 from autopeft.trial import RungReport
@@ -37,6 +37,7 @@ class WorkerContext:
         carried: Methods, tasks and metrics that the driver registered; `make_executor` registers
             them in the worker.
         trials_per_worker: Most jobs that a worker trains together.
+        prices: Prices what a LoRA is cut to; None: nothing is cut.
 
     Example:
         >>> settings = autopeft.SearchSettings(model="gpt2", data="a.csv", workers=2)
@@ -56,6 +57,7 @@ class WorkerContext:
     head_params: int | None = None
     carried: Carried | None = None
     trials_per_worker: int = 1
+    prices: PriceTable | None = None
 
 
 @dataclass(frozen=True)
@@ -65,11 +67,12 @@ class Job:
     Attributes:
         kind: "search" reports at rungs and may be stopped; "confirm" trains to the end, scores the
             test split and returns the adapter.
-        costs: What the candidate costs, so that workers need no cost table.
+        costs: What the candidate costs.
         seed: Seeds the initialization and the data order.
         number: The trial's number in the study; -1 for a confirmation.
-        lower_ranks: The same candidate at lower ranks, and what each costs. A confirmation cuts
-            them from the trained adapter and scores them.
+        compress: Whether a confirmation also scores what it cuts the trained LoRA to.
+        cuts: What an earlier seed was cut to: this one is cut to the same ranks. (): the singular
+            values of this training decide.
         deadline: When the worker is to stop it between two steps; None: never.
     """
 
@@ -78,7 +81,8 @@ class Job:
     costs: Price
     seed: int
     number: int = -1
-    lower_ranks: tuple[tuple[Candidate, Price], ...] = ()
+    compress: bool = False
+    cuts: tuple[Candidate, ...] = ()
     deadline: Deadline | None = field(default=None, compare=False)
 
     @property

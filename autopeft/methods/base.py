@@ -108,7 +108,7 @@ class Method(ABC):
         input_side_argument: Argument of peft's configuration that lists the modules at these roles;
             "" if peft does not ask.
         holds_lora_factors: Whether its layers are plain LoRA layers over the unchanged base weight.
-        can_cut_rank: Whether a trained adapter can be cut to a lower rank without training.
+        can_cut_rank: Whether a trained adapter can be cut to any lower rank without training.
         rank_patterns: (argument, pattern) pairs: arguments of peft's configuration that depend on
             the rank, and peft's name for their values by module; () if one configuration holds one
             rank only.

@@ -1,4 +1,4 @@
-"""Convert adapters to LoRA, and cut trained LoRAs to lower ranks.
+"""Convert adapters to LoRA.
 
 A mixed plan can be written as ONE LoRA, which any tool that serves LoRA can load: a merged adapter
 is a change of a weight, and where that change has a low rank, a LoRA of that rank is the same
@@ -190,47 +190,7 @@ def export_lora(
     return conversion
 
 
-class TrainedLora:
-    """A copy of a trained LoRA, which can be cut to lower ranks after it was detached.
-
-    A LoRA trained at a high rank and cut by a truncated SVD often scores better than one trained at
-    the lower rank, and costs no training.
-
-    Args:
-        attached: A candidate whose methods have `can_cut_rank`.
-    """
-
-    def __init__(self, attached: Attached) -> None:
-        self._factors = {
-            path: lora_factors(layer)
-            for part in attached.parts
-            for path, layer in part.layers.items()
-        }
-        self._head = [p.detach().clone() for p in attached.head_parameters()]
-
-    @torch.no_grad()
-    def cut_into(self, attached: Attached) -> None:
-        """Fill an attached candidate with the same sites and lower ranks with the closest LoRA."""
-        for part in attached.parts:
-            for path, layer in part.layers.items():
-                _fill(layer, *self._factors[path])
-        for parameter, trained in zip(attached.head_parameters(), self._head, strict=True):
-            parameter.copy_(trained)
-
-
 def lora_factors(layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Return copies of a LoRA layer's scaled B (out, rank) and of A (rank, in)."""
     b = layer.lora_B[ADAPTER_NAME].weight.detach() * layer.scaling[ADAPTER_NAME]
     return b.clone(), layer.lora_A[ADAPTER_NAME].weight.detach().clone()
-
-
-def _fill(layer: Any, b: torch.Tensor, a: torch.Tensor) -> None:
-    own_a, own_b = layer.lora_A[ADAPTER_NAME].weight, layer.lora_B[ADAPTER_NAME].weight
-    rank = own_a.shape[0]
-    # B A = Q_b (R_b R_a^T) Q_a^T, so only a (rank, rank) matrix needs a decomposition.
-    q_b, r_b = torch.linalg.qr(b.double())
-    q_a, r_a = torch.linalg.qr(a.double().T)
-    left, values, right = torch.linalg.svd(r_b @ r_a.T)
-    root = values[:rank].sqrt()
-    own_b.copy_((q_b @ left[:, :rank]) * root / layer.scaling[ADAPTER_NAME])
-    own_a.copy_((root[:, None] * right[:rank]) @ q_a.T)

@@ -82,16 +82,19 @@ class ActivationCache:
         self.is_off = not (is_chain(self.block_paths) and data.train.has_tokens)
         self._max_bytes = max_bytes
         self._folder = folder
-        self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        self._stores = OrderedDict[tuple[int, SplitName], tuple[ActivationStore, int]]()
-        self._cuts: dict[int, _Cut] = {}
+        self._stores = OrderedDict[tuple[int, Precision, SplitName], tuple[ActivationStore, int]]()
+        self._cuts: dict[tuple[int, Precision], _Cut] = {}
 
-    def below(self, lowest_layer: int | None) -> Acceleration:
-        """Return what skips the blocks below a plan's lowest adapted one; None (a head): all."""
+    def below(self, lowest_layer: int | None, precision: Precision | None = None) -> Acceleration:
+        """Return what skips the blocks below a plan's lowest adapted one; None (a head): all.
+
+        `precision` replaces that of the trainings.
+        """
         cut = len(self.block_paths) if lowest_layer is None else lowest_layer
         if cut == 0 or self.is_off:
             return NO_ACCELERATION
-        return self._cuts.setdefault(cut, _Cut(self, cut))
+        key = (cut, precision or self.precision)
+        return self._cuts.setdefault(key, _Cut(self, *key))
 
     def turn_off(self) -> None:
         """Serve nothing from now on."""
@@ -103,40 +106,46 @@ class ActivationCache:
         return [self.model.get_submodule(path) for path in self.block_paths]
 
     def highest_below(
-        self, cut: int, split: SplitName, sequences: NDArray[np.int64]
+        self, cut: int, precision: Precision, split: SplitName, sequences: NDArray[np.int64]
     ) -> AbstractContextManager[None]:
         """Serve these sequences from the highest cut below `cut` that holds all of them, if any."""
-        for lower in sorted((c for c in self._cuts if c < cut), reverse=True):
-            held = self._stores.get((lower, split))
+        lower_ones = (key for key in self._cuts if key[0] < cut and key[1] == precision)
+        for lower in sorted(lower_ones, reverse=True):
+            held = self._stores.get((*lower, split))
             if held is not None and not len(held[0].missing(sequences)):
                 own = self._cuts[lower]
                 return own.skipping(own.states(held[0], sequences))
         return nullcontext()
 
-    def store(self, cut: int, split: SplitName, width: int) -> ActivationStore | None:
+    def store(
+        self, cut: int, precision: Precision, split: SplitName, width: int
+    ) -> ActivationStore | None:
         """Return the states that enter a block, or None if the size limit leaves no room."""
-        key = (cut, split)
+        key = (cut, precision, split)
         if key in self._stores:
             self._stores.move_to_end(key)
             return self._stores[key][0]
         rows = self.data.splits[split]
-        size = len(rows.tokens) * width * self._dtype.itemsize
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        size = len(rows.tokens) * width * dtype.itemsize
         if size > self._max_bytes:
             return None
         while sum(used for _, used in self._stores.values()) + size > self._max_bytes:
             self._stores.popitem(last=False)
-        path = None if self._folder is None else self._folder / f"{split}-{cut}.states"
-        store = ActivationStore(rows, width, dtype=self._dtype, device=self.device, path=path)
+        name = f"{split}-{cut}-{precision}.states"
+        path = None if self._folder is None else self._folder / name
+        store = ActivationStore(rows, width, dtype=dtype, device=self.device, path=path)
         self._stores[key] = (store, size)
         return store
 
 
 class _Cut:
-    """Skips the blocks below one cut."""
+    """Skips the blocks below one cut, in one precision."""
 
-    def __init__(self, cache: ActivationCache, cut: int) -> None:
+    def __init__(self, cache: ActivationCache, cut: int, precision: Precision) -> None:
         self._cache = cache
         self._cut = cut
+        self._precision: Precision = precision
         self._is_checked = False
         # Learned from the first captured output:
         self._width = 0
@@ -162,7 +171,7 @@ class _Cut:
         with torch.inference_mode(False), torch.no_grad():
             if self._width == 0 and not self._learn(batch):
                 return None
-            store = self._cache.store(self._cut, batch.split, self._width)
+            store = self._cache.store(self._cut, self._precision, batch.split, self._width)
             if store is None:
                 return None
             missing = store.missing(np.unique(batch.sequences))
@@ -192,7 +201,7 @@ class _Cut:
         rows = np.unique(sequences // source.sequences_per_row)
         for part in evaluation_batches(source.lengths[rows], FILL_TOKENS):
             batch = collate(self._cache.data, split, rows[part], self._cache.device)
-            with self._cache.highest_below(self._cut, split, batch.sequences):
+            with self._cache.highest_below(self._cut, self._precision, split, batch.sequences):
                 store.put(batch.sequences, hidden_of(self._run_to(self._cut - 1, batch)))
 
     def states(self, store: ActivationStore, sequences: NDArray[np.int64]) -> torch.Tensor:
@@ -212,7 +221,7 @@ class _Cut:
             with self.skipping(hidden):
                 served = hidden_of(self._run_to(last, batch))
         is_token = batch.attention_mask.bool()
-        tolerance = TOLERANCE[self._cache.precision]
+        tolerance = TOLERANCE[self._precision]
         if verified(served[is_token], plain[is_token], tolerance, what=self._cache.description):
             return True
         self._cache.turn_off()

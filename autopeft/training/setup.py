@@ -23,6 +23,7 @@ class TrainingSetup:
         device: Device of the model: "cpu", "cuda"...
         precision: Precision of the computation.
         cache: Skips the frozen blocks below the lowest adapter.
+        fp32_cache: The same where rows are scored in fp32, whatever the precision.
         last_block: Skips positions of the last block that are not read.
     """
 
@@ -31,6 +32,7 @@ class TrainingSetup:
     device: str = "cpu"
     precision: Precision = "fp32"
     cache: Acceleration = NO_ACCELERATION
+    fp32_cache: Acceleration = NO_ACCELERATION
     last_block: Acceleration = NO_ACCELERATION
 
     @contextmanager

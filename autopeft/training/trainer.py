@@ -152,16 +152,17 @@ class Trainer:
 
         Args:
             split: "validation" or "test" (or "train").
-            precision: Replaces the training's precision. The activation cache is not used then,
-                because it holds what the training's precision computes.
+            precision: Replaces the training's precision.
             rows: Positions in the split to score; None: all.
             with_text: Whether text is generated, if a metric of the task needs it.
             n_draws: Resamples of the rows, for a quality that is no mean over them.
         """
-        watch = Stopwatch(self.setup.cache)
         setup = self.setup
-        if precision not in (None, setup.precision):
-            setup = replace(setup, precision=precision, cache=NO_ACCELERATION)
+        if precision is not None and precision != setup.precision:
+            # The cache holds what the training's precision computes.
+            cache = setup.fp32_cache if precision == "fp32" else NO_ACCELERATION
+            setup = replace(setup, precision=precision, cache=cache)
+        watch = Stopwatch(setup.cache)
         is_trained = self.step >= self._train.steps
         spare = _SPARE * self.train_seconds if is_trained else 0.0
         try:

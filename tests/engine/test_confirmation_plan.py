@@ -1,4 +1,4 @@
-"""Which confirmations and lower ranks the time left pays for."""
+"""Which confirmations and cuts the time left pays for."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from autopeft.confirm.finalists import Nominee
 from autopeft.costs import Price
-from autopeft.engine.confirmation_plan import affordable, affordable_lower_ranks, confirmation_jobs
+from autopeft.engine.confirmation_plan import affordable, affordable_cuts, confirmation_jobs
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
 from autopeft.trial import Trial
 
@@ -21,6 +21,7 @@ def nominee(rank: int, origin: str = "search") -> Nominee:
     return Nominee(Trial(rank, candidate, price(candidate), origin), 10.0, 1.0)
 
 
+NO_PLAN = Candidate(AdapterPlan(), TrainSettings(1e-3))
 NOMINEES = [
     nominee(1, "baseline"),
     nominee(2, "reference"),
@@ -42,30 +43,29 @@ def test_front_members_are_dropped_from_the_middle(seconds: float, ranks: list[i
     assert [n.trial.number for n in kept] == ranks
 
 
-@pytest.mark.parametrize(("spare", "numbers"), [(100.0, [8, 16]), (6.0, [8]), (5.0, [])])
-def test_lower_ranks_come_as_long_as_time_is_left(spare: float, numbers: list[int]) -> None:
-    both = [nominee(8), nominee(16)]
-    trained = {nominee(1).trial.digest}
-    found = affordable_lower_ranks(
-        both,
-        worker_seconds=(40.0 + spare) / 0.9,
-        n_seeds=2,
-        # 4, 2 and 1 of 8: one of them has a trial.
-        trained=trained if spare == 100.0 else set(),
-        price=price,
-    )
-    assert list(found) == [n.trial.digest for n in both if n.trial.number in numbers]
-    cut = [[costs.trainable_params for _, costs in rows] for rows in found.values()]
-    assert cut == ([[4, 2], [8]] if spare == 100.0 else [[4, 2, 1]][: len(numbers)])
+@pytest.mark.parametrize(("spare", "numbers"), [(12.0, [8, 16]), (11.0, [8]), (5.0, [])])
+def test_loras_are_cut_as_long_as_time_is_left(spare: float, numbers: list[int]) -> None:
+    plan = AdapterPlan([LayerSpec(0, "attn.q", "ia3")])
+    other = Nominee(Trial(1, Candidate(plan, TrainSettings(1e-3)), price(NO_PLAN), "search"), 10, 1)
+    nominees = [other, nominee(8), nominee(16)]
+    seconds = (60.0 + spare + 1e-6) / 0.9  # Each cut into three takes 3 seconds a seed.
+    found = affordable_cuts(nominees, worker_seconds=seconds, n_seeds=2)
+    assert found == {n.trial.digest for n in nominees if n.trial.number in numbers}
 
 
 def test_each_wanted_finalist_gets_its_next_seed() -> None:
     three = [nominee(8), nominee(16), nominee(24)]
     first, second, third = (each.trial.digest for each in three)
-    lower = {second: ((three[0].trial.candidate, three[0].trial.costs),)}
+    cuts = {second: [nominee(2).trial.candidate]}
     begun = {(first, 1), (second, 1), (third, 1), (third, 2)}
     wanted = [second, "no nominee", first, third]
-    jobs = confirmation_jobs(three, wanted, seeds=range(1, 3), begun=begun, lower_ranks=lower)
+    jobs = confirmation_jobs(
+        three, wanted, seeds=range(1, 3), begun=begun, to_cut={first, second}, cuts=cuts
+    )
     assert [(job.costs.trainable_params, job.seed) for job in jobs] == [(16, 2), (8, 2)]
-    assert [len(job.lower_ranks) for job in jobs] == [1, 0]
+    # The second seed is cut as the first was; where that one was not cut, this one decides.
+    assert [(job.compress, job.cuts) for job in jobs] == [(True, tuple(cuts[second])), (True, ())]
     assert {job.kind for job in jobs} == {"confirm"}
+    (job,) = confirmation_jobs(three, [second], seeds=[3], begun=begun, cuts=cuts)
+    assert not job.compress
+    assert not job.cuts

@@ -14,9 +14,9 @@ from autopeft.confirm.finalists import (
     Finalist,
     SeedScore,
     _spread,
+    can_be_cut,
     choose_finalists,
     confirmed_finalists,
-    lower_ranks,
     mark_lora_baselines,
     tuned_lora,
 )
@@ -92,8 +92,8 @@ class FakeSearch:
                 {"accuracy": self.score(job), "trainable_params": 1.0},
             )
             cut = tuple(
-                Compressed(candidate, costs, score, {"adapter.txt": b"cut"})
-                for candidate, costs in job.lower_ranks
+                Compressed(each, self.prices.price(each), score, {"adapter.txt": b"cut"})
+                for each in job.cuts or self.cuts_of(job)
             )
             files = {"adapter.txt": b"x"}
             assert not self.dispatcher.take(
@@ -108,6 +108,12 @@ class FakeSearch:
             message = RungMessage(report, step == RUNGS[-1], {"train_seconds": 1.0})
             if not self.dispatcher.take(job, message):
                 break
+
+    def cuts_of(self, job: Job) -> list[Candidate]:
+        """Drop the first sites: as many as the job's seed says, for each of two cuts."""
+        specs = job.candidate.plan.specs if job.compress else ()
+        kept = [specs[job.seed * i :] for i in (1, 2)]
+        return [Candidate(AdapterPlan(rest), job.candidate.train) for rest in kept if rest]
 
     def run(self) -> list[Job]:
         done = []
@@ -473,27 +479,30 @@ def test_the_store_publishes_the_adapter_of_one_seed(tmp_path: Path) -> None:
     assert not [p for p in (tmp_path / "confirm").iterdir() if p.name.startswith(".")]
 
 
-def test_only_a_plan_of_loras_has_lower_ranks() -> None:
-    def of(*specs: tuple[str, int]) -> list[list[int]]:
-        plan = AdapterPlan(
-            LayerSpec(i, "attn.q", name, rank) for i, (name, rank) in enumerate(specs)
-        )
-        found = lower_ranks(Candidate(plan, TrainSettings(1e-3)))
-        return [[spec.rank for spec in candidate.plan.specs] for candidate in found]
+def test_only_a_plan_of_loras_can_be_cut() -> None:
+    def is_cut(*names: str) -> bool:
+        plan = AdapterPlan(LayerSpec(i, "attn.q", name, 8) for i, name in enumerate(names))
+        return can_be_cut(Candidate(plan, TrainSettings(1e-3)))
 
-    assert of(("lora", 8), ("rslora", 3)) == [[4, 1], [2, 1], [1, 1]]
-    assert of(("lora", 2)) == [[1]]
-    assert of(("lora", 1)) == []
-    assert of(("lora", 8), ("miss", 8)) == []
-    assert of() == []
+    assert is_cut("lora", "rslora")
+    assert not is_cut("lora", "miss")
+    assert not is_cut()
 
 
-def test_confirmed_loras_are_scored_at_lower_ranks_that_no_trial_had(tmp_path: Path) -> None:
+def test_all_seeds_of_a_lora_are_cut_to_the_ranks_that_the_first_decided(tmp_path: Path) -> None:
     search = FakeSearch(tmp_path, "15trials", compress=True)
     jobs = search.run()
     trained = {job.candidate.digest for job in jobs if job.kind == "search"}
-    cut = {c.digest: job.candidate for job in jobs for c, _ in job.lower_ranks}
+    first = [job for job in jobs if job.compress and job.seed == 1]
+    assert not any(job.cuts for job in first)
+    cut = {
+        c.digest: job.candidate
+        for job in first
+        for c in search.cuts_of(job)
+        if c.digest not in trained
+    }
     assert cut
+    assert {c.digest for job in jobs for c in job.cuts} == set(cut)
     assert not trained & set(cut)
     scores = search.store.scores()
     assert all(len(scores[digest]) == 2 for digest in cut)
@@ -512,7 +521,7 @@ def test_what_was_cut_first_and_trained_later_is_confirmed_by_its_own_training(
     tmp_path: Path,
 ) -> None:
     search = FakeSearch(tmp_path, "15trials", compress=True)
-    source, cut = next((job.candidate, c) for job in search.run() for c, _ in job.lower_ranks)
+    source, cut = next((job.candidate, c) for job in search.run() for c in job.cuts)
     assert cut.digest not in {digest for digest, _ in search.store.done()}
     # A later sitting trains it as a trial of its own.
     search.controller.enqueue(cut)
@@ -530,7 +539,7 @@ def test_what_was_cut_first_and_trained_later_is_confirmed_by_its_own_training(
     assert (before.origin, before.compressed_from) == ("compressed", source.digest)
     search.work(Job("confirm", cut, trial.costs, seed=1))
     (after,) = of_cut()
-    assert (after.origin, after.compressed_from) == ("baseline", "")  # It is an ordinary LoRA.
+    assert (after.origin, after.compressed_from) == (search.controller.trials()[-1].origin, "")
     assert [score.seed for score in after.seeds] == [1]
     assert (search.store.publish(after, 1) / "adapter.txt").read_bytes() == b"x"
 
@@ -558,4 +567,4 @@ def test_lower_ranks_are_scored_only_if_asked_for_and_time_is_left(
     search.budget.spend(seconds=search.dispatcher.seconds_left - share * seconds)
     confirmations = search.run()
     assert len(confirmations) >= len(set(confirmed))
-    assert any(job.lower_ranks for job in confirmations) == is_scored
+    assert any(job.compress for job in confirmations) == is_scored

@@ -188,7 +188,7 @@ def test_the_size_limit_holds(classification_data: TaskData, bert_with_lora: Bui
     for cut in (1, 2, 1):
         with cache.below(cut).serving(batch):
             pass
-        assert list(cache._stores) == [(cut, "train")]
+        assert list(cache._stores) == [(cut, "fp32", "train")]
     none = bert_cache(attached.model, classification_data, max_bytes=10)
     _, found = train(attached, task, classification_data, none.below(2))
     assert found[-1].step == 30
