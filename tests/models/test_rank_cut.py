@@ -136,8 +136,6 @@ def test_a_cut_of_everything_is_left_out() -> None:
         assert trained.cuts([10**6]) == ()
         assert trained.cuts([1]) == (_PLAN,)
         assert len(trained.cuts([2, 2])) == 1
-        n_modules = {path: layer for p in attached.parts for path, layer in p.layers.items()}
-    assert len(n_modules) == len(_SITES)
 
 
 @pytest.mark.parametrize(

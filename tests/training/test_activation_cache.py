@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,30 @@ def test_the_size_limit_holds(classification_data: TaskData, bert_with_lora: Bui
     _, found = train(attached, task, classification_data, none.below(2))
     assert found[-1].step == 30
     assert not none._stores
+
+
+def test_rows_scored_in_fp32_have_states_of_their_own(
+    classification_data: TaskData, bert_with_lora: Build
+) -> None:
+    task = TextClassification(classification_data.labels, 0)
+    attached = bert_with_lora([2])
+    cache = bert_cache(attached.model, classification_data, precision="bf16")
+    setup = TrainingSetup(task, classification_data, precision="bf16", cache=cache.below(2))
+    train_settings = TrainSettings(1e-2, steps=3)
+    plain = Trainer(attached, setup, train_settings, seed=0)
+    plain.train_to(3)
+    expected = plain.evaluate("test", precision="fp32")
+    setup = replace(setup, fp32_cache=cache.below(2, "fp32"))
+    training = Trainer(attached, setup, train_settings, seed=0)
+    training.evaluate("test")  # Its states in bf16 must not be taken for those in fp32.
+    assert training.evaluate("test", precision="fp32").loss == pytest.approx(
+        expected.loss, rel=1e-5
+    )
+    computed = calls_of(attached.model, 0)
+    assert training.evaluate("test", precision="fp32").loss == pytest.approx(
+        expected.loss, rel=1e-5
+    )
+    assert not computed
 
 
 def test_workers_share_a_folder(
