@@ -149,12 +149,15 @@ class TrainSettings:
         learning_rate: Peak learning rate; with `method_rates`, their geometric mean.
         method_rates: Sorted (method, peak rate) pairs for a plan that mixes methods; empty if all
             methods share `learning_rate`.
-        alpha_ratio: Scaling of low-rank updates: alpha / rank.
+        alpha_ratio: Scaling of low-rank updates, alpha / rank, where `alpha` is None; also of those
+            updates that have no rank.
         dropout: Dropout on the adapter's input, in [0, 1).
         steps: Optimizer steps of a full training.
         batch_size: Rows per optimizer step.
         weight_decay: AdamW's decoupled weight decay.
         warmup_fraction: Share of the steps that warm up.
+        alpha: Alpha of low-rank updates, the same at every rank; None: `alpha_ratio` times the
+            rank.
 
     Example:
         >>> train = TrainSettings(1e-3, method_rates=(("ia3", 1e-2), ("lora", 1e-4)))
@@ -170,6 +173,7 @@ class TrainSettings:
     batch_size: int = 16
     weight_decay: float = 0.0
     warmup_fraction: float = 0.05
+    alpha: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(
@@ -178,6 +182,10 @@ class TrainSettings:
         rates = [self.learning_rate, *(rate for _, rate in self.method_rates)]
         if not all(math.isfinite(rate) and rate > 0 for rate in rates):
             raise SpaceError("learning_rate", rates, "must be finite and above 0", "use e.g. 1e-3")
+        for name in ("alpha_ratio", "alpha"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise SpaceError(name, value, "must be finite and above 0", "use e.g. 16")
         if not 0.0 <= self.dropout < 1.0:
             raise SpaceError("dropout", self.dropout, "`0 <= dropout < 1` must hold", "use 0.0")
         if self.steps < 1 or self.batch_size < 1:
@@ -188,13 +196,19 @@ class TrainSettings:
                 "use e.g. steps=100, batch_size=16",
             )
 
+    def alpha_for(self, rank: int) -> float:
+        """Return alpha of a low-rank update, which is scaled by alpha / rank."""
+        return self.alpha_ratio * rank if self.alpha is None else self.alpha
+
     def rate_for(self, method: str) -> float:
         """Return the learning rate of a method's parameters."""
         return dict(self.method_rates).get(method, self.learning_rate)
 
     def to_json(self) -> dict[str, Any]:
-        """Return a dict in which `method_rates` is a mapping."""
-        return {**to_plain(self), "method_rates": dict(self.method_rates)}
+        """Return a dict in which `method_rates` is a mapping; without `alpha` if it is None."""
+        row = {**to_plain(self), "method_rates": dict(self.method_rates)}
+        # Candidates of versions that had no `alpha` keep their digests.
+        return {name: value for name, value in row.items() if (name, value) != ("alpha", None)}
 
     @classmethod
     def from_json(cls, row: Any) -> TrainSettings:

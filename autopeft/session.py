@@ -134,6 +134,13 @@ class Session:
             if name in _SHOWN and value:
                 controller.remember(name, value)
         self._note(f"watch it: autopeft dashboard {self._workspace.folder}")
+        trials = controller.trials()
+        outside = sum(ready.space.encoder.point_of(trial.candidate) is None for trial in trials)
+        if outside:
+            self._note(
+                f"{outside} of {len(trials)} trials are not in the search space as it is now: they "
+                "stay where they are on the front, but the sampler learns little from them"
+            )
         return controller
 
     def _warm_start(self, settings: SearchSettings) -> tuple[WarmStartTrial, ...]:

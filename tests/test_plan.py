@@ -56,6 +56,18 @@ def test_a_candidate_read_back_has_the_digest_it_was_saved_with() -> None:
     assert again.digest == candidate.digest
 
 
+def test_a_fixed_alpha_is_part_of_the_identity_and_a_missing_one_is_not_written() -> None:
+    plan = AdapterPlan([LayerSpec(0, "attn.q", "lora", 4)])
+    free, fixed = (Candidate(plan, TrainSettings(1e-3, alpha=alpha)) for alpha in (None, 16.0))
+    assert "alpha" not in free.to_json()["train"]
+    assert free.digest != fixed.digest
+    assert Candidate.from_json(json.loads(json.dumps(fixed.to_json()))).digest == fixed.digest
+    assert [free.train.alpha_for(rank) for rank in (2, 8)] == [4.0, 16.0]
+    assert [fixed.train.alpha_for(rank) for rank in (2, 8)] == [16.0, 16.0]
+    with pytest.raises(SpaceError, match="alpha"):
+        TrainSettings(1e-3, alpha=0.0)
+
+
 def test_none_is_no_adapter() -> None:
     spec = LayerSpec(0, "attn.q", "lora", 4)
     assert AdapterPlan([spec, LayerSpec(1, "attn.q", "none")]) == AdapterPlan([spec])

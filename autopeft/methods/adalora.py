@@ -63,7 +63,7 @@ class AdaLora(Method):
             "target_r": rank,
             "init_r": first,
             # peft divides by the rank at the start.
-            "lora_alpha": train.alpha_ratio * first,
+            "lora_alpha": train.alpha_for(first),
             "lora_dropout": train.dropout,
             # Triplets are scored one step before the last ones are dropped.
             "total_step": max(2, train.steps),

@@ -197,7 +197,7 @@ class Method(ABC):
         """Return keyword arguments of peft's configuration, without `target_modules`."""
         given = (
             (self.rank_argument, rank),
-            (self.alpha_argument, train.alpha_ratio * rank),
+            (self.alpha_argument, train.alpha_for(rank)),
             (self.dropout_argument, train.dropout),
         )
         arguments = {argument: value for argument, value in given if argument}
@@ -238,9 +238,12 @@ class Method(ABC):
         config = self.peft_config(commonest, train)
         others = {name: rank for name, rank in sorted(ranks.items()) if rank != commonest}
         for argument, pattern in self.rank_patterns if others else ():
-            config[pattern] = {
+            values = {
                 name: self.peft_config(rank, train)[argument] for name, rank in others.items()
             }
+            # A constant alpha needs no pattern: some servers do not read it.
+            if unlike := {n: value for n, value in values.items() if value != config[argument]}:
+                config[pattern] = unlike
         return config
 
 

@@ -32,7 +32,7 @@ class GraLora(Lora):
         return {
             "peft_type": "GRALORA",
             "r": rank,
-            "alpha": train.alpha_ratio * rank,
+            "alpha": train.alpha_for(rank),
             "gralora_dropout": train.dropout,
             "gralora_k": _BLOCKS,
         }

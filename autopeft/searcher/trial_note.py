@@ -45,9 +45,11 @@ def _reason(trial: Trial) -> str:
 
 def _training(train: TrainSettings) -> str:
     rates = ", ".join(f"{name} {rate:.3g}" for name, rate in train.method_rates)
+    fixed = train.alpha
+    alpha = f"alpha / rank {train.alpha_ratio:g}" if fixed is None else f"alpha {fixed:g}"
     return (
         f"learning rate {train.learning_rate:.3g}{f' ({rates})' if rates else ''}, "
-        f"alpha / rank {train.alpha_ratio:g}, dropout {train.dropout:g}, "
+        f"{alpha}, dropout {train.dropout:g}, "
         f"{train.steps} steps of {train.batch_size} rows"
     )
 

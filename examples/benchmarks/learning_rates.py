@@ -6,11 +6,19 @@ Each method sits on q and v of the upper half of the layers (or wherever else it
 size, and is trained at rates spread evenly on a log scale around its present range. The ranges in
 `autopeft/methods/` were set around the best of such a sweep; run it again on your own model to see
 whether they hold there.
+
+    python examples/benchmarks/learning_rates.py --methods lora --ranks 1,4,16,32 --powers 0,0.5,1
+
+asks how the best rate moves with the rank where a low-rank update is scaled by 2 (8 / rank)^power:
+0 is alpha = 2 rank, 0.5 rsLoRA's rule, 1 a constant alpha. Each best rate is the vertex of a
+parabola through the losses around the best point; it prints the slope of its log over that of the
+rank, with the spread over the ranks.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import multiprocessing
 from collections.abc import Iterator
@@ -43,13 +51,19 @@ _SETTINGS = {
     "space": {"methods": ["lora", "prompt_tuning"]},
 }
 
+_EQUAL_RANK = 8
+"""The rank at which all rules of scaling agree."""
+
 _EXECUTOR: Executor | None = None
 _READY: PreparedSearch | None = None
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One method at one rate; `position` is 0 and 1 at the ends of the method's present range."""
+    """One method at one rate; `position` is 0 and 1 at the ends of the method's present range.
+
+    `scaling` multiplies the low-rank update; `power` is the rule that gave it, if one is compared.
+    """
 
     method: str
     rank: int
@@ -57,6 +71,8 @@ class Trial:
     rate: float
     head_rate: float
     seed: int
+    scaling: float = 2.0
+    power: float | None = None
 
 
 def main() -> None:
@@ -71,13 +87,17 @@ def main() -> None:
         options.workers, initializer=_load, initargs=(ready,)
     ) as pool:
         done = [
-            {**vars(trial), "loss": loss, "accuracy": accuracy}
-            for trial, (loss, accuracy) in zip(trials, pool.imap(_run, trials), strict=True)
+            {**vars(trial), "loss": loss, "quality": quality}
+            for trial, (loss, quality) in zip(trials, pool.imap(_run, trials), strict=True)
         ]
     result = {"settings": settings.to_mapping(), "trials": done, "best": _best(done)}
+    table = _table(result["best"])
+    if options.ranks:
+        result["slopes"] = _slopes(done)
+        table = _slope_table(result["slopes"])
     if options.output:
         Path(options.output).write_text(json.dumps(result, indent=1))
-    Console().print(_table(result["best"]))
+    Console().print(table)
 
 
 def _options() -> argparse.Namespace:
@@ -86,16 +106,23 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--points", type=int, default=6, help="rates a method")
     parser.add_argument("--margin", type=float, default=0.25, help="share beyond the range's ends")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--ranks", default="", help="comma-separated; default: a middle size")
+    parser.add_argument("--powers", default="0,0.5,1", help="with --ranks: rules to compare")
+    parser.add_argument("--reach", type=float, default=5.0, help="with --ranks: times the centre")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--output", default="", help="JSON file to write")
     for name in ("model", "data"):
         parser.add_argument(f"--{name}", default="")
-    parser.add_argument("--steps", type=int, default=0)
+    for name in ("steps", "max_train_rows", "max_validation_rows", "max_length"):
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=0)
     return parser.parse_args()
 
 
 def _trials(topology: Topology, options: argparse.Namespace) -> Iterator[Trial]:
     names = [n for n in options.methods.split(",") if n]
+    if options.ranks:
+        yield from _rank_trials(names, options)
+        return
     low_head, high_head = methods.HEAD_RATES
     for method in methods.all_methods():
         if names and method.name not in names:
@@ -113,6 +140,25 @@ def _trials(topology: Topology, options: argparse.Namespace) -> Iterator[Trial]:
                     float(f"{low_head * (high_head / low_head) ** inside:.3g}"),
                     seed,
                 )
+
+
+def _rank_trials(names: list[str], options: argparse.Namespace) -> Iterator[Trial]:
+    """Yield trials around the rate that would be best if it went as rank^(power - 0.8)."""
+    low_head, high_head = methods.HEAD_RATES
+    head = float(f"{(low_head * high_head) ** 0.5:.3g}")
+    powers = [float(power) for power in options.powers.split(",")]
+    for name, rank, power in itertools.product(names, _integers(options.ranks), powers):
+        low, high = methods.learning_rate_range(name)
+        center = (low * high) ** 0.5 * (rank / _EQUAL_RANK) ** (power - 0.8)
+        for position in np.linspace(-1.0, 1.0, options.points):
+            rate = float(f"{center * options.reach**position:.3g}")
+            scaling = 2.0 * (_EQUAL_RANK / rank) ** power
+            for seed in range(options.seeds):
+                yield Trial(name, rank, float(position), rate, head, seed, scaling, power)
+
+
+def _integers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
 
 
 def _rank(topology: Topology, method: methods.Method) -> int:
@@ -149,7 +195,7 @@ def _run(trial: Trial) -> tuple[float | None, float | None]:
     )
     plan = AdapterPlan(s for s in specs if is_legal(topology, s))
     rates = ((trial.method, trial.rate), (methods.HEAD, trial.head_rate))
-    train = TrainSettings(trial.rate, method_rates=rates, steps=_READY.settings.steps)
+    train = TrainSettings(trial.rate, rates, alpha_ratio=trial.scaling, steps=_READY.settings.steps)
     candidate = Candidate(plan, train)
     _EXECUTOR.begin([Job("search", candidate, _READY.prices.price(candidate), trial.seed)])
     while True:
@@ -158,7 +204,7 @@ def _run(trial: Trial) -> tuple[float | None, float | None]:
             return None, None
         assert isinstance(message, RungMessage)
         if message.is_last:
-            return message.report.loss, message.report.metrics["accuracy"]
+            return message.report.loss, message.report.metrics[_READY.objectives[0].name]
 
 
 def _best(done: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -186,6 +232,72 @@ def _best(done: list[dict[str, Any]]) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _slopes(done: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For each method and rule the best rates by rank, and what one common rate would cost."""
+    rows = []
+    for name, power in dict.fromkeys((row["method"], row["power"]) for row in done):
+        mine = [r for r in done if (r["method"], r["power"]) == (name, power)]
+        ranks = sorted({row["rank"] for row in mine})
+        curves = {rank: _curve([r for r in mine if r["rank"] == rank]) for rank in ranks}
+        best = {rank: _vertex(*curve) for rank, curve in curves.items()}
+        slope, _ = np.polyfit(np.log(ranks), [np.log(best[rank]) for rank in ranks], 1)
+        grid = np.linspace(
+            max(curve[0][0] for curve in curves.values()),
+            min(curve[0][-1] for curve in curves.values()),
+            200,
+        )
+        loss = np.array([np.interp(grid, *curve) for curve in curves.values()])
+        lost = loss - np.array([[min(curve[1])] for curve in curves.values()])
+        rows.append(
+            {
+                "method": name,
+                "power": power,
+                "best": best,
+                "loss": {rank: float(min(curve[1])) for rank, curve in curves.items()},
+                "slope": float(slope),
+                "spread": max(best.values()) / min(best.values()),
+                "one_rate_costs": float(lost.mean(axis=0).min()) if grid[0] < grid[-1] else None,
+            }
+        )
+    return rows
+
+
+def _curve(rows: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
+    """Return log rates, ascending, and the mean loss over seeds at each."""
+    rates = sorted({row["rate"] for row in rows})
+    losses = [
+        float(np.mean([np.inf if r["loss"] is None else r["loss"] for r in rows if r["rate"] == x]))
+        for x in rates
+    ]
+    return [float(np.log(rate)) for rate in rates], losses
+
+
+def _vertex(logs: list[float], losses: list[float]) -> float:
+    """Return the rate of lowest loss, between points where there is one on either side."""
+    at = int(np.argmin(losses))
+    if 0 < at < len(logs) - 1 and np.isfinite(losses[at - 1 : at + 2]).all():
+        a, b, _ = np.polyfit(logs[at - 1 : at + 2], losses[at - 1 : at + 2], 2)
+        return float(np.exp(-b / (2 * a)))
+    return float(np.exp(logs[at]))
+
+
+def _slope_table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(
+        "method", "power", "best rate (loss) by rank", "slope", "spread", "one rate costs"
+    )
+    for row in rows:
+        cost = row["one_rate_costs"]
+        table.add_row(
+            row["method"],
+            f"{row['power']:g}",
+            ", ".join(f"{r}: {row['best'][r]:.1e} ({row['loss'][r]:.4f})" for r in row["best"]),
+            f"{row['slope']:+.2f}",
+            f"{row['spread']:.1f}x",
+            "-" if cost is None else f"{cost:.4f}",
+        )
+    return table
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:

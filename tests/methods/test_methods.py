@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -149,6 +150,18 @@ def test_lora_is_scaled_by_alpha_over_rank_whatever_the_rank() -> None:
     assert scalings == {2.0}
     rslora = _adapt(methods.get("rslora"), 16, (32, 32))
     assert rslora.scaling["default"] == 2.0 * 16**0.5
+
+
+def test_a_constant_alpha_is_divided_by_the_rank_and_needs_no_pattern() -> None:
+    train = replace(_TRAIN, alpha=16.0)
+    for name in ("lora", "loha", "gralora", "adalora"):
+        ranks = [2, 8]
+        configs = [methods.get(name).peft_config(rank, train) for rank in ranks]
+        argument = "alpha" if "alpha" in configs[0] else "lora_alpha"
+        assert [config[argument] for config in configs] == [16, 16], name
+    config = methods.get("lora").peft_config_for({"a": 4, "b": 2, "c": 4}, train)
+    assert (config["lora_alpha"], config["rank_pattern"]) == (16, {"b": 2})
+    assert "alpha_pattern" not in config
 
 
 def test_several_ranks_are_one_configuration_where_peft_can() -> None:

@@ -26,6 +26,12 @@ DEFAULT_PLACEMENTS: Mapping[str, tuple[str, ...]] = {
 }
 """Placements of a space that defines none."""
 
+DEFAULT_ALPHA = 16.0
+"""Alpha of a space that defines none. A constant alpha keeps the best learning rate nearly the same
+at every rank (`examples/benchmarks/learning_rates.py --ranks`). With alpha = 2 rank it falls as the
+rank grows, and where ranks are mixed the low ones learn too slowly.
+"""
+
 
 @dataclass(frozen=True)
 class MethodOverride:
@@ -49,7 +55,8 @@ class SpaceConfig:
         roles: Allowed roles; None for all roles of the placements.
         placements: Name -> roles that are adapted together.
         layers: "all", "last:K", "first:K" or block indices.
-        alpha_ratio: Choices.
+        alpha: Choices for alpha, the same at every rank; None if `alpha_ratio` is given.
+        alpha_ratio: Choices for alpha / rank in its place; None for a fixed alpha.
         dropout: Choices.
         include_empty: Whether a plan without adapters may be sampled.
         min_adapted_layers: Minimum number of blocks with an adapter.
@@ -67,7 +74,8 @@ class SpaceConfig:
         default_factory=lambda: dict(DEFAULT_PLACEMENTS)
     )
     layers: str | tuple[int, ...] = "all"
-    alpha_ratio: tuple[float, ...] = (2.0,)
+    alpha: tuple[float, ...] | None = None
+    alpha_ratio: tuple[float, ...] | None = None
     dropout: tuple[float, ...] = (0.0,)
     include_empty: bool = False
     min_adapted_layers: int = 0
@@ -96,10 +104,18 @@ class SpaceConfig:
         }
         object.__setattr__(self, "placements", placements)
         object.__setattr__(self, "layers", _known_layers(self.layers))
-        if not self.alpha_ratio or not all(0 < ratio < math.inf for ratio in self.alpha_ratio):
+        if self.alpha is not None and self.alpha_ratio is not None:
             raise SpaceError(
-                "space.alpha_ratio", self.alpha_ratio, "must be above 0", "use e.g. [1.0, 2.0]"
+                "space.alpha_ratio",
+                list(self.alpha_ratio),
+                f"alpha is given too: {list(self.alpha)}",
+                "keep one: alpha (the same at every rank) or alpha_ratio (alpha / rank)",
             )
+        if self.alpha is None and self.alpha_ratio is None:
+            object.__setattr__(self, "alpha", (DEFAULT_ALPHA,))
+        name, choices = self.alphas
+        if not choices or not all(0 < choice < math.inf for choice in choices):
+            raise SpaceError(f"space.{name}", list(choices), "must be above 0", "use e.g. [16, 32]")
         if not self.dropout or not all(0 <= share < 1 for share in self.dropout):
             raise SpaceError(
                 "space.dropout",
@@ -111,6 +127,14 @@ class SpaceConfig:
             count = getattr(self, key)
             if count is not None and count < 0:
                 raise SpaceError(f"space.{key}", count, f"`{key} >= 0` must hold", "use 0 or more")
+
+    @property
+    def alphas(self) -> tuple[str, tuple[float, ...]]:
+        """The name of the setting that scales low-rank updates, and its choices."""
+        if self.alpha is not None:
+            return "alpha", self.alpha
+        assert self.alpha_ratio is not None, "one of the two is set"
+        return "alpha_ratio", self.alpha_ratio
 
 
 def _check_override(place: str, override: MethodOverride) -> None:
@@ -231,7 +255,7 @@ def _parse(row: Mapping[str, Any], name: str, *, is_shipped: bool) -> SpaceConfi
             raise SpaceError(f"space.{key}", row[key], "unknown key", nearest(key, KEYS))
     given = {key: value for key, value in row.items() if value is not None}
     given["methods"] = _overrides(given.get("methods", []))
-    for key in ("roles", "alpha_ratio", "dropout"):
+    for key in ("roles", "alpha", "alpha_ratio", "dropout"):
         if key in given:
             given[key] = _as_list(given[key])
     has_placements = bool(given.get("placements"))

@@ -36,7 +36,7 @@ class Point:
     Attributes:
         options: Option index of each unit, shape (n_units,).
         position: Position in each method's range of learning rates, in [0, 1] on a log scale.
-        alpha: Index into the space's alpha ratios.
+        alpha: Index into the space's choices of alpha or of alpha / rank.
         dropout: Index into the space's dropouts.
     """
 
@@ -107,12 +107,14 @@ class Encoder:
         extra = [(methods.HEAD, self.rate_at(methods.HEAD, point.position))] * self.has_head
         logs = [math.log(rate) for _, rate in pairs or extra or [("", 1e-3)]]
         rate = round_rate(math.exp(sum(logs) / len(logs)))
+        alpha_name, alphas = self.config.alphas
+        scaling: dict[str, Any] = {alpha_name: alphas[point.alpha]}
         return replace(
             self.base,
             learning_rate=rate,
             method_rates=tuple((pairs if len(pairs) > 1 else []) + extra),
-            alpha_ratio=self.config.alpha_ratio[point.alpha],
             dropout=self.config.dropout[point.dropout],
+            **scaling,
         )
 
     def to_candidate(self, point: Point) -> Candidate:
@@ -150,7 +152,8 @@ class Encoder:
                 "widen the space",
             )
         train = candidate.train
-        alpha = _index_of("alpha_ratio", train.alpha_ratio, self.config.alpha_ratio)
+        alpha_name, alphas = self.config.alphas
+        alpha = _index_of(alpha_name, _given_alpha(train, alpha_name), alphas)
         dropout = _index_of("dropout", train.dropout, self.config.dropout)
         point = Point(np.array(options, dtype=np.int64), 0.0, alpha, dropout)
         return replace(point, position=self._position(point, candidate))
@@ -200,8 +203,11 @@ class Encoder:
     def to_params(self, point: Point) -> dict[str, Any]:
         """Return readable parameters: each unit's method, with rank and placement if it has any."""
         values: dict[str, Any] = {"lr_position": point.position}
-        for name, index in (("alpha_ratio", point.alpha), ("dropout", point.dropout)):
-            choices = getattr(self.config, name)
+        settings = (
+            (*self.config.alphas, point.alpha),
+            ("dropout", self.config.dropout, point.dropout),
+        )
+        for name, choices, index in settings:
             if len(choices) > 1:
                 values[name] = choices[index]
         for unit, option in zip(self.grid.units, point.options, strict=True):
@@ -220,11 +226,14 @@ class Encoder:
             SpaceError: if a unit has no method or an unknown one.
         """
         options = [self._option_of(index, values) for index in range(len(self.grid.units))]
+        alpha_name, alphas = self.config.alphas
         return Point(
             np.array(options, dtype=np.int64),
             snap(float(values.get("lr_position", 0.5))),
-            _index_of("alpha_ratio", values.get("alpha_ratio"), self.config.alpha_ratio),
-            _index_of("dropout", values.get("dropout"), self.config.dropout),
+            _index_of(alpha_name, values.get(alpha_name, alphas[0]), alphas),
+            _index_of(
+                "dropout", values.get("dropout", self.config.dropout[0]), self.config.dropout
+            ),
         )
 
     def _option_of(self, unit: int, values: Mapping[str, Any]) -> int:
@@ -265,8 +274,7 @@ class Encoder:
                 "kind": "float", "low": 0.0, "high": 1.0, "step": 1.0 / POSITION_STEPS,
             }
         }  # fmt: skip
-        for key in ("alpha_ratio", "dropout"):
-            choices = getattr(self.config, key)
+        for key, choices in (self.config.alphas, ("dropout", self.config.dropout)):
             if len(choices) > 1:
                 result[key] = {"kind": "categorical", "choices": list(choices)}
         for index, unit in enumerate(grid.units):
@@ -293,10 +301,15 @@ class Encoder:
         return result
 
 
+def _given_alpha(train: TrainSettings, name: str) -> float | None:
+    """Return the setting of that name; None if the other one scales the updates."""
+    if name == "alpha":
+        return train.alpha
+    return train.alpha_ratio if train.alpha is None else None
+
+
 def _index_of(name: str, value: Any, choices: tuple[float, ...]) -> int:
-    if value is None:
-        return 0
     for index, choice in enumerate(choices):
-        if math.isclose(float(value), choice, rel_tol=1e-9, abs_tol=1e-12):
+        if value is not None and math.isclose(float(value), choice, rel_tol=1e-9, abs_tol=1e-12):
             return index
     raise SpaceError(name, value, f"this space has {list(choices)}", "use one of these")

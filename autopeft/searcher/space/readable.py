@@ -62,8 +62,8 @@ class ReadableParams:
             "modules": {"kind": "categorical", "choices": _module_choices(roles)},
         }
         # What cannot vary is no parameter.
-        for name in ("alpha_ratio", "dropout"):
-            if len(choices := getattr(config, name)) > 1:
+        for name, choices in (config.alphas, ("dropout", config.dropout)):
+            if len(choices) > 1:
                 rows[name] = {"kind": "categorical", "choices": list(choices)}
         if not ranks:
             del rows["rank"]
@@ -85,6 +85,7 @@ class ReadableParams:
             "adapted_blocks": len({spec.layer for spec in plan.specs if spec.role != MODEL}),
             "lowest_block": self._n_layers if lowest is None else lowest,
             "modules": _modules(spec.role for spec in plan.specs),
+            "alpha": train.alpha,
             "alpha_ratio": train.alpha_ratio,
             "dropout": train.dropout,
         }

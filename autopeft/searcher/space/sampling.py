@@ -176,7 +176,7 @@ class PointSampler:
         return Point(
             self.repair(options, rng),
             snap(float(rng.random())),
-            int(rng.integers(len(self._config.alpha_ratio))),
+            int(rng.integers(len(self._config.alphas[1]))),
             int(rng.integers(len(self._config.dropout))),
         )
 
@@ -218,7 +218,7 @@ class Neighborhood:
         if mutation == 6 or rng.random() < 0.35:
             position = snap(position + rng.normal(0.0, rng.choice([0.03, 0.12])))
             if rng.random() < 0.2:
-                alpha = int(rng.integers(len(self._config.alpha_ratio)))
+                alpha = int(rng.integers(len(self._config.alphas[1])))
                 dropout = int(rng.integers(len(self._config.dropout)))
         return Point(self._sampler.repair(options, rng), position, alpha, dropout)
 

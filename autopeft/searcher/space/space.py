@@ -126,7 +126,7 @@ class SearchSpace:
         positions = [snap(step / 20) for step in range(21)]
         legal = [np.flatnonzero(row) for row in self.grid.legal]
         least = 0 if self.config.include_empty else 1
-        alphas, dropouts = range(len(self.config.alpha_ratio)), range(len(self.config.dropout))
+        alphas, dropouts = range(len(self.config.alphas[1])), range(len(self.config.dropout))
         # Not one product of products: it would keep all architectures in memory.
         rows = (
             (options, settings)

@@ -42,7 +42,12 @@ FUSED = Topology(
 SOURCES: dict[str, Any] = {
     "layer": {"methods": ["lora", "ia3", "ln_tuning"], "alpha_ratio": [1, 2], "dropout": [0, 0.1]},
     "site": {"methods": ["lora", "miss", "oft"], "granularity": "site"},
-    "group": {"methods": ["dora", "ia3"], "granularity": "group:4", "layers": "last:5"},
+    "group": {
+        "methods": ["dora", "ia3"],
+        "granularity": "group:4",
+        "layers": "last:5",
+        "alpha": [8, 16],
+    },
     "model": {
         "methods": {"lora": {"ranks": [1, 8], "learning_rate": [1e-4, 1e-2]}},
         "granularity": "model",
@@ -234,6 +239,8 @@ def test_a_candidate_from_elsewhere_is_no_point_of_the_space() -> None:
             "space.methods.lora.learning_rate",
         ),
         ({"methods": ["lora"], "alpha_ratio": 0}, "space.alpha_ratio"),
+        ({"methods": ["lora"], "alpha": []}, "space.alpha"),
+        ({"methods": ["lora"], "alpha": 16, "alpha_ratio": 2}, "space.alpha_ratio"),
         ({"methods": ["lora"], "dropout": [1.0]}, "space.dropout"),
         ({"methods": ["lora"], "include_empty": "yes"}, "space.include_empty"),
         ({"methods": ["lora"], "max_adapted_layers": -1}, "space.max_adapted_layers"),
@@ -359,3 +366,16 @@ def test_prompts_need_a_model_with_room_for_them() -> None:
         SearchSpace.from_source(WITH_PROMPT, full)
     with pytest.raises(SpaceError, match="a smaller max_length leaves more"):
         SearchSpace.from_source({"methods": {"prompt_tuning": {"ranks": 3}}}, full)
+
+
+def test_low_rank_updates_have_one_alpha_at_all_ranks_where_a_space_says_nothing() -> None:
+    space = SearchSpace.from_source({"methods": ["lora"], "granularity": "model"}, BERT)
+    drawn = [space.sample(np.random.default_rng(seed)) for seed in range(20)]
+    assert {candidate.train.alpha for candidate in drawn} == {16.0}
+    assert len({spec.rank for candidate in drawn for spec in candidate.plan.specs}) > 1
+    of_rank = SearchSpace.from_source({"methods": ["lora"], "alpha_ratio": 2}, BERT)
+    candidate = of_rank.sample(np.random.default_rng(0))
+    assert (candidate.train.alpha, candidate.train.alpha_ratio) == (None, 2.0)
+    # A candidate of one space is none of the other: the same numbers mean other trainings.
+    for ours, theirs in ((space, candidate), (of_rank, drawn[0])):
+        assert ours.encoder.point_of(theirs) is None
