@@ -92,7 +92,10 @@ def _read_row(row: Mapping[str, str]) -> Trial:
     def cells(start: str) -> dict[str, str]:
         return {name.removeprefix(start): c for name, c in row.items() if name.startswith(start)}
 
-    settings: dict[str, Any] = {name: row[name] for name in _TRAIN}
+    # Without a fixed alpha its cell is empty; files of earlier versions have no such column.
+    settings: dict[str, Any] = {
+        name: row[name] for name in _TRAIN if name != "alpha" or row.get("alpha")
+    }
     costs = cells("price.")
     others = {name: float(costs.pop(name)) for name in costs.keys() - set(_PRICE)}
     settings["method_rates"] = [pair.split("=") for pair in row["method_rates"].split()]

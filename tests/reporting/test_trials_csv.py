@@ -45,7 +45,7 @@ def test_trials_read_back(tmp_path_factory: pytest.TempPathFactory, record: Sear
 
 def test_settings_and_methods_of_every_kind_read_back(tmp_path: Path) -> None:
     record = make_record()
-    train = TrainSettings(1e-3, (("ia3", 0.1), ("lora", 3e-4)), dropout=0.1, steps=7)
+    train = TrainSettings(1e-3, (("ia3", 0.1), ("lora", 3e-4)), dropout=0.1, steps=7, alpha=16.0)
     plan = AdapterPlan(LayerSpec(n, role, "oft", n) for n in range(3) for role in ROLES[1:])
     candidate = Candidate(plan, train)
     made = replace(record.trials[7], candidate=candidate, audited_at=11, reason="")
