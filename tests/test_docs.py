@@ -110,6 +110,13 @@ _BENCHMARK_FLAGS = {
     "--smollm2",
     "--help",
     "--fields",
+    "--methods",
+    "--ranks",
+    "--points",
+    "--powers",
+    "--reach",
+    "--steps",
+    "--max-validation-rows",
 }
 
 
