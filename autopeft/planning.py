@@ -27,7 +27,9 @@ from autopeft.utils.hardware import matmul_flops_per_second
 _RAY_START_SECONDS = 10.0
 """What workers take to start, without loading the model."""
 
-_N_DRAWS = 12
+_N_BASELINES, _N_PORTFOLIO, _N_DRAWS = 4, 8, 24
+"""Candidates like those of a search: it starts with so many LoRAs and other recipes; random ones
+stand for its proposals."""
 
 
 def fitted(
@@ -55,14 +57,11 @@ def fitted(
         return ready.with_plan(ready.plan)
     rng = np.random.default_rng(ready.settings.seed)
     draws = [ready.space.sample_stratified(rng) for _ in range(_N_DRAWS)]
+    typical = [*ready.space.baselines(_N_BASELINES), *ready.space.portfolio(_N_PORTFOLIO), *draws]
     largest = max(candidates, key=lambda c: ready.prices.price(c).train_flops)
     try:
         speed, loading, precision = measure_speed(
-            ready.context(),
-            largest,
-            [*candidates, *draws],
-            ready.prices,
-            n_workers=ready.settings.workers or 1,
+            ready.context(), largest, typical, ready.prices, n_workers=ready.settings.workers or 1
         )
     except TrainingFailure as error:
         note(f"the speed could not be measured ({one_line(error)}), so nothing is planned")
@@ -83,7 +82,7 @@ def fitted(
         earliest_rung=ready.earliest_rung,
     )
     plan = choose_plan(speed, work, pinned)
-    plan = replace(plan, is_share_open="confirm_share" not in pinned)
+    plan = replace(plan, open=ready.plan.open)
     note(plan.line())
     if plan.n_trials is not None and plan.n_trials < ENOUGH_TRIALS:
         note(remedy(plan, speed, work, pinned))

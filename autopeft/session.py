@@ -22,6 +22,7 @@ from autopeft.engine.backend import make_backend, named_errors, run_all
 from autopeft.engine.budget import BudgetTracker, Spent
 from autopeft.engine.callback import CallbackList, Progress, SearchStart
 from autopeft.engine.dispatcher import Dispatcher
+from autopeft.engine.search_plan import SearchPlan
 from autopeft.errors import UserError
 from autopeft.integrations.trackers.registry import destinations, make_trackers
 from autopeft.planning import fitted
@@ -78,6 +79,7 @@ class Session:
             before = Spent()
             if self._is_resumed:
                 before = self._workspace.recall("spent", Spent) or before
+                ready = replace(ready, plan=self._reopened(ready.plan))
             else:
                 ready = fitted(ready, settings, began=self._began, note=self._note)
             with _removed_on_error(self._workspace.folder, is_new=not self._is_resumed):
@@ -90,6 +92,7 @@ class Session:
                     )
                 )
                 self._workspace.remember("splits", ready.splits())
+                self._workspace.remember("plan", ready.plan)
                 controller = self._open(ready)
         spent = replace(
             before,
@@ -99,6 +102,15 @@ class Session:
         )
         budget = BudgetTracker(ready.budget, ready.plan.confirm_share, spent)
         return self._work(ready, controller, budget)
+
+    def _reopened(self, plan: SearchPlan) -> SearchPlan:
+        """Return the plan with the sizes open that the user left open, also when resuming.
+
+        The settings on disk state all of them.
+        """
+        kept = self._workspace.recall("plan", SearchPlan) or plan
+        same = tuple(name for name in kept.open if getattr(plan, name) == getattr(kept, name))
+        return replace(plan, open=same)
 
     def _note(self, text: str) -> None:
         self._callbacks.call("on_message", text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from autopeft.engine.search_plan import SearchPlan
 from autopeft.errors import SettingsError
 from autopeft.planning import fitted
 from autopeft.prepare import prepare
+from autopeft.session import Session
 from autopeft.settings import SearchSettings
+from autopeft.workspace import Workspace
 
 
 def settings_of(model: Path, data: Path, **changes: Any) -> SearchSettings:
@@ -28,7 +31,8 @@ def test_open_sizes_follow_a_measurement(tiny_model: Path, tiny_data: Path) -> N
     plan = planned.plan
     assert plan.n_trials > 40
     assert plan.confirm_seeds == 2
-    assert plan.is_share_open
+    assert plan.open == ("max_finalists", "confirm_share")
+    assert plan.most_seeds == 2
     assert lines == [plan.line()]
     # Settings, space and rungs follow.
     assert planned.settings.steps == planned.space.reference().train.steps == plan.steps
@@ -52,7 +56,8 @@ def test_budgets_without_seconds_keep_the_usual_sizes(
 ) -> None:
     asked = settings_of(tiny_model, tiny_data, budget=budget, steps=30)
     planned = fitted(prepare(asked), asked, began=time.monotonic(), note=pytest.fail)
-    assert planned.plan == SearchPlan(steps=30)
+    assert planned.plan == SearchPlan.of(asked)
+    assert (planned.plan.steps, planned.plan.most_seeds) == (30, 5)
     assert planned.settings.confirm_share == 0.3
 
 
@@ -63,3 +68,15 @@ def test_a_budget_below_one_lora_is_refused(tiny_model: Path, tiny_data: Path) -
     asked = settings_of(tiny_model, tiny_data, budget="1flops")
     with pytest.raises(SettingsError, match="the cheapest LoRA trial needs"):
         fitted(prepare(asked), asked, began=time.monotonic(), note=pytest.fail)
+
+
+def test_what_was_left_open_is_open_when_resumed(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    session = Session(workspace, began=0.0, is_resumed=True)
+    stated = SearchPlan(max_finalists=4, confirm_seeds=2, confirm_share=0.2)
+    assert session._reopened(stated) == stated  # A search of an earlier version.
+    sizes = ("max_finalists", "confirm_seeds", "confirm_share")
+    workspace.remember("plan", replace(stated, open=sizes, n_trials=50))
+    assert session._reopened(stated) == replace(stated, open=sizes)
+    more = replace(stated, confirm_seeds=4)  # The user's on resume.
+    assert session._reopened(more) == replace(more, open=("max_finalists", "confirm_share"))

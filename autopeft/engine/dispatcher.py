@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from autopeft.confirm.finalists import Nominee, choose_finalists, confirmed_finalists
-from autopeft.confirm.race import EXTRA_SEEDS, expected_seeds, next_seeds, seeds_of
+from autopeft.confirm.race import expected_seeds, next_seeds, reserved_seeds, seeds_of
 from autopeft.confirm.store import ConfirmationStore
 from autopeft.engine.budget import Budget, BudgetTracker
 from autopeft.engine.callback import CallbackList, Phase, Progress
@@ -24,7 +25,14 @@ from autopeft.engine.messages import (
     StepMessage,
     TimeUpMessage,
 )
-from autopeft.engine.search_plan import SearchPlan, revised
+from autopeft.engine.search_plan import (
+    ENOUGH_TRIALS,
+    N_BASIC,
+    Pace,
+    SearchPlan,
+    missing_seconds,
+    revised,
+)
 from autopeft.searcher.controller import SearchController
 from autopeft.settings import SearchSettings
 from autopeft.training.step_clock import Deadline
@@ -34,8 +42,12 @@ from autopeft.utils.formatting import without_numbers
 FAILURES = 5
 """So many trials in a row must fail alike, and none be trained, until a search ends."""
 
-_N_REVISING = 4
-"""Complete trials that tell what a training takes."""
+_N_REVISING, _REVISE_EVERY = 4, 1.05
+"""The plan is revised once so many adapters are trained to their end, then at each trial, later at
+each twentieth more."""
+
+_CHANGED = 1.25
+"""A plan of so many times more or fewer trials is worth a line."""
 
 
 @dataclass
@@ -121,16 +133,13 @@ class Dispatcher:
         self._budget = budget
         self._store = store
         self._settings = settings
-        # A candidate that won by a lucky seed must win again: none of these is the search's own.
         self._plan = plan or SearchPlan.of(settings)
-        extra = EXTRA_SEEDS if settings.confirm_seeds is None else 0
-        first = settings.seed + 1
-        self._seeds = range(first, first + self._plan.confirm_seeds + extra)
         self._nominees: tuple[Nominee, ...] = ()
         self._to_cut: frozenset[str] = frozenset()
         self._begun: set[tuple[str, int]] = set()
         self._is_settled = False
-        self._taken: list[tuple[float, float]] = []
+        self._told_plan = self._plan
+        self._n_ended = self._revised_at = self._told_at = 0
         self._n_workers = settings.workers or 1
         self._trials_per_worker = trials_per_worker
         self._test_share = test_share
@@ -157,6 +166,15 @@ class Dispatcher:
         self._has_heard = False
         self.activity = Activity()
         self.warnings: list[str] = []
+
+    @property
+    def _seeds(self) -> range:
+        """Seeds of the confirmations.
+
+        A candidate that won by a lucky seed must win again: none of these is the search's own.
+        """
+        first = self._settings.seed + 1
+        return range(first, first + self._plan.most_seeds)
 
     # --- handing out -----------------------------------------------------------------------------
 
@@ -239,13 +257,8 @@ class Dispatcher:
 
     def _begin_confirmation(self) -> None:
         self._enter("confirmation")
-        trials = self._controller.trials()
-        nominees = choose_finalists(
-            trials,
-            self._controller.objectives,
-            max_finalists=self._plan.max_finalists,
-            test_share=self._test_share,
-        )
+        self._revise()
+        nominees = self._choose(self._plan.max_finalists)
         self._expected = {nominee.trial.digest: nominee.seconds for nominee in nominees}
         seconds = self.seconds_left * self._n_workers
         n_seeds = expected_seeds(self._plan.confirm_seeds)
@@ -256,11 +269,22 @@ class Dispatcher:
                 "raise --budget or --confirm-share to confirm all"
             )
         if self._settings.compress and len(kept) == len(nominees):
-            self._to_cut = affordable_cuts(kept, worker_seconds=seconds, n_seeds=n_seeds)
+            self._to_cut = affordable_cuts(
+                kept, worker_seconds=seconds, n_seeds=reserved_seeds(self._plan.confirm_seeds)
+            )
         self._nominees = kept
         self._needed = _needed([nominee.trial for nominee in kept])
         scored = {digest for digest, _ in self._confirmed | self._begun}
         self._enqueue([n.trial.digest for n in kept if n.trial.digest not in scored])
+
+    def _choose(self, max_finalists: int) -> tuple[Nominee, ...]:
+        """Return those that would be confirmed if the search ended now."""
+        return choose_finalists(
+            self._controller.trials(),
+            self._controller.objectives,
+            max_finalists=max_finalists,
+            test_share=self._test_share,
+        )
 
     def _enqueue(self, wanted: Sequence[str]) -> None:
         jobs = confirmation_jobs(
@@ -416,7 +440,6 @@ class Dispatcher:
         if message.is_last:
             quality = report.metrics[self._controller.objectives[0].name]
             self._controller.tell(trial, score=quality, measured=message.measured)
-            self._revise(trial, message.measured)
             if trial.origin == "reference":
                 self._plan_early_confirmations()
         elif decision is not Decision.STOP:
@@ -443,22 +466,58 @@ class Dispatcher:
             )
         self._end(job)
 
-    def _revise(self, trial: Trial, measured: Mapping[str, float]) -> None:
-        """Keep as much for the confirmation as trials show that it takes."""
+    def _revise(self) -> None:
+        """Let the confirmation follow what trials show: what it takes, and the time there is."""
         limit = self._budget.budget.seconds
-        if limit is None or not self._plan.is_share_open or not trial.plan.specs:
+        if limit is None or not self._plan.open:
             return
-        scoring = measured.get("validation_seconds", 0.0) * (1.0 + self._test_share)
-        self._taken.append((measured.get("train_seconds", 0.0) + scoring, scoring))
-        if len(self._taken) < _N_REVISING:
-            return
-        training, scored = (
-            sum(column) / len(self._taken) for column in zip(*self._taken, strict=True)
-        )
+        pace = self._pace() if self.phase == "search" else None
         self._plan = revised(
-            self._plan, training=training, scoring=scored, budget=limit, n_workers=self._n_workers
+            self._plan,
+            self._training_seconds,
+            budget=limit,
+            seconds_left=self.seconds_left,
+            n_workers=self._n_workers,
+            pace=pace,
         )
         self._budget.confirm_share = self._plan.confirm_share
+        self._revised_at = self._n_ended
+        if pace is not None and self._n_ended >= 2 * self._told_at:
+            self._told_at = self._n_ended
+            self._tell_plan(limit, pace)
+
+    def _tell_plan(self, limit: float, pace: Pace) -> None:
+        """Say what has become of the plan, and leave half of few trials to the searcher."""
+        plan, told = self._plan, self._told_plan
+        n_trials = plan.n_trials or 0
+        ratio = n_trials / told.n_trials if told.n_trials else 0.0
+        is_same = (plan.max_finalists, plan.confirm_seeds) == (
+            told.max_finalists,
+            told.confirm_seeds,
+        )
+        if is_same and 1 / _CHANGED < ratio < _CHANGED:
+            return
+        self._told_plan = plan
+        text = plan.line(f" after {pace.n_trials} trials")
+        if n_trials < ENOUGH_TRIALS:
+            minutes = (limit + missing_seconds(n_trials, pace, self._n_workers)) / 60
+            text += f"; {math.ceil(minutes)}m would pay for {ENOUGH_TRIALS} trials"
+            self._controller.limit_portfolio(plan.n_portfolio or 0)
+        self._callbacks.call("on_message", text)
+
+    def _training_seconds(self, max_finalists: int) -> list[float]:
+        """Return what a training takes of each that would be confirmed now, or that is to come."""
+        known = [n.seconds for n in self._choose(max_finalists) if n.trial.plan.specs]
+        mean = statistics.fmean(known) if known else 0.0
+        return known + [mean] * (max_finalists + N_BASIC - len(known))
+
+    def _pace(self) -> Pace:
+        now = time.monotonic()
+        # What is cached serves later trials.
+        spent = (now - self._phase_began) * self._n_workers - self.activity.cache
+        n_under_way = sum(running.trial is not None for running in self._running.values())
+        n_begun = self._n_ended + min(n_under_way, self._n_workers) / 2
+        return Pace(sum(self._controller.counts().values()), max(0.0, spent) / n_begun)
 
     def fail(self, job: Job, reason: str) -> None:
         """Mark the job failed; it sends no more messages."""
@@ -492,9 +551,15 @@ class Dispatcher:
             self._longest_job = max(self._longest_job, seconds)
             if running.trial is not None:
                 ended = self._controller.latest(running.trial)
+                self._n_ended += 1
                 if _is_adapter(ended):
                     self._complete_seconds.append(seconds)
                     self._has_adapter = True
+                if (
+                    len(self._complete_seconds) >= _N_REVISING
+                    and self._n_ended >= _REVISE_EVERY * self._revised_at
+                ):
+                    self._revise()
                 self._callbacks.call("on_trial_end", ended)
             if job.kind == "confirm":
                 self._expected[job.candidate.digest] = seconds

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from autopeft.confirm.race import expected_seeds
+from autopeft.confirm.race import EXTRA_SEEDS, n_rounds, reserved_seeds
 from autopeft.settings import SearchSettings
 from autopeft.training.rungs import EARLIEST_STEP, rung_steps
 
@@ -31,7 +31,7 @@ _PORTFOLIO = 8
 _LEAST_SHARE, _MOST_SHARE = 0.1, 0.6
 """Share of a budget that confirmations get at least and at most."""
 
-_N_BASIC = 2
+N_BASIC = 2
 """Trainings of a confirmation beside the finalists: the tuned LoRA and the cheapest one. (The model
 without an adapter is scored only.)"""
 
@@ -84,7 +84,7 @@ class SearchPlan:
 
     Attributes:
         n_trials: Trials that the budget is expected to pay for; None where that is unknown.
-        is_share_open: Whether `confirm_share` follows what trials take.
+        open: Names of the sizes of the confirmation that follow what trials take.
     """
 
     steps: int = 100
@@ -94,30 +94,36 @@ class SearchPlan:
     confirm_seeds: int = 3
     confirm_share: float = 0.3
     n_trials: int | None = None
-    is_share_open: bool = False
+    open: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, settings: SearchSettings) -> SearchPlan:
         """Return the sizes that the settings state, and the usual ones for the others."""
-        return cls(**pinned_sizes(settings))
+        pinned = pinned_sizes(settings)
+        return cls(**pinned, open=tuple(name for name in _REVISABLE if name not in pinned))
+
+    @property
+    def most_seeds(self) -> int:
+        """Seeds that a finalist gets at most, those for the verdict's sake included."""
+        return self.confirm_seeds + (EXTRA_SEEDS if "confirm_seeds" in self.open else 0)
 
     @property
     def n_portfolio(self) -> int | None:
         """Known good plans to start with, such that half of the trials are proposals; None: all."""
         return None if self.n_trials is None else max(0, min(_PORTFOLIO, self.n_trials // 2 - 5))
 
-    def line(self) -> str:
+    def line(self, when: str = "") -> str:
         """Return it in a line for the user."""
         trials = "trials" if self.n_trials is None else f"about {self.n_trials} trials"
         return (
-            f"plan: {trials} of {self.steps} steps; up to {self.max_finalists} finalists with "
-            f"up to {self.confirm_seeds} seeds each, {self.confirm_share:.0%} of the budget"
+            f"plan{when}: {trials} of {self.steps} steps; up to {self.max_finalists} finalists "
+            f"with up to {self.confirm_seeds} seeds each, {self.confirm_share:.0%} of the budget"
         )
 
 
-CHOICES = tuple(
-    each.name for each in fields(SearchPlan) if each.name not in ("n_trials", "is_share_open")
-)
+_REVISABLE = ("max_finalists", "confirm_seeds", "confirm_share")
+
+CHOICES = tuple(each.name for each in fields(SearchPlan) if each.name not in ("n_trials", "open"))
 """Settings that a plan decides where the user leaves them open."""
 
 
@@ -192,16 +198,22 @@ def confirmation_seconds(plan: SearchPlan, speed: Speed, work: Workload) -> floa
     """Return the wall seconds that the confirmations take."""
     scoring = work.n_validation * (1.0 + work.test_share) * speed.row
     training = speed.start + plan.steps * speed.step + scoring
-    return _confirming(plan, training, scoring, work.n_workers)
+    trainings = [training] * (plan.max_finalists + N_BASIC)
+    return _race_seconds(trainings, plan.confirm_seeds, work.n_workers) + scoring / work.n_workers
 
 
-def _confirming(plan: SearchPlan, training: float, scoring: float, n_workers: int) -> float:
-    n = plan.max_finalists + _N_BASIC
-    return (expected_seeds(plan.confirm_seeds) * n * training + scoring) / n_workers
+def _race_seconds(trainings: Sequence[float], n_seeds: int, n_workers: int) -> float:
+    """Return the wall seconds of a race, given the seconds of one training of each finalist.
+
+    In each round, workers wait for the last training.
+    """
+    waits = n_rounds(n_seeds) * max(trainings, default=0.0) * (1.0 - 1.0 / n_workers)
+    return reserved_seeds(n_seeds) * sum(trainings) / n_workers + waits
 
 
 def _share(seconds: float, budget: float) -> float:
-    return min(max(seconds / budget, _LEAST_SHARE), _MOST_SHARE)
+    share = math.ceil(1000 * seconds / budget) / 1000
+    return min(max(share, _LEAST_SHARE), _MOST_SHARE)
 
 
 def priced(plan: SearchPlan, speed: Speed, work: Workload, pinned: Mapping[str, Any]) -> SearchPlan:
@@ -210,23 +222,67 @@ def priced(plan: SearchPlan, speed: Speed, work: Workload, pinned: Mapping[str, 
     kept = float(pinned.get("confirm_share", share))
     left = max(0.0, work.seconds - work.budget * kept) * work.n_workers
     n_trials = int(left / max(training_seconds(plan, speed, work), 1e-9))
-    return replace(plan, confirm_share=round(kept, 3), n_trials=n_trials)
+    return replace(plan, confirm_share=kept, n_trials=n_trials)
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How a search goes on, as its trials show.
+
+    Attributes:
+        n_trials: Trials so far.
+        trial_seconds: What one takes of a worker.
+    """
+
+    n_trials: int
+    trial_seconds: float
 
 
 def revised(
-    plan: SearchPlan, *, training: float, scoring: float, budget: float, n_workers: int
+    plan: SearchPlan,
+    nominees: Callable[[int], Sequence[float]],
+    *,
+    budget: float,
+    seconds_left: float,
+    n_workers: int,
+    pace: Pace | None = None,
 ) -> SearchPlan:
-    """Return the plan with the share that its confirmations take, as measured by trials.
+    """Return the plan with the most thorough confirmation that the rest of the budget pays for.
+
+    Time that the plan did not foresee goes to finalists and seeds first, as far as `ENOUGH_TRIALS`
+    remain, then to more trials; time that is missing is taken from finalists and seeds. What
+    `plan.open` does not name stays. The steps always do: trials of other steps would not compare.
 
     Args:
         plan: As it is.
-        training: Seconds of one confirmation, scoring included.
-        scoring: Seconds of the scoring alone.
+        nominees: Takes the most finalists; returns the seconds of one training of each that would
+            be confirmed now.
         budget: Seconds of the whole budget.
+        seconds_left: Seconds left of it.
         n_workers: Trainings at once.
+        pace: None: the search has ended, and all that is left is the confirmation's.
     """
-    share = _share(_confirming(plan, training, scoring, n_workers), budget)
-    return replace(plan, confirm_share=round(share, 3))
+    for level in _LEVELS:
+        sizes = {name: level[name] for name in level if name in plan.open}
+        found = replace(plan, **sizes)
+        seconds = _race_seconds(nominees(found.max_finalists), found.confirm_seeds, n_workers)
+        if pace is None:
+            if seconds <= seconds_left:
+                break
+            continue
+        if "confirm_share" in plan.open:
+            found = replace(found, confirm_share=_share(seconds, budget))
+        kept = found.confirm_share * budget
+        n_more = int(max(0.0, seconds_left - kept) * n_workers / max(pace.trial_seconds, 1e-9))
+        found = replace(found, n_trials=pace.n_trials + n_more)
+        if pace.n_trials + n_more >= ENOUGH_TRIALS and seconds <= min(kept, seconds_left):
+            break
+    return found
+
+
+def missing_seconds(n_trials: int, pace: Pace, n_workers: int) -> float:
+    """Return the seconds that a search of so few trials lacks."""
+    return (ENOUGH_TRIALS - n_trials) * pace.trial_seconds / n_workers
 
 
 def remedy(plan: SearchPlan, speed: Speed, work: Workload, pinned: Mapping[str, Any]) -> str:

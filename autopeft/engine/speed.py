@@ -16,6 +16,8 @@ from autopeft.engine.messages import FailureMessage, Job, RungMessage, WorkerCon
 from autopeft.engine.search_plan import Speed
 from autopeft.errors import TrainingFailure
 from autopeft.plan import Candidate
+from autopeft.training.batching import padded_tokens
+from autopeft.training.evaluation import token_budget
 from autopeft.training.precision import Precision
 from autopeft.utils.hardware import one_thread
 from autopeft.utils.quiet import quiet_transformers
@@ -78,9 +80,13 @@ def measure_speed(
     flops = [prices.price(candidate).train_flops for candidate in average]
     share = float(np.mean(flops)) / job.costs.train_flops if flops else 1.0
     crowd = _SHARED if n_workers > 1 else 1.0
+    # Few rows are of many lengths, so they are padded more than all of them are.
+    budget = token_budget(context.device)
+    padded = [padded_tokens(rows["validation"].lengths, budget) for rows in (data.splits, few)]
+    row = crowd * found.row * padded[0] / padded[1]
     # What is no arithmetic (attaching, Python) does not shrink with the candidate.
     step = crowd * found.step * max(0.5, min(share, 2.0))
-    return Speed(step, crowd * found.row, crowd * found.start), loading, executor.setup.precision
+    return Speed(step, row, crowd * found.start), loading, executor.setup.precision
 
 
 def _timed(executor: Executor, *, n_rows: int, began: float) -> Speed:

@@ -237,6 +237,17 @@ class SearchController:
         with self._lock:
             self._queue.append((candidate, origin))
 
+    def limit_portfolio(self, n_portfolio: int) -> None:
+        """Hand out at most so many known recipes of other methods, those handed out included."""
+        with self._lock:
+            left = n_portfolio - self._counts["portfolio"]
+            kept = []
+            for candidate, origin in self._queue:
+                left -= origin == "portfolio"
+                if origin != "portfolio" or left >= 0:
+                    kept.append((candidate, origin))
+            self._queue = deque(kept)
+
     def _acceptable(self, candidate: Candidate) -> Price | None:
         """Its price, or None if it was handed out before or breaks a constraint."""
         if candidate.digest in self._digests:

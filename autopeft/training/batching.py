@@ -50,6 +50,12 @@ def evaluation_batches(lengths: IntArray, token_budget: int) -> Iterator[IntArra
         start += size
 
 
+def padded_tokens(lengths: IntArray, token_budget: int) -> float:
+    """Return the tokens of a row in `evaluation_batches`, padding included, on average."""
+    batches = evaluation_batches(lengths, token_budget)
+    return sum(len(rows) * int(lengths[rows].max()) for rows in batches) / len(lengths)
+
+
 def rung_sample(n_rows: int, limit: int | None) -> IntArray | None:
     """Return the sorted rows to score at a rung, the same ones in every trial; None: all."""
     if limit is None or limit >= n_rows:

@@ -20,6 +20,11 @@ TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536}
 """Padded tokens of an evaluation batch: enough to keep the device busy, but small in memory."""
 
 
+def token_budget(device: str) -> int:
+    """Return the padded tokens of an evaluation batch on a device."""
+    return TOKEN_BUDGET.get(torch.device(device).type, TOKEN_BUDGET["cpu"])
+
+
 def evaluate(
     model: torch.nn.Module,
     setup: TrainingSetup,
@@ -42,11 +47,10 @@ def evaluate(
     model.eval()
     device, source = setup.device, setup.data.splits[split]
     wanted = np.arange(len(source), dtype=np.int64) if rows is None else rows
-    budget = TOKEN_BUDGET.get(torch.device(device).type, TOKEN_BUDGET["cpu"])
     order: list[IntArray] = []
     scored: list[Mapping[str, torch.Tensor]] = []
     with torch.inference_mode(), rounded_once(model, setup.precision, device):
-        for places in evaluation_batches(source.lengths[wanted], budget):
+        for places in evaluation_batches(source.lengths[wanted], token_budget(device)):
             batch = collate(setup.data, split, wanted[places], device)
             with setup.forward(batch):
                 scored.append(setup.task.score(model, batch))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from autopeft.costs import PriceTable, Topology
 from autopeft.costs.objectives import objective
 from autopeft.engine import dispatcher
 from autopeft.engine.budget import Budget, BudgetTracker
-from autopeft.engine.callback import Progress
+from autopeft.engine.callback import CallbackList, Progress
 from autopeft.engine.dispatcher import FAILURES, Dispatcher
 from autopeft.engine.messages import (
     Activity,
@@ -38,6 +39,7 @@ from autopeft.engine.messages import (
     StepMessage,
     TimeUpMessage,
 )
+from autopeft.engine.search_plan import SearchPlan
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
 from autopeft.searcher.controller import SearchController
 from autopeft.searcher.space.space import SearchSpace
@@ -52,13 +54,20 @@ TOPOLOGY = Topology(
 )
 OBJECTIVES = (objective("accuracy"), objective("trainable_params"))
 RUNGS = (11, 33, 100)
+PINNED = SearchSettings(confirm_seeds=2, max_finalists=3, confirm_share=0.3, workers=2)
 
 
 class FakeSearch:
     """A dispatcher with a controller on the default space, and a worker that answers at once."""
 
     def __init__(
-        self, folder: Path, budget: str, *, compress: bool = False, **options: Any
+        self,
+        folder: Path,
+        budget: str,
+        *,
+        compress: bool = False,
+        settings: SearchSettings | None = None,
+        **options: Any,
     ) -> None:
         self.space = SearchSpace.from_source("default", TOPOLOGY, steps=100, batch_size=16)
         self.prices = PriceTable.from_topology(TOPOLOGY, batch_size=16)
@@ -72,7 +81,7 @@ class FakeSearch:
             self.controller,
             self.budget,
             self.store,
-            SearchSettings(confirm_seeds=2, max_finalists=3, workers=2, compress=compress),
+            settings or replace(PINNED, compress=compress),
             on_progress=self.progress.append,
             **options,
         )
@@ -81,6 +90,9 @@ class FakeSearch:
 
     def score(self, job: Job) -> float:
         return 0.5 + 0.01 * len(job.candidate.plan.specs) + 1e-4 * job.seed
+
+    def seconds(self, job: Job) -> float:
+        return 1.0
 
     def work(self, job: Job) -> None:
         if job.kind == "confirm":
@@ -105,7 +117,8 @@ class FakeSearch:
             return
         for step in RUNGS:
             report = RungReport(step, -0.5, 0.5, {"accuracy": self.score(job)}, 1, 1, step * 1e6)
-            message = RungMessage(report, step == RUNGS[-1], {"train_seconds": 1.0})
+            measured = {"train_seconds": self.seconds(job)}
+            message = RungMessage(report, step == RUNGS[-1], measured)
             if not self.dispatcher.take(job, message):
                 break
 
@@ -250,6 +263,70 @@ def test_a_confirmation_is_stopped_where_half_of_it_is_past_the_deadline(
     (warning,) = search.dispatcher.warnings
     assert "was stopped at step 40: the budget ended" in warning
     search.run()
+
+
+class TimedSearch(FakeSearch):
+    """The more sites, the longer a training, and the better: what is confirmed is dear.
+
+    Of the time left and a plan in which nothing is pinned, the confirmation follows the trials.
+    """
+
+    def __init__(
+        self, folder: Path, budget: str, clock: FakeClock, pace: float = 1.0, **options: Any
+    ) -> None:
+        self.clock, self.pace = clock, pace
+        super().__init__(folder, budget, settings=SearchSettings(workers=1), **options)
+        self.lines: list[str] = []
+        self.dispatcher._callbacks = CallbackList([self])
+
+    def on_message(self, text: str) -> None:
+        self.lines.append(text)
+
+    def seconds(self, job: Job) -> float:
+        return float(self.pace * (1.0 + 0.2 * len(job.candidate.plan.specs) ** 1.5))
+
+    def score(self, job: Job) -> float:
+        # Seeds differ by more than finalists do: the race asks for all there are.
+        return super().score(job) + 0.05 * (int(job.candidate.digest, 16) * job.seed % 7)
+
+    def work(self, job: Job) -> None:
+        self.clock.now += self.seconds(job)
+        super().work(job)
+
+
+@pytest.mark.parametrize("pace", [0.25, 0.5, 0.7])
+def test_the_confirmation_follows_the_trials_and_ends_in_time(
+    pace: float, tmp_path: Path, clock: FakeClock
+) -> None:
+    plan = replace(SearchPlan.of(SearchSettings()), n_trials=41, max_finalists=3, confirm_seeds=2)
+    search = TimedSearch(tmp_path, "600s", clock, pace, plan=plan)
+    jobs = search.run()
+    n_trials = sum(job.kind == "search" for job in jobs)
+    confirmed = confirmed_finalists(search.controller.trials(), search.store.scores())
+    trained = [f for f in confirmed if f.candidate.plan.specs]
+    fronts = [f for f in trained if f.origin != "baseline"]
+    n_seeds = {f.digest: len(f.seeds) for f in trained}
+    assert n_trials >= 40
+    assert n_seeds[tuned_lora(confirmed, (), OBJECTIVES[0])] >= 2
+    assert sum(n >= 2 for n in n_seeds.values()) > len(fronts) / 2
+    assert clock.now - 1000.0 <= 600.0 * 1.02
+    if pace == 0.25:
+        assert len(fronts) >= 4
+        assert max(n_seeds.values()) == 5
+        assert any("up to 6 finalists with up to 3 seeds each" in line for line in search.lines)
+
+
+def test_a_search_that_is_slower_than_planned_says_so_and_keeps_its_own_half(
+    tmp_path: Path, clock: FakeClock
+) -> None:
+    plan = replace(SearchPlan.of(SearchSettings()), n_trials=80)
+    search = TimedSearch(tmp_path, "400s", clock, plan=plan)
+    search.run()
+    line = search.lines[0]
+    assert re.fullmatch(r"plan after \d+ trials: about \d+ trials .* would pay for 40 trials", line)
+    origins = [trial.origin for trial in search.controller.trials()]
+    n_own = sum(origin in ("design", "search") for origin in origins)
+    assert n_own >= len(origins) // 2 - 1
 
 
 def test_time_and_steps_go_on_while_no_job_has_a_message(tmp_path: Path, clock: FakeClock) -> None:

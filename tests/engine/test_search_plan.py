@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from autopeft.engine.search_plan import (
     ENOUGH_TRIALS,
     PLENTY,
+    Pace,
     SearchPlan,
     Speed,
     Workload,
     choose_plan,
     confirmation_seconds,
     pinned_sizes,
-    priced,
     remedy,
     revised,
     training_seconds,
@@ -115,14 +115,83 @@ def test_settings_state_sizes_or_leave_them_open() -> None:
         "steps": 7,
         "confirm_share": 0.0,
     }
-    assert SearchPlan.of(SearchSettings(steps=7)) == SearchPlan(steps=7)
+    sizes = ("max_finalists", "confirm_seeds", "confirm_share")
+    plan = SearchPlan.of(SearchSettings(steps=7))
+    assert plan == SearchPlan(steps=7, open=sizes)
+    assert plan.most_seeds == 5
+    pinned = SearchPlan.of(SearchSettings(confirm_seeds=3))
+    assert pinned.open == ("max_finalists", "confirm_share")
+    assert pinned.most_seeds == 3
 
 
-def test_trials_tell_what_confirmation_takes() -> None:
-    plan = priced(SearchPlan(), SPEED, WORK, {})
-    slow = revised(plan, training=40.0, scoring=10.0, budget=1800, n_workers=2)
-    assert slow.confirm_share == pytest.approx((1.8 * 8 * 40 + 10) / 2 / 1800, abs=1e-3)
-    assert revised(plan, training=4e3, scoring=10.0, budget=1800, n_workers=2).confirm_share == 0.6
+OPEN = SearchPlan.of(SearchSettings())
+FRUGAL = replace(OPEN, steps=50, max_finalists=2, confirm_seeds=2, rung_rows=64, n_trials=41)
+
+
+def thorough(plan: SearchPlan) -> tuple[int, int]:
+    return plan.max_finalists, plan.confirm_seeds
+
+
+def revise(
+    plan: SearchPlan, *, dear: float, pace: Pace | None, left: float = 1500.0, n_workers: int = 2
+) -> SearchPlan:
+    """The budget is 1800 s; a training takes 30 s, that of the dearest nominee `dear`."""
+    return revised(
+        plan,
+        lambda n: [30.0] * (n + 1) + [dear],
+        budget=1800.0,
+        seconds_left=left,
+        n_workers=n_workers,
+        pace=pace,
+    )
+
+
+@given(
+    dear=st.floats(1, 100),
+    trial=st.floats(0.1, 300),
+    n_trials=st.integers(4, 200),
+    left=st.floats(0, 1800),
+    n_workers=st.integers(1, 64),
+)
+def test_what_is_kept_pays_for_the_seeds_of_what_would_be_confirmed(
+    dear: float, trial: float, n_trials: int, left: float, n_workers: int
+) -> None:
+    pace = Pace(n_trials, trial)
+    plan = revise(FRUGAL, dear=dear, pace=pace, left=left, n_workers=n_workers)
+    assert (plan.steps, plan.rung_rows) == (50, 64)
+    all_once = (30.0 * (plan.max_finalists + 1) + dear) / n_workers
+    n_seeds = 2.4 if plan.confirm_seeds == 3 else 2.0
+    if plan.confirm_share < 0.6:
+        assert plan.confirm_share * 1800 >= max(n_seeds * all_once, dear)
+    # Finalists and seeds are no dearer than enough trials allow.
+    if thorough(plan) != (2, 2):
+        assert plan.n_trials >= ENOUGH_TRIALS
+
+
+def test_a_surplus_goes_to_seeds_and_finalists_first() -> None:
+    assert thorough(revise(FRUGAL, dear=30, pace=Pace(10, 15.0))) == (6, 3)
+    plan = revise(FRUGAL, dear=30, pace=Pace(10, 80.0))
+    assert (2, 2) < thorough(plan) < (6, 3)
+    assert plan.n_trials >= ENOUGH_TRIALS
+    pinned = revise(replace(FRUGAL, open=("confirm_share",)), dear=30, pace=Pace(10, 15.0))
+    assert thorough(pinned) == (2, 2)
+    assert pinned.n_trials > revise(FRUGAL, dear=30, pace=Pace(10, 15.0)).n_trials
+    kept = revise(replace(FRUGAL, open=("max_finalists",)), dear=30, pace=Pace(10, 15.0))
+    assert kept.confirm_share == FRUGAL.confirm_share
+
+
+def test_time_that_is_missing_is_taken_from_seeds_and_finalists() -> None:
+    plan = revise(OPEN, dear=30, pace=Pace(10, 87.0))
+    assert thorough(plan) == (2, 2)
+    assert plan.n_trials == pytest.approx(ENOUGH_TRIALS, abs=2)
+    slow = revise(OPEN, dear=30, pace=Pace(10, 300.0))
+    assert slow.n_trials < ENOUGH_TRIALS
+    assert slow.n_portfolio < 8
+
+
+def test_at_the_end_of_the_search_all_that_is_left_is_spent() -> None:
+    plans = [revise(OPEN, dear=30, pace=None, left=left) for left in (400.0, 230.0, 5.0)]
+    assert [thorough(plan) for plan in plans] == [(6, 3), (3, 3), (2, 2)]
 
 
 def test_the_plan_is_told_in_one_line() -> None:

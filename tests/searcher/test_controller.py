@@ -118,6 +118,16 @@ def test_the_first_baselines_are_trained_to_the_end_however_bad_they_are() -> No
     assert "pruned" in states[3:]
 
 
+def test_known_recipes_can_be_fewer_once_trials_prove_dear() -> None:
+    controller = SearchController(SPACE, TWO, n_baselines=3, n_portfolio=6)
+    begun = [controller.ask() for _ in range(5)]
+    n_begun = sum(trial.origin == "portfolio" for trial in begun)
+    controller.limit_portfolio(n_begun + 1)
+    later = [controller.ask() for _ in range(15)]
+    assert sum(trial.origin == "portfolio" for trial in later) == 1
+    assert sum(trial.origin == "baseline" for trial in begun + later) >= 3
+
+
 def position_of(trial: Trial) -> float:
     return SPACE.encoder.from_candidate(trial.candidate).position
 
