@@ -110,7 +110,10 @@ class SearchPlan:
     @property
     def n_portfolio(self) -> int | None:
         """Known good plans to start with, such that half of the trials are proposals; None: all."""
-        return None if self.n_trials is None else max(0, min(_PORTFOLIO, self.n_trials // 2 - 5))
+        if self.n_trials is None:
+            return None
+        # One in six later trials is another LoRA.
+        return max(0, min(_PORTFOLIO, int(0.4 * self.n_trials) - 5))
 
     def line(self, when: str = "") -> str:
         """Return it in a line for the user."""

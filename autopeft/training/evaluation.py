@@ -16,8 +16,10 @@ from autopeft.training.batching import IntArray, evaluation_batches, rung_sample
 from autopeft.training.precision import autocast, rounded_once
 from autopeft.training.setup import TrainingSetup
 
-TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536}
-"""Padded tokens of an evaluation batch: enough to keep the device busy, but small in memory."""
+TOKEN_BUDGET = {"cpu": 1024, "cuda": 65536}
+"""Padded tokens of an evaluation batch: enough to keep the device busy, but small in memory. On a
+CPU, short texts are scored a fifth faster than with 4,096: there is less padding, and activations
+stay in its caches."""
 
 
 def token_budget(device: str) -> int:

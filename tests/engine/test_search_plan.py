@@ -18,6 +18,7 @@ from autopeft.engine.search_plan import (
     choose_plan,
     confirmation_seconds,
     pinned_sizes,
+    priced,
     remedy,
     revised,
     training_seconds,
@@ -84,6 +85,22 @@ def test_what_is_pinned_stays_and_confirmation_fits(
         assert confirmation_seconds(plan, speed, work) <= (plan.confirm_share + 1e-3) * seconds
     assert plan.n_trials >= 0
     assert plan.n_portfolio <= max(0, plan.n_trials // 2)
+
+
+@given(factor=st.floats(0.01, 100), seconds=st.floats(60, 1e5), workers=st.integers(1, 16))
+def test_whatever_the_speed_enough_trials_are_kept_where_any_plan_keeps_them(
+    factor: float, seconds: float, workers: int
+) -> None:
+    work = replace(WORK, budget=seconds, seconds=0.95 * seconds, n_workers=workers)
+    speed = slower(factor)
+    plan = choose_plan(speed, work, {})
+    if plan.n_trials < ENOUGH_TRIALS:
+        smallest = {"steps": 25, "max_finalists": 2, "confirm_seeds": 2, "rung_rows": 64}
+        assert priced(replace(SearchPlan(), **smallest), speed, work, {}).n_trials < ENOUGH_TRIALS
+    # Four LoRAs and the reference, then one LoRA to five proposals.
+    later = plan.n_trials - (5 + plan.n_portfolio)
+    if plan.n_trials >= 13:
+        assert later * 5 / 6 >= plan.n_trials / 2 - 1
 
 
 @given(factor=st.floats(0.05, 20), more=st.floats(1.1, 10))

@@ -275,3 +275,22 @@ def test_adapters_of_our_own_learn_the_same(
         losses.append(reports[-1].loss)
         assert not cache.is_off
     assert losses[1] == pytest.approx(losses[0], rel=5e-3 if precision == "fp32" else 0.1)
+
+
+def test_a_short_training_loses_nothing_by_filling(
+    classification_data: TaskData, bert_with_lora: Build
+) -> None:
+    """Rows are computed when a step needs them, never ahead."""
+    task = TextClassification(classification_data.labels, 0)
+    computed = []
+    for is_cached in (False, True):
+        attached = bert_with_lora([2])
+        cache = bert_cache(attached.model, classification_data)
+        calls = calls_of(attached.model, 0)
+        setup = TrainingSetup(task, classification_data)
+        setup = replace(setup, cache=cache.below(2)) if is_cached else setup
+        Trainer(attached, setup, TrainSettings(1e-2, steps=4), seed=0).train_to(4)
+        computed.append(calls)
+    plain, cached = computed
+    # The first batch is also computed to learn what a block returns, and to compare.
+    assert sum(cached) <= sum(plain) + 2 * max(plain)
