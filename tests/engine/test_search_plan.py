@@ -95,8 +95,8 @@ def test_whatever_the_speed_enough_trials_are_kept_where_any_plan_keeps_them(
     speed = slower(factor)
     plan = choose_plan(speed, work, {})
     if plan.n_trials < ENOUGH_TRIALS:
-        smallest = {"steps": 25, "max_finalists": 2, "confirm_seeds": 2, "rung_rows": 64}
-        assert priced(replace(SearchPlan(), **smallest), speed, work, {}).n_trials < ENOUGH_TRIALS
+        smallest = SearchPlan(steps=25, rung_rows=64, max_finalists=2, confirm_seeds=2)
+        assert priced(smallest, speed, work, {}).n_trials < ENOUGH_TRIALS
     # Four LoRAs and the reference, then one LoRA to five proposals.
     later = plan.n_trials - (5 + plan.n_portfolio)
     if plan.n_trials >= 13:
