@@ -5,10 +5,12 @@ are hard for one are hard for all. The same trainings are judged twice: three se
 finalist, and as the race asks for them.
 
     python confirmation.py --fields 100 --nulls 400
+    python confirmation.py --recorded runs/first runs/second
 
 Fields: ``null``, members as good as the tuned LoRA at slightly less cost, or worse by the margin at
 much less: a yes is false. ``front``, the usual front: the cheaper, the worse. ``win``, one member
-better by one to six standard deviations of a training.
+better by one to six standard deviations of a training. Recorded: finalists of real searches that
+have three seeds each, as with `confirm_seeds: 3` before confirmations were races.
 """
 
 from __future__ import annotations
@@ -22,13 +24,16 @@ from pathlib import Path
 
 import numpy as np
 
-from autopeft.confirm.finalists import Finalist, SeedScore
+from autopeft.confirm.finalists import Finalist, SeedScore, confirmed_finalists
 from autopeft.confirm.pick import pick_best
 from autopeft.confirm.race import next_seeds, seeds_of
+from autopeft.confirm.store import ConfirmationStore
 from autopeft.confirm.verdict import judge
 from autopeft.costs import Price
-from autopeft.costs.objectives import objective
+from autopeft.costs.objectives import Objective, objective
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
+from autopeft.searcher.study import read_study
+from autopeft.workspace import Workspace
 
 OBJECTIVES = (objective("accuracy"), objective("trainable_params"))
 FIXED = 3
@@ -42,6 +47,7 @@ class Field:
 
     finalists: tuple[Finalist, ...]
     truth: Mapping[str, float]
+    objectives: tuple[Objective, ...] = OBJECTIVES
 
 
 def simulated(kind: str, seed: int, n_seeds: int) -> Field:
@@ -87,6 +93,21 @@ def simulated(kind: str, seed: int, n_seeds: int) -> Field:
     return Field(tuple(finalists), truth)
 
 
+def recorded(folder: Path) -> Field:
+    """Return the finalists of a search that have three seeds or more."""
+    workspace = Workspace(folder)
+    settings = workspace.settings()
+    trials, objectives = read_study(workspace.storage(settings), workspace.study_name(settings))
+    store = ConfirmationStore(folder)
+    found = confirmed_finalists(trials, store.scores(), store.compressed())
+    kept = tuple(
+        replace(f, seeds=f.seeds[:1]) if f.origin == "reference" else f
+        for f in found
+        if f.origin == "reference" or len(f.seeds) >= FIXED
+    )
+    return Field(kept, {}, objectives)
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a confirmation found, and its trainings."""
@@ -101,15 +122,20 @@ class Outcome:
 def _outcome(
     field: Field, finalists: Sequence[Finalist], looks: list[Mapping[str, int]] | None
 ) -> Outcome:
-    verdict = judge(finalists, OBJECTIVES, looks=looks)
+    verdict = judge(finalists, field.objectives, looks=looks)
     covered = all(
         level.gain_ci[0]
         <= field.truth[level.digest] - field.truth[level.against]
         <= level.gain_ci[1]
         for level in verdict.levels
+        if field.truth
     )
-    trained = sum(len(f.seeds) for f in finalists if f.origin != "reference")
-    return Outcome(verdict.answer, pick_best(finalists, OBJECTIVES), trained, covered)
+    trained = sum(len(f.seeds) for f in finalists if _is_trained(f))
+    return Outcome(verdict.answer, pick_best(finalists, field.objectives), trained, covered)
+
+
+def _is_trained(finalist: Finalist) -> bool:
+    return finalist.origin != "reference" and not finalist.compressed_from
 
 
 def fixed(field: Field) -> Outcome:
@@ -119,11 +145,15 @@ def fixed(field: Field) -> Outcome:
 
 def raced(field: Field, most: int, usual: int = FIXED) -> Outcome:
     """Confirm as the race asks for seeds."""
-    n_seeds = {f.digest: 1 for f in field.finalists}
+    # What is cut from another has its seeds.
+    n_seeds = {f.compressed_from or f.digest: 1 for f in field.finalists}
     looks: list[Mapping[str, int]] = []
     for n_rounds in itertools.count(1):
-        now = [replace(f, seeds=f.seeds[: n_seeds[f.digest]]) for f in field.finalists]
-        wanted = next_seeds(now, OBJECTIVES, usual=usual, most=most, looks=looks)
+        now = [
+            replace(f, seeds=f.seeds[: n_seeds[f.compressed_from or f.digest]])
+            for f in field.finalists
+        ]
+        wanted = next_seeds(now, field.objectives, usual=usual, most=most, looks=looks)
         if max(n_seeds.values()) > 1:
             looks.append(seeds_of(now))
         if not wanted:
@@ -141,7 +171,7 @@ def measured(kind: str, seeds: Sequence[int], most: int, usual: int) -> dict[str
         pairs.append((field, fixed(field), raced(field, most, usual)))
     truth = [abs(f.truth[a.pick or ""] - f.truth[b.pick or ""]) for f, a, b in pairs]
     decided = [a.answer == b.answer for _, a, b in pairs if a.answer != "undecided"]
-    mean_seeds = [b.n_trainings / (len(f.finalists) - 1) for f, _, b in pairs]
+    mean_seeds = [b.n_trainings / sum(map(_is_trained, f.finalists)) for f, _, b in pairs]
     return {
         "seeds": float(np.mean(mean_seeds)),
         "seeds in four of five fields": float(np.quantile(mean_seeds, 0.8)),
@@ -162,6 +192,18 @@ def measured(kind: str, seeds: Sequence[int], most: int, usual: int) -> dict[str
     }
 
 
+def replay(folders: Sequence[Path], most: int, usual: int) -> None:
+    """Print what real searches decide, with the seeds of all and raced."""
+    for folder in folders:
+        field = recorded(folder)
+        one, other = fixed(field), raced(field, most, usual)
+        same = "same" if one.pick == other.pick else "another"
+        print(
+            f"{folder}: {len(field.finalists)} finalists; {one.answer} with all seeds, "
+            f"{other.answer} raced; {same} pick; {other.n_trainings} of {one.n_trainings} trainings"
+        )
+
+
 def main() -> None:
     """Print a row for each kind of field."""
     parser = argparse.ArgumentParser(
@@ -172,8 +214,12 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=FIXED, help="seeds of a finalist at most")
     parser.add_argument("--usual", type=int, default=FIXED, help="seeds for the pick at most")
     parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--recorded", type=Path, nargs="+", help="folders of searches")
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
+    if given.recorded:
+        replay(given.recorded, given.most, given.usual)
+        return
     found = {}
     for kind in KINDS:
         n = given.nulls if kind == "null" else given.fields
