@@ -29,6 +29,10 @@ from autopeft.costs.objectives import Objective
 EXTRA_SEEDS = 2
 """So many more than usual are trained for the verdict, where the user has set no number."""
 
+_LEAST_PAIRS = 3
+"""Finalists with a second seed that tell the variance between trainings: from one or two alone it
+is so uncertain that every interval is several times as wide."""
+
 _WORTH = 0.2
 """Least chance of an answer for which seeds are spent."""
 
@@ -102,16 +106,30 @@ def _for_the_verdict(
 def _better_half(
     finalists: Sequence[Finalist], objectives: Sequence[Objective]
 ) -> Iterator[Finalist]:
-    """Yield the tuned LoRA, and the better half on validation of those that cost no more."""
+    """Yield the tuned LoRA, the better half on validation of those that cost no more, and others.
+
+    What is cut from a finalist is scored with it and counts as that one.
+    """
     quality, cost = quality_and_cost(objectives)
     loras = [f for f in finalists if f.origin == "baseline"]
-    if loras:
-        tuned = best_on_validation(loras, quality)
-        yield tuned
-        rivals = [f for f in finalists if f.origin not in ("baseline", "reference")]
-        rivals = [f for f in rivals if cost_of(f, cost) <= cost_of(tuned, cost)]
-        rivals.sort(key=lambda f: -quality.sign() * f.mean(quality.name, "validation"))
-        yield from rivals[: (len(rivals) + 1) // 2]
+    if not loras:
+        return
+    tuned = best_on_validation(loras, quality)
+    trained = {f.digest: f for f in finalists if is_trained(f) and f.origin != "reference"}
+    best_first = sorted(
+        finalists, key=lambda f: -quality.sign() * f.mean(quality.name, "validation")
+    )
+    rivals = [
+        f.compressed_from or f.digest
+        for f in best_first
+        if f.origin not in ("baseline", "reference") and cost_of(f, cost) <= cost_of(tuned, cost)
+    ]
+    rivals = [digest for digest in dict.fromkeys(rivals) if digest != tuned.digest]
+    chosen = dict.fromkeys([tuned.digest, *rivals[: (len(rivals) + 1) // 2]])
+    for each in best_first:
+        if len(chosen) < _LEAST_PAIRS and each.digest in trained:
+            chosen[each.digest] = None
+    yield from (trained[digest] for digest in chosen)
 
 
 def _telling(found: Standing, variance: float, most: int) -> Iterator[Finalist]:

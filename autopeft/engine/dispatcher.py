@@ -489,7 +489,9 @@ class Dispatcher:
     def _tell_plan(self, limit: float, pace: Pace) -> None:
         """Say what has become of the plan, and leave half of few trials to the searcher."""
         plan, told = self._plan, self._told_plan
-        n_trials = plan.n_trials or 0
+        most = self._budget.budget.trials or 10**9
+        n_trials = min(plan.n_trials or 0, most)
+        plan = replace(plan, n_trials=n_trials)
         ratio = n_trials / told.n_trials if told.n_trials else 0.0
         is_same = (plan.max_finalists, plan.confirm_seeds) == (
             told.max_finalists,
@@ -499,7 +501,7 @@ class Dispatcher:
             return
         self._told_plan = plan
         text = plan.line(f" after {pace.n_trials} trials")
-        if n_trials < ENOUGH_TRIALS:
+        if n_trials < min(ENOUGH_TRIALS, most):
             minutes = (limit + missing_seconds(n_trials, pace, self._n_workers)) / 60
             text += f"; {math.ceil(minutes)}m would pay for {ENOUGH_TRIALS} trials"
             self._controller.limit_portfolio(plan.n_portfolio or 0)

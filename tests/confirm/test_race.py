@@ -39,6 +39,18 @@ def test_the_better_half_gets_a_second_seed() -> None:
     assert next_seeds(first_seeds(rows, *[1] * 8), OBJECTIVES, usual=1, most=1) == ()
 
 
+def test_what_is_cut_from_the_tuned_lora_takes_no_place_in_the_better_half() -> None:
+    members = [(0.85, 5_000), (0.84, 4_000), (0.70, 3_000), (0.60, 2_000)]
+    rows = list(field(0, 0.80, members))
+    tuned = rows[0]
+    for i in (3, 4):
+        rows[i] = replace(rows[i], origin="compressed", compressed_from=tuned.digest)
+    wanted = next_seeds(first_seeds(rows, *[1] * 7), OBJECTIVES, usual=1, most=3)
+    assert wanted[:2] == (tuned.digest, rows[5].digest)
+    # Two alone would tell little of the variance between trainings.
+    assert len(wanted) == 3
+
+
 def test_a_clear_field_is_settled_by_the_second_seed() -> None:
     rows = field(0, 0.80, [(0.90, 9_000), (0.60, 5_000), (0.60, 3_000)], small=9_500)
     now, looks = race(rows)
