@@ -115,7 +115,8 @@ def _better_half(
     if not loras:
         return
     tuned = best_on_validation(loras, quality)
-    trained = {f.digest: f for f in finalists if is_trained(f) and f.origin != "reference"}
+    others = ("compressed", "reference")
+    trained = {f.digest: f for f in finalists if is_trained(f) and f.origin not in others}
     best_first = sorted(
         finalists, key=lambda f: -quality.sign() * f.mean(quality.name, "validation")
     )
