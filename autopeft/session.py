@@ -17,7 +17,8 @@ from typing import Any
 from autopeft.confirm.finalists import confirmed_finalists, tuned_lora
 from autopeft.confirm.race import seeds_of
 from autopeft.confirm.store import ConfirmationStore
-from autopeft.confirm.verdict import judge
+from autopeft.confirm.verdict import UntriedLora, judge
+from autopeft.costs.objectives import Objective
 from autopeft.engine.backend import make_backend, named_errors, run_all
 from autopeft.engine.budget import BudgetTracker, Spent
 from autopeft.engine.callback import CallbackList, Progress, SearchStart
@@ -34,7 +35,9 @@ from autopeft.reporting.write import write_report
 from autopeft.result import SearchResult
 from autopeft.searcher.controller import INTERRUPTED, SearchController
 from autopeft.searcher.samplers.warm_start import WarmStartTrial, warm_start_trials
+from autopeft.searcher.space.space import SearchSpace
 from autopeft.searcher.study import read_study
+from autopeft.searcher.untried_lora import chance_of_better_lora
 from autopeft.settings import SearchSettings
 from autopeft.trial import Trial
 from autopeft.utils.formatting import one_line
@@ -281,7 +284,11 @@ class Session:
         if confirmed:
             n_proposals = _n_proposals(trials)
             verdict = judge(
-                confirmed, ready.objectives, n_proposals=n_proposals, looks=store.looks()
+                confirmed,
+                ready.objectives,
+                n_proposals=n_proposals,
+                looks=store.looks(),
+                untried=lambda gain: _untried(controller.space, quality, trials, gain),
             )
         # Who reads a verdict may resume the search because of it.
         store.note_look(seeds_of(confirmed))
@@ -328,6 +335,15 @@ class Session:
             phases=_sum(spent.phases, phases),
             worker_seconds=_sum(spent.workers, workers),
         )
+
+
+def _untried(
+    space: SearchSpace, quality: Objective, trials: Sequence[Trial], gain: float
+) -> UntriedLora | None:
+    """Return how likely a LoRA that was not tried exceeds the tuned one by a gain."""
+    chance = chance_of_better_lora(space, quality, trials, gain)
+    n_baselines = sum(t.origin == "baseline" and t.state == "complete" for t in trials)
+    return None if chance is None else UntriedLora(n_baselines, chance)
 
 
 def _n_proposals(trials: Sequence[Trial]) -> int:

@@ -8,7 +8,7 @@ them the run could not tell, and says what it could have told (`power`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,6 +22,31 @@ _UNSEARCHED = (
     "Undecided: the searcher made no proposal of its own, so neither LoRA nor its rivals were "
     "searched for; raise the budget"
 )
+
+
+_TOO_LIKELY = 0.5
+"""Chance of a better LoRA above which nothing is said to beat LoRA."""
+
+
+@dataclass(frozen=True)
+class UntriedLora:
+    """How likely a LoRA that was not tried is better than the tuned one.
+
+    Attributes:
+        n_baselines: LoRA baselines that were trained to the end.
+        chance: Chance that one that was not exceeds the tuned one by the gain in question.
+    """
+
+    n_baselines: int
+    chance: float
+
+    def text(self) -> str:
+        """Return the doubt in a sentence."""
+        return (
+            f"Undecided: LoRA itself was not tuned to the end. After {self.n_baselines} baselines, "
+            f"one that was not tried makes up for the gain with a chance of {self.chance:.0%}; "
+            "raise the budget. Of what was tried,"
+        )
 
 
 @dataclass(frozen=True)
@@ -82,6 +107,7 @@ def judge(
     *,
     n_proposals: int | None = None,
     looks: Looks | None = None,
+    untried: Callable[[float], UntriedLora | None] | None = None,
     seed: int = 0,
 ) -> Verdict:
     """Compare the front with the tuned LoRA, member by member and in one sentence.
@@ -100,6 +126,8 @@ def judge(
             nothing is claimed: neither LoRA nor its rivals were searched for.
         looks: Looks at these finalists that decided what was trained next (`race`): intervals
             account for them. None: the number of seeds was set in advance.
+        untried: The chance that a LoRA which was not tried exceeds the tuned one by so much. If
+            one is more likely than not to make up for the gain, a yes becomes undecided.
         seed: Of the bootstrap.
     """
     if why := why_unknown(finalists):
@@ -129,6 +157,10 @@ def judge(
     text = _sentence(found, told, power, quality, cost, is_searched=n_proposals != 0)
     if n_proposals == 0:
         answer = "undecided"
+    elif answer == "yes" and untried is not None:
+        doubt = untried(max(told.tuned.gain, found.margin or 0.0))
+        if doubt is not None and doubt.chance > _TOO_LIKELY:
+            answer, text = "undecided", f"{doubt.text()} {text.removeprefix('Yes: ')}"
     return Verdict(answer == "yes", text, levels, answer, power)
 
 

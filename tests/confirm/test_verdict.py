@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +10,7 @@ import pytest
 
 from autopeft.confirm.finalists import Finalist, SeedScore
 from autopeft.confirm.pick import pick_best
-from autopeft.confirm.verdict import judge
+from autopeft.confirm.verdict import UntriedLora, judge
 from autopeft.costs import Price
 from autopeft.costs.objectives import Objective, objective
 from autopeft.errors import SettingsError
@@ -277,3 +277,28 @@ def test_resamples_of_equal_candidates_show_no_difference() -> None:
     for seed in range(5):
         finalists = with_draws(field(seed, 0.75, [(0.75, 11_000), (0.75, 12_000)]), 500)
         assert all(level.result == "ties" for level in judge(finalists, OBJECTIVES).levels)
+
+
+def test_a_lora_that_was_not_tuned_to_the_end_leaves_a_yes_undecided() -> None:
+    rows = field(0, 0.80, [(0.88, 5_000)])
+    asked: list[float] = []
+
+    def untried(chance: float | None) -> Callable[[float], UntriedLora | None]:
+        def of(gain: float) -> UntriedLora | None:
+            asked.append(gain)
+            return None if chance is None else UntriedLora(3, chance)
+
+        return of
+
+    for chance in (None, 0.3):
+        verdict = judge(rows, OBJECTIVES, untried=untried(chance))
+        assert verdict == judge(rows, OBJECTIVES)
+        assert verdict.answer == "yes"
+    verdict = judge(rows, OBJECTIVES, untried=untried(0.8))
+    assert (verdict.answer, verdict.beats_lora) == ("undecided", False)
+    assert verdict.text.startswith("Undecided: LoRA itself was not tuned to the end. After 3 bas")
+    assert "chance of 80%" in verdict.text
+    assert asked == [pytest.approx(0.08, abs=0.02)] * 3
+    # What is not a yes is not asked about.
+    assert judge(field(0, 0.80, [(0.80, 20_000)]), OBJECTIVES, untried=untried(0.8)).answer != "yes"
+    assert len(asked) == 3

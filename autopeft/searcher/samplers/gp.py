@@ -283,3 +283,15 @@ class GaussianProcess:
         own = _weighted(weights, diagonals(features))
         variance = np.maximum(own - (half**2).sum(axis=0), 1e-9)
         return self._center + self._spread * mean, self._spread * np.sqrt(variance)
+
+    def draws(self, features: Features, n: int, rng: np.random.Generator) -> Array:
+        """Return joint draws of the quality without noise, shape (n, len(features))."""
+        weights = np.exp(self._log_weights)[:-1]
+        cross = _weighted(weights, terms(features, self._points, self._scales))
+        half = solve_triangular(self._lower, cross.T, lower=True)
+        covariance = _weighted(weights, terms(features, features, self._scales)) - half.T @ half
+        values, vectors = np.linalg.eigh(covariance)
+        root = vectors * np.sqrt(np.maximum(values, 0.0))
+        normal = rng.standard_normal((n, len(features)))
+        draws: Array = self._center + self._spread * (cross @ self._alpha + normal @ root.T)
+        return draws

@@ -1,0 +1,59 @@
+"""The chance that a LoRA which was not tried is better than the tuned one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from autopeft.costs.objectives import Objective
+from autopeft.searcher.samplers.gp import Embedding, Features, GaussianProcess
+from autopeft.searcher.samplers.observations import History, Observations
+from autopeft.searcher.space.encoding import Point
+from autopeft.searcher.space.initial_design import lora_choices
+from autopeft.searcher.space.space import SearchSpace
+from autopeft.trial import Trial
+
+_FEWEST, _N_DRAWS, _N_OBSERVATIONS = 4, 1000, 300
+
+
+def chance_of_better_lora(
+    space: SearchSpace, quality: Objective, trials: Sequence[Trial], margin: float
+) -> float | None:
+    """Return the chance that one of all LoRA baselines exceeds the tuned one by a margin.
+
+    Args:
+        space: The search space.
+        quality: The quality objective.
+        trials: All trials of the search, by number.
+        margin: In the quality's unit.
+
+    Returns:
+        None where too few trials were completed to model the quality.
+    """
+    history = History(space, quality)
+    history.update(trials)
+    tuned = max(
+        (i for i in history.complete if history.trials[i].origin == "baseline"),
+        key=lambda i: history.quality[i],
+        default=None,
+    )
+    point = None if tuned is None else history.points[tuned]
+    if len(history.complete) < _FEWEST or point is None:
+        return None
+    low, high = np.log(np.maximum(space.cost_range(), 1.0))
+    embedding = Embedding(space.grid, (float(low), float(high)))
+    model = GaussianProcess(embedding)
+
+    def features(points: Sequence[Point]) -> Features:
+        options = np.array([p.options for p in points])
+        positions = np.array([p.position for p in points])
+        return embedding.features(
+            options, positions, np.log(np.maximum(space.n_params(options), 1.0))
+        )
+
+    known = Observations.of(history, _N_OBSERVATIONS)
+    model.fit(features(known.points), known.values, known.noise)
+    choices = [point, *lora_choices(space.encoder)]
+    draws = model.draws(features(choices), _N_DRAWS, np.random.default_rng(0))
+    return float(np.mean(draws.max(axis=1) > draws[:, 0] + margin))
