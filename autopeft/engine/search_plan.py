@@ -25,7 +25,7 @@ _MOST_EPOCHS = 3
 _PRUNED = 0.8
 """Share of a full training that a trial takes on average where rungs can stop it early."""
 
-_PORTFOLIO = 8
+_PORTFOLIO = 10
 """Plans to start with beside four LoRAs and the model without an adapter."""
 
 _LEAST_SHARE, _MOST_SHARE = 0.1, 0.6

@@ -42,7 +42,7 @@ __all__ = ["INTERRUPTED", "Decision", "SearchController", "Trial"]
 _ONE_LORA_IN = 5
 """Proposals of the sampler between two LoRA baselines, once the first ones are through."""
 
-_N_FIRST_BASELINES, _N_PORTFOLIO = 4, 8
+_N_FIRST_BASELINES, _N_PORTFOLIO = 4, 10
 
 _STARTS, _RATE_STEP = ("baseline", "portfolio"), 0.2
 """A start that fails is tried again at a position lower by this, as long as that is positive."""
@@ -503,7 +503,7 @@ class SearchController:
     def _enqueue_start(self, n_portfolio: int) -> None:
         """The tuned-LoRA grid, the reference and the portfolio, as far as constraints allow.
 
-        What trains in about half the time of the others or less comes before them: so a front
+        What trains in about half the time of any baseline or less comes before them: so a front
         stands early.
         """
         start = [(c, "baseline") for c in self.space.baselines(self._n_baselines)]
@@ -511,9 +511,13 @@ class SearchController:
         start += [(candidate, "portfolio") for candidate in _thinned(self._earlier_front)]
         start += [(candidate, "portfolio") for candidate in self.space.portfolio(n_portfolio)]
         priced = [(c, origin, p) for c, origin in start if (p := self._acceptable(c)) is not None]
-        most = max((price.train_flops for _, _, price in priced), default=0.0)
+        flops = [p.train_flops for _, origin, p in priced if origin == "baseline"]
+        least = min(flops or [p.train_flops for _, _, p in priced], default=0.0)
+        # The baselines stay together: the largest rank is among the first four.
         priced.sort(
-            key=lambda row: round(math.log2(max(row[2].train_flops / max(most, 1.0), 1e-6)))
+            key=lambda row: min(
+                0, round(math.log2(max(row[2].train_flops / max(least, 1.0), 1e-6)))
+            )
         )
         # A LoRA is among the first trials, whatever else is cheap: without one there is no verdict.
         loras = [row for row in priced if row[1] == "baseline"]

@@ -90,11 +90,12 @@ def test_the_first_trials_are_the_lora_baselines_and_the_reference() -> None:
     origins = [o.origin for o in trials]
     assert origins.count("baseline") == 4
     assert origins.count("reference") == 1
-    # What costs much less than the largest baseline comes before it, nothing else.
+    # What costs much less than any baseline comes before them, nothing else.
     first = origins.index("baseline")
     flops = [o.costs.train_flops for o in trials]
     assert first < 4
-    assert all(early < 0.71 * max(flops) for early in flops[:first])
+    assert all(early < 0.71 * min(flops[first : first + 4]) for early in flops[:first])
+    assert origins[first : first + 4] == ["baseline"] * 4
     reference = next(o for o in trials if o.origin == "reference")
     assert not reference.candidate.plan.specs
 
@@ -134,7 +135,7 @@ def position_of(trial: Trial) -> float:
 
 def test_a_start_that_fails_is_tried_at_a_lower_rate_at_once_and_the_others_are_warned() -> None:
     controller = SearchController(SPACE, TWO)
-    for _ in range(11):
+    for _ in range(14):
         trial = controller.ask()
         if position_of(trial) > 0.4 and trial.plan.specs:
             controller.tell(trial, failed="the loss was not finite")

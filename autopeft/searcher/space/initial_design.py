@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 
@@ -10,6 +10,9 @@ from autopeft.searcher.space.encoding import Encoder, Point, snap
 
 _RATE_POSITIONS = (0.5, 0.75, 0.25, 0.9, 0.1)
 """The middle comes first: the ranges are centered on values that usually work."""
+
+_EARLY = 1 / 6
+"""Depth of an early layer, as a share of the layers."""
 
 
 def single_method(
@@ -19,10 +22,21 @@ def single_method(
     rank: int,
     position: float,
     last: int | None = None,
+    among: Collection[int] | None = None,
 ) -> Point | None:
-    """Return the point with one method in all units (or the last ones), at the nearest legal rank.
+    """Return the point with one method in all units, at the nearest legal rank.
 
-    Return None if the method is legal in none of them.
+    Args:
+        encoder: Encoder of the space.
+        method: Name of the method.
+        placement: Name of the placement; None for any.
+        rank: The rank that is wanted.
+        position: Learning-rate position.
+        last: Number of units from the end; None for all.
+        among: Indices of the units that may be adapted; None for all.
+
+    Returns:
+        None if the method is legal in none of them.
     """
     grid = encoder.grid
     options = np.zeros(len(grid.units), dtype=np.int64)
@@ -32,8 +46,9 @@ def single_method(
         if option.method == method and placement in (None, option.placement)
     }
     for unit in range(0 if last is None else max(len(options) - last, 0), len(options)):
-        legal = [o for o in distance if grid.legal[unit, o]]
-        options[unit] = min(legal, key=distance.__getitem__, default=0)
+        if among is None or unit in among:
+            legal = [o for o in distance if grid.legal[unit, o]]
+            options[unit] = min(legal, key=distance.__getitem__, default=0)
     return Point(options, snap(position)) if options.any() else None
 
 
@@ -92,25 +107,70 @@ def lora_placements(encoder: Encoder) -> Sequence[str | None]:
 
 
 def portfolio(encoder: Encoder, n_max: int | None = None) -> tuple[Point, ...]:
-    """Return a portfolio: every method but LoRA, at its smallest size in all units.
+    """Return a portfolio: small LoRAs in part of the model, and every other method everywhere.
 
-    The LoRA baselines already cover medium and large sizes. On the synthetic landscapes of
-    `examples/benchmarks/`, small sizes are a better start than medium sizes or a mixture.
+    Each is at its smallest size: the LoRA baselines already cover medium and large ones. On the
+    synthetic landscapes of `examples/benchmarks/`, small sizes are a better start than medium sizes
+    or a mixture. LoRA sits in the last layers, in one early feed-forward module, and in the
+    feed-forward modules alone.
     """
     grid = encoder.grid
+    half = max(1, len(grid.units) // 2)
     rows: list[Point | None] = []
+    if "lora" in grid.methods:
+        narrow, wide = lora_placements(encoder)[0], lora_placements(encoder)[-1]
+        rows += [
+            single_method(encoder, "lora", wide, 1, 0.6, half),
+            single_method(encoder, "lora", narrow, 1, 0.6, max(1, half // 2)),
+            early_feed_forward(encoder, 0.6),
+        ]
     for name in (m for m in grid.methods if m != "lora"):
         places = [o.placement for o in grid.options if o.method == name]
         smallest = min(o.rank for o in grid.options if o.method == name)
         widest = max(places, key=lambda place: len(grid.placements[place]))
-        wide = None if encoder.config.granularity == "site" else widest
-        rows.append(single_method(encoder, name, wide, smallest, 0.5))
-    half = max(1, len(grid.units) // 2)
+        whole = None if encoder.config.granularity == "site" else widest
+        rows.append(single_method(encoder, name, whole, smallest, 0.5))
     if "lora" in grid.methods:
-        narrow, wide = lora_placements(encoder)[0], lora_placements(encoder)[-1]
-        for place, last in ((wide, half), (narrow, max(1, half // 2))):
-            rows.append(single_method(encoder, "lora", place, 1, 0.6, last))
+        rows.append(feed_forward(encoder, 0.6))
     return unique(rows)[:n_max]
+
+
+def early_feed_forward(encoder: Encoder, position: float) -> Point | None:
+    """Return the smallest LoRA at the `mlp.down` of one early layer, or around it.
+
+    Source: DomLoRA (arXiv 2605.06183): a single shallow `mlp.down`, with 0.7 % of the parameters of
+    LoRA everywhere.
+    """
+    grid = encoder.grid
+    holds = [place for place, roles in grid.placements.items() if "mlp.down" in roles]
+    units = [u for u in early_units(encoder) if "mlp.down" in grid.units[u].roles]
+    place = min(holds, key=lambda place: len(grid.placements[place]), default=None)
+    return single_method(encoder, "lora", place, 1, position, among=units) if units else None
+
+
+def early_units(encoder: Encoder) -> list[int]:
+    """Return the indices of the units of one early layer; empty if a unit is the whole model."""
+    units = encoder.grid.units
+    layers = tuple(sorted({layer for unit in units for layer in unit.layers}))
+    if len(layers) < 2:
+        return []
+    early = layers[max(1, round(_EARLY * len(layers)))]
+    return [i for i, unit in enumerate(units) if early in unit.layers and unit.layers != layers]
+
+
+def feed_forward(encoder: Encoder, position: float) -> Point | None:
+    """Return the smallest LoRA in all feed-forward modules and no others."""
+    grid = encoder.grid
+    holds = [
+        place
+        for place, roles in grid.placements.items()
+        if all(role.startswith("mlp.") for role in roles)
+    ]
+    if encoder.config.granularity == "site":
+        units = [i for i, unit in enumerate(grid.units) if unit.roles[0].startswith("mlp.")]
+        return single_method(encoder, "lora", None, 1, position, among=units)
+    place = max(holds, key=lambda place: len(grid.placements[place]), default=None)
+    return None if place is None else single_method(encoder, "lora", place, 1, position)
 
 
 def unique(points: Iterable[Point | None]) -> tuple[Point, ...]:

@@ -337,6 +337,25 @@ def test_a_prompt_is_one_choice_of_the_whole_plan(granularity: str) -> None:
     assert all("prompt_tuning" not in c.plan.methods for c in space.baselines())
 
 
+@pytest.mark.parametrize("topology", [BERT, FUSED])
+@pytest.mark.parametrize("granularity", ["model", "group:2", "layer", "site"])
+def test_starts_hold_loras_in_one_early_and_in_all_feed_forward_modules(
+    granularity: str, topology: Topology
+) -> None:
+    row = {"methods": ["lora", "ia3"], "granularity": granularity}
+    space = SearchSpace.from_source(row, topology)
+    plans = [c.plan for c in space.portfolio() if c.plan.methods == ("lora",)]
+    places = [{(spec.layer, spec.role) for spec in plan.specs} for plan in plans]
+    feed_forward = {role for role in topology.shapes if role.startswith("mlp")}
+    early = {"group:2": {0, 1}}.get(granularity, {1})
+    roles = {"mlp.down"} if granularity == "site" else feed_forward
+    assert ({(layer, role) for layer in early for role in roles} in places) == (
+        granularity != "model"
+    )
+    assert {(layer, role) for layer in range(topology.n_layers) for role in feed_forward} in places
+    assert all(spec.rank == 1 for plan in plans for spec in plan.specs)
+
+
 def test_a_space_without_prompts_has_no_such_choice() -> None:
     for source in ("default", {"methods": ["lora", "ln_tuning"]}):
         plain, other = (SearchSpace.from_source(source, t) for t in (BERT, PROMPTED))
