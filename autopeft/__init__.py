@@ -9,7 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from autopeft.api import export, init, preview, price, report, resume, search
+    from autopeft.advice.advise import Advice
+    from autopeft.api import advise, export, init, preview, price, report, resume, search
     from autopeft.confirm.verdict import Verdict
     from autopeft.costs import Price, PriceTable, Topology
     from autopeft.costs.objectives import Objective, register_cost
@@ -44,7 +45,8 @@ if TYPE_CHECKING:
     from autopeft.trial import Outcome
 
 _NAMES = {
-    "autopeft.api": ("export", "init", "preview", "price", "report", "resume", "search"),
+    "autopeft.advice.advise": ("Advice",),
+    "autopeft.api": ("advise", "export", "init", "preview", "price", "report", "resume", "search"),
     "autopeft.confirm.verdict": ("Verdict",),
     "autopeft.costs": ("Price", "PriceTable", "Topology"),
     "autopeft.costs.objectives": ("Objective", "register_cost"),
@@ -83,6 +85,7 @@ _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 __version__ = "0.2.0.dev0"
 __all__ = [
     "AdapterPlan",
+    "Advice",
     "AutoPeftError",
     "AutoPeftSampler",
     "Backend",
@@ -118,6 +121,7 @@ __all__ = [
     "Verdict",
     "WorkerContext",
     "__version__",
+    "advise",
     "encode_texts",
     "export",
     "init",

@@ -31,6 +31,11 @@ _INIT = frozenset(
     "model_revision".split()
 )
 """Settings that are flags of `autopeft init`."""
+_ADVISE = _INIT - {"metric"} | frozenset(
+    "text text_pair label prompt completion role_map space max_train_rows batch_size seed "
+    "quantization gpus_per_worker".split()
+)
+"""Settings that are flags of `autopeft advise`."""
 _TYPES: dict[str, Any] = {"int": int, "float": float}
 
 
@@ -116,6 +121,20 @@ def price(settings: str | None, **flags: Any) -> None:
     from autopeft.reporting.tables import price_table
 
     _print(price_table(api.price(settings, **_given(flags))))
+
+
+@app.command()
+@click.argument("model")
+@click.argument("data")
+@click.option("--rows", default=64, show_default=True, help="Training rows to read.")
+@_settings_options(only=_ADVISE)
+def advise(model: str, data: str, rows: int, **flags: Any) -> None:
+    """Tell where adapters may pay for MODEL and DATA, in seconds and without training."""
+    from autopeft.advice.show import advice_text
+
+    advice = api.advise(model, data, rows=rows, **_given(flags))
+    _print(advice_text(advice))
+    click.echo(f"next: {advice.command}")
 
 
 @app.command()

@@ -9,6 +9,7 @@ from typing import Any
 from autopeft.costs.objectives import COSTS
 from autopeft.errors import SettingsError
 from autopeft.utils.serialize import finite, from_plain, to_plain
+from autopeft.utils.yaml_files import parse_yaml
 
 Source = str | tuple[str, ...]
 """A file, a pattern, a folder or a hub id; or several files."""
@@ -103,7 +104,8 @@ class SearchSettings:
     # Search
     space: str | Mapping[str, Any] | None = _setting(
         None,
-        "Search space: a name (see `autopeft spaces`) or a YAML file. By default, the task's own.",
+        "Search space: a name (see `autopeft spaces`), a YAML file, or YAML in braces. By default, "
+        "the task's own.",
     )
     metric: str | None = _setting(
         None,
@@ -387,6 +389,9 @@ def _parse_flag(key: str, value: Any) -> Any:
             raise SettingsError(key, value, "must be name=value pairs", f"use e.g. {_PAIRS[key]}")
         named = {left.strip(): right.strip() for left, _, right in pairs}
         return {k: _number_or_text(v) for k, v in named.items()} if key == "task_options" else named
+    if key == "space" and isinstance(value, str) and value.lstrip().startswith("{"):
+        remedy = "use e.g. {methods: [lora], layers: last:4}"
+        return parse_yaml(value, field=key, shown=value, remedy=remedy, error=SettingsError)
     if key == "budget" and isinstance(value, list):
         return ",".join(map(str, value))
     return value

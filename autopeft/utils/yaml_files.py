@@ -28,14 +28,23 @@ def read_yaml(
 ) -> dict[str, Any]:
     """Read a YAML file that holds a mapping, or raise an `error` that names `field`."""
     try:
-        row = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as wrong:
         problem = f"cannot be read ({type(wrong).__name__})"
         raise error(field, str(path), problem, "check the path") from None
+    return parse_yaml(text, field=field, shown=str(path), remedy=remedy, error=error)
+
+
+def parse_yaml(
+    text: str, *, field: str, shown: str, remedy: str, error: type[UserError]
+) -> dict[str, Any]:
+    """Parse YAML that holds a mapping, or raise an `error` that names `field` and what is shown."""
+    try:
+        row = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as wrong:
         mark = getattr(wrong, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
-        raise error(field, str(path), f"is not YAML{where}", "fix the syntax") from None
+        raise error(field, shown, f"is not YAML{where}", "fix the syntax") from None
     if not isinstance(row, dict) or not all(isinstance(key, str) for key in row):
-        raise error(field, str(path), "must hold `name: value` lines", remedy)
+        raise error(field, shown, "must hold `name: value` lines", remedy)
     return row

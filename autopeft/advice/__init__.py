@@ -1,0 +1,1 @@
+"""Where adapters may pay, told from a few rows and without training."""
