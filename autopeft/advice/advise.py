@@ -101,8 +101,10 @@ class Advice:
         """Return the plan and its price in words."""
         low, high = self.learning_rates
         price = self.price
+        ((name, choices),) = (item for item in self.space.items() if item[0].startswith("alpha"))
+        alpha = f"{name.replace('_', ' ')} {' or '.join(f'{value:g}' for value in choices)}"
         return [
-            f"start with {plan_summary(self.plan)}, learning rate {low:g} to {high:g}",
+            f"start with {plan_summary(self.plan)}, {alpha}, learning rate {low:g} to {high:g}",
             f"{human_count(price.trainable_params)} trainable parameters, "
             f"{human_bytes(price.adapter_bytes)} adapter, "
             f"{human_bytes(price.peak_memory_bytes)} peak memory, "
@@ -282,10 +284,10 @@ def _space(ready: PreparedSearch, layers: list[int], roles: list[str]) -> dict[s
         "layers": layers,
         "placements": {"advised": roles, **places},
     }
-    default = type(config)(methods=config.methods)
-    for key in ("alpha_ratio", "dropout"):
-        if (value := getattr(config, key)) != getattr(default, key):
-            space[key] = list(value)
+    name, choices = config.alphas
+    space[name] = list(choices)
+    if config.dropout != (0.0,):
+        space["dropout"] = list(config.dropout)
     return space
 
 

@@ -84,7 +84,7 @@ def page(rows: SiteRows) -> float:
     """Return the energy of the gradient that a new LoRA gets, mean over rows: PAGE.
 
     B starts at zero, so A has no gradient, and that of B is alpha / r times G A^T. Its expectation
-    over peft's initial A needs no draw. alpha = 2 r.
+    over peft's initial A needs no draw. alpha is taken as 2 r; the factor is the same at all sites.
     """
     return 4.0 * rows.rank * _PEFT_VARIANCE * rows.row_energy / rows.weight.shape[1]
 
