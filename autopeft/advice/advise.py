@@ -252,14 +252,22 @@ def _places(ordered: Sequence[RankedSite], chosen: str) -> tuple[list[int], list
 
 
 def _why(found: Mapping[str, Worth], chosen: str) -> str:
-    worth, settings = found[chosen], len(found[chosen].settings)
-    where = f"rank correlation with measured gains {worth.mean}, mean of {settings} settings"
+    worth = found[chosen]
+    figure = f"its rank correlation with measured gains is {worth.mean}, mean of settings"
     if chosen != DEPTH:
         what = "high" if worth.sign > 0 else "low"
-        return f"ranked by {chosen}, {what} first: it told more than depth ({where})"
-    what = "last blocks" if worth.sign > 0 else "first blocks"
-    text = f"no score surely told more than depth, so the advice is depth: {what} first ({where})"
-    return text if worth.is_certain else f"{text}; even depth may tell nothing"
+        text = f"ranked by {chosen}, {what} first: {figure}"
+        text += f"; {worth.beyond_depth} stronger than depth's"
+    else:
+        what = "last" if worth.sign > 0 else "first"
+        text = (
+            f"no score told more than depth for sure, so the advice is depth, {what} blocks first: "
+        )
+        text += figure
+        if not worth.mean.is_certain:
+            text += "; even depth may tell nothing"
+    unsure = [name for name, figure in worth.settings.items() if not figure.is_certain]
+    return text + (f"; it was not certain in {', '.join(unsure)}" if unsure else "")
 
 
 def _space(ready: PreparedSearch, layers: list[int], roles: list[str]) -> dict[str, Any]:

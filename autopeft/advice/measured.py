@@ -99,6 +99,11 @@ class Correlation:
     high: float
 
     @property
+    def is_certain(self) -> bool:
+        """Whether the interval leaves out 0."""
+        return self.low > 0 or self.high < 0
+
+    @property
     def figures(self) -> tuple[float, float, float]:
         """The value and the ends of the interval."""
         return (self.value, self.low, self.high)
@@ -123,11 +128,6 @@ class Worth:
     beyond_depth: Correlation
 
     @property
-    def is_certain(self) -> bool:
-        """Whether the interval of the mean leaves out 0."""
-        return self.mean.low > 0 or self.mean.high < 0
-
-    @property
     def sign(self) -> int:
         """-1 where sites with a low score gain more."""
         return -1 if self.mean.value < 0 else 1
@@ -135,7 +135,7 @@ class Worth:
     @property
     def least(self) -> float:
         """The bound of the mean's interval that is nearer to 0; 0 if it holds 0."""
-        return min(abs(self.mean.low), abs(self.mean.high)) if self.is_certain else 0.0
+        return min(abs(self.mean.low), abs(self.mean.high)) if self.mean.is_certain else 0.0
 
 
 @cache
@@ -177,9 +177,9 @@ def worths(measured: Measured) -> dict[str, Worth]:
 
 
 def best_score(found: Mapping[str, Worth]) -> str:
-    """Return the score that surely tells more than depth, and of several the surest; else depth."""
-    better = [n for n, w in found.items() if n != DEPTH and w.beyond_depth.low > 0 and w.least > 0]
-    return max(better, key=lambda name: found[name].least, default=DEPTH)
+    """Return the score whose mean is the farthest from 0 for sure; depth if none is."""
+    best = max(found, key=lambda name: found[name].least)
+    return best if found[best].least > found[DEPTH].least else DEPTH
 
 
 def _interval(value: float, draws: NDArray[np.float64]) -> Correlation:

@@ -63,7 +63,7 @@ def test_a_score_that_tells_more_than_depth_is_chosen(sign: int) -> None:
     assert found["two"].sign == sign
     assert found["two"].mean.value * sign > 0.9
     assert found["two"].beyond_depth.low > 0.4
-    assert not found["one"].is_certain
+    assert not found["one"].mean.is_certain
     assert found["one"].least == 0.0
 
 
