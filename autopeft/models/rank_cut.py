@@ -8,7 +8,7 @@ learned, so ranks do too, and a site of which nothing is kept loses its adapter 
 2604.27796, which cuts at a value of v_j).
 
 The values are not weighed further: by the norm of the site's weight or of its output on training
-rows, or with directions taken from those outputs, cuts scored worse
+rows, or with directions taken from those outputs, cuts scored no better, mostly worse
 (`examples/guides/measurements.md`).
 """
 
