@@ -87,3 +87,13 @@ def test_a_former_name_is_answered_by_the_new_one(key: str) -> None:
     with pytest.raises(SettingsError, match=f"{key}=1: was renamed; use {RENAMED[key]}$"):
         SearchSettings.from_mapping({key: 1})
     assert RENAMED[key] in {each.name for each in fields(SearchSettings)}
+
+
+def test_a_space_may_be_written_in_braces() -> None:
+    text = "{methods: {lora: {learning_rate: [1e-4, 1e-2]}}, layers: last:2}"
+    read = SearchSettings.from_mapping({"space": text}).space
+    assert read == {"methods": {"lora": {"learning_rate": [1e-4, 1e-2]}}, "layers": "last:2"}
+    for mistaken in ("{methods: [lora}", "{1: 2}"):
+        with pytest.raises(SettingsError, match="space=") as caught:
+            SearchSettings.from_mapping({"space": mistaken})
+        assert "\n" not in str(caught.value)
