@@ -89,6 +89,7 @@ class Trainer:
         self._random = _RandomState(seed, setup.device)
         self._unchecked: list[torch.Tensor] = []
         self._losses = LossWatch()
+        self._first_rows: IntArray | None = None
 
     def advance(self, to_step: int) -> RungReport:
         """Train up to a step, counted from the start; score the validation split or `rung_rows`.
@@ -188,7 +189,12 @@ class Trainer:
 
     def next_rows(self) -> IntArray:
         """Return the rows of the next step, shape (batch_size,)."""
-        return next(self._batches)
+        if self._losses.wants_first and not self._unchecked and self._first_rows is not None:
+            return self._first_rows
+        rows = next(self._batches)
+        if self._first_rows is None:
+            self._first_rows = rows
+        return rows
 
     def with_penalty(self, loss: torch.Tensor) -> torch.Tensor:
         """Return a step's loss plus what the methods add to it."""

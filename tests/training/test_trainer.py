@@ -133,6 +133,27 @@ def test_a_loss_far_above_its_start_ends_the_training(
     assert training.step < 30
 
 
+def test_easy_first_batches_end_no_training(
+    classification_data: TaskData, bert_with_lora: Build
+) -> None:
+    class FirstAreEasy(TextClassification):
+        """A task whose first batches the model solves already."""
+
+        seen: list[torch.Tensor] = []  # noqa: RUF012
+
+        def loss(self, model: nn.Module, batch: Any) -> torch.Tensor:
+            ids = batch.tensors["input_ids"]
+            self.seen += [ids] if len(self.seen) < 2 else []
+            is_easy = any(torch.equal(ids, easy) for easy in self.seen)
+            return super().loss(model, batch) * (0.01 if is_easy else 1.0)
+
+    data = classification_data
+    setup = TrainingSetup(FirstAreEasy(data.labels, data.pad_id, None), data)
+    training = Trainer(bert_with_lora(), setup, train_settings(learning_rate=1e-5), seed=0)
+    training.train_to(60)
+    assert training.step == 60
+
+
 def test_nothing_to_train_is_a_reference(causal_data: TaskData, llama_with_lora: Build) -> None:
     attached = llama_with_lora()
     attached.model.requires_grad_(False)
