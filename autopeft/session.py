@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from autopeft.confirm.finalists import confirmed_finalists, tuned_lora
+from autopeft.confirm.finalists import confirmed_finalists, mark_lora_baselines, tuned_lora
 from autopeft.confirm.race import seeds_of
 from autopeft.confirm.store import ConfirmationStore
 from autopeft.confirm.verdict import UntriedLora, judge
@@ -341,8 +341,9 @@ def _untried(
     space: SearchSpace, quality: Objective, trials: Sequence[Trial], gain: float
 ) -> UntriedLora | None:
     """Return how likely a LoRA that was not tried exceeds the tuned one by a gain."""
-    chance = chance_of_better_lora(space, quality, trials, gain)
-    n_baselines = sum(t.origin == "baseline" and t.state == "complete" for t in trials)
+    marked = mark_lora_baselines(trials)
+    chance = chance_of_better_lora(space, quality, marked, gain)
+    n_baselines = sum(t.origin == "baseline" and t.state == "complete" for t in marked)
     return None if chance is None else UntriedLora(n_baselines, chance)
 
 

@@ -54,7 +54,7 @@ class Fidelity:
         regret: Mean quality by which they exceed the best complete peer that costs no more, 0
             where they do not; None without audited trials.
         lost_volume: Estimated share of the hypervolume (quality over log costs) that pruning lost;
-            None where that is unknown.
+            None where that is unknown: too few were audited, or none of them added any.
         lost_volume_interval: Its 95 % bootstrap interval, over the audited trials.
         front_share_interval: 95 % interval of the share of the stopped trials that would have
             reached the front.
@@ -156,6 +156,9 @@ def _lost_volume(
             for o in audited
         ]
     )
+    if not gains.any():
+        # That a few added nothing tells of the share above, not how much one may add.
+        return None
     rng = np.random.default_rng(0)
     means = rng.choice(gains, (_N_DRAWS, len(gains))).mean(axis=1)
     tail = (1 - LEVEL) / 2
