@@ -187,6 +187,8 @@ def _sentence(
     is_held_out = all(seed.is_held_out for f in (member, tuned) for seed in f.seeds)
     where = "the test split" if is_held_out else "the rows that the search selected by"
     name = f"{'+'.join(member.candidate.plan.methods) or 'no adapter'} {member.digest[:8]}"
+    if source := member.compressed_from:
+        name += f", cut from {'the tuned LoRA' if source == tuned.digest else source[:8]},"
     value = f"{quality.name} {member.mean(quality.name):.3f}"
     price = f" at {told.ratio:.2g} times its {cost.name}" if cost is not None else ""
     tuned_value = f"{tuned.mean(quality.name):.3f}"
@@ -201,7 +203,7 @@ def _sentence(
     if found.lora_gain is not None and found.lora_gain.low <= 0:
         doubt = f"; LoRA itself is not shown to be better than no adapter ({found.lora_gain})"
     facts = (
-        f"({name}) has {value} against {tuned_value} for the tuned LoRA on {where} "
+        f"({name.rstrip(',')}) has {value} against {tuned_value} for the tuned LoRA on {where} "
         f"{error}{price}{doubt}."
     )
     if found.answer == "undecided":

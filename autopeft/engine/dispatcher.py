@@ -329,7 +329,8 @@ class Dispatcher:
         if self._is_too_late(self._queue[0]):
             kept: dict[str, Job] = {}
             for job in self._queue:
-                if job.candidate.digest in missing:
+                # A cheap one that still fits is not lost with a dear one before it.
+                if job.candidate.digest in missing or not self._is_too_late(job):
                     kept.setdefault(job.candidate.digest, job)
             if n_dropped := len(self._queue) - len(kept):
                 self.warnings.append(

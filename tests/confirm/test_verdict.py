@@ -302,3 +302,18 @@ def test_a_lora_that_was_not_tuned_to_the_end_leaves_a_yes_undecided() -> None:
     # What is not a yes is not asked about.
     assert judge(field(0, 0.80, [(0.80, 20_000)]), OBJECTIVES, untried=untried(0.8)).answer != "yes"
     assert len(asked) == 3
+
+
+def test_a_verdict_says_which_lora_its_member_was_cut_from() -> None:
+    tuned, *others, member = field(0, 0.80, [(0.80, 2_000)])
+    source = tuned.digest
+    cut = replace(member, origin="compressed", compressed_from=source)
+    verdict = judge([tuned, *others, cut], OBJECTIVES)
+    assert verdict.answer == "yes"
+    name = f"Yes: miss {cut.digest[:8]}"
+    assert verdict.text.startswith(f"{name}, cut from the tuned LoRA, is as good")
+    other = judge([tuned, *others, replace(cut, compressed_from="0" * 16)], OBJECTIVES)
+    assert other.text.startswith(f"{name}, cut from 00000000, is as good")
+    dear = replace(cut, costs=replace(cut.costs, trainable_params=20_000))
+    no = judge([tuned, *others, dear], OBJECTIVES)
+    assert f"(miss {cut.digest[:8]}, cut from the tuned LoRA) has" in no.text

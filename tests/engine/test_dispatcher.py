@@ -265,6 +265,27 @@ def test_a_confirmation_is_stopped_where_half_of_it_is_past_the_deadline(
     search.run()
 
 
+def test_a_cheap_confirmation_is_not_lost_with_a_dear_one_before_it(
+    tmp_path: Path, clock: FakeClock
+) -> None:
+    search = FakeSearch(tmp_path, "1000s,15trials")
+    for _ in range(15):
+        search.work(_next(search))
+    job = _next(search)
+    while search.dispatcher._without_confirmation():
+        search.work(job)
+        job = _next(search)
+    search.work(job)
+    dear, cheap, *more = search.dispatcher._queue
+    assert not more
+    for each, seconds in ((dear, 100.0), (cheap, 10.0)):
+        search.dispatcher._expected[each.candidate.digest] = seconds
+    clock.now += 990.0
+    assert _next(search).key == cheap.key
+    assert any("before 1 confirmations" in text for text in search.dispatcher.warnings)
+    assert search.dispatcher.next_job() is None
+
+
 class TimedSearch(FakeSearch):
     """The more sites, the longer a training, and the better: what is confirmed is dear.
 
@@ -322,7 +343,7 @@ def test_a_search_that_is_slower_than_planned_says_so_and_keeps_its_own_half(
     tmp_path: Path, clock: FakeClock
 ) -> None:
     plan = replace(SearchPlan.of(SearchSettings()), n_trials=80)
-    search = TimedSearch(tmp_path, "400s", clock, plan=plan)
+    search = TimedSearch(tmp_path, "400s", clock, 1.3, plan=plan)
     search.run()
     text = r"plan after \d+ trials: about \d+ trials .* would pay for 40 trials"
     assert any(re.fullmatch(text, line) for line in search.lines)
@@ -538,7 +559,7 @@ def test_the_reference_takes_no_finalists_place(tmp_path: Path) -> None:
 def test_an_ordinary_lora_counts_as_lora_whoever_found_it(tmp_path: Path) -> None:
     search = FakeSearch(tmp_path, "20trials")
     search.run()
-    trials = search.controller.trials()
+    trials = mark_lora_baselines(search.controller.trials())
     loras = [o for o in trials if o.origin == "baseline"]
     found = tuple(replace(o, origin="search") if o is loras[1] else o for o in trials)
     assert mark_lora_baselines(found) == trials
