@@ -19,7 +19,7 @@ from autopeft.plan import Candidate
 from autopeft.training.batching import padded_tokens
 from autopeft.training.evaluation import token_budget
 from autopeft.training.precision import Precision
-from autopeft.utils.hardware import one_thread
+from autopeft.utils.hardware import n_cores, one_thread
 from autopeft.utils.quiet import quiet_transformers
 
 _RUNGS = (1, 2, 3, 5, 7, 9)
@@ -79,7 +79,8 @@ def measure_speed(
             executor.clear()
     flops = [prices.price(candidate).train_flops for candidate in average]
     share = float(np.mean(flops)) / job.costs.train_flops if flops else 1.0
-    crowd = _SHARED if n_workers > 1 else 1.0
+    is_elsewhere = settings.ray_address is not None or context.device != "cpu"
+    crowd = crowding(n_workers, None if is_elsewhere else n_cores())
     # Few rows are of many lengths, so they are padded more than all of them are.
     budget = token_budget(context.device)
     padded = [padded_tokens(rows["validation"].lengths, budget) for rows in (data.splits, few)]
@@ -87,6 +88,17 @@ def measure_speed(
     # What is no arithmetic (attaching, Python) does not shrink with the candidate.
     step = crowd * found.step * max(0.5, min(share, 2.0))
     return Speed(step, row, crowd * found.start), loading, executor.setup.precision
+
+
+def crowding(n_workers: int, n_cores: int | None) -> float:
+    """Return how many times as long a step of one worker takes with all of them at work.
+
+    Args:
+        n_workers: Workers, with a thread each.
+        n_cores: Cores that they share; None: each has its own device.
+    """
+    turns = 1.0 if n_cores is None else max(1.0, n_workers / n_cores)
+    return turns * (_SHARED if n_workers > 1 else 1.0)
 
 
 def _timed(executor: Executor, *, n_rows: int, began: float) -> Speed:

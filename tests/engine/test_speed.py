@@ -11,7 +11,7 @@ import pytest
 from task_rows import DATA
 
 from autopeft.engine.messages import WorkerContext
-from autopeft.engine.speed import measure_speed
+from autopeft.engine.speed import crowding, measure_speed
 from autopeft.planning import fitted
 from autopeft.prepare import PreparedSearch, prepare
 from autopeft.saved_inputs import saved_inputs
@@ -48,3 +48,9 @@ def test_every_task_can_be_measured(
     assert all(math.isfinite(number) and number > 0 for number in numbers)
     assert precision in ("fp32", "bf16")
     assert planned.plan.n_trials >= 40
+
+
+def test_more_workers_than_cores_take_turns() -> None:
+    assert crowding(1, 2) == crowding(1, None) == 1.0
+    assert crowding(2, 2) == crowding(8, None) == crowding(2, 8)
+    assert crowding(8, 2) == 4 * crowding(2, 2)

@@ -4,6 +4,7 @@ import json
 import pickle
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from autopeft.models.attach import attach
 from autopeft.models.backbone import Backbone, load_backbone
 from autopeft.models.method_hooks import no_boft_extension
 from autopeft.models.saving import load_adapter, load_attached, save_adapter
-from autopeft.plan import MODEL, AdapterPlan, LayerSpec
+from autopeft.plan import MODEL, AdapterPlan, Candidate, LayerSpec
 from autopeft.utils.quiet import quiet_peft, quiet_transformers
 
 _CLS = "AutoModelForSequenceClassification"
@@ -142,6 +143,25 @@ def test_a_lora_of_several_ranks_is_one_configuration(tmp_path: Path) -> None:
     assert set(config["alpha_pattern"].values()) == {2 * other}
     assert config["lora_alpha"] == 2 * config["r"]
     assert config["base_model_name_or_path"] == "tiny"
+
+
+@pytest.mark.parametrize("method", ["lora", "rslora"])
+def test_peft_scales_a_constant_alpha_by_each_rank_of_its_own(method: str, tmp_path: Path) -> None:
+    backbone = build("llama")
+    batch = batch_for(backbone)
+    plan = _plan_of(backbone, method, (2, 8))
+    candidate = Candidate(plan, replace(candidate_of(plan).train, alpha=12.0))
+    with attach(backbone, candidate, seed=0) as attached:
+        disturb(attached)
+        logits = logits_of(attached.model, batch)
+        save_adapter(attached, tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["rank_pattern"]
+    assert (config["lora_alpha"], config["alpha_pattern"]) == (12, {})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        theirs = peft.PeftModel.from_pretrained(build("llama").model, str(tmp_path)).eval()
+    torch.testing.assert_close(logits_of(theirs, batch), logits)
 
 
 def test_a_mixed_plan_is_a_peft_folder_for_each_part(tmp_path: Path) -> None:
