@@ -22,6 +22,7 @@ from rich.text import Text
 
 from autopeft.engine.callback import Callback
 from autopeft.plan_text import plan_summary
+from autopeft.trial import TIME_UP
 from autopeft.utils.formatting import human_count, human_seconds, human_value
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def trial_line(trial: Trial, quality: Objective) -> str:
     """Return how a trial ended, on one line."""
     value = trial.values.get(quality.name)
     score = "" if value is None else f" {quality.name} {value:.4f}"
-    why = f" ({trial.reason})" if trial.state == "failed" else ""
+    why = f" ({trial.reason})" if trial.state == "failed" or trial.reason == TIME_UP else ""
     rate = f"rate {trial.train.learning_rate:.2g}, " if trial.costs.trainable_params else ""
     return (
         f"trial {trial.number:>3} {trial.state}{score}, "

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import io
 import math
+from dataclasses import replace
 
 import pytest
 from fake_clock import FakeClock
+from report_samples import make_record
 from rich.console import Console
 
 from autopeft import callbacks
-from autopeft.callbacks import LiveProgress, NotebookProgress, PlainProgress, steps_text
+from autopeft.callbacks import LiveProgress, NotebookProgress, PlainProgress, steps_text, trial_line
 from autopeft.costs.objectives import objective
 from autopeft.engine.callback import Progress
 from autopeft.engine.messages import StepMessage
+from autopeft.trial import TIME_UP
 
 AT = StepMessage(("search", "0123456789ab", 0), 7, 31, 75, 0.5204, 2.13)
 
@@ -33,6 +36,13 @@ def test_how_far_a_job_is_in_a_few_words() -> None:
     assert steps_text(AT) == "trial 7: step 31/75, loss 0.52, 2.1 steps/s"
     confirming = StepMessage(("confirm", "0123456789ab", 2), -1, 75, 75, math.nan, None)
     assert steps_text(confirming) == "confirming 01234567, seed 2: step 75/75, scoring"
+
+
+def test_a_trial_that_the_budget_ended_says_so() -> None:
+    pruned = next(trial for trial in make_record().trials if trial.state == "pruned")
+    quality = objective("accuracy")
+    assert "budget" not in trial_line(replace(pruned, reason="behind"), quality)
+    assert trial_line(replace(pruned, reason=TIME_UP), quality).endswith(f"({TIME_UP})")
 
 
 def test_the_table_counts_down_between_messages(clock: FakeClock) -> None:

@@ -95,7 +95,7 @@ class Advice:
     def _repr_html_(self) -> str:
         first = "".join(f"<p>{html.escape(line)}</p>" for line in (self.why, *self.plan_lines()))
         table = self.to_pandas().head(10).to_html(float_format=lambda value: f"{value:.3g}")
-        return f"{first}<pre>{html.escape(self.command)}</pre>{table}"
+        return f"{first}<pre style='white-space: pre-wrap'>{html.escape(self.command)}</pre>{table}"
 
     def plan_lines(self) -> list[str]:
         """Return the plan and its price in words."""
@@ -267,7 +267,7 @@ def _why(found: Mapping[str, Worth], chosen: str) -> str:
         if not worth.mean.is_certain:
             text += "; even depth may tell nothing"
     unsure = [name for name, figure in worth.settings.items() if not figure.is_certain]
-    return text + (f"; it was not certain in {', '.join(unsure)}" if unsure else "")
+    return text + (f"; its interval includes 0 in {', '.join(unsure)}" if unsure else "")
 
 
 def _space(ready: PreparedSearch, layers: list[int], roles: list[str]) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def shown_power(power: Power) -> str:
         needs.append(f"{_rounded(power.seeds_needed):,} seeds (confirm_seeds), not {power.n_seeds}")
     if not needs:
         return text + "."
-    return f"{text}; one of {power.margin:.2g} takes about {' and '.join(needs)}."
+    return f"{text}; one of {power.margin:.2g} takes about {', and '.join(needs)}."
 
 
 def _rounded(number: int) -> int:

@@ -87,6 +87,12 @@ def rows_of(shown: FrontView) -> list[FrontEntry]:
     return sorted(rows, key=lambda e: [e.objectives[o.name] for o in shown.costs[:1]])
 
 
+VERSUS = (
+    "vs LoRA: against the best LoRA that costs no more, or the tuned one if all cost more; "
+    "ties: no difference shown"
+)
+
+
 def front_columns(shown: FrontView) -> list[Column]:
     """Return the columns of a front's table.
 
@@ -156,7 +162,9 @@ def facts(shown: FrontView, entry: FrontEntry) -> list[tuple[str, str]]:
         low, high = level.gain_ci
         gain = f"{level.gain:+.4f} (corrected 95 % interval {low:+.4f} to {high:+.4f})"
         text = f"{level.result}: {gain} at {level.cost_ratio:.3g} times its cost"
-        rows.append(("against the tuned LoRA", text))
+        tuned = shown.baseline.digest if shown.baseline is not None else ""
+        name = "the tuned LoRA" if level.against in ("", tuned) else f"LoRA {level.against[:8]}"
+        rows.append((f"against {name}", text))
     if entry.adapter_score is not None:
         score = entry.adapter_score
         text = f"{metrics_text(score.metrics)} on {score.n_rows} {score.split} rows"

@@ -26,6 +26,7 @@ def page(shown: FrontView, trials: Sequence[Trial], plots: Sequence[Plot]) -> st
     return _report().render(
         shown=shown,
         columns=columns.front_columns(shown),
+        versus=columns.VERSUS,
         rows=columns.rows_of(shown),
         fronts=[plot for plot in plots if plot.svg],
         pictures=[plot for plot in plots if not plot.svg],

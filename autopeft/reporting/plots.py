@@ -130,6 +130,8 @@ def _cost_axis(axes: Axes, cost: Objective, values: Sequence[float]) -> None:
     finite = [value for value in values if math.isfinite(value)]
     if finite and min(finite) > 0:
         axes.set_xscale("log")
+        if min(finite) == max(finite):  # A scale from one cost to itself is none.
+            axes.set_xlim(finite[0] / 2, finite[0] * 2)
         is_wide = max(finite) > 100 * min(finite)
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if is_wide else (1.0, 2.0, 5.0)))
         axes.xaxis.set_minor_formatter(NullFormatter())

@@ -10,7 +10,7 @@ from rich.text import Text
 from autopeft.costs.objectives import COSTS
 from autopeft.costs.price import PriceList
 from autopeft.plan_text import plan_summary
-from autopeft.reporting.columns import badges, front_columns, heading, rows_of, split_name
+from autopeft.reporting.columns import VERSUS, badges, front_columns, heading, rows_of, split_name
 from autopeft.reporting.front_view import FrontEntry, FrontView
 from autopeft.reporting.record import BudgetReport
 from autopeft.utils.formatting import human_count, human_seconds, human_value
@@ -89,6 +89,8 @@ def summary(shown: FrontView) -> RenderableType:
     split = split_name(shown, shown.is_confirmed)
     legend = f"{shown.quality.name} on the {split} split, ± half a 95 % interval;"
     parts.append(Text(f"{legend}\n* the pick, L the tuned LoRA, - not on the front", style="dim"))
+    if shown.verdict.levels:
+        parts.append(Text(VERSUS, style="dim"))
     if len(shown.costs) > 1:
         parts.append(adapter_table(shown))
     hidden = len(shown.dominated_finalists) + len(shown.unconfirmed)

@@ -77,6 +77,7 @@ def test_any_task_gives_a_loss_to_judge_by(task: str, tiny_model: Path, tiny_lla
     assert set(frame.columns) == {"layer", "role", "in_plan", *SCORES}
     assert frame["in_plan"].sum() == len(advice.plan.specs)
     assert "start with lora" in advice._repr_html_()
+    assert "pre-wrap" in advice._repr_html_()  # The command is longer than a notebook is wide.
     assert repr(advice).startswith("<Advice by ")
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from autopeft.confirm.finalists import Finalist, SeedScore
 from autopeft.confirm.pick import pick_best
+from autopeft.confirm.power import Power, shown_power
 from autopeft.confirm.verdict import UntriedLora, judge
 from autopeft.costs import Price
 from autopeft.costs.objectives import Objective, objective
@@ -120,6 +121,11 @@ def test_equal_quality_is_no_win_and_says_lora_is_as_good() -> None:
     verdict = judge(field(4, 0.80, [(0.80, 9_000), (0.79, 8_000)]), OBJECTIVES)
     assert (verdict.answer, verdict.beats_lora) == ("no", False)
     assert verdict.text.startswith("No: LoRA is as good, within 0.025. ")
+
+
+def test_the_rows_and_the_seeds_that_it_takes_are_told_apart() -> None:
+    text = shown_power(Power(0.01, 0.1, 143, 2, 1600, 120))
+    assert text.endswith("1,600 test rows, not 143, and 120 seeds (confirm_seeds), not 2.")
 
 
 def test_what_few_rows_cannot_tell_is_undecided_and_says_what_would() -> None:

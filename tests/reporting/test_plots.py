@@ -165,6 +165,16 @@ def test_curves_has_a_line_for_each_trial_that_reached_a_rung() -> None:
     assert labels == ["pruned", "complete", "on the front"]
 
 
+def test_a_single_cost_is_drawn_without_a_warning() -> None:
+    record = interrupted(make_record())
+    tuned = next(t for t in record.trials if t.candidate.digest == record.baseline)
+    record = replace(record, trials=(tuned,), front=(record.baseline,))
+    shown = view(record)
+    axes = front_plot(record.trials, shown, shown.costs[0]).axes[0]  # A warning fails the test.
+    low, high = axes.get_xlim()
+    assert low < tuned.costs.trainable_params < high
+
+
 def test_budget_has_a_bar_for_each_phase_and_activity() -> None:
     budget = make_record().budget
     phases, workers = budget_plot(budget).axes

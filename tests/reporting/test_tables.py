@@ -6,6 +6,7 @@ from report_samples import hostile, interrupted, make_record
 from rich.console import Console
 
 from autopeft.costs.objectives import objective
+from autopeft.reporting.columns import facts
 from autopeft.reporting.front_view import view
 from autopeft.reporting.tables import budget_table, summary
 
@@ -21,6 +22,18 @@ def text_of(thing: object, width: int = 80) -> str:
 def test_fits_the_terminal(width: int) -> None:
     for record in (make_record(), interrupted(make_record())):
         assert max(map(len, text_of(summary(view(record)), width).splitlines())) <= width
+
+
+def test_tells_which_lora_a_member_is_compared_with() -> None:
+    record = make_record()
+    shown = view(record)
+    assert "best LoRA that costs no more" in " ".join(text_of(summary(shown)).split())
+    entry = next(e for e in shown.front if e.digest == shown.best)
+    level = next(level for level in record.verdict.levels if level.digest == entry.digest)
+    assert "against the tuned LoRA" in dict(facts(shown, entry))
+    levels = (replace(level, against="0123456789abcdef"),)
+    shown = view(replace(record, verdict=replace(record.verdict, levels=levels)))
+    assert "against LoRA 01234567" in dict(facts(shown, entry))
 
 
 def test_tells_the_pick_the_lora_and_the_verdict() -> None:

@@ -115,7 +115,10 @@ class SpaceConfig:
             object.__setattr__(self, "alpha", (DEFAULT_ALPHA,))
         name, choices = self.alphas
         if not choices or not all(0 < choice < math.inf for choice in choices):
-            raise SpaceError(f"space.{name}", list(choices), "must be above 0", "use e.g. [16, 32]")
+            example = "[16, 32]" if name == "alpha" else "[1, 2]"
+            raise SpaceError(
+                f"space.{name}", list(choices), "must be above 0", f"use e.g. {example}"
+            )
         if not self.dropout or not all(0 <= share < 1 for share in self.dropout):
             raise SpaceError(
                 "space.dropout",

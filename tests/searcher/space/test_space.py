@@ -257,6 +257,11 @@ def test_every_mistake_names_its_field_in_one_line(row: Any, field: str) -> None
     assert "\n" not in str(caught.value)
 
 
+def test_the_remedy_is_of_the_setting_s_own_size() -> None:
+    with pytest.raises(SpaceError, match=r"use e\.g\. \[1, 2\]"):
+        SearchSpace.from_source({"methods": ["lora"], "alpha_ratio": 0}, BERT)
+
+
 def test_a_near_miss_is_guessed() -> None:
     with pytest.raises(SpaceError, match="did you mean 'lora'"):
         SearchSpace.from_source({"methods": ["lorra"]}, BERT)
