@@ -266,8 +266,13 @@ def _check_completed(result: SearchResult) -> None:
     """Raise a TrainingFailure with the commonest reason if every adapter's trial failed."""
     counts = result.view.trials
     # The empty plan is scored even where no adapter can be trained.
-    if counts.get("complete", 0) > 1 or not any(counts.values()):
+    if counts.get("complete", 0) > 1:
         return
+    if not any(counts.values()):
+        raise TrainingFailure(
+            "no trial was completed: the budget ended before the first; "
+            f"`autopeft resume {result.folder} --budget` with a larger one continues"
+        )
     from autopeft.reporting.trials_csv import read_trials
 
     trials = read_trials(result.folder / "trials.csv")
@@ -307,7 +312,10 @@ def main() -> None:
         click.echo(f"autopeft: {error.format_message()}", err=True)
         sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted; everything is saved: `autopeft resume FOLDER` continues", err=True)
+        # Only these two have something to continue.
+        searched = set(sys.argv[1:2]) & {"search", "resume"}
+        saved = "; everything is saved: `autopeft resume FOLDER` continues" if searched else ""
+        click.echo(f"interrupted{saved}", err=True)
         sys.exit(130)
     except Exception as error:  # Nobody foresaw it, so it is a mistake of autopeft.
         _show_traceback()

@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 import transformers as hf
+from report_samples import interrupted, make_record
 from tokenizers import processors
 
 from autopeft import api, cli
 from autopeft.errors import DataError, ModelError, TrainingFailure
 from autopeft.prepare import load_task, prepare
+from autopeft.reporting.front_view import view
+from autopeft.result import SearchResult
 from autopeft.settings import SearchSettings
 from autopeft.training.trainer import Trainer
 
@@ -26,6 +29,33 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
         cli.main()
     assert isinstance(ended.value.code, int)
     return ended.value.code
+
+
+def test_a_budget_that_ends_before_the_first_trial_is_a_failure(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = replace(interrupted(make_record(8)), trials=(), front=(), baseline=None)
+    result = SearchResult(Path("runs/short"), view(replace(record, reference=None)), "model")
+    monkeypatch.setattr(api, "resume", lambda *_, **__: result)
+    assert run(monkeypatch, "resume", "runs/short") == 1
+    error = capsys.readouterr().err
+    assert "budget ended before the first" in error
+    assert "autopeft resume runs/short --budget" in error
+
+
+@pytest.mark.parametrize(("command", "is_saved"), [("search", True), ("advise", False)])
+def test_only_a_search_is_said_to_be_saved(
+    command: str,
+    is_saved: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(api, command, stop)
+    assert run(monkeypatch, command, "model", *(["data"] if command == "advise" else [])) == 130
+    assert ("autopeft resume FOLDER" in capsys.readouterr().err) == is_saved
 
 
 def test_no_completed_trial_is_a_failure_with_the_commonest_reason(
