@@ -75,6 +75,8 @@ class JobExecution:
             flops_per_step=costs.train_flops / candidate.train.steps,
             rung_rows=self._base.context.settings.rung_rows,
             clock=self._clock,
+            # A finalist's bad seeds count: without them, the mean of the others would flatter it.
+            ends_early=self.job.kind == "search",
         )
 
     def failure(self, error: Exception) -> FailureMessage | TimeUpMessage:

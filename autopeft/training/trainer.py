@@ -51,6 +51,7 @@ class Trainer:
         rung_rows: Validation rows scored before the last step, the same ones in every training:
             on a CPU, scoring a thousand rows costs as much as thirty steps. None: all.
         clock: Ends the training at its deadline, with an `OutOfTime`, and tells how far it is.
+        ends_early: Whether a loss far above its start ends the training.
 
     Attributes:
         step: Optimizer steps done.
@@ -70,6 +71,7 @@ class Trainer:
         flops_per_step: float = 0.0,
         rung_rows: int | None = None,
         clock: StepClock | None = None,
+        ends_early: bool = True,
     ) -> None:
         self.attached = attached
         self.setup = setup
@@ -89,6 +91,7 @@ class Trainer:
         self._random = _RandomState(seed, setup.device)
         self._unchecked: list[torch.Tensor] = []
         self._losses = LossWatch()
+        self._ends_early = ends_early
         self._first_rows: IntArray | None = None
 
     def advance(self, to_step: int) -> RungReport:
@@ -230,7 +233,7 @@ class Trainer:
         is_finite = [math.isfinite(loss) for loss in losses]
         if not all(is_finite):
             raise self._diverged(first_step + is_finite.index(False))
-        if (rise := self._losses.add(losses)) is not None:
+        if self._ends_early and (rise := self._losses.add(losses)) is not None:
             raise self._diverged(self.step, "rose from {:.3g} to {:.3g}".format(*rise))
 
     def _diverged(self, step: int, what: str = "was not finite") -> TrainingFailure:

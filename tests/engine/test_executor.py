@@ -29,6 +29,7 @@ from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
 from autopeft.prepare import PreparedSearch, prepare
 from autopeft.settings import SearchSettings
 from autopeft.training import precision, step_clock
+from autopeft.training.loss_watch import LossWatch
 from autopeft.training.multi_trainer import MultiTrainer
 from autopeft.training.step_clock import Deadline
 
@@ -132,6 +133,17 @@ def test_one_fails_and_the_others_go_on(executor: Executor, ready: PreparedSearc
             seen[index].append(message)
     assert [type(m) for m in seen[1]] == [FailureMessage]
     assert [len(seen[i]) for i in (0, 2)] == [len(ready.rungs)] * 2
+
+
+def test_a_bad_seed_of_a_finalist_counts(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LossWatch, "add", lambda *_: (0.7, 9.0))
+    (searched,) = _alone(executor, Job("search", _candidate(2), _COSTS, 1, 0), 1)
+    (confirmed,) = _alone(executor, Job("confirm", _candidate(2), _COSTS, 1), 1)
+    assert isinstance(searched, FailureMessage)
+    assert "the loss rose from 0.7 to 9" in searched.reason
+    assert isinstance(confirmed, ConfirmMessage)
 
 
 @pytest.fixture

@@ -125,9 +125,8 @@ def test_a_diverged_loss_names_step_and_rate(
 def test_a_loss_far_above_its_start_ends_the_training(
     classification_data: TaskData, bert_with_lora: Build
 ) -> None:
-    training = Trainer(
-        bert_with_lora(learning_rate=30.0), _setup(classification_data), train_settings(), seed=0
-    )
+    setup = _setup(classification_data)
+    training = Trainer(bert_with_lora(learning_rate=30.0), setup, train_settings(), seed=0)
     with pytest.raises(TrainingFailure, match=r"loss rose from \d.* at step \d+ of 60"):
         training.advance(60)
     assert training.step < 30
