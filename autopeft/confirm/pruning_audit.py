@@ -18,6 +18,7 @@ from autopeft.confirm.intervals import LEVEL, Interval
 from autopeft.costs.objectives import Objective
 from autopeft.trial import TIME_UP, Trial, front_of
 from autopeft.utils.pareto import hypervolume
+from autopeft.utils.ranks import correlation_interval, rank_correlation
 
 _FEWEST = 4
 """Trials that a rank correlation needs."""
@@ -34,11 +35,13 @@ class RungFidelity:
         step: Optimizer steps done.
         correlation: Spearman's rank correlation with final quality, oriented so that 1 is perfect.
         n_trials: Trials it is taken over.
+        interval: Its 95 % interval.
     """
 
     step: int
     correlation: float
     n_trials: int
+    interval: Interval | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,8 @@ class Fidelity:
     def text(self) -> str:
         """Return one line of text."""
         parts = [
-            f"rank correlation with the end {rung.correlation:.2f} at step {rung.step}"
+            f"rank correlation with the end {rung.correlation:.2f}{_shown(rung.interval)} "
+            f"at step {rung.step}"
             for rung in self.rungs
         ]
         parts.append(f"pruning saved {self.saved_share:.0%} of the training steps")
@@ -193,13 +197,15 @@ def _rungs(complete: Sequence[Trial], quality: Objective) -> tuple[RungFidelity,
         scores, finals = zip(*values, strict=True)
         # The rank correlation of a constant is undefined.
         if len(values) >= _FEWEST and len(set(scores)) > 1 and len(set(finals)) > 1:
-            # Slow to import, and needed only at the end.
-            from scipy.stats import spearmanr
-
             # Rung scores follow the direction of the quality objective, so no sign changes.
-            correlation = float(spearmanr(scores, finals).statistic)
-            found.append(RungFidelity(step, correlation, len(values)))
+            correlation = rank_correlation(np.array(scores), np.array(finals))
+            interval = correlation_interval(correlation, len(values))
+            found.append(RungFidelity(step, correlation, len(values), interval))
     return tuple(found)
+
+
+def _shown(interval: Interval | None) -> str:
+    return f" ({interval[0]:.2f} to {interval[1]:.2f})" if interval else ""
 
 
 def _regret(trial: Trial, complete: Sequence[Trial], objectives: Sequence[Objective]) -> float:

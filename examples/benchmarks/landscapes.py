@@ -7,7 +7,8 @@ rate; a formula stands in for training it. What is reported is the share of the 
 hypervolume (true quality over log cost, of everything tried) after 25, 50, 100 and 200 trials, and
 how far the LoRA that the search takes for the best falls short of the best LoRA there is: in how
 many searches by no more than two standard deviations of the noise, and the median in these.
-A trial that is pruned counts as far as it was trained.
+A trial that is pruned counts as far as it was trained, so `--pruners gap,none` compares pruning
+with none at equal compute, where curves cross (elsewhere nothing prunes).
 
 Samplers of autopeft are driven through `SearchController`, recipes and baselines included; those
 named `stock-` are Optuna's own in the plain loop one would write, on the plain parameters.
@@ -49,7 +50,7 @@ from autopeft.searcher.space.space import SearchSpace
 from autopeft.searcher.study import distribution
 from autopeft.trial import Decision, Trial
 
-_MARKS = (25, 50, 100, 200)
+_MARKS = (15, 25, 50, 100, 200)
 _RUNGS = (1 / 9, 1 / 3)
 """Shares of a training after which the pruner is asked, where curves cross."""
 STOCK: Mapping[str, Callable[[int], BaseSampler]] = {
@@ -71,6 +72,7 @@ class Job:
     Attributes:
         landscape: Its kind.
         sampler: Who proposes.
+        pruner: Who stops trainings, where curves cross.
         seed: Of landscape, noise and sampler.
         trials: How many.
         n_rounds: Of the local search for the best known front.
@@ -78,6 +80,7 @@ class Job:
 
     landscape: str
     sampler: str
+    pruner: str
     seed: int
     trials: int
     n_rounds: int
@@ -90,6 +93,7 @@ class Run:
     Attributes:
         landscape: As of the job.
         sampler: As of the job.
+        pruner: As of the job.
         seed: As of the job.
         shares: Trials -> share of the best known hypervolume.
         lora_gaps: Trials -> best LoRA minus the tuned one, in standard deviations of the noise.
@@ -98,6 +102,7 @@ class Run:
 
     landscape: str
     sampler: str
+    pruner: str
     seed: int
     shares: Mapping[int, float]
     lora_gaps: Mapping[int, float]
@@ -144,6 +149,7 @@ def _options() -> argparse.Namespace:
     default = ",".join(name for name in _ALL if name not in _SLOW)
     parser.add_argument("--landscapes", default=",".join(KINDS), help="comma-separated kinds")
     parser.add_argument("--samplers", default=default, help=f"of {', '.join(_ALL)}")
+    parser.add_argument("--pruners", default="gap", help="comma-separated, e.g. gap,none")
     parser.add_argument("--trials", type=int, default=max(_MARKS))
     parser.add_argument("--seeds", type=int, default=3, help="how many, from --first-seed on")
     parser.add_argument("--first-seed", type=int, default=0)
@@ -163,9 +169,10 @@ def _options() -> argparse.Namespace:
 def _jobs(options: argparse.Namespace) -> Iterator[Job]:
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     n_rounds = 5 if options.quick else 80
-    names = options.samplers.split(","), options.landscapes.split(",")
-    for seed, sampler, landscape in itertools.product(seeds, *names):
-        yield Job(landscape, sampler, seed, options.trials, n_rounds)
+    samplers, landscapes = options.samplers.split(","), options.landscapes.split(",")
+    for seed, sampler, landscape in itertools.product(seeds, samplers, landscapes):
+        for pruner in ["none"] if sampler in STOCK else options.pruners.split(","):
+            yield Job(landscape, sampler, pruner, seed, options.trials, n_rounds)
 
 
 @cache
@@ -198,7 +205,7 @@ def _run(job: Job) -> Run:
         shares[mark] = area(costs, truths, oracle.log_range) / best
         gaps[mark] = _lora_gap(ended, response, oracle)
     seconds = float(np.mean([row.ask_seconds for row in rows]))
-    return Run(job.landscape, job.sampler, job.seed, shares, gaps, seconds)
+    return Run(job.landscape, job.sampler, job.pruner, job.seed, shares, gaps, seconds)
 
 
 def _lora_gap(rows: Sequence[Tried], response: Response, oracle: Oracle) -> float:
@@ -220,7 +227,7 @@ def _ours(job: Job, response: Response) -> Iterator[Tried]:
         _space(),
         ["accuracy", "latency_ms" if traits.is_measured else "trainable_params"],
         sampler=job.sampler,
-        pruner="gap" if traits.crossing else "none",
+        pruner=job.pruner,
         seed=job.seed,
     )
     while True:
@@ -328,17 +335,19 @@ def _table(runs: Sequence[Run]) -> Table:
     marks = [mark for mark in _MARKS if any(mark in run.shares for run in runs)]
     table = Table(
         "sampler",
+        "pruner",
         "landscape",
-        *(f"{mark} trials" for mark in marks),
+        *(f"{mark}" for mark in marks),
         *(f"LoRA {mark}" for mark in marks),
         "s an ask",
         title="Share of the best known hypervolume; of tuned LoRAs within two deviations (median)",
     )
-    for sampler in dict.fromkeys(name for name in _ALL for run in runs if run.sampler == name):
-        mine = [run for run in runs if run.sampler == sampler]
+    ranked = sorted(runs, key=lambda run: _ALL.index(run.sampler))
+    for who in dict.fromkeys((run.sampler, run.pruner) for run in ranked):
+        mine = [run for run in runs if (run.sampler, run.pruner) == who]
         for kind in (k for k in KINDS if any(run.landscape == k for run in mine)):
-            table.add_row(sampler, kind, *_means([r for r in mine if r.landscape == kind], marks))
-        table.add_row(sampler, "all", *_means(mine, marks), style="bold", end_section=True)
+            table.add_row(*who, kind, *_means([r for r in mine if r.landscape == kind], marks))
+        table.add_row(*who, "all", *_means(mine, marks), style="bold", end_section=True)
     return table
 
 

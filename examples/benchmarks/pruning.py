@@ -8,7 +8,9 @@ share of the compute (in seconds) of training everything to its end, the share o
 (accuracy against memory, accuracy against trainable parameters), and the loss of best accuracy.
 Without `--curves` the curves are made up, new ones for every order.
 
-`halving` is the gap rule blind to costs: successive halving on quality alone.
+`gap` is that of a search, which stops what the trials that are complete show to be hopeless;
+`trusting` is the same rule where every rung is trusted, as in a `GapPruner` of one's own, and
+`halving` is that rule blind to costs: successive halving on quality alone.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ from autopeft.searcher.controller import Decision, Trial
 from autopeft.searcher.pruners.gap import GapPruner
 from autopeft.searcher.space.space import SearchSpace
 
-_RULES = ("none", "median", "asha", "halving", "gap")
+_RULES = ("none", "median", "asha", "halving", "trusting", "gap")
 _COSTS = {"memory": "peak_memory_bytes", "params": "trainable_params"}
 _JITTER = 0.1
 """Spread of the time between two reports of a training."""
@@ -132,7 +134,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a few seconds, to see that it runs")
     options = parser.parse_args()
     if options.quick:
-        options.orders, options.in_flight = 2, "0"
+        options.orders, options.in_flight = 2, "4"
     for rule in options.rules.split(","):
         if rule not in _RULES:
             parser.error(f"no {rule!r}; use {', '.join(_RULES)}")
@@ -214,12 +216,12 @@ def replay(job: Job) -> Result:
 
 def _controller(job: Job, curves: Sequence[Curve]) -> SearchController:
     """With the rule for its pruner, and nothing of its own to propose first."""
-    blind = GapPruner(job.eta, costs=())
+    own = {"halving": GapPruner(job.eta, costs=()), "trusting": GapPruner(job.eta)}
     controller = SearchController(
         _space(len(curves), curves[0].steps),
         ["accuracy", _COSTS[job.cost]],
         sampler="random",
-        pruner=blind if job.rule == "halving" else job.rule,
+        pruner=own.get(job.rule, job.rule),
         seed=job.order,
         prices=Recorded(curves),
         n_baselines=0,

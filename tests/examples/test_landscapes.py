@@ -22,7 +22,7 @@ def test_the_quick_mode_prints_a_table_and_writes_shares(tmp_path: Path) -> None
         env={**os.environ, "TMPDIR": str(tmp_path)},
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "25 trials" in done.stdout
+    assert "LoRA 25" in done.stdout
     runs = json.loads(output.read_text())["runs"]
     shares = {run["sampler"]: run["shares"]["25"] for run in runs}
     assert 0 < shares["stock-random"] < shares["autopeft"] <= 1.001

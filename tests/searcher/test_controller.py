@@ -18,6 +18,7 @@ from autopeft.costs.objectives import objective
 from autopeft.errors import SettingsError
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
 from autopeft.searcher.controller import Decision, SearchController
+from autopeft.searcher.pruners.gap import GapPruner
 from autopeft.searcher.space.space import SearchSpace
 from autopeft.trial import Trial
 
@@ -164,7 +165,7 @@ def test_a_search_that_goes_on_tries_the_failed_starts_at_lower_rates(tmp_path: 
 
 
 def test_stop_tells_pruned_at_once_and_a_later_tell_changes_nothing() -> None:
-    controller = SearchController(SPACE, TWO, n_baselines=0)
+    controller = SearchController(SPACE, TWO, n_baselines=0, pruner=GapPruner())
     good, bad = controller.ask(), controller.ask()
     if good.costs.trainable_params > bad.costs.trainable_params:
         good, bad = bad, good

@@ -11,7 +11,7 @@ import numpy as np
 import optuna
 from optuna.pruners import BasePruner
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from autopeft.errors import SettingsError, UserError
 from autopeft.searcher.pruners.registry import Rungs
@@ -31,6 +31,9 @@ _REMEDY = (
     'set them before it reports, trial.set_user_attr("price", {"seconds": 12.0}), '
     "or give GapPruner(costs=function of the parameters)"
 )
+
+_N_DEVIATIONS = 1.0
+"""In a search. Measured: guides/measurements.md, pruning."""
 
 _LOCK = threading.Lock()
 """Held while a table is read or changed: the trials of a study may run in several threads."""
@@ -56,6 +59,12 @@ class GapPruner(BasePruner):
     that both have reached. Rungs after a third of the training never stop a trial: that would save
     little and risk as much.
 
+    With `n_deviations`, a rung must also tell enough: from the trials that are complete it predicts
+    the trial's final quality by linear regression, and the trial goes on if so many standard
+    deviations more would reach the best final quality among those that cost no more. With fewer
+    than six complete trials, none is stopped. So a rung that tells little stops only what is
+    hopeless.
+
     It works in any Optuna study, of one or several objectives. Where there are several, Optuna's
     own `Trial.report` and `Trial.should_prune` refuse to work; `prunable` makes them.
 
@@ -72,6 +81,8 @@ class GapPruner(BasePruner):
         n_warmup_steps: Reports before this step are not compared: right after the start, scores
             say little.
         min_peers: Minimum number of trials at a rung, itself included, before any is stopped.
+        n_deviations: Standard deviations of the prediction by which a trial must fall short; None
+            to trust every rung, also before any trial is complete. A search uses 1.
 
     Raises:
         UserError: when a trial reports that has no costs, or whose costs are no numbers.
@@ -103,6 +114,7 @@ class GapPruner(BasePruner):
         n_steps: int | None = None,
         n_warmup_steps: int = 0,
         min_peers: int = 2,
+        n_deviations: float | None = None,
     ) -> None:
         if isinstance(eta, str) or not eta > 1:
             raise SettingsError("eta", eta, "`eta > 1` must hold", "use 3")
@@ -112,6 +124,9 @@ class GapPruner(BasePruner):
         for name, number in (("n_warmup_steps", n_warmup_steps), ("min_peers", min_peers)):
             if number < 0:
                 raise SettingsError(name, number, f"`{name} >= 0` must hold", "use 0 or more")
+        if n_deviations is not None and not n_deviations >= 0:
+            problem = "`n_deviations >= 0` must hold"
+            raise SettingsError("n_deviations", n_deviations, problem, "use 1, or None")
         if n_steps is not None and not n_steps >= 1:
             raise SettingsError("n_steps", n_steps, "`n_steps >= 1` must hold", "use 1 or more")
         self._eta = float(eta)
@@ -120,6 +135,7 @@ class GapPruner(BasePruner):
         self._n_steps = n_steps
         self._n_warmup_steps = n_warmup_steps
         self._min_peers = min_peers
+        self._n_deviations = n_deviations
         self._study: weakref.ref[optuna.study.Study] | None = None
         self._sign = 1.0
         self._reader = TrialCosts((), PRICE_KEY, _REMEDY)
@@ -138,7 +154,11 @@ class GapPruner(BasePruner):
             if self._study is None or self._study() is not study:
                 self._start(study, trial)
             self._update(study, trial)
-            return self._table.gap_to_stop(trial.number, last_step, self._eta, self._min_peers)
+            gap = self._table.gap_to_stop(trial.number, last_step, self._eta, self._min_peers)
+            if gap > 0 and self._n_deviations is not None:
+                if not self._table.is_hopeless(trial.number, last_step, self._n_deviations):
+                    return 0.0
+            return gap
 
     def _steps_of(self, trial: FrozenTrial) -> float:
         train = trial.user_attrs.get(TRAIN_KEY)
@@ -184,6 +204,8 @@ class GapPruner(BasePruner):
                 # A failed trial's early scores count: its plan did reach them.
                 if step >= self._n_warmup_steps:
                     self._table.report(number, step, self._sign * score)
+            if trial.state == TrialState.COMPLETE:
+                self._table.end(number, self._sign * trial.values[self._objective])
 
     def _costs_of(self, trial: FrozenTrial) -> list[float]:
         price = trial.user_attrs.get(PRICE_KEY)
@@ -211,4 +233,4 @@ class GapPruner(BasePruner):
 
 def gap_pruner(rungs: Rungs) -> GapPruner:
     """Return the pruner of a search that names "gap"."""
-    return GapPruner(rungs.eta)
+    return GapPruner(rungs.eta, n_deviations=_N_DEVIATIONS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,9 @@ _EARLY = 1.0 / 3.0
 
 _MAX_GAPS = 512
 """Number of gaps that a trial is compared with at most."""
+
+_FEWEST = 6
+"""Complete trials that a prediction needs."""
 
 _WORST = -1e300
 """Replaces a score that is not finite, such that differences stay finite."""
@@ -30,6 +34,7 @@ class RungTable:
         self._n = 0
         self._costs = np.zeros((0, n_costs))
         self._first = np.zeros(0)  # step of the first report, inf without one
+        self._final = np.zeros(0)  # NaN for a trial that is not complete
         self._scores: dict[int, Array] = {}  # by step, NaN without a report
         self._best: dict[int, Array] = {}  # by step, best score of others that cost no more
 
@@ -59,6 +64,7 @@ class RungTable:
         extra = max(n, 64)
         self._costs = np.vstack([self._costs, np.zeros((extra, self._costs.shape[1]))])
         self._first = np.append(self._first, np.full(extra, np.inf))
+        self._final = np.append(self._final, np.full(extra, np.nan))
         for table, fill in ((self._scores, np.nan), (self._best, -np.inf)):
             for step in table:
                 table[step] = np.append(table[step], np.full(extra, fill))
@@ -79,6 +85,33 @@ class RungTable:
         best[number] = scores[is_cheaper].max(initial=-np.inf)
         scores[number] = score
         self._first[number] = min(self._first[number], step)
+
+    def end(self, number: int, quality: float) -> None:
+        """Add a complete trial's final quality, larger is better."""
+        self._final[number] = quality
+
+    def is_hopeless(self, number: int, last_step: float, n_deviations: float) -> bool:
+        """Return whether a trial will probably end below one that costs no more.
+
+        Its final quality is predicted from its score at its last rung up to `last_step`, which is
+        what curves that cross make uncertain.
+
+        Args:
+            number: The trial; it has reported by `last_step`.
+            last_step: Rungs after it are not read.
+            n_deviations: Standard deviations of the prediction by which it must fall short.
+        """
+        steps = [s for s, scores in self._scores.items() if scores[number] > -np.inf]
+        scores = self._scores[max(s for s in steps if s <= last_step)]
+        if scores[number] == _WORST:
+            return True
+        costs_no_more = (self._costs <= self._costs[number]).all(axis=1)
+        to_beat = self._final[costs_no_more & ~np.isnan(self._final)].max(initial=-np.inf)
+        known = ~np.isnan(self._final) & (scores > _WORST)
+        if known.sum() < _FEWEST:
+            return False
+        line = Line.fit(scores[known], self._final[known])
+        return bool(line.at(scores[number]) + n_deviations * line.deviation < to_beat)
 
     def gaps_at(self, step: int, numbers: NDArray[np.int64]) -> Array:
         """Return the gaps of trials that reported at a step, shape (len(numbers),)."""
@@ -118,6 +151,35 @@ class RungTable:
                 return True
             left &= np.isnan(scores)
         return False
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line that predicts final qualities from scores at a rung.
+
+    Attributes:
+        score: Mean score.
+        quality: Mean final quality.
+        slope: At least 0: a better score never predicts a worse end.
+        deviation: Standard deviation of what is left.
+    """
+
+    score: float
+    quality: float
+    slope: float
+    deviation: float
+
+    @classmethod
+    def fit(cls, scores: Array, qualities: Array) -> Line:
+        """Fit to three trials or more."""
+        x, y = scores - scores.mean(), qualities - qualities.mean()
+        slope = max(float(x @ y) / max(float(x @ x), 1e-300), 0.0)
+        deviation = float(np.sqrt(((y - slope * x) ** 2).sum() / (len(x) - 2)))
+        return cls(float(scores.mean()), float(qualities.mean()), slope, deviation)
+
+    def at(self, score: float) -> float:
+        """Return the expected final quality."""
+        return self.quality + self.slope * (score - self.score)
 
 
 def last_stopping_step(n_steps: float) -> float:

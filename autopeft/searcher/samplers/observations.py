@@ -13,11 +13,17 @@ from autopeft.costs.objectives import Objective
 from autopeft.searcher.space.encoding import Point, PointKey
 from autopeft.searcher.space.space import SearchSpace
 from autopeft.trial import INTERRUPTED, Trial
+from autopeft.utils.ranks import correlation_interval, rank_correlation
 
 Array = NDArray[np.float64]
 
 _MIN_TO_FIT = 5
 """Complete trials needed to predict final qualities from the scores at a rung."""
+
+_TELLS, _ONE_SIDED = 0.9, 1.645
+"""A rung predicts final qualities if its rank correlation is this for sure (95 %, one-sided).
+
+Below it, a model learns that what learns slowly is bad. See guides/measurements.md, pruning."""
 
 
 class History:
@@ -167,7 +173,9 @@ class Observations:
 def _predict_final(history: History) -> dict[int, tuple[float, float]]:
     """Predict the final quality of each pruned trial from its score at its last rung.
 
-    The prediction is a linear regression of final qualities on scores, over the complete trials.
+    The prediction is a linear regression of final qualities on scores, over the complete trials,
+    where the ranks at the rung are nearly those at the end. The complete trials are those that
+    rungs let pass, so the correlation over all trials is rather higher.
     Return index of the trial -> (quality, standard deviation), sorted by index, without the trials
     that have no usable prediction.
     """
@@ -196,12 +204,14 @@ class _Line:
 
     @classmethod
     def fit(cls, history: History, step: int) -> _Line | None:
-        """Fit to the complete trials with a score at a step; None if they are too few."""
+        """Fit to the complete trials with a score at a step; None if they tell too little."""
         rows = np.array(history.complete, dtype=np.int64)
         x, y = history.scores_at(step)[rows], np.array(history.quality)[rows]
         is_known = np.isfinite(x) & np.isfinite(y)
         x, y = x[is_known], y[is_known]
-        if len(x) < _MIN_TO_FIT or np.ptp(x) <= 0:
+        if len(x) < _MIN_TO_FIT:
+            return None
+        if correlation_interval(rank_correlation(x, y), len(x), _ONE_SIDED)[0] < _TELLS:
             return None
         slope = max(float(np.mean((x - x.mean()) * (y - y.mean())) / x.var()), 0.0)
         fitted = y.mean() + slope * (x - x.mean())

@@ -184,6 +184,26 @@ def test_latency_is_compared_by_sites_too(n_sites: tuple[int, int], is_stopped: 
     assert [pruner.prune(study, t) for t in study.get_trials()] == [False, is_stopped]
 
 
+def test_where_rungs_must_tell_a_trial_is_stopped_only_after_some_are_complete() -> None:
+    study = study_of([((1.0,), [0.1])])
+    pruner = GapPruner(n_deviations=1.0)
+
+    def is_stopped() -> bool:
+        return pruner.prune(study, study.get_trials(deepcopy=False)[0])
+
+    for k in range(8):
+        assert not is_stopped() or k >= 6
+        study.add_trial(
+            create_trial(
+                state=TrialState.COMPLETE,
+                user_attrs={"price": {"cost0": 1.0}},
+                intermediate_values={0: 0.5 + k / 100},
+                values=[0.8 + k / 100, 1.0],
+            )
+        )
+    assert is_stopped()
+
+
 def test_eta_is_checked() -> None:
     with pytest.raises(SettingsError, match="eta"):
         GapPruner(1.0)
@@ -198,6 +218,7 @@ def test_eta_is_checked() -> None:
         ({"min_peers": -1}, "min_peers=-1"),
         ({"n_warmup_steps": -2}, "n_warmup_steps=-2"),
         ({"n_steps": 0}, "n_steps=0"),
+        ({"n_deviations": -1.0}, "n_deviations=-1.0"),
     ],
 )
 def test_wrong_arguments_are_refused(wrong: dict[str, Any], problem: str) -> None:

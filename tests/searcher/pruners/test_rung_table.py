@@ -1,6 +1,9 @@
-"""The table of gaps is the same however it grew."""
+"""The table of gaps is the same however it grew; what a rung says is hopeless."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Sequence
 
 import numpy as np
 from hypothesis import given, settings
@@ -31,3 +34,41 @@ def test_a_table_that_grows_report_by_report_holds_the_gaps(
         is_peer = (costs <= costs[number]).all(axis=1) & (np.arange(n) != number)
         expected.append(scores[is_peer].max(initial=-np.inf) - scores[number])
     assert table.gaps_at(3, np.arange(n)).tolist() == expected
+
+
+def curves(finals: Sequence[float], scores: Sequence[float]) -> RungTable:
+    """Complete trials of rising cost, all with a score at step 3, and one more that is running."""
+    table = RungTable(1)
+    for number, score in enumerate(scores):
+        table.add(number, [float(number)])
+        table.report(number, 3, score)
+        if number < len(finals):
+            table.end(number, finals[number])
+    return table
+
+
+FINALS = [0.5, 0.7, 0.6, 0.9, 0.8, 0.55, 0.75, 0.65]
+
+
+def test_a_rung_that_tells_all_makes_what_is_behind_hopeless() -> None:
+    scores = [final / 2 for final in FINALS]
+    assert curves(FINALS, [*scores, 0.44]).is_hopeless(8, 10.0, 1.0)
+    assert not curves(FINALS, [*scores, 0.46]).is_hopeless(8, 10.0, 1.0)
+
+
+def test_where_curves_cross_only_what_is_far_behind_is_hopeless() -> None:
+    scores = [0.5, 0.7, 0.3, 0.6, 0.7, 0.6, 0.4, 0.6]
+    assert not curves(FINALS, [*scores, 0.4]).is_hopeless(8, 10.0, 2.0)
+    assert curves(FINALS, [*scores, -2.0]).is_hopeless(8, 10.0, 2.0)
+
+
+def test_a_few_complete_trials_make_nothing_hopeless_but_no_number_is() -> None:
+    scores = [final / 2 for final in FINALS]
+    assert not curves(FINALS[:5], [*scores[:5], 0.01]).is_hopeless(5, 10.0, 1.0)
+    assert curves(FINALS[:5], [*scores[:5], math.nan]).is_hopeless(5, 10.0, 1.0)
+
+
+def test_only_rungs_up_to_the_last_stopping_step_are_read() -> None:
+    table = curves(FINALS, [*(final / 2 for final in FINALS), 0.1])
+    table.report(8, 20, 0.9)
+    assert table.is_hopeless(8, 10.0, 1.0)

@@ -274,6 +274,13 @@ def test_a_pruned_trial_counts_at_the_quality_its_rung_predicts() -> None:
     assert len(observe(rows, 5).values) == 5
 
 
+def test_a_rung_that_hardly_tells_the_end_says_nothing_of_pruned_trials() -> None:
+    rows = [replace(t, rungs=((3, float(i % 5)),)) for i, t in enumerate(history(12))]
+    for trial in history(4, seed=5):
+        rows.append(replace(trial, state="pruned", values={}, rungs=((3, 0.0),)))
+    assert len(observe(rows).values) == 12
+
+
 def test_a_history_that_grows_is_the_history_read_at_once() -> None:
     final = [replace(t, rungs=((3, t.values["accuracy"] - 0.2),)) for t in history(12)]
     final[7:] = [replace(t, state="pruned", values={}) for t in final[7:]]
