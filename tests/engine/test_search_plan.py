@@ -107,7 +107,15 @@ def test_whatever_the_speed_enough_trials_are_kept_where_any_plan_keeps_them(
 def test_more_time_never_buys_less(factor: float, more: float) -> None:
     speed, rich = slower(factor), replace(WORK, budget=WORK.budget * more, seconds=1750 * more)
     poor_plan, rich_plan = choose_plan(speed, WORK, {}), choose_plan(speed, rich, {})
-    assert rich_plan.n_trials * rich_plan.steps >= poor_plan.n_trials * poor_plan.steps * 0.9
+
+    def seconds(plan: SearchPlan) -> float:
+        """Of all trainings, and of the confirmations that are planned."""
+        trials = plan.n_trials * training_seconds(plan, speed, rich) / rich.n_workers
+        return trials + confirmation_seconds(plan, speed, rich)
+
+    # Fewer or shorter trials are planned for the sake of more confirmation only.
+    assert seconds(rich_plan) >= seconds(poor_plan) * 0.95
+    assert rich_plan.n_trials >= min(poor_plan.n_trials, ENOUGH_TRIALS)
 
 
 def test_rungs_that_are_asked_for_and_a_share_that_is_set_count() -> None:
