@@ -177,6 +177,9 @@ def training_facts(entry: FrontEntry) -> list[tuple[str, str]]:
     """Return how an entry was trained: its train settings, by name."""
     settings = entry.candidate.train.to_json()
     rates = settings.pop("method_rates")
+    if "alpha" in settings:
+        # It scales what has a rank; alpha / rank scales the rest alone.
+        settings["alpha_ratio (of methods without alpha)"] = settings.pop("alpha_ratio")
     rows = [(name, f"{value}") for name, value in settings.items()]
     return [*rows, *((f"learning_rate ({method})", f"{rate}") for method, rate in rates.items())]
 
