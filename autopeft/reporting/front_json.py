@@ -109,7 +109,8 @@ def front_from_json(content: Mapping[str, Any]) -> FrontView:
         FrontView, row, error=StorageError, remedy=_REMEDY, allow_unknown=True, null_is_nan=True
     )
     # What computed a registered cost need not be at hand.
-    computed = {name for entry in shown.front for name in entry.price.others}
+    entries = (*shown.front, *shown.dominated_finalists, *shown.unconfirmed, shown.reference)
+    computed = {name for entry in entries if entry is not None for name in entry.price.others}
     objectives = (replace(o, is_known=o.name in computed) for o in shown.objectives)
     return replace(shown, objectives=tuple(COSTS.get(o.name, o) for o in objectives))
 

@@ -40,7 +40,7 @@ def test_an_installed_plugin_is_listed_checked_and_used(tiny_model: Path, tmp_pa
     flags = {
         "output": tmp_path / "run",
         "model": tiny_model,
-        "budget": "9trials",
+        "budget": "12trials",
         "steps": "30",
         "batch-size": "8",
         "confirm-seeds": "1",

@@ -107,23 +107,16 @@ def lora_placements(encoder: Encoder) -> Sequence[str | None]:
 
 
 def portfolio(encoder: Encoder, n_max: int | None = None) -> tuple[Point, ...]:
-    """Return a portfolio: small LoRAs in part of the model, and every other method everywhere.
+    """Return a portfolio: every other method everywhere, and small LoRAs in part of the model.
 
     Each is at its smallest size: the LoRA baselines already cover medium and large ones. On the
     synthetic landscapes of `examples/benchmarks/`, small sizes are a better start than medium sizes
     or a mixture. LoRA sits in the last layers, in one early feed-forward module, and in the
-    feed-forward modules alone.
+    feed-forward modules alone. The methods come first: where few starts fit, they tell most.
     """
     grid = encoder.grid
     half = max(1, len(grid.units) // 2)
     rows: list[Point | None] = []
-    if "lora" in grid.methods:
-        narrow, wide = lora_placements(encoder)[0], lora_placements(encoder)[-1]
-        rows += [
-            single_method(encoder, "lora", wide, 1, 0.6, half),
-            single_method(encoder, "lora", narrow, 1, 0.6, max(1, half // 2)),
-            early_feed_forward(encoder, 0.6),
-        ]
     for name in (m for m in grid.methods if m != "lora"):
         places = [o.placement for o in grid.options if o.method == name]
         smallest = min(o.rank for o in grid.options if o.method == name)
@@ -131,7 +124,13 @@ def portfolio(encoder: Encoder, n_max: int | None = None) -> tuple[Point, ...]:
         whole = None if encoder.config.granularity == "site" else widest
         rows.append(single_method(encoder, name, whole, smallest, 0.5))
     if "lora" in grid.methods:
-        rows.append(feed_forward(encoder, 0.6))
+        narrow, wide = lora_placements(encoder)[0], lora_placements(encoder)[-1]
+        rows += [
+            single_method(encoder, "lora", wide, 1, 0.6, half),
+            single_method(encoder, "lora", narrow, 1, 0.6, max(1, half // 2)),
+            early_feed_forward(encoder, 0.6),
+            feed_forward(encoder, 0.6),
+        ]
     return unique(rows)[:n_max]
 
 
