@@ -20,6 +20,7 @@ from autopeft.engine.search_plan import (
 from autopeft.engine.speed import measure_speed
 from autopeft.errors import SettingsError, TrainingFailure
 from autopeft.prepare import Note, PreparedSearch
+from autopeft.searcher.space.initial_design import N_BASELINES, N_PORTFOLIO
 from autopeft.settings import SearchSettings
 from autopeft.utils.formatting import one_line
 from autopeft.utils.hardware import matmul_flops_per_second
@@ -27,9 +28,8 @@ from autopeft.utils.hardware import matmul_flops_per_second
 _RAY_START_SECONDS = 10.0
 """What workers take to start, without loading the model."""
 
-_N_BASELINES, _N_PORTFOLIO, _N_DRAWS = 4, 8, 24
-"""Candidates like those of a search: it starts with so many LoRAs and other recipes; random ones
-stand for its proposals."""
+_N_DRAWS = 24
+"""Random candidates that stand for a search's proposals, beside its starts."""
 
 
 def fitted(
@@ -57,7 +57,7 @@ def fitted(
         return ready.with_plan(ready.plan)
     rng = np.random.default_rng(ready.settings.seed)
     draws = [ready.space.sample_stratified(rng) for _ in range(_N_DRAWS)]
-    typical = [*ready.space.baselines(_N_BASELINES), *ready.space.portfolio(_N_PORTFOLIO), *draws]
+    typical = [*ready.space.baselines(N_BASELINES), *ready.space.portfolio(N_PORTFOLIO), *draws]
     largest = max(candidates, key=lambda c: ready.prices.price(c).train_flops)
     try:
         speed, loading, precision = measure_speed(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from autopeft.confirm.race import EXTRA_SEEDS, n_rounds, reserved_seeds
+from autopeft.searcher.space.initial_design import N_BASELINES, N_PORTFOLIO
 from autopeft.settings import SearchSettings
 from autopeft.training.rungs import EARLIEST_STEP, rung_steps
 
@@ -24,9 +25,6 @@ _MOST_STEPS = 1000
 _MOST_EPOCHS = 3
 _PRUNED = 0.8
 """Share of a full training that a trial takes on average where rungs can stop it early."""
-
-_PORTFOLIO = 10
-"""Plans to start with beside four LoRAs and the model without an adapter."""
 
 _LEAST_SHARE, _MOST_SHARE = 0.1, 0.6
 """Share of a budget that confirmations get at least and at most."""
@@ -112,8 +110,8 @@ class SearchPlan:
         """Known good plans to start with, such that half of the trials are proposals; None: all."""
         if self.n_trials is None:
             return None
-        # One in six later trials is another LoRA.
-        return max(0, min(_PORTFOLIO, int(0.4 * self.n_trials) - 5))
+        # One in six later trials is another LoRA; the model without an adapter is scored too.
+        return max(0, min(N_PORTFOLIO, int(0.4 * self.n_trials) - N_BASELINES - 1))
 
     def line(self, when: str = "") -> str:
         """Return it in a line for the user."""

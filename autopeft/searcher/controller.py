@@ -42,8 +42,6 @@ __all__ = ["INTERRUPTED", "Decision", "SearchController", "Trial"]
 _ONE_LORA_IN = 5
 """Proposals of the sampler between two LoRA baselines, once the first ones are through."""
 
-_N_FIRST_BASELINES, _N_PORTFOLIO = 4, 10
-
 _STARTS, _RATE_STEP = ("baseline", "portfolio"), 0.2
 """A start that fails is tried again at a position lower by this, as long as that is positive."""
 
@@ -158,10 +156,10 @@ class SearchController:
         self._n_audited = 0
         # Not the same stop in every search: the first ones are of a kind, the baselines.
         self._audit_offset = float(np.random.default_rng([seed, 1]).uniform())
-        self._n_baselines = _N_FIRST_BASELINES if n_baselines is None else n_baselines
+        self._n_baselines = initial_design.N_BASELINES if n_baselines is None else n_baselines
         self._load()
         self.last_ended = None
-        self._enqueue_start(_N_PORTFOLIO if n_portfolio is None else n_portfolio)
+        self._enqueue_start(initial_design.N_PORTFOLIO if n_portfolio is None else n_portfolio)
 
     # --- asking ----------------------------------------------------------------------------------
 

@@ -8,6 +8,9 @@ import numpy as np
 
 from autopeft.searcher.space.encoding import Encoder, Point, snap
 
+N_BASELINES, N_PORTFOLIO = 4, 10
+"""LoRA baselines, and other known recipes, that a search begins with."""
+
 _RATE_POSITIONS = (0.5, 0.75, 0.25, 0.9, 0.1)
 """The middle comes first: the ranges are centered on values that usually work."""
 
