@@ -34,6 +34,15 @@ def pytest_xdist_auto_num_workers() -> int:
     return min(4, n_cores())
 
 
+_TINY: dict[str, int] = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 32,
+}
+"""Sizes of the tiny models."""
+
 _LEFT_OUT = ("nightly", "benchmark")
 """Markers whose tests run only when -m names the marker."""
 
@@ -94,17 +103,27 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sep_token="[SEP]",
         mask_token="[MASK]",
     ).save_pretrained(folder)
-    config = BertConfig(
-        vocab_size=len(words),
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=32,
-    )
+    config = BertConfig(vocab_size=len(words), **_TINY)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         BertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """A Llama of two small blocks with the tiny tokenizer."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("tiny-llama")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.eos_token = "[SEP]"
+    tokenizer.save_pretrained(folder)
+    config = LlamaConfig(vocab_size=len(tokenizer), **_TINY)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(folder)
     return folder
 
 

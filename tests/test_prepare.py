@@ -25,33 +25,15 @@ def _prepared(model: Path, data: Path, **more: Any) -> PreparedSearch:
 
 
 @pytest.fixture(scope="module")
-def causal(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tuple[Path, Path]:
-    """A Llama of two small blocks with the tiny tokenizer, and prompts with completions."""
-    import torch
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-    folder = tmp_path_factory.mktemp("tiny-llama")
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    tokenizer.eos_token = "[SEP]"
-    tokenizer.save_pretrained(folder)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=32,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        LlamaForCausalLM(config).save_pretrained(folder)
-    data = folder / "pairs.csv"
+def causal(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> tuple[Path, Path]:
+    """A tiny Llama, and prompts with completions."""
+    data = tmp_path_factory.mktemp("prompts") / "pairs.csv"
     with data.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["prompt", "completion"])
         for number in range(80):
             writer.writerow([f"the film was a plot {number}", "good" if number % 2 else "very bad"])
-    return folder, data
+    return tiny_llama, data
 
 
 def test_task_columns_and_all_that_was_read_are_told_as_one_block(

@@ -11,33 +11,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 from task_rows import DATA
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import autopeft
 from autopeft import cli
 from autopeft.advice import advise as room
 from autopeft.advice.scores import SCORES
 from autopeft.errors import UserError
-
-
-@pytest.fixture(scope="module")
-def tiny_llama(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
-    folder = tmp_path_factory.mktemp("advised-llama")
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    tokenizer.eos_token = "[SEP]"
-    tokenizer.save_pretrained(folder)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=32,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
 
 
 def _run(command: str, *words: str) -> str:
