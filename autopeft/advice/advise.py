@@ -174,7 +174,6 @@ def advise(settings: SearchSettings, *, n_rows: int, has_command: bool = True) -
     space = _space(ready, layers, roles)
     # The command must work.
     SearchSpace.from_source(space, ready.prices.topology)
-    override = ready.space.config.methods.get(_METHOD)
     return Advice(
         lines=tuple(lines),
         sites=tuple(ordered),
@@ -182,8 +181,7 @@ def advise(settings: SearchSettings, *, n_rows: int, has_command: bool = True) -
         score=chosen,
         why=_why(found, chosen),
         plan=plan,
-        learning_rates=(override and override.learning_rate)
-        or methods.learning_rate_range(_METHOD),
+        learning_rates=ready.space.encoder.rates(_METHOD),
         price=ready.prices.price(Candidate(plan, train)),
         space=space,
         command=_command(settings, space) if has_command else "",

@@ -182,8 +182,8 @@ class JobExecution:
         job, prices, attached = self.job, self._base.context.prices, training.attached
         assert prices is not None, "a search that trains itself has prices"
         trained, paid = TrainedLora(attached), job.costs
-        plans = () if job.cuts else trained.cuts(CUT_DIVISORS)
-        for candidate in job.cuts or [Candidate(plan, job.candidate.train) for plan in plans]:
+        train = job.candidate.train
+        for candidate in job.cuts or [Candidate(p, train) for p in trained.cuts(CUT_DIVISORS)]:
             own, started = prices.price(candidate), time.perf_counter()
             attached.detach()
             attached = self._attached = attach(self._base.backbone, candidate, seed=self.job.seed)

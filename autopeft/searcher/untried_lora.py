@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from autopeft.costs.objectives import Objective
-from autopeft.searcher.samplers.gp import Embedding, Features, GaussianProcess
+from autopeft.searcher.samplers.gp import Embedding, GaussianProcess
 from autopeft.searcher.samplers.observations import History, Observations
-from autopeft.searcher.space.encoding import Point
 from autopeft.searcher.space.initial_design import lora_choices
 from autopeft.searcher.space.space import SearchSpace
 from autopeft.trial import Trial
@@ -48,18 +47,10 @@ def chance_of_better_lora(
     low, high = np.log(np.maximum(space.cost_range(), 1.0))
     embedding = Embedding(space.grid, (float(low), float(high)))
     model = GaussianProcess(embedding)
-
-    def features(points: Sequence[Point]) -> Features:
-        options = np.array([p.options for p in points])
-        positions = np.array([p.position for p in points])
-        return embedding.features(
-            options, positions, np.log(np.maximum(space.n_params(options), 1.0))
-        )
-
     known = Observations.of(history, _N_OBSERVATIONS)
-    model.fit(features(known.points), known.values, known.noise)
-    choices = [point, *lora_choices(space.encoder)]
-    mean, _ = model.predict(features(choices))
-    draws = model.draws(features(choices), _N_DRAWS, np.random.default_rng(0))
+    model.fit(embedding.of(known.points, space), known.values, known.noise)
+    choices = embedding.of([point, *lora_choices(space.encoder)], space)
+    mean, _ = model.predict(choices)
+    draws = model.draws(choices, _N_DRAWS, np.random.default_rng(0))
     draws = mean + _SPREAD_WEIGHT * (draws - mean)
     return float(np.mean(draws.max(axis=1) > draws[:, 0] + margin))

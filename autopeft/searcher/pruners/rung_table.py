@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -177,8 +178,14 @@ class Line:
         deviation = float(np.sqrt(((y - slope * x) ** 2).sum() / (len(x) - 2)))
         return cls(float(scores.mean()), float(qualities.mean()), slope, deviation)
 
-    def at(self, score: float) -> float:
-        """Return the expected final quality."""
+    @overload
+    def at(self, score: float) -> float: ...
+
+    @overload
+    def at(self, score: Array) -> Array: ...
+
+    def at(self, score: float | Array) -> float | Array:
+        """Return the expected final quality of a score, or of each."""
         return self.quality + self.slope * (score - self.score)
 
 

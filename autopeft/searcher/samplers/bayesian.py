@@ -14,7 +14,7 @@ from autopeft.searcher.samplers.ehvi import (
     decompose,
     expected_hypervolume_improvement,
 )
-from autopeft.searcher.samplers.gp import Embedding, Features, GaussianProcess
+from autopeft.searcher.samplers.gp import Embedding, Features, GaussianProcess, log_params
 from autopeft.searcher.samplers.observations import Observations
 from autopeft.searcher.samplers.registry import Problem
 from autopeft.searcher.samplers.success import SuccessModel
@@ -188,16 +188,10 @@ class BayesianSampler(StratifiedSampler):
         return logs
 
     def _features(self, points: Sequence[Point]) -> Features:
-        options = np.array([p.options for p in points])
-        positions = np.array([p.position for p in points])
-        return self._embedding.features(options, positions, self._log_params(points))
+        return self._embedding.of(points, self.space)
 
     def _log_params(self, points: Sequence[Point]) -> Array:
-        if not points:
-            return np.zeros(0)
-        params = self.space.n_params(np.array([p.options for p in points]))
-        logs: Array = np.log(np.maximum(params, 1.0))
-        return logs
+        return log_params(points, self.space)
 
     def _parents(self, observations: Observations, mean: Array, costs: Array) -> list[Point]:
         """Return the points of the first two fronts."""

@@ -9,6 +9,7 @@ so that a dozen trials do not overrule it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,9 @@ from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve, solve_triangular
 from scipy.optimize import minimize
 
+from autopeft.searcher.space.encoding import Point
 from autopeft.searcher.space.grid import Grid
+from autopeft.searcher.space.space import SearchSpace
 
 Array = NDArray[np.float64]
 
@@ -70,6 +73,15 @@ class Features:
         return len(self.position)
 
 
+def log_params(points: Sequence[Point], space: SearchSpace) -> Array:
+    """Return natural logarithms of the trainable parameters of points, shape (n,)."""
+    if not points:
+        return np.zeros(0)
+    params = space.n_params(np.array([point.options for point in points]))
+    logs: Array = np.log(np.maximum(params, 1.0))
+    return logs
+
+
 class Embedding:
     """Embeds options such that similar ones are close: same method, similar size, common roles.
 
@@ -89,6 +101,12 @@ class Embedding:
         values, vectors = np.linalg.eigh(smooth)
         keep = values > 0.02 * values.max()
         self._smoother = vectors[:, keep] * np.sqrt(values[keep])  # (units, fewer)
+
+    def of(self, points: Sequence[Point], space: SearchSpace) -> Features:
+        """Return the features of points of a space."""
+        options = np.array([point.options for point in points])
+        positions = np.array([point.position for point in points])
+        return self.features(options, positions, log_params(points, space))
 
     def features(self, options: NDArray[np.int64], position: Array, log_params: Array) -> Features:
         """Return the features of points.

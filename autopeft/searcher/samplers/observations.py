@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autopeft.costs.objectives import Objective
+from autopeft.searcher.pruners.rung_table import Line
 from autopeft.searcher.space.encoding import Point, PointKey
 from autopeft.searcher.space.space import SearchSpace
 from autopeft.trial import INTERRUPTED, Trial
@@ -193,11 +194,9 @@ def _predict_final(history: History) -> dict[int, tuple[float, float]]:
 
 @dataclass(frozen=True)
 class _Line:
-    """A regression line through (score, final quality), clipped to a range."""
+    """A rung's line with its noise, clipped to a range."""
 
-    x_mean: float
-    y_mean: float
-    slope: float
+    line: Line
     low: float
     high: float
     noise: float
@@ -213,15 +212,13 @@ class _Line:
             return None
         if correlation_interval(rank_correlation(x, y), len(x), _ONE_SIDED)[0] < _TELLS:
             return None
-        slope = max(float(np.mean((x - x.mean()) * (y - y.mean())) / x.var()), 0.0)
-        fitted = y.mean() + slope * (x - x.mean())
-        error = float(np.sqrt(np.mean((y - fitted) ** 2)))
+        line = Line.fit(x, y)
+        error = float(np.sqrt(np.mean((y - line.at(x)) ** 2)))
         # Pruned trials score below most complete ones, so allow predictions below the range.
         low = float(y.min()) - 0.5 * float(np.ptp(y))
         noise = max(error, 0.1 * float(y.std()))
-        return cls(float(x.mean()), float(y.mean()), slope, low, float(y.max()), noise)
+        return cls(line, low, float(y.max()), noise)
 
     def predict(self, score: float) -> tuple[float, float]:
         """Return the expected quality and its standard deviation."""
-        value = self.y_mean + self.slope * (score - self.x_mean)
-        return min(max(value, self.low), self.high), self.noise
+        return min(max(self.line.at(score), self.low), self.high), self.noise

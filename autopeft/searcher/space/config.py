@@ -139,6 +139,12 @@ class SpaceConfig:
         assert self.alpha_ratio is not None, "one of the two is set"
         return "alpha_ratio", self.alpha_ratio
 
+    @property
+    def varied(self) -> dict[str, tuple[float, ...]]:
+        """The training settings, besides rates, of which there is a choice: name -> choices."""
+        settings = (self.alphas, ("dropout", self.dropout))
+        return {name: choices for name, choices in settings if len(choices) > 1}
+
 
 def _check_override(place: str, override: MethodOverride) -> None:
     if override.ranks is not None and (not override.ranks or min(override.ranks) < 1):

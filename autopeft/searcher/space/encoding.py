@@ -203,13 +203,9 @@ class Encoder:
     def to_params(self, point: Point) -> dict[str, Any]:
         """Return readable parameters: each unit's method, with rank and placement if it has any."""
         values: dict[str, Any] = {"lr_position": point.position}
-        settings = (
-            (*self.config.alphas, point.alpha),
-            ("dropout", self.config.dropout, point.dropout),
-        )
-        for name, choices, index in settings:
-            if len(choices) > 1:
-                values[name] = choices[index]
+        chosen = {self.config.alphas[0]: point.alpha, "dropout": point.dropout}
+        for name, choices in self.config.varied.items():
+            values[name] = choices[chosen[name]]
         for unit, option in zip(self.grid.units, point.options, strict=True):
             choice = self.grid.options[int(option)]
             values[f"{unit.name}.method"] = choice.method
@@ -274,9 +270,8 @@ class Encoder:
                 "kind": "float", "low": 0.0, "high": 1.0, "step": 1.0 / POSITION_STEPS,
             }
         }  # fmt: skip
-        for key, choices in (self.config.alphas, ("dropout", self.config.dropout)):
-            if len(choices) > 1:
-                result[key] = {"kind": "categorical", "choices": list(choices)}
+        for key, choices in self.config.varied.items():
+            result[key] = {"kind": "categorical", "choices": list(choices)}
         for index, unit in enumerate(grid.units):
             fitting = [grid.options[o] for o in np.flatnonzero(grid.legal[index])]
             names = list(dict.fromkeys(option.method for option in fitting))

@@ -62,9 +62,8 @@ class ReadableParams:
             "modules": {"kind": "categorical", "choices": _module_choices(roles)},
         }
         # What cannot vary is no parameter.
-        for name, choices in (config.alphas, ("dropout", config.dropout)):
-            if len(choices) > 1:
-                rows[name] = {"kind": "categorical", "choices": list(choices)}
+        for name, choices in config.varied.items():
+            rows[name] = {"kind": "categorical", "choices": list(choices)}
         if not ranks:
             del rows["rank"]
         self.parameters: Mapping[str, Mapping[str, Any]] = rows
