@@ -220,8 +220,10 @@ def test_the_result_in_python(result: SearchResult) -> None:
     assert result.pick(result.best.digest[:6]).digest == result.best.digest
     with pytest.raises(SettingsError, match="pick"):
         result.pick("nothing")
-    cheapest = result.front[0]
-    assert result.pick(f"trainable_params<={cheapest.entry.price.trainable_params}") == cheapest
+    limit = result.front[0].entry.price.trainable_params
+    # Members of one size may differ in latency, so that the limit admits more than the first.
+    admitted = [m for m in result.front if m.entry.price.trainable_params <= limit]
+    assert result.pick(f"trainable_params<={limit}") in admitted
     with pytest.raises(SettingsError, match="raise the limit"):
         result.pick("trainable_params<=1")
     model = result.best.load()
