@@ -39,8 +39,9 @@ from autopeft.training.step_clock import Deadline
 from autopeft.trial import TIME_UP, Decision, Trial
 from autopeft.utils.formatting import without_numbers
 
-FAILURES = 5
-"""So many trials in a row must fail alike, and none be trained, until a search ends."""
+FAILURES, STORM = 5, 20
+"""So many trials in a row must fail alike until a search ends: while none has been trained, and
+later, where a part of the space may be beyond what this model or machine can do."""
 
 _N_REVISING, _REVISE_EVERY = 4, 1.05
 """The plan is revised once so many adapters are trained to their end, then at each trial, later at
@@ -158,7 +159,7 @@ class Dispatcher:
         self._longest_job = 0.0
         self._complete_seconds: list[float] = []
         self._has_adapter = any(map(_is_adapter, controller.trials()))
-        self._failures: deque[str] = deque(maxlen=FAILURES)
+        self._failures: deque[str] = deque(maxlen=STORM)
         self._has_trained = self._is_hopeless = False
         self.phase: Phase = "search"
         self._phase_seconds: dict[str, float] = {}
@@ -437,6 +438,7 @@ class Dispatcher:
             self._callbacks.call("on_message", message.warning)
         decision = self._controller.report(trial, report.step, report.score)
         self._has_trained = True
+        self._failures.clear()
         self._callbacks.call("on_rung", trial, report.step, report.score)
         if message.is_last:
             quality = report.metrics[self._controller.objectives[0].name]
@@ -533,13 +535,14 @@ class Dispatcher:
         self._end(job)
 
     def _note_failure(self, reason: str) -> None:
-        """End the search if, from its first trial on, all fail, and the last ones alike."""
+        """End the search if its last trials all failed, and alike."""
         self._failures.append(without_numbers(reason.partition("\n")[0]))
-        alike = len(self._failures) == FAILURES and len(set(self._failures)) == 1
-        if alike and not self._has_trained and not self._is_hopeless:
+        enough = STORM if self._has_trained else FAILURES
+        last = list(self._failures)[-enough:]
+        if len(last) == enough and len(set(last)) == 1 and not self._is_hopeless:
             self._is_hopeless = True
             self.warnings.append(
-                f"the search ended before its budget: {FAILURES} trials in a row failed with: "
+                f"the search ended before its budget: {enough} trials in a row failed with: "
                 f"{reason}"
             )
 

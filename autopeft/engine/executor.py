@@ -126,7 +126,7 @@ class Executor(LoadedModel):
             trainer.train_to(end if job.kind == "confirm" else self.context.rungs[self._rung])
         except MultiAdapterError as error:
             messages |= self._separate(f"{error}; they train one after another")
-        except RuntimeError as error:
+        except JOB_ERRORS as error:
             # Most likely out of memory, for which each alone may have enough.
             if self._rung:
                 for index, execution in self._executions.items():

@@ -22,7 +22,7 @@ from autopeft.engine.messages import (
     TimeUpMessage,
     ignore_step,
 )
-from autopeft.errors import OutOfTime, SettingsError, TrainingFailure
+from autopeft.errors import OutOfTime
 from autopeft.models.attach import Attached, attach
 from autopeft.models.rank_cut import TrainedLora
 from autopeft.models.saving import save_adapter
@@ -36,9 +36,9 @@ from autopeft.utils.formatting import one_line
 N_DRAWS = 1000
 """Resamples of the test rows, for a quality that is no mean over them."""
 
-JOB_ERRORS = (TrainingFailure, SettingsError, RuntimeError, ValueError)
-"""Out of memory, a diverged loss, a module that rejects its adapter: the job fails, and the worker
-with its loaded model lives on."""
+JOB_ERRORS = Exception
+"""Out of memory, a diverged loss, a module that rejects its adapter, a mistake in a user's method:
+the job fails with its reason, and the worker with its loaded model lives on."""
 
 
 class JobExecution:

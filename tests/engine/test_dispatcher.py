@@ -29,7 +29,7 @@ from autopeft.costs.objectives import objective
 from autopeft.engine import dispatcher
 from autopeft.engine.budget import Budget, BudgetTracker
 from autopeft.engine.callback import CallbackList, Progress
-from autopeft.engine.dispatcher import FAILURES, Dispatcher
+from autopeft.engine.dispatcher import FAILURES, STORM, Dispatcher
 from autopeft.engine.messages import (
     Activity,
     ConfirmMessage,
@@ -436,7 +436,17 @@ def test_a_search_whose_trials_all_fail_alike_ends_before_its_budget(tmp_path: P
     assert warning.endswith(f"{FAILURES} trials in a row failed with: diverged")
 
 
-def test_failures_end_no_search_that_has_trained_a_trial(tmp_path: Path) -> None:
+def test_a_storm_of_failures_alike_ends_a_search_that_has_trained_trials(tmp_path: Path) -> None:
+    search = FakeSearch(tmp_path, "60trials")
+    search.fails_at = set(range(3, 60))
+    jobs = search.run()
+    assert sum(job.kind == "search" for job in jobs) == 3 + STORM
+    (warning,) = search.dispatcher.warnings
+    assert warning.endswith(f"{STORM} trials in a row failed with: diverged")
+    assert any(job.kind == "confirm" for job in jobs), "what was trained is confirmed"
+
+
+def test_a_few_failures_end_no_search_that_has_trained_a_trial(tmp_path: Path) -> None:
     search = FakeSearch(tmp_path, "20trials")
     search.fails_at = set(range(1, 12))
     jobs = search.run()

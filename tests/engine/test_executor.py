@@ -135,6 +135,23 @@ def test_one_fails_and_the_others_go_on(executor: Executor, ready: PreparedSearc
     assert [len(seen[i]) for i in (0, 2)] == [len(ready.rungs)] * 2
 
 
+def test_any_error_of_a_job_is_its_reason_and_the_worker_lives_on(
+    executor: Executor, ready: PreparedSearch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise KeyError("a mistake in a metric of the user's")
+
+    monkeypatch.setattr(executor.setup.task, "summarize", fails)
+    executor.begin(_jobs()[:1])
+    (message,) = executor.advance().values()
+    assert isinstance(message, FailureMessage)
+    assert message.reason.startswith("KeyError: ")
+    monkeypatch.undo()
+    executor.begin(_jobs()[:1])
+    assert isinstance(executor.advance()[0], RungMessage)
+    executor.clear()
+
+
 def test_a_bad_seed_of_a_finalist_counts(
     executor: Executor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
