@@ -321,7 +321,11 @@ def test_a_killed_search_is_resumed_without_loss(
     tiny_model: Path, tiny_data: Path, tmp_path: Path, temporary: Path
 ) -> None:
     folder = tmp_path / "killed"
-    options = {**RAY, "steps": 60, "budget": "12trials", "objectives": ["trainable_params"]}
+    options = {
+        **RAY,
+        **{"steps": 40, "budget": "12trials", "objectives": ["trainable_params"]},
+        **{"trials_per_worker": 2, "confirm_seeds": 1, "max_finalists": 1},
+    }
     code = (
         "import sys, json, autopeft;"
         "autopeft.search(json.loads(sys.argv[1]), model=sys.argv[2], data=sys.argv[3],"
@@ -380,15 +384,16 @@ def test_random_labels_give_no_winner(tiny_model: Path, tiny_data: Path, tmp_pat
 def test_trials_trained_together_find_a_front_too(
     tiny_model: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
-    """Three candidates a worker share a forward pass; stops reach them one by one."""
+    """Three candidates share a forward pass; stops reach them one by one."""
     found = autopeft.search(
-        RAY,
+        SETTINGS,
         model=str(tiny_model),
         data=str(tiny_data),
         output=str(tmp_path / "together"),
         budget="12trials",
-        steps=80,
-        workers=1,
+        steps=60,
+        confirm_seeds=1,
+        max_finalists=1,
         trials_per_worker=3,
         objectives=["trainable_params"],
     )

@@ -157,12 +157,12 @@ def test_the_numbers_are_those_of_one_ray_worker(
             output=str(tmp_path / backend),
             backend=backend,
             workers=1,
-            budget="14trials",
+            budget="12trials",
             steps=100,
             batch_size=8,
             max_length=16,
             confirm_seeds=1,
-            max_finalists=2,
+            max_finalists=1,
         )
         with (result.folder / "trials.csv").open(newline="") as file:
             trials = [
@@ -171,5 +171,5 @@ def test_the_numbers_are_those_of_one_ray_worker(
             ]
         found.append((trials, [(entry.digest, entry.objectives) for entry in result.front]))
     assert found[0] == found[1]
-    assert len(found[0][0]) == 14
+    assert len(found[0][0]) == 12
     assert {row["state"] for row in found[0][0]} == {"complete", "pruned"}
