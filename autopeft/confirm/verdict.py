@@ -188,7 +188,7 @@ def _sentence(
     where = "the test split" if is_held_out else "the rows that the search selected by"
     name = f"{'+'.join(member.candidate.plan.methods) or 'no adapter'} {member.digest[:8]}"
     if source := member.compressed_from:
-        name += f", cut from {'the tuned LoRA' if source == tuned.digest else source[:8]},"
+        name += f", cut from {'the tuned LoRA' if source == tuned.digest else source[:8]}"
     value = f"{quality.name} {member.mean(quality.name):.3f}"
     price = f" at {told.ratio:.2g} times its {cost.name}" if cost is not None else ""
     tuned_value = f"{tuned.mean(quality.name):.3f}"
@@ -197,13 +197,13 @@ def _sentence(
         what = "better than the tuned LoRA"
         if gain.low <= 0:
             what = f"as good as the tuned LoRA, within {power.margin:.2g}"
-        text = f"{name} is {what}: {value} against {tuned_value} on {where} {error}{price}."
+        text = f"{name}{',' if source else ''} is {what}: {value} against {tuned_value} on {where} {error}{price}."
         return f"Yes: {text}" if is_searched else f"{_UNSEARCHED}. Of what was tried, {text}"
     doubt = ""
     if found.lora_gain is not None and found.lora_gain.low <= 0:
         doubt = f"; LoRA itself is not shown to be better than no adapter ({found.lora_gain})"
     facts = (
-        f"({name.rstrip(',')}) has {value} against {tuned_value} for the tuned LoRA on {where} "
+        f"({name}) has {value} against {tuned_value} for the tuned LoRA on {where} "
         f"{error}{price}{doubt}."
     )
     if found.answer == "undecided":

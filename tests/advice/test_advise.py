@@ -98,6 +98,13 @@ def test_the_users_space_bounds_the_advice(tiny_model: Path, tiny_data: Path) ->
     assert advice.space["alpha_ratio"] == [1.0]
 
 
+def test_that_a_space_without_lora_gets_one_is_said(tiny_model: Path, tiny_data: Path) -> None:
+    space = {"methods": ["ia3"]}
+    advice = autopeft.advise(str(tiny_model), str(tiny_data), rows=4, space=space)
+    assert advice.space["methods"] == ["ia3", "lora"]
+    assert any("the space has no lora" in line for line in advice.lines)
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
