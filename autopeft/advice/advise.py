@@ -158,7 +158,7 @@ def advise(settings: SearchSettings, *, n_rows: int, has_command: bool = True) -
     scored = measure_sites(base, sites, rank=rank, n_rows=n_rows, seed=settings.seed)
     lines += _told(scored, n_rows, len(base.setup.data.train))
     if _METHOD not in ready.space.methods:
-        lines.append(f"the space has no {_METHOD}; the plan is one, and the advised space has it too")
+        lines.append(f"the space has no {_METHOD}: the plan is one, and the advised space adds it")
     if not scored.values:
         problem = "no gradient reaches any linear module of its blocks"
         raise ModelError("model", settings.model, problem, "check that the head reads the blocks")

@@ -197,7 +197,8 @@ def _sentence(
         what = "better than the tuned LoRA"
         if gain.low <= 0:
             what = f"as good as the tuned LoRA, within {power.margin:.2g}"
-        text = f"{name}{',' if source else ''} is {what}: {value} against {tuned_value} on {where} {error}{price}."
+        facts = f"{value} against {tuned_value} on {where} {error}{price}."
+        text = f"{name}{',' if source else ''} is {what}: {facts}"
         return f"Yes: {text}" if is_searched else f"{_UNSEARCHED}. Of what was tried, {text}"
     doubt = ""
     if found.lora_gain is not None and found.lora_gain.low <= 0:
