@@ -43,6 +43,7 @@ from autopeft.tasks.load_data import load_data, read_tables
 from autopeft.tasks.registry import make_task
 from autopeft.tasks.summary import DataSummary
 from autopeft.training.batching import rung_sample, training_batches
+from autopeft.training.evaluation import token_budget
 from autopeft.training.rungs import EARLIEST_STEP, rung_steps
 from autopeft.utils.hardware import available_memory_bytes, n_cores, n_gpus, n_parallel_cores
 from autopeft.utils.registry import carried
@@ -319,8 +320,21 @@ def _read_data(settings: SearchSettings, device: str, note: Note, phase: Phase) 
             # Others compute all their logits.
             logit_weights=n_logit_weights(meta) if task.is_autoregressive else 0,
             logit_tokens=lengths.mean_targets * settings.batch_size,
+            most_logit_tokens=(
+                lengths.most_targets * settings.batch_size if task.is_autoregressive else 0.0
+            ),
+            scoring_tokens=_scoring_tokens(data, device, prices),
         )
     return _Training(task.quality, source, prices, meta.layout.unsearched, data, task, window)
+
+
+def _scoring_tokens(data: TaskData, device: str, prices: PriceTable) -> int:
+    """Return the padded tokens of the largest batch that is scored."""
+    budget = token_budget(device, prices.vocabulary)
+    splits = [rows for name, rows in data.splits.items() if name != "train" and len(rows)]
+    longest = max(int(rows.lengths.max()) for rows in splits)
+    whole = max(int(rows.lengths.max()) * len(rows) for rows in splits)
+    return max(longest, min(budget, whole))
 
 
 _UNUSED_BY_FUNCTION = (

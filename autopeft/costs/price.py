@@ -17,8 +17,9 @@ class Price:
         trainable_params: Parameters that receive a gradient, a new head included.
         adapter_bytes: Size of the saved tensors, in bytes.
         train_flops: FLOPs of the whole proxy training without evaluation.
-        peak_memory_bytes: Estimated peak in training: weights, saved activations with the masks and
-            rotary tables that blocks share, gradients and optimizer state.
+        peak_memory_bytes: Estimated peak of what the allocator holds in training and scoring:
+            weights, adapters and their optimizer's state, saved activations with the masks and
+            rotary tables that blocks share, logits, and what a step holds for a moment.
         inference_flops: FLOPs that the unmerged adapters add to the forward pass of one training
             batch, with every sequence of its rows (a preference has two).
         others: Registered cost -> its value, for those that a search optimizes or limits.

@@ -15,16 +15,30 @@ from autopeft.costs.analytic import block_costs, block_shapes, linear_weights
 from autopeft.costs.plan_rules import check_plan, count_shared
 from autopeft.costs.price import Price
 from autopeft.costs.topology import Topology
-from autopeft.costs.usage import ENCODER, HIDDEN, NARROW_ROLES, NO_USAGE, BlockCosts, Sources, Usage
+from autopeft.costs.usage import (
+    ENCODER,
+    HIDDEN,
+    NARROW_ROLES,
+    NO_USAGE,
+    BlockCosts,
+    Logits,
+    Sources,
+    Usage,
+)
 from autopeft.errors import SpaceError
 from autopeft.plan import MODEL, AdapterPlan, Candidate, LayerSpec
 
-ADAM_BYTES_PER_PARAM = 16
-"""A trained parameter, its gradient and AdamW's two moments, in single precision."""
+PARAM_BYTES, GRADIENT_BYTES = 12, 4
+"""A trained parameter with AdamW's two moments, and its gradient, in single precision. Gradients
+come when what the forward pass kept goes."""
 
 
 class _Total(NamedTuple):
-    """What a plan adds to the frozen forward pass in one step of the table's batch."""
+    """What a plan adds to the frozen forward pass in one step of the table's batch.
+
+    Attributes:
+        block_bytes: The most that the passes of a live block hold at once, beyond what is kept.
+    """
 
     params: int = 0
     frozen_floats: int = 0
@@ -32,6 +46,7 @@ class _Total(NamedTuple):
     forward_flops: float = 0.0
     backward_flops: float = 0.0
     saved_bytes: float = 0.0
+    block_bytes: float = 0.0
 
 
 class _SiteCost(NamedTuple):
@@ -72,7 +87,10 @@ class PriceTable:
         front: What lies between the input embeddings and the first block, if they need a gradient.
         longer: Virtual tokens of a prompt -> the table of the same model with that prompt in every
             row; prompts of other sizes cannot be priced.
-        workspace_bytes: The largest temporary tensors of a step.
+        workspace_bytes: The most that what follows the blocks holds at once, beyond what it keeps.
+        scoring_bytes: The most that a forward pass without gradients holds at once.
+        scoring_tokens: Tokens of a scoring's largest batch; 0: scoring is not priced.
+        logits: The output embedding, if there is one.
         float_bytes: Bytes of one activation.
         has_activation_cache: Whether the frozen blocks below a plan's lowest adapter are computed
             once for all trials, so that no step pays for them.
@@ -106,6 +124,9 @@ class PriceTable:
     front: Usage = NO_USAGE
     longer: Mapping[int, PriceTable] = field(default_factory=dict)
     workspace_bytes: float = 0.0
+    scoring_bytes: float = 0.0
+    scoring_tokens: float = 0.0
+    logits: Logits | None = None
     float_bytes: int = 4
     has_activation_cache: bool = False
     read_share: float = 1.0
@@ -184,17 +205,46 @@ class PriceTable:
         read_share: float = 1.0,
         logit_weights: int = 0,
         logit_tokens: float = 0.0,
+        most_logit_tokens: float = 0.0,
+        scoring_tokens: float = 0.0,
     ) -> PriceTable:
-        """Return the table for a training loop that skips unneeded work; see the attributes."""
+        """Return the table for a training loop that skips unneeded work; see the attributes.
 
-        def own_logits(table: PriceTable) -> PriceTable:
-            return replace(table, logit_weights=logit_weights, logit_tokens=logit_tokens)
+        `most_logit_tokens` are the positions with logits of the step that has most of them.
+        """
+
+        def own(table: PriceTable) -> PriceTable:
+            table = replace(
+                table,
+                logit_weights=logit_weights,
+                logit_tokens=logit_tokens,
+                scoring_tokens=scoring_tokens,
+            )
+            return table._with_logits_at(most_logit_tokens) if most_logit_tokens else table
 
         return replace(
-            own_logits(self),
+            own(self),
             has_activation_cache=has_activation_cache,
             read_share=read_share,
-            longer={size: own_logits(table) for size, table in self.longer.items()},
+            longer={size: own(table) for size, table in self.longer.items()},
+        )
+
+    @property
+    def vocabulary(self) -> int:
+        """Logits of a position, 0 without an output embedding."""
+        return self.logits.vocabulary if self.logits is not None else 0
+
+    def _with_logits_at(self, n: float) -> PriceTable:
+        """Return the table for a step that computes logits at `n` positions only."""
+        if self.logits is None:
+            return self
+        computed = n * self.logits.vocabulary
+        kept, scratch = computed * Logits.KEPT_BYTES, computed * Logits.SCRATCH_BYTES
+        return replace(
+            self,
+            tail=replace(self.tail, saved_bytes=self.logits.saved_bytes + kept),
+            workspace_bytes=scratch,
+            scoring_bytes=max(self.logits.scoring_bytes, kept + scratch),
         )
 
     def _for(self, plan: AdapterPlan) -> PriceTable:
@@ -231,10 +281,8 @@ class PriceTable:
         step_flops -= table._unread_flops(candidate.plan, train.dropout > 0.0)
         # Forward, and backward to the hidden states.
         step_flops -= 4.0 * table.logit_weights * max(0.0, table.tokens - table.logit_tokens)
-        memory = table.weight_bytes + table.workspace_bytes * scale
-        if params:
-            memory += total.saved_bytes * scale + params * ADAM_BYTES_PER_PARAM
-            memory += total.held_floats * 4
+        held = table.weight_bytes + params * PARAM_BYTES + total.held_floats * 4
+        memory = held + table._activation_bytes(total, params, scale)
         return Price(
             trainable_params=params,
             adapter_bytes=(params + total.frozen_floats) * 4,
@@ -243,6 +291,15 @@ class PriceTable:
             inference_flops=(table.forward_flops - self.forward_flops + total.forward_flops)
             * scale,
         )
+
+    def _activation_bytes(self, total: _Total, params: int, scale: float) -> float:
+        """Return the most that training and scoring hold at once beside weights and adapters."""
+        held = self.scoring_bytes * self.scoring_tokens / self.memory_tokens
+        if params:
+            at_loss = total.saved_bytes + self.workspace_bytes
+            in_blocks = total.saved_bytes - self.tail.saved_bytes + total.block_bytes
+            held = max(held, at_loss * scale, in_blocks * scale, params * GRADIENT_BYTES)
+        return held
 
     def _cached_flops(self, plan: AdapterPlan) -> float:
         """Return the FLOPs per step that the activation cache saves."""
@@ -291,7 +348,7 @@ class PriceTable:
             by_layer.setdefault(spec.layer, []).append(spec)
         n_encoder = self.topology.n_encoder_layers
         params, frozen, held = count_shared(self.topology, plan), 0, 0
-        forward, backward, saved = 0.0, 0.0, 0.0
+        forward, backward, saved, most = 0.0, 0.0, 0.0, 0.0
         context: dict[int, float] = {}
         is_live = is_encoder_live = False
         shared_inputs: set[str] = set()
@@ -322,6 +379,7 @@ class PriceTable:
                 usage, costs = self._known(kind, frozenset(sources), has_dropout)
                 backward += usage.backward_flops
                 saved += usage.saved_bytes
+                most = max(most, self.blocks[kind].scratch_bytes)
                 context |= usage.context
                 inputs = set(shared_inputs)
                 for spec in specs:
@@ -351,6 +409,7 @@ class PriceTable:
             forward,
             backward + self.tail.backward_flops,
             saved + sum(context.values()) + self.tail.saved_bytes,
+            most,
         )
 
     def _known(
@@ -393,6 +452,11 @@ class PriceTable:
         if has_dropout and memory.drops_input:
             floats += (keeps_input + is_live) * in_ * memory_tokens
             keeps_input = False
+        float_bytes = 4 if method.keeps_fp32 else self.float_bytes
+        if keeps_input and self.float_bytes < 4:
+            # peft gives its fp32 weights an input of their type, and autocast rounds that again.
+            floats += in_ * memory_tokens
+            keeps_input = False
         return _SiteCost(
             params=method.n_params(spec.rank, shape, spec.role),
             frozen_floats=method.frozen_floats(spec.rank, shape, spec.role),
@@ -400,7 +464,7 @@ class PriceTable:
             forward_flops=forward + flops.forward_per_step,
             backward_flops=backward + flops.backward_per_step,
             token_flops=forward + backward,
-            saved_bytes=floats * self.float_bytes,
+            saved_bytes=floats * float_bytes,
             input_name=block.input_of.get(spec.role, spec.role) if keeps_input else "",
             input_bytes=usage.input_bytes.get(spec.role, 0.0),
         )

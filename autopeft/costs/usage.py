@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 HIDDEN = "@hidden"
 """The source that means that the block's own input needs a gradient."""
@@ -60,6 +61,8 @@ class BlockCosts:
         tokens: Role -> tokens it sees in a step of mean length; default `PriceTable.tokens`.
         memory_tokens: Role -> tokens it sees in a step of the longest rows.
         forward_flops: FLOPs of its frozen forward pass in one step.
+        hidden_bytes: Bytes of the hidden states that enter it.
+        scratch_bytes: The most that its passes hold at once, beyond what is kept.
     """
 
     usages: Mapping[Sources, Usage]
@@ -69,11 +72,34 @@ class BlockCosts:
     tokens: Mapping[str, float] = field(default_factory=dict)
     memory_tokens: Mapping[str, float] = field(default_factory=dict)
     forward_flops: float = 0.0
+    hidden_bytes: float = 0.0
+    scratch_bytes: float = 0.0
 
     def usage(self, sources: Sources) -> Usage:
         """Return the usage when gradients start at those sources."""
         found = self.usages.get(sources)
         return self.usages[independent(sources, self.reach)] if found is None else found
+
+
+@dataclass(frozen=True)
+class Logits:
+    """An output embedding, and what surrounds it in a step of the longest rows.
+
+    Attributes:
+        vocabulary: Logits of a position.
+        saved_bytes: What is kept between the blocks and the embedding.
+        scoring_bytes: The most that a forward pass without gradients holds at once before it.
+    """
+
+    vocabulary: int
+    saved_bytes: float
+    scoring_bytes: float
+
+    KEPT_BYTES: ClassVar[int] = 4
+    """Kept for each logit of a cross-entropy: its logarithm's softmax, in fp32."""
+
+    SCRATCH_BYTES: ClassVar[int] = 8
+    """Held beside it at once: the logit and its like in the forward pass, two gradients after."""
 
 
 def independent(sources: Iterable[str], reach: Mapping[str, frozenset[str]]) -> Sources:

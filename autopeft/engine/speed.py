@@ -82,7 +82,7 @@ def measure_speed(
     is_elsewhere = settings.ray_address is not None or context.device != "cpu"
     crowd = crowding(n_workers, None if is_elsewhere else n_cores())
     # Few rows are of many lengths, so they are padded more than all of them are.
-    budget = token_budget(context.device)
+    budget = token_budget(context.device, prices.vocabulary)
     padded = [padded_tokens(rows["validation"].lengths, budget) for rows in (data.splits, few)]
     row = crowd * found.row * padded[0] / padded[1]
     # What is no arithmetic (attaching, Python) does not shrink with the candidate.

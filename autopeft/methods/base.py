@@ -104,6 +104,7 @@ class Method(ABC):
         transposed_base: Whether peft itself can load it over modules that store their weight as
             (in, out), GPT-2's Conv1D; autopeft can load any method there.
         draws_noise: Whether its output is random in training, apart from dropout.
+        keeps_fp32: Whether it computes in fp32 under bf16 autocast too.
         input_side_roles: Roles where it changes the module's input instead of its output.
         input_side_argument: Argument of peft's configuration that lists the modules at these roles;
             "" if peft does not ask.
@@ -140,6 +141,7 @@ class Method(ABC):
     quantized_base: bool = True
     transposed_base: bool = True
     draws_noise: bool = False
+    keeps_fp32: bool = False
     input_side_roles: tuple[str, ...] = ()
     input_side_argument: str = ""
     holds_lora_factors: bool = False

@@ -41,6 +41,7 @@ class C3A(Method):
 METHODS: tuple[Method, ...] = (
     C3A(
         name="c3a",
+        keeps_fp32=True,
         default_ranks=(32, 64, 128, 256, 384, 768),
         # Entries are divided by the input width, so they must grow large.
         learning_rate=(4e-2, 2.0),

@@ -70,6 +70,7 @@ def _n_bases(rank: int, shape: Shape) -> int:
 METHODS: tuple[Method, ...] = (
     RandLora(
         name="randlora",
+        keeps_fp32=True,
         default_ranks=(8, 16, 32, 64, 128),
         learning_rate=(1.5e-4, 8e-3),
         shared_state=True,

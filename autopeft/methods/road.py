@@ -49,5 +49,11 @@ class Road(Method):
 
 
 METHODS: tuple[Method, ...] = (
-    Road(name="road", default_ranks=_VARIANTS, learning_rate=(4e-3, 1.5e-1), transposed_base=False),
+    Road(
+        name="road",
+        default_ranks=_VARIANTS,
+        learning_rate=(4e-3, 1.5e-1),
+        transposed_base=False,
+        keeps_fp32=True,
+    ),
 )

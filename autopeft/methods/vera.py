@@ -72,6 +72,7 @@ class Pvera(Vera):
 METHODS: tuple[Method, ...] = (
     Vera(
         name="vera",
+        keeps_fp32=True,
         default_ranks=(16, 64, 128, 256, 512),
         learning_rate=(8e-3, 3e-1),
         converts_to_lora=True,

@@ -46,12 +46,13 @@ class SvdCache:
         if path not in self._known or len(self._known[path][1]) < rank:
             left, values, right = torch.linalg.svd(weight.detach().float(), full_matrices=False)
             kept = max(rank, min(_MIN_CACHED_RANK, len(values)))
+            # On the host: no price knows of them, and an accelerator has better use for its memory.
             self._known[path] = (
-                left[:, :kept].clone(),
-                values[:kept].clone(),
-                right[:kept].clone(),
+                left[:, :kept].to("cpu", copy=True),
+                values[:kept].to("cpu", copy=True),
+                right[:kept].to("cpu", copy=True),
             )
-        left, values, right = self._known[path]
+        left, values, right = (part.to(weight.device) for part in self._known[path])
         return left[:, :rank], values[:rank], right[:rank]
 
 

@@ -98,6 +98,8 @@ class BlockProbe:
         }
         usages = {sources: self._usage(sources, reach) for sources in independent_sets(reach)}
         run, seen = self._run(frozenset())
+        whole, _ = self._run(frozenset({HIDDEN}))
+        hidden = self.call.hidden
         tokens = {role: read.numel() / read.shape[-1] for role, read in seen.inputs.items()}
         return BlockCosts(
             usages=usages,
@@ -107,6 +109,8 @@ class BlockProbe:
             tokens=tokens,
             memory_tokens=tokens,
             forward_flops=run.forward_flops,
+            hidden_bytes=float(hidden.numel() * hidden.element_size()),
+            scratch_bytes=whole.scratch_bytes,
         )
 
     def _input_name(self, seen: _Seen, role: str) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
+from torch.utils.weak import WeakIdKeyDictionary
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Run:
         forward_flops: FLOPs of the forward pass.
         backward_flops: FLOPs of the backward pass.
         saved_bytes: Bytes kept for the backward pass, without weights and shared storages.
+        scratch_bytes: The most that is held at once, beyond what is kept.
         kept: The storages that make up `saved_bytes`.
         kept_shared: Shared storages that were kept.
     """
@@ -28,6 +30,7 @@ class Run:
     forward_flops: float = 0.0
     backward_flops: float = 0.0
     saved_bytes: float = 0.0
+    scratch_bytes: float = 0.0
     kept: frozenset[int] = frozenset()
     kept_shared: frozenset[int] = frozenset()
 
@@ -57,6 +60,45 @@ class FlopCount(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
 
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Count the bytes of all storages made in this context, as an allocator holds them.
+
+    Attributes:
+        live: Bytes that are held now.
+        peak: The most that was held at once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live = self.peak = 0
+        self._known = WeakIdKeyDictionary()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        # Views of what was given share its storage, and in-place operations return it.
+        given = {
+            id_ for tensor in tensors_in((args, kwargs or {})) for id_ in storage_sizes(tensor)
+        }
+        for tensor in (part for whole in tensors_in(out) for part in _dense(whole)):
+            storage = tensor.untyped_storage()
+            if storage_id(tensor) not in given and storage not in self._known:
+                self._known[storage] = True
+                size = storage.nbytes()
+                self.live += size
+                self.peak = max(self.peak, self.live)
+                weakref.finalize(storage, self._free, size)
+        return out
+
+    def restart(self) -> None:
+        """Forget the peak so far."""
+        self.peak = self.live
+
+    def _free(self, size: int) -> None:
+        self.live -= size
+
+
 class _Kept:
     """Hold a saved tensor as long as autograd does."""
 
@@ -73,9 +115,13 @@ def storage_id(tensor: torch.Tensor) -> int:
 
 def storage_sizes(tensor: torch.Tensor) -> dict[int, float]:
     """Return storage -> bytes that a tensor uses; sparse tensors have several storages."""
+    return {storage_id(part): float(part.numel() * part.element_size()) for part in _dense(tensor)}
+
+
+def _dense(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Return the tensors that a sparse one is made of, or the tensor itself."""
     is_sparse = tensor.layout is torch.sparse_coo
-    parts = (tensor._indices(), tensor._values()) if is_sparse else (tensor,)
-    return {storage_id(part): float(part.numel() * part.element_size()) for part in parts}
+    return (tensor._indices(), tensor._values()) if is_sparse else (tensor,)
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:
@@ -105,6 +151,7 @@ def run_and_count(
     *,
     not_kept: nn.Module,
     shared: Mapping[int, float] | None = None,
+    live: LiveBytes | None = None,
 ) -> Run:
     """Count a forward pass, and a backward pass if the result requires a gradient.
 
@@ -112,6 +159,7 @@ def run_and_count(
         forward: Returns the tensor where the backward pass starts.
         not_kept: A model whose parameters and buffers are not counted as kept.
         shared: Storages that are not counted in `saved_bytes` but reported.
+        live: Counts what is held; `forward` may restart it.
 
     Returns:
         The counts. A tensor counts as kept if autograd still holds it at the end of the forward
@@ -125,7 +173,7 @@ def run_and_count(
         held.append(weakref.ref(kept))
         return kept
 
-    with FlopCount() as counter:
+    with FlopCount() as counter, live or LiveBytes() as held_bytes:
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.tensor):
             result = forward()
         forward_flops = counter.flops
@@ -141,10 +189,12 @@ def run_and_count(
             torch.autograd.backward(result, torch.ones_like(result))
         backward_flops = counter.flops - forward_flops
     kept_shared = frozenset(sizes).intersection(shared or {})
+    saved = sum(size for key, size in sizes.items() if key not in kept_shared)
     return Run(
         forward_flops,
         backward_flops,
-        sum(size for key, size in sizes.items() if key not in kept_shared),
+        saved,
+        max(0.0, held_bytes.peak - saved),
         frozenset(sizes) - kept_shared,
         kept_shared,
     )

@@ -71,15 +71,19 @@ class OneEndPerRow(TorchFunctionMode):
 _NONE = torch.empty(0)
 
 
-def make_fake(model: nn.Module, device: str) -> None:
-    """Replace all tensors by fake ones on a device; call it inside a `FakeTensorMode`."""
+def make_fake(model: nn.Module, device: str, dtype: torch.dtype = torch.float32) -> None:
+    """Replace all tensors by fake ones on a device; call it inside a `FakeTensorMode`.
+
+    Weights get the `dtype`.
+    """
     made: dict[int, torch.Tensor] = {}
 
     def fake(tensor: torch.Tensor) -> torch.Tensor:
         # Tied weights stay tied.
         if id(tensor) not in made:
-            new = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
             is_parameter = isinstance(tensor, nn.Parameter)
+            kind = dtype if is_parameter and tensor.is_floating_point() else tensor.dtype
+            new = torch.empty(tensor.shape, dtype=kind, device=device)
             made[id(tensor)] = nn.Parameter(new, requires_grad=False) if is_parameter else new
         return made[id(tensor)]
 

@@ -38,8 +38,6 @@ from autopeft.profiling.fake_tensors import (
 )
 from autopeft.profiling.model import WholeModel, prompted, topology_beside
 
-_FLOAT_BYTES = 4
-
 
 def price_table(
     backbone: Backbone,
@@ -50,6 +48,7 @@ def price_table(
     device: str = "cpu",
     prompt_sizes: Sequence[int] = (),
     inputs: InputShape = AS_CONFIGURED,
+    dtype: str = "float32",
 ) -> PriceTable:
     """Measure the price table of a backbone made by `build_meta`.
 
@@ -64,6 +63,8 @@ def price_table(
         prompt_sizes: Virtual tokens of the prompts to price; those that do not fit beside the
             longest row are left out.
         inputs: Shape of a row's inputs beside its length.
+        dtype: Type of the frozen weights, "float32" or "bfloat16"; with the latter, steps are
+            computed under bf16 autocast, with adapters in fp32.
 
     Raises:
         ModelError: if the model computes different things for different data.
@@ -74,8 +75,14 @@ def price_table(
     topology = topology_beside(backbone.model, backbone.layout, longest)
     longest_prompt = (topology.shape(0, MODEL) or (0, 0))[0]
     model = copy.deepcopy(backbone.model)
-    with FakeTensorMode(allow_non_fake_inputs=True), DenseExperts(), OneEndPerRow():
-        make_fake(model, device)
+    is_bf16 = dtype == "bfloat16"
+    with (
+        FakeTensorMode(allow_non_fake_inputs=True),
+        DenseExperts(),
+        OneEndPerRow(),
+        torch.autocast(device.partition(":")[0], torch.bfloat16, enabled=is_bf16),
+    ):
+        make_fake(model, device, getattr(torch, dtype))
         sizes = (0, *(n for n in sorted(set(prompt_sizes)) if n <= longest_prompt))
         tables = {
             size: _table(model, backbone, topology, batch_size, mean, longest, device, size, inputs)
@@ -150,9 +157,7 @@ def _measure(
     inputs: InputShape,
 ) -> PriceTable:
     """Measure a fake model on rows of one length, with the parameters of its prompt."""
-    whole, (calls, encoder_output, largest) = _first_that_runs(
-        model, backbone, rows, length, device, inputs
-    )
+    whole, (calls, encoder_output) = _first_that_runs(model, backbone, rows, length, device, inputs)
     paths = backbone.layout.blocks
     names = [
         _kind(model.get_submodule(path), calls[layer], backbone, layer)
@@ -173,7 +178,7 @@ def _measure(
         probe = BlockProbe(model, block, roles, calls[layer], encoder_output, context_numbers)
         blocks.append(probe.price())
     kinds = tuple(distinct.index(name) for name in names)
-    forward_flops, tail, head_only = whole.tails(calls)
+    ends = whole.ends(calls)
     n_params = sum(p.numel() for p in backbone.model.parameters())
     return PriceTable(
         topology=topology,
@@ -181,16 +186,18 @@ def _measure(
         tokens=float(rows * length),
         memory_tokens=float(rows * length),
         base_params=n_params,
-        weight_bytes=n_params * _FLOAT_BYTES,
-        forward_flops=forward_flops,
+        weight_bytes=sum(p.numel() * p.element_size() for p in model.parameters()),
+        forward_flops=ends.forward_flops,
         blocks=tuple(blocks),
         kinds=kinds,
-        tail=tail,
-        head_only=head_only,
-        bridge=whole.bridge(calls, blocks, kinds, tail),
-        front=whole.front(blocks, kinds, tail, prompt) if prompt else Usage(),
-        workspace_bytes=2.0 * largest,
-        float_bytes=_FLOAT_BYTES,
+        tail=ends.tail,
+        head_only=ends.head_only,
+        bridge=whole.bridge(calls, blocks, kinds, ends.tail),
+        front=whole.front(blocks, kinds, ends.tail, prompt) if prompt else Usage(),
+        workspace_bytes=ends.scratch_bytes,
+        scoring_bytes=ends.scoring_bytes,
+        logits=ends.logits,
+        float_bytes=2 if torch.is_autocast_enabled(device.partition(":")[0]) else 4,
     )
 
 
@@ -209,7 +216,7 @@ def _kind(block: nn.Module, call: BlockCall, backbone: Backbone, layer: int) -> 
 
 def _first_that_runs(
     model: nn.Module, backbone: Backbone, rows: int, length: int, device: str, inputs: InputShape
-) -> tuple[WholeModel, tuple[list[BlockCall], torch.Tensor | None, float]]:
+) -> tuple[WholeModel, tuple[list[BlockCall], torch.Tensor | None]]:
     """Try a whole batch, then one without labels, then one without a mask.
 
     Some losses and masks read the values of their tensors, and fake tensors have none.

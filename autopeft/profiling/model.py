@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from autopeft.costs import BlockCosts, Topology, Usage
-from autopeft.costs.usage import ENCODER, HIDDEN, NO_USAGE
+from autopeft.costs.usage import ENCODER, HIDDEN, NO_USAGE, Logits
 from autopeft.models.backbone import Backbone
 from autopeft.models.layout import Layout
 from autopeft.models.method_hooks import ADAPTER_NAME
@@ -20,7 +20,32 @@ from autopeft.models.sites import max_positions
 from autopeft.models.tuners import PromptConfig, PromptLayer
 from autopeft.plan import MODEL
 from autopeft.profiling.block import BlockCall
-from autopeft.profiling.counters import Run, first_tensor, new_source, run_and_count, tensors_in
+from autopeft.profiling.counters import LiveBytes, Run, first_tensor, new_source, run_and_count
+
+
+class _Reached(Exception):
+    """Ends a forward pass before the logits; its argument is what they are computed from."""
+
+
+@dataclass(frozen=True)
+class Ends:
+    """What follows the blocks.
+
+    Attributes:
+        forward_flops: FLOPs of the whole forward pass.
+        tail: What follows, if the last block's output needs a gradient.
+        scratch_bytes: The most that it holds at once, beyond what it keeps.
+        head_only: The same as `tail` if only a new head is trained.
+        scoring_bytes: The most that a forward pass without gradients holds at once.
+        logits: The output embedding, if there is one.
+    """
+
+    forward_flops: float
+    tail: Usage
+    scratch_bytes: float
+    head_only: Usage
+    scoring_bytes: float
+    logits: Logits | None
 
 
 class WholeModel:
@@ -43,11 +68,10 @@ class WholeModel:
         loss = getattr(output, "loss", None)
         return loss if loss is not None else first_tensor(tuple(output.values()))
 
-    def capture(self) -> tuple[list[BlockCall], torch.Tensor | None, float]:
-        """Return how each block is called, the encoder's output and the largest tensor's bytes."""
+    def capture(self) -> tuple[list[BlockCall], torch.Tensor | None]:
+        """Return how each block is called, and the encoder's output."""
         calls: dict[int, BlockCall] = {}
         encoder_output: list[torch.Tensor] = []
-        largest = [0.0]
 
         def on_block(layer: int) -> Callable[..., None]:
             def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -58,10 +82,6 @@ class WholeModel:
 
             return hook
 
-        def on_any(_: nn.Module, __: Any, output: Any) -> None:
-            for tensor in tensors_in(output):
-                largest[0] = max(largest[0], float(tensor.numel() * tensor.element_size()))
-
         def on_encoder(_: nn.Module, __: Any, output: Any) -> None:
             encoder_output.append(first_tensor(output))
 
@@ -70,45 +90,71 @@ class WholeModel:
                 block = self.model.get_submodule(path)
                 handle = block.register_forward_pre_hook(on_block(layer), with_kwargs=True)
                 stack.callback(handle.remove)
-            for module in self.model.modules():
-                stack.callback(module.register_forward_hook(on_any).remove)
             if self.n_encoder:
                 encoder = self.model.get_encoder()  # type: ignore[operator]
                 stack.callback(encoder.register_forward_hook(on_encoder).remove)
             self.forward()
         ordered = [calls[layer] for layer in range(len(self.layout.blocks))]
-        return ordered, (encoder_output[0] if encoder_output else None), largest[0]
+        return ordered, (encoder_output[0] if encoder_output else None)
 
-    def _run_from(self, layer: int, times: int) -> Run:
+    def _run_from(
+        self, layer: int, times: int, forward: Callable[[], torch.Tensor] | None = None
+    ) -> Run:
         """Run with gradients that start at the output of a block's last call."""
-        left = [times]
+        left, live = [times], LiveBytes()
 
         def hook(_: nn.Module, __: Any, output: Any) -> Any:
             left[0] -= 1
             if left[0]:
                 return None
             start = new_source(first_tensor(output))
+            live.restart()
             return start if isinstance(output, torch.Tensor) else (start, *output[1:])
 
         handle = self.model.get_submodule(self.layout.blocks[layer]).register_forward_hook(hook)
         try:
-            return run_and_count(self.forward, not_kept=self.model)
+            return run_and_count(forward or self.forward, not_kept=self.model, live=live)
         finally:
             handle.remove()
 
-    def tails(self, calls: list[BlockCall]) -> tuple[float, Usage, Usage]:
-        """Return the forward pass's FLOPs, and what follows the blocks.
+    def _before_logits(self) -> torch.Tensor:
+        """Run up to the output embedding; return what it reads."""
 
-        That is measured with a gradient for the last block's output, and for a new head only.
-        """
+        def stop(_: nn.Module, args: tuple[Any, ...]) -> None:
+            raise _Reached(args[0])
+
+        handle = self._output_embedding().register_forward_pre_hook(stop)
+        try:
+            self.forward()
+        except _Reached as reached:
+            found: torch.Tensor = reached.args[0]
+            return found
+        finally:
+            handle.remove()
+        raise RuntimeError("the output embedding was not called")
+
+    def _output_embedding(self) -> Any:
+        return self.model.get_output_embeddings()  # type: ignore[operator]
+
+    def ends(self, calls: list[BlockCall]) -> Ends:
+        """Return what follows the blocks."""
+        last = len(calls) - 1
+        logits = None
+        if self._output_embedding() is not None:
+            before = self._run_from(last, calls[last].times, self._before_logits)
+            scoring = _scoring_bytes(self._before_logits)
+            n_logits = int(self._output_embedding().weight.shape[0])
+            logits = Logits(n_logits, before.saved_bytes, scoring)
         with _trained(self.head):
-            last = len(calls) - 1
             live = self._run_from(last, calls[last].times)
             dead = run_and_count(self.forward, not_kept=self.model) if self.head else Run()
-        return (
+        return Ends(
             live.forward_flops,
             Usage(live.backward_flops, live.saved_bytes),
+            live.scratch_bytes,
             Usage(dead.backward_flops, dead.saved_bytes),
+            _scoring_bytes(self.forward),
+            logits,
         )
 
     def front(
@@ -144,6 +190,13 @@ class WholeModel:
         usages = [blocks[first].usage(frozenset({ENCODER}))]
         usages += [blocks[kind].usage(frozenset({ENCODER, HIDDEN})) for kind in others]
         return _rest(run, tail, usages)
+
+
+def _scoring_bytes(forward: Callable[[], torch.Tensor]) -> float:
+    """Return the most that a forward pass without gradients holds at once."""
+    with torch.no_grad(), LiveBytes() as live:
+        forward()
+    return float(live.peak)
 
 
 def _rest(run: Run, tail: Usage, blocks: Sequence[Usage]) -> Usage:

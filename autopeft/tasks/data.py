@@ -181,6 +181,7 @@ class LengthStatistics:
         mean_padded: Mean padded length of a length-bucketed batch, in tokens.
         longest: Tokens of the longest row.
         mean_targets: Mean number of positions per row that need logits: 1 for classification.
+        most_targets: The same of the row that has most of them.
         source_share: Padded tokens that an encoder reads, as a share of `mean_padded`.
         target_share: Padded tokens that a decoder beside it writes, likewise.
     """
@@ -188,6 +189,7 @@ class LengthStatistics:
     mean_padded: float
     longest: int
     mean_targets: float
+    most_targets: float = 1.0
     source_share: float = 1.0
     target_share: float = 1.0
 
@@ -305,7 +307,7 @@ class TaskData:
         ends = np.minimum(np.arange(1, n_full + 1) * batch_size, len(lengths)) - 1
         mean_padded = float(lengths[ends].mean())
         shares: dict[str, float] = {}
-        n_targets = 1.0
+        n_targets = most = 1.0
         labels = self.train.token_arrays.get("labels")
         written = self.train.ragged.get("labels")
         if written is not None:
@@ -320,7 +322,15 @@ class TaskData:
                 shares["source_share"] = min(1.0, share(self.train.sequence_lengths))
             shares["target_share"] = min(1.0, share(written.lengths))
         if labels is not None:
-            n_targets = float((labels != IGNORED).sum()) / len(self.train)
+            is_target = labels != IGNORED
+            n_targets = float(is_target.sum()) / len(self.train)
+            offsets = self.train.offsets if written is None else written.offsets
+            before = np.append(0, np.cumsum(is_target))[offsets[:: self.train.sequences_per_row]]
+            most = float(np.diff(before).max())
         return LengthStatistics(
-            mean_padded=mean_padded, longest=int(lengths[-1]), mean_targets=n_targets, **shares
+            mean_padded=mean_padded,
+            longest=int(lengths[-1]),
+            mean_targets=n_targets,
+            most_targets=most,
+            **shares,
         )

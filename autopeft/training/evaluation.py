@@ -22,9 +22,25 @@ CPU, short texts are scored a fifth faster than with 4,096: there is less paddin
 stay in its caches."""
 
 
-def token_budget(device: str) -> int:
-    """Return the padded tokens of an evaluation batch on a device."""
-    return TOKEN_BUDGET.get(torch.device(device).type, TOKEN_BUDGET["cpu"])
+_LOGIT_BUDGET = 2**29
+"""Logits of an evaluation batch: 2 GiB in fp32, and as much twice more for a moment."""
+
+
+def token_budget(device: str, vocabulary: int = 0) -> int:
+    """Return the padded tokens of an evaluation batch on a device.
+
+    Args:
+        device: As torch names it.
+        vocabulary: Logits of a token; 0 for a model without an output embedding.
+    """
+    tokens = TOKEN_BUDGET.get(torch.device(device).type, TOKEN_BUDGET["cpu"])
+    return min(tokens, _LOGIT_BUDGET // vocabulary) if vocabulary else tokens
+
+
+def vocabulary_of(model: torch.nn.Module) -> int:
+    """Return the logits of a token, 0 for a model without an output embedding."""
+    found: Any = getattr(model, "get_output_embeddings", lambda: None)()
+    return 0 if found is None else int(found.weight.shape[0])
 
 
 def evaluate(
@@ -51,11 +67,20 @@ def evaluate(
     wanted = np.arange(len(source), dtype=np.int64) if rows is None else rows
     order: list[IntArray] = []
     scored: list[Mapping[str, torch.Tensor]] = []
+    budget = token_budget(device, vocabulary_of(model))
+    waiting = list(evaluation_batches(source.lengths[wanted], budget))[::-1]
     with torch.inference_mode(), rounded_once(model, setup.precision, device):
-        for places in evaluation_batches(source.lengths[wanted], token_budget(device)):
-            batch = collate(setup.data, split, wanted[places], device)
-            with setup.forward(batch):
-                scored.append(setup.task.score(model, batch))
+        while waiting:
+            places = waiting.pop()
+            try:
+                scores = _score(model, setup, split, wanted[places])
+            except torch.OutOfMemoryError:
+                if len(places) == 1:
+                    raise
+                # The longest rows come first, so what is left needs no further halving.
+                waiting = [half for rest in (*waiting, places) for half in _halves(rest)]
+                continue
+            scored.append(scores)
             order.append(places)
         generated = None
         if with_text and setup.task.needs_text():
@@ -63,8 +88,22 @@ def evaluate(
             chosen = wanted if sample is None else wanted[sample]
             with autocast(setup.precision, device):
                 generated = setup.task.generate(model, setup.data, split, chosen, device)
-    scores = _joined(np.concatenate(order), scored)
-    return setup.task.summarize(scores, source, wanted, generated=generated, n_draws=n_draws)
+    joined = _joined(np.concatenate(order), scored)
+    return setup.task.summarize(joined, source, wanted, generated=generated, n_draws=n_draws)
+
+
+def _score(
+    model: torch.nn.Module, setup: TrainingSetup, split: SplitName, rows: IntArray
+) -> Mapping[str, torch.Tensor]:
+    batch = collate(setup.data, split, rows, setup.device)
+    with setup.forward(batch):
+        return setup.task.score(model, batch)
+
+
+def _halves(rows: IntArray) -> list[IntArray]:
+    """Return the second and the first half of rows; one row stays whole."""
+    half = (len(rows) + 1) // 2
+    return [part for part in (rows[half:], rows[:half]) if len(part)]
 
 
 def _joined(

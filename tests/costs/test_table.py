@@ -146,7 +146,7 @@ def test_the_untouched_base_costs_no_training() -> None:
     price = _TABLE.price(_candidate())
     assert price.trainable_params == 0
     assert price.train_flops == 0
-    assert price.peak_memory_bytes == _TABLE.weight_bytes + _TABLE.workspace_bytes
+    assert price.peak_memory_bytes == _TABLE.weight_bytes
 
 
 def test_a_head_is_trained_with_every_plan() -> None:

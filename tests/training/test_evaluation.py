@@ -113,3 +113,39 @@ def test_unknown_metric() -> None:
 
     with pytest.raises(SettingsError, match="metric='bleu': not measured by sft"):
         SupervisedFineTuning(metric="bleu")
+
+
+def test_logits_bound_the_tokens_of_a_batch() -> None:
+    accelerator = max(evaluation.TOKEN_BUDGET.values())
+    (device,) = (name for name, n in evaluation.TOKEN_BUDGET.items() if n == accelerator)
+    device = "cuda" if device == "accelerator" else device
+    assert evaluation.token_budget(device) == accelerator
+    assert evaluation.token_budget(device, 128_256) * 128_256 * 4 <= 2 * 2**30
+    assert evaluation.token_budget("cpu", 49_152) == evaluation.TOKEN_BUDGET["cpu"]
+
+
+@pytest.mark.parametrize("room", [1, 2, 3])
+def test_a_batch_without_room_is_halved_until_it_fits(
+    room: int, causal_data: TaskData, llama_with_lora: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, task, sizes = llama_with_lora().model, SupervisedFineTuning(), list[int]()
+    whole = evaluate(model, TrainingSetup(task, causal_data), "validation")
+    score = task.score
+
+    def crowded(model: Any, batch: Any) -> Any:
+        if len(batch.rows) > room:
+            raise torch.OutOfMemoryError("out of memory")
+        sizes.append(len(batch.rows))
+        return score(model, batch)
+
+    monkeypatch.setattr(task, "score", crowded)
+    found = evaluate(model, TrainingSetup(task, causal_data), "validation")
+    np.testing.assert_allclose(found.rows, whole.rows, rtol=1e-5)
+    assert sum(sizes) == len(causal_data.validation)
+    monkeypatch.setattr(task, "score", lambda *_: crowded(model, _Crowd()))
+    with pytest.raises(torch.OutOfMemoryError):
+        evaluate(model, TrainingSetup(task, causal_data), "validation")
+
+
+class _Crowd:
+    rows = range(99)

@@ -1,0 +1,153 @@
+"""The priced peak is what an allocator would hold in two steps of the live model."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers as hf
+from tiny_models import batch_for
+
+from autopeft.costs import PriceTable
+from autopeft.models.attach import attach
+from autopeft.models.backbone import Backbone
+from autopeft.models.loading import prepare_config
+from autopeft.plan import AdapterPlan, Candidate, TrainSettings
+from autopeft.profiling.counters import LiveBytes
+from autopeft.profiling.measure import price_table
+from autopeft.tasks.batch import Batch
+from autopeft.tasks.data import IGNORED
+from autopeft.tasks.sft import SupervisedFineTuning
+from autopeft.testing.tiny_models import plan_of
+
+_ROWS, _LENGTH, _PROMPT = 4, 40, 8
+_SIZES = {
+    "vocab_size": 500,
+    "hidden_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 192,
+}
+_KINDS = {
+    "bert": (hf.BertConfig, "AutoModelForSequenceClassification", ("classifier",)),
+    "llama": (hf.LlamaConfig, "AutoModelForCausalLM", ()),
+}
+_ON_LLAMA = ("lora", "pissa", "ia3", "oft", "ln_tuning", "loha", "vera", "bottleneck", "prefix")
+_ON_BERT = ("dora", "boft", "fourierft", "shira", "osf", "tinylora", "adalora", "prompt_tuning")
+"""Of each kind: those that copy or decompose the weight, share state, rotate, hold a mask..."""
+
+
+def _built(kind: str, device: str) -> Backbone:
+    config_class, auto_class, head = _KINDS[kind]
+    config: Any = config_class(**_SIZES, pad_token_id=2)
+    before = prepare_config(config)
+    with torch.device(device):
+        model = getattr(hf, auto_class).from_config(config).eval()
+    return Backbone(model, head=head, auto_class=auto_class, config_before=before)
+
+
+@lru_cache
+def _known(kind: str, dtype: str = "float32") -> tuple[Backbone, PriceTable]:
+    table = price_table(
+        _built(kind, "meta"),
+        batch_size=_ROWS,
+        mean_length=_LENGTH,
+        longest_length=_LENGTH,
+        prompt_sizes=(_PROMPT,),
+        dtype=dtype,
+    )
+    backbone = _built(kind, "cpu")
+    backbone.model.to(getattr(torch, dtype))
+    return backbone, table
+
+
+def _bytes_of(model: torch.nn.Module) -> int:
+    found = {t.untyped_storage()._cdata: t for t in (*model.parameters(), *model.buffers())}
+    return sum(tensor.untyped_storage().nbytes() for tensor in found.values())
+
+
+def _held(backbone: Backbone, candidate: Candidate, loss: Callable[[Any], torch.Tensor]) -> int:
+    """Return the most that two steps of training hold at once, weights included."""
+    backbone.svds._known.clear()
+    base = _bytes_of(backbone.model)
+    with LiveBytes() as live, attach(backbone, candidate, seed=0) as attached:
+        gc.collect()
+        live.restart()  # What attaching needs for a moment comes before the first activation.
+        groups = [{"params": list(g.parameters)} for g in attached.parameter_groups()]
+        optimizer = torch.optim.AdamW(groups, fused=True)
+        for _ in range(2):
+            loss(attached.model).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        peak: int = live.peak
+    on_host = sum(int(t.nbytes) for kept in backbone.svds._known.values() for t in kept)
+    return base + peak - on_host
+
+
+def _check(kind: str, method: str, dtype: str = "float32") -> None:
+    backbone, table = _known(kind, dtype)
+    plan = plan_of(backbone.topology, method, 0 if method == "prompt_tuning" else 3)
+    assert plan is not None
+    candidate = Candidate(plan, TrainSettings(1e-3, steps=2, batch_size=_ROWS))
+    batch = batch_for(backbone, rows=_ROWS, length=_LENGTH)
+
+    def loss(model: Any) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+            found: torch.Tensor = model(**batch).loss
+        return found
+
+    held = _held(backbone, candidate, loss)
+    assert table.price(candidate).peak_memory_bytes == pytest.approx(held, rel=0.10)
+
+
+@pytest.mark.parametrize("method", _ON_LLAMA)
+def test_the_priced_peak_is_what_an_allocator_holds(method: str) -> None:
+    _check("llama", method)
+
+
+@pytest.mark.parametrize("method", _ON_BERT)
+def test_the_priced_peak_is_right_below_a_new_head(method: str) -> None:
+    _check("bert", method)
+
+
+@pytest.mark.parametrize("method", ["lora", "ia3", "oft", "road", "vera", "bottleneck"])
+def test_the_priced_peak_is_right_over_a_bf16_base(method: str) -> None:
+    _check("llama", method, "bfloat16")
+    assert 2 * _known("llama", "bfloat16")[1].weight_bytes == _known("llama")[1].weight_bytes
+
+
+def test_logits_at_a_few_positions_are_priced_for_these() -> None:
+    backbone, table = _known("llama")
+    plan = plan_of(backbone.topology, "lora", 3)
+    assert plan is not None
+    candidate = Candidate(plan, TrainSettings(1e-3, steps=2, batch_size=_ROWS))
+    task = SupervisedFineTuning()
+    batch = batch_for(backbone, rows=_ROWS, length=_LENGTH)
+    labels = torch.full_like(batch["input_ids"], IGNORED)
+    labels[:, -6:] = batch["input_ids"][:, -6:]
+    own = table.as_trained(
+        has_activation_cache=False, logit_weights=1, most_logit_tokens=6.0 * _ROWS
+    )
+    places = np.arange(_ROWS)
+    names = ("input_ids", "attention_mask")
+    rows = Batch("train", places, places, {**batch, "labels": labels}, names)
+    held = _held(backbone, candidate, lambda model: task.loss(model, rows))
+    assert own.price(candidate).peak_memory_bytes == pytest.approx(held, rel=0.10)
+    assert table.price(candidate).peak_memory_bytes > 1.1 * held
+
+
+def test_scoring_is_priced_where_it_needs_more_than_training() -> None:
+    backbone, table = _known("llama")
+    batch = batch_for(backbone, rows=_ROWS, length=_LENGTH)
+    many = {name: tensor.repeat(8, 1) for name, tensor in batch.items()}
+    with torch.inference_mode(), LiveBytes() as live:
+        backbone.model(**many)
+    held = _bytes_of(backbone.model) + live.peak
+    scored = table.as_trained(has_activation_cache=False, scoring_tokens=8.0 * _ROWS * _LENGTH)
+    reference = Candidate(AdapterPlan(), TrainSettings(1e-3, batch_size=_ROWS))
+    assert scored.price(reference).peak_memory_bytes == pytest.approx(held, rel=0.10)
