@@ -117,6 +117,8 @@ _BENCHMARK_FLAGS = {
     "--reach",
     "--steps",
     "--max-validation-rows",
+    "--shapes",
+    "--device",
 }
 
 
