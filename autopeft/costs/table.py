@@ -88,7 +88,7 @@ class PriceTable:
         longer: Virtual tokens of a prompt -> the table of the same model with that prompt in every
             row; prompts of other sizes cannot be priced.
         workspace_bytes: The most that what follows the blocks holds at once, beyond what it keeps.
-        scoring_bytes: The most that a forward pass without gradients holds at once.
+        scoring_bytes: The most that what follows the blocks holds at once without gradients.
         scoring_tokens: Tokens of a scoring's largest batch; 0: scoring is not priced.
         logits: The output embedding, if there is one.
         float_bytes: Bytes of one activation.
@@ -244,7 +244,7 @@ class PriceTable:
             self,
             tail=replace(self.tail, saved_bytes=self.logits.saved_bytes + kept),
             workspace_bytes=scratch,
-            scoring_bytes=max(self.logits.scoring_bytes, kept + scratch),
+            scoring_bytes=kept + scratch,
         )
 
     def _for(self, plan: AdapterPlan) -> PriceTable:
@@ -294,7 +294,8 @@ class PriceTable:
 
     def _activation_bytes(self, total: _Total, params: int, scale: float) -> float:
         """Return the most that training and scoring hold at once beside weights and adapters."""
-        held = self.scoring_bytes * self.scoring_tokens / self.memory_tokens
+        blocks = (block.hidden_bytes + block.scoring_bytes for block in self.blocks)
+        held = max(self.scoring_bytes, *blocks) * self.scoring_tokens / self.memory_tokens
         if params:
             at_loss = total.saved_bytes + self.workspace_bytes
             in_blocks = total.saved_bytes - self.tail.saved_bytes + total.block_bytes

@@ -63,6 +63,7 @@ class BlockCosts:
         forward_flops: FLOPs of its frozen forward pass in one step.
         hidden_bytes: Bytes of the hidden states that enter it.
         scratch_bytes: The most that its passes hold at once, beyond what is kept.
+        scoring_bytes: The most that its forward pass holds at once without gradients.
     """
 
     usages: Mapping[Sources, Usage]
@@ -74,6 +75,7 @@ class BlockCosts:
     forward_flops: float = 0.0
     hidden_bytes: float = 0.0
     scratch_bytes: float = 0.0
+    scoring_bytes: float = 0.0
 
     def usage(self, sources: Sources) -> Usage:
         """Return the usage when gradients start at those sources."""
@@ -88,12 +90,10 @@ class Logits:
     Attributes:
         vocabulary: Logits of a position.
         saved_bytes: What is kept between the blocks and the embedding.
-        scoring_bytes: The most that a forward pass without gradients holds at once before it.
     """
 
     vocabulary: int
     saved_bytes: float
-    scoring_bytes: float
 
     KEPT_BYTES: ClassVar[int] = 4
     """Kept for each logit of a cross-entropy: its logarithm's softmax, in fp32."""

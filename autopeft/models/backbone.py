@@ -17,7 +17,14 @@ from autopeft.costs import Topology
 from autopeft.errors import ModelError
 from autopeft.models import checkpoint
 from autopeft.models.layout import Layout, RoleMap, find_layout
-from autopeft.models.loading import ConfigBefore, auto_loader, first_line, load_config, not_loadable
+from autopeft.models.loading import (
+    ConfigBefore,
+    auto_loader,
+    first_line,
+    load_config,
+    not_loadable,
+    own_auto_class,
+)
 from autopeft.models.method_hooks import SvdCache
 from autopeft.models.modules import own_parameters
 from autopeft.models.quantization import NONE, check_backend, keep_weights, load_arguments
@@ -235,6 +242,33 @@ def build_meta(
     )
     _check_weights(backbone)
     return backbone
+
+
+def build_from_config(
+    model: str, *, revision: str | None = None, role_map: RoleMap | None = None
+) -> Backbone:
+    """Build the model of a configuration on the `meta` device; no checkpoint is looked at.
+
+    It is of the class that its configuration names, with no new head.
+
+    Raises:
+        ModelError: if there is no such model, or it is not a transformer.
+    """
+    config, before = load_config(model, model_kwargs=None, revision=revision)
+    auto_class = own_auto_class(config)
+    try:
+        with torch.device("meta"), quiet_transformers():
+            built = auto_loader(auto_class).from_config(config, dtype=torch.float32)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise not_loadable(model, auto_class, error) from error
+    return Backbone(
+        built.eval(),
+        role_map=role_map,
+        base_model=model,
+        revision=revision,
+        auto_class=auto_class,
+        config_before=before,
+    )
 
 
 def _head(model: Any, info: Mapping[str, Any], replaces_head: bool) -> list[str]:

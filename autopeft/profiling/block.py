@@ -32,12 +32,17 @@ class BlockCall:
     Attributes:
         args: Positional arguments.
         kwargs: Keyword arguments.
-        times: Calls in one forward pass.
+        outputs: What each call of a forward pass returned.
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    times: int = 1
+    outputs: list[Any] = field(default_factory=list)
+
+    @property
+    def times(self) -> int:
+        """Calls in one forward pass."""
+        return len(self.outputs)
 
     @property
     def hidden(self) -> torch.Tensor:
@@ -111,6 +116,7 @@ class BlockProbe:
             forward_flops=run.forward_flops,
             hidden_bytes=float(hidden.numel() * hidden.element_size()),
             scratch_bytes=whole.scratch_bytes,
+            scoring_bytes=run.scratch_bytes,
         )
 
     def _input_name(self, seen: _Seen, role: str) -> str:

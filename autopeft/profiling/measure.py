@@ -36,7 +36,7 @@ from autopeft.profiling.fake_tensors import (
     sample_batch,
     without,
 )
-from autopeft.profiling.model import WholeModel, prompted, topology_beside
+from autopeft.profiling.model import Captured, WholeModel, prompted, topology_beside
 
 
 def price_table(
@@ -157,7 +157,8 @@ def _measure(
     inputs: InputShape,
 ) -> PriceTable:
     """Measure a fake model on rows of one length, with the parameters of its prompt."""
-    whole, (calls, encoder_output) = _first_that_runs(model, backbone, rows, length, device, inputs)
+    whole, captured = _first_that_runs(model, backbone, rows, length, device, inputs)
+    calls, encoder_output = captured.calls, captured.encoder_output
     paths = backbone.layout.blocks
     names = [
         _kind(model.get_submodule(path), calls[layer], backbone, layer)
@@ -187,7 +188,7 @@ def _measure(
         memory_tokens=float(rows * length),
         base_params=n_params,
         weight_bytes=sum(p.numel() * p.element_size() for p in model.parameters()),
-        forward_flops=ends.forward_flops,
+        forward_flops=captured.flops,
         blocks=tuple(blocks),
         kinds=kinds,
         tail=ends.tail,
@@ -216,7 +217,7 @@ def _kind(block: nn.Module, call: BlockCall, backbone: Backbone, layer: int) -> 
 
 def _first_that_runs(
     model: nn.Module, backbone: Backbone, rows: int, length: int, device: str, inputs: InputShape
-) -> tuple[WholeModel, tuple[list[BlockCall], torch.Tensor | None]]:
+) -> tuple[WholeModel, Captured]:
     """Try a whole batch, then one without labels, then one without a mask.
 
     Some losses and masks read the values of their tensors, and fake tensors have none.

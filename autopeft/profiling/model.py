@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -20,7 +21,14 @@ from autopeft.models.sites import max_positions
 from autopeft.models.tuners import PromptConfig, PromptLayer
 from autopeft.plan import MODEL
 from autopeft.profiling.block import BlockCall
-from autopeft.profiling.counters import LiveBytes, Run, first_tensor, new_source, run_and_count
+from autopeft.profiling.counters import (
+    FlopCount,
+    LiveBytes,
+    Run,
+    first_tensor,
+    new_source,
+    run_and_count,
+)
 
 
 class _Reached(Exception):
@@ -28,19 +36,32 @@ class _Reached(Exception):
 
 
 @dataclass(frozen=True)
+class Captured:
+    """One forward pass.
+
+    Attributes:
+        calls: How each block is called.
+        encoder_output: What the encoder returned, if there is one.
+        flops: FLOPs of the whole pass.
+    """
+
+    calls: list[BlockCall]
+    encoder_output: torch.Tensor | None
+    flops: float
+
+
+@dataclass(frozen=True)
 class Ends:
     """What follows the blocks.
 
     Attributes:
-        forward_flops: FLOPs of the whole forward pass.
         tail: What follows, if the last block's output needs a gradient.
         scratch_bytes: The most that it holds at once, beyond what it keeps.
         head_only: The same as `tail` if only a new head is trained.
-        scoring_bytes: The most that a forward pass without gradients holds at once.
+        scoring_bytes: The most that what follows holds at once without gradients.
         logits: The output embedding, if there is one.
     """
 
-    forward_flops: float
     tail: Usage
     scratch_bytes: float
     head_only: Usage
@@ -68,34 +89,47 @@ class WholeModel:
         loss = getattr(output, "loss", None)
         return loss if loss is not None else first_tensor(tuple(output.values()))
 
-    def capture(self) -> tuple[list[BlockCall], torch.Tensor | None]:
-        """Return how each block is called, and the encoder's output."""
+    def capture(self) -> Captured:
+        """Run the model once."""
         calls: dict[int, BlockCall] = {}
         encoder_output: list[torch.Tensor] = []
 
         def on_block(layer: int) -> Callable[..., None]:
-            def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-                if layer in calls:
-                    calls[layer].times += 1
-                else:
-                    calls[layer] = BlockCall(args, kwargs)
+            def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+                calls.setdefault(layer, BlockCall(args, kwargs)).outputs.append(out)
 
             return hook
 
         def on_encoder(_: nn.Module, __: Any, output: Any) -> None:
             encoder_output.append(first_tensor(output))
 
-        with ExitStack() as stack, torch.no_grad():
+        with ExitStack() as stack, torch.no_grad(), FlopCount() as counter:
             for layer, path in enumerate(self.layout.blocks):
                 block = self.model.get_submodule(path)
-                handle = block.register_forward_pre_hook(on_block(layer), with_kwargs=True)
+                handle = block.register_forward_hook(on_block(layer), with_kwargs=True)
                 stack.callback(handle.remove)
             if self.n_encoder:
                 encoder = self.model.get_encoder()  # type: ignore[operator]
                 stack.callback(encoder.register_forward_hook(on_encoder).remove)
             self.forward()
         ordered = [calls[layer] for layer in range(len(self.layout.blocks))]
-        return ordered, (encoder_output[0] if encoder_output else None)
+        return Captured(ordered, encoder_output[0] if encoder_output else None, counter.flops)
+
+    @contextmanager
+    def _without_blocks(self, calls: Sequence[BlockCall]) -> Iterator[None]:
+        """Let the blocks return what they returned before: fake tensors have no other values."""
+
+        def stub(call: BlockCall) -> Callable[..., Any]:
+            outputs = itertools.cycle(call.outputs)
+            return lambda *_, **__: next(outputs)
+
+        with ExitStack() as stack:
+            for path, call in zip(self.layout.blocks, calls, strict=True):
+                block = self.model.get_submodule(path)
+                # An attribute of the instance hides the method of its class.
+                block.forward = stub(call)
+                stack.callback(delattr, block, "forward")
+            yield
 
     def _run_from(
         self, layer: int, times: int, forward: Callable[[], torch.Tensor] | None = None
@@ -138,22 +172,22 @@ class WholeModel:
 
     def ends(self, calls: list[BlockCall]) -> Ends:
         """Return what follows the blocks."""
-        last = len(calls) - 1
+        last, times = len(calls) - 1, calls[-1].times
         logits = None
-        if self._output_embedding() is not None:
-            before = self._run_from(last, calls[last].times, self._before_logits)
-            scoring = _scoring_bytes(self._before_logits)
-            n_logits = int(self._output_embedding().weight.shape[0])
-            logits = Logits(n_logits, before.saved_bytes, scoring)
-        with _trained(self.head):
-            live = self._run_from(last, calls[last].times)
-            dead = run_and_count(self.forward, not_kept=self.model) if self.head else Run()
+        with self._without_blocks(calls):
+            if self._output_embedding() is not None:
+                before = self._run_from(last, times, self._before_logits)
+                logits = Logits(int(self._output_embedding().weight.shape[0]), before.saved_bytes)
+            with torch.no_grad():
+                scoring = self._run_from(last, times)
+            with _trained(self.head):
+                live = self._run_from(last, times)
+                dead = run_and_count(self.forward, not_kept=self.model) if self.head else Run()
         return Ends(
-            live.forward_flops,
             Usage(live.backward_flops, live.saved_bytes),
             live.scratch_bytes,
             Usage(dead.backward_flops, dead.saved_bytes),
-            _scoring_bytes(self.forward),
+            scoring.scratch_bytes,
             logits,
         )
 
@@ -190,13 +224,6 @@ class WholeModel:
         usages = [blocks[first].usage(frozenset({ENCODER}))]
         usages += [blocks[kind].usage(frozenset({ENCODER, HIDDEN})) for kind in others]
         return _rest(run, tail, usages)
-
-
-def _scoring_bytes(forward: Callable[[], torch.Tensor]) -> float:
-    """Return the most that a forward pass without gradients holds at once."""
-    with torch.no_grad(), LiveBytes() as live:
-        forward()
-    return float(live.peak)
 
 
 def _rest(run: Run, tail: Usage, blocks: Sequence[Usage]) -> Usage:
