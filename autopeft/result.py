@@ -15,6 +15,7 @@ from autopeft.reporting.columns import badges, rows_of
 from autopeft.reporting.front_json import read_front
 from autopeft.reporting.front_view import FrontEntry, FrontView
 from autopeft.reporting.markup import front_html
+from autopeft.utils.formatting import counted
 from autopeft.workspace import FRONT, Workspace
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ class SearchResult:
 
     def __repr__(self) -> str:
         n_members = len(self.view.front)
-        members = f"{n_members} member{'s' * (n_members != 1)} on the front"
+        members = f"{counted(n_members, 'member')} on the front"
         return f"<SearchResult of {self.folder}: {members}. {self.verdict.text}>"
 
     def _repr_html_(self) -> str:

@@ -40,7 +40,7 @@ from autopeft.searcher.study import read_study
 from autopeft.searcher.untried_lora import chance_of_better_lora
 from autopeft.settings import SearchSettings
 from autopeft.trial import Trial
-from autopeft.utils.formatting import one_line
+from autopeft.utils.formatting import counted, one_line
 from autopeft.workspace import Workspace
 
 _SHOWN = ("model", "data", "task", "evaluate", "budget")
@@ -168,7 +168,7 @@ class Session:
         stored = read_study(earlier.storage(before), earlier.study_name(before))
         trials = warm_start_trials(*stored)
         self._workspace.remember("prior", {"trials": [trial.to_json() for trial in trials]})
-        self._note(f"warm start: {len(trials)} trials of {earlier.folder}")
+        self._note(f"warm start: {counted(len(trials), 'trial')} of {earlier.folder}")
         return trials
 
     def _work(

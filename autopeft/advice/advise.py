@@ -25,7 +25,7 @@ from autopeft.plan_text import layer_ranges, plan_summary, role_word
 from autopeft.prepare import PreparedSearch, prepare
 from autopeft.searcher.space.space import SearchSpace
 from autopeft.settings import SearchSettings
-from autopeft.utils.formatting import human_bytes, human_count
+from autopeft.utils.formatting import counted, human_bytes, human_count
 from autopeft.utils.quiet import quiet_transformers
 
 if TYPE_CHECKING:
@@ -219,7 +219,7 @@ def _told(scored: SiteScores, asked: int, available: int) -> list[str]:
         (scored.broken, "a score is infinite or no number"),
     ):
         if left:
-            n = f"{len(left)} site{'s' * (len(left) != 1)}"
+            n = counted(len(left), "site")
             lines.append(f"{n} left out, {problem}: {_site_names(left)}")
     return lines
 

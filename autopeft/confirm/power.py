@@ -8,9 +8,17 @@ from dataclasses import dataclass
 from scipy.stats import norm
 
 from autopeft.confirm.comparison import Comparison
+from autopeft.utils.formatting import counted
 
 POWER = 0.8
 """Chance with which a detectable difference is found."""
+
+_MOST_SEEDS = 20
+"""Seeds above which no number is told: nobody trains each finalist so often."""
+
+_TOO_MANY = (
+    "more seeds (confirm_seeds) than a budget pays for: trainings of one plan differ too much"
+)
 
 
 @dataclass(frozen=True)
@@ -99,12 +107,16 @@ def shown_power(power: Power) -> str:
         return text + "."
     needs = []
     if power.rows_needed > power.n_rows:
-        needs.append(f"{_rounded(power.rows_needed):,} test rows, not {power.n_rows:,}")
+        rows = counted(_rounded(power.rows_needed), "test row")
+        needs.append(f"{rows}, not {power.n_rows:,}")
     if power.seeds_needed > power.n_seeds:
-        needs.append(f"{_rounded(power.seeds_needed):,} seeds (confirm_seeds), not {power.n_seeds}")
+        seeds = counted(_rounded(power.seeds_needed), "seed")
+        is_payable = power.seeds_needed <= _MOST_SEEDS
+        needs.append(f"{seeds} (confirm_seeds), not {power.n_seeds}" if is_payable else _TOO_MANY)
     if not needs:
         return text + "."
-    return f"{text}; one of {power.margin:.2g} takes about {', and '.join(needs)}."
+    about = "" if needs[0] == _TOO_MANY else "about "
+    return f"{text}; one of {power.margin:.2g} takes {about}{', and '.join(needs)}."
 
 
 def _rounded(number: int) -> int:

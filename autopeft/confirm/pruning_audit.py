@@ -17,6 +17,7 @@ import numpy as np
 from autopeft.confirm.intervals import LEVEL, Interval
 from autopeft.costs.objectives import Objective
 from autopeft.trial import TIME_UP, Trial, front_of
+from autopeft.utils.formatting import counted
 from autopeft.utils.pareto import hypervolume
 from autopeft.utils.ranks import correlation_interval, rank_correlation
 
@@ -83,7 +84,7 @@ class Fidelity:
         parts.append(f"pruning saved {self.saved_share:.0%} of the training steps")
         if self.n_audited:
             parts.append(
-                f"of {self.n_audited} trials finished although they would have been stopped, "
+                f"of {counted(self.n_audited, 'trial')} finished that would have been stopped, "
                 f"{self.n_audited_on_front} reached the front (mean regret {self.regret:.4f})"
             )
         if self.front_share_interval is not None:

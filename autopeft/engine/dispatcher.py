@@ -37,7 +37,7 @@ from autopeft.searcher.controller import SearchController
 from autopeft.settings import SearchSettings
 from autopeft.training.step_clock import Deadline
 from autopeft.trial import TIME_UP, Decision, Trial
-from autopeft.utils.formatting import without_numbers
+from autopeft.utils.formatting import counted, without_numbers
 
 FAILURES, STORM = 5, 20
 """So many trials in a row must fail alike until a search ends: while none has been trained, and
@@ -335,7 +335,7 @@ class Dispatcher:
                     kept.setdefault(job.candidate.digest, job)
             if n_dropped := len(self._queue) - len(kept):
                 self.warnings.append(
-                    f"the budget ended before {n_dropped} confirmations; "
+                    f"the budget ended before {counted(n_dropped, 'confirmation')}; "
                     "`autopeft resume` with a larger budget adds them"
                 )
             self._queue = deque(kept.values())
@@ -503,7 +503,7 @@ class Dispatcher:
         if is_same and 1 / _CHANGED < ratio < _CHANGED:
             return
         self._told_plan = plan
-        text = plan.line(f" after {pace.n_trials} trials")
+        text = plan.line(f" after {counted(pace.n_trials, 'trial')}")
         if n_trials < min(ENOUGH_TRIALS, most):
             minutes = (limit + missing_seconds(n_trials, pace, self._n_workers)) / 60
             text += f"; {math.ceil(minutes)}m would pay for {ENOUGH_TRIALS} trials"

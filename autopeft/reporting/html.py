@@ -80,7 +80,8 @@ def _reliability(shown: FrontView, trials: Sequence[Trial]) -> list[tuple[str, s
         facts.append(("pruning", shown.fidelity.text()))
     seeds = sorted({len(entry.seeds) for entry in shown.front if entry.seeds})
     if seeds:
-        facts.append(("confirmation", f"{'-'.join(map(str, seeds))} seeds per finalist"))
+        noun = "seed" if seeds == [1] else "seeds"
+        facts.append(("confirmation", f"{'-'.join(map(str, seeds))} {noun} per finalist"))
     return [*facts, ("intervals", METHOD)]
 
 

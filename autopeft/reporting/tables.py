@@ -13,7 +13,7 @@ from autopeft.plan_text import plan_summary
 from autopeft.reporting.columns import VERSUS, badges, front_columns, heading, rows_of, split_name
 from autopeft.reporting.front_view import FrontEntry, FrontView
 from autopeft.reporting.record import BudgetReport
-from autopeft.utils.formatting import human_count, human_seconds, human_value
+from autopeft.utils.formatting import counted, human_count, human_seconds, human_value
 
 _MARKS = {"the pick": "*", "tuned LoRA": "L"}
 
@@ -98,7 +98,7 @@ def summary(shown: FrontView) -> RenderableType:
         text = f"Not on the front, but in front.json: {hidden} more."
         parts.append(Text(text, style="dim"))
     counts = ", ".join(f"{n} {state}" for state, n in shown.trials.items())
-    trials = f"Budget {shown.budget.limit}: {shown.budget.n_trials} trials ({counts}), "
+    trials = f"Budget {shown.budget.limit}: {counted(shown.budget.n_trials, 'trial')} ({counts}), "
     trials += f"{human_count(shown.budget.spent_flops)} training FLOPs."
     parts += [Text(""), Text(trials), budget_table(shown.budget)]
     if shown.fidelity is not None:

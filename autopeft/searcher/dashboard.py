@@ -20,6 +20,7 @@ from optuna_dashboard import get_note, save_note, save_plotly_graph_object
 from autopeft.costs.objectives import Objective
 from autopeft.plan_text import plan_summary
 from autopeft.trial import Trial, front_of
+from autopeft.utils.formatting import counted
 
 _MOST_CURVES = 150
 _COLORS = {"complete": "#1f6feb", "pruned": "#b0b7c3", "failed": "#d1242f"}
@@ -102,7 +103,7 @@ def note(trials: Sequence[Trial], objectives: Sequence[Objective]) -> str:
     states = [trial.state for trial in trials]
     counts = ", ".join(f"{states.count(s)} {s}" for s in ("complete", "pruned", "failed"))
     names = [objective.name for objective in objectives]
-    head = f"**autopeft**: {len(states)} trials: {counts}."
+    head = f"**autopeft**: {counted(len(states), 'trial')}: {counts}."
     if not (members := front_of(trials, objectives)):
         return head
     lines = [

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+from autopeft.utils.formatting import counted
+
 SEPARATORS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
 """Separators that are recognized -> their names."""
 
@@ -183,7 +185,7 @@ class _Check:
                 if len(row) == len(self.header):
                     n_good += 1
                 elif whole:
-                    fields = f"{len(row)} field{'s' if len(row) != 1 else ''}"
+                    fields = counted(len(row), "field")
                     self.problem = (
                         f"line {start} has {fields} where the header has {len(self.header)}"
                     )

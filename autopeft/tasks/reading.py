@@ -27,6 +27,7 @@ from autopeft.tasks.files import (
     sound_feature,
 )
 from autopeft.tasks.labels import mapping_in
+from autopeft.utils.formatting import counted
 from autopeft.utils.quiet import quiet_datasets
 from autopeft.utils.scratch import scratch_folder
 
@@ -196,7 +197,7 @@ def _shown(source: Any) -> str:
 
 def _joined(paths: Sequence[Path]) -> str:
     more = len(paths) - 1
-    return paths[0].name + (f" and {more} more file{'s' if more > 1 else ''}" if more else "")
+    return paths[0].name + (f" and {counted(more, 'more file')}" if more else "")
 
 
 # Files and folders

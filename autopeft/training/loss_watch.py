@@ -49,7 +49,9 @@ class LossWatch:
             losses = losses[1:]
         for loss in losses:
             if len(self._first) < _N_FIRST and not self._last:
-                self._first.append(loss)
+                # The second is that after an update, which may have blown up already.
+                first = self._first[0] if self._first else loss
+                self._first.append(min(loss, _FACTOR * first) if first > 0 else loss)
             else:
                 self._last.append(loss)
         start = max(self._first, default=0.0)

@@ -54,6 +54,11 @@ def human_value(value: float, unit: str) -> str:
     return f"{value:.3f}" if abs(value) < 100 else f"{value:.4g}"
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun: 1 -> "1 trial", 2 -> "2 trials", 1200 -> "1,200 trials"."""
+    return f"{number:,} {noun}{'s' if number != 1 else ''}"
+
+
 def middle_cut(text: str, longest: int) -> str:
     """Return text whose middle is left out, and counted, if it is a quarter longer than `longest`.
 

@@ -124,8 +124,14 @@ def test_equal_quality_is_no_win_and_says_lora_is_as_good() -> None:
 
 
 def test_the_rows_and_the_seeds_that_it_takes_are_told_apart() -> None:
-    text = shown_power(Power(0.01, 0.1, 143, 2, 1600, 120))
-    assert text.endswith("1,600 test rows, not 143, and 120 seeds (confirm_seeds), not 2.")
+    text = shown_power(Power(0.01, 0.1, 143, 2, 1600, 12))
+    assert text.endswith("1,600 test rows, not 143, and 12 seeds (confirm_seeds), not 2.")
+
+
+def test_seeds_that_nobody_trains_are_no_remedy() -> None:
+    text = shown_power(Power(0.01, 0.1, 143, 2, 1600, 220))
+    assert "1,600 test rows, not 143, and more seeds (confirm_seeds) than a budget" in text
+    assert "220" not in text
 
 
 def test_what_few_rows_cannot_tell_is_undecided_and_says_what_would() -> None:

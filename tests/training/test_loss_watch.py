@@ -22,6 +22,12 @@ def test_only_losses_that_all_stay_far_above_the_start_are_a_divergence() -> Non
     assert not _ends([-1.0, -1.0, *[0.0] * 20], 1.4)
 
 
+def test_a_training_that_explodes_in_its_first_update_ends() -> None:
+    assert _ends([0.7, *[90.0] * 12], 80.0)
+    assert not _ends([0.7, *[1.3] * 12, *[0.6] * 40], 1.2)
+    assert not _ends([0.1, *[0.7] * 40], 0.15)  # an easy first batch
+
+
 def test_easy_first_batches_end_no_training() -> None:
     assert not _ends([0.01, 0.02, *[0.5] * 40], 0.02)
     # A model that is right on most rows: the loss of a batch is that of its few wrong rows.
