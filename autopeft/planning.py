@@ -11,9 +11,11 @@ import numpy as np
 from autopeft.engine.search_plan import (
     CHOICES,
     ENOUGH_TRIALS,
+    LEAST_ROWS,
     LEAST_STEPS,
     Workload,
     choose_plan,
+    minutes_for,
     pinned_sizes,
     remedy,
 )
@@ -51,7 +53,10 @@ def fitted(
     """
     check_budget(ready, asked, spent_seconds=time.monotonic() - began)
     pinned = pinned_sizes(asked)
-    limit, data = ready.budget.seconds, ready.data
+    limit, data, task = ready.budget.seconds, ready.data, ready.task
+    if task is not None and not task.can_share_batch:
+        # A row's loss depends on the others, so smaller batches are another problem.
+        pinned.setdefault("batch_size", ready.plan.batch_size)
     candidates = ready.space.baselines()
     if limit is None or data is None or not candidates or set(CHOICES) <= set(pinned):
         return ready.with_plan(ready.plan)
@@ -61,7 +66,12 @@ def fitted(
     largest = max(candidates, key=lambda c: ready.prices.price(c).train_flops)
     try:
         speed, loading, precision = measure_speed(
-            ready.context(), largest, typical, ready.prices, n_workers=ready.settings.workers or 1
+            ready.context(),
+            largest,
+            typical,
+            ready.prices,
+            n_workers=ready.settings.workers or 1,
+            few_rows=None if "batch_size" in pinned else LEAST_ROWS,
         )
     except TrainingFailure as error:
         note(f"the speed could not be measured ({one_line(error)}), so nothing is planned")
@@ -75,13 +85,21 @@ def fitted(
         seconds=limit - (time.monotonic() - began) - starting,
         n_workers=ready.settings.workers or 1,
         n_train=len(data.train),
-        batch_size=ready.settings.batch_size,
+        batch_size=ready.settings.rows_per_step,
         n_validation=len(data.validation),
         test_share=ready.test_share,
         eta=ready.settings.eta,
         earliest_rung=ready.earliest_rung,
     )
     plan = choose_plan(speed, work, pinned)
+    if (spent := time.monotonic() - began) >= limit:
+        one, enough = (minutes_for(n, plan, speed, work, pinned) for n in (1, ENOUGH_TRIALS))
+        raise SettingsError(
+            "budget",
+            ready.budget.text,
+            f"starting up took {spent:.0f} s",
+            f"use at least {one}m for one trial, {enough}m for {ENOUGH_TRIALS}",
+        )
     plan = replace(plan, open=ready.plan.open)
     note(plan.line())
     if plan.n_trials is not None and plan.n_trials < ENOUGH_TRIALS:

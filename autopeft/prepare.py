@@ -117,12 +117,19 @@ class PreparedSearch:
         sizes["rungs"] = len(replace(self, plan=plan).rungs)
         if self.data is None:
             del sizes["rung_rows"]  # A training function scores its own rows.
-        source = self.settings.space
+        source, settings = self.settings.space, replace(self.settings, **sizes)
         assert source is not None, "settings are resolved"
+        prices = self.prices
+        if plan.batch_size != prices.batch_size:
+            # A search that is resumed prices the same batches.
+            assert self.data is not None, "a function's batches are not planned"
+            assert self.task is not None, "there are data"
+            meta = _meta(settings, self.data, self.task)
+            prices = _prices(meta, settings, self.data, self.task, source, self.window, self.device)
         space = SearchSpace.from_source(
-            source, self.prices.topology, steps=plan.steps, batch_size=self.settings.batch_size
+            source, prices.topology, steps=plan.steps, batch_size=plan.batch_size
         )
-        return replace(self, plan=plan, space=space, settings=replace(self.settings, **sizes))
+        return replace(self, plan=plan, space=space, settings=settings, prices=prices)
 
     def summary(self) -> DataSummary:
         """Return what was read."""
@@ -222,7 +229,7 @@ def prepare(
     objectives = (found.quality, *(find_cost("objectives", name) for name in settings.objectives))
     plan, asked_rungs = SearchPlan.of(settings), settings.rungs
     space = SearchSpace.from_source(
-        found.space, prices.topology, steps=plan.steps, batch_size=settings.batch_size
+        found.space, prices.topology, steps=plan.steps, batch_size=plan.batch_size
     )
     constraints = parse_constraints(settings.constraints, base_params=prices.base_params)
     _check_pick_is_computed(
@@ -285,47 +292,59 @@ def _read_data(settings: SearchSettings, device: str, note: Note, phase: Phase) 
         read = data.summary()
         note("\n  ".join([read.headline(), *read.lines()]))
     source = task.space if settings.space is None else settings.space
-    lengths = data.length_statistics(settings.batch_size)
     with phase("pricing"):
-        meta = build_meta(
-            settings.model,
-            auto_class=task.auto_class,
-            model_kwargs=task.model_kwargs(),
-            revision=settings.model_revision,
-            role_map=settings.role_map,
-            quantization=settings.quantization,
-            replaces_head=data.replaces_head,
-        )
+        meta = _meta(settings, data, task)
         window = read_window(meta, task, data)
-        per_row = data.train.sequences_per_row
-        prices = price_table(
-            meta,
-            batch_size=settings.batch_size * per_row,
-            mean_length=lengths.mean_padded,
-            longest_length=lengths.longest,
-            prompt_sizes=prompt_sizes(source),
-            device=device,
-            inputs=InputShape(data.input_shapes, lengths.source_share, lengths.target_share),
-        )
-        if per_row > 1:
-            # Prices are by rows, whatever a row holds.
-            longer = {
-                size: replace(table, batch_size=settings.batch_size)
-                for size, table in prices.longer.items()
-            }
-            prices = replace(prices, batch_size=settings.batch_size, longer=longer)
-        prices = prices.as_trained(
-            has_activation_cache=settings.activation_cache and data.train.has_tokens,
-            read_share=1.0 if window is None else read_share(task, data, window, settings),
-            # Others compute all their logits.
-            logit_weights=n_logit_weights(meta) if task.is_autoregressive else 0,
-            logit_tokens=lengths.mean_targets * settings.batch_size,
-            most_logit_tokens=(
-                lengths.most_targets * settings.batch_size if task.is_autoregressive else 0.0
-            ),
-            scoring_tokens=_scoring_tokens(data, device, prices),
-        )
+        prices = _prices(meta, settings, data, task, source, window, device)
     return _Training(task.quality, source, prices, meta.layout.unsearched, data, task, window)
+
+
+def _meta(settings: SearchSettings, data: TaskData, task: Task) -> Backbone:
+    return build_meta(
+        settings.model,
+        auto_class=task.auto_class,
+        model_kwargs=task.model_kwargs(),
+        revision=settings.model_revision,
+        role_map=settings.role_map,
+        quantization=settings.quantization,
+        replaces_head=data.replaces_head,
+    )
+
+
+def _prices(
+    meta: Backbone,
+    settings: SearchSettings,
+    data: TaskData,
+    task: Task,
+    source: str | Mapping[str, Any],
+    window: str | None,
+    device: str,
+) -> PriceTable:
+    """Price training the model on the data in batches of the settings' rows."""
+    n_rows, per_row = settings.rows_per_step, data.train.sequences_per_row
+    lengths = data.length_statistics(n_rows)
+    prices = price_table(
+        meta,
+        batch_size=n_rows * per_row,
+        mean_length=lengths.mean_padded,
+        longest_length=lengths.longest,
+        prompt_sizes=prompt_sizes(source),
+        device=device,
+        inputs=InputShape(data.input_shapes, lengths.source_share, lengths.target_share),
+    )
+    if per_row > 1:
+        # Prices are by rows, whatever a row holds.
+        longer = {size: replace(table, batch_size=n_rows) for size, table in prices.longer.items()}
+        prices = replace(prices, batch_size=n_rows, longer=longer)
+    return prices.as_trained(
+        has_activation_cache=settings.activation_cache and data.train.has_tokens,
+        read_share=1.0 if window is None else read_share(task, data, window, settings),
+        # Others compute all their logits.
+        logit_weights=n_logit_weights(meta) if task.is_autoregressive else 0,
+        logit_tokens=lengths.mean_targets * n_rows,
+        most_logit_tokens=lengths.most_targets * n_rows if task.is_autoregressive else 0.0,
+        scoring_tokens=_scoring_tokens(data, device, prices),
+    )
 
 
 def _scoring_tokens(data: TaskData, device: str, prices: PriceTable) -> int:
@@ -385,7 +404,7 @@ def _read_function(settings: SearchSettings, device: str, note: Note, phase: Pha
         )
         prices = price_table(
             meta,
-            batch_size=settings.batch_size,
+            batch_size=settings.rows_per_step,
             mean_length=length,
             longest_length=length,
             prompt_sizes=prompt_sizes(source),
@@ -393,12 +412,12 @@ def _read_function(settings: SearchSettings, device: str, note: Note, phase: Pha
         ).as_trained(
             has_activation_cache=False,
             logit_weights=n_logit_weights(meta),
-            logit_tokens=float(length * settings.batch_size),
+            logit_tokens=float(length * settings.rows_per_step),
         )
     note(
         f"{settings.evaluate} trains {auto_class} and returns {quality.name}, which is "
-        f"{quality.direction}d; costs are those of {settings.batch_size} rows of {length} tokens "
-        "a step (batch_size, max_length)"
+        f"{quality.direction}d; costs are those of {settings.rows_per_step} rows of "
+        f"{length} tokens a step (batch_size, max_length)"
     )
     return _Training(quality, source, prices, meta.layout.unsearched)
 
@@ -536,7 +555,7 @@ def read_window(meta: Backbone, task: Task, data: TaskData) -> str | None:
 def read_share(task: Task, data: TaskData, window: str, settings: SearchSettings) -> float:
     """Return the share of tokens (padding included) of training batches inside a window."""
     n_read = n_tokens = 0
-    for rows in islice(training_batches(data.train.lengths, settings.batch_size, 0), 32):
+    for rows in islice(training_batches(data.train.lengths, settings.rows_per_step, 0), 32):
         batch = collate(data, "train", rows)
         n_read += len(batch.input_ids) * task.windows(batch)[window].size
         n_tokens += batch.input_ids.numel()

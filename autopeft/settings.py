@@ -8,6 +8,7 @@ from typing import Any
 
 from autopeft.costs.objectives import COSTS
 from autopeft.errors import SettingsError
+from autopeft.plan import TrainSettings
 from autopeft.utils.serialize import finite, from_plain, to_plain
 from autopeft.utils.yaml_files import parse_yaml
 
@@ -203,7 +204,12 @@ class SearchSettings:
         "Optimizer steps of a full trial. By default, planned: as many as leave enough trials.",
         minimum=1,
     )
-    batch_size: int = _setting(16, "Rows per optimizer step.", minimum=1)
+    batch_size: int | None = _setting(
+        None,
+        "Rows per optimizer step. By default, planned: 16, or fewer where else too few trials fit "
+        "into the budget.",
+        minimum=1,
+    )
     eta: int = _setting(3, "Ratio of training steps between one rung and the next.", minimum=2)
     rungs: int | None = _setting(
         None,
@@ -300,6 +306,11 @@ class SearchSettings:
         """Return plain values, as `from_mapping` takes them."""
         values: dict[str, Any] = finite(to_plain(self))
         return values
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows per optimizer step; the usual ones where they are still to be planned."""
+        return self.batch_size or TrainSettings.batch_size
 
     def column_names(self) -> dict[str, str]:
         """Return role -> column for every column that the settings name."""

@@ -119,6 +119,9 @@ _BENCHMARK_FLAGS = {
     "--max-validation-rows",
     "--shapes",
     "--device",
+    "--plans",
+    "--ways",
+    "--data",
 }
 
 

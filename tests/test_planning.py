@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from autopeft.engine.search_plan import SearchPlan
+from autopeft.engine.search_plan import SearchPlan, Speed
 from autopeft.errors import SettingsError
 from autopeft.planning import fitted
 from autopeft.prepare import prepare
@@ -31,7 +31,7 @@ def test_open_sizes_follow_a_measurement(tiny_model: Path, tiny_data: Path) -> N
     plan = planned.plan
     assert plan.n_trials > 40
     assert plan.confirm_seeds == 2
-    assert plan.open == ("max_finalists", "confirm_share")
+    assert plan.open == ("max_finalists", "confirm_share", "rungs")
     assert plan.most_seeds == 2
     assert lines == [plan.line()]
     # Settings, space and rungs follow.
@@ -47,7 +47,7 @@ def test_what_a_budget_cannot_pay_is_told_and_tried(tiny_model: Path, tiny_data:
     lines: list[str] = []
     planned = fitted(prepare(asked), asked, began=time.monotonic(), note=lines.append)
     assert planned.plan.steps == 3000
-    assert "too few for a search to learn from" in lines[1]
+    assert "would pay for 40" in lines[1]
 
 
 @pytest.mark.parametrize("budget", ["9trials", "1e12flops"])
@@ -68,6 +68,28 @@ def test_a_budget_below_one_lora_is_refused(tiny_model: Path, tiny_data: Path) -
     asked = settings_of(tiny_model, tiny_data, budget="1flops")
     with pytest.raises(SettingsError, match="the cheapest LoRA trial needs"):
         fitted(prepare(asked), asked, began=time.monotonic(), note=pytest.fail)
+
+
+def test_a_smaller_batch_that_is_planned_is_priced_told_and_resumed(
+    tiny_model: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = settings_of(tiny_model, tiny_data, budget="7m", batch_size=None)
+    slow = Speed(step=0.5, row=0.1, start=0.1, fixed=0.02)
+    monkeypatch.setattr("autopeft.planning.measure_speed", lambda *_, **__: (slow, 0.1, "fp32"))
+    ready, lines = prepare(asked), list[str]()
+    planned = fitted(ready, asked, began=time.monotonic(), note=lines.append)
+    n_rows = planned.plan.batch_size
+    assert ready.plan.batch_size == 16 > n_rows
+    assert f"steps of {n_rows} rows" in lines[0]
+    assert planned.settings.batch_size == planned.space.reference().train.batch_size == n_rows
+    # Resumed, the same settings give the same prices.
+    again = prepare(planned.settings)
+    assert again.plan.batch_size == n_rows
+    candidate = planned.space.baselines()[0]
+    assert again.prices.price(candidate) == planned.prices.price(candidate)
+    kept = settings_of(tiny_model, tiny_data, budget="7m", batch_size=16)
+    planned = fitted(prepare(kept), kept, began=time.monotonic(), note=lines.append)
+    assert planned.settings.batch_size == 16
 
 
 def test_what_was_left_open_is_open_when_resumed(tmp_path: Path) -> None:

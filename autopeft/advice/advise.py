@@ -172,7 +172,7 @@ def advise(settings: SearchSettings, *, n_rows: int, has_command: bool = True) -
         for role in roles
         if (layer, role) in scored.values
     )
-    train = TrainSettings(1e-3, steps=1, batch_size=settings.batch_size)
+    train = TrainSettings(1e-3, steps=1, batch_size=settings.rows_per_step)
     space = _space(ready, layers, roles)
     # The command must work.
     SearchSpace.from_source(space, ready.prices.topology)

@@ -67,7 +67,7 @@ def measure_sites(
         ModelError: if the loss is no number.
     """
     model, task, data = base.backbone.model, base.setup.task, base.setup.data
-    size = base.context.settings.batch_size
+    size = base.context.settings.rows_per_step
     order = np.random.default_rng(seed).permutation(len(data.train))[:n_rows]
     # Rows of similar length, so that little is padding.
     order = order[np.argsort(data.train.lengths[order], kind="stable")]

@@ -25,6 +25,7 @@ from autopeft.engine.messages import (
     StepMessage,
     TimeUpMessage,
 )
+from autopeft.engine.rung_value import RungValue
 from autopeft.engine.search_plan import (
     ENOUGH_TRIALS,
     N_BASIC,
@@ -53,7 +54,7 @@ _CHANGED = 1.25
 
 @dataclass
 class _Running:
-    """A job that a worker runs; `flops` are those that its trial has reported.
+    """A job that a worker runs; `flops` and worker `seconds` are those that its trial has reported.
 
     `at` is what it last told between messages. One that `may_use_all` may go on to the end of the
     whole budget.
@@ -62,6 +63,7 @@ class _Running:
     trial: Trial | None
     started: float
     flops: float = 0.0
+    seconds: float = 0.0
     at: StepMessage | None = None
     may_use_all: bool = False
 
@@ -145,6 +147,8 @@ class Dispatcher:
         self._trials_per_worker = trials_per_worker
         self._test_share = test_share
         self._expected: dict[str, float] = {}
+        self._rung_value = RungValue()
+        self._skipped: tuple[int, ...] = ()
         self._on_progress = on_progress
         self._callbacks = callbacks or CallbackList()
         self._running: dict[tuple[str, str, int], _Running] = {}
@@ -218,6 +222,7 @@ class Dispatcher:
             trial.costs,
             self._settings.seed,
             trial.number,
+            skipped=self._skipped,
             deadline=deadline,
         )
         self._note_start(job, trial)
@@ -433,6 +438,7 @@ class Dispatcher:
         report = message.report
         self._budget.spend(flops=report.flops - running.flops)
         running.flops = report.flops
+        running.seconds += message.activity.total - message.activity.cache
         if message.warning and message.warning not in self.warnings:
             self.warnings.append(message.warning)
             self._callbacks.call("on_message", message.warning)
@@ -443,9 +449,15 @@ class Dispatcher:
         if message.is_last:
             quality = report.metrics[self._controller.objectives[0].name]
             self._controller.tell(trial, score=quality, measured=message.measured)
+            if trial.plan.specs:
+                self._rung_value.note_end(running.seconds)
             if trial.origin == "reference":
                 self._plan_early_confirmations()
-        elif decision is not Decision.STOP:
+            self._end(job)
+            return False
+        if trial.plan.specs:
+            self._note_rung(running, message, is_stopped=decision is Decision.STOP)
+        if decision is not Decision.STOP:
             if not self._is_past_deadline(running):
                 self._notify()
                 return True
@@ -453,6 +465,19 @@ class Dispatcher:
             self._controller.tell(trial, stopped=TIME_UP)
         self._end(job)
         return False
+
+    def _note_rung(self, running: _Running, message: RungMessage, *, is_stopped: bool) -> None:
+        """Leave a rung out from now on if it takes more time than it saves.
+
+        One that the user asked for stays, and all where time is not what runs out.
+        """
+        step, scoring = message.report.step, message.activity.evaluate
+        value = self._rung_value
+        value.note_rung(step, running.seconds, scoring=scoring, is_stopped=is_stopped)
+        if "rungs" in self._plan.open and self._budget.budget.seconds is not None:
+            for each in value.without_value({step}.difference(self._skipped)):
+                self._skipped += (each,)
+                self._callbacks.call("on_message", value.text(each))
 
     def _take_time_up(self, job: Job, message: TimeUpMessage) -> None:
         """Note a job that its worker stopped at its deadline; what it reported before stays."""

@@ -46,7 +46,7 @@ class Executor(LoadedModel):
     def begin(self, jobs: Sequence[Job]) -> None:
         """Detach what is left of earlier jobs and take these.
 
-        They are of one kind, with the same number of steps and rows a batch.
+        They are of one kind, with the same rungs, number of steps and rows a batch.
         """
         self.clear()
         self._jobs = tuple(jobs)
@@ -123,7 +123,7 @@ class Executor(LoadedModel):
         end = job.candidate.train.steps
         messages: dict[int, Message] = {}
         try:
-            trainer.train_to(end if job.kind == "confirm" else self.context.rungs[self._rung])
+            trainer.train_to(end if job.kind == "confirm" else job.rungs(self.context)[self._rung])
         except MultiAdapterError as error:
             messages |= self._separate(f"{error}; they train one after another")
         except JOB_ERRORS as error:

@@ -104,7 +104,7 @@ class JobExecution:
         training = self.start()
         if self.job.kind == "confirm":
             return self._confirm(training)
-        rungs = self._base.context.rungs
+        rungs = self.job.rungs(self._base.context)
         before = training.evaluation_seconds
         report = training.advance(rungs[self._next_rung])
         self._next_rung += 1

@@ -73,6 +73,7 @@ class Job:
         compress: Whether a confirmation also scores what it cuts the trained LoRA to.
         cuts: What an earlier seed was cut to: this one is cut to the same ranks. (): the singular
             values of this training decide.
+        skipped: Rungs at which the job does not report.
         deadline: When the worker is to stop it between two steps; None: never.
     """
 
@@ -83,12 +84,17 @@ class Job:
     number: int = -1
     compress: bool = False
     cuts: tuple[Candidate, ...] = ()
+    skipped: tuple[int, ...] = ()
     deadline: Deadline | None = field(default=None, compare=False)
 
     @property
     def key(self) -> tuple[str, str, int]:
         """Kind, digest and seed: the job's identity."""
         return self.kind, self.candidate.digest, self.seed
+
+    def rungs(self, context: WorkerContext) -> tuple[int, ...]:
+        """Return the steps at which a search job reports."""
+        return tuple(step for step in context.rungs if step not in self.skipped)
 
 
 @dataclass(frozen=True)

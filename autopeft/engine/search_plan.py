@@ -8,15 +8,20 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from autopeft.confirm.race import EXTRA_SEEDS, n_rounds, reserved_seeds
+from autopeft.plan import TrainSettings
 from autopeft.searcher.space.initial_design import N_BASELINES, N_PORTFOLIO
 from autopeft.settings import SearchSettings
 from autopeft.training.rungs import EARLIEST_STEP, rung_steps
+from autopeft.utils.formatting import counted
 
 ENOUGH_TRIALS = 40
 """Trials that make a search: the first 13 are LoRA baselines and known good plans."""
 
 PLENTY = 80
 """Trials beyond which longer trainings are worth more than more of them."""
+
+_USUAL_ROWS, LEAST_ROWS = TrainSettings.batch_size, 4
+"""Rows of a step, and the fewest that are planned."""
 
 _SHORT, LEAST_STEPS = 50, EARLIEST_STEP
 """Steps below which trainings tell little, and below which they tell nothing."""
@@ -39,14 +44,16 @@ class Speed:
     """What a worker takes, in seconds.
 
     Attributes:
-        step: A step of an average candidate.
+        step: A step of an average candidate, of the workload's rows.
         row: Scoring a validation row.
         start: Attaching a candidate, and all else that each training takes once.
+        fixed: What of a step does not depend on its rows.
     """
 
     step: float
     row: float
     start: float
+    fixed: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,7 @@ class Workload:
         seconds: What is left of it when the workers begin.
         n_workers: Trainings at once.
         n_train: Training rows.
-        batch_size: Rows a step.
+        batch_size: Rows a step, where nothing else is planned.
         n_validation: Validation rows.
         test_share: Time to score the test split over time to score the validation split.
         eta: Ratio of steps between one rung and the next.
@@ -82,10 +89,11 @@ class SearchPlan:
 
     Attributes:
         n_trials: Trials that the budget is expected to pay for; None where that is unknown.
-        open: Names of the sizes of the confirmation that follow what trials take.
+        open: Names of the sizes that follow what trials take: of the confirmation, and the rungs.
     """
 
     steps: int = 100
+    batch_size: int = TrainSettings.batch_size
     rungs: int = 3
     rung_rows: int = 256
     max_finalists: int = 6
@@ -115,14 +123,17 @@ class SearchPlan:
 
     def line(self, when: str = "") -> str:
         """Return it in a line for the user."""
-        trials = "trials" if self.n_trials is None else f"about {self.n_trials} trials"
+        n_trials = self.n_trials
+        trials = "trials" if n_trials is None else f"about {counted(n_trials, 'trial')}"
+        rows = f" of {counted(self.batch_size, 'row')}" if self.batch_size < _USUAL_ROWS else ""
         return (
-            f"plan{when}: {trials} of {self.steps} steps; up to {self.max_finalists} finalists "
-            f"with up to {self.confirm_seeds} seeds each, {self.confirm_share:.0%} of the budget"
+            f"plan{when}: {trials} of {counted(self.steps, 'step')}{rows}; up to "
+            f"{counted(self.max_finalists, 'finalist')} with up to "
+            f"{counted(self.confirm_seeds, 'seed')} each, {self.confirm_share:.0%} of the budget"
         )
 
 
-_REVISABLE = ("max_finalists", "confirm_seeds", "confirm_share")
+_REVISABLE = ("max_finalists", "confirm_seeds", "confirm_share", "rungs")
 
 CHOICES = tuple(each.name for each in fields(SearchPlan) if each.name not in ("n_trials", "open"))
 """Settings that a plan decides where the user leaves them open."""
@@ -159,7 +170,8 @@ def choose_plan(speed: Speed, work: Workload, pinned: Mapping[str, Any]) -> Sear
     """
     best: SearchPlan | None = None
     for choice in _choices(work, pinned):
-        plan = priced(replace(SearchPlan(), **choice), speed, work, pinned)
+        plan = replace(SearchPlan(batch_size=work.batch_size), **choice)
+        plan = priced(plan, speed, work, pinned)
         assert plan.n_trials is not None, "it was priced"
         wanted = PLENTY if plan.steps > SearchPlan.steps else ENOUGH_TRIALS
         if plan.n_trials >= wanted:
@@ -182,8 +194,14 @@ def _choices(work: Workload, pinned: Mapping[str, Any]) -> Iterator[dict[str, An
     pairs = [(i + 0.75 * j, i, j) for i in range(len(usual)) for j in range(len(_LEVELS))]
     for _, i, j in sorted(pairs):
         yield {"steps": usual[i], **_LEVELS[j], **pinned}
-    for steps in (45, 40, 35, 30, LEAST_STEPS):
-        yield {"steps": steps, **_LEVELS[-1], **pinned}
+    for rows in _smaller(work.batch_size):
+        for steps in (_SHORT, 45, 40, 35, 30, LEAST_STEPS):
+            yield {"steps": steps, "batch_size": rows, **_LEVELS[-1], **pinned}
+
+
+def _smaller(n_rows: int) -> list[int]:
+    """Return the sizes of batches to try, the usual one first, then smaller powers of two."""
+    return [n_rows, *(rows for rows in (8, LEAST_ROWS) if rows < n_rows)]
 
 
 def training_seconds(plan: SearchPlan, speed: Speed, work: Workload) -> float:
@@ -192,13 +210,18 @@ def training_seconds(plan: SearchPlan, speed: Speed, work: Workload) -> float:
     n_early = len(early)
     rows = work.n_validation + n_early * min(plan.rung_rows, work.n_validation)
     share = _PRUNED if n_early else 1.0
-    return speed.start + share * (plan.steps * speed.step + rows * speed.row)
+    return speed.start + share * (_steps_seconds(plan, speed, work) + rows * speed.row)
+
+
+def _steps_seconds(plan: SearchPlan, speed: Speed, work: Workload) -> float:
+    share = plan.batch_size / work.batch_size
+    return plan.steps * (speed.fixed + share * (speed.step - speed.fixed))
 
 
 def confirmation_seconds(plan: SearchPlan, speed: Speed, work: Workload) -> float:
     """Return the wall seconds that the confirmations take."""
     scoring = work.n_validation * (1.0 + work.test_share) * speed.row
-    training = speed.start + plan.steps * speed.step + scoring
+    training = speed.start + _steps_seconds(plan, speed, work) + scoring
     trainings = [training] * (plan.max_finalists + N_BASIC)
     return _race_seconds(trainings, plan.confirm_seeds, work.n_workers) + scoring / work.n_workers
 
@@ -288,13 +311,29 @@ def missing_seconds(n_trials: int, pace: Pace, n_workers: int) -> float:
 
 def remedy(plan: SearchPlan, speed: Speed, work: Workload, pinned: Mapping[str, Any]) -> str:
     """Return what would pay for a search, where the plan does not."""
-    seconds = work.seconds + 1.0
-    while seconds < 1e9:
-        larger = replace(work, budget=work.budget + seconds - work.seconds, seconds=seconds)
-        if (priced(plan, speed, larger, pinned).n_trials or 0) >= ENOUGH_TRIALS:
-            break
-        seconds *= 1.1
+    enough = f"{minutes_for(ENOUGH_TRIALS, plan, speed, work, pinned)}m would pay for"
+    if not plan.n_trials:
+        one = math.ceil(training_seconds(plan, speed, work))
+        return (
+            f"this budget may not pay for a single trial: one takes about {one} s, and "
+            f"{max(0, int(work.seconds))} s are left after the start; "
+            f"{minutes_for(1, plan, speed, work, pinned)}m would pay for one, {enough} "
+            f"{ENOUGH_TRIALS}, a search that can learn"
+        )
     return (
-        f"this budget pays for about {plan.n_trials} trials, too few for a search to learn from; "
-        f"{math.ceil((work.budget + seconds - work.seconds) / 60)}m would pay for {ENOUGH_TRIALS}"
+        f"this budget pays for about {counted(plan.n_trials, 'trial')}, too few for a search to "
+        f"learn from; {enough} {ENOUGH_TRIALS}"
     )
+
+
+def minutes_for(
+    n_trials: int, plan: SearchPlan, speed: Speed, work: Workload, pinned: Mapping[str, Any]
+) -> int:
+    """Return the budget in minutes that pays for so many trials of the plan."""
+    more = 1.0
+    while more < 1e9:
+        larger = replace(work, budget=work.budget + more, seconds=work.seconds + more)
+        if (priced(plan, speed, larger, pinned).n_trials or 0) >= n_trials:
+            break
+        more *= 1.1
+    return math.ceil((work.budget + more) / 60)

@@ -38,6 +38,7 @@ def measure_speed(
     prices: PriceTable,
     *,
     n_workers: int = 1,
+    few_rows: int | None = None,
 ) -> tuple[Speed, float, Precision]:
     """Train a candidate for a few steps, in this process with one thread, as a worker does.
 
@@ -48,6 +49,8 @@ def measure_speed(
             by their FLOPs.
         prices: Prices them.
         n_workers: Workers that will train at once on this machine.
+        few_rows: A step of so few rows is timed as well, to know what does not depend on them.
+            None: it is not.
 
     Returns:
         The speed, the seconds that loading the model took, and the precision of the trainings.
@@ -66,28 +69,38 @@ def measure_speed(
     context = replace(
         context, data=replace(data, splits=few), settings=settings, rungs=(*_RUNGS, 10**6)
     )
-    job = Job("search", measured, prices.price(measured), context.settings.seed)
+    jobs = [_job(measured, prices, context)]
+    if few_rows is not None and few_rows < measured.train.batch_size:
+        smaller = replace(measured, train=replace(measured.train, batch_size=few_rows))
+        jobs.append(_job(smaller, prices, context))
     with warnings.catch_warnings(), quiet_transformers(), one_thread(context.device):
         warnings.simplefilter("ignore")
         began = time.perf_counter()
         executor = Executor(context)
         loading = time.perf_counter() - began
-        executor.begin([job])
-        try:
-            found = _timed(executor, n_rows=len(few["validation"]), began=time.perf_counter())
-        finally:
-            executor.clear()
+        found = [_timed(executor, job, n_rows=len(few["validation"])) for job in jobs]
     flops = [prices.price(candidate).train_flops for candidate in average]
-    share = float(np.mean(flops)) / job.costs.train_flops if flops else 1.0
+    share = float(np.mean(flops)) / jobs[0].costs.train_flops if flops else 1.0
     is_elsewhere = settings.ray_address is not None or context.device != "cpu"
     crowd = crowding(n_workers, None if is_elsewhere else n_cores())
     # Few rows are of many lengths, so they are padded more than all of them are.
     budget = token_budget(context.device, prices.vocabulary)
     padded = [padded_tokens(rows["validation"].lengths, budget) for rows in (data.splits, few)]
-    row = crowd * found.row * padded[0] / padded[1]
+    first = found[0]
+    row = crowd * first.row * padded[0] / padded[1]
     # What is no arithmetic (attaching, Python) does not shrink with the candidate.
-    step = crowd * found.step * max(0.5, min(share, 2.0))
-    return Speed(step, row, crowd * found.start), loading, executor.setup.precision
+    step = crowd * first.step * max(0.5, min(share, 2.0))
+    fixed = 0.0
+    if few_rows is not None and len(found) > 1:
+        ratio = few_rows / measured.train.batch_size
+        fixed = (found[1].step - ratio * first.step) / (1.0 - ratio)
+        fixed = max(0.0, min(crowd * fixed, step))
+    speed = Speed(step, row, crowd * first.start, fixed)
+    return speed, loading, executor.setup.precision
+
+
+def _job(candidate: Candidate, prices: PriceTable, context: WorkerContext) -> Job:
+    return Job("search", candidate, prices.price(candidate), context.settings.seed)
 
 
 def crowding(n_workers: int, n_cores: int | None) -> float:
@@ -101,12 +114,21 @@ def crowding(n_workers: int, n_cores: int | None) -> float:
     return turns * (_SHARED if n_workers > 1 else 1.0)
 
 
-def _timed(executor: Executor, *, n_rows: int, began: float) -> Speed:
+def _timed(executor: Executor, job: Job, *, n_rows: int) -> Speed:
     """Train from one rung to the next; the medians count, for the machine may be busy with others.
 
     The first step also loads libraries and allocates.
     """
+    executor.begin([job])
+    try:
+        return _timed_rungs(executor, n_rows=n_rows)
+    finally:
+        executor.clear()
+
+
+def _timed_rungs(executor: Executor, *, n_rows: int) -> Speed:
     steps, rows, start, before = [], [], 0.0, 0
+    began = time.perf_counter()
     for rung in _RUNGS:
         message = executor.advance()[0]
         if isinstance(message, FailureMessage):

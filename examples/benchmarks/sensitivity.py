@@ -170,7 +170,7 @@ def _losses(
         rate,
         method_rates=((methods.HEAD, _HEAD_RATE),) if ready.prices.topology.head_params else (),
         steps=settings.steps,
-        batch_size=settings.batch_size,
+        batch_size=settings.rows_per_step,
     )
     candidate = Candidate(plan, train)
     for seed in seeds:

@@ -271,7 +271,7 @@ def _trainer(
     def run(steps: int) -> list[float]:
         arguments = transformers.TrainingArguments(
             output_dir=folder,
-            per_device_train_batch_size=settings.batch_size,
+            per_device_train_batch_size=settings.rows_per_step,
             max_steps=steps + 1,
             learning_rate=1e-3,
             use_cpu=ready.device == "cpu",
@@ -339,7 +339,7 @@ def _ours(context: WorkerContext, lowest: int, rank: int = _RANK) -> Callable[[i
 
 def _training(executor: Executor, lowest: int, rank: int) -> Trainer:
     settings, topology = executor.context.settings, executor.backbone.topology
-    train = TrainSettings(1e-3, steps=settings.steps, batch_size=settings.batch_size)
+    train = TrainSettings(1e-3, steps=settings.steps, batch_size=settings.rows_per_step)
     candidate = Candidate(_plan(topology, lowest, rank), train)
     return JobExecution(executor, Job("search", candidate, _FREE, seed=0)).start()
 
@@ -386,7 +386,7 @@ def _peak(ready: PreparedSearch, steps: dict[str, dict[str, float]]) -> dict[str
         matmul_flops_per_second(ready.device, size=size, seconds=0.5, dtype=dtype)
         for size in (512, 1024, 2048)
     )
-    train = TrainSettings(1e-3, steps=1, batch_size=ready.settings.batch_size)
+    train = TrainSettings(1e-3, steps=1, batch_size=ready.settings.rows_per_step)
     found: dict[str, Any] = {"precision": precision, "gflops_peak": peak / 1e9, "depths": {}}
     for depth, lowest in _depths(ready.prices.topology.n_layers).items():
         price = ready.prices.price(Candidate(_plan(ready.prices.topology, lowest), train))
@@ -425,8 +425,8 @@ def _growth(ready: PreparedSearch, options: argparse.Namespace) -> list[dict[str
     lengths = ready.data.train.lengths
     order = np.argsort(lengths, kind="stable")
     for share in (0.1, 0.5, 0.9):
-        middle = int(share * (len(order) - ready.settings.batch_size))
-        picked = order[middle : middle + ready.settings.batch_size]
+        middle = int(share * (len(order) - ready.settings.rows_per_step))
+        picked = order[middle : middle + ready.settings.rows_per_step]
         batch = collate(ready.data, "train", picked, ready.device)
         seconds = statistics.median(_one_batch(training, batch) for _ in range(options.steps))
         rows.append(
@@ -473,7 +473,7 @@ def _growth_table(rows: list[dict[str, Any]]) -> Table:
 def _pack_gain(ready: PreparedSearch, options: argparse.Namespace) -> list[dict[str, float]]:
     """Median seconds of a step of each of some candidates, alone and together."""
     rows = []
-    for n_rows in (1, 4, ready.settings.batch_size):
+    for n_rows in (1, 4, ready.settings.rows_per_step):
         backbone, ranks = Executor(ready.context()).backbone, (2, 4, 8, 16)
         alone = _lanes(ready, backbone, ranks, n_rows)
         together = _lanes(ready, backbone, ranks, n_rows)

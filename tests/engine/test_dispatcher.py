@@ -94,6 +94,9 @@ class FakeSearch:
     def seconds(self, job: Job) -> float:
         return 1.0
 
+    def activity(self, job: Job) -> Activity:
+        return Activity()
+
     def work(self, job: Job) -> None:
         if job.kind == "confirm":
             score = SeedScore(
@@ -115,10 +118,10 @@ class FakeSearch:
         if job.number in self.fails_at:
             assert not self.dispatcher.take(job, FailureMessage("diverged"))
             return
-        for step in RUNGS:
+        for step in (step for step in RUNGS if step not in job.skipped):
             report = RungReport(step, -0.5, 0.5, {"accuracy": self.score(job)}, 1, 1, step * 1e6)
             measured = {"train_seconds": self.seconds(job)}
-            message = RungMessage(report, step == RUNGS[-1], measured)
+            message = RungMessage(report, step == RUNGS[-1], measured, self.activity(job))
             if not self.dispatcher.take(job, message):
                 break
 
@@ -282,7 +285,7 @@ def test_a_cheap_confirmation_is_not_lost_with_a_dear_one_before_it(
         search.dispatcher._expected[each.candidate.digest] = seconds
     clock.now += 990.0
     assert _next(search).key == cheap.key
-    assert any("before 1 confirmations" in text for text in search.dispatcher.warnings)
+    assert any("before 1 confirmation;" in text for text in search.dispatcher.warnings)
     assert search.dispatcher.next_job() is None
 
 
@@ -350,6 +353,38 @@ def test_a_search_that_is_slower_than_planned_says_so_and_keeps_its_own_half(
     origins = [trial.origin for trial in search.controller.trials()]
     n_own = sum(origin in ("design", "search") for origin in origins)
     assert n_own >= len(origins) // 2 - 1
+
+
+class _DearRungs(FakeSearch):
+    """Scoring takes half of a trial's time."""
+
+    def activity(self, job: Job) -> Activity:
+        return Activity(train=1.0, evaluate=1.0)
+
+
+@pytest.mark.parametrize(
+    ("budget", "settings", "skipped"),
+    [
+        ("30trials,1h", SearchSettings(workers=1), (11, 33)),
+        ("30trials,1h", SearchSettings(workers=1, rungs=3), ()),
+        ("30trials", SearchSettings(workers=1), ()),
+    ],
+)
+def test_a_rung_that_takes_more_than_it_saves_is_left_out_unless_the_user_set_it(
+    budget: str, settings: SearchSettings, skipped: tuple[int, ...], tmp_path: Path
+) -> None:
+    told: list[str] = []
+
+    class Listener:
+        def on_message(self, text: str) -> None:
+            told.append(text)
+
+    search = _DearRungs(tmp_path, budget, settings=settings, callbacks=CallbackList([Listener()]))
+    jobs = [job for job in search.run() if job.kind == "search"]
+    assert not jobs[0].skipped
+    assert tuple(sorted(jobs[-1].skipped)) == skipped
+    lines = [text for text in told if text.startswith("trials are no longer scored at step")]
+    assert len(lines) == len(skipped)
 
 
 def test_time_and_steps_go_on_while_no_job_has_a_message(tmp_path: Path, clock: FakeClock) -> None:

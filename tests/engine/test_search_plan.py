@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from autopeft.engine.search_plan import (
     ENOUGH_TRIALS,
+    LEAST_ROWS,
     PLENTY,
     Pace,
     SearchPlan,
@@ -17,6 +18,7 @@ from autopeft.engine.search_plan import (
     Workload,
     choose_plan,
     confirmation_seconds,
+    minutes_for,
     pinned_sizes,
     priced,
     remedy,
@@ -61,6 +63,26 @@ def test_a_budget_that_cannot_pay_gets_the_most_it_buys_and_says_what_would() ->
     assert choose_plan(slower(12), larger, {}).n_trials >= ENOUGH_TRIALS
 
 
+QUICKSTART = replace(WORK, budget=465, seconds=440, test_share=1.25)
+"""The first example on two cores without bf16."""
+
+
+@pytest.mark.parametrize("step", [0.305, 0.5, 0.55])
+@pytest.mark.parametrize("fixed", [0.0, 0.15])
+def test_the_quickstart_is_a_search_on_a_slow_machine(step: float, fixed: float) -> None:
+    speed = Speed(step, row=step / 32, start=0.15, fixed=fixed * step)
+    plan = choose_plan(speed, QUICKSTART, {})
+    assert plan.n_trials >= ENOUGH_TRIALS
+    # Four LoRAs and the reference, then one LoRA to five proposals.
+    assert (plan.n_trials - 5 - plan.n_portfolio) * 5 / 6 >= 19
+    small = plan.batch_size < WORK.batch_size
+    assert small == (step >= 0.5)
+    assert ("of 8 rows" in plan.line() or "of 4 rows" in plan.line()) == small
+    # Where rows cost nothing, or are the user's, they stay.
+    assert choose_plan(replace(speed, fixed=step), QUICKSTART, {}).batch_size == 16
+    assert choose_plan(speed, QUICKSTART, {"batch_size": 16}).batch_size == 16
+
+
 @given(
     factor=st.floats(0.01, 50),
     seconds=st.floats(30, 1e5),
@@ -95,7 +117,9 @@ def test_whatever_the_speed_enough_trials_are_kept_where_any_plan_keeps_them(
     speed = slower(factor)
     plan = choose_plan(speed, work, {})
     if plan.n_trials < ENOUGH_TRIALS:
-        smallest = SearchPlan(steps=25, rung_rows=64, max_finalists=2, confirm_seeds=2)
+        smallest = SearchPlan(
+            steps=25, batch_size=LEAST_ROWS, rung_rows=64, max_finalists=2, confirm_seeds=2
+        )
         assert priced(smallest, speed, work, {}).n_trials < ENOUGH_TRIALS
     # Four LoRAs and the reference, then one LoRA to five proposals.
     later = plan.n_trials - (5 + plan.n_portfolio)
@@ -134,18 +158,31 @@ def test_rungs_that_are_asked_for_and_a_share_that_is_set_count() -> None:
     assert minutes[0] < minutes[1]
 
 
+def test_a_budget_without_a_single_trial_says_what_one_takes() -> None:
+    work = replace(QUICKSTART, budget=45.0, seconds=3.0)
+    text = remedy(choose_plan(slower(12), work, {}), slower(12), work, {})
+    assert "may not pay for a single trial" in text
+    assert "3 s are left after the start" in text
+    one, enough = (
+        minutes_for(n, choose_plan(slower(12), work, {}), slower(12), work, {})
+        for n in (1, ENOUGH_TRIALS)
+    )
+    assert f"{one}m would pay for one, {enough}m would pay for 40" in text
+    assert 1 <= one < enough
+
+
 def test_settings_state_sizes_or_leave_them_open() -> None:
     assert pinned_sizes(SearchSettings()) == {}
     assert pinned_sizes(SearchSettings(steps=7, confirm_share=0.0)) == {
         "steps": 7,
         "confirm_share": 0.0,
     }
-    sizes = ("max_finalists", "confirm_seeds", "confirm_share")
+    sizes = ("max_finalists", "confirm_seeds", "confirm_share", "rungs")
     plan = SearchPlan.of(SearchSettings(steps=7))
     assert plan == SearchPlan(steps=7, open=sizes)
     assert plan.most_seeds == 5
     pinned = SearchPlan.of(SearchSettings(confirm_seeds=3))
-    assert pinned.open == ("max_finalists", "confirm_share")
+    assert pinned.open == ("max_finalists", "confirm_share", "rungs")
     assert pinned.most_seeds == 3
 
 
