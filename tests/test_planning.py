@@ -87,9 +87,6 @@ def test_a_smaller_batch_that_is_planned_is_priced_told_and_resumed(
     assert again.plan.batch_size == n_rows
     candidate = planned.space.baselines()[0]
     assert again.prices.price(candidate) == planned.prices.price(candidate)
-    kept = settings_of(tiny_model, tiny_data, budget="7m", batch_size=16)
-    planned = fitted(prepare(kept), kept, began=time.monotonic(), note=lines.append)
-    assert planned.settings.batch_size == 16
 
 
 def test_what_was_left_open_is_open_when_resumed(tmp_path: Path) -> None:

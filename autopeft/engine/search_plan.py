@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -22,6 +23,10 @@ PLENTY = 80
 
 _USUAL_ROWS, LEAST_ROWS = TrainSettings.batch_size, 4
 """Rows of a step, and the fewest that are planned."""
+
+_WORTH = 2 / 3
+"""A short training is worth its steps times this power of its rows: of equally many rows in all,
+smaller batches learn more (guides/measurements.md, batches)."""
 
 _SHORT, LEAST_STEPS = 50, EARLIEST_STEP
 """Steps below which trainings tell little, and below which they tell nothing."""
@@ -194,14 +199,10 @@ def _choices(work: Workload, pinned: Mapping[str, Any]) -> Iterator[dict[str, An
     pairs = [(i + 0.75 * j, i, j) for i in range(len(usual)) for j in range(len(_LEVELS))]
     for _, i, j in sorted(pairs):
         yield {"steps": usual[i], **_LEVELS[j], **pinned}
-    for rows in _smaller(work.batch_size):
-        for steps in (_SHORT, 45, 40, 35, 30, LEAST_STEPS):
-            yield {"steps": steps, "batch_size": rows, **_LEVELS[-1], **pinned}
-
-
-def _smaller(n_rows: int) -> list[int]:
-    """Return the sizes of batches to try, the usual one first, then smaller powers of two."""
-    return [n_rows, *(rows for rows in (8, LEAST_ROWS) if rows < n_rows)]
+    batches = [work.batch_size, *(rows for rows in (8, LEAST_ROWS) if rows < work.batch_size)]
+    short = itertools.product((_SHORT, 45, 40, 35, 30, LEAST_STEPS), batches)
+    for steps, rows in sorted(short, key=lambda size: size[0] * size[1] ** _WORTH, reverse=True):
+        yield {"steps": steps, "batch_size": rows, **_LEVELS[-1], **pinned}
 
 
 def training_seconds(plan: SearchPlan, speed: Speed, work: Workload) -> float:

@@ -75,7 +75,7 @@ class Way:
 
 
 TRUTH = {"snippets": Way(16, 75), "digits": Way(16, 200)}
-TRUE_SEEDS = (100, 101)
+_FIRST_TRUE_SEED = 100
 _GUESS = {"snippets": 0.7, "digits": 2.3}
 """Loss of a guess: how far a training diverges beyond it is not compared."""
 
@@ -91,7 +91,7 @@ def main() -> None:
     output = Path(options.output)
     done: list[dict[str, Any]] = json.loads(output.read_text()) if output.exists() else []
     known = {(Way(r["rows"], r["steps"], r["power"]), r["seed"], r["plan"]) for r in done}
-    wanted = [(TRUTH[options.data], seed) for seed in TRUE_SEEDS]
+    wanted = [(TRUTH[options.data], seed) for seed in _true_seeds(options)]
     wanted += [(way, seed) for seed in range(options.seeds) for way in ways]
     for way, seed in wanted:
         for plan, candidate in enumerate(candidates):
@@ -101,6 +101,10 @@ def main() -> None:
                 done.append({**asdict(way), **row})
                 output.write_text(json.dumps(done, indent=1))
     Console().print(_table(done, ways, options))
+
+
+def _true_seeds(options: argparse.Namespace) -> range:
+    return range(_FIRST_TRUE_SEED, _FIRST_TRUE_SEED + options.true_seeds)
 
 
 def _ways(pairs: str, powers: str) -> list[Way]:
@@ -117,6 +121,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--data", default="snippets", choices=tuple(SETTINGS))
     parser.add_argument("--plans", type=int, default=14)
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--true-seeds", type=int, default=2)
     parser.add_argument("--ways", default="16x25,8x50,8x25,4x50,16x50")
     parser.add_argument("--powers", default="0")
     parser.add_argument("--output", default="batch.json", help="JSON file to go on with")
@@ -149,12 +154,15 @@ def _table(done: list[dict[str, Any]], ways: list[Way], options: argparse.Namesp
 
     table = Table("rows x steps", "correlation", "its best, truly", "mean loss, better half", "s")
     truth, guess = TRUTH[options.data], _GUESS[options.data]
-    true = np.mean([column("loss", truth, seed) for seed in TRUE_SEEDS], axis=0)
+    true = np.mean([column("loss", truth, seed) for seed in _true_seeds(options)], axis=0)
     half = np.argsort(true)[: len(true) // 2]
-    for way, seeds in ((truth, TRUE_SEEDS), *((way, range(options.seeds)) for way in ways)):
+    for way, seeds in (
+        (truth, _true_seeds(options)),
+        *((way, range(options.seeds)) for way in ways),
+    ):
         losses = np.array([column("loss", way, seed) for seed in seeds])
         table.add_row(
-            way.name + (" (truth)" if seeds is TRUE_SEEDS else ""),
+            way.name + (" (truth)" if seeds.start else ""),
             ", ".join(f"{rank_correlation(row, true):.2f}" for row in losses),
             ", ".join(f"{true[row.argmin()]:.3f}" for row in losses),
             f"{np.minimum(losses, guess)[:, half].mean():.4f}",
