@@ -140,7 +140,7 @@ def _trainer(
     )
     arguments = transformers.TrainingArguments(
         output_dir=folder,
-        per_device_train_batch_size=settings.batch_size,
+        per_device_train_batch_size=settings.rows_per_step,
         max_steps=settings.steps,
         learning_rate=trial.suggest_float("learning_rate", 1e-4, 1e-2, log=True),
         use_cpu=ready.device == "cpu",
