@@ -34,6 +34,7 @@ from autopeft.reporting.record import AdapterScore, BudgetReport, SearchRecord
 from autopeft.reporting.write import write_report
 from autopeft.result import SearchResult
 from autopeft.searcher.controller import INTERRUPTED, SearchController
+from autopeft.searcher.samplers.prior import PriorRow, read_prior
 from autopeft.searcher.samplers.warm_start import WarmStartTrial, warm_start_trials
 from autopeft.searcher.space.space import SearchSpace
 from autopeft.searcher.study import read_study
@@ -41,6 +42,7 @@ from autopeft.searcher.untried_lora import chance_of_better_lora
 from autopeft.settings import SearchSettings
 from autopeft.trial import Trial
 from autopeft.utils.formatting import counted, one_line
+from autopeft.utils.serialize import to_plain
 from autopeft.workspace import Workspace
 
 _SHOWN = ("model", "data", "task", "evaluate", "budget")
@@ -77,6 +79,7 @@ class Session:
             KeyboardInterrupt: after Ctrl-C or SIGTERM; everything is saved.
         """
         self._callbacks.callbacks = [*self._callbacks.callbacks, *make_trackers(settings.report_to)]
+        prior = self._prior(settings)
         ready = prepare(settings, note=self._note, phase=self._phase)
         with self._phase("startup"):
             before = Spent()
@@ -96,7 +99,9 @@ class Session:
                 )
                 self._workspace.remember("splits", ready.splits())
                 self._workspace.remember("plan", ready.plan)
-                controller = self._open(ready)
+                if prior:
+                    self._workspace.remember("prior_rows", to_plain(prior))
+                controller = self._open(ready, prior)
         spent = replace(
             before,
             seconds=before.seconds + time.monotonic() - self._began,
@@ -127,7 +132,7 @@ class Session:
         finally:
             self._phases[name] = self._phases.get(name, 0.0) + time.monotonic() - began
 
-    def _open(self, ready: PreparedSearch) -> SearchController:
+    def _open(self, ready: PreparedSearch, prior: Sequence[PriorRow]) -> SearchController:
         settings = ready.settings
         controller = SearchController(
             ready.space,
@@ -143,6 +148,7 @@ class Session:
             eta=float(settings.eta),
             audit_share=settings.audit_share,
             warm_start=self._warm_start(settings),
+            prior=prior,
             n_portfolio=ready.plan.n_portfolio,
         )
         for name, value in settings.to_mapping().items():
@@ -170,6 +176,12 @@ class Session:
         self._workspace.remember("prior", {"trials": [trial.to_json() for trial in trials]})
         self._note(f"warm start: {counted(len(trials), 'trial')} of {earlier.folder}")
         return trials
+
+    def _prior(self, settings: SearchSettings) -> tuple[PriorRow, ...]:
+        """Return the rows of the prior; a copy is kept, so resuming needs no file."""
+        if self._is_resumed:
+            return self._workspace.recall("prior_rows", tuple[PriorRow, ...]) or ()
+        return read_prior(settings.prior) if settings.prior else ()
 
     def _work(
         self, ready: PreparedSearch, controller: SearchController, budget: BudgetTracker

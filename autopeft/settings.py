@@ -151,6 +151,11 @@ class SearchSettings:
     warm_start: str | None = _setting(
         None, "Output folder of an earlier search on other data; its trials guide this search."
     )
+    prior: str | None = _setting(
+        None,
+        "JSON file of trainings on other models and data, a list of rows by method, roles, rank "
+        "and learning rate; they guide this search as far as they agree with its trials.",
+    )
     audit_share: float = _setting(
         0.05,
         "Share of the pruned trials that are trained to the end anyway, to measure what pruning "

@@ -122,6 +122,9 @@ _BENCHMARK_FLAGS = {
     "--plans",
     "--ways",
     "--data",
+    "--check",
+    "--trials",
+    "--seeds",
 }
 
 

@@ -28,6 +28,7 @@ from autopeft.errors import SettingsError
 from autopeft.plan import Candidate
 from autopeft.searcher.pruners.registry import Rungs, make_pruner
 from autopeft.searcher.samplers.optuna_adapters import OptunaAdapter, make_sampler
+from autopeft.searcher.samplers.prior import PriorRow, read_prior
 from autopeft.searcher.samplers.registry import Problem
 from autopeft.searcher.samplers.warm_start import WarmStart, WarmStartTrial
 from autopeft.searcher.space import initial_design
@@ -71,6 +72,8 @@ class SearchController:
         eta: Ratio between rungs, for the pruner.
         warm_start: Trials of an earlier search on other data. Its front is tried first, its
             qualities guide the proposals as far as they agree with this search.
+        prior: Rows of trainings on other models and data, or a JSON file of them; see
+            `autopeft.searcher.samplers.prior`. They guide the proposals likewise.
         audit_share: Share of the pruned trials that are trained to the end anyway, to estimate
             what pruning costs (see `autopeft.confirm.pruning_audit`).
 
@@ -107,6 +110,7 @@ class SearchController:
         eta: float = 3.0,
         audit_share: float = 0.0,
         warm_start: Sequence[WarmStartTrial] = (),
+        prior: str | Path | Sequence[PriorRow] = (),
     ) -> None:
         self.space = space
         self.objectives = _objectives(objectives)
@@ -123,8 +127,16 @@ class SearchController:
         self._readable = ReadableParams(space)
         self._distributions = {n: distribution(r) for n, r in self._readable.parameters.items()}
         self._check_constraints()
-        known = WarmStart.of(warm_start, space)
-        if warm_start and not len(known):
+        rows = read_prior(prior) if isinstance(prior, (str, Path)) else prior
+        known = WarmStart.of(warm_start, space, rows)
+        if rows and not known.n_rows:
+            raise SettingsError(
+                "prior",
+                f"{len(rows)} rows",
+                "none of them is in this space",
+                "give rows of the space's methods, roles and learning rates, or leave it out",
+            )
+        if warm_start and len(known) == known.n_rows:
             raise SettingsError(
                 "warm_start",
                 f"{len(warm_start)} trials",
@@ -169,7 +181,7 @@ class SearchController:
         No candidate is handed out twice, none that breaks a constraint at all.
         """
         with self._lock:
-            while self._queue:
+            while self._queue and not self._can_skip_starts():
                 candidate, origin = self._safer(*self._queue.popleft())
                 if candidate.digest not in self._digests:
                     return self._start(candidate, origin, self.prices.price(candidate))
@@ -181,6 +193,11 @@ class SearchController:
                 if price is not None:
                     return self._start(candidate, origin, price)
             return None
+
+    def _can_skip_starts(self) -> bool:
+        """Return whether earlier searches, proven here, tell more than the recipes left."""
+        is_recipe = self._queue[0][1] == "portfolio"
+        return is_recipe and self._sampler.is_guided(tuple(self._trials.values()))
 
     def _safer(self, candidate: Candidate, origin: str) -> tuple[Candidate, str]:
         """Lower the rate of a start where trials of as high a rate have only failed."""

@@ -12,6 +12,8 @@ with none at equal compute, where curves cross (elsewhere nothing prunes).
 
 Samplers of autopeft are driven through `SearchController`, recipes and baselines included; those
 named `stock-` are Optuna's own in the plain loop one would write, on the plain parameters.
+`--prior` gives autopeft's samplers what is known of a relative of the landscape, of its opposite,
+or a file of rows.
 `whole-tpe` is TPE on what a practitioner would search: one method, placement and rank in the last
 k layers, and the rate.
 Without `--samplers` the two that need torch (gp, stock-gp) and seconds an ask are left out.
@@ -33,6 +35,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+import relatives
 from best_known import Oracle, area, best_known
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
@@ -76,6 +79,7 @@ class Job:
         seed: Of landscape, noise and sampler.
         trials: How many.
         n_rounds: Of the local search for the best known front.
+        prior: What is known before; see `relatives`.
     """
 
     landscape: str
@@ -84,6 +88,7 @@ class Job:
     seed: int
     trials: int
     n_rounds: int
+    prior: str = "none"
 
 
 @dataclass(frozen=True)
@@ -150,6 +155,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--landscapes", default=",".join(KINDS), help="comma-separated kinds")
     parser.add_argument("--samplers", default=default, help=f"of {', '.join(_ALL)}")
     parser.add_argument("--pruners", default="gap", help="comma-separated, e.g. gap,none")
+    parser.add_argument(
+        "--prior", default="none", help=f"{', '.join(relatives.KINDS)}, or a file of rows"
+    )
     parser.add_argument("--trials", type=int, default=max(_MARKS))
     parser.add_argument("--seeds", type=int, default=3, help="how many, from --first-seed on")
     parser.add_argument("--first-seed", type=int, default=0)
@@ -172,7 +180,7 @@ def _jobs(options: argparse.Namespace) -> Iterator[Job]:
     samplers, landscapes = options.samplers.split(","), options.landscapes.split(",")
     for seed, sampler, landscape in itertools.product(seeds, samplers, landscapes):
         for pruner in ["none"] if sampler in STOCK else options.pruners.split(","):
-            yield Job(landscape, sampler, pruner, seed, options.trials, n_rounds)
+            yield Job(landscape, sampler, pruner, seed, options.trials, n_rounds, options.prior)
 
 
 @cache
@@ -223,12 +231,15 @@ def _lora_gap(rows: Sequence[Tried], response: Response, oracle: Oracle) -> floa
 def _ours(job: Job, response: Response) -> Iterator[Tried]:
     """A sampler of autopeft, as any evaluator would use it."""
     traits = response.traits
+    known = relatives.known(job.prior, response, _space())
     controller = SearchController(
         _space(),
         ["accuracy", "latency_ms" if traits.is_measured else "trainable_params"],
         sampler=job.sampler,
         pruner=job.pruner,
         seed=job.seed,
+        prior=known.prior,
+        warm_start=known.warm_start,
     )
     while True:
         began = time.perf_counter()

@@ -1,13 +1,14 @@
 """Is what other models and data say of a plan worth a prior? Short real trainings of whole plans.
 
-    python examples/benchmarks/prior.py --output prior.json
+    python examples/benchmarks/prior.py --output rows.json
 
 Every setting trains the same draws, each one method with one placement, rank, part of the model
 and learning rate. It prints how well each setting's ranks are predicted by the other settings: what
-a prior is worth on data that it has not seen. About 12 minutes on one core; one seed each, so a
-single row says little, and all of them nothing about long trainings or large models.
+a prior is worth on data that it has not seen. About 20 minutes on one core; one seed each, so a
+single row says little, and all of them nothing about long trainings or large models. The file is
+one that the setting `prior` takes.
 
-    python examples/benchmarks/prior.py --check FILE
+    python examples/benchmarks/prior.py --check examples/benchmarks/prior.json
 
 prints that table for measurements that are already there.
 """
@@ -19,7 +20,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +29,19 @@ from numpy.typing import NDArray
 from responses import TOPOLOGY
 from rich.console import Console
 from rich.table import Table
-from scipy.special import ndtri
 from scipy.stats import spearmanr
 
 from autopeft.engine.executor import Executor
 from autopeft.engine.messages import FailureMessage, Job, RungMessage
 from autopeft.plan import Candidate
 from autopeft.prepare import PreparedSearch, prepare
-from autopeft.searcher.samplers.gp import Embedding, Features, GaussianProcess
-from autopeft.searcher.space.encoding import Encoder, Point, snap
+from autopeft.searcher.samplers.gp import Embedding, GaussianProcess, log_params
+from autopeft.searcher.samplers.prior import PriorRow, normal_scores, point_of, read_prior
+from autopeft.searcher.space.encoding import Encoder, Point
 from autopeft.searcher.space.initial_design import early_units, single_method
 from autopeft.searcher.space.space import SearchSpace
 from autopeft.settings import SearchSettings
+from autopeft.utils.serialize import to_plain
 
 Array = NDArray[np.float64]
 
@@ -72,29 +74,6 @@ SETTINGS: Mapping[str, tuple[Mapping[str, Any], int]] = {
 """Settings, and how many of the draws each trains."""
 
 
-@dataclass(frozen=True)
-class Measured:
-    """A training of one of our measurements.
-
-    Attributes:
-        setting: Model and data.
-        method: Name of the method.
-        placement: Name of the placement.
-        part: One of `PARTS`.
-        rank: The rank that was asked for.
-        rate: The method's learning rate.
-        quality: Larger is better; None if the training failed.
-    """
-
-    setting: str
-    method: str
-    placement: str
-    part: str
-    rank: int
-    rate: float
-    quality: float | None
-
-
 def main() -> None:
     """Trains, writes the file, prints the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -104,23 +83,22 @@ def main() -> None:
     parser.add_argument("--check", default="", help="JSON file to print the table of")
     options = parser.parse_args()
     if options.check:
-        rows = [Measured(**row) for row in json.loads(Path(options.check).read_text())]
-        Console().print(_table(rows))
+        Console().print(_table(read_prior(options.check)))
         return
-    rows = []
+    rows: list[PriorRow] = []
     for index in map(int, options.settings.split(",")):
         name = list(SETTINGS)[index]
         began = time.monotonic()
         for row in _measure(name, Path(options.cache).expanduser()):
             rows.append(row)
             if options.output:
-                lines = ",\n".join(json.dumps(asdict(row)) for row in rows)
+                lines = ",\n".join(json.dumps(to_plain(row)) for row in rows)
                 Path(options.output).write_text(f"[\n{lines}\n]\n")
         Console().print(f"{name}: {time.monotonic() - began:.0f} s")
     Console().print(_table(rows))
 
 
-def _measure(name: str, cache: Path) -> Iterator[Measured]:
+def _measure(name: str, cache: Path) -> Iterator[PriorRow]:
     import torch
 
     torch.set_num_threads(1)
@@ -135,7 +113,9 @@ def _measure(name: str, cache: Path) -> Iterator[Measured]:
         candidate = ready.space.encoder.to_candidate(replace(point, position=draw.position))
         quality = _train(executor, ready, candidate)
         rate = candidate.train.rate_for(draw.method)
-        yield Measured(name, draw.method, draw.placement, draw.part, draw.rank, rate, quality)
+        roles = tuple(dict.fromkeys(spec.role for spec in candidate.plan.specs))
+        depth = _depth(ready.space.encoder, draw.part)
+        yield PriorRow(name, draw.method, roles, candidate.plan.specs[0].rank, quality, depth, rate)
 
 
 @dataclass(frozen=True)
@@ -182,39 +162,12 @@ def plan_point(encoder: Encoder, method: str, placement: str, part: str, rank: i
     return single_method(encoder, method, place, rank, 0.5, last, among)
 
 
-def at_rate(encoder: Encoder, point: Point, method: str, rate: float) -> Point:
-    """Return a point at the position of a method's learning rate."""
-    low, high = (
-        encoder.to_candidate(replace(point, position=end)).train.rate_for(method)
-        for end in (0.0, 1.0)
-    )
-    return replace(point, position=snap(math.log(rate / low) / math.log(high / low)))
-
-
-def standardized(rows: Sequence[Measured]) -> Array:
-    """Return normal scores of the qualities within each setting, shape (len(rows),).
-
-    Ranks, because one diverged training would outweigh all other differences. Failed ones are last.
-    """
-    scores = np.zeros(len(rows))
-    for name in {row.setting for row in rows}:
-        mine = [i for i, row in enumerate(rows) if row.setting == name]
-        values = np.array([-np.inf if rows[i].quality is None else rows[i].quality for i in mine])
-        below = (values[:, None] > values[None, :]).sum(axis=1)
-        equal = (values[:, None] == values[None, :]).sum(axis=1)
-        scores[mine] = ndtri((below + 0.5 * equal) / len(mine))
-    return scores
-
-
-def as_points(rows: Sequence[Measured], space: SearchSpace) -> tuple[tuple[Point, ...], Array]:
-    """Return the measurements that the space has, with their standardized qualities."""
-    points, qualities = [], []
-    for row, quality in zip(rows, standardized(rows), strict=True):
-        point = plan_point(space.encoder, row.method, row.placement, row.part, row.rank)
-        if point is not None:
-            points.append(at_rate(space.encoder, point, row.method, row.rate))
-            qualities.append(quality)
-    return tuple(points), np.array(qualities)
+def _depth(encoder: Encoder, part: str) -> tuple[float, float]:
+    """Return a part of the model as depths from 0 to 1."""
+    if PARTS[part]:
+        return (1.0 - PARTS[part], 1.0)
+    n = len(encoder.grid.units)
+    return (round(early_units(encoder)[0] / n, 3), round((early_units(encoder)[0] + 1) / n, 3))
 
 
 def _train(executor: Executor, ready: PreparedSearch, candidate: Candidate) -> float | None:
@@ -231,35 +184,39 @@ def _train(executor: Executor, ready: PreparedSearch, candidate: Candidate) -> f
             return round(quality.sign() * float(value), 4) if math.isfinite(value) else None
 
 
-def _predict(known: Sequence[Measured], rows: Sequence[Measured], space: SearchSpace) -> Array:
-    """Return what a model of some measurements predicts for others."""
+def _predict(known: Sequence[PriorRow], rows: Sequence[PriorRow], space: SearchSpace) -> float:
+    """Return the rank correlation of some measurements with what a model of others predicts."""
     low, high = space.cost_range()
     embedding = Embedding(space.grid, (math.log(low), math.log(high)))
-
-    def features(points: Sequence[Point]) -> Features:
-        options = np.array([point.options for point in points])
-        positions = np.array([point.position for point in points])
-        return embedding.features(options, positions, np.log(space.n_params(options)))
-
-    points, qualities = as_points(known, space)
     model = GaussianProcess(embedding)
-    model.fit(features(points), qualities)
-    return model.predict(features(as_points(rows, space)[0]))[0]
+    points, qualities = _placed(known, space)
+    model.fit(embedding.of(points, space), qualities)
+    points, qualities = _placed(rows, space)
+    mean, _ = model.predict(embedding.of(points, space))
+    return float(spearmanr(mean, qualities).statistic)
 
 
-def _table(rows: Sequence[Measured]) -> Table:
+def _placed(rows: Sequence[PriorRow], space: SearchSpace) -> tuple[list[Point], Array]:
+    """Return the rows that the space has as points, with their standardized qualities."""
+    placed = [
+        (point_of(row, space), quality)
+        for row, quality in zip(rows, normal_scores(rows), strict=True)
+    ]
+    return [p for p, _ in placed if p], np.array([quality for p, quality in placed if p])
+
+
+def _table(rows: Sequence[PriorRow]) -> Table:
     """Return the rank correlation of each setting with what the others say."""
     space = SearchSpace.from_source("default", TOPOLOGY)
-    table = Table("setting", "trainings", "failed", "rank correlation with the others' prediction")
+    table = Table("setting", "trainings", "failed", "others' prediction", "size alone")
     for name in dict.fromkeys(row.setting for row in rows):
         mine = [row for row in rows if row.setting == name]
         others = [row for row in rows if row.setting != name]
-        cell = ""
-        if others:
-            rho = spearmanr(_predict(others, mine, space), standardized(mine)).statistic
-            cell = f"{rho:+.2f}"
+        points, qualities = _placed(mine, space)
+        size = spearmanr(log_params(points, space), qualities).statistic
         failed = sum(row.quality is None for row in mine)
-        table.add_row(name, str(len(mine)), str(failed), cell)
+        told = f"{_predict(others, mine, space):+.2f}" if others else ""
+        table.add_row(name, str(len(mine)), str(failed), told, f"{size:+.2f}")
     return table
 
 

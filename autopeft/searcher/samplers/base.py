@@ -16,7 +16,7 @@ from autopeft.trial import Trial
 class Sampler(Protocol):
     """Proposes the next point to try.
 
-    Both methods take all trials of the search in the order they were started. A trial keeps its
+    All methods take all trials of the search in the order they were started. A trial keeps its
     place in the sequence when its state changes.
     """
 
@@ -29,6 +29,9 @@ class Sampler(Protocol):
 
     def propose_baseline(self, trials: Sequence[Trial], choices: Sequence[Point]) -> Point:
         """Return the LoRA baseline to try next; by default, the first choice."""
+
+    def is_guided(self, trials: Sequence[Trial]) -> bool:
+        """Return whether earlier searches make proposals better than recipes; by default, no."""
 
 
 class StratifiedSampler:
@@ -64,6 +67,10 @@ class StratifiedSampler:
         """Return any point, at a cost that is uniform on a log scale."""
         cost = self.rng.uniform(*self.log_cost_range())
         return self.space.point_sampler.at_cost(self.rng, cost)
+
+    def is_guided(self, trials: Sequence[Trial]) -> bool:
+        """Return False: it knows no earlier searches."""
+        return False
 
     def propose_baseline(self, trials: Sequence[Trial], choices: Sequence[Point]) -> Point:
         """Return the first choice: they are sorted, most informative first."""

@@ -14,7 +14,7 @@ from autopeft.searcher.samplers.ehvi import (
     decompose,
     expected_hypervolume_improvement,
 )
-from autopeft.searcher.samplers.gp import Embedding, Features, GaussianProcess, log_params
+from autopeft.searcher.samplers.gp import Earlier, Embedding, Features, GaussianProcess, log_params
 from autopeft.searcher.samplers.observations import Observations
 from autopeft.searcher.samplers.registry import Problem
 from autopeft.searcher.samplers.success import SuccessModel
@@ -30,6 +30,12 @@ Array = NDArray[np.float64]
 
 N_INITIAL = 14
 """Trials before the model takes over."""
+
+_N_WARM = 7
+"""The same, where earlier searches are known."""
+
+_TRUSTED = 0.7
+"""Correlation with this search above which an earlier one replaces known recipes."""
 
 _N_MUTATIONS, _N_CROSSOVERS, _N_RANDOM = 160, 60, 60
 """Candidates: mutations and crossovers of good points, and random points stratified by cost."""
@@ -70,10 +76,11 @@ class BayesianSampler(StratifiedSampler):
         self._embedding = Embedding(self.space.grid, self.log_cost_range())
         self.model = GaussianProcess(self._embedding)
         self.success = SuccessModel()
-        self._earlier_model = GaussianProcess(self._embedding)
+        self._earlier: Earlier | None = None
         if len(self.warm_start):
-            features = self._features(self.warm_start.points)
-            self._earlier_model.fit(features, self.warm_start.qualities)
+            known = self.warm_start
+            features = self._features(known.points)
+            self._earlier = Earlier(features, known.qualities, known.sources)
 
     def propose(self, trials: Sequence[Trial]) -> Point:
         """Return a point of the initial design, later the one with the largest improvement."""
@@ -115,6 +122,12 @@ class BayesianSampler(StratifiedSampler):
         gains = expected_hypervolume_improvement(boxes, log_costs, expected, weight * spread)
         return choices[int(np.argmax(gains * self.success.predict(self._features(choices))))]
 
+    def is_guided(self, trials: Sequence[Trial]) -> bool:
+        """Return whether an earlier search predicts this one's trials."""
+        if self._earlier is None or self._fit(trials, _N_WARM) is None:
+            return False
+        return float(self.model.trust.max()) > _TRUSTED
+
     def _fit(self, trials: Sequence[Trial], n_initial: int) -> Observations | None:
         """Fit the models; return None while there are too few trials."""
         history = self.history
@@ -122,14 +135,15 @@ class BayesianSampler(StratifiedSampler):
         n_complete = len(history.complete)
         self._fit_success()
         n_told = n_complete + len(history.outside) + history.n_pruned + len(history.failed)
-        # A warm start replaces half of the initial design.
-        n_initial = n_initial // (2 if len(self.warm_start) else 1)
+        if self._earlier:
+            n_initial = _N_WARM
         if n_complete < 4 or n_told < n_initial:
             return None
         observations = Observations.of(history, _N_OBSERVATIONS)
         self.costs.fit(history.trials)
-        observations = self._with_warm_start(observations)
         self._fit_model(observations)
+        if self._earlier:
+            self.model.learn_trust()
         pending = [p for i in history.running if (p := history.points[i]) is not None]
         if pending:
             # Assume that running trials reach their expected quality, so that proposals keep away
@@ -149,17 +163,12 @@ class BayesianSampler(StratifiedSampler):
             )
 
     def _fit_model(self, observations: Observations) -> None:
-        self.model.fit(self._features(observations.points), observations.values, observations.noise)
-
-    def _with_warm_start(self, observations: Observations) -> Observations:
-        """Add the earlier search's trials, with noise that says how well they predict this one."""
-        if not len(self.warm_start):
-            return observations
-        final = np.flatnonzero(observations.is_final)
-        points = [observations.points[int(i)] for i in final]
-        expected, _ = self._earlier_model.predict(self._features(points))
-        values, noise = self.warm_start.translate(observations.values[final], expected)
-        return observations.extended(self.warm_start.points, values, noise, is_final=False)
+        self.model.fit(
+            self._features(observations.points),
+            observations.values,
+            observations.noise,
+            self._earlier,
+        )
 
     def _boxes(self, observations: Observations, mean: Array, costs: Array) -> Decomposition:
         """Divide the cost space at the members of the front."""
@@ -195,11 +204,16 @@ class BayesianSampler(StratifiedSampler):
 
     def _parents(self, observations: Observations, mean: Array, costs: Array) -> list[Point]:
         """Return the points of the first two fronts."""
+        points = observations.points
+        if self._earlier:
+            points = (*points, *self.warm_start.points)
+            mean = np.append(mean, self.model.predict(self._earlier.features)[0])
+            costs = np.vstack([costs, self.costs.predict(self.warm_start.points)])
         oriented = np.column_stack([mean, -costs])
         first = non_dominated(oriented)
         rest = np.flatnonzero(~first)
         second = rest[non_dominated(oriented[rest])] if len(rest) else rest
-        return [observations.points[int(i)] for i in (*np.flatnonzero(first), *second)]
+        return [points[int(i)] for i in (*np.flatnonzero(first), *second)]
 
     def _candidates(self, parents: Sequence[Point]) -> list[Point]:
         """Return mutations and crossovers of the parents, and random points."""

@@ -10,7 +10,7 @@ so that a dozen trials do not overrule it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,12 @@ _PRIOR_WEIGHTS = {
 _PRIOR = np.log(np.array(list(_PRIOR_WEIGHTS.values())))
 _PRIOR_SPREAD = 1.0
 _NOISE_PRIOR, _NOISE_SPREAD = np.log(0.02), 1.5
+_TRUSTS = np.array([0.0, 0.2, 0.4, 0.6, 0.8, 0.95])
+"""Correlations of an earlier search with this one that are weighed; equally likely beforehand."""
+
+_EARLIER_NOISE = 0.2
+"""Noise of an earlier search's quality, in its standard deviations."""
+
 _MAX_TO_LEARN = 120
 """Maximum number of trials that the weights are learned from; more only take time."""
 
@@ -71,6 +77,26 @@ class Features:
 
     def __len__(self) -> int:
         return len(self.position)
+
+    def joined(self, other: Features) -> Features:
+        """Return these points' features, then the other's."""
+        parts = ((getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
+        return Features(*(np.concatenate(pair) for pair in parts))
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What earlier searches found, on other data or models.
+
+    Attributes:
+        features: Features of their points.
+        values: Qualities, standardized within each search, larger is better, shape (n,).
+        sources: Number of the search of each, from 1 on, shape (n,).
+    """
+
+    features: Features
+    values: Array
+    sources: NDArray[np.int64]
 
 
 def log_params(points: Sequence[Point], space: SearchSpace) -> Array:
@@ -212,16 +238,30 @@ def _weighted(weights: Array, parts: list[Array]) -> Array:
 class GaussianProcess:
     """A Gaussian process; the weights of the terms are kept between fits.
 
+    Earlier searches on other data share the kernel, as tasks: each has a level of its own, and its
+    correlation with this search, its trust, is learned from this search's trials. So what an
+    earlier search says fades as trials come in, and sooner where it is wrong.
+
     Args:
         embedding: Embedding of the space's options.
+
+    Attributes:
+        trust: Correlation of each earlier search with this one, shape (n_sources,).
     """
 
     def __init__(self, embedding: Embedding) -> None:
         self.embedding = embedding
         self._log_weights = np.append(_PRIOR, _NOISE_PRIOR)
         self._fitted_on = 0
+        self.trust = np.zeros(0)
 
-    def fit(self, features: Features, values: Array, extra_noise: Array | None = None) -> None:
+    def fit(
+        self,
+        features: Features,
+        values: Array,
+        extra_noise: Array | None = None,
+        earlier: Earlier | None = None,
+    ) -> None:
         """Fit to trials.
 
         Args:
@@ -229,22 +269,63 @@ class GaussianProcess:
             values: Qualities, larger is better, shape (n,); no NaN.
             extra_noise: Standard deviations of estimated values, in the values' unit, shape (n,);
                 None for zeros.
+            earlier: What earlier searches found. How far each agrees with this one is learned.
         """
         center, spread = float(np.median(values)), float(np.std(values))
         self._center, self._spread = center, spread if spread > 0 else 1.0
         self._points = features
         self._values = (values - center) / self._spread
         self._extra = np.zeros(len(values)) if extra_noise is None else extra_noise / self._spread
+        self._sources = np.zeros(len(values), dtype=np.int64)
+        if earlier is not None:
+            features = self._points = features.joined(earlier.features)
+            self._values = np.append(self._values, earlier.values)
+            self._extra = np.append(self._extra, np.full(len(earlier.values), _EARLIER_NOISE))
+            self._sources = np.append(self._sources, earlier.sources)
+            n_sources = int(earlier.sources.max())
+            if len(self.trust) != n_sources:
+                self.trust = np.full(n_sources, _TRUSTS.mean())
         total, blocks = (
             max(float(np.median(_square_distances(part, part))), 1e-6)
             for part in (features.total, features.blocks)
         )
         self._scales = total, blocks
         parts = terms(features, features, self._scales)
-        if len(features) > 1.15 * self._fitted_on or len(features) < self._fitted_on:
-            self._learn(parts)
-            self._fitted_on = len(features)
-        self._factor(parts)
+        if len(values) > 1.15 * self._fitted_on or len(values) < self._fitted_on:
+            self._learn(self._linked(parts, self._sources))
+            self._fitted_on = len(values)
+        self._factor(self._linked(parts, self._sources))
+
+    def _linked(self, parts: list[Array], sources: NDArray[np.int64]) -> list[Array]:
+        """Weigh the terms by how well searches agree: one factor model of their correlations.
+
+        Args:
+            parts: As `terms` returns them, between some points and those of the fit.
+            sources: Search of the former, shape (n,); 0 for this one.
+        """
+        if not len(self.trust):
+            return parts
+        loading = np.append(1.0, self.trust)
+        correlation = np.outer(loading, loading)
+        np.fill_diagonal(correlation, 1.0)
+        link = correlation[np.ix_(sources, self._sources)]
+        # Each search has a level of its own.
+        own = sources[:, None] == self._sources[None, :]
+        return [parts[0] * own, *(part * link for part in parts[1:])]
+
+    def learn_trust(self) -> None:
+        """Set each earlier search's trust to its mean under the likelihood of the fit's trials."""
+        parts = terms(self._points, self._points, self._scales)
+        for index in range(len(self.trust)):
+            logs = []
+            for value in _TRUSTS:
+                self.trust[index] = value
+                self._factor(self._linked(parts, self._sources))
+                fit = 0.5 * self._values @ self._alpha
+                logs.append(-float(fit + np.log(np.diag(self._lower)).sum()))
+            chances = np.exp(np.array(logs) - max(logs))
+            self.trust[index] = float(chances @ _TRUSTS / chances.sum())
+        self._factor(self._linked(parts, self._sources))
 
     def _learn(self, parts: list[Array]) -> None:
         rows = np.arange(len(self._points))
@@ -295,7 +376,9 @@ class GaussianProcess:
     def predict(self, features: Features) -> tuple[Array, Array]:
         """Return mean and standard deviation of the quality without noise, each of shape (n,)."""
         weights = np.exp(self._log_weights)[:-1]
-        cross = _weighted(weights, terms(features, self._points, self._scales))
+        here = np.zeros(len(features), dtype=np.int64)
+        parts = terms(features, self._points, self._scales)
+        cross = _weighted(weights, self._linked(parts, here))
         mean = cross @ self._alpha
         half = solve_triangular(self._lower, cross.T, lower=True)
         own = _weighted(weights, diagonals(features))
@@ -305,7 +388,9 @@ class GaussianProcess:
     def draws(self, features: Features, n: int, rng: np.random.Generator) -> Array:
         """Return joint draws of the quality without noise, shape (n, len(features))."""
         weights = np.exp(self._log_weights)[:-1]
-        cross = _weighted(weights, terms(features, self._points, self._scales))
+        here = np.zeros(len(features), dtype=np.int64)
+        parts = terms(features, self._points, self._scales)
+        cross = _weighted(weights, self._linked(parts, here))
         half = solve_triangular(self._lower, cross.T, lower=True)
         covariance = _weighted(weights, terms(features, features, self._scales)) - half.T @ half
         values, vectors = np.linalg.eigh(covariance)

@@ -16,7 +16,7 @@ class GuardedSampler:
 
     Args:
         name: The setting's value.
-        inner: The sampler; its `origin` and `propose_baseline` are optional.
+        inner: The sampler; its `origin`, `propose_baseline` and `is_guided` are optional.
     """
 
     def __init__(self, name: str, inner: Any) -> None:
@@ -38,6 +38,14 @@ class GuardedSampler:
         if choose is None:
             return choices[0]
         return self._point("propose_baseline", choose, trials, choices)
+
+    def is_guided(self, trials: Sequence[Trial]) -> bool:
+        """Return what the inner sampler says, or else False."""
+        ask = getattr(self.inner, "is_guided", None)
+        if ask is None:
+            return False
+        with blamed("sampler", self._name, "is_guided fails"):
+            return bool(ask(trials))
 
     def _point(self, what: str, ask: Callable[..., Any], *arguments: Any) -> Point:
         with blamed("sampler", self._name, f"{what} fails"):

@@ -1,8 +1,8 @@
-"""Warm start: trials of an earlier search on other data.
+"""Warm start: trials of an earlier search, and rows of a prior.
 
 Qualities on two data sets cannot be compared, but good candidates of one are mostly good on the
-other. So earlier qualities are standardized, and how far to trust them is learned from the trials
-of this search (see `WarmStart.translate`). They are never results of this search.
+other. So earlier qualities are standardized, and how far each search or setting agrees with this
+one is learned from this one's trials (see `GaussianProcess`). They are no results of this search.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from autopeft.costs.objectives import Objective
 from autopeft.errors import SpaceError, StorageError
 from autopeft.plan import Candidate
+from autopeft.searcher.samplers.prior import PriorRow, normal_scores, point_of
 from autopeft.searcher.space.encoding import Point
 from autopeft.searcher.space.space import SearchSpace
 from autopeft.trial import Trial, front_of
@@ -25,13 +26,7 @@ from autopeft.utils.serialize import from_plain, to_plain
 Array = NDArray[np.float64]
 
 _MAX_TRIALS = 80
-"""Number of earlier trials that the model uses: the best ones."""
-
-_MIN_NOISE = 0.5
-"""Lower bound on the noise of an earlier quality, in standard deviations of the qualities here."""
-
-_PSEUDO_TRIALS = 2.0
-"""Weight of the assumption that one standard deviation there is one here, in trials."""
+"""Number of earlier trials of one search or setting that the model uses."""
 
 
 @dataclass(frozen=True)
@@ -90,19 +85,24 @@ class WarmStart:
 
     Attributes:
         points: The points.
-        qualities: Standardized qualities, larger is better, shape (n,).
+        qualities: Standardized within each source, larger is better, shape (n,).
+        sources: Number of the search or setting of each, from 1 on, shape (n,).
         front: Members of the earlier front as candidates of this search, fewest sites first.
+        n_rows: How many of the points are rows of the prior.
     """
 
     points: tuple[Point, ...] = ()
     qualities: Array = field(default_factory=lambda: np.zeros(0))
+    sources: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     front: tuple[Candidate, ...] = ()
+    n_rows: int = 0
 
     @classmethod
-    def of(cls, trials: Sequence[WarmStartTrial], space: SearchSpace) -> WarmStart:
-        """Keep the trials that are in the space."""
-        points: list[Point] = []
-        qualities: list[float] = []
+    def of(
+        cls, trials: Sequence[WarmStartTrial], space: SearchSpace, rows: Sequence[PriorRow] = ()
+    ) -> WarmStart:
+        """Keep the trials of an earlier search and the rows of a prior that are in the space."""
+        found: dict[int, list[tuple[Point, float]]] = {}
         front: list[Candidate] = []
         for trial in trials:
             # Steps and batch size do not matter for the point.
@@ -113,34 +113,37 @@ class WarmStart:
                 point = space.encoder.from_candidate(Candidate(trial.candidate.plan, train))
             except SpaceError:
                 continue
-            if len(points) < _MAX_TRIALS:
-                points.append(point)
-                qualities.append(trial.quality)
+            known = found.setdefault(0, [])
+            if len(known) < _MAX_TRIALS:
+                known.append((point, trial.quality))
             if trial.is_on_front:
                 front.append(space.encoder.to_candidate(point))
         front.sort(key=lambda candidate: len(candidate.plan.specs))
-        return cls(tuple(points), np.array(qualities), tuple(front))
+        settings = list(dict.fromkeys(row.setting for row in rows))
+        for row, quality in zip(rows, normal_scores(rows), strict=True):
+            point_of_row = point_of(row, space)
+            if point_of_row is not None:
+                number = 1 + settings.index(row.setting)
+                found.setdefault(number, []).append((point_of_row, float(quality)))
+        kept = [
+            (point, quality, source)
+            for source, number in enumerate(sorted(found), 1)
+            for point, quality in _thinned(found[number])
+        ]
+        return cls(
+            tuple(point for point, _, _ in kept),
+            np.array([quality for _, quality, _ in kept]),
+            np.array([source for _, _, source in kept], dtype=np.int64),
+            tuple(front),
+            sum(len(_thinned(found[number])) for number in found if number),
+        )
 
     def __len__(self) -> int:
         return len(self.points)
 
-    def translate(self, here: Array, there: Array) -> tuple[Array, Array]:
-        """Express the earlier qualities in the unit of this search, with their noise.
 
-        Args:
-            here: Qualities of this search's trials, larger is better, shape (n,), n >= 2.
-            there: Standardized qualities that the earlier search predicts for the same points,
-                shape (n,).
-
-        Returns:
-            Values and standard deviations, each of shape (len(self),).
-        """
-        spread = max(float(here.std()), 1e-12)
-        centered = there - there.mean()
-        # Linear regression, regularized towards one standard deviation for one.
-        covariance = float(centered @ (here - here.mean())) + _PSEUDO_TRIALS * spread
-        slope = max(0.0, covariance / (float(centered @ centered) + _PSEUDO_TRIALS))
-        errors = here - here.mean() - slope * centered
-        noise = max(_MIN_NOISE * spread, float(np.sqrt(np.mean(errors**2))))
-        values = here.mean() + slope * (self.qualities - there.mean())
-        return values, np.full(len(self.qualities), noise)
+def _thinned(rows: list[tuple[Point, float]]) -> list[tuple[Point, float]]:
+    """Return at most `_MAX_TRIALS` of them, evenly from first to last."""
+    if len(rows) <= _MAX_TRIALS:
+        return rows
+    return [rows[i] for i in np.linspace(0, len(rows) - 1, _MAX_TRIALS).round().astype(int)]

@@ -14,7 +14,8 @@ from autopeft.costs import PriceTable, Topology
 from autopeft.errors import SettingsError, StorageError
 from autopeft.plan import Candidate
 from autopeft.searcher.controller import SearchController
-from autopeft.searcher.samplers.warm_start import WarmStart, WarmStartTrial, warm_start_trials
+from autopeft.searcher.samplers.gp import Earlier, Embedding, GaussianProcess
+from autopeft.searcher.samplers.warm_start import WarmStartTrial, warm_start_trials
 from autopeft.searcher.space.space import SearchSpace
 from autopeft.searcher.study import read_study
 
@@ -95,15 +96,39 @@ def test_a_right_warm_start_helps_and_a_wrong_one_does_little_harm() -> None:
     assert misled > 0.93 * cold
 
 
-def test_the_translation_learns_whether_the_warm_start_predicts() -> None:
-    earlier = WarmStart((), np.array([-1.0, 0.0, 1.0]))
-    there = np.linspace(-1, 1, 12)
-    values, noise = earlier.translate(0.6 + 0.1 * there, there)
-    assert values == pytest.approx([0.5, 0.6, 0.7], abs=0.02)
-    assert noise[0] < 0.06
-    values, noise = earlier.translate(0.6 - 0.1 * there, there)
-    assert np.ptp(values) < 0.1
-    assert noise[0] > 0.05
+def test_an_earlier_search_is_trusted_as_far_as_it_agrees() -> None:
+    embedding = Embedding(SPACE.grid, (5.0, 12.0))
+    rng = np.random.default_rng(0)
+    points = [SPACE.point_sampler.stratified(rng) for _ in range(60)]
+    true = np.array([quality(SPACE.encoder.to_candidate(point)) for point in points])
+    scores = (true - true.mean()) / true.std()
+    here, there, new = (embedding.of(p, SPACE) for p in (points[:14], points[14:44], points[44:]))
+    trust, errors = [], []
+    for sign in (1.0, -1.0):
+        model = GaussianProcess(embedding)
+        # Another level and spread does not matter.
+        sources = np.ones(30, dtype=np.int64)
+        model.fit(here, 7.0 + true[:14], None, Earlier(there, sign * scores[14:44], sources))
+        model.learn_trust()
+        trust.append(float(model.trust[0]))
+        errors.append(float(np.abs(model.predict(new)[0] - 7.0 - true[44:]).mean()))
+    alone = GaussianProcess(embedding)
+    alone.fit(here, 7.0 + true[:14])
+    error = float(np.abs(alone.predict(new)[0] - 7.0 - true[44:]).mean())
+    assert trust[0] > 0.6 > 0.3 > trust[1]
+    assert errors[0] < error
+    assert errors[1] < 1.3 * error
+
+
+def test_recipes_wait_while_an_earlier_search_is_right() -> None:
+    right = warm_start_trials(
+        run(40, 100, scale=0.7).trials(), SearchController(SPACE, TWO).objectives
+    )
+    cold, warm = (run(16, 0, warm_start=earlier).trials() for earlier in ((), right))
+    recipes = [sum(trial.origin == "portfolio" for trial in trials) for trials in (cold, warm)]
+    searched = [sum(trial.origin == "search" for trial in trials) for trials in (cold, warm)]
+    assert recipes[1] < recipes[0]
+    assert searched[1] > searched[0] + 2
 
 
 def test_what_fits_nowhere_is_told_and_no_study_is_an_error(tmp_path: Path) -> None:
