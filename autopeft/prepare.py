@@ -95,6 +95,8 @@ class PreparedSearch:
     @property
     def trials_per_worker(self) -> int:
         """Candidates a worker trains together, at most."""
+        if self.settings.gradient_checkpointing:
+            return 1
         return self.settings.trials_per_worker or AUTO_TRIALS_PER_WORKER[self.device]
 
     @property
@@ -344,6 +346,7 @@ def _prices(
         logit_tokens=lengths.mean_targets * n_rows,
         most_logit_tokens=lengths.most_targets * n_rows if task.is_autoregressive else 0.0,
         scoring_tokens=_scoring_tokens(data, device, prices),
+        has_checkpointing=settings.gradient_checkpointing,
     )
 
 
@@ -361,6 +364,7 @@ _UNUSED_BY_FUNCTION = (
     *("task_options", "validation", "data_name", "data_revision", "on_long", "generation_rows"),
     *("max_train_rows", "max_validation_rows", "max_test_rows", "rung_rows", "precision"),
     *("activation_cache", "activation_cache_gb", "trials_per_worker", "compress"),
+    "gradient_checkpointing",
 )
 """Settings of autopeft's own training, which a function of the user's does not see."""
 

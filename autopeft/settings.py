@@ -235,6 +235,11 @@ class SearchSettings:
     activation_cache_gb: float = _setting(
         2.0, "Size limit of this cache per machine, GiB.", minimum=0
     )
+    gradient_checkpointing: bool = _setting(
+        False,
+        "Keep only the inputs of the blocks at and above the lowest adapter, and compute the blocks "
+        "again in the backward pass: a third more time, far less memory.",
+    )
     precision: str = _setting(
         "auto", "Precision of the trainings: auto, fp32 or bf16.", choices=("auto", "fp32", "bf16")
     )
@@ -330,6 +335,11 @@ class SearchSettings:
             if value not in allowed:
                 problem = "backend=local runs one worker in this process"
                 raise SettingsError(name, value, problem, f"leave {name} out, or use backend=ray")
+        if self.gradient_checkpointing and (self.trials_per_worker or 1) > 1:
+            problem = "adapters that are trained together keep what their blocks compute"
+            raise SettingsError(
+                "trials_per_worker", self.trials_per_worker, problem, "leave it out"
+            )
         if not self.objectives or len(set(self.objectives)) < len(self.objectives):
             problem = "must name at least one cost, each once"
             raise SettingsError(

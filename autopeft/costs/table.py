@@ -92,6 +92,8 @@ class PriceTable:
         scoring_tokens: Tokens of a scoring's largest batch; 0: scoring is not priced.
         logits: The output embedding, if there is one.
         float_bytes: Bytes of one activation.
+        has_checkpointing: Whether the blocks at and above a plan's lowest adapter keep only their
+            inputs, and are computed again in the backward pass.
         has_activation_cache: Whether the frozen blocks below a plan's lowest adapter are computed
             once for all trials, so that no step pays for them.
         read_share: Share of a step's tokens whose last hidden state is read; a training step
@@ -128,6 +130,7 @@ class PriceTable:
     scoring_tokens: float = 0.0
     logits: Logits | None = None
     float_bytes: int = 4
+    has_checkpointing: bool = False
     has_activation_cache: bool = False
     read_share: float = 1.0
     logit_weights: int = 0
@@ -207,6 +210,7 @@ class PriceTable:
         logit_tokens: float = 0.0,
         most_logit_tokens: float = 0.0,
         scoring_tokens: float = 0.0,
+        has_checkpointing: bool = False,
     ) -> PriceTable:
         """Return the table for a training loop that skips unneeded work; see the attributes.
 
@@ -219,6 +223,7 @@ class PriceTable:
                 logit_weights=logit_weights,
                 logit_tokens=logit_tokens,
                 scoring_tokens=scoring_tokens,
+                has_checkpointing=has_checkpointing,
             )
             return table._with_logits_at(most_logit_tokens) if most_logit_tokens else table
 
@@ -377,12 +382,14 @@ class PriceTable:
                 is_live = True
                 if not sources <= self.blocks[kind].reach.keys():
                     check_plan(self.topology, plan)
+                block = self.blocks[kind]
                 usage, costs = self._known(kind, frozenset(sources), has_dropout)
                 backward += usage.backward_flops
-                saved += usage.saved_bytes
-                most = max(most, self.blocks[kind].scratch_bytes)
+                kept = usage.saved_bytes
                 context |= usage.context
                 inputs = set(shared_inputs)
+                if self.has_checkpointing:
+                    backward += block.forward_flops
                 for spec in specs:
                     key = (spec.role, spec.method, spec.rank)
                     cost = costs.get(key)
@@ -395,12 +402,20 @@ class PriceTable:
                         held += cost.held_floats
                     forward += cost.forward_flops
                     backward += cost.backward_flops
-                    saved += cost.saved_bytes
+                    if self.has_checkpointing:
+                        backward += cost.forward_flops
+                    kept += cost.saved_bytes
                     if cost.input_name and cost.input_name not in inputs:
                         inputs.add(cost.input_name)
-                        saved += cost.input_bytes
+                        kept += cost.input_bytes
                         if cost.input_name == ENCODER:
                             shared_inputs.add(ENCODER)
+                if self.has_checkpointing:
+                    saved += block.hidden_bytes
+                    most = max(most, block.scratch_bytes + kept)
+                else:
+                    saved += kept
+                    most = max(most, block.scratch_bytes)
         if by_layer:
             check_plan(self.topology, plan)
         return _Total(

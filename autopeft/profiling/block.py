@@ -104,7 +104,7 @@ class BlockProbe:
         usages = {sources: self._usage(sources, reach) for sources in independent_sets(reach)}
         run, seen = self._run(frozenset())
         whole, _ = self._run(frozenset({HIDDEN}))
-        hidden = self.call.hidden
+        hidden_bytes = float(self.call.hidden.numel() * self.call.hidden.element_size())
         tokens = {role: read.numel() / read.shape[-1] for role, read in seen.inputs.items()}
         return BlockCosts(
             usages=usages,
@@ -114,8 +114,9 @@ class BlockProbe:
             tokens=tokens,
             memory_tokens=tokens,
             forward_flops=run.forward_flops,
-            hidden_bytes=float(hidden.numel() * hidden.element_size()),
-            scratch_bytes=whole.scratch_bytes,
+            hidden_bytes=hidden_bytes,
+            # What a block returns is what the next one gets.
+            scratch_bytes=max(0.0, whole.scratch_bytes - hidden_bytes),
             scoring_bytes=run.scratch_bytes,
         )
 

@@ -25,6 +25,7 @@ class TrainingSetup:
         cache: Skips the frozen blocks below the lowest adapter.
         fp32_cache: The same where rows are scored in fp32, whatever the precision.
         last_block: Skips positions of the last block that are not read.
+        recomputed: Paths of the blocks that are computed again in the backward pass.
     """
 
     task: Task
@@ -34,6 +35,7 @@ class TrainingSetup:
     cache: Acceleration = NO_ACCELERATION
     fp32_cache: Acceleration = NO_ACCELERATION
     last_block: Acceleration = NO_ACCELERATION
+    recomputed: tuple[str, ...] = ()
 
     @contextmanager
     def forward(self, batch: Batch) -> Iterator[None]:

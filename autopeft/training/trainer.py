@@ -20,6 +20,7 @@ from autopeft.tasks.data import SplitName
 from autopeft.training.acceleration import NO_ACCELERATION, Acceleration
 from autopeft.training.attention import training_attention
 from autopeft.training.batching import IntArray, rung_sample, training_batches
+from autopeft.training.checkpointing import recomputed
 from autopeft.training.evaluation import evaluate
 from autopeft.training.loss_watch import LossWatch
 from autopeft.training.precision import Precision, rounded_once, synchronize
@@ -184,10 +185,11 @@ class Trainer:
         if not self._parameters:
             self.step += 1
             return
-        with setup.forward(batch):
-            loss = setup.task.loss(self._model, batch)
-        loss = self.with_penalty(loss)
-        loss.backward()  # type: ignore[no-untyped-call]
+        with setup.forward(batch), recomputed(self._model, setup.recomputed):
+            loss = self.with_penalty(setup.task.loss(self._model, batch))
+            # Blocks that are computed again need all that served the forward pass.
+            with torch.autocast(torch.device(setup.device).type, enabled=False):
+                loss.backward()  # type: ignore[no-untyped-call]
         self.update(loss.detach())
 
     def next_rows(self) -> IntArray:

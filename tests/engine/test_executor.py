@@ -135,6 +135,22 @@ def test_one_fails_and_the_others_go_on(executor: Executor, ready: PreparedSearc
     assert [len(seen[i]) for i in (0, 2)] == [len(ready.rungs)] * 2
 
 
+def test_blocks_that_are_computed_again_change_no_score(ready: PreparedSearch) -> None:
+    context = ready.context()
+    settings = replace(context.settings, gradient_checkpointing=True, trials_per_worker=None)
+    scores = []
+    for each in (context, replace(context, settings=settings)):
+        executor = Executor(each)
+        executor.begin(_jobs()[:2])
+        messages = executor.advance()
+        assert all(isinstance(m, RungMessage) for m in messages.values()), messages
+        scores.append([m.report.score for m in messages.values() if isinstance(m, RungMessage)])
+        executor.clear()
+    assert not executor.trains_together
+    assert scores[0] == pytest.approx(scores[1], rel=1e-4)
+    assert len(scores[0]) == 2
+
+
 def test_any_error_of_a_job_is_its_reason_and_the_worker_lives_on(
     executor: Executor, ready: PreparedSearch, monkeypatch: pytest.MonkeyPatch
 ) -> None:

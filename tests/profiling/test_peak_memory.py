@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers as hf
 from tiny_models import batch_for
+from torch.utils.flop_counter import FlopCounterMode
 
 from autopeft.costs import PriceTable
 from autopeft.models.attach import attach
@@ -24,6 +25,7 @@ from autopeft.tasks.batch import Batch
 from autopeft.tasks.data import IGNORED
 from autopeft.tasks.sft import SupervisedFineTuning
 from autopeft.testing.tiny_models import plan_of
+from autopeft.training.checkpointing import recomputed
 
 _ROWS, _LENGTH, _PROMPT = 4, 40, 8
 _SIZES = {
@@ -151,3 +153,30 @@ def test_scoring_is_priced_where_it_needs_more_than_training() -> None:
     scored = table.as_trained(has_activation_cache=False, scoring_tokens=8.0 * _ROWS * _LENGTH)
     reference = Candidate(AdapterPlan(), TrainSettings(1e-3, batch_size=_ROWS))
     assert scored.price(reference).peak_memory_bytes == pytest.approx(held, rel=0.10)
+
+
+@pytest.mark.parametrize("method", ["lora", "bottleneck"])
+def test_blocks_that_are_computed_again_are_priced(method: str) -> None:
+    backbone, table = _known("llama")
+    plan = plan_of(backbone.topology, method, 3)
+    assert plan is not None and plan.lowest_layer is not None
+    candidate = Candidate(plan, TrainSettings(1e-3, steps=2, batch_size=_ROWS))
+    batch = batch_for(backbone, rows=_ROWS, length=_LENGTH)
+    blocks = backbone.layout.blocks[plan.lowest_layer :]
+
+    def run(model: Any) -> torch.Tensor:
+        with recomputed(model, blocks):
+            loss: torch.Tensor = model(**batch).loss
+            loss.backward()
+        return torch.zeros((), requires_grad=True)
+
+    again = table.as_trained(has_activation_cache=False, has_checkpointing=True)
+    held = _held(backbone, candidate, run)
+    assert again.price(candidate).peak_memory_bytes == pytest.approx(held, rel=0.10)
+    assert again.price(candidate).peak_memory_bytes < table.price(candidate).peak_memory_bytes
+    with attach(backbone, candidate, seed=0) as attached, FlopCounterMode(display=False) as counter:
+        run(attached.model)
+    # What a block computes after the last tensor that it keeps is not computed again.
+    assert again.price(candidate).train_flops == pytest.approx(
+        2 * counter.get_total_flops(), rel=0.06
+    )
