@@ -159,7 +159,8 @@ def test_scoring_is_priced_where_it_needs_more_than_training() -> None:
 def test_blocks_that_are_computed_again_are_priced(method: str) -> None:
     backbone, table = _known("llama")
     plan = plan_of(backbone.topology, method, 3)
-    assert plan is not None and plan.lowest_layer is not None
+    assert plan is not None
+    assert plan.lowest_layer is not None
     candidate = Candidate(plan, TrainSettings(1e-3, steps=2, batch_size=_ROWS))
     batch = batch_for(backbone, rows=_ROWS, length=_LENGTH)
     blocks = backbone.layout.blocks[plan.lowest_layer :]
