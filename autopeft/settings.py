@@ -237,8 +237,8 @@ class SearchSettings:
     )
     gradient_checkpointing: bool = _setting(
         False,
-        "Keep only the inputs of the blocks at and above the lowest adapter, and compute them again "
-        "in the backward pass: a third more time, far less memory.",
+        "Keep only the inputs of the blocks at and above the lowest adapter, and compute the rest "
+        "again in the backward pass: a third more time, far less memory.",
     )
     precision: str = _setting(
         "auto", "Precision of the trainings: auto, fp32 or bf16.", choices=("auto", "fp32", "bf16")
