@@ -125,6 +125,7 @@ _BENCHMARK_FLAGS = {
     "--check",
     "--trials",
     "--seeds",
+    "--true-seeds",
 }
 
 
