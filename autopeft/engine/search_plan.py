@@ -24,10 +24,6 @@ PLENTY = 80
 _USUAL_ROWS, LEAST_ROWS = TrainSettings.batch_size, 4
 """Rows of a step, and the fewest that are planned."""
 
-_WORTH = 2 / 3
-"""A short training is worth its steps times this power of its rows: of equally many rows in all,
-smaller batches learn more (guides/measurements.md, batches)."""
-
 _SHORT, LEAST_STEPS = 50, EARLIEST_STEP
 """Steps below which trainings tell little, and below which they tell nothing."""
 
@@ -201,8 +197,19 @@ def _choices(work: Workload, pinned: Mapping[str, Any]) -> Iterator[dict[str, An
         yield {"steps": usual[i], **_LEVELS[j], **pinned}
     batches = [work.batch_size, *(rows for rows in (8, LEAST_ROWS) if rows < work.batch_size)]
     short = itertools.product((_SHORT, 45, 40, 35, 30, LEAST_STEPS), batches)
-    for steps, rows in sorted(short, key=lambda size: size[0] * size[1] ** _WORTH, reverse=True):
-        yield {"steps": steps, "batch_size": rows, **_LEVELS[-1], **pinned}
+    least = _worth(LEAST_STEPS, work.batch_size)
+    for steps, rows in sorted(short, key=lambda size: _worth(*size), reverse=True):
+        if _worth(steps, rows) >= least:
+            yield {"steps": steps, "batch_size": rows, **_LEVELS[-1], **pinned}
+
+
+def _worth(steps: int, rows: int) -> float:
+    """Return what a short training is worth beside others.
+
+    Of equally many rows in all, smaller batches learn more; four rows of a step as much as 16 in
+    half the steps. Measured: guides/measurements.md, batches.
+    """
+    return steps * math.sqrt(rows)
 
 
 def training_seconds(plan: SearchPlan, speed: Speed, work: Workload) -> float:
