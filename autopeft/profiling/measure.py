@@ -36,7 +36,7 @@ from autopeft.profiling.fake_tensors import (
     sample_batch,
     without,
 )
-from autopeft.profiling.model import Captured, WholeModel, prompted, topology_beside
+from autopeft.profiling.model import Captured, WholeModel, kind_of, prompted, topology_beside
 
 
 def price_table(
@@ -204,15 +204,8 @@ def _measure(
 
 def _kind(block: nn.Module, call: BlockCall, backbone: Backbone, layer: int) -> object:
     """Return a key that is equal for blocks of equal costs."""
-    shapes = tuple(
-        (name, tuple(p.shape))
-        for name, module in block.named_modules()
-        if not isinstance(module, nn.Embedding)
-        for p in module.parameters(recurse=False)
-    )
-    hidden = tuple(call.hidden.shape)
     is_decoder = layer >= backbone.topology.n_encoder_layers
-    return type(block), shapes, hidden, call.times, is_decoder, getattr(block, "attention_type", "")
+    return kind_of(block, is_decoder), tuple(call.hidden.shape), call.times
 
 
 def _first_that_runs(

@@ -28,6 +28,7 @@ from autopeft.profiling.counters import (
     first_tensor,
     new_source,
     run_and_count,
+    tensors_in,
 )
 
 
@@ -90,7 +91,7 @@ class WholeModel:
         return loss if loss is not None else first_tensor(tuple(output.values()))
 
     def capture(self) -> Captured:
-        """Run the model once."""
+        """Run the model once, and each kind of block once: the others return what it returned."""
         calls: dict[int, BlockCall] = {}
         encoder_output: list[torch.Tensor] = []
 
@@ -104,6 +105,8 @@ class WholeModel:
             encoder_output.append(first_tensor(output))
 
         with ExitStack() as stack, torch.no_grad(), FlopCount() as counter:
+            for path, run in self._once_a_kind(counter).items():
+                stack.enter_context(_forward_of(self.model.get_submodule(path), run))
             for layer, path in enumerate(self.layout.blocks):
                 block = self.model.get_submodule(path)
                 handle = block.register_forward_hook(on_block(layer), with_kwargs=True)
@@ -115,6 +118,30 @@ class WholeModel:
         ordered = [calls[layer] for layer in range(len(self.layout.blocks))]
         return Captured(ordered, encoder_output[0] if encoder_output else None, counter.flops)
 
+    def _once_a_kind(self, counter: FlopCount) -> dict[str, Callable[..., Any]]:
+        """Return path -> what runs a block only if none like it has run on inputs like its."""
+        known: dict[object, tuple[Any, float]] = {}
+
+        def once(block: nn.Module, is_decoder: bool) -> Callable[..., Any]:
+            kind, plain = kind_of(block, is_decoder), block.forward
+
+            def run(*args: Any, **kwargs: Any) -> Any:
+                key = kind, tuple(tuple(t.shape) for t in tensors_in((args, kwargs)))
+                if key in known:
+                    counter.flops += known[key][1]
+                else:
+                    before = counter.flops
+                    out = plain(*args, **kwargs)
+                    known[key] = (out, counter.flops - before)
+                return known[key][0]
+
+            return run
+
+        return {
+            path: once(self.model.get_submodule(path), layer >= self.n_encoder)
+            for layer, path in enumerate(self.layout.blocks)
+        }
+
     @contextmanager
     def _without_blocks(self, calls: Sequence[BlockCall]) -> Iterator[None]:
         """Let the blocks return what they returned before: fake tensors have no other values."""
@@ -124,11 +151,8 @@ class WholeModel:
             return lambda *_, **__: next(outputs)
 
         with ExitStack() as stack:
-            for path, call in zip(self.layout.blocks, calls, strict=True):
-                block = self.model.get_submodule(path)
-                # An attribute of the instance hides the method of its class.
-                block.forward = stub(call)
-                stack.callback(delattr, block, "forward")
+            for path, call in dict(zip(self.layout.blocks, calls, strict=True)).items():
+                stack.enter_context(_forward_of(self.model.get_submodule(path), stub(call)))
             yield
 
     def _run_from(
@@ -224,6 +248,28 @@ class WholeModel:
         usages = [blocks[first].usage(frozenset({ENCODER}))]
         usages += [blocks[kind].usage(frozenset({ENCODER, HIDDEN})) for kind in others]
         return _rest(run, tail, usages)
+
+
+def kind_of(block: nn.Module, is_decoder: bool) -> object:
+    """Return a key that is equal for blocks of equal costs on equal inputs."""
+    shapes = tuple(
+        (name, tuple(p.shape))
+        for name, module in block.named_modules()
+        if not isinstance(module, nn.Embedding)
+        for p in module.parameters(recurse=False)
+    )
+    return type(block), shapes, is_decoder, getattr(block, "attention_type", "")
+
+
+@contextmanager
+def _forward_of(block: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Replace a block's forward pass."""
+    # An attribute of the instance hides the method of its class.
+    block.forward = forward
+    try:
+        yield
+    finally:
+        del block.forward
 
 
 def _rest(run: Run, tail: Usage, blocks: Sequence[Usage]) -> Usage:
