@@ -130,7 +130,7 @@ METHODS: tuple[Method, ...] = (
     ),
     Lora(
         name="rslora",
-        learning_rate=(1e-4, 5e-3),
+        learning_rate=(1e-4, 1e-2),
         converts_to_lora=True,
         rank_patterns=_RANK_PATTERNS,
         use_rslora=True,
