@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from autopeft.confirm.pick import check_pick
 from autopeft.costs import PriceTable
@@ -42,16 +43,26 @@ from autopeft.tasks.data import SplitName, TaskData
 from autopeft.tasks.load_data import load_data, read_tables
 from autopeft.tasks.registry import make_task
 from autopeft.tasks.summary import DataSummary
+from autopeft.training.activation_cache import ActivationStore
 from autopeft.training.batching import rung_sample, training_batches
 from autopeft.training.evaluation import token_budget
+from autopeft.training.precision import choose_precision
 from autopeft.training.rungs import EARLIEST_STEP, rung_steps
-from autopeft.utils.hardware import available_memory_bytes, n_cores, n_gpus, n_parallel_cores
+from autopeft.utils.device import (
+    DEFAULT,
+    accelerator,
+    is_accelerator,
+    is_here,
+    kind_of,
+    n_accelerators,
+)
+from autopeft.utils.hardware import available_memory_bytes, n_cores, n_parallel_cores, one_thread
 from autopeft.utils.registry import carried
 
 WORKER_BYTES = 700 * 2**20
 """A worker's memory without its model: Python, torch, transformers and Ray."""
 
-AUTO_TRIALS_PER_WORKER = {"cpu": 1, "cuda": 4}
+AUTO_TRIALS_PER_WORKER = {"cpu": 1, "accelerator": 4}
 """Candidates trained together by default. A CPU gains a tenth at 16 rows a step, too little to
 propose several at once; on a GPU each worker first measures whether it pays."""
 
@@ -69,7 +80,7 @@ class PreparedSearch:
         data: The encoded data; None, as `task`, if a function of the user's trains.
         objectives: Quality first.
         plan: How large trainings and confirmation are.
-        device: "cpu" or "cuda".
+        device: Type of the workers' device, as torch names it.
         window: Which of the task's windows the model's head reads; None: all positions, or unknown.
         unsearched: Path inside a block -> share of the blocks' parameters that have no role there.
         earliest_rung: Rungs before this step are left out.
@@ -97,7 +108,7 @@ class PreparedSearch:
         """Candidates a worker trains together, at most."""
         if self.settings.gradient_checkpointing:
             return 1
-        return self.settings.trials_per_worker or AUTO_TRIALS_PER_WORKER[self.device]
+        return self.settings.trials_per_worker or AUTO_TRIALS_PER_WORKER[kind_of(self.device)]
 
     @property
     def test_share(self) -> float:
@@ -170,7 +181,7 @@ class PreparedSearch:
         """Return what the workers need."""
         model = self.settings.model
         # What one process runs need not be picklable, nor an earlier search's function.
-        is_here = self.settings.backend == "local"
+        is_local = self.settings.backend == "local"
         without = () if self.settings.evaluate is not None else (EVALUATORS.group,)
         if Path(model).exists():
             # Workers run in another directory.
@@ -183,7 +194,7 @@ class PreparedSearch:
             device=self.device,
             window=self.window,
             head_params=self.prices.topology.head_params,
-            carried=None if is_here else carried(without=without),
+            carried=None if is_local else carried(without=without),
             trials_per_worker=self.trials_per_worker,
             prices=self.prices,
         )
@@ -252,6 +263,7 @@ def prepare(
         direction=found.quality.direction if task is None else None,
         workers=n_workers,
         gpus_per_worker=gpus,
+        precision=found.precision,
     )
     return PreparedSearch(
         settings,
@@ -282,6 +294,7 @@ class _Training:
     data: TaskData | None = None
     task: Task | None = None
     window: str | None = None
+    precision: str = "auto"
 
 
 def _read_data(settings: SearchSettings, device: str, note: Note, phase: Phase) -> _Training:
@@ -297,8 +310,32 @@ def _read_data(settings: SearchSettings, device: str, note: Note, phase: Phase) 
     with phase("pricing"):
         meta = _meta(settings, data, task)
         window = read_window(meta, task, data)
-        prices = _prices(meta, settings, data, task, source, window, device)
-    return _Training(task.quality, source, prices, meta.layout.unsearched, data, task, window)
+        # Settled here: workers that measured it each for themselves might differ.
+        asked = task.auto_precision if settings.precision == "auto" else settings.precision
+        if is_here(device):
+            with one_thread(device):
+                asked = choose_precision(asked, device, meta.model.config)
+        settings = replace(settings, precision=asked)
+        prices = _prices(meta, settings, data, task, source, window, device, note)
+    return _Training(
+        task.quality, source, prices, meta.layout.unsearched, data, task, window, asked
+    )
+
+
+def _can_cache(settings: SearchSettings, data: TaskData, meta: Backbone, note: Note) -> bool:
+    """Return whether the activation cache can hold the training rows; say so if it cannot."""
+    block = meta.topology.shape(0, "block")
+    if not settings.activation_cache or not data.train.has_tokens or block is None:
+        return settings.activation_cache and data.train.has_tokens
+    dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
+    size = ActivationStore.size_of(data.train, block[1], dtype) / 2**30
+    if size <= settings.activation_cache_gb:
+        return True
+    note(
+        f"the activation cache is off: the training rows need {size:.3g} GiB, "
+        f"--activation-cache-gb allows {settings.activation_cache_gb:g}"
+    )
+    return False
 
 
 def _meta(settings: SearchSettings, data: TaskData, task: Task) -> Backbone:
@@ -321,6 +358,7 @@ def _prices(
     source: str | Mapping[str, Any],
     window: str | None,
     device: str,
+    note: Note = lambda _: None,
 ) -> PriceTable:
     """Price training the model on the data in batches of the settings' rows."""
     n_rows, per_row = settings.rows_per_step, data.train.sequences_per_row
@@ -339,7 +377,7 @@ def _prices(
         longer = {size: replace(table, batch_size=n_rows) for size, table in prices.longer.items()}
         prices = replace(prices, batch_size=n_rows, longer=longer)
     return prices.as_trained(
-        has_activation_cache=settings.activation_cache and data.train.has_tokens,
+        has_activation_cache=_can_cache(settings, data, meta, note),
         read_share=1.0 if window is None else read_share(task, data, window, settings),
         # Others compute all their logits.
         logit_weights=n_logit_weights(meta) if task.is_autoregressive else 0,
@@ -581,15 +619,15 @@ def validation_rows(settings: SearchSettings, n_rows: int = 32) -> dict[str, Any
 
 def _device(settings: SearchSettings) -> tuple[str, float]:
     """Return the device and the GPU share of a worker."""
-    gpus = n_gpus()
+    gpus = n_accelerators()
     wanted = settings.gpus_per_worker
     if wanted is not None and wanted > 0 and not gpus and settings.ray_address is None:
         raise SettingsError(
-            "gpus_per_worker", wanted, "this machine has no CUDA GPU", "leave it out"
+            "gpus_per_worker", wanted, "torch sees no accelerator here", "leave it out"
         )
     if wanted == 0 or (wanted is None and not gpus):
         return "cpu", 0.0
-    return "cuda", wanted or 1.0
+    return accelerator() or DEFAULT, wanted or 1.0
 
 
 def _workers(
@@ -600,8 +638,8 @@ def _workers(
     note: Callable[[str], None],
 ) -> int:
     """Return the number of workers that the GPUs, or cores and memory, can serve."""
-    if device == "cuda":
-        return max(1, math.floor(n_gpus() / gpus_per_worker))
+    if is_accelerator(device):
+        return max(1, n_accelerators() * math.floor(1 / gpus_per_worker))
     feeding, memory = n_parallel_cores(), available_memory_bytes()
     if memory is not None:
         peak = max(prices.price(c).peak_memory_bytes for c in space.baselines())

@@ -125,3 +125,32 @@ def test_what_cannot_be_told_is_computed_whole(
     assert ready.window is None
     assert ready.prices.read_share == 1.0
     assert Executor(ready.context()).setup.last_block is NO_ACCELERATION
+
+
+def test_precision_is_settled_before_there_are_workers(
+    tiny_model: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autopeft.training.precision._measured", lambda *_: "bf16")
+    ready = _prepared(tiny_model, tiny_data)
+    assert ready.settings.precision == "bf16"
+    monkeypatch.setattr("autopeft.training.precision._measured", lambda *_: "fp32")
+    # A slower machine, or a busy one, trains as the others do.
+    assert Executor(ready.context()).setup.precision == "bf16"
+
+
+def test_prices_know_that_the_activation_cache_has_no_room(
+    tiny_model: Path, tiny_data: Path
+) -> None:
+    told: list[str] = []
+    settings = {"model": str(tiny_model), "data": str(tiny_data), "workers": 1, "steps": 9}
+
+    def flops(**more: Any) -> float:
+        ready = prepare(SearchSettings.from_mapping({**settings, **more}), note=told.append)
+        candidate = Candidate(
+            AdapterPlan([LayerSpec(1, "attn.q", "lora", 2)]), TrainSettings(1e-3, steps=9)
+        )
+        return ready.prices.price(candidate).train_flops
+
+    small = flops(activation_cache_gb=1e-6)
+    assert any("the activation cache is off: the training rows need" in line for line in told)
+    assert small == flops(activation_cache=False) > flops()

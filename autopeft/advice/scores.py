@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from autopeft.utils.device import drawn_on_host
+
 _EXTRA = 8
 """Singular values looked for beyond those asked for; with them, the randomized method is close."""
 
@@ -56,8 +58,7 @@ def top_energy(matrix: torch.Tensor, rank: int) -> float:
     n_found = rank + _EXTRA
     if min(matrix.shape) <= 2 * n_found:
         return float(torch.linalg.svdvals(matrix)[:rank].square().sum())
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # It starts from random directions.
+    with drawn_on_host(0):  # It starts from random directions.
         _, values, _ = torch.svd_lowrank(matrix, q=n_found, niter=4)
     return float(values[:rank].square().sum())
 

@@ -11,6 +11,7 @@ from autopeft.engine.messages import Job, Message, OnStep, WorkerContext, ignore
 from autopeft.errors import MultiAdapterError
 from autopeft.models.multi_adapter import can_share_batch_in
 from autopeft.training.multi_trainer import MultiTrainer
+from autopeft.utils.device import empty_cache, is_broken, is_out_of_memory
 
 
 class Executor(LoadedModel):
@@ -40,6 +41,7 @@ class Executor(LoadedModel):
             self.setup.task.can_share_batch and not context.settings.gradient_checkpointing
         )
         self.has_compared = False
+        self._has_run_out = False
         self._jobs: tuple[Job, ...] = ()
         self._executions: dict[int, JobExecution] = {}
         self._rung = 0
@@ -70,13 +72,27 @@ class Executor(LoadedModel):
                 execution.unpark()
                 messages[index] = execution.advance()
             except JOB_ERRORS as error:
-                messages[index] = execution.failure(error)
+                messages[index] = self._failure(execution, error)
             finally:
                 execution.park()
             if is_final(messages[index]):
                 self.drop([index])
+        self._clean()
         self._rung += 1
         return messages
+
+    def _failure(self, execution: JobExecution, error: Exception) -> Message:
+        """Return why a job failed. What every later job would meet ends the worker instead."""
+        if is_broken(error):
+            raise error
+        self._has_run_out |= is_out_of_memory(error)
+        return execution.failure(error)
+
+    def _clean(self) -> None:
+        """Give back what torch keeps for later, after it ran out: neighbours share the device."""
+        if self._has_run_out:
+            self._has_run_out = False
+            empty_cache(self.context.device)
 
     def drop(self, indices: Iterable[int]) -> None:
         """Stop these jobs, those of them that are still in progress."""
@@ -103,8 +119,9 @@ class Executor(LoadedModel):
                 execution.start()
                 execution.park()
             except JOB_ERRORS as error:
-                failed[index] = execution.failure(error)
+                failed[index] = self._failure(execution, error)
                 self.drop([index])
+        self._clean()
         layout, settings = self.backbone.layout, self.context.settings
         trainers = {index: execution.start() for index, execution in self._executions.items()}
         if (
@@ -132,9 +149,12 @@ class Executor(LoadedModel):
             # Most likely out of memory, for which each alone may have enough.
             if self._rung:
                 for index, execution in self._executions.items():
-                    messages[index] = execution.failure(error)
+                    messages[index] = self._failure(execution, error)
                 self.clear()
                 return messages
+            if is_broken(error):
+                raise
+            self._has_run_out |= is_out_of_memory(error)
             messages |= self._separate(
                 f"training candidates together failed ({error}); set trials_per_worker to 1"
             )

@@ -40,6 +40,11 @@ JOB_ERRORS = Exception
 """Out of memory, a diverged loss, a module that rejects its adapter, a mistake in a user's method:
 the job fails with its reason, and the worker with its loaded model lives on."""
 
+_HALVED = (
+    "a step with {} rows does not fit into the device's memory, so its gradient is computed from "
+    "half of them at a time; --batch-size, --max-length or --trials-per-worker make it smaller"
+)
+
 
 class JobExecution:
     """One job in progress on a loaded model."""
@@ -111,7 +116,8 @@ class JobExecution:
         is_last = self._next_rung == len(rungs)
         seconds = training.evaluation_seconds - before
         measured = self._measure(training, validation_seconds=seconds) if is_last else {}
-        return RungMessage(report, is_last, measured, self._new_activity())
+        warning = _HALVED.format(self.job.candidate.train.batch_size) if training.is_halved else ""
+        return RungMessage(report, is_last, measured, self._new_activity(), warning)
 
     def _measure(self, training: Trainer, *, validation_seconds: float = 0.0) -> dict[str, float]:
         context = self._base.context

@@ -51,8 +51,9 @@ class LoadedModel:
                 f"the new head of {settings.model} has {head_params} parameters, but "
                 f"{context.head_params} were priced; please report it"
             )
+        # Settled by the driver, unless only the workers have the device.
         asked = task.auto_precision if settings.precision == "auto" else settings.precision
-        precision = choose_precision(asked, device, model)
+        precision = choose_precision(asked, device, model.config)
         data = self._with_base_model(task, data, precision)
         self.setup = TrainingSetup(task, data, device, precision)
         self._cache: ActivationCache | None = None
@@ -65,6 +66,7 @@ class LoadedModel:
                 precision=precision,
                 max_bytes=int(settings.activation_cache_gb * 2**30),
                 folder=Path(context.cache_folder) if context.cache_folder else None,
+                identity=f"{settings.model} {settings.model_revision} {settings.quantization}",
             )
         if context.window is not None:
             modules = narrow_modules(model, layout)

@@ -89,7 +89,15 @@ class _Worker:
         except AutoPeftError:
             raise
         except Exception as error:
+            # Imported late: a function of the user's may need no torch.
+            from autopeft.utils.device import is_broken
+
             reason = one_line(error)[:400]
+            if is_broken(error):
+                raise TrainingFailure(
+                    f"the device is lost to this process ({reason}); resume the search in a new "
+                    "one, or use --backend ray, which replaces such workers"
+                ) from error
             if self._is_new:
                 # What happens before any message will happen to every job.
                 raise TrainingFailure(f"the worker cannot start: {reason}") from error

@@ -28,7 +28,7 @@ class WorkerContext:
             function of the user's trains.
         rungs: Steps at which a search job reports; the last one is its end.
         objectives: Names of the objectives, the quality first.
-        device: "cpu" or "cuda".
+        device: Type of the workers' device, as torch names it.
         window: Name of the task's window that holds every hidden state the model's head reads; None
             if the head reads all positions, or if that is unknown.
         cache_folder: Folder of the activation cache that the workers of one machine share; the

@@ -15,6 +15,7 @@ from autopeft.engine.job_queue import JobQueue
 from autopeft.engine.messages import Job, WorkerContext
 from autopeft.engine.worker_environment import thread_environment, worker_environment
 from autopeft.errors import SettingsError, TrainingFailure
+from autopeft.utils.device import n_accelerators
 from autopeft.utils.quiet import silence
 from autopeft.utils.scratch import scratch_folder
 
@@ -216,6 +217,8 @@ class RayBackend(Backend):
             n_bytes = data.n_bytes if data is not None else 0
             ray.init(
                 num_cpus=self._n_workers,
+                # Ray itself finds fewer kinds of accelerators than torch.
+                num_gpus=n_accelerators() if self._context.device != "cpu" else None,
                 include_dashboard=False,
                 object_store_memory=max(100 * 2**20, 3 * n_bytes),
                 runtime_env={"env_vars": worker_environment()},

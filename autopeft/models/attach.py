@@ -30,6 +30,7 @@ from autopeft.models.method_hooks import ADAPTER_NAME, TrainingHook, hooks_for
 from autopeft.models.modules import LinearView, own_parameters, replace_module
 from autopeft.models.quantization import pass_marks
 from autopeft.plan import AdapterPlan, Candidate, TrainSettings
+from autopeft.utils.device import drawn_on_host, is_accelerator
 from autopeft.utils.quiet import quiet_peft
 
 
@@ -169,8 +170,7 @@ class Attached:
         self._was_training = backbone.model.training
         backbone.attached = self
         try:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
+            with drawn_on_host(seed):
                 self._start_head()
                 self.parts = tuple(
                     self._inject(group) for group in groups_of(candidate.plan, backbone.layout)
@@ -235,6 +235,8 @@ class Attached:
             if isinstance(layer.get_base_layer(), nn.Linear):
                 layer.register_forward_hook(_match_autocast)
         hooks.after_injection(layers, self.backbone.svds)
+        for layer in layers.values():
+            _move_constants(layer)
         return Part(group, tuner, names, layers, hooks.training_hook(tuner))
 
     def _check_count(self) -> None:
@@ -320,6 +322,25 @@ def attach(backbone: Backbone, candidate: Candidate, *, seed: int) -> Attached:
         RuntimeError: if another candidate is attached.
     """
     return Attached(backbone, candidate, seed=seed)
+
+
+def _move_constants(layer: nn.Module) -> None:
+    """Move what peft leaves on the host, to copy it at every use, to where the parameters are.
+
+    Those are permutations and indices: buffers, attributes, and values of dicts.
+    """
+    device = next(layer.parameters()).device
+    if not is_accelerator(device):
+        return
+    base = getattr(layer, "base_layer", None)
+    theirs = set() if base is None else set(base.modules())
+    for module in layer.modules():
+        if module in theirs:
+            continue
+        for values in (vars(module), *(v for v in vars(module).values() if type(v) is dict)):
+            for name, value in values.items():
+                if type(value) is torch.Tensor and not is_accelerator(value.device):
+                    values[name] = value.to(device)
 
 
 def _match_autocast(_layer: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:

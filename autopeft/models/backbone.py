@@ -28,6 +28,7 @@ from autopeft.models.loading import (
 from autopeft.models.method_hooks import SvdCache
 from autopeft.models.modules import own_parameters
 from autopeft.models.quantization import NONE, check_backend, keep_weights, load_arguments
+from autopeft.utils.device import drawn_on_host
 from autopeft.utils.quiet import QUANTIZERS, quiet_loggers, quiet_transformers
 
 BARE = "AutoModel"
@@ -124,7 +125,7 @@ def load_backbone(
         auto_class: Name of a class of transformers, e.g. "AutoModelForSequenceClassification".
         model_kwargs: Further arguments of its `from_pretrained`, e.g. `{"num_labels": 2}`.
         revision: Revision of a hub model.
-        device: "cpu", "cuda", "cuda:1".
+        device: As torch names it.
         dtype: Type of the weights, e.g. "float32" or "bfloat16".
         role_map: See `autopeft.models.layout`.
         quantization: How to store the weights inside the blocks: a scheme of
@@ -151,8 +152,8 @@ def load_backbone(
         )
         layout = whole.layout
         how = load_arguments(whole.model, layout.blocks, quantization, device)
-    with quiet_transformers(), quiet_loggers(*QUANTIZERS), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # Weights that are missing without being a head's are reproducible.
+    with quiet_transformers(), quiet_loggers(*QUANTIZERS), drawn_on_host(0):
+        # Weights that are missing without being a head's are reproducible.
         try:
             loaded, info = loader.from_pretrained(
                 model,

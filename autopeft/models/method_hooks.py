@@ -34,7 +34,9 @@ class SvdCache:
     """Singular value decompositions of the base model's weights, each computed once.
 
     A decomposition of a large module takes seconds, and many candidates start from one. It is the
-    full, deterministic one, so that an adapter loaded elsewhere gets the same one again.
+    full, deterministic one, so that an adapter loaded elsewhere gets the same one again. Singular
+    vectors are unique up to their sign only, so the largest entry of each right one is made
+    positive. It is kept on the host: an accelerator's memory is for trainings.
     """
 
     _known: dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = field(default_factory=dict)
@@ -46,11 +48,13 @@ class SvdCache:
         if path not in self._known or len(self._known[path][1]) < rank:
             left, values, right = torch.linalg.svd(weight.detach().float(), full_matrices=False)
             kept = max(rank, min(_MIN_CACHED_RANK, len(values)))
+            left, values, right = left[:, :kept], values[:kept], right[:kept]
+            signs = right.gather(1, right.abs().argmax(dim=1, keepdim=True)).sign()
             # On the host: no price knows of them, and an accelerator has better use for its memory.
             self._known[path] = (
-                left[:, :kept].to("cpu", copy=True),
-                values[:kept].to("cpu", copy=True),
-                right[:kept].to("cpu", copy=True),
+                (left * signs.T).cpu(),
+                values.to("cpu", copy=True),
+                (right * signs).cpu(),
             )
         left, values, right = (part.to(weight.device) for part in self._known[path])
         return left[:, :rank], values[:rank], right[:rank]
@@ -216,6 +220,10 @@ class _AdaLora(MethodHooks):
         return RankAllocation(tuner)
 
 
+def _identity_like(matrix: torch.Tensor) -> torch.Tensor:
+    return torch.eye(len(matrix), device=matrix.device, dtype=matrix.dtype)
+
+
 class RankAllocation:
     """AdaLoRA's training (arXiv 2303.10512): drop unimportant triplets, keep the rest orthogonal.
 
@@ -240,7 +248,7 @@ class RankAllocation:
                 product = parameter.T @ parameter  # (rank, rank)
             else:
                 continue
-            distances.append(torch.linalg.norm(product - torch.eye(*product.shape).to(product)))
+            distances.append(torch.linalg.norm(product - _identity_like(product)))
         return torch.stack(distances).mean() * float(self._config.orth_reg_weight)
 
     def after_update(self, step: int) -> None:

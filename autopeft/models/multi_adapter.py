@@ -158,7 +158,8 @@ class _LowRankSite(_Site):
         self._up = [layer.lora_B[ADAPTER_NAME].weight for layer in layers]
         self._scalings = [float(layer.scaling[ADAPTER_NAME]) for layer in layers]
         self._rank = max(weight.shape[0] for weight in self._down)
-        self._owners = [int(index) for index in self.own]
+        # Moved once: an index that comes from the host makes it wait.
+        self._where = torch.tensor([*map(int, self.own)]).to(self._down[0].device)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(lanes * b, ..., in) -> (lanes * b, ..., out)."""
@@ -168,16 +169,15 @@ class _LowRankSite(_Site):
         scaled = (w * scaling for w, scaling in zip(self._up, self._scalings, strict=True))
         up = torch.stack([_padded(weight, 1, self._rank) for weight in scaled])
         rows = x.reshape(self.n_lanes, -1, x.shape[-1]).to(down.dtype)
-        is_all = len(self._owners) == self.n_lanes
+        is_all = len(self._where) == self.n_lanes
         if not is_all:
-            rows = rows[self._owners]
+            rows = rows.index_select(0, self._where)
         update = torch.bmm(torch.bmm(rows, down.mT), up.mT)  # (own, tokens, out)
         flat = y.reshape(self.n_lanes, -1, y.shape[-1])
         if is_all:
             flat = flat + update
         else:
-            where = torch.tensor(self._owners, device=y.device)
-            flat = flat.index_add(0, where, update.to(flat.dtype))
+            flat = flat.index_add(0, self._where, update.to(flat.dtype))
         return flat.reshape(y.shape).to(y.dtype)
 
 

@@ -23,6 +23,7 @@ from autopeft.costs.usage import ENCODER
 from autopeft.errors import SettingsError
 from autopeft.methods import LINEAR_ROLES
 from autopeft.models.loading import first_line
+from autopeft.utils.device import is_here
 from autopeft.utils.quiet import QUANTIZERS, quiet_loggers, silence
 
 NONE = "none"
@@ -130,7 +131,7 @@ def check_backend(name: str, device: str) -> None:
 
     Args:
         name: A scheme's name, or "none".
-        device: "cpu", "cuda"...; a GPU that this machine lacks is not tried.
+        device: As torch names it; one that this machine lacks is not tried.
 
     Raises:
         SettingsError: if its package is missing, or does not run on the device.
@@ -145,7 +146,7 @@ def check_backend(name: str, device: str) -> None:
             f"{scheme.package} is not installed",
             'run: pip install "autopeft[quant]"',
         )
-    if device.startswith("cuda") and not torch.cuda.is_available():
+    if not is_here(device):
         return
     try:
         with quiet_loggers(*QUANTIZERS):

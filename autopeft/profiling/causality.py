@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from autopeft.models.loading import auto_loader
+from autopeft.utils.device import drawn_on_host
 from autopeft.utils.quiet import quiet_transformers
 
 _VOCABULARY = 64
@@ -61,6 +62,5 @@ def small_model(config: Any, auto_class: str) -> Any:
         part.pad_token_id, part.bos_token_id, part.eos_token_id = 0, None, END
         if getattr(part, "is_encoder_decoder", False):
             part.decoder_start_token_id = 0
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with drawn_on_host(0):
         return auto_loader(auto_class).from_config(shallow).eval()

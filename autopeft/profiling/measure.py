@@ -37,6 +37,7 @@ from autopeft.profiling.fake_tensors import (
     without,
 )
 from autopeft.profiling.model import Captured, WholeModel, kind_of, prompted, topology_beside
+from autopeft.utils.device import is_here
 
 
 def price_table(
@@ -59,7 +60,7 @@ def price_table(
         batch_size: Rows in a step.
         mean_length: Mean tokens of a padded row; for FLOPs.
         longest_length: Tokens of the longest row; for memory.
-        device: Device that will train, "cpu" or "cuda".
+        device: Device that will train.
         prompt_sizes: Virtual tokens of the prompts to price; those that do not fit beside the
             longest row are left out.
         inputs: Shape of a row's inputs beside its length.
@@ -69,7 +70,7 @@ def price_table(
     Raises:
         ModelError: if the model computes different things for different data.
     """
-    if device.startswith("cuda") and not torch.cuda.is_available():
+    if not is_here(device):
         device = "cpu"
     mean, longest = max(1, round(mean_length)), max(1, longest_length)
     topology = topology_beside(backbone.model, backbone.layout, longest)

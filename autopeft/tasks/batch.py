@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from autopeft.tasks.data import IGNORED, EncodedSplit, SplitName, TaskData
+from autopeft.utils.device import sent_together
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Batch:
             -100 if they are labels, else with 0. Row arrays have shape (b, ...), and rows of their
             own lengths (b, longest).
         input_names: Names of the tensors that the model's forward gets.
+        arrays: Name -> the same numbers on the host, where they are known there; see `on_host`.
 
     Example:
         >>> tensors = {"input_ids": torch.tensor([[2, 7, 3]]), "labels": torch.tensor([1])}
@@ -39,6 +41,7 @@ class Batch:
     sequences: NDArray[np.int64]
     tensors: Mapping[str, torch.Tensor]
     input_names: tuple[str, ...]
+    arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict, repr=False, compare=False)
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return self.tensors[name]
@@ -62,9 +65,15 @@ class Batch:
         """Return the keyword arguments of the model's forward."""
         return {name: self.tensors[name] for name in self.input_names if name in self.tensors}
 
+    def on_host(self, name: str) -> NDArray[Any]:
+        """Return a tensor's numbers. A batch of `collate` knows them without asking its device."""
+        known = self.arrays.get(name)
+        return self.tensors[name].cpu().numpy() if known is None else known
+
     def with_tensors(self, **tensors: torch.Tensor) -> Batch:
         """Return the batch with some tensors added or replaced."""
-        return replace(self, tensors={**self.tensors, **tensors})
+        arrays = {name: array for name, array in self.arrays.items() if name not in tensors}
+        return replace(self, tensors={**self.tensors, **tensors}, arrays=arrays)
 
 
 @dataclass(frozen=True)
@@ -123,29 +132,28 @@ def collate(
     source = data.splits[split]
     per_row = source.sequences_per_row
     sequences = (rows[:, None] * per_row + np.arange(per_row)).ravel()
-    tensors: dict[str, torch.Tensor] = {}
+    arrays: dict[str, NDArray[Any]] = {}
 
-    def tensor(array: NDArray[Any]) -> torch.Tensor:
+    def add(name: str, array: NDArray[Any]) -> None:
         kind = np.float32 if np.issubdtype(array.dtype, np.floating) else np.int64
-        return torch.from_numpy(np.ascontiguousarray(array, dtype=kind)).to(
-            device, non_blocking=True
-        )
+        arrays[name] = np.ascontiguousarray(array, dtype=kind)
 
     if source.has_tokens:
         positions, is_token = token_positions(source, sequences)
-        tensors["input_ids"] = tensor(np.where(is_token, source.tokens[positions], data.pad_id))
-        tensors["attention_mask"] = tensor(is_token)
+        add("input_ids", np.where(is_token, source.tokens[positions], data.pad_id))
+        add("attention_mask", is_token)
         for name, flat in source.token_arrays.items():
-            tensors[name] = tensor(np.where(is_token, flat[positions], _fill(name)))
+            add(name, np.where(is_token, flat[positions], _fill(name)))
     for name, values in source.row_arrays.items():
         picked = values[rows]
         if name in source.palettes:
             picked = _looked_up(source.palettes[name], picked)
-        tensors[name] = tensor(picked)
+        add(name, picked)
     for name, ragged in source.ragged.items():
         positions, is_value = _positions(ragged.offsets, rows)
-        tensors[name] = tensor(np.where(is_value, ragged.values[positions], _fill(name)))
-    return Batch(split, rows, sequences, tensors, data.input_names)
+        add(name, np.where(is_value, ragged.values[positions], _fill(name)))
+    tensors = sent_together(arrays, device)
+    return Batch(split, rows, sequences, tensors, data.input_names, arrays)
 
 
 def _looked_up(palette: NDArray[np.float32], codes: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn import functional
 
 from autopeft.errors import TrainingFailure
@@ -14,6 +16,7 @@ from autopeft.tasks.conversations import Conversation
 from autopeft.tasks.data import IGNORED
 from autopeft.tasks.examples import Examples
 from autopeft.tasks.language import LanguageTask
+from autopeft.utils.device import sent
 
 _PROMPTS = {
     True: (
@@ -51,15 +54,15 @@ class DecoderTask(LanguageTask):
 
     def windows(self, batch: Batch) -> dict[str, Window]:
         """Return the positions that predict learned tokens; size: the longest span of them."""
-        length = batch.input_ids.shape[1]
-        is_learned = batch.labels != IGNORED
-        is_learned[:, 0] = False  # No position predicts the first token.
-        columns = torch.arange(length, device=is_learned.device)
-        last = (columns * is_learned).amax(dim=1)  # (b,)
-        first = torch.where(is_learned, columns, length).amin(dim=1).clamp(max=last)
-        begin = (first - 1).clamp(min=0)
+        is_learned = _is_target(batch)
+        length = is_learned.shape[1]
+        columns = np.arange(length)
+        last = (columns * is_learned).max(axis=1)  # (b,)
+        first = np.minimum(np.where(is_learned, columns, length).min(axis=1), last)
+        begin = np.maximum(first - 1, 0)
         size = max(1, int((last - begin).max()))
-        return {"completion": Window(begin.clamp(max=length - size), size)}
+        starts = torch.from_numpy(np.minimum(begin, length - size))
+        return {"completion": Window(sent(starts, batch.labels.device), size)}
 
     def row_losses(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the summed cross-entropy and the number of learned tokens of each row."""
@@ -72,7 +75,8 @@ class DecoderTask(LanguageTask):
     def loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """Return the mean cross-entropy over the learned tokens of the batch."""
         logits, targets, _ = learned_logits(model, batch)
-        return functional.cross_entropy(logits, targets)
+        # Rows without learned tokens are dropped before; a mean over none would be NaN.
+        return functional.cross_entropy(logits, targets, reduction="sum") / max(1, len(targets))
 
     def score(self, model: torch.nn.Module, batch: Batch) -> Mapping[str, torch.Tensor]:
         """Return the summed loss, the number of learned tokens and of correct ones of each row."""
@@ -96,17 +100,28 @@ def learned_logits(
         Logits, shape (n, vocabulary), float32; the tokens to predict, shape (n,); and the sequence
         in the batch of each, shape (n,).
     """
-    is_target = batch.labels != IGNORED  # (b, t)
-    is_target[:, 0] = False  # Column j predicts token j + 1; nothing predicts the first token.
-    owner, column = is_target.nonzero(as_tuple=True)  # (n,), (n,)
-    with _only_at(model, owner, column - 1):
+    is_target = _is_target(batch)
+    rows, columns = is_target.nonzero()  # (n,), (n,)
+    found = np.stack([rows, columns - 1, batch.on_host("labels")[is_target]])
+    owner, column, targets = sent(torch.from_numpy(found), batch.labels.device)
+    with _only_at(model, owner, column):
         logits: torch.Tensor = model(**batch.model_inputs(), use_cache=False).logits
     if logits.shape[0] != 1 or logits.shape[1] != len(owner):
         raise TrainingFailure(
             f"{type(model).__name__} does not compute its logits with its output embedding; "
             "autopeft cannot skip the logits of the prompt"
         )
-    return logits[0].float(), batch.labels[owner, column], owner
+    return logits[0].float(), targets, owner
+
+
+def _is_target(batch: Batch) -> NDArray[np.bool_]:
+    """Return which tokens are to be predicted, shape (b, t).
+
+    Column j predicts token j + 1; nothing predicts the first token.
+    """
+    is_target: NDArray[np.bool_] = batch.on_host("labels") != IGNORED
+    is_target[:, 0] = False
+    return is_target
 
 
 @contextmanager

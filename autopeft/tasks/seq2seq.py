@@ -20,6 +20,8 @@ from autopeft.tasks.examples import Examples, is_missing
 from autopeft.tasks.language import LanguageTask
 from autopeft.tasks.reading import Table, languages
 
+NO_TARGET = "the target has no token"
+
 
 class Seq2Seq(LanguageTask):
     """Learns the target text of each source text.
@@ -112,6 +114,11 @@ class Seq2Seq(LanguageTask):
             kept = without(cut, len(rows))
             sources, targets = [sources[row] for row in kept], [targets[row] for row in kept]
             rows, cut = rows.take(kept), set()
+        if empty := {row for row, target in enumerate(targets) if not target}:
+            dropped[NO_TARGET] = len(empty)
+            kept = without(empty, len(rows))
+            sources, targets = [sources[row] for row in kept], [targets[row] for row in kept]
+            rows, cut = rows.take(kept), cut - empty
         start = self._start_id()
         shifted = [[start, *target[:-1]] for target in targets]
         offsets = np.cumsum([0, *map(len, targets)], dtype=np.int64)

@@ -23,6 +23,7 @@ from autopeft.tasks.labels import as_label, check_known, in_order, list_in
 from autopeft.tasks.metrics import Needs
 from autopeft.tasks.reading import Table
 from autopeft.tasks.tag_metrics import has_entities
+from autopeft.utils.device import sent
 from autopeft.utils.quiet import quiet_transformers
 
 _TAG_NAMES = ("ner_tags", "ner", "labels", "label", "pos_tags", "chunk_tags", "upos")
@@ -240,11 +241,13 @@ class TokenClassification(Task):
         """
         losses, logits = _token_losses(model, batch)
         is_labeled = batch.labels != IGNORED
-        rows, _ = is_labeled.nonzero(as_tuple=True)
-        words = (is_labeled.cumsum(dim=1) - 1)[is_labeled]
+        labeled = batch.on_host("labels") != IGNORED
+        rows, columns = labeled.nonzero()
+        words = (labeled.cumsum(axis=1) - 1)[labeled]
+        row, column, word = sent(torch.from_numpy(np.stack([rows, columns, words])), logits.device)
         tags = torch.full((len(is_labeled), self.n_words), -1, device=logits.device)
         found = logits.argmax(dim=-1)
-        tags[rows, words] = found[is_labeled]
+        tags[row, word] = found[row, column]
         return {
             "loss": losses.sum(dim=1),
             "weight": is_labeled.sum(dim=1).float(),

@@ -21,6 +21,7 @@ from autopeft.models.backbone import Backbone
 from autopeft.models.loading import prepare_config
 from autopeft.plan import MODEL, AdapterPlan, Candidate, LayerSpec, TrainSettings
 from autopeft.profiling.measure import price_table
+from autopeft.utils.device import drawn_on_host
 from autopeft.utils.quiet import quiet_transformers
 
 ROWS, LENGTH = 3, 14
@@ -54,8 +55,7 @@ class TinyModel:
 
 
 def _built(config: Any, auto_class: str, head: tuple[str, ...], device: str) -> Backbone:
-    with quiet_transformers(), torch.random.fork_rng(devices=[]), torch.device(device):
-        torch.manual_seed(0)
+    with quiet_transformers(), drawn_on_host(0), torch.device(device):
         before = prepare_config(config)
         model = getattr(hf, auto_class).from_config(config).eval()
     return Backbone(model, head=head, auto_class=auto_class, config_before=before)
@@ -235,8 +235,7 @@ def save_model(auto_class: str, cells: Any, folder: Path) -> Path:
         eos_token="[SEP]",
         model_max_length=64,
     )
-    with quiet_transformers(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with quiet_transformers(), drawn_on_host(0):
         loader.from_config(config).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     return folder

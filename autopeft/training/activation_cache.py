@@ -10,6 +10,9 @@ are called one after another.
 
 from __future__ import annotations
 
+import hashlib
+import math
+import os
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -19,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from numpy.typing import NDArray
 from torch import nn
 
@@ -34,9 +38,23 @@ from autopeft.training.acceleration import (
 )
 from autopeft.training.batching import evaluation_batches
 from autopeft.training.precision import Precision
+from autopeft.utils.device import (
+    RandomState,
+    free_memory_bytes,
+    is_accelerator,
+    sent,
+    sent_together,
+)
 
 FILL_TOKENS = 4096
 """Padded tokens computed at once when filling."""
+
+DEVICE_SHARE = 0.25
+"""Share of an accelerator's free memory for states; trainings need the rest."""
+
+IN_USE_SECONDS = 60.0
+"""A file that was used this recently is not removed for another one: two workers would compute
+their states again and again. For as long, no room is asked for what was refused."""
 
 
 class ActivationCache:
@@ -51,9 +69,12 @@ class ActivationCache:
         data: The rows that will be served.
         device: Device of the model.
         precision: Precision of the trainings; bf16 stores bf16, at half the size.
-        max_bytes: Limit on the size of all states. The least recently used cut is dropped first.
+        max_bytes: Limit on the size of all states, of all workers that share a folder. The least
+            recently used cut is dropped first.
         folder: Folder of files that the workers of a machine share; None: keep the states in
-            memory. Must be empty or belong to the same model, data and precision.
+            memory. What fits on an accelerator is kept there, by each worker for itself.
+        identity: What the states depend on beside the classes of the model and the shapes of the
+            data: workers that differ in it do not read each other's files.
 
     Attributes:
         setup_seconds: Seconds spent on computing states.
@@ -70,6 +91,7 @@ class ActivationCache:
         precision: Precision = "fp32",
         max_bytes: int = 2 << 30,
         folder: Path | None = None,
+        identity: str = "",
     ) -> None:
         self.model = model
         self.block_paths = tuple(block_paths)
@@ -81,8 +103,12 @@ class ActivationCache:
         # Lower blocks can be skipped only if the blocks form a chain, and states are kept by token.
         self.is_off = not (is_chain(self.block_paths) and data.train.has_tokens)
         self._max_bytes = max_bytes
+        self._is_warned = False
         self._folder = folder
-        self._stores = OrderedDict[tuple[int, Precision, SplitName], tuple[ActivationStore, int]]()
+        self._stores = OrderedDict[tuple[int, Precision, SplitName], ActivationStore]()
+        self._refused: dict[tuple[int, Precision, SplitName], float] = {}
+        named = f"{identity} {type(model).__name__} {len(self.block_paths)}"
+        self._identity = hashlib.sha256(named.encode()).hexdigest()[:12]
         self._cuts: dict[tuple[int, Precision], _Cut] = {}
 
     def below(self, lowest_layer: int | None, precision: Precision | None = None) -> Acceleration:
@@ -112,31 +138,70 @@ class ActivationCache:
         lower_ones = (key for key in self._cuts if key[0] < cut and key[1] == precision)
         for lower in sorted(lower_ones, reverse=True):
             held = self._stores.get((*lower, split))
-            if held is not None and not len(held[0].missing(sequences)):
+            if held is not None and not len(held.missing(sequences)):
                 own = self._cuts[lower]
-                return own.skipping(own.states(held[0], sequences))
+                return own.skipping(own.states(held, sequences))
         return nullcontext()
 
     def store(
         self, cut: int, precision: Precision, split: SplitName, width: int
     ) -> ActivationStore | None:
-        """Return the states that enter a block, or None if the size limit leaves no room."""
+        """Return the states that enter a block, or None if there is no room for them."""
         key = (cut, precision, split)
-        if key in self._stores:
-            self._stores.move_to_end(key)
-            return self._stores[key][0]
+        if (held := self._stores.get(key)) is not None:
+            if held.is_there():
+                self._stores.move_to_end(key)
+                return held
+            del self._stores[key]  # Another worker needed the room.
+        if time.monotonic() - self._refused.get(key, -math.inf) < IN_USE_SECONDS:
+            return None
         rows = self.data.splits[split]
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        size = len(rows.tokens) * width * dtype.itemsize
-        if size > self._max_bytes:
+        size = ActivationStore.size_of(rows, width, dtype)
+        try:
+            place = self._place(f"{split}-{cut}-{str(dtype).removeprefix('torch.')}", size)
+            store = ActivationStore(rows, width, dtype=dtype, **place)
+        except OSError as error:
+            self._refused[key] = time.monotonic()
+            if not self._is_warned:
+                self._is_warned = True
+                warn_off(self.description, f"{error.strerror or error} for {size / 2**30:.2g} GiB")
             return None
-        while sum(used for _, used in self._stores.values()) + size > self._max_bytes:
-            self._stores.popitem(last=False)
-        name = f"{split}-{cut}-{precision}.states"
-        path = None if self._folder is None else self._folder / name
-        store = ActivationStore(rows, width, dtype=dtype, device=self.device, path=path)
-        self._stores[key] = (store, size)
+        self._stores[key] = store
         return store
+
+    def _place(self, name: str, size: int) -> dict[str, Any]:
+        """Make room for states of this size; return where they go, as keywords of the store.
+
+        Raises:
+            OSError: if there is none.
+        """
+        if is_accelerator(self.device):
+            used = sum(s.n_bytes for s in self._stores.values() if s.is_on(self.device))
+            free = free_memory_bytes(self.device)
+            room = 0 if free is None else int(DEVICE_SHARE * (free + used))
+            if self._make_room(size, min(room, self._max_bytes), self.device):
+                return {"device": self.device}
+        if self._folder is None:
+            if not self._make_room(size, self._max_bytes, "cpu"):
+                raise OSError(f"activation_cache_gb is {self._max_bytes / 2**30:.2g}, too little")
+            return {}
+        path = self._folder / f"{self._identity}-{name}.states"
+        reserve(path, size, self._max_bytes)
+        return {"path": path}
+
+    def _make_room(self, size: int, limit: int, device: str) -> bool:
+        """Drop the least recently used states of a device until there is room; False: never."""
+        if size > limit:
+            return False
+        ours = [(key, store) for key, store in self._stores.items() if store.is_on(device)]
+        used = sum(store.n_bytes for _, store in ours)
+        for key, store in ours:
+            if used + size <= limit:
+                break
+            del self._stores[key]
+            used -= store.n_bytes
+        return True
 
 
 class _Cut:
@@ -213,11 +278,10 @@ class _Cut:
         self._is_checked = True
         last = len(self._cache.block_paths) - 1
         # Adapters above the cut may use dropout: both passes draw the same numbers.
-        devices = [self._cache.device] if torch.device(self._cache.device).type == "cuda" else []
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(0)
+        device = self._cache.device
+        with RandomState(0, device).resumed():
             plain = hidden_of(self._run_to(last, batch))
-            torch.manual_seed(0)
+        with RandomState(0, device).resumed():
             with self.skipping(hidden):
                 served = hidden_of(self._run_to(last, batch))
         is_token = batch.attention_mask.bool()
@@ -280,13 +344,61 @@ def hidden_of(output: Any) -> torch.Tensor:
     return hidden
 
 
+def reserve(path: Path, size: int, limit: int) -> None:
+    """Make a file whose room on the disk is certain, and remove older ones over a limit.
+
+    Writing to mapped memory for which the disk has no room would kill the process. Processes that
+    still map a removed file go on with it until they notice (`ActivationStore.is_there`).
+
+    Args:
+        path: The file; it may be there already.
+        size: Its bytes.
+        limit: Bytes that all files of its kind may have in its folder.
+
+    Raises:
+        OSError: if the limit or the disk has no room.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.parent / ".lock"):
+        if path.exists():
+            os.utime(path)
+            return
+        known = {p: p.stat() for p in path.parent.glob(f"*{path.suffix}")}
+        used = sum(status.st_size for status in known.values())
+        for oldest, status in sorted(known.items(), key=lambda item: item[1].st_mtime):
+            if used + size <= limit or time.time() - status.st_mtime < IN_USE_SECONDS:
+                break
+            oldest.unlink()
+            _filled(oldest).unlink(missing_ok=True)
+            used -= status.st_size
+        if used + size > limit:
+            raise OSError(f"activation_cache_gb is {limit / 2**30:.2g}, too little")
+        _filled(path).unlink(missing_ok=True)
+        try:
+            with path.open("wb") as file:
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, size)
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
+
+
+def _filled(path: Path) -> Path:
+    """Return the file that tells which sequences a file of states holds."""
+    return path.with_name(f"{path.name}.filled")
+
+
 class ActivationStore:
     """Hidden states of a split's sequences, in memory or in a file that workers share.
 
-    One state per token, concatenated like the split's tokens, and filled one by one. With a file,
-    every process that opens it sees the sequences that any of them has filled. Two that fill
-    the same one at once write the same values, so no lock is needed; it is marked as filled
-    only after its values are written. Without a `path` the states are kept on the device.
+    One state per token, concatenated like the split's tokens, and filled one by one; a last one of
+    zeros stands for padding. With a file, every process that opens it sees the sequences that any
+    of them has filled. Two that fill the same one at once write the same values, so no lock is
+    needed; it is marked as filled only after its values are written. Without a `path` the states
+    are kept on the device.
+
+    Attributes:
+        n_bytes: Size of all states.
     """
 
     def __init__(
@@ -299,21 +411,45 @@ class ActivationStore:
         path: Path | None = None,
     ) -> None:
         self._split = split
-        n_tokens, n_sequences = len(split.tokens), len(split.offsets) - 1
+        self._path = path
+        self.n_bytes = self.size_of(split, width, dtype)
+        n_states, n_sequences = len(split.tokens) + 1, len(split.offsets) - 1
         # A training cannot write to what is allocated in inference mode, where the caller may be.
         with torch.inference_mode(False):
             if path is None:
-                self._states = torch.empty(n_tokens, width, dtype=dtype, device=device)
+                self._states = torch.empty(n_states, width, dtype=dtype, device=device)
+                self._states[-1] = 0.0
                 self._filled = torch.zeros(n_sequences, dtype=torch.uint8)
             else:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self._states = torch.from_file(
-                    str(path), shared=True, size=n_tokens * width, dtype=dtype
-                ).view(n_tokens, width)
+                    str(path), shared=True, size=n_states * width, dtype=dtype
+                ).view(n_states, width)
                 self._filled = torch.from_file(
-                    f"{path}.filled", shared=True, size=n_sequences, dtype=torch.uint8
+                    str(_filled(path)), shared=True, size=n_sequences, dtype=torch.uint8
                 )
+                self._file = path.stat().st_ino
         self._is_filled: NDArray[np.uint8] = self._filled.numpy()
+
+    @staticmethod
+    def size_of(split: EncodedSplit, width: int, dtype: torch.dtype) -> int:
+        """Return the bytes of a split's states."""
+        return (len(split.tokens) + 1) * width * dtype.itemsize
+
+    def is_on(self, device: str | torch.device) -> bool:
+        """Return whether the states are in a device's memory, and in no file."""
+        same = is_accelerator(self._states.device) == is_accelerator(device)
+        return self._path is None and same
+
+    def is_there(self) -> bool:
+        """Return whether nobody has removed the file, if there is one, and mark it as used."""
+        if self._path is None:
+            return True
+        try:
+            os.utime(self._path)
+            return self._path.stat().st_ino == self._file
+        except FileNotFoundError:
+            return False
 
     def missing(self, sequences: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return those of the sequences that are not filled yet."""
@@ -323,10 +459,12 @@ class ActivationStore:
     def put(self, sequences: NDArray[np.int64], hidden: torch.Tensor) -> None:
         """Fill sequences (b,) with their states, padded on the right, shape (b, t, width)."""
         positions, is_token = token_positions(self._split, sequences)
-        tokens = torch.from_numpy(is_token).to(hidden.device)
-        self._states[positions[is_token]] = hidden[tokens].to(
-            self._states.device, self._states.dtype
-        )
+        places = {"row": positions[is_token], "flat": np.flatnonzero(is_token)}
+        flat = hidden.flatten(0, 1)
+        here = sent_together(places, flat.device)
+        picked = flat.index_select(0, here["flat"]).to(self._states.dtype)
+        rows = here["row"].to(self._states.device)
+        self._states.index_copy_(0, rows, picked.to(self._states.device))
         self._is_filled[sequences] = 1
 
     def get(
@@ -334,9 +472,9 @@ class ActivationStore:
     ) -> torch.Tensor:
         """Return the states of filled sequences, shape (b, t, width), zero beyond an end."""
         positions, is_token = token_positions(self._split, sequences)
-        flat = torch.from_numpy(positions.ravel()).to(self._states.device)
-        hidden = self._states.index_select(0, flat).to(device, dtype)
-        hidden = hidden.view(*positions.shape, -1)
         # Padding must be finite: it is masked by a weight of 0, and 0 times garbage may be NaN.
-        padding = torch.from_numpy(~is_token).to(device)
-        return hidden.masked_fill(padding[..., None], 0.0)
+        flat = torch.from_numpy(np.where(is_token, positions, len(self._states) - 1).ravel())
+        hidden = self._states.index_select(0, sent(flat, self._states.device))
+        if not is_accelerator(hidden.device):
+            hidden = sent(hidden, device)
+        return hidden.to(dtype).view(*positions.shape, -1)

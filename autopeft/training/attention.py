@@ -18,6 +18,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from autopeft.training.acceleration import TOLERANCE, verified
 from autopeft.training.precision import Precision, seconds_of
+from autopeft.utils.device import is_accelerator
 
 AttentionFunction = Callable[..., tuple[torch.Tensor, Any]]
 """As in transformers: (module, query, key, value, attention_mask, **options) -> (output, weights).
@@ -40,8 +41,8 @@ def training_attention(precision: Precision, device: str) -> AbstractContextMana
 
     Affects models with SDPA attention (nearly all); results differ by rounding only.
     """
-    if precision != "bf16" or torch.device(device).type == "cuda":
-        return nullcontext()  # On GPUs the fused kernels are the fastest.
+    if precision != "bf16" or is_accelerator(device):
+        return nullcontext()  # There the fused kernels are the fastest.
     return attention_through(partial(_by_measurement, device))
 
 

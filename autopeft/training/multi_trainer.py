@@ -14,9 +14,10 @@ from autopeft.tasks.batch import collate
 from autopeft.training.acceleration import TOLERANCE, verified
 from autopeft.training.attention import training_attention
 from autopeft.training.batching import IntArray
-from autopeft.training.precision import rounded_once, synchronize
+from autopeft.training.precision import rounded_once
 from autopeft.training.setup import TrainingSetup
 from autopeft.training.trainer import Stopwatch, Trainer, train_adapters_only
+from autopeft.utils.device import synchronize
 
 MAX_TIME_SHARE = 0.9
 """Training together must take at most this share of the time of training one after another."""

@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from autopeft.errors import SettingsError
 from autopeft.training.acceleration import verified
+from autopeft.utils.device import is_accelerator, supports_bf16, synchronize
 
 Precision = Literal["fp32", "bf16"]
 """bf16 is bf16 autocast: weights and adapters stay fp32."""
@@ -31,8 +32,16 @@ MIN_GAIN = 1.2
 """bf16 is chosen only if it is this many times as fast as fp32, to be worth its rounding."""
 
 
-def choose_precision(wanted: str, device: str, model: nn.Module) -> Precision:
-    """Return the precision to train in. "auto" measures: wide matrices gain more than narrow ones.
+def choose_precision(wanted: str, device: str, config: Any) -> Precision:
+    """Return the precision to train in.
+
+    "auto" is bf16 on an accelerator that computes in it. On a CPU it measures: wide matrices gain
+    more than narrow ones.
+
+    Args:
+        wanted: "auto", "fp32" or "bf16".
+        device: Device of the trainings.
+        config: The model's configuration, from transformers.
 
     Raises:
         SettingsError: if there is no such precision.
@@ -42,7 +51,8 @@ def choose_precision(wanted: str, device: str, model: nn.Module) -> Precision:
             return precision
     if wanted != "auto":
         raise SettingsError("precision", wanted, "no such precision", "use auto, fp32 or bf16")
-    config: Any = getattr(model, "config", None)
+    if is_accelerator(device):
+        return "bf16" if supports_bf16(device) else "fp32"
     width = getattr(config, "hidden_size", None) or getattr(config, "d_model", None) or 768
     return _measured(device, int(width))
 
@@ -57,8 +67,6 @@ def autocast(precision: Precision, device: str) -> AbstractContextManager[Any]:
 @lru_cache(maxsize=16)
 def _measured(device: str, width: int) -> Precision:
     """Time a feed-forward block of the model's width in both, once per process."""
-    if torch.device(device).type == "cuda" and not torch.cuda.is_bf16_supported():
-        return "fp32"
     up = nn.Linear(width, 4 * width, device=device).requires_grad_(False)
     down = nn.Linear(4 * width, width, device=device).requires_grad_(False)
     hidden = torch.randn(512, width, generator=torch.Generator().manual_seed(0)).to(device)
@@ -91,12 +99,6 @@ def seconds_of(run: Callable[[], object], device: str) -> float:
     return time.perf_counter() - started
 
 
-def synchronize(device: str) -> None:
-    """Wait for an accelerator's queued work, so that a clock measures it."""
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 _COPIES: MutableMapping[torch.Tensor, tuple[int, torch.Tensor]] = WeakIdKeyDictionary()
 """Weight -> its version when it was rounded, and the copy. Entries disappear with their weights."""
 
@@ -111,7 +113,7 @@ def rounded_once(model: nn.Module, precision: Precision, device: str) -> Iterato
     The result is bit for bit the same. `module.weight` is unchanged, for methods that read it.
     Does nothing on an accelerator: memory is scarce there, and rounding is cheap.
     """
-    if precision != "bf16" or torch.device(device).type != "cpu":
+    if precision != "bf16" or is_accelerator(device):
         yield
         return
     with ExitStack() as stack:

@@ -20,7 +20,7 @@ class TrainingSetup:
     Attributes:
         task: Computes losses and scores.
         data: The encoded splits.
-        device: Device of the model: "cpu", "cuda"...
+        device: Device of the model.
         precision: Precision of the computation.
         cache: Skips the frozen blocks below the lowest adapter.
         fp32_cache: The same where rows are scored in fp32, whatever the precision.

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from autopeft.errors import TrainingFailure
@@ -23,14 +23,15 @@ from autopeft.training.batching import IntArray, rung_sample, training_batches
 from autopeft.training.checkpointing import recomputed
 from autopeft.training.evaluation import evaluate
 from autopeft.training.loss_watch import LossWatch
-from autopeft.training.precision import Precision, rounded_once, synchronize
+from autopeft.training.precision import Precision, rounded_once
 from autopeft.training.setup import TrainingSetup
 from autopeft.training.step_clock import StepClock
 from autopeft.trial import RungReport
+from autopeft.utils.device import RandomState, empty_cache, kind_of, synchronize
 
 MAX_GRADIENT_NORM = 1.0
 
-CHECK_EVERY = {"cpu": 1, "cuda": 16}
+CHECK_EVERY = {"cpu": 1, "accelerator": 16}
 """Steps between checks of the loss. On an accelerator a check waits for all queued work."""
 
 _SPARE = 0.1
@@ -60,6 +61,8 @@ class Trainer:
         evaluation_seconds: Seconds spent on evaluations.
         cache_seconds: Seconds spent on filling the activation cache. Not part of the other two,
             because later trainings reuse what is cached.
+        is_halved: Whether a step did not fit into the device's memory: since then, steps compute
+            the gradient of half of their rows at a time. Once is enough; then the training fails.
     """
 
     def __init__(
@@ -85,11 +88,12 @@ class Trainer:
         self.train_seconds = 0.0
         self.evaluation_seconds = 0.0
         self.cache_seconds = 0.0
+        self.is_halved = False
         self._groups = [g for g in attached.parameter_groups() if len(g.parameters)]
         self._parameters = [p for group in self._groups for p in group.parameters]
         self._optimizer = _optimizer(self._groups, train.weight_decay)
         self._batches = training_batches(setup.data.train.lengths, train.batch_size, seed)
-        self._random = _RandomState(seed, setup.device)
+        self._random = RandomState(seed, setup.device)
         self._unchecked: list[torch.Tensor] = []
         self._losses = LossWatch()
         self._ends_early = ends_early
@@ -180,17 +184,56 @@ class Trainer:
             self.cache_seconds += watch.cache_seconds()
 
     def _one_step(self) -> None:
-        setup = self.setup
-        batch = collate(setup.data, "train", self.next_rows(), setup.device)
+        rows = self.next_rows()
         if not self._parameters:
             self.step += 1
             return
+        if not self.is_halved:
+            try:
+                return self.update(self._backward(rows))
+            except torch.OutOfMemoryError:
+                if len(rows) < 2 or not self.setup.task.can_share_batch:
+                    raise
+                self.is_halved = True
+            # Out here nothing holds the failed pass's tensors any more.
+            self._model.zero_grad(set_to_none=True)
+            empty_cache(self.setup.device)
+        self.update(self._backward_in_halves(rows))
+
+    def _backward(self, rows: IntArray) -> torch.Tensor:
+        """Compute the gradients of a step; return its loss."""
+        setup = self.setup
+        batch = collate(setup.data, "train", rows, setup.device)
         with setup.forward(batch), recomputed(self._model, setup.recomputed):
             loss = self.with_penalty(setup.task.loss(self._model, batch))
-            # Blocks that are computed again need all that served the forward pass.
-            with torch.autocast(torch.device(setup.device).type, enabled=False):
-                loss.backward()  # type: ignore[no-untyped-call]
-        self.update(loss.detach())
+            self._backward_of(loss)
+        return loss.detach()
+
+    def _backward_of(self, loss: torch.Tensor) -> None:
+        """Compute gradients. Blocks that are computed again need what served the forward pass."""
+        with torch.autocast(torch.device(self.setup.device).type, enabled=False):
+            loss.backward()  # type: ignore[no-untyped-call]
+
+    def _backward_in_halves(self, rows: IntArray) -> torch.Tensor:
+        """Compute the same gradients from half of the rows at a time, in half of the memory."""
+        setup = self.setup
+        total = n_terms = torch.zeros((), device=setup.device)
+        for half in np.array_split(rows, 2):
+            batch = collate(setup.data, "train", half, setup.device)
+            with setup.forward(batch), recomputed(self._model, setup.recomputed):
+                losses, weights = setup.task.row_losses(self._model, batch)
+                loss = losses.sum()
+                self._backward_of(loss)
+            total = total + loss.detach()
+            n_terms = n_terms + weights.sum()
+        n_terms = n_terms.clamp(min=1.0)
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        torch._foreach_div_(gradients, n_terms)
+        loss = total / n_terms
+        if (penalty := self.attached.penalty()) is not None:
+            penalty.backward()  # type: ignore[no-untyped-call]
+            loss = loss + penalty.detach()
+        return loss
 
     def next_rows(self) -> IntArray:
         """Return the rows of the next step, shape (batch_size,)."""
@@ -222,7 +265,7 @@ class Trainer:
         self._optimizer.zero_grad(set_to_none=True)
         self._unchecked.append(loss)
         self.step += 1
-        if len(self._unchecked) >= CHECK_EVERY.get(torch.device(self.setup.device).type, 1):
+        if len(self._unchecked) >= CHECK_EVERY[kind_of(self.setup.device)]:
             self._check_losses()
         self.clock.after_step(self.step, loss, is_last=self.step >= self._train.steps)
 
@@ -301,28 +344,3 @@ class Stopwatch:
     def seconds(self) -> float:
         """Return all other seconds."""
         return time.perf_counter() - self._started - self.cache_seconds()
-
-
-class _RandomState:
-    """A training's own random stream, which nothing else in the process can disturb."""
-
-    def __init__(self, seed: int, device: str) -> None:
-        is_cuda = torch.device(device).type == "cuda"
-        self._devices = [torch.device(device)] if is_cuda else []
-        with torch.random.fork_rng(self._devices):
-            torch.manual_seed(seed)
-            self._save()
-
-    def _save(self) -> None:
-        self._cpu = torch.get_rng_state()
-        self._cuda = [torch.cuda.get_rng_state(d) for d in self._devices]
-
-    @contextmanager
-    def resumed(self) -> Iterator[None]:
-        """Continue this stream; restore the process's own afterwards."""
-        with torch.random.fork_rng(self._devices):
-            torch.set_rng_state(self._cpu)
-            for device, state in zip(self._devices, self._cuda, strict=True):
-                torch.cuda.set_rng_state(state, device)
-            yield
-            self._save()

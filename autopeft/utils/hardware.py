@@ -1,4 +1,4 @@
-"""This machine's usable cores, free memory, GPUs and matrix-multiply speed."""
+"""This machine's usable cores, free memory, and matrix-multiply speed."""
 
 from __future__ import annotations
 
@@ -107,13 +107,6 @@ def _numbers(path: Path) -> Mapping[str, int]:
     except OSError:
         return {}
     return {row[0]: int(row[1]) for row in rows if len(row) > 1 and row[1].isdigit()}
-
-
-def n_gpus() -> int:
-    """Return the number of CUDA GPUs that torch sees."""
-    import torch
-
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def matmul_flops_per_second(

@@ -14,6 +14,7 @@ from fake_clock import FakeClock
 from tiny_models import assert_same_state, random_plan, state_of
 
 from autopeft.costs import Price
+from autopeft.engine import executor as executor_module
 from autopeft.engine.executor import Executor
 from autopeft.engine.messages import (
     ConfirmMessage,
@@ -28,10 +29,13 @@ from autopeft.errors import MultiAdapterError
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
 from autopeft.prepare import PreparedSearch, prepare
 from autopeft.settings import SearchSettings
+from autopeft.tasks.batch import Batch
 from autopeft.training import precision, step_clock
+from autopeft.training import trainer as trainer_module
 from autopeft.training.loss_watch import LossWatch
 from autopeft.training.multi_trainer import MultiTrainer
 from autopeft.training.step_clock import Deadline
+from autopeft.training.trainer import Trainer
 
 _STEPS = 80
 _COSTS = Price(1, 4, 8e6, 1000)
@@ -166,6 +170,46 @@ def test_any_error_of_a_job_is_its_reason_and_the_worker_lives_on(
     executor.begin(_jobs()[:1])
     assert isinstance(executor.advance()[0], RungMessage)
     executor.clear()
+
+
+def test_a_lost_device_ends_the_worker(executor: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lose(*_: Any) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    executor.begin(_jobs()[:1])
+    monkeypatch.setattr(Trainer, "_backward", lose)
+    with pytest.raises(torch.AcceleratorError, match="illegal memory access"):
+        executor.advance()
+
+
+@pytest.mark.parametrize("n_fit", [4, 1])
+def test_a_step_that_does_not_fit_is_computed_in_halves_once(
+    executor: Executor, ready: PreparedSearch, monkeypatch: pytest.MonkeyPatch, n_fit: int
+) -> None:
+    job = Job("search", _candidate(2), _COSTS, 3, 0)
+    expected = _alone(executor, job, len(ready.rungs))
+
+    class Small(type(executor.setup.task)):  # type: ignore[misc]
+        def row_losses(self, model: torch.nn.Module, batch: Batch) -> Any:
+            if batch.split == "train" and len(batch.rows) > n_fit:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            return super().row_losses(model, batch)
+
+    emptied: list[str] = []
+    for module in (executor_module, trainer_module):
+        monkeypatch.setattr(module, "empty_cache", emptied.append)
+    monkeypatch.setattr(executor.setup.task, "__class__", Small)
+    if n_fit == 1:
+        (failed,) = _alone(executor, job, 1)
+        assert isinstance(failed, FailureMessage)
+        assert "out of memory" in failed.reason
+        assert emptied == ["cpu", "cpu"]
+        return
+    found = _alone(executor, job, len(ready.rungs))
+    assert all(_same(*pair) for pair in zip(found, expected, strict=True))
+    assert emptied == ["cpu"]
+    assert isinstance(found[-1], RungMessage)
+    assert "a step with 8 rows does not fit" in found[-1].warning
 
 
 def test_a_bad_seed_of_a_finalist_counts(

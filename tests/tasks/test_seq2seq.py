@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 from itertools import pairwise
@@ -250,6 +251,19 @@ def test_models_that_name_no_first_token_are_refused_in_one_line(encoder_tokeniz
     with pytest.raises(ModelError, match="names no decoder_start_token_id") as raised:
         data_of(task, encoder_tokenizer)
     assert "\n" not in str(raised.value)
+
+
+def test_a_target_without_a_token_is_dropped_and_counted(decoder_tokenizer: Any) -> None:
+    rows = rows_of(4)
+    columns = {**rows.columns, "target": ("good w1", "", "good", "good w1")}
+    task = Seq2Seq().configured(SearchSettings(), T5Config(decoder_start_token_id=0))
+    split = task.encode(decoder_tokenizer, dataclasses.replace(rows, columns=columns), (), 12)
+    assert split.dropped == {"the target has no token": 1}
+    assert split.source_rows.tolist() == [0, 2, 3]
+    inputs, labels = split.ragged["decoder_input_ids"], split.ragged["labels"]
+    starts = inputs.values[inputs.offsets[:-1]]
+    assert starts.tolist() == [0, 0, 0]
+    assert len(inputs.values) == len(labels.values)
 
 
 def test_a_row_that_is_cut_twice_counts_once(encoder_tokenizer: Any) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,17 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pretended_device import pretended
 
 from autopeft.models.attach import attach
 from autopeft.models.backbone import Backbone
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
-from autopeft.tasks.batch import collate
+from autopeft.tasks.batch import Batch, collate
 from autopeft.tasks.data import TaskData
 from autopeft.tasks.sft import SupervisedFineTuning
 from autopeft.tasks.text_classification import TextClassification
+from autopeft.training import activation_cache
 from autopeft.training.acceleration import NO_ACCELERATION
-from autopeft.training.activation_cache import ActivationCache
-from autopeft.training.precision import Precision
+from autopeft.training.activation_cache import ActivationCache, ActivationStore
+from autopeft.training.precision import Precision, autocast
 from autopeft.training.setup import TrainingSetup
 from autopeft.training.trainer import Trainer
 
@@ -191,9 +195,116 @@ def test_the_size_limit_holds(classification_data: TaskData, bert_with_lora: Bui
             pass
         assert list(cache._stores) == [(cut, "fp32", "train")]
     none = bert_cache(attached.model, classification_data, max_bytes=10)
-    _, found = train(attached, task, classification_data, none.below(2))
+    with pytest.warns(UserWarning, match=r"is off: activation_cache_gb is 9.3e-09, too little"):
+        _, found = train(attached, task, classification_data, none.below(2))
     assert found[-1].step == 30
     assert not none._stores
+
+
+def _fill(cache: ActivationCache, cut: int, batch: Batch) -> torch.Tensor:
+    with torch.no_grad(), cache.below(cut).serving(batch):
+        logits: torch.Tensor = cache.model(**batch.model_inputs()).logits
+    return logits
+
+
+def _bytes_in(folder: Path) -> int:
+    return sum(path.stat().st_blocks * 512 for path in folder.glob("*.states"))
+
+
+def test_the_size_limit_holds_on_disk_for_all_workers(
+    tmp_path: Path,
+    classification_data: TaskData,
+    bert_with_lora: Build,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    batch = collate(classification_data, "train", np.arange(16))
+    size = ActivationStore.size_of(classification_data.train, 32, torch.float32)
+    monkeypatch.setattr(activation_cache, "IN_USE_SECONDS", 0.0)
+    workers = [
+        bert_cache(
+            bert_with_lora([2]).model.eval(),
+            classification_data,
+            max_bytes=int(1.5 * size),
+            folder=tmp_path,
+        )
+        for _ in range(2)
+    ]
+    expected = _fill(workers[0], 2, batch)
+    for worker, cut in ((0, 1), (1, 2), (0, 1), (1, 1), (0, 2)):
+        torch.testing.assert_close(_fill(workers[worker], cut, batch), expected)
+        assert size <= _bytes_in(tmp_path) <= 1.5 * size
+    assert not any(worker.is_off for worker in workers)
+    # What another worker has just used stays; the others compute everything.
+    monkeypatch.setattr(activation_cache, "IN_USE_SECONDS", 60.0)
+    left = sorted(tmp_path.glob("*.states"))
+    with pytest.warns(UserWarning, match="too little"):
+        torch.testing.assert_close(_fill(workers[0], 1, batch), expected)
+    assert sorted(tmp_path.glob("*.states")) == left
+
+
+def test_workers_of_unlike_precision_or_model_do_not_read_each_other(
+    tmp_path: Path, classification_data: TaskData, bert_with_lora: Build
+) -> None:
+    batch = collate(classification_data, "train", np.arange(16))
+    model = bert_with_lora([2]).model.eval()
+    seen: set[Path] = set()
+    for way, identity in (("fp32", ""), ("bf16", ""), ("fp32", "another model")):
+        precision: Precision = way  # type: ignore[assignment]
+        cache = bert_cache(
+            model, classification_data, precision=precision, folder=tmp_path, identity=identity
+        )
+        with autocast(precision, "cpu"):
+            expected = model(**batch.model_inputs()).logits
+            found = _fill(cache, 2, batch)
+        tolerance = 1e-4 if precision == "fp32" else 0.05
+        torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+        files = set(tmp_path.glob("*.states"))
+        assert len(files - seen) == 1
+        seen |= files
+
+
+def test_a_full_disk_is_no_dead_worker(
+    tmp_path: Path,
+    classification_data: TaskData,
+    bert_with_lora: Build,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    batch = collate(classification_data, "train", np.arange(16))
+    model = bert_with_lora([2]).model.eval()
+    cache = bert_cache(model, classification_data, folder=tmp_path)
+    with pytest.warns(UserWarning, match="is off: No space left on device"):
+        found = _fill(cache, 2, batch)
+    torch.testing.assert_close(found, model(**batch.model_inputs()).logits)
+    assert not list(tmp_path.glob("*.states"))
+
+
+@pytest.mark.parametrize("is_roomy", [True, False])
+def test_states_are_on_the_accelerator_where_they_fit(
+    tmp_path: Path,
+    classification_data: TaskData,
+    bert_with_lora: Build,
+    monkeypatch: pytest.MonkeyPatch,
+    is_roomy: bool,
+) -> None:
+    batch = collate(classification_data, "train", np.arange(16))
+    model = bert_with_lora([2]).model.eval()
+    expected = model(**batch.model_inputs()).logits.detach()
+    with pretended() as world:
+        if not is_roomy:
+            monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device=None: (1000, 1 << 30))
+        model.to("cuda")
+        there = collate(classification_data, "train", np.arange(16), "cuda")
+        cache = bert_cache(model, classification_data, device="cuda", folder=tmp_path)
+        _fill(cache, 2, there)
+        world.clear()
+        found = _fill(cache, 2, there).cpu()
+        assert not [key for key in world.waits if "activation_cache" in key[1]]
+        torch.testing.assert_close(found, expected)
+    assert bool(list(tmp_path.glob("*.states"))) is not is_roomy
 
 
 def test_rows_scored_in_fp32_have_states_of_their_own(

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from pretended_device import pretended
 from tiny_models import KINDS, all_specs, batch_for, build, candidate_of, disturb, random_plan
 
 from autopeft.errors import SettingsError
@@ -19,12 +21,12 @@ from autopeft.training.evaluation import evaluate
 from autopeft.training.precision import MIN_GAIN, autocast, choose_precision, rounded_once
 from autopeft.training.setup import TrainingSetup
 
-MODEL = torch.nn.Linear(2, 2)
+CONFIG = SimpleNamespace(hidden_size=32)
 
 
 def test_a_precision_asked_for_is_taken() -> None:
-    assert choose_precision("fp32", "cpu", MODEL) == "fp32"
-    assert choose_precision("bf16", "cpu", MODEL) == "bf16"
+    assert choose_precision("fp32", "cpu", CONFIG) == "fp32"
+    assert choose_precision("bf16", "cpu", CONFIG) == "bf16"
 
 
 @pytest.mark.parametrize(
@@ -43,7 +45,7 @@ def test_auto_takes_bf16_if_it_is_measured_as_clearly_faster(
     monkeypatch.setattr(precision_module, "_seconds", seconds)
     precision_module._measured.cache_clear()
     try:
-        assert [choose_precision("auto", "cpu", MODEL) for _ in range(2)] == [chosen, chosen]
+        assert [choose_precision("auto", "cpu", CONFIG) for _ in range(2)] == [chosen, chosen]
         assert measured == ["fp32", "bf16"]  # Once per process.
     finally:
         precision_module._measured.cache_clear()
@@ -51,13 +53,22 @@ def test_auto_takes_bf16_if_it_is_measured_as_clearly_faster(
 
 def test_auto_measures_on_this_machine() -> None:
     precision_module._measured.cache_clear()
-    assert choose_precision("auto", "cpu", MODEL) in precision_module.PRECISIONS
+    assert choose_precision("auto", "cpu", CONFIG) in precision_module.PRECISIONS
     assert precision_module._measured.cache_info().misses == 1
+
+
+@pytest.mark.parametrize(("is_supported", "chosen"), [(True, "bf16"), (False, "fp32")])
+def test_auto_on_an_accelerator_is_what_it_computes_in(
+    is_supported: bool, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pretended():
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: is_supported)
+        assert choose_precision("auto", "cuda", CONFIG) == chosen
 
 
 def test_unknown_precision() -> None:
     with pytest.raises(SettingsError, match="no such precision"):
-        choose_precision("fp8", "cpu", MODEL)
+        choose_precision("fp8", "cpu", CONFIG)
 
 
 def test_autocast_computes_in_what_it_says() -> None:

@@ -1,0 +1,345 @@
+"""Pretends an accelerator on a machine that has none: CPU tensors whose storages are marked.
+
+Within `pretended()` torch says that there is one "cuda" device. What is created on it, moved to it
+or computed from what is on it is marked. Where a marked and an unmarked tensor meet, a RuntimeError
+names the operator; where the host would wait for the device, `World.waits` counts it by the line of
+autopeft that asked. Not seen: what C++ asks a tensor for, streams, memory, speed and rounding, and
+sparse tensors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from types import FrameType, SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+NAME = "cuda"
+_DEVICE = torch.device(NAME, 0)
+
+_READS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "_linalg_svd"}
+"""Operators whose result's value or shape the host needs at once."""
+
+_MAY_MIX = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
+"""Operators that take indices from the host; "copy_" is looked at by itself."""
+
+_OWN_DEVICE: Any = torch._C.TensorBase.device
+_OWN_IS_CUDA: Any = torch._C.TensorBase.is_cuda
+_OWN_IS_CPU: Any = torch._C.TensorBase.is_cpu
+
+
+def is_marked(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is on the pretended device."""
+    return _storage_has(tensor, "is_marked")
+
+
+def _storage_has(tensor: torch.Tensor, mark: str) -> bool:
+    if tensor.layout is not torch.strided or type(tensor).__name__ == "FakeTensor":
+        return False
+    return getattr(tensor.untyped_storage(), mark, False)
+
+
+def _mark(value: Any) -> Any:
+    for tensor in _tensors(value):
+        if tensor.layout is torch.strided:
+            _set(tensor, "is_marked")
+    return value
+
+
+def _set(tensor: torch.Tensor, mark: str) -> None:
+    setattr(tensor.untyped_storage(), mark, True)
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+
+
+def _names_device(value: Any) -> bool:
+    if isinstance(value, torch.device):
+        return value.type == NAME
+    return isinstance(value, str) and value.split(":")[0] == NAME
+
+
+def _names_host(value: Any) -> bool:
+    return isinstance(value, str | torch.device) and str(value) == "cpu"
+
+
+def _line() -> str:
+    """The innermost line of autopeft that is running, else of anything but torch."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        path = frame.f_code.co_filename
+        if "/autopeft/" in path:
+            return f"{path[path.rindex('/autopeft/') + 1 :]}:{frame.f_lineno}"
+        frame = frame.f_back
+    return "?"
+
+
+class World(TorchFunctionMode):
+    """Rewrites what Python asks for by the device's name.
+
+    Attributes:
+        waits: (kind, line of autopeft) -> how often the host waited there.
+        copies: Copies from the host to the device, blocking ones included.
+        operators: Number of operators run.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: Counter[tuple[str, str]] = Counter()
+        self.copies = 0
+        self.operators = 0
+        self.is_inside = False
+        self.replaced: dict[Any, Any] = {}
+
+    def clear(self) -> None:
+        """Count from zero."""
+        self.waits.clear()
+        self.copies = self.operators = 0
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        func = self.replaced.get(func, func)  # torch looks methods up where they were replaced.
+        name = getattr(func, "__name__", "")
+        if name in ("__get__", "device", "_parse_to", "get_device_module"):
+            return func(*args, **kwargs)
+        flat = tree_leaves((args, kwargs))
+        comes = any(map(_names_device, flat))
+        if comes:
+            if name in ("tensor", "as_tensor"):
+                self.arrived(is_quick=False)
+            args, kwargs = tree_map(_without_device, (args, kwargs))
+        before = self.is_inside
+        self.is_inside = comes or any(isinstance(v, torch.Tensor) and is_marked(v) for v in flat)
+        self.is_inside |= name == "backward" and before
+        try:
+            out = func(*args, **kwargs)
+        finally:
+            self.is_inside = before
+        return _mark(out) if comes else out
+
+    def arrived(self, *, is_quick: bool) -> None:
+        """Count a copy to the device."""
+        self.copies += 1
+        if not is_quick:
+            self.waits["host to device", _line()] += 1
+
+    def left(self) -> None:
+        """Count a copy to the host."""
+        self.waits["device to host", _line()] += 1
+
+
+def _methods(world: World) -> dict[str, Any]:
+    """What stands for methods of tensors that move them or read them; seen in handlers too."""
+    own = torch.Tensor
+
+    def to(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        asked = tree_leaves((args, kwargs))
+        if args and isinstance(args[0], torch.Tensor):
+            comes, goes = is_marked(args[0]), not is_marked(args[0])
+        else:
+            comes, goes = any(map(_names_device, asked)), any(map(_names_host, asked))
+        args, kwargs = tree_map(_without_device, (args, kwargs))
+        out = real["to"](tensor, *args, **kwargs)
+        if is_marked(tensor) and goes:
+            if sys._getframe(1).f_code.co_filename.endswith("clip_grad.py"):
+                return tensor  # torch groups tensors in C++, which takes them for the host's.
+            world.left()
+            with torch._C._DisableTorchDispatch():
+                return real["clone"](out)
+        if is_marked(tensor):
+            return _mark(out)
+        if comes:
+            world.arrived(is_quick=bool(kwargs.get("non_blocking")) and _is_pinned(tensor))
+            return _mark(real["clone"](out) if out.data_ptr() == tensor.data_ptr() else out)
+        return out
+
+    def numpy(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if is_marked(tensor):
+            raise TypeError("can't convert cuda:0 device type tensor to numpy")
+        return real["numpy"](tensor, *args, **kwargs)
+
+    def tolist(tensor: torch.Tensor) -> Any:
+        if is_marked(tensor):
+            world.left()
+            with torch._C._DisableTorchDispatch():
+                return real["tolist"](tensor)
+        return real["tolist"](tensor)
+
+    def pin_memory(tensor: torch.Tensor) -> Any:
+        if is_marked(tensor):
+            raise RuntimeError("cannot pin 'torch.cuda.FloatTensor': only dense CPU tensors")
+        copy = real["clone"](tensor)
+        _set(copy, "is_pinned_memory")
+        return copy
+
+    replaced = {
+        "to": to,
+        "cpu": lambda tensor: to(tensor, "cpu"),
+        "cuda": lambda tensor, *_, **kwargs: to(tensor, NAME, **kwargs),
+        "numpy": numpy,
+        "tolist": tolist,
+        "pin_memory": pin_memory,
+    }
+    real = {name: getattr(own, name) for name in (*replaced, "clone")}
+    world.replaced = {replaced[name]: real[name] for name in replaced}
+    return replaced
+
+
+def _is_pinned(tensor: torch.Tensor) -> bool:
+    return _storage_has(tensor, "is_pinned_memory")
+
+
+def _without_device(value: Any) -> Any:
+    return "cpu" if _names_device(value) else value
+
+
+class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Checks and marks below autograd."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.world = world
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        world, name = self.world, func._schema.name.removeprefix("aten::")
+        world.operators += 1
+        tensors = _tensors((args, kwargs))
+        marked = [tensor for tensor in tensors if is_marked(tensor)]
+        if name in ("copy_", "_to_copy"):
+            return self._copied(func, name, args, kwargs)
+        # Scalars of the host may meet anything.
+        strangers = [t for t in tensors if t.dim() and not is_marked(t)]
+        if marked and strangers and not (name in _MAY_MIX and is_marked(args[0])):
+            raise RuntimeError(
+                f"Expected all tensors to be on the same device, but found cuda:0 and cpu ({name})"
+            )
+        if marked and name in _READS:
+            world.waits[name, _line()] += 1
+        if marked and name in _MAY_MIX:
+            indices = _tensors(args[1])
+            if any(index.dtype == torch.bool for index in indices):
+                world.waits["boolean index", _line()] += 1
+            if any(not is_marked(index) for index in indices):
+                world.waits["host to device", _line()] += 1
+        is_new = not tensors and (world.is_inside or any(map(_names_device, tree_leaves(kwargs))))
+        if is_new:
+            kwargs = {k: torch.device("cpu") if _names_device(v) else v for k, v in kwargs.items()}
+        if (marked or is_new) and kwargs.get("generator") is None:
+            if any(argument.name == "generator" for argument in func._schema.arguments):
+                kwargs["generator"] = _GENERATOR
+        out = func(*args, **kwargs)
+        return _mark(out) if marked or is_new else out
+
+    def _copied(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        world = self.world
+        if name == "copy_":
+            target, source = args[0], args[1]
+            if is_marked(target) != is_marked(source) and source.dim():
+                is_quick = len(args) > 2 and args[2] and _is_pinned(source)
+                if is_marked(target):
+                    world.arrived(is_quick=bool(is_quick))
+                elif not is_quick:
+                    world.left()
+            return func(*args, **kwargs)
+        stays = is_marked(args[0])
+        device = kwargs.get("device")
+        if device is not None and _names_device(device):
+            kwargs["device"], stays = torch.device("cpu"), True
+        out = func(*args, **kwargs)
+        return _mark(out) if stays else out
+
+
+_GENERATOR = torch.Generator()
+"""The device's own random numbers."""
+
+
+def _cuda() -> dict[str, Any]:
+    """What stands for functions of torch.cuda."""
+    return {
+        "is_available": lambda: True,
+        "device_count": lambda: 1,
+        "current_device": lambda: 0,
+        "synchronize": lambda device=None: None,
+        "empty_cache": lambda: None,
+        "mem_get_info": lambda device=None: (8 << 30, 16 << 30),
+        "memory_reserved": lambda device=None: 0,
+        "memory_allocated": lambda device=None: 0,
+        "is_bf16_supported": lambda including_emulation=True: True,
+        "get_rng_state": lambda device=NAME: _GENERATOR.get_state(),
+        "set_rng_state": lambda state, device=NAME: _GENERATOR.set_state(state),
+        "manual_seed": _GENERATOR.manual_seed,
+        "manual_seed_all": _GENERATOR.manual_seed,
+        "is_initialized": lambda: True,
+        "is_current_stream_capturing": lambda: False,
+        "_is_in_bad_fork": lambda: False,
+    }
+
+
+def _accelerator() -> dict[str, Any]:
+    """What stands for functions of torch.accelerator."""
+    return {
+        "is_available": lambda: True,
+        "device_count": lambda: 1,
+        "current_accelerator": lambda check_available=False: torch.device(NAME),
+        "current_device_index": lambda: 0,
+        "current_stream": lambda device=None: SimpleNamespace(is_capturing=lambda: False),
+        "synchronize": lambda device=None: None,
+    }
+
+
+@contextlib.contextmanager
+def pretended() -> Iterator[World]:
+    """A world with one accelerator."""
+    real = torch.amp.autocast_mode.autocast.__init__
+    enabled, dtype = torch.is_autocast_enabled, torch.get_autocast_dtype
+
+    def host(device: str = "cpu") -> str:
+        return "cpu" if device == NAME else device
+
+    def init(self: Any, device_type: str, *args: Any, **kwargs: Any) -> None:
+        real(self, host(device_type), *args, **kwargs)
+
+    def device(tensor: torch.Tensor) -> torch.device:
+        return _DEVICE if is_marked(tensor) else _OWN_DEVICE.__get__(tensor)
+
+    def is_cuda(tensor: torch.Tensor) -> bool:
+        return is_marked(tensor) or _OWN_IS_CUDA.__get__(tensor)
+
+    def is_cpu(tensor: torch.Tensor) -> bool:
+        return not is_marked(tensor) and _OWN_IS_CPU.__get__(tensor)
+
+    world = World()
+    with contextlib.ExitStack() as stack:
+
+        def patch(target: Any, name: str, value: Any) -> None:
+            stack.enter_context(mock.patch.object(target, name, value, create=True))
+
+        for name, value in _cuda().items():
+            patch(torch.cuda, name, value)
+        for name, value in _accelerator().items():
+            patch(torch.accelerator, name, value)
+        patch(torch.amp.autocast_mode.autocast, "__init__", init)
+        patch(torch, "is_autocast_enabled", lambda d="cpu": enabled(host(d)))
+        patch(torch, "get_autocast_dtype", lambda d="cpu": dtype(host(d)))
+        for name, value in _methods(world).items():
+            patch(torch.Tensor, name, value)
+        patch(torch.Tensor, "device", property(device))
+        patch(torch.Tensor, "is_cuda", property(is_cuda))
+        patch(torch.Tensor, "is_cpu", property(is_cpu))
+        stack.enter_context(world)
+        stack.enter_context(_Operators(world))
+        yield world
