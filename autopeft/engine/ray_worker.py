@@ -18,6 +18,7 @@ from autopeft.engine.ray_board import WorkerBoard
 from autopeft.utils.gc import paused_gc
 from autopeft.utils.quiet import silence
 from autopeft.utils.registry import restore
+from autopeft.utils.scratch import remove_copy
 
 GROUP = "group"
 """Key of a Tune config: the `JobGroup` to run."""
@@ -67,6 +68,7 @@ class AdapterTrainable(tune.Trainable):  # type: ignore[misc]
             torch.set_num_threads(1)
         silence("transformers")
         self._board = WorkerBoard()
+        self._cache_folder = fetched.cache_folder
         self._executor = make_executor(fetched, self._board.on_step)
         self._begin(config)
 
@@ -92,5 +94,6 @@ class AdapterTrainable(tune.Trainable):  # type: ignore[misc]
         }
 
     def cleanup(self) -> None:
-        """Detach what is attached."""
+        """Detach what is attached; leave no files on this machine."""
         self._executor.clear()
+        remove_copy(self._cache_folder)

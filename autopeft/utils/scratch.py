@@ -41,6 +41,15 @@ def scratch_folder() -> Iterator[Path]:
         lock.release()
 
 
+def remove_copy(folder: str | None) -> None:
+    """Remove what a worker on another machine has written under a scratch folder's name.
+
+    Where the lock beside it is, the folder is that of the process that made it, and stays.
+    """
+    if folder is not None and not Path(folder + _LOCK).exists():
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _remove_abandoned() -> None:
     for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*{_LOCK}"):
         lock = FileLock(path)

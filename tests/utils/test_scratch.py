@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from autopeft.utils.scratch import scratch_folder
+from autopeft.utils.scratch import remove_copy, scratch_folder
 
 _HOLD = """
 import sys
-from autopeft.utils.scratch import scratch_folder
+from autopeft.utils.scratch import remove_copy, scratch_folder
 with scratch_folder() as folder:
     (folder / "states").write_bytes(b"1")
     print(folder, flush=True)
@@ -72,3 +72,15 @@ def test_what_others_keep_there_is_left_alone(temporary: Path) -> None:
     with scratch_folder():
         pass
     assert {path.name for path in temporary.iterdir()} == {"autopeft-notes", "another.lock"}
+
+
+def test_what_workers_wrote_on_another_machine_goes(tmp_path: Path) -> None:
+    with scratch_folder() as folder:
+        remove_copy(str(folder))
+        assert folder.is_dir()
+    copy = tmp_path / "autopeft-elsewhere"
+    copy.mkdir()
+    (copy / "some.states").touch()
+    remove_copy(str(copy))
+    assert not copy.exists()
+    remove_copy(None)
