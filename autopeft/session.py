@@ -34,7 +34,7 @@ from autopeft.reporting.record import AdapterScore, BudgetReport, SearchRecord
 from autopeft.reporting.write import write_report
 from autopeft.result import SearchResult
 from autopeft.searcher.controller import INTERRUPTED, SearchController
-from autopeft.searcher.samplers.prior import PriorRow, read_prior
+from autopeft.searcher.samplers.prior import PriorRow, point_of, read_prior
 from autopeft.searcher.samplers.warm_start import WarmStartTrial, warm_start_trials
 from autopeft.searcher.space.space import SearchSpace
 from autopeft.searcher.study import read_study
@@ -151,6 +151,9 @@ class Session:
             prior=prior,
             n_portfolio=ready.plan.n_portfolio,
         )
+        if prior:
+            n_inside = sum(point_of(row, ready.space) is not None for row in prior)
+            self._note(f"prior: {n_inside} of {len(prior)} rows are in the search space")
         for name, value in settings.to_mapping().items():
             if name in _SHOWN and value:
                 controller.remember(name, value)
