@@ -167,10 +167,44 @@ KINDS: dict[str, Kind] = {
     ),
 }
 
+FURTHER_KINDS: dict[str, Kind] = {
+    "qwen3_moe": Kind(
+        lambda: hf.Qwen3MoeConfig(
+            **_BERT, **_GQA, num_experts=4, moe_intermediate_size=16, num_experts_per_tok=2
+        ),
+        _LM,
+    ),
+    "gpt_oss": Kind(
+        lambda: hf.GptOssConfig(
+            **_BERT, **_GQA, num_local_experts=4, num_experts_per_tok=2, head_dim=8
+        ),
+        _LM,
+    ),
+    "falcon-40b": Kind(
+        lambda: hf.FalconConfig(
+            vocab_size=60,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_kv_heads=2,
+            new_decoder_architecture=True,
+            **_IDS,
+        ),
+        _LM,
+    ),
+    "mpt": Kind(
+        lambda: hf.MptConfig(vocab_size=60, d_model=32, n_heads=4, n_layers=2, **_IDS), _LM
+    ),
+    "bloom": Kind(
+        lambda: hf.BloomConfig(vocab_size=60, hidden_size=32, n_head=4, n_layer=2, **_IDS), _LM
+    ),
+}
+"""Kinds for `test_topologies.py`, which are not in every test that goes through `KINDS`."""
+
 
 def build(name: str, *, device: str = "cpu", seed: int = 0) -> Backbone:
     """A tiny backbone with random weights."""
-    kind = KINDS[name]
+    kind = KINDS.get(name) or FURTHER_KINDS[name]
     with quiet_transformers(), torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(seed)
         config = kind.config()
@@ -183,7 +217,7 @@ def _build_on(name: str, device: str) -> Backbone:
     return build(name, device=device)
 
 
-TINY_MODELS = {name: TinyModel(name, partial(_build_on, name)) for name in KINDS}
+TINY_MODELS = {name: TinyModel(name, partial(_build_on, name)) for name in KINDS | FURTHER_KINDS}
 """For `autopeft.testing`."""
 
 
