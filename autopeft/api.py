@@ -210,12 +210,18 @@ def _as_text(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def price(
-    settings: SearchSettings | str | Path | Mapping[str, Any] | None = None, **overrides: Any
+    settings: SearchSettings | str | Path | Mapping[str, Any] | None = None,
+    *,
+    fits: str | None = None,
+    **overrides: Any,
 ) -> PriceList:
     """Show what a space holds and what its candidates cost, without training.
 
     Args:
         settings: As for `search`; no output folder is needed.
+        fits: A device's memory, such as "24GB": show instead the largest rank, batch and length of
+            a LoRA at every linear module that fit there. Then the model's configuration is enough,
+            and without data rows have `max_length` tokens.
         **overrides: As for `search`.
 
     Raises:
@@ -230,7 +236,19 @@ def price(
         'no adapter'
     """
     with saved_inputs(_given(settings, overrides), None) as plain:
-        return _price(merge_settings(plain, {}))
+        asked = merge_settings(plain, {})
+        return _price(asked) if fits is None else _fits(asked, fits)
+
+
+def _fits(asked: SearchSettings, text: str) -> PriceList:
+    from autopeft.costs.constraints import parse_bytes
+
+    memory = parse_bytes("fits", text)
+    with paused_gc():
+        from autopeft.fitting import fitting
+    lines: list[str] = []
+    found = fitting(asked, note=lines.append)
+    return PriceList(tuple(lines), fits=found.fits(memory))
 
 
 def _price(asked: SearchSettings) -> PriceList:

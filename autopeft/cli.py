@@ -115,12 +115,21 @@ def resume(folder: str, **flags: Any) -> None:
 
 @app.command()
 @click.argument("settings", required=False, type=click.Path())
+@click.option(
+    "--fits",
+    metavar="MEMORY",
+    help="A device's memory, such as 24GB: show the largest rank, batch and length that fit. "
+    "SETTINGS may then be a model, of which config.json is enough.",
+)
 @_settings_options()
-def price(settings: str | None, **flags: Any) -> None:
+def price(settings: str | None, fits: str | None, **flags: Any) -> None:
     """Show what the space holds and what its candidates cost, with no training."""
-    from autopeft.reporting.tables import price_table
+    from autopeft.reporting.tables import fits_table, price_table
 
-    _print(price_table(api.price(settings, **_given(flags))))
+    if fits is not None and settings is not None and not settings.endswith((".yaml", ".yml")):
+        flags, settings = {**flags, "model": settings}, None
+    found = api.price(settings, fits=fits, **_given(flags))
+    _print(price_table(found) if fits is None else fits_table(found))
 
 
 @app.command()

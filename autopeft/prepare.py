@@ -32,6 +32,7 @@ from autopeft.plan_text import unsearched_text
 from autopeft.profiling.causality import sees_later_tokens
 from autopeft.profiling.end_tokens import takes_end_tokens
 from autopeft.profiling.fake_tensors import InputShape
+from autopeft.profiling.fits import Load
 from autopeft.profiling.measure import price_table
 from autopeft.profiling.output_positions import n_logit_weights, read_positions
 from autopeft.searcher.space.config import prompt_sizes
@@ -137,7 +138,7 @@ class PreparedSearch:
             # A search that is resumed prices the same batches.
             assert self.data is not None, "a function's batches are not planned"
             assert self.task is not None, "there are data"
-            meta = _meta(settings, self.data, self.task)
+            meta = meta_of(settings, self.data, self.task)
             prices = _prices(meta, settings, self.data, self.task, source, self.window, self.device)
         space = SearchSpace.from_source(
             source, prices.topology, steps=plan.steps, batch_size=plan.batch_size
@@ -200,10 +201,11 @@ class PreparedSearch:
         )
 
 
-def expand(settings: SearchSettings) -> SearchSettings:
+def expand(settings: SearchSettings, *, needs_data: bool = True) -> SearchSettings:
     """Return settings with `~` and `$VARIABLES` expanded in every path."""
-    for name in ("model", "data"):
-        if not getattr(settings, name) and not (name == "data" and settings.evaluate):
+    needs_data = needs_data and not settings.evaluate
+    for name in ("model", "data") if needs_data else ("model",):
+        if not getattr(settings, name):
             raise SettingsError(name, "", "is missing", f"give --{name}")
 
     def path(value: str) -> str:
@@ -308,7 +310,7 @@ def _read_data(settings: SearchSettings, device: str, note: Note, phase: Phase) 
         note("\n  ".join([read.headline(), *read.lines()]))
     source = task.space if settings.space is None else settings.space
     with phase("pricing"):
-        meta = _meta(settings, data, task)
+        meta = meta_of(settings, data, task)
         window = read_window(meta, task, data)
         # Settled here: workers that measured it each for themselves might differ.
         asked = task.auto_precision if settings.precision == "auto" else settings.precision
@@ -338,7 +340,8 @@ def _can_cache(settings: SearchSettings, data: TaskData, meta: Backbone, note: N
     return False
 
 
-def _meta(settings: SearchSettings, data: TaskData, task: Task) -> Backbone:
+def meta_of(settings: SearchSettings, data: TaskData, task: Task) -> Backbone:
+    """Build the model of a task without its weights."""
     return build_meta(
         settings.model,
         auto_class=task.auto_class,
@@ -383,14 +386,28 @@ def _prices(
         logit_weights=n_logit_weights(meta) if task.is_autoregressive else 0,
         logit_tokens=lengths.mean_targets * n_rows,
         most_logit_tokens=lengths.most_targets * n_rows if task.is_autoregressive else 0.0,
-        scoring_tokens=_scoring_tokens(data, device, prices),
+        scoring_tokens=_scoring_tokens(data, device, prices.vocabulary),
         has_checkpointing=settings.gradient_checkpointing,
     )
 
 
-def _scoring_tokens(data: TaskData, device: str, prices: PriceTable) -> int:
+def load_of(settings: SearchSettings, data: TaskData, task: Task) -> Load:
+    """Return what a training step on the data holds at most."""
+    lengths, per_row = data.length_statistics(settings.rows_per_step), data.train.sequences_per_row
+    share = lengths.most_targets / (lengths.longest * per_row)
+    return Load(
+        settings.rows_per_step,
+        lengths.longest,
+        longest=task.length_limit(),
+        target_share=share if task.is_autoregressive else 0.0,
+        sequences_per_row=per_row,
+        inputs=InputShape(data.input_shapes, lengths.source_share, lengths.target_share),
+    )
+
+
+def _scoring_tokens(data: TaskData, device: str, vocabulary: int) -> int:
     """Return the padded tokens of the largest batch that is scored."""
-    budget = token_budget(device, prices.vocabulary)
+    budget = token_budget(device, vocabulary)
     splits = [rows for name, rows in data.splits.items() if name != "train" and len(rows)]
     longest = max(int(rows.lengths.max()) for rows in splits)
     whole = max(int(rows.lengths.max()) * len(rows) for rows in splits)

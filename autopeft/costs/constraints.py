@@ -25,6 +25,18 @@ _BYTES = {"": 1.0, "b": 1.0} | {
 _REMEDY = "write e.g. trainable_params<=200k, trainable_params<=0.1% or adapter_bytes<=1MB"
 
 
+def parse_bytes(field: str, text: str) -> float:
+    """Return the bytes that a text such as "24GB" or "79.6 GiB" names.
+
+    Raises:
+        SettingsError: if it names none.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-z]*)\s*", text, re.IGNORECASE)
+    if match is None or match[2].lower() not in _BYTES or not float(match[1]):
+        raise SettingsError(field, text, "is no size of a memory", "write e.g. 24GB or 80GiB")
+    return float(match[1]) * _BYTES[match[2].lower()]
+
+
 @dataclass(frozen=True)
 class Constraint:
     """One upper limit.

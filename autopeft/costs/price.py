@@ -65,13 +65,36 @@ class PricedRow:
 
 
 @dataclass(frozen=True)
+class Fit:
+    """What fits in a memory in one way to save it; 0 where nothing does.
+
+    Attributes:
+        quantization: Of the frozen weights.
+        gradient_checkpointing: Whether blocks are computed again in the backward pass.
+        needed: Bytes that the settings themselves need.
+        rank: The largest rank of a LoRA at every linear module, a power of two, as the next two.
+        batch_size: The most rows of a step.
+        length: The most tokens of a row.
+    """
+
+    quantization: str
+    gradient_checkpointing: bool
+    needed: int
+    rank: int
+    batch_size: int
+    length: int
+
+
+@dataclass(frozen=True)
 class PriceList:
-    """A sample of a space with prices.
+    """A sample of a space with prices, or what fits in a memory.
 
     Attributes:
         lines: Describe the space and the model.
         rows: A sample of candidates, cheapest first.
+        fits: What fits in the memory that was asked for.
     """
 
     lines: tuple[str, ...]
-    rows: tuple[PricedRow, ...]
+    rows: tuple[PricedRow, ...] = ()
+    fits: tuple[Fit, ...] = ()

@@ -92,6 +92,20 @@ def _shallow_model(config: Any) -> Any:
         return None
 
 
+def base_dtype(device: str, precision: str) -> str:
+    """Return the type of frozen weights: on an accelerator bf16, unless fp32 is asked for.
+
+    A frozen weight in fp32 would be rounded at each use there, and takes twice the memory.
+
+    Example:
+        >>> from autopeft.models.loading import base_dtype
+        >>> base_dtype("cuda", "auto"), base_dtype("cpu", "auto")
+        ('bfloat16', 'float32')
+    """
+    is_whole = torch.device(device).type == "cpu" or precision == "fp32"
+    return "float32" if is_whole else "bfloat16"
+
+
 def restore_config(config: Any, before: ConfigBefore) -> None:
     """Undo `prepare_config`."""
     for (part, name), value in before.items():

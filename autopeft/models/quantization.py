@@ -245,7 +245,8 @@ def quantized_table(table: PriceTable, modules: Mapping[str, Shape], name: str) 
     largest one counts as weights.
     """
     scheme = scheme_of(name)
-    sizes = [out * in_ * _FLOAT_BYTES for out, in_ in modules.values()]
+    # Weights and activations are priced in one type.
+    sizes = [out * in_ * table.float_bytes for out, in_ in modules.values()]
     quantized = sum(scheme.weight_bytes(shape) for shape in modules.values())
     blocks = table.blocks
     if scheme.keeps_input:

@@ -25,6 +25,12 @@ def n_logit_weights(backbone: Backbone) -> int:
     return 0 if embedding is None else int(embedding.weight.numel())
 
 
+def n_logits(backbone: Backbone) -> int:
+    """Return the logits of a position, 0 without an output embedding."""
+    embedding: Any = backbone.model.get_output_embeddings()  # type: ignore[operator]
+    return 0 if embedding is None else int(embedding.weight.shape[0])
+
+
 def narrow_modules(model: nn.Module, layout: Layout) -> tuple[str, ...]:
     """Return the paths of the last block's largest modules that treat every position alone."""
     last = layout.topology.n_layers - 1

@@ -121,6 +121,21 @@ def price_table(prices: PriceList) -> RenderableType:
     return Group(*(Text(line) for line in prices.lines), table)
 
 
+def fits_table(prices: PriceList) -> RenderableType:
+    """Return what fits in a memory, one line for each way to save it."""
+    table = plain_table()
+    table.add_column("quantization", no_wrap=True)
+    table.add_column("checkpointing", no_wrap=True)
+    for name in ("needs", "rank", "batch_size", "max_length"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for fit in prices.fits:
+        largest = (str(n) if n else "-" for n in (fit.rank, fit.batch_size, fit.length))
+        checkpointing = "yes" if fit.gradient_checkpointing else "no"
+        table.add_row(fit.quantization, checkpointing, human_value(fit.needed, "bytes"), *largest)
+    legend = "needs: with the settings as they are; the others: the largest that fits, -: none"
+    return Group(*(Text(line) for line in prices.lines), table, Text(legend, style="dim"))
+
+
 def methods_table() -> Table:
     """Return every method and its properties, one line each; the guide lists all sizes."""
     from autopeft.methods.table import rows
