@@ -107,7 +107,7 @@ class PreparedSearch:
     @property
     def trials_per_worker(self) -> int:
         """Candidates a worker trains together, at most."""
-        if self.settings.gradient_checkpointing:
+        if self.settings.trains_alone:
             return 1
         return self.settings.trials_per_worker or AUTO_TRIALS_PER_WORKER[kind_of(self.device)]
 
@@ -306,6 +306,10 @@ def _read_data(settings: SearchSettings, device: str, note: Note, phase: Phase) 
         raise SettingsError("direction", settings.direction, problem, "leave it out")
     with phase("startup"):
         data, task = load_task(settings)
+        if settings.micro_batch_tokens is not None and not task.can_share_batch:
+            problem = f"{task.name} compares all rows of a step, which cannot be split"
+            value = settings.micro_batch_tokens
+            raise SettingsError("micro_batch_tokens", value, problem, "leave it out")
         read = data.summary()
         note("\n  ".join([read.headline(), *read.lines()]))
     source = task.space if settings.space is None else settings.space
@@ -388,6 +392,7 @@ def _prices(
         most_logit_tokens=lengths.most_targets * n_rows if task.is_autoregressive else 0.0,
         scoring_tokens=_scoring_tokens(data, device, prices.vocabulary),
         has_checkpointing=settings.gradient_checkpointing,
+        pass_tokens=settings.micro_batch_tokens,
     )
 
 
@@ -419,7 +424,7 @@ _UNUSED_BY_FUNCTION = (
     *("task_options", "validation", "data_name", "data_revision", "on_long", "generation_rows"),
     *("max_train_rows", "max_validation_rows", "max_test_rows", "rung_rows", "precision"),
     *("activation_cache", "activation_cache_gb", "trials_per_worker", "compress"),
-    "gradient_checkpointing",
+    *("gradient_checkpointing", "micro_batch_tokens"),
 )
 """Settings of autopeft's own training, which a function of the user's does not see."""
 

@@ -240,6 +240,12 @@ class SearchSettings:
         "Keep only the inputs of the blocks at and above the lowest adapter, and compute the rest "
         "again in the backward pass: a third more time, far less memory.",
     )
+    micro_batch_tokens: int | None = _setting(
+        None,
+        "Tokens of a forward pass at most, padding included. A step with more accumulates the "
+        "gradients of micro-batches; the result is the same. By default, a step is one pass.",
+        minimum=1,
+    )
     precision: str = _setting(
         "auto", "Precision of the trainings: auto, fp32 or bf16.", choices=("auto", "fp32", "bf16")
     )
@@ -322,6 +328,12 @@ class SearchSettings:
         """Rows per optimizer step; the usual ones where they are still to be planned."""
         return self.batch_size or TrainSettings.batch_size
 
+    @property
+    def trains_alone(self) -> str:
+        """The setting with which a worker trains one adapter at a time; "" if there is none."""
+        names = ("gradient_checkpointing", "micro_batch_tokens")
+        return next((name for name in names if getattr(self, name)), "")
+
     def column_names(self) -> dict[str, str]:
         """Return role -> column for every column that the settings name."""
         named = {role: getattr(self, role) for role in _COLUMNS}
@@ -335,8 +347,8 @@ class SearchSettings:
             if value not in allowed:
                 problem = "backend=local runs one worker in this process"
                 raise SettingsError(name, value, problem, f"leave {name} out, or use backend=ray")
-        if self.gradient_checkpointing and (self.trials_per_worker or 1) > 1:
-            problem = "adapters that are trained together keep what their blocks compute"
+        if self.trains_alone and (self.trials_per_worker or 1) > 1:
+            problem = f"with {self.trains_alone}, adapters are trained one at a time"
             raise SettingsError(
                 "trials_per_worker", self.trials_per_worker, problem, "leave it out"
             )

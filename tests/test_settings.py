@@ -97,3 +97,10 @@ def test_a_space_may_be_written_in_braces() -> None:
         with pytest.raises(SettingsError, match="space=") as caught:
             SearchSettings.from_mapping({"space": mistaken})
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("way", [{"gradient_checkpointing": True}, {"micro_batch_tokens": 64}])
+def test_adapters_that_are_trained_alone_are_not_trained_together(way: dict[str, object]) -> None:
+    assert SearchSettings.from_mapping(way).trains_alone == next(iter(way))
+    with pytest.raises(SettingsError, match=r"one at a time.*leave it out"):
+        SearchSettings.from_mapping({**way, "trials_per_worker": 2})

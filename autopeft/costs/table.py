@@ -94,6 +94,8 @@ class PriceTable:
         float_bytes: Bytes of one activation.
         has_checkpointing: Whether the blocks at and above a plan's lowest adapter keep only their
             inputs, and are computed again in the backward pass.
+        pass_tokens: Tokens of a training's forward pass at most; a step of more accumulates the
+            gradients of several. None: any number.
         has_activation_cache: Whether the frozen blocks below a plan's lowest adapter are computed
             once for all trials, so that no step pays for them.
         read_share: Share of a step's tokens whose last hidden state is read; a training step
@@ -131,6 +133,7 @@ class PriceTable:
     logits: Logits | None = None
     float_bytes: int = 4
     has_checkpointing: bool = False
+    pass_tokens: int | None = None
     has_activation_cache: bool = False
     read_share: float = 1.0
     logit_weights: int = 0
@@ -211,6 +214,7 @@ class PriceTable:
         most_logit_tokens: float = 0.0,
         scoring_tokens: float = 0.0,
         has_checkpointing: bool = False,
+        pass_tokens: int | None = None,
     ) -> PriceTable:
         """Return the table for a training loop that skips unneeded work; see the attributes.
 
@@ -224,6 +228,7 @@ class PriceTable:
                 logit_tokens=logit_tokens,
                 scoring_tokens=scoring_tokens,
                 has_checkpointing=has_checkpointing,
+                pass_tokens=pass_tokens,
             )
             return table._with_logits_at(most_logit_tokens) if most_logit_tokens else table
 
@@ -304,8 +309,19 @@ class PriceTable:
         if params:
             at_loss = total.saved_bytes + self.workspace_bytes
             in_blocks = total.saved_bytes - self.tail.saved_bytes + total.block_bytes
-            held = max(held, at_loss * scale, in_blocks * scale, params * GRADIENT_BYTES)
+            share = self._pass_share(scale)
+            gradients = params * GRADIENT_BYTES
+            earlier = gradients if share < 1.0 else 0
+            scale *= share
+            held = max(held, earlier + max(at_loss, in_blocks) * scale, gradients)
         return held
+
+    def _pass_share(self, scale: float) -> float:
+        """Return the share of a step's rows in one forward pass; one row is not split."""
+        if self.pass_tokens is None:
+            return 1.0
+        tokens = self.memory_tokens * scale
+        return min(1.0, max(self.pass_tokens, self.memory_tokens / self.batch_size) / tokens)
 
     def _cached_flops(self, plan: AdapterPlan) -> float:
         """Return the FLOPs per step that the activation cache saves."""

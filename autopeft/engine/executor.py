@@ -37,9 +37,7 @@ class Executor(LoadedModel):
     def __init__(self, context: WorkerContext, on_step: OnStep = ignore_step) -> None:
         super().__init__(context)
         self._on_step = on_step
-        self.trains_together = (
-            self.setup.task.can_share_batch and not context.settings.gradient_checkpointing
-        )
+        self.trains_together = self.setup.task.can_share_batch and not context.settings.trains_alone
         self.has_compared = False
         self._has_run_out = False
         self._jobs: tuple[Job, ...] = ()

@@ -42,7 +42,7 @@ the job fails with its reason, and the worker with its loaded model lives on."""
 
 _HALVED = (
     "a step with {} rows does not fit into the device's memory, so its gradient is computed from "
-    "half of them at a time; --batch-size, --max-length or --trials-per-worker make it smaller"
+    "half of them at a time; --micro-batch-tokens or --max-length make it smaller"
 )
 
 

@@ -55,7 +55,9 @@ class LoadedModel:
         asked = task.auto_precision if settings.precision == "auto" else settings.precision
         precision = choose_precision(asked, device, model.config)
         data = self._with_base_model(task, data, precision)
-        self.setup = TrainingSetup(task, data, device, precision)
+        self.setup = TrainingSetup(
+            task, data, device, precision, micro_batch_tokens=settings.micro_batch_tokens
+        )
         self._cache: ActivationCache | None = None
         if settings.activation_cache:
             self._cache = ActivationCache(

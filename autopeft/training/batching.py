@@ -35,6 +35,23 @@ def training_batches(lengths: IntArray, batch_size: int, seed: int) -> Iterator[
             yield from batches[generator.permutation(len(batches))]
 
 
+def micro_batches(lengths: IntArray, token_budget: int) -> list[IntArray]:
+    """Split the rows of a step into consecutive ones of at most `token_budget` padded tokens.
+
+    A longer row is alone. Returns positions in `lengths`, each shape (n,).
+    """
+    found: list[list[int]] = []
+    longest = 0
+    for place, length in enumerate(lengths.tolist()):
+        longest = max(longest, length)
+        if found and (len(found[-1]) + 1) * longest <= token_budget:
+            found[-1].append(place)
+        else:
+            found.append([place])
+            longest = length
+    return [np.array(places, dtype=np.int64) for places in found]
+
+
 def evaluation_batches(lengths: IntArray, token_budget: int) -> Iterator[IntArray]:
     """Yield every row once, in batches of at most `token_budget` padded tokens.
 

@@ -26,6 +26,7 @@ class TrainingSetup:
         fp32_cache: The same where rows are scored in fp32, whatever the precision.
         last_block: Skips positions of the last block that are not read.
         recomputed: Paths of the blocks that are computed again in the backward pass.
+        micro_batch_tokens: Padded tokens of a training's forward pass at most; None: any number.
     """
 
     task: Task
@@ -36,6 +37,7 @@ class TrainingSetup:
     fp32_cache: Acceleration = NO_ACCELERATION
     last_block: Acceleration = NO_ACCELERATION
     recomputed: tuple[str, ...] = ()
+    micro_batch_tokens: int | None = None
 
     @contextmanager
     def forward(self, batch: Batch) -> Iterator[None]:

@@ -19,7 +19,7 @@ from autopeft.tasks.batch import collate
 from autopeft.tasks.data import SplitName
 from autopeft.training.acceleration import NO_ACCELERATION, Acceleration
 from autopeft.training.attention import training_attention
-from autopeft.training.batching import IntArray, rung_sample, training_batches
+from autopeft.training.batching import IntArray, micro_batches, rung_sample, training_batches
 from autopeft.training.checkpointing import recomputed
 from autopeft.training.evaluation import evaluate
 from autopeft.training.loss_watch import LossWatch
@@ -61,8 +61,8 @@ class Trainer:
         evaluation_seconds: Seconds spent on evaluations.
         cache_seconds: Seconds spent on filling the activation cache. Not part of the other two,
             because later trainings reuse what is cached.
-        is_halved: Whether a step did not fit into the device's memory: since then, steps compute
-            the gradient of half of their rows at a time. Once is enough; then the training fails.
+        is_halved: Whether a step did not fit into the device's memory: since then, micro-batches
+            are half as large. Once is enough; then the training fails.
     """
 
     def __init__(
@@ -189,19 +189,33 @@ class Trainer:
             self.step += 1
             return
         if not self.is_halved:
+            parts = self._micro_batches(rows)
             try:
-                return self.update(self._backward(rows))
+                return self.update(self._backward(parts))
             except torch.OutOfMemoryError:
-                if len(rows) < 2 or not self.setup.task.can_share_batch:
+                if len(parts) == len(rows) or not self.setup.task.can_share_batch:
                     raise
                 self.is_halved = True
             # Out here nothing holds the failed pass's tensors any more.
             self._model.zero_grad(set_to_none=True)
             empty_cache(self.setup.device)
-        self.update(self._backward_in_halves(rows))
+        self.update(self._backward(self._micro_batches(rows)))
 
-    def _backward(self, rows: IntArray) -> torch.Tensor:
-        """Compute the gradients of a step; return its loss."""
+    def _micro_batches(self, rows: IntArray) -> list[IntArray]:
+        """Split the rows of a step into those of each forward pass."""
+        setup, parts = self.setup, [rows]
+        if setup.micro_batch_tokens is not None:
+            lengths = setup.data.train.lengths[rows]
+            parts = [rows[places] for places in micro_batches(lengths, setup.micro_batch_tokens)]
+        if self.is_halved:
+            parts = [half for part in parts for half in np.array_split(part, min(2, len(part)))]
+        return parts
+
+    def _backward(self, parts: Sequence[IntArray]) -> torch.Tensor:
+        """Compute the gradients of a step from its micro-batches; return its loss."""
+        return self._backward_at_once(parts[0]) if len(parts) == 1 else self._accumulated(parts)
+
+    def _backward_at_once(self, rows: IntArray) -> torch.Tensor:
         setup = self.setup
         batch = collate(setup.data, "train", rows, setup.device)
         with setup.forward(batch), recomputed(self._model, setup.recomputed):
@@ -214,12 +228,15 @@ class Trainer:
         with torch.autocast(torch.device(self.setup.device).type, enabled=False):
             loss.backward()  # type: ignore[no-untyped-call]
 
-    def _backward_in_halves(self, rows: IntArray) -> torch.Tensor:
-        """Compute the same gradients from half of the rows at a time, in half of the memory."""
+    def _accumulated(self, parts: Sequence[IntArray]) -> torch.Tensor:
+        """Compute the same gradients from some of the rows at a time, in less memory.
+
+        A mean over the micro-batches' means would give tokens of short rows another weight.
+        """
         setup = self.setup
         total = n_terms = torch.zeros((), device=setup.device)
-        for half in np.array_split(rows, 2):
-            batch = collate(setup.data, "train", half, setup.device)
+        for rows in parts:
+            batch = collate(setup.data, "train", rows, setup.device)
             with setup.forward(batch), recomputed(self._model, setup.recomputed):
                 losses, weights = setup.task.row_losses(self._model, batch)
                 loss = losses.sum()

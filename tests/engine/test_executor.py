@@ -139,9 +139,10 @@ def test_one_fails_and_the_others_go_on(executor: Executor, ready: PreparedSearc
     assert [len(seen[i]) for i in (0, 2)] == [len(ready.rungs)] * 2
 
 
-def test_blocks_that_are_computed_again_change_no_score(ready: PreparedSearch) -> None:
+@pytest.mark.parametrize("way", [{"gradient_checkpointing": True}, {"micro_batch_tokens": 16}])
+def test_what_saves_memory_changes_no_score(ready: PreparedSearch, way: dict[str, Any]) -> None:
     context = ready.context()
-    settings = replace(context.settings, gradient_checkpointing=True, trials_per_worker=None)
+    settings = replace(context.settings, trials_per_worker=None, **way)
     scores = []
     for each in (context, replace(context, settings=settings)):
         executor = Executor(each)

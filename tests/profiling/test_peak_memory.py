@@ -181,3 +181,29 @@ def test_blocks_that_are_computed_again_are_priced(method: str) -> None:
     assert again.price(candidate).train_flops == pytest.approx(
         2 * counter.get_total_flops(), rel=0.06
     )
+
+
+def test_accumulated_gradients_are_priced() -> None:
+    backbone, table = _known("llama")
+    plan = plan_of(backbone.topology, "lora", 3)
+    assert plan is not None
+    candidate = Candidate(plan, TrainSettings(1e-3, steps=2, batch_size=_ROWS))
+    batch = batch_for(backbone, rows=_ROWS, length=_LENGTH)
+
+    def run(model: Any) -> torch.Tensor:
+        for rows in range(0, _ROWS, 2):
+            model(**{name: x[rows : rows + 2] for name, x in batch.items()}).loss.backward()
+        return torch.zeros((), requires_grad=True)
+
+    parts = table.as_trained(has_activation_cache=False, pass_tokens=2 * _LENGTH)
+    held = _held(backbone, candidate, run)
+    own, whole = parts.price(candidate), table.price(candidate)
+    assert own.peak_memory_bytes == pytest.approx(held, rel=0.10)
+    assert own.peak_memory_bytes < whole.peak_memory_bytes
+    assert own.train_flops == whole.train_flops
+    # A row is never split, and what is not used limits nothing.
+    one, all_rows = (
+        table.as_trained(has_activation_cache=False, pass_tokens=n) for n in (1, 10_000)
+    )
+    assert one.price(candidate).peak_memory_bytes < own.peak_memory_bytes
+    assert all_rows.price(candidate) == whole

@@ -296,6 +296,8 @@ def test_a_saved_adapter_embeds_alike_from_outside(
     path = tmp_path / "rows.jsonl"
     rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(SettingsError, match="micro_batch_tokens=64: embeddings compares all rows"):
+        searched(tiny_model, path, tmp_path / "no", task="embeddings", micro_batch_tokens=64)
     found = searched(tiny_model, path, tmp_path / "run", task="embeddings")
     tokenizer = hf.AutoTokenizer.from_pretrained(tiny_model)
     for how, model in loads(found, "AutoModel", tmp_path / "merged").items():

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
-from itertools import islice
+from itertools import islice, pairwise
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autopeft.training.batching import evaluation_batches, training_batches
+from autopeft.training.batching import evaluation_batches, micro_batches, training_batches
 
 lengths = st.lists(st.integers(1, 60), min_size=1, max_size=200).map(np.asarray)
 
@@ -45,3 +45,16 @@ def test_evaluation_sees_every_row_once_within_the_budget(sizes: np.ndarray, bud
     assert sorted(np.concatenate(batches).tolist()) == list(range(len(sizes)))
     for batch in batches:
         assert len(batch) == 1 or len(batch) * sizes[batch].max() <= budget
+
+
+@given(lengths, st.integers(1, 300))
+def test_micro_batches_hold_a_steps_rows_in_order_within_the_budget(
+    sizes: np.ndarray, budget: int
+) -> None:
+    parts = micro_batches(sizes, budget)
+    assert np.concatenate(parts).tolist() == list(range(len(sizes)))
+    for part in parts:
+        assert len(part) == 1 or len(part) * sizes[part].max() <= budget
+    for part, after in pairwise(parts):
+        # The next row had no room.
+        assert (len(part) + 1) * sizes[[*part, after[0]]].max() > budget
