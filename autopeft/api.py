@@ -258,7 +258,7 @@ def _price(asked: SearchSettings) -> PriceList:
         from autopeft.prepare import prepare
     lines: list[str] = []
     # Nothing is trained, so the machine is not measured.
-    ready = prepare(replace(asked, workers=asked.workers or 1), note=lines.append)
+    ready = prepare(replace(asked, workers=asked.workers or 1), note=lines.append, must_fit=False)
     names = [cost.name for cost in ready.objectives[1:]]
     prices = with_costs(ready.prices, [*names, *(limit.name for limit in ready.constraints)])
     rng = np.random.default_rng(ready.settings.seed)

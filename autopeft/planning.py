@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from autopeft.engine.search_plan import (
     ENOUGH_TRIALS,
     LEAST_ROWS,
     LEAST_STEPS,
+    Speed,
     Workload,
     choose_plan,
     minutes_for,
@@ -21,9 +23,12 @@ from autopeft.engine.search_plan import (
 )
 from autopeft.engine.speed import measure_speed
 from autopeft.errors import SettingsError, TrainingFailure
+from autopeft.plan import Candidate
 from autopeft.prepare import Note, PreparedSearch
 from autopeft.searcher.space.initial_design import N_BASELINES, N_PORTFOLIO
 from autopeft.settings import SearchSettings
+from autopeft.training.precision import Precision
+from autopeft.utils.device import is_accelerator, is_here
 from autopeft.utils.formatting import one_line
 from autopeft.utils.hardware import matmul_flops_per_second
 
@@ -65,13 +70,8 @@ def fitted(
     typical = [*ready.space.baselines(N_BASELINES), *ready.space.portfolio(N_PORTFOLIO), *draws]
     largest = max(candidates, key=lambda c: ready.prices.price(c).train_flops)
     try:
-        speed, loading, precision = measure_speed(
-            ready.context(),
-            largest,
-            typical,
-            ready.prices,
-            n_workers=ready.settings.workers or 1,
-            few_rows=None if "batch_size" in pinned else LEAST_ROWS,
+        speed, loading, precision = _measured(
+            ready, largest, typical, few_rows=None if "batch_size" in pinned else LEAST_ROWS
         )
     except TrainingFailure as error:
         note(f"the speed could not be measured ({one_line(error)}), so nothing is planned")
@@ -107,6 +107,20 @@ def fitted(
     return ready.with_plan(plan)
 
 
+def _measured(
+    ready: PreparedSearch, largest: Candidate, typical: Sequence[Candidate], *, few_rows: int | None
+) -> tuple[Speed, float, Precision]:
+    """Measure the speed here, or on a worker if only workers have the device."""
+    given = (ready.context(), largest, typical, ready.prices)
+    options = {"n_workers": ready.settings.workers or 1, "few_rows": few_rows}
+    address, gpus = ready.settings.ray_address, ready.settings.gpus_per_worker
+    if address is None or is_here(ready.device):
+        return measure_speed(*given, **options)  # type: ignore[arg-type]
+    from autopeft.engine.ray_devices import measured_there, on_worker
+
+    return on_worker(address, gpus or 0.0, measured_there, *given, options)
+
+
 def check_budget(ready: PreparedSearch, asked: SearchSettings, *, spent_seconds: float) -> None:
     """Check that the budget pays for at least one LoRA.
 
@@ -126,7 +140,8 @@ def check_budget(ready: PreparedSearch, asked: SearchSettings, *, spent_seconds:
         raise SettingsError("budget", budget.text, problem, remedy)
     if budget.seconds is None:
         return
-    seconds = flops / matmul_flops_per_second(ready.device)
+    # A small product is no bound for an accelerator, and would open a context there, if it is here.
+    seconds = 0.0 if is_accelerator(ready.device) else flops / matmul_flops_per_second(ready.device)
     if budget.seconds * share < spent_seconds + seconds:
         raise SettingsError(
             "budget",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
@@ -21,18 +20,19 @@ from autopeft.costs import PriceTable
 from autopeft.costs.constraints import Constraint, parse_constraints
 from autopeft.costs.objectives import COSTS, Objective, default_direction, find_cost
 from autopeft.engine.budget import Budget
+from autopeft.engine.devices import WORKER_BYTES, Devices, find_devices, per_device
 from autopeft.engine.evaluate import EVALUATORS
 from autopeft.engine.messages import WorkerContext
 from autopeft.engine.search_plan import CHOICES, SearchPlan
 from autopeft.errors import DataError, ModelError, SettingsError, UserError
 from autopeft.models.backbone import Backbone, build_meta
 from autopeft.models.loading import embedding_rows, load_config, own_auto_class, position_limit
-from autopeft.models.quantization import check_backend
+from autopeft.models.quantization import NONE, check_backend
 from autopeft.plan_text import unsearched_text
 from autopeft.profiling.causality import sees_later_tokens
 from autopeft.profiling.end_tokens import takes_end_tokens
 from autopeft.profiling.fake_tensors import InputShape
-from autopeft.profiling.fits import Load
+from autopeft.profiling.fits import Fitting, Load
 from autopeft.profiling.measure import price_table
 from autopeft.profiling.output_positions import n_logit_weights, read_positions
 from autopeft.searcher.space.config import prompt_sizes
@@ -49,19 +49,10 @@ from autopeft.training.batching import rung_sample, training_batches
 from autopeft.training.evaluation import token_budget
 from autopeft.training.precision import choose_precision
 from autopeft.training.rungs import EARLIEST_STEP, rung_steps
-from autopeft.utils.device import (
-    DEFAULT,
-    accelerator,
-    is_accelerator,
-    is_here,
-    kind_of,
-    n_accelerators,
-)
-from autopeft.utils.hardware import available_memory_bytes, n_cores, n_parallel_cores, one_thread
+from autopeft.utils.device import is_here, kind_of
+from autopeft.utils.formatting import human_bytes
+from autopeft.utils.hardware import n_cores, n_parallel_cores, one_thread
 from autopeft.utils.registry import carried
-
-WORKER_BYTES = 700 * 2**20
-"""A worker's memory without its model: Python, torch, transformers and Ray."""
 
 AUTO_TRIALS_PER_WORKER = {"cpu": 1, "accelerator": 4}
 """Candidates trained together by default. A CPU gains a tenth at 16 rows a step, too little to
@@ -85,6 +76,7 @@ class PreparedSearch:
         window: Which of the task's windows the model's head reads; None: all positions, or unknown.
         unsearched: Path inside a block -> share of the blocks' parameters that have no role there.
         earliest_rung: Rungs before this step are left out.
+        room: Bytes that a worker can allocate on its device; None: not known.
         fp32_factor: Time to score rows in fp32, as the test split is, over that of the trainings'
             precision.
     """
@@ -103,6 +95,7 @@ class PreparedSearch:
     unsearched: Mapping[str, float] = field(default_factory=dict)
     fp32_factor: float = 2.0
     earliest_rung: int = EARLIEST_STEP
+    room: float | None = None
 
     @property
     def trials_per_worker(self) -> int:
@@ -143,6 +136,7 @@ class PreparedSearch:
         space = SearchSpace.from_source(
             source, prices.topology, steps=plan.steps, batch_size=plan.batch_size
         )
+        prices = _within(prices, space, self.room, self.data)
         return replace(self, plan=plan, space=space, settings=settings, prices=prices)
 
     def summary(self) -> DataSummary:
@@ -224,7 +218,11 @@ def expand(settings: SearchSettings, *, needs_data: bool = True) -> SearchSettin
 
 
 def prepare(
-    settings: SearchSettings, *, note: Note = lambda _: None, phase: Phase = lambda _: nullcontext()
+    settings: SearchSettings,
+    *,
+    note: Note = lambda _: None,
+    phase: Phase = lambda _: nullcontext(),
+    must_fit: bool = True,
 ) -> PreparedSearch:
     """Check the settings against data, model, space and machine.
 
@@ -232,11 +230,13 @@ def prepare(
         settings: What the user asked for; the first mistake found is a UserError.
         note: Called with a line about each step.
         phase: Adds the time of its block to a phase.
+        must_fit: Whether the model must fit in the memory of its devices.
     """
     budget = Budget.parse(settings.budget)
     check_pick(settings.pick)
     settings = expand(settings)
-    device, gpus = _device(settings)
+    devices, gpus = _devices(settings)
+    device = devices.kind
     check_backend(settings.quantization, device)
     read = _read_data if settings.evaluate is None else _read_function
     found = read(settings, device, note, phase)
@@ -255,8 +255,13 @@ def prepare(
     if unsearched := unsearched_text(found.unsearched):
         note(unsearched)
     with phase("startup"):
-        default = 1 if settings.backend == "local" else 0
-        n_workers = settings.workers or default or _workers(device, gpus, prices, space, note)
+        n_workers = settings.workers or (1 if settings.backend == "local" else 0)
+        if not n_workers:
+            n_workers, gpus = _workers(devices, gpus, prices, space, note)
+        room = devices.room(gpus)
+        if must_fit and room is not None and settings.evaluate is None:
+            prices = _within(prices, space, room, data)
+            constraints += _check_fits(prices, space, room, settings, found, note)
     settings = replace(
         settings,
         task=settings.task or (task.name if task is not None else None),
@@ -282,6 +287,7 @@ def prepare(
         found.unsearched,
         # What a user asks for stays; and the steps of a function of the user's may be epochs.
         earliest_rung=1 if asked_rungs is not None or data is None else EARLIEST_STEP,
+        room=room,
     )
 
 
@@ -639,32 +645,84 @@ def validation_rows(settings: SearchSettings, n_rows: int = 32) -> dict[str, Any
     return collate(data, "validation", np.arange(n, dtype=np.int64)).model_inputs()
 
 
-def _device(settings: SearchSettings) -> tuple[str, float]:
-    """Return the device and the GPU share of a worker."""
-    gpus = n_accelerators()
-    wanted = settings.gpus_per_worker
-    if wanted is not None and wanted > 0 and not gpus and settings.ray_address is None:
-        raise SettingsError(
-            "gpus_per_worker", wanted, "torch sees no accelerator here", "leave it out"
-        )
-    if wanted == 0 or (wanted is None and not gpus):
-        return "cpu", 0.0
-    return accelerator() or DEFAULT, wanted or 1.0
+def _devices(settings: SearchSettings) -> tuple[Devices, float]:
+    """Return the workers' devices, and the share of one that a worker has."""
+    found, wanted = find_devices(settings.ray_address), settings.gpus_per_worker
+    if wanted and not found.count:
+        where = "there" if settings.ray_address is not None else "here"
+        problem = f"no accelerator is seen {where}"
+        raise SettingsError("gpus_per_worker", wanted, problem, "leave it out")
+    if wanted == 0:
+        found = found.without_accelerators()
+    return found, (wanted or 1.0) if found.count else 0.0
+
+
+def _check_fits(
+    prices: PriceTable,
+    space: SearchSpace,
+    room: float,
+    settings: SearchSettings,
+    found: _Training,
+    note: Note,
+) -> tuple[Constraint, ...]:
+    """Check that a model fits, before it is loaded; return the limit that memory sets, if any.
+
+    Raises:
+        ModelError: if the cheapest candidate does not fit.
+    """
+    candidates = space.baselines() or (space.reference(), *space.portfolio())
+    cheapest = min(candidates, key=lambda c: prices.price(c).peak_memory_bytes)
+    needed = prices.price(cheapest).peak_memory_bytes
+    if needed > room:
+        problem = f"the cheapest training needs {human_bytes(needed)}, {human_bytes(room)} are free"
+        remedy = "use a smaller batch_size or max_length"
+        if found.data is not None and found.task is not None:
+            meta = meta_of(replace(settings, quantization=NONE), found.data, found.task)
+            load = load_of(settings, found.data, found.task)
+            dtype = "bfloat16" if prices.float_bytes == 2 else "float32"
+            fitting = Fitting(meta, load, device="cpu", dtype=dtype)
+            remedy = fitting.remedy(room, cheapest.plan)
+        raise ModelError("model", settings.model, problem, remedy)
+    rng = np.random.default_rng(0)
+    draws = [*candidates, *space.portfolio(), *(space.sample_stratified(rng) for _ in range(64))]
+    if max(prices.price(c).peak_memory_bytes for c in draws) <= room / 2:
+        return ()  # No candidate comes near.
+    note(f"candidates that need more than {human_bytes(room)} of memory are not trained")
+    return (Constraint("peak_memory_bytes", room, f"peak_memory_bytes<={human_bytes(room)}"),)
+
+
+def _within(
+    prices: PriceTable, space: SearchSpace, room: float | None, data: TaskData | None
+) -> PriceTable:
+    """Return prices with as large a batch to score as fits: scoring halves one that does not."""
+    if room is None or data is None:
+        return prices
+    reference, least = space.reference(), int(data.validation.lengths.max())
+    while prices.price(reference).peak_memory_bytes > room and prices.scoring_tokens > least:
+        tokens = max(float(least), prices.scoring_tokens / 2)
+        longer = {n: replace(table, scoring_tokens=tokens) for n, table in prices.longer.items()}
+        prices = replace(prices, scoring_tokens=tokens, longer=longer)
+    return prices
 
 
 def _workers(
-    device: str,
-    gpus_per_worker: float,
-    prices: PriceTable,
-    space: SearchSpace,
-    note: Callable[[str], None],
-) -> int:
-    """Return the number of workers that the GPUs, or cores and memory, can serve."""
-    if is_accelerator(device):
-        return max(1, n_accelerators() * math.floor(1 / gpus_per_worker))
-    feeding, memory = n_parallel_cores(), available_memory_bytes()
+    devices: Devices, share: float, prices: PriceTable, space: SearchSpace, note: Note
+) -> tuple[int, float]:
+    """Return how many workers devices, or cores and memory, can serve, and a worker's share."""
+    peak = max((prices.price(c).peak_memory_bytes for c in space.baselines()), default=0)
+    if devices.count:
+        wanted = per_device(share)
+        fitting = wanted
+        while fitting > 1 and (room := devices.room(1 / fitting)) is not None and room < peak:
+            fitting -= 1
+        if fitting < wanted:
+            note(f"memory of a device is free for {fitting} of {wanted} workers")
+            share = 1 / fitting
+        return devices.workers(share), share
+    if devices.cores is not None:
+        return devices.cores, 0.0
+    feeding, memory = n_parallel_cores(), devices.memory_bytes
     if memory is not None:
-        peak = max(prices.price(c).peak_memory_bytes for c in space.baselines())
         fitting = max(1, int(memory // (WORKER_BYTES + peak)))
         if fitting < feeding:
             note(f"memory is free for {fitting} workers, cores for {feeding}")
@@ -672,7 +730,7 @@ def _workers(
     if feeding < n_cores():
         workers = "1 worker" if feeding == 1 else f"{feeding} workers"
         note(f"{workers} on {n_cores()} cores; --workers overrides")
-    return feeding
+    return feeding, 0.0
 
 
 def versions() -> dict[str, str]:

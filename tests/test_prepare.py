@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from searches import searched
 
+from autopeft import prepare as preparing
+from autopeft.costs.memory import CONTEXT_BYTES
+from autopeft.engine.devices import WORKER_BYTES, Devices
 from autopeft.engine.executor import Executor
-from autopeft.errors import SpaceError
+from autopeft.errors import ModelError, SpaceError
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
 from autopeft.prepare import PreparedSearch, prepare
 from autopeft.settings import SearchSettings
@@ -19,9 +23,13 @@ from autopeft.training.acceleration import NO_ACCELERATION
 from autopeft.training.last_block import LastBlock
 
 
-def _prepared(model: Path, data: Path, **more: Any) -> PreparedSearch:
+def _prepared(
+    model: Path, data: Path, *, note: Callable[[str], None] = lambda _: None, **more: Any
+) -> PreparedSearch:
     rows = {"model": str(model), "data": str(data), "steps": 9, "batch_size": 8, "max_length": 16}
-    return prepare(SearchSettings.from_mapping({**rows, "budget": "3trials", "workers": 1, **more}))
+    return prepare(
+        SearchSettings.from_mapping({**rows, "budget": "3trials", "workers": 1, **more}), note=note
+    )
 
 
 @pytest.fixture(scope="module")
@@ -154,3 +162,54 @@ def test_prices_know_that_the_activation_cache_has_no_room(
     small = flops(activation_cache_gb=1e-6)
     assert any("the activation cache is off: the training rows need" in line for line in told)
     assert small == flops(activation_cache=False) > flops()
+
+
+def _on(monkeypatch: pytest.MonkeyPatch, devices: Devices) -> None:
+    monkeypatch.setattr(preparing, "find_devices", lambda _: devices)
+
+
+def test_a_model_that_cannot_fit_is_refused_before_it_is_loaded(
+    causal: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    least = min(
+        ready.prices.price(c).peak_memory_bytes
+        for ready in [_prepared(*causal, task="sft")]
+        for c in ready.space.baselines()
+    )
+    _on(monkeypatch, Devices(memory_bytes=WORKER_BYTES + least - 1))
+    with pytest.raises(ModelError, match=r"the cheapest training needs .* are free; use ") as error:
+        _prepared(*causal, task="sft")
+    assert "which needs" in error.value.remedy
+    _on(monkeypatch, Devices(memory_bytes=WORKER_BYTES + 10))
+    with pytest.raises(ModelError, match="use a larger device or a smaller model"):
+        _prepared(*causal, task="sft")
+
+
+def test_candidates_that_cannot_fit_are_excluded_and_others_change_nothing(
+    causal: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert _prepared(*causal, task="sft").constraints == ()
+    plain = _prepared(*causal, task="sft")
+    peaks = [plain.prices.price(c).peak_memory_bytes for c in plain.space.baselines()]
+    told: list[str] = []
+    _on(monkeypatch, Devices(memory_bytes=WORKER_BYTES + max(peaks) + 1))
+    (limit,) = _prepared(*causal, task="sft", note=told.append).constraints
+    assert limit.name == "peak_memory_bytes"
+    assert limit.limit == max(peaks) + 1
+    assert any("of memory are not trained" in line for line in told)
+
+
+def test_the_memory_of_a_device_bounds_its_workers(
+    causal: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def prepared(memory: int | None, **more: Any) -> PreparedSearch:
+        _on(monkeypatch, Devices("cuda", 2, memory))
+        return _prepared(*causal, task="sft", workers=None, ray_address="there", **more)
+
+    ready = prepared(24 * 10**9, gpus_per_worker=0.4)
+    assert (ready.settings.workers, ready.settings.gpus_per_worker) == (4, 0.4)
+    assert ready.device == "cuda"
+    small = prepared(int(2.2 * CONTEXT_BYTES), gpus_per_worker=0.25)
+    assert (small.settings.workers, small.settings.gpus_per_worker) == (4, 0.5)
+    assert prepared(None, gpus_per_worker=0.25).settings.workers == 8
+    assert prepared(24 * 10**9).settings.workers == 2

@@ -45,7 +45,7 @@ for _name, _value in _ENVIRONMENT.items():
 # In a notebook, Ray advises on import to install widgets, which nothing here would use.
 silence("ray.widgets.util", logging.WARNING)
 
-import ray  # noqa: E402
+import ray as ray  # noqa: E402
 from ray import tune  # noqa: E402
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler  # noqa: E402
 from ray.tune.search import Searcher  # noqa: E402
@@ -192,6 +192,21 @@ def _raised(file: str | None) -> str | None:
     return next((line.strip()[:400] for line in reversed(lines) if line.strip()), None)
 
 
+def join(address: str) -> None:
+    """Join a cluster.
+
+    Raises:
+        SettingsError: if none answers at the address.
+    """
+    environment = {"env_vars": thread_environment()}
+    try:
+        ray.init(address=address, runtime_env=environment, log_to_driver=False)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        problem = f"no Ray cluster answers ({type(error).__name__})"
+        remedy = "start one with `ray start --head`, or leave it out"
+        raise SettingsError("ray_address", address, problem, remedy) from None
+
+
 class RayBackend(Backend):
     """Runs jobs on a Ray cluster, or on a small local Ray that lives as long as the search.
 
@@ -226,13 +241,7 @@ class RayBackend(Backend):
                 logging_level=logging.ERROR,
             )
             return self
-        environment = {"env_vars": thread_environment()}
-        try:
-            ray.init(address=address, runtime_env=environment, log_to_driver=False)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            problem = f"no Ray cluster answers ({type(error).__name__})"
-            remedy = "start one with `ray start --head`, or leave it out"
-            raise SettingsError("ray_address", address, problem, remedy) from None
+        join(address)
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -93,6 +93,18 @@ def free_memory_bytes(device: Device) -> int | None:
     return int(free + module.memory_reserved(device) - module.memory_allocated(device))
 
 
+def memory_bytes(device: Device) -> int | None:
+    """Return the memory of the smallest accelerator of this type here; None where it is unknown.
+
+    No context is opened on any of them.
+    """
+    module = _module(device)
+    if not hasattr(module, "get_device_properties"):
+        return None
+    found = (module.get_device_properties(index) for index in range(module.device_count()))
+    return min((int(each.total_memory) for each in found), default=None)
+
+
 def sent(tensor: torch.Tensor, device: Device) -> torch.Tensor:
     """Return a host's tensor on a device. Nobody waits for the copy."""
     if not is_accelerator(device):

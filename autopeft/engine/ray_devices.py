@@ -1,0 +1,104 @@
+"""The devices of a Ray cluster, and a function run on one of its workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from autopeft.costs import PriceTable
+from autopeft.engine.devices import Devices
+from autopeft.engine.messages import WorkerContext
+from autopeft.engine.ray_backend import join, ray
+from autopeft.engine.search_plan import Speed
+from autopeft.engine.speed import measure_speed
+from autopeft.errors import SettingsError, TrainingFailure
+from autopeft.plan import Candidate
+from autopeft.training.precision import Precision
+from autopeft.utils.device import DEFAULT, accelerator, memory_bytes
+from autopeft.utils.formatting import one_line
+from autopeft.utils.registry import restore
+
+T = TypeVar("T")
+
+_SECONDS = 120.0
+"""How long a free worker is waited for."""
+
+_LITTLE = 0.001
+"""The share of a GPU with which Ray lets a worker see one."""
+
+
+def cluster_devices(address: str) -> Devices:
+    """Return what a cluster has; a worker beside a GPU says what torch sees there.
+
+    Raises:
+        SettingsError: if no cluster answers, or torch sees no accelerator on its GPU nodes.
+    """
+    with connected(address):
+        resources = ray.cluster_resources()
+        cores, count = int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
+        if not count:
+            return Devices(cores=cores)
+        try:
+            kind, memory = on_worker(address, _LITTLE, _seen)
+        except TrainingFailure:
+            return Devices(DEFAULT, count, None, cores)  # All are busy: their kind is a guess.
+    if kind is None:
+        problem = f"torch sees none of the cluster's {count} GPUs on the node that has one"
+        remedy = "install a torch built for them there, or use gpus_per_worker=0"
+        raise SettingsError("ray_address", address, problem, remedy)
+    return Devices(kind, count, memory, cores)
+
+
+def _seen() -> tuple[str | None, int | None]:
+    """Return the type and memory of the accelerator that this process sees."""
+    kind = accelerator()
+    return kind, None if kind is None else memory_bytes(kind)
+
+
+def on_worker(address: str, gpus: float, function: Callable[..., T], *args: Any) -> T:
+    """Run a function on a worker of a cluster with a share of a GPU.
+
+    Raises:
+        TrainingFailure: if it fails there, or no worker is free.
+    """
+    with connected(address):
+        task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(function).remote(*args)
+        try:
+            found: T = ray.get(task, timeout=_SECONDS)
+        except ray.exceptions.GetTimeoutError as error:
+            ray.cancel(task, force=True)
+            raise TrainingFailure(f"no worker was free for {_SECONDS:.0f} s") from error
+        except ray.exceptions.RayError as error:
+            raise TrainingFailure(one_line(error)[-400:]) from error
+        return found
+
+
+def measured_there(
+    context: WorkerContext,
+    measured: Candidate,
+    average: Sequence[Candidate],
+    prices: PriceTable,
+    options: dict[str, Any],
+) -> tuple[Speed, float, Precision]:
+    """Measure the speed, as `measure_speed` does, in this process of a worker."""
+    if context.carried is not None:
+        restore(context.carried)
+    return measure_speed(context, measured, average, prices, **options)
+
+
+@contextmanager
+def connected(address: str) -> Iterator[None]:
+    """Join a cluster, unless this process has joined one.
+
+    Raises:
+        SettingsError: if no cluster answers at the address.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    join(address)
+    try:
+        yield
+    finally:
+        ray.shutdown()
