@@ -20,7 +20,7 @@ from autopeft.costs import PriceTable
 from autopeft.costs.constraints import Constraint, parse_constraints
 from autopeft.costs.objectives import COSTS, Objective, default_direction, find_cost
 from autopeft.engine.budget import Budget
-from autopeft.engine.devices import WORKER_BYTES, Devices, find_devices, per_device
+from autopeft.engine.devices import WORKER_BYTES, Devices, devices_here, per_device
 from autopeft.engine.evaluate import EVALUATORS
 from autopeft.engine.messages import WorkerContext
 from autopeft.engine.search_plan import CHOICES, SearchPlan
@@ -643,6 +643,19 @@ def validation_rows(settings: SearchSettings, n_rows: int = 32) -> dict[str, Any
         return None
     n = min(n_rows, len(data.validation))
     return collate(data, "validation", np.arange(n, dtype=np.int64)).model_inputs()
+
+
+def find_devices(ray_address: str | None) -> Devices:
+    """Return the devices of a Ray cluster, or of this machine without an address.
+
+    Raises:
+        SettingsError: if no cluster answers, or its accelerators cannot be used.
+    """
+    if ray_address is None:
+        return devices_here()
+    from autopeft.engine.ray_devices import cluster_devices
+
+    return cluster_devices(ray_address)
 
 
 def _devices(settings: SearchSettings) -> tuple[Devices, float]:

@@ -64,16 +64,8 @@ def per_device(share: float) -> int:
     return max(1, math.floor(1.0 / share + 1e-9)) if share else 1
 
 
-def find_devices(ray_address: str | None) -> Devices:
-    """Return the devices of a Ray cluster, or of this machine without an address.
-
-    Raises:
-        SettingsError: if no cluster answers, or its accelerators cannot be used.
-    """
-    if ray_address is not None:
-        from autopeft.engine.ray_devices import cluster_devices
-
-        return cluster_devices(ray_address)
+def devices_here() -> Devices:
+    """Return the devices of this machine."""
     kind = accelerator()
     if kind is None:
         return Devices(memory_bytes=available_memory_bytes())

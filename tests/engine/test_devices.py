@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from autopeft.costs.memory import CONTEXT_BYTES, usable_bytes
-from autopeft.engine.devices import WORKER_BYTES, Devices, find_devices, per_device
+from autopeft.engine.devices import WORKER_BYTES, Devices, devices_here, per_device
 from autopeft.utils.hardware import available_memory_bytes
 
 
@@ -34,4 +34,4 @@ def test_without_accelerators_there_are_cores() -> None:
     free = available_memory_bytes()
     assert Devices("cuda", 2, 5).without_accelerators().memory_bytes == pytest.approx(free, rel=0.2)
     assert Devices("cuda", 2, 5, cores=7).without_accelerators() == Devices(cores=7)
-    assert find_devices(None).kind == "cpu"
+    assert devices_here().kind == "cpu"
