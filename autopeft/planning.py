@@ -140,8 +140,10 @@ def check_budget(ready: PreparedSearch, asked: SearchSettings, *, spent_seconds:
         raise SettingsError("budget", budget.text, problem, remedy)
     if budget.seconds is None:
         return
+    dtype = "bfloat16" if ready.settings.precision == "bf16" else "float32"
     # A small product is no bound for an accelerator, and would open a context there, if it is here.
-    seconds = 0.0 if is_accelerator(ready.device) else flops / matmul_flops_per_second(ready.device)
+    is_known = not is_accelerator(ready.device)
+    seconds = flops / matmul_flops_per_second(ready.device, dtype=dtype) if is_known else 0.0
     if budget.seconds * share < spent_seconds + seconds:
         raise SettingsError(
             "budget",

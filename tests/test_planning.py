@@ -11,7 +11,7 @@ import pytest
 
 from autopeft.engine.search_plan import SearchPlan, Speed
 from autopeft.errors import SettingsError
-from autopeft.planning import fitted
+from autopeft.planning import check_budget, fitted
 from autopeft.prepare import prepare
 from autopeft.session import Session
 from autopeft.settings import SearchSettings
@@ -68,6 +68,13 @@ def test_a_budget_below_one_lora_is_refused(tiny_model: Path, tiny_data: Path) -
     asked = settings_of(tiny_model, tiny_data, budget="1flops")
     with pytest.raises(SettingsError, match="the cheapest LoRA trial needs"):
         fitted(prepare(asked), asked, began=time.monotonic(), note=pytest.fail)
+
+
+def test_a_driver_without_the_device_of_its_workers_measures_nothing(
+    tiny_model: Path, tiny_data: Path
+) -> None:
+    asked = settings_of(tiny_model, tiny_data, budget="20m")
+    check_budget(replace(prepare(asked), device="xpu"), asked, spent_seconds=1.0)
 
 
 def test_a_smaller_batch_that_is_planned_is_priced_told_and_resumed(

@@ -8,14 +8,17 @@ rows the plain formula, with products in bf16 and the softmax in fp32, is faster
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import lru_cache, partial
 from typing import Any, Literal
 
 import torch
+from numpy.typing import NDArray
 from torch.nn import functional
+from transformers import masking_utils
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from autopeft.tasks.batch import Batch
 from autopeft.training.acceleration import TOLERANCE, verified
 from autopeft.training.precision import Precision, seconds_of
 from autopeft.utils.device import is_accelerator
@@ -64,6 +67,42 @@ def attention_through(around: Callable[[AttentionFunction], AttentionFunction]) 
             del table["sdpa"]
         else:
             table["sdpa"] = own
+
+
+@contextmanager
+def known_padding(batch: Batch, device: str) -> Iterator[None]:
+    """Let transformers know in this context whether a batch is padded, without asking its device.
+
+    Before each pass it asks the attention mask whether all of it is ones, to leave it out; on an
+    accelerator the host waits for the answer (huggingface/transformers has no switch for it).
+    """
+    mask = batch.arrays.get("attention_mask")
+    # A decoder's own mask may have the shape of its encoder's.
+    if mask is None or "decoder_input_ids" in batch.tensors or not is_accelerator(device):
+        yield
+        return
+    with ExitStack() as stack:
+        for name in ("_ignore_causal_mask_sdpa", "_ignore_bidirectional_mask_sdpa"):
+            own = getattr(masking_utils, name, None)
+            if own is not None:
+                stack.callback(setattr, masking_utils, name, own)
+                setattr(masking_utils, name, partial(_can_leave_out, own, mask))
+        yield
+
+
+def _can_leave_out(
+    own: Callable[..., bool],
+    known: NDArray[Any],
+    padding_mask: torch.Tensor | None,
+    *shape: Any,
+    **options: Any,
+) -> bool:
+    """Return whether a mask can be left out: never with padding, else as transformers says."""
+    if padding_mask is not None and padding_mask.shape == known.shape:
+        if not known.all():
+            return False
+        padding_mask = None
+    return own(padding_mask, *shape, **options)
 
 
 def _by_measurement(device: str, usual: AttentionFunction) -> AttentionFunction:

@@ -10,6 +10,7 @@ from autopeft.tasks.base import Task
 from autopeft.tasks.batch import Batch
 from autopeft.tasks.data import TaskData
 from autopeft.training.acceleration import NO_ACCELERATION, Acceleration
+from autopeft.training.attention import known_padding
 from autopeft.training.precision import Precision, autocast
 
 
@@ -46,5 +47,7 @@ class TrainingSetup:
             autocast(self.precision, self.device),
             self.cache.serving(batch),
             self.last_block.serving(batch),
+            # The innermost: entering the others may compute other batches.
+            known_padding(batch, self.device),
         ):
             yield

@@ -3,10 +3,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional
-from transformers import T5Config, T5ForConditionalGeneration
+from transformers import T5Config, T5ForConditionalGeneration, masking_utils
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from autopeft.tasks.batch import collate
@@ -63,6 +64,31 @@ def test_position_biases_are_added_in_the_precision_of_the_scores(
     torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
     assert all(attention._IS_VERIFIED.values())
     assert attention._IS_VERIFIED
+
+
+@pytest.mark.parametrize("build", ["bert_with_lora", "llama_with_lora"])
+@pytest.mark.parametrize("is_padded", [True, False])
+def test_transformers_need_not_ask_the_device_for_padding(
+    build: str, is_padded: bool, classification_data: TaskData, request: pytest.FixtureRequest
+) -> None:
+    model = request.getfixturevalue(build)().model.eval()
+    lengths = classification_data.train.lengths
+    rows = np.flatnonzero(lengths == lengths[0])[:4]
+    if is_padded:
+        rows = np.append(rows, lengths.argmin())
+    batch = collate(classification_data, "train", rows)
+    assert bool(batch.attention_mask.all()) is not is_padded
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    usual = masking_utils._ignore_causal_mask_sdpa
+    with torch.no_grad():
+        expected = model(**inputs).logits
+        with attention.known_padding(batch, "cuda"):
+            assert masking_utils._ignore_causal_mask_sdpa is not usual
+            torch.testing.assert_close(model(**inputs).logits, expected)
+            # Another batch within is looked at by itself.
+            one = {name: tensor[:1, :2] for name, tensor in inputs.items()}
+            assert model(**one).logits.isfinite().all()
+    assert masking_utils._ignore_causal_mask_sdpa is usual
 
 
 @pytest.mark.parametrize("mask", ["none", "causal", "boolean", "by head", "additive", "row"])

@@ -1,4 +1,4 @@
-"""On an accelerator no line of autopeft makes the host wait in a training step."""
+"""On an accelerator the host waits for nothing in a training step."""
 
 from __future__ import annotations
 
@@ -25,8 +25,6 @@ from autopeft.training.trainer import CHECK_EVERY, Trainer
 N_STEPS = CHECK_EVERY["accelerator"]
 EPOCH = 20
 WINDOWS = {"bert": "first", "llama": "completion"}
-OWN = {"bert": 1, "llama": 2}
-"""transformers asks so often in a step whether a mask can be left out."""
 
 
 @pytest.fixture
@@ -63,12 +61,11 @@ def _setup(backbone: Backbone, model: str, task: Task, data: TaskData, way: str)
     return TrainingSetup(task, data, device=NAME, precision="bf16", **parts)
 
 
-def _check(world: World, model: str, *, losses_read: int, copies: int) -> None:
+def _check(world: World, *, losses_read: int, copies: int) -> None:
     waits = dict(world.waits)
     reads = [key for key in waits if "trainer.py" in key[1]]
     assert sum(waits.pop(key) for key in reads) == losses_read
-    assert {kind for kind, _ in waits} <= {"_local_scalar_dense"}
-    assert sum(waits.values()) <= OWN[model] * N_STEPS
+    assert not waits
     assert world.copies == copies * N_STEPS
 
 
@@ -87,7 +84,7 @@ def test_a_step_waits_for_nothing_of_ours(
             trainer.train_to(EPOCH if way == "cache" else N_STEPS)  # Checks and fills what it uses.
             world.clear()
             trainer.train_to(trainer.step + N_STEPS)
-        _check(world, model, losses_read=1, copies=copies)
+        _check(world, losses_read=1, copies=copies)
 
 
 @pytest.mark.parametrize("model", ["llama"])
@@ -104,4 +101,4 @@ def test_nor_does_a_step_of_several_candidates(model: str, task: tuple[Task, Tas
         together.train_to(N_STEPS)
         world.clear()
         together.train_to(2 * N_STEPS)
-        _check(world, model, losses_read=3, copies=2)
+        _check(world, losses_read=3, copies=2)
