@@ -12,7 +12,7 @@ from autopeft.profiling.output_positions import narrow_modules
 from autopeft.tasks.base import Task
 from autopeft.tasks.data import EncodedSplit, SplitName, TaskData
 from autopeft.tasks.registry import named_task
-from autopeft.training.activation_cache import ActivationCache
+from autopeft.training.activation_cache import DEVICE_SHARE, ActivationCache
 from autopeft.training.last_block import LastBlock
 from autopeft.training.precision import Precision, autocast, choose_precision, rounded_once
 from autopeft.training.setup import TrainingSetup
@@ -68,6 +68,7 @@ class LoadedModel:
                 precision=precision,
                 max_bytes=int(settings.activation_cache_gb * 2**30),
                 folder=Path(context.cache_folder) if context.cache_folder else None,
+                device_share=DEVICE_SHARE * min(1.0, settings.gpus_per_worker or 1.0),
                 identity=f"{settings.model} {settings.model_revision} {settings.quantization}",
             )
         if context.window is not None:

@@ -33,6 +33,9 @@ class Acceleration(Protocol):
         """Return a context in which the model's forward pass on this batch may be accelerated."""
         ...
 
+    def leave_device(self) -> None:
+        """Free what is kept on the device, which has run out of memory."""
+
 
 class _NoAcceleration:
     """Computes everything."""
@@ -42,6 +45,9 @@ class _NoAcceleration:
     def serving(self, batch: Batch) -> AbstractContextManager[None]:
         """Change nothing."""
         return nullcontext()
+
+    def leave_device(self) -> None:
+        """Keep nothing, as before."""
 
 
 NO_ACCELERATION: Acceleration = _NoAcceleration()

@@ -75,6 +75,7 @@ class ActivationCache:
             memory. What fits on an accelerator is kept there, by each worker for itself.
         identity: What the states depend on beside the classes of the model and the shapes of the
             data: workers that differ in it do not read each other's files.
+        device_share: Share of an accelerator's free memory that states may take.
 
     Attributes:
         setup_seconds: Seconds spent on computing states.
@@ -92,6 +93,7 @@ class ActivationCache:
         max_bytes: int = 2 << 30,
         folder: Path | None = None,
         identity: str = "",
+        device_share: float = DEVICE_SHARE,
     ) -> None:
         self.model = model
         self.block_paths = tuple(block_paths)
@@ -104,6 +106,7 @@ class ActivationCache:
         self.is_off = not (is_chain(self.block_paths) and data.train.has_tokens)
         self._max_bytes = max_bytes
         self._is_warned = False
+        self._device_share = device_share
         self._folder = folder
         self._stores = OrderedDict[tuple[int, Precision, SplitName], ActivationStore]()
         self._refused: dict[tuple[int, Precision, SplitName], float] = {}
@@ -126,6 +129,11 @@ class ActivationCache:
         """Serve nothing from now on."""
         self.is_off = True
         self._stores.clear()
+
+    def leave_device(self) -> None:
+        """Keep no states on an accelerator from now on: trainings need its memory."""
+        self._device_share = 0.0
+        self._make_room(0, 0, self.device)
 
     def blocks(self) -> list[nn.Module]:
         """Return the blocks as they are now: an adapter may have replaced one."""
@@ -179,7 +187,7 @@ class ActivationCache:
         if is_accelerator(self.device):
             used = sum(s.n_bytes for s in self._stores.values() if s.is_on(self.device))
             free = free_memory_bytes(self.device)
-            room = 0 if free is None else int(DEVICE_SHARE * (free + used))
+            room = 0 if free is None else int(self._device_share * (free + used))
             if self._make_room(size, min(room, self._max_bytes), self.device):
                 return {"device": self.device}
         if self._folder is None:
@@ -221,6 +229,10 @@ class _Cut:
     def setup_seconds(self) -> float:
         """Seconds the cache has spent on computing states, for all cuts together."""
         return self._cache.setup_seconds
+
+    def leave_device(self) -> None:
+        """Keep no states on an accelerator from now on."""
+        self._cache.leave_device()
 
     @contextmanager
     def serving(self, batch: Batch) -> Iterator[None]:

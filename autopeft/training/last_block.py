@@ -76,6 +76,9 @@ class LastBlock:
             with self._narrowed(window, length):
                 yield
 
+    def leave_device(self) -> None:
+        """Keep nothing, as before."""
+
     def _is_good(self, batch: Batch, window: Window) -> bool:
         """Compare the block's output with and without narrowing, once per kind of adapter."""
         # The classes of the block's modules and parents; a prompt replaces a parent.

@@ -198,6 +198,7 @@ class Trainer:
                 self.is_halved = True
             # Out here nothing holds the failed pass's tensors any more.
             self._model.zero_grad(set_to_none=True)
+            self.setup.cache.leave_device()
             empty_cache(self.setup.device)
         self.update(self._backward(self._micro_batches(rows)))
 

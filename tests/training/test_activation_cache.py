@@ -304,7 +304,10 @@ def test_states_are_on_the_accelerator_where_they_fit(
         found = _fill(cache, 2, there).cpu()
         assert not [key for key in world.waits if "activation_cache" in key[1]]
         torch.testing.assert_close(found, expected)
-    assert bool(list(tmp_path.glob("*.states"))) is not is_roomy
+        assert bool(list(tmp_path.glob("*.states"))) is not is_roomy
+        cache.leave_device()
+        torch.testing.assert_close(_fill(cache, 2, there).cpu(), expected)
+    assert list(tmp_path.glob("*.states"))
 
 
 def test_rows_scored_in_fp32_have_states_of_their_own(

@@ -52,6 +52,30 @@ def test_a_machine_with_an_accelerator_and_one_without() -> None:
         assert not is_here("cuda")
 
 
+def test_the_pretended_device_finds_mixed_tensors_and_waits() -> None:
+    with pretended() as world:
+        there, here = torch.ones(3).to("cuda"), torch.ones(3)
+        with pytest.raises(RuntimeError, match="Expected all tensors to be on the same device"):
+            there + here
+        with pytest.raises(TypeError, match="can't convert cuda:0"):
+            there.numpy()
+        world.clear()
+        reads = [
+            lambda: there.sum().item(),
+            lambda: there.tolist(),
+            lambda: there.cpu(),
+            lambda: there[there > 0],
+            lambda: there[torch.tensor([0])],
+            lambda: there.copy_(here),
+            lambda: there + torch.tensor([1.0], device="cuda"),
+        ]
+        for number, read in enumerate(reads, 1):
+            read()
+            assert sum(world.waits.values()) == number
+        assert is_marked(there * 2 + 1)
+        assert not is_marked(there.cpu())
+
+
 def test_nobody_waits_for_what_is_sent() -> None:
     with pretended() as world:
         there = sent(torch.arange(3), "cuda")
