@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from autopeft.costs import PriceTable
-from autopeft.engine.devices import Devices
+from autopeft.engine.devices import Devices, devices_here
 from autopeft.engine.messages import WorkerContext
 from autopeft.engine.ray_backend import join, ray
 from autopeft.engine.search_plan import Speed
@@ -15,7 +15,7 @@ from autopeft.engine.speed import measure_speed
 from autopeft.errors import SettingsError, TrainingFailure
 from autopeft.plan import Candidate
 from autopeft.training.precision import Precision
-from autopeft.utils.device import DEFAULT, accelerator, memory_bytes
+from autopeft.utils.device import DEFAULT
 from autopeft.utils.formatting import one_line
 from autopeft.utils.registry import restore
 
@@ -40,20 +40,14 @@ def cluster_devices(address: str) -> Devices:
         if not count:
             return Devices(cores=cores)
         try:
-            kind, memory = on_worker(address, _LITTLE, _seen)
+            seen = on_worker(address, _LITTLE, devices_here)
         except TrainingFailure:
             return Devices(DEFAULT, count, None, cores)  # All are busy: their kind is a guess.
-    if kind is None:
+    if not seen.count:
         problem = f"torch sees none of the cluster's {count} GPUs on the node that has one"
         remedy = "install a torch built for them there, or use gpus_per_worker=0"
         raise SettingsError("ray_address", address, problem, remedy)
-    return Devices(kind, count, memory, cores)
-
-
-def _seen() -> tuple[str | None, int | None]:
-    """Return the type and memory of the accelerator that this process sees."""
-    kind = accelerator()
-    return kind, None if kind is None else memory_bytes(kind)
+    return Devices(seen.kind, count, seen.memory_bytes, cores)
 
 
 def on_worker(address: str, gpus: float, function: Callable[..., T], *args: Any) -> T:
