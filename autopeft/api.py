@@ -404,6 +404,8 @@ def export(
     to: str | Path,
     max_rank: int | None = None,
     allow_lossy: bool = False,
+    device: str | None = None,
+    dtype: str | None = None,
 ) -> Exported:
     """Write one member as an adapter ("peft"), as one LoRA ("lora") or as a model ("merged").
 
@@ -414,6 +416,8 @@ def export(
         to: Folder to write; it must be new or empty.
         max_rank: For "lora": the highest rank of a module; None: 128.
         allow_lossy: For "lora": take the nearest LoRA where no exact one exists.
+        device: Where to compute, as torch names it; default: the CPU.
+        dtype: Type of a merged model's weights; default: "float32".
 
     Returns:
         The folder, and the largest logit difference from the adapter on validation rows.
@@ -453,6 +457,8 @@ def export(
         rows=None if format == "peft" else validation_rows(Workspace(folder).settings()),
         max_rank=max_rank or MAX_RANK,
         allow_lossy=allow_lossy,
+        device=device or "cpu",
+        dtype=dtype or "float32",
     )
     plan = read_json(member.folder / "plan.json", dict[str, Any], remedy="resume the search")
     card = model_card(result.view, member.digest, format=format, notes=exported.notes(), plan=plan)

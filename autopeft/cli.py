@@ -199,12 +199,28 @@ def report(folder: str) -> None:
     is_flag=True,
     help="lora: take the nearest LoRA where a layer has no equal one.",
 )
+@click.option("--device", help="Where to compute, e.g. cuda. [default: cpu]")
+@click.option("--dtype", help="merged: type of the weights, e.g. bfloat16. [default: float32]")
 def export(
-    folder: str, pick: str, format_: str, to: str, max_rank: int | None, allow_lossy: bool
+    folder: str,
+    pick: str,
+    format_: str,
+    to: str,
+    max_rank: int | None,
+    allow_lossy: bool,
+    device: str | None,
+    dtype: str | None,
 ) -> None:
     """Write one member of the front in FOLDER as an adapter, as one LoRA or as a merged model."""
     written = api.export(
-        folder, pick=pick, format=format_, to=to, max_rank=max_rank, allow_lossy=allow_lossy
+        folder,
+        pick=pick,
+        format=format_,
+        to=to,
+        max_rank=max_rank,
+        allow_lossy=allow_lossy,
+        device=device,
+        dtype=dtype,
     )
     for line in written.notes():
         click.echo(line)

@@ -23,6 +23,7 @@ from autopeft.engine.search_plan import (
 )
 from autopeft.engine.speed import measure_speed
 from autopeft.errors import SettingsError, TrainingFailure
+from autopeft.models.loading import base_dtype
 from autopeft.plan import Candidate
 from autopeft.prepare import Note, PreparedSearch
 from autopeft.searcher.space.initial_design import N_BASELINES, N_PORTFOLIO
@@ -76,7 +77,7 @@ def fitted(
     except TrainingFailure as error:
         note(f"the speed could not be measured ({one_line(error)}), so nothing is planned")
         return ready.with_plan(ready.plan)
-    if precision == "fp32":
+    if precision == "fp32" or base_dtype(ready.device, ready.settings.precision) == "bfloat16":
         ready = replace(ready, fp32_factor=1.0)
     is_local = ready.settings.backend == "local"
     starting = 0.0 if is_local else _RAY_START_SECONDS + loading

@@ -26,7 +26,13 @@ from autopeft.engine.messages import WorkerContext
 from autopeft.engine.search_plan import CHOICES, SearchPlan
 from autopeft.errors import DataError, ModelError, SettingsError, UserError
 from autopeft.models.backbone import Backbone, build_meta
-from autopeft.models.loading import embedding_rows, load_config, own_auto_class, position_limit
+from autopeft.models.loading import (
+    base_dtype,
+    embedding_rows,
+    load_config,
+    own_auto_class,
+    position_limit,
+)
 from autopeft.models.quantization import NONE, check_backend
 from autopeft.plan_text import unsearched_text
 from autopeft.profiling.causality import sees_later_tokens
@@ -384,6 +390,7 @@ def _prices(
         prompt_sizes=prompt_sizes(source),
         device=device,
         inputs=InputShape(data.input_shapes, lengths.source_share, lengths.target_share),
+        dtype=base_dtype(device, settings.precision),
     )
     if per_row > 1:
         # Prices are by rows, whatever a row holds.

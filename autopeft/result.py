@@ -67,8 +67,12 @@ class Member:
         """Value by objective name; quality is on the test split if the member was confirmed."""
         return self.entry.objectives
 
-    def load(self) -> PreTrainedModel:
+    def load(self, *, device: str | None = None, dtype: str | None = None) -> PreTrainedModel:
         """Return the base model with this adapter attached.
+
+        Args:
+            device: Where to load it; default: the CPU.
+            dtype: Type of all weights, e.g. "bfloat16"; default: "float32".
 
         Raises:
             AdapterError: if no adapter was saved.
@@ -79,7 +83,7 @@ class Member:
             raise AdapterError(
                 "adapter", self.digest, "was not confirmed, so none was saved", "resume the search"
             )
-        return load_adapter(self.base_model, self.folder)
+        return load_adapter(self.base_model, self.folder, device=device, dtype=dtype)
 
 
 @dataclass(frozen=True, repr=False)

@@ -142,8 +142,9 @@ class JobExecution:
     def _score(self, training: Trainer, costs: Price) -> SeedScore:
         names = self._base.context.objectives
         validation = training.evaluate("validation")
-        # In full precision, as users who load the adapter will run it.
-        test = training.evaluate("test", precision="fp32", n_draws=N_DRAWS)
+        # As users who load the adapter will run it.
+        precision = self._base.test_precision
+        test = training.evaluate("test", precision=precision, n_draws=N_DRAWS)
         measured = self._measure(training)
         objectives = {names[0]: test.metrics[names[0]]}
         for name in names[1:]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from autopeft.engine.messages import WorkerContext
 from autopeft.errors import TrainingFailure
 from autopeft.models.backbone import Backbone, load_backbone
+from autopeft.models.loading import base_dtype
 from autopeft.profiling.output_positions import narrow_modules
 from autopeft.tasks.base import Task
 from autopeft.tasks.data import EncodedSplit, SplitName, TaskData
@@ -25,6 +26,8 @@ class LoadedModel:
         context: What the worker was told.
         backbone: The model.
         setup: How it is trained, without the activation cache.
+        test_precision: Precision in which the test split is scored, as users run the adapter: fp32,
+            unless the frozen weights are bf16 themselves.
     """
 
     def __init__(self, context: WorkerContext) -> None:
@@ -34,12 +37,15 @@ class LoadedModel:
         task = named_task(settings).bound(data)
         if task.needs_text():
             task.processor = task.load_processor(settings.model, settings.model_revision)
+        asked = task.auto_precision if settings.precision == "auto" else settings.precision
+        dtype = base_dtype(device, asked)
         self.backbone: Backbone = load_backbone(
             settings.model,
             auto_class=task.auto_class,
             model_kwargs=task.model_kwargs(),
             revision=settings.model_revision,
             device=device,
+            dtype=dtype,
             role_map=settings.role_map,
             quantization=settings.quantization,
             replaces_head=data.replaces_head,
@@ -52,8 +58,9 @@ class LoadedModel:
                 f"{context.head_params} were priced; please report it"
             )
         # Settled by the driver, unless only the workers have the device.
-        asked = task.auto_precision if settings.precision == "auto" else settings.precision
-        precision = choose_precision(asked, device, model.config)
+        is_bf16 = dtype == "bfloat16"
+        precision = "bf16" if is_bf16 else choose_precision(asked, device, model.config)
+        self.test_precision: Precision = "bf16" if is_bf16 else "fp32"
         data = self._with_base_model(task, data, precision)
         self.setup = TrainingSetup(
             task, data, device, precision, micro_batch_tokens=settings.micro_batch_tokens
@@ -81,12 +88,12 @@ class LoadedModel:
     def _with_base_model(self, task: Task, data: TaskData, precision: Precision) -> TaskData:
         """Return the data with what the base model tells, each split in its own precision.
 
-        That of the trainings; but the test split is scored in fp32, as users run the adapter.
+        That of the trainings; but the test split is scored as users run the adapter.
         """
         splits: dict[SplitName, EncodedSplit] = {}
         model, device = self.backbone.model, self.context.device
         for name, split in data.splits.items():
-            way: Precision = "fp32" if name == "test" else precision
+            way = self.test_precision if name == "test" else precision
             with autocast(way, device), rounded_once(model, way, device):
                 found = task.on_base_model(model, replace(data, splits={name: split}), device)
             splits[name] = found.splits[name]

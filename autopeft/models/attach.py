@@ -192,6 +192,7 @@ class Attached:
         self.originals |= {path: self.model.get_submodule(path) for path in self.backbone.head}
         for path in self.backbone.head:
             module = copy.deepcopy(self.originals[path])
+            module.float()  # In half precision the small steps would be rounded away.
             self._place(path, module)
             module.__dict__.pop("_is_hf_initialized", None)
             for parameter in own_parameters(module):
@@ -332,15 +333,22 @@ def _move_constants(layer: nn.Module) -> None:
     device = next(layer.parameters()).device
     if not is_accelerator(device):
         return
+    for values, name, value in constants(layer):
+        if not is_accelerator(value.device):
+            values[name] = value.to(device)
+
+
+def constants(layer: nn.Module) -> Iterator[tuple[dict[str, Any], str, torch.Tensor]]:
+    """Yield what an adapter holds beside parameters: where, under which name, and the tensor."""
     base = getattr(layer, "base_layer", None)
     theirs = set() if base is None else set(base.modules())
     for module in layer.modules():
         if module in theirs:
             continue
         for values in (vars(module), *(v for v in vars(module).values() if type(v) is dict)):
-            for name, value in values.items():
-                if type(value) is torch.Tensor and not is_accelerator(value.device):
-                    values[name] = value.to(device)
+            for name, value in tuple(values.items()):
+                if type(value) is torch.Tensor:
+                    yield values, name, value
 
 
 def _match_autocast(_layer: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:

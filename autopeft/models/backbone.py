@@ -151,7 +151,8 @@ def load_backbone(
             replaces_head=replaces_head,
         )
         layout = whole.layout
-        how = load_arguments(whole.model, layout.blocks, quantization, device)
+        kind = getattr(torch, dtype)
+        how = load_arguments(whole.model, layout.blocks, quantization, device, kind)
     with quiet_transformers(), quiet_loggers(*QUANTIZERS), drawn_on_host(0):
         # Weights that are missing without being a head's are reproducible.
         try:

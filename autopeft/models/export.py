@@ -16,7 +16,7 @@ from autopeft.models.loading import prepare_config, restore_config
 from autopeft.models.lora_conversion import MAX_RANK, export_lora
 from autopeft.models.merging import merged
 from autopeft.models.quantization import NONE
-from autopeft.models.saving import load_adapter, load_attached, save_adapter
+from autopeft.models.saving import checked_dtype, load_adapter, load_attached, save_adapter
 from autopeft.utils.files import replaced_folder
 from autopeft.utils.quiet import quiet_transformers
 
@@ -63,6 +63,8 @@ def export_adapter(
     rows: Mapping[str, torch.Tensor] | None = None,
     max_rank: int = MAX_RANK,
     allow_lossy: bool = False,
+    device: str = "cpu",
+    dtype: str = "float32",
 ) -> Exported:
     """Write a saved adapter in another format; the target appears only when it is complete.
 
@@ -74,19 +76,22 @@ def export_adapter(
         rows: A batch to compare logits on.
         max_rank: For "lora": the highest rank of any module.
         allow_lossy: For "lora": write the closest LoRA where no LoRA is equal.
+        device: Where to compute.
+        dtype: Type of the base model's weights, and so of a merged model's.
 
     Raises:
-        SettingsError: if there is no such format.
+        SettingsError: if there is no such format or type.
         AdapterError: if the adapter cannot be loaded, merged or converted.
     """
     if format not in FORMATS:
         raise SettingsError("format", format, "no such format", f"use one of {', '.join(FORMATS)}")
-    given = attached = load_attached(base_model, folder)
+    where = {"device": device, "dtype": checked_dtype(dtype)}
+    given = attached = load_attached(base_model, folder, **where)
     place = Path(target)
     own = None if rows is None or format == "peft" else _logits(attached.model, rows)
     if format != "peft" and attached.backbone.quantization != NONE:
         # Merging needs full precision: a quantized weight would lose the change.
-        attached = load_attached(base_model, folder, quantization=NONE)
+        attached = load_attached(base_model, folder, quantization=NONE, **where)
     lost: Mapping[str, str] = {}
     with replaced_folder(place) as draft:
         if format == "peft":
@@ -130,8 +135,11 @@ def _processor_of(attached: Attached, base_model: str) -> Any:
 
 def _logits(model: Any, rows: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Return the logits of a batch, or the hidden states of a model without a head."""
-    with torch.inference_mode():
-        output = model(**rows)
+    first = next(p for p in model.parameters() if p.is_floating_point())
+    kind, is_half = first.device.type, first.dtype in (torch.bfloat16, torch.float16)
+    # Adapters in fp32 beside weights in half precision compute under autocast.
+    with torch.inference_mode(), torch.autocast(kind, first.dtype if is_half else None, is_half):
+        output = model(**{name: rows[name].to(first.device) for name in rows})
         logits: torch.Tensor = output.logits if "logits" in output else output[0]
     return logits.float()
 

@@ -14,7 +14,7 @@ from torch import nn
 from autopeft.errors import ModelError
 from autopeft.models import checkpoint
 from autopeft.models.sites import max_positions
-from autopeft.utils.device import is_accelerator
+from autopeft.utils.device import is_accelerator, is_here, supports_bf16
 from autopeft.utils.quiet import quiet_transformers
 
 ConfigBefore = dict[tuple[str, str], Any]
@@ -103,7 +103,9 @@ def base_dtype(device: str, precision: str) -> str:
         >>> base_dtype("cuda", "auto"), base_dtype("cpu", "auto")
         ('bfloat16', 'float32')
     """
-    return "bfloat16" if is_accelerator(device) and precision != "fp32" else "float32"
+    if not is_accelerator(device) or precision == "fp32":
+        return "float32"
+    return "float32" if is_here(device) and not supports_bf16(device) else "bfloat16"
 
 
 def restore_config(config: Any, before: ConfigBefore) -> None:

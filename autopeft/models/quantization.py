@@ -58,14 +58,21 @@ class Scheme:
     keeps_input: bool = False
     takes_conv1d: bool = True
 
-    def weight_bytes(self, shape: Shape) -> int:
-        """Return the bytes of one module's weight, scales included."""
+    def weight_bytes(self, shape: Shape, *, quantizes_scales: bool = False) -> int:
+        """Return the bytes of one module's weight, scales included, perhaps these quantized too."""
         weights = shape[0] * shape[1]
         scales = math.ceil(weights / self.block) if self.block else shape[0]
-        return math.ceil(weights * self.bits / 8) + scales * _FLOAT_BYTES + self.module_bytes
+        scale_bytes = float(scales * _FLOAT_BYTES)
+        if quantizes_scales and self.block:
+            # A byte each, a second code book, and a float for each 256 of them.
+            scale_bytes = scales + 1024 + math.ceil(scales / 256) * _FLOAT_BYTES
+        return math.ceil(weights * self.bits / 8) + math.ceil(scale_bytes) + self.module_bytes
 
-    def config(self, kept: list[str]) -> Any:
-        """Return transformers' configuration; modules that match `kept` are not quantized."""
+    def config(self, kept: list[str], dtype: torch.dtype = torch.float32) -> Any:
+        """Return transformers' configuration; modules that match `kept` are not quantized.
+
+        Scales of a model that is otherwise in bf16 are quantized too.
+        """
         if self.package == "torchao":
             from torchao.quantization import Int8WeightOnlyConfig
             from transformers import TorchAoConfig
@@ -79,7 +86,8 @@ class Scheme:
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             # Autocast decides the precision, as for any other module.
-            bnb_4bit_compute_dtype=torch.float32,
+            bnb_4bit_compute_dtype=dtype,
+            bnb_4bit_use_double_quant=dtype == torch.bfloat16,
             llm_int8_skip_modules=kept,
         )
 
@@ -184,9 +192,12 @@ def quantized_modules(model: nn.Module, blocks: tuple[str, ...], name: str) -> d
 
 
 def load_arguments(
-    model: nn.Module, blocks: tuple[str, ...], name: str, device: str
+    model: nn.Module, blocks: tuple[str, ...], name: str, device: str, dtype: torch.dtype
 ) -> dict[str, Any]:
-    """Return the arguments of `from_pretrained` that load a model on `meta`, but quantized."""
+    """Return the arguments of `from_pretrained` that load a model on `meta`, but quantized.
+
+    What is not quantized has the `dtype`.
+    """
     inside = quantized_modules(model, blocks, name)
     outside = [
         # In brackets: a bare name would also match the end of a longer one.
@@ -194,7 +205,10 @@ def load_arguments(
         for path, module in model.named_modules()
         if isinstance(module, nn.Linear | Conv1D) and path not in inside
     ]
-    return {"quantization_config": scheme_of(name).config(outside), "device_map": {"": device}}
+    return {
+        "quantization_config": scheme_of(name).config(outside, dtype),
+        "device_map": {"": device},
+    }
 
 
 def pass_marks(model: nn.Module, holder: nn.Module) -> None:
@@ -247,7 +261,8 @@ def quantized_table(table: PriceTable, modules: Mapping[str, Shape], name: str) 
     scheme = scheme_of(name)
     # Weights and activations are priced in one type.
     sizes = [out * in_ * table.float_bytes for out, in_ in modules.values()]
-    quantized = sum(scheme.weight_bytes(shape) for shape in modules.values())
+    is_bf16 = table.float_bytes == 2
+    quantized = sum(scheme.weight_bytes(m, quantizes_scales=is_bf16) for m in modules.values())
     blocks = table.blocks
     if scheme.keeps_input:
         blocks = tuple(_keeping_inputs(block) for block in blocks)

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from autopeft.costs import check_plan
-from autopeft.errors import AdapterError, ModelError, SpaceError
+from autopeft.errors import AdapterError, ModelError, SettingsError, SpaceError
 from autopeft.models.adapter_files import (
     CONFIG_FILE,
     HEAD_FILE,
@@ -27,7 +27,7 @@ from autopeft.models.adapter_files import (
     read_tensors,
     write_tensors,
 )
-from autopeft.models.attach import Attached, Part, attach
+from autopeft.models.attach import Attached, Part, attach, constants
 from autopeft.models.backbone import Backbone, load_backbone, load_tokenizer
 from autopeft.models.method_hooks import ADAPTER_NAME, hooks_for, no_boft_extension
 from autopeft.models.output_scale import in_unit
@@ -168,12 +168,20 @@ def head_tensors(attached: Attached) -> dict[str, torch.Tensor]:
     }
 
 
-def load_adapter(base: str | nn.Module, folder: str | Path) -> Any:
+def load_adapter(
+    base: str | nn.Module,
+    folder: str | Path,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+) -> Any:
     """Load a saved adapter onto its base model.
 
     Args:
         base: Folder or hub id of the base model, or the model itself.
         folder: A folder written by `save_adapter`, or any peft folder with safetensors.
+        device: Where to load a base model that is given by name; default: the CPU.
+        dtype: Type of its weights and the adapter's, e.g. "bfloat16"; default: "float32".
 
     Returns:
         The model with the adapter, in evaluation mode; a `PeftModel` for another peft folder.
@@ -181,6 +189,7 @@ def load_adapter(base: str | nn.Module, folder: str | Path) -> Any:
     Raises:
         AdapterError: if the folder is damaged, unsafe or does not fit; the base is then unchanged.
         ModelError: if the base model cannot be loaded.
+        SettingsError: if there is no such type, or a model is to be moved.
 
     Example:
         >>> result = autopeft.SearchResult.read("runs/first")
@@ -190,17 +199,55 @@ def load_adapter(base: str | nn.Module, folder: str | Path) -> Any:
     """
     folder = Path(folder).expanduser()
     base = os.path.expanduser(base) if isinstance(base, str) else base
+    if not isinstance(base, str) and (device or dtype):
+        name, value = ("device", device) if device else ("dtype", dtype)
+        problem = "is for a base model given by name; this one is loaded already"
+        raise SettingsError(name, value, problem, "move the model itself")
+    where = {"device": device or "cpu", "dtype": checked_dtype(dtype or "float32")}
     if not (folder / PLAN_FILE).is_file() and (folder / CONFIG_FILE).is_file():
-        return _load_foreign(base, folder)
-    return load_attached(base, folder).model
+        model = _load_foreign(base, folder, **where)
+    else:
+        attached = load_attached(base, folder, **where)
+        model = attached.model
+        for part in attached.parts if dtype is not None else ():
+            for layer in part.layers.values():
+                for values, name, tensor in constants(layer):
+                    if tensor.is_floating_point():
+                        values[name] = tensor.to(getattr(torch, where["dtype"]))
+    if dtype is not None and not is_quantized(model):
+        for parameter in model.parameters():
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.to(getattr(torch, dtype))
+    return model
+
+
+DTYPES = ("float32", "bfloat16", "float16")
+"""Types of weights to load in."""
+
+
+def checked_dtype(dtype: str) -> str:
+    """Return the name of a type of weights.
+
+    Raises:
+        SettingsError: if there is none.
+    """
+    if dtype not in DTYPES:
+        raise SettingsError("dtype", dtype, "no such type", f"use one of {', '.join(DTYPES)}")
+    return dtype
 
 
 def load_attached(
-    base: str | nn.Module, folder: str | Path, *, quantization: str | None = None
+    base: str | nn.Module,
+    folder: str | Path,
+    *,
+    quantization: str | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
 ) -> Attached:
     """Load a folder written by `save_adapter` like `load_adapter`; return the attached candidate.
 
-    A base model given by name gets `quantization`; default: the one it had when it was saved.
+    A base model given by name gets `quantization` (default: the one it had when it was saved), lies
+    on the `device` and has weights of the `dtype`; the adapter's stay fp32.
     """
     folder = Path(folder)
     if not (folder / PLAN_FILE).is_file():
@@ -210,7 +257,7 @@ def load_attached(
     saved = SavedPlan.read(folder)
     if quantization is not None:
         saved = replace(saved, quantization=quantization)
-    backbone, undo = _backbone_for(base, saved)
+    backbone, undo = _backbone_for(base, saved, device, dtype)
     try:
         check_plan(backbone.topology, saved.candidate.plan)
         attached = attach(backbone, saved.candidate, seed=0)
@@ -226,7 +273,9 @@ def load_attached(
     return attached
 
 
-def _backbone_for(base: str | nn.Module, saved: SavedPlan) -> tuple[Backbone, list[bool]]:
+def _backbone_for(
+    base: str | nn.Module, saved: SavedPlan, device: str, dtype: str
+) -> tuple[Backbone, list[bool]]:
     """Return the backbone, and which parameters of a given model required a gradient before."""
     if isinstance(base, str):
         backbone = load_backbone(
@@ -234,6 +283,8 @@ def _backbone_for(base: str | nn.Module, saved: SavedPlan) -> tuple[Backbone, li
             auto_class=saved.auto_class,
             model_kwargs=saved.model_kwargs,
             revision=saved.revision if base == saved.base_model else None,
+            device=device,
+            dtype=dtype,
             role_map=saved.role_map,
             quantization=saved.quantization,
             replaces_head=saved.replaces_head,
@@ -318,7 +369,9 @@ def _set_part(part: Part, tensors: Mapping[str, torch.Tensor]) -> None:
     hooks_for(part.group.method.name).after_load(part.layers)
 
 
-def _load_foreign(base: str | nn.Module, folder: Path) -> Any:
+def _load_foreign(
+    base: str | nn.Module, folder: Path, *, device: str = "cpu", dtype: str = "float32"
+) -> Any:
     """Load a peft folder that autopeft did not write."""
     if not (folder / TENSOR_FILE).is_file():
         read_tensors(folder / TENSOR_FILE, {})
@@ -329,7 +382,10 @@ def _load_foreign(base: str | nn.Module, folder: Path) -> Any:
         names = {task_type: name for name, task_type in TASK_TYPES.items()}
         auto_class = names.get(str(config.get("task_type")), "AutoModel")
         kwargs = _head_of_files(folder, config.get("modules_to_save") or ())
-        name, base = base, load_backbone(base, auto_class=auto_class, model_kwargs=kwargs).model
+        name = base
+        base = load_backbone(
+            name, auto_class=auto_class, model_kwargs=kwargs, device=device, dtype=dtype
+        ).model
         if auto_class == "AutoModelForSequenceClassification":
             _set_padding(base, _padding_of(name))
     try:

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 import torch
 from fake_clock import FakeClock
+from safetensors.torch import load_file
 from tiny_models import assert_same_state, random_plan, state_of
 
 from autopeft.costs import Price
 from autopeft.engine import executor as executor_module
+from autopeft.engine import loaded_model
 from autopeft.engine.executor import Executor
 from autopeft.engine.messages import (
     ConfirmMessage,
@@ -154,6 +156,30 @@ def test_what_saves_memory_changes_no_score(ready: PreparedSearch, way: dict[str
     assert not executor.trains_together
     assert scores[0] == pytest.approx(scores[1], rel=1e-4)
     assert len(scores[0]) == 2
+
+
+def test_a_search_over_bf16_weights_scores_in_bf16_and_keeps_adapters_in_fp32(
+    ready: PreparedSearch, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(loaded_model, "base_dtype", lambda *_: "bfloat16")
+    executor = Executor(ready.context())
+    frozen = {p.dtype for p in executor.backbone.model.parameters()}
+    assert frozen == {torch.bfloat16}
+    assert executor.setup.precision == executor.test_precision == "bf16"
+    executor.begin([Job("confirm", _candidate(2), _COSTS, 1)])
+    (message,) = executor.advance().values()
+    assert isinstance(message, ConfirmMessage), message
+    for name, content in message.files.items():
+        if name.endswith(".safetensors"):
+            (tmp_path / "tensors").write_bytes(content)
+            kinds = {t.dtype for t in load_file(tmp_path / "tensors").values()}
+            assert kinds == {torch.float32}
+    monkeypatch.undo()
+    whole = Executor(ready.context())
+    whole.begin([Job("confirm", _candidate(2), _COSTS, 1)])
+    (plain,) = whole.advance().values()
+    assert isinstance(plain, ConfirmMessage)
+    assert message.score.test["loss"] == pytest.approx(plain.score.test["loss"], rel=0.05)
 
 
 def test_any_error_of_a_job_is_its_reason_and_the_worker_lives_on(

@@ -152,3 +152,14 @@ def test_a_failed_export_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="use one of peft, lora, merged"):
         export_adapter(base, adapter, tmp_path / "peft", format="onnx")
     assert {p.name for p in tmp_path.iterdir()} == {"base", "adapter"}
+
+
+def test_a_merged_model_has_the_type_of_weights_that_was_asked_for(tmp_path: Path) -> None:
+    base, adapter, logits = _search_result(tmp_path)
+    target = tmp_path / "half"
+    options: dict[str, Any] = {"format": "merged", "rows": _text(), "dtype": "bfloat16"}
+    exported = export_adapter(base, adapter, target, **options)
+    assert exported.largest_difference == pytest.approx(0.0, abs=0.02)
+    model = hf.AutoModelForSequenceClassification.from_pretrained(target, dtype="auto")
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    torch.testing.assert_close(logits_of(model, _text()).float(), logits, rtol=0.05, atol=0.02)

@@ -28,7 +28,7 @@ from tiny_models import (
 )
 
 from autopeft import methods
-from autopeft.errors import AdapterError
+from autopeft.errors import AdapterError, SettingsError
 from autopeft.models.attach import attach
 from autopeft.models.backbone import Backbone, load_backbone
 from autopeft.models.method_hooks import no_boft_extension
@@ -360,3 +360,23 @@ def test_what_was_loaded_can_be_detached(tmp_path: Path) -> None:
     attached = load_attached(base, tmp_path)
     attached.detach()
     assert torch.equal(logits_of(base, batch_for(backbone)), plain)
+
+
+@pytest.mark.parametrize("method", ["lora", "delora", "vera", "bottleneck", "prefix", "ln_tuning"])
+def test_base_model_and_adapter_load_in_bf16(method: str, tmp_path: Path) -> None:
+    folder = str(save("bert", tmp_path))
+    options = {
+        "auto_class": "AutoModelForSequenceClassification",
+        "model_kwargs": {"num_labels": 3},
+    }
+    backbone = load_backbone(folder, **options)  # type: ignore[arg-type]
+    logits = _saved(backbone, _plan_of(backbone, method), tmp_path / "adapter")
+    model = load_adapter(folder, tmp_path / "adapter", dtype="bfloat16")
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    with torch.no_grad():
+        found = model(**batch_for(backbone)).logits.float()
+    torch.testing.assert_close(found, logits, rtol=0.05, atol=0.02)
+    with pytest.raises(SettingsError, match="no such type; use one of float32"):
+        load_adapter(folder, tmp_path / "adapter", dtype="int8")
+    with pytest.raises(SettingsError, match="move the model itself"):
+        load_adapter(backbone.model, tmp_path / "adapter", device="cpu")
