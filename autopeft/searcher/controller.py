@@ -432,13 +432,30 @@ class SearchController:
     def _note_end(self, trial: Trial) -> None:
         self._counts[trial.state] += 1
         self.last_ended = trial
-        if trial.state == "failed" and trial.origin in _STARTS and trial.reason != INTERRUPTED:
+        if trial.origin in _STARTS and (self._failed(trial) or self._learned_nothing(trial)):
             lower = self._lower(trial.candidate)
             if lower is not None:
                 self._queue.appendleft((lower, trial.origin))
         if trial.state == "complete":
             members = sorted((*self._front, trial), key=lambda member: member.number)
             self._front = front_of(members, self.objectives)
+
+    @staticmethod
+    def _failed(trial: Trial) -> bool:
+        return trial.state == "failed" and trial.reason != INTERRUPTED
+
+    def _learned_nothing(self, trial: Trial) -> bool:
+        """Return whether it ended no better than the bare model; too high a rate does that, too.
+
+        Only for the first trial of a plan: where nothing can be learned, no rate helps.
+        """
+        bare = next((t for t in self._trials.values() if t.origin == "reference"), None)
+        if trial.state != "complete" or bare is None or bare.state != "complete":
+            return False
+        quality = self.objectives[0]
+        gain = quality.sign() * (trial.values[quality.name] - bare.values[quality.name])
+        same = [t for t in self._trials.values() if t.plan.digest == trial.plan.digest]
+        return gain <= 0.0 and len(same) == 1
 
     # --- reading ---------------------------------------------------------------------------------
 

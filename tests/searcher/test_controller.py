@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -150,6 +151,19 @@ def test_a_start_that_fails_is_tried_at_a_lower_rate_at_once_and_the_others_are_
         assert position_of(ended[index + 1]) == pytest.approx(position_of(ended[index]) - 0.2)
     # Two failures and no success at such rates: nothing that is known to work starts there.
     assert {t.plan.methods for t in starts if t.state == "complete"} >= {("lora",), ("ia3",)}
+
+
+def test_a_start_that_ends_no_better_than_the_bare_model_is_tried_once_more_at_a_lower_rate() -> (
+    None
+):
+    controller = SearchController(SPACE, TWO)
+    for _ in range(30):
+        trial = controller.ask()
+        controller.tell(trial, score=0.5)  # Nothing can be learned at all.
+    starts = [t for t in controller.trials() if t.origin == "portfolio"]
+    assert set(Counter(t.plan.digest for t in starts).values()) == {2}
+    first, second = (t for t in starts if t.plan == starts[0].plan)
+    assert position_of(second) == pytest.approx(position_of(first) - 0.2)
 
 
 def test_a_search_that_goes_on_tries_the_failed_starts_at_lower_rates(tmp_path: Path) -> None:
