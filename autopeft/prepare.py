@@ -41,6 +41,7 @@ from autopeft.profiling.fake_tensors import InputShape
 from autopeft.profiling.fits import Fitting, Load
 from autopeft.profiling.measure import price_table
 from autopeft.profiling.output_positions import n_logit_weights, read_positions
+from autopeft.profiling.packing import keeps_rows_apart
 from autopeft.searcher.space.config import prompt_sizes
 from autopeft.searcher.space.space import SearchSpace
 from autopeft.settings import SearchSettings, Source
@@ -48,6 +49,7 @@ from autopeft.tasks.base import Task
 from autopeft.tasks.batch import collate
 from autopeft.tasks.data import SplitName, TaskData
 from autopeft.tasks.load_data import load_data, read_tables
+from autopeft.tasks.packing import packed_batch, packed_tokens, usual_bins
 from autopeft.tasks.registry import make_task
 from autopeft.tasks.summary import DataSummary
 from autopeft.training.activation_cache import ActivationStore
@@ -382,10 +384,24 @@ def _prices(
     """Price training the model on the data in batches of the settings' rows."""
     n_rows, per_row = settings.rows_per_step, data.train.sequences_per_row
     lengths = data.length_statistics(n_rows)
+    mean_length = lengths.mean_padded
+    if settings.packing:
+        batches = list(islice(training_batches(data.train.lengths, n_rows, 0), 32))
+        of_rows = [data.train.lengths[rows] for rows in batches]
+        padded = sum(len(each) * int(each.max()) for each in of_rows)
+        packed = sum(
+            min(packed_tokens(each, usual_bins(each)), len(each) * int(each.max()))
+            for each in of_rows
+        )
+        mean_length = packed / sum(map(len, of_rows))
+        note(
+            f"packing: a step has {packed / len(batches):.0f} tokens in place of "
+            f"{padded / len(batches):.0f}"
+        )
     prices = price_table(
         meta,
         batch_size=n_rows * per_row,
-        mean_length=lengths.mean_padded,
+        mean_length=mean_length,
         longest_length=lengths.longest,
         prompt_sizes=prompt_sizes(source),
         device=device,
@@ -437,7 +453,7 @@ _UNUSED_BY_FUNCTION = (
     *("task_options", "validation", "data_name", "data_revision", "on_long", "generation_rows"),
     *("max_train_rows", "max_validation_rows", "max_test_rows", "rung_rows", "precision"),
     *("activation_cache", "activation_cache_gb", "trials_per_worker", "compress"),
-    *("gradient_checkpointing", "micro_batch_tokens"),
+    *("gradient_checkpointing", "micro_batch_tokens", "packing"),
 )
 """Settings of autopeft's own training, which a function of the user's does not see."""
 
@@ -523,6 +539,10 @@ def load_task(settings: SearchSettings) -> tuple[TaskData, Task]:
             f"sees later tokens, so {task.name} would learn nothing: it reads the answer",
             "use a decoder, or another --task",
         )
+    if settings.packing and not (task.can_pack and keeps_rows_apart(config, task.auto_class)):
+        who = f"{config.model_type} does not keep packed rows apart"
+        problem = who if task.can_pack else f"{task.name} takes each row in a sequence of its own"
+        raise SettingsError("packing", True, problem, "leave it out")
     processor = task.processor = task.load_processor(settings.model, settings.model_revision)
     data = load_data(settings, task, processor, tables, model_limit=task.length_limit())
     check_token_ids(settings.model, data, processor, embedding_rows(config))
@@ -633,7 +653,10 @@ def read_share(task: Task, data: TaskData, window: str, settings: SearchSettings
     """Return the share of tokens (padding included) of training batches inside a window."""
     n_read = n_tokens = 0
     for rows in islice(training_batches(data.train.lengths, settings.rows_per_step, 0), 32):
-        batch = collate(data, "train", rows)
+        if settings.packing:
+            batch = packed_batch(data, "train", rows, usual_bins(data.train.lengths[rows]))
+        else:
+            batch = collate(data, "train", rows)
         n_read += len(batch.input_ids) * task.windows(batch)[window].size
         n_tokens += batch.input_ids.numel()
     return n_read / n_tokens

@@ -246,6 +246,11 @@ class SearchSettings:
         "gradients of micro-batches; the result is the same. By default, a step is one pass.",
         minimum=1,
     )
+    packing: bool = _setting(
+        False,
+        "Put the rows of a step one after another into long sequences, each row attending to "
+        "itself alone: less padding, the same result. For sft.",
+    )
     precision: str = _setting(
         "auto", "Precision of the trainings: auto, fp32 or bf16.", choices=("auto", "fp32", "bf16")
     )
@@ -331,7 +336,7 @@ class SearchSettings:
     @property
     def trains_alone(self) -> str:
         """The setting with which a worker trains one adapter at a time; "" if there is none."""
-        names = ("gradient_checkpointing", "micro_batch_tokens")
+        names = ("gradient_checkpointing", "micro_batch_tokens", "packing")
         return next((name for name in names if getattr(self, name)), "")
 
     def column_names(self) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from autopeft import prepare as preparing
 from autopeft.costs.memory import CONTEXT_BYTES
 from autopeft.engine.devices import WORKER_BYTES, Devices
 from autopeft.engine.executor import Executor
-from autopeft.errors import ModelError, SpaceError
+from autopeft.errors import ModelError, SettingsError, SpaceError
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
 from autopeft.prepare import PreparedSearch, prepare
 from autopeft.settings import SearchSettings
@@ -213,3 +214,30 @@ def test_the_memory_of_a_device_bounds_its_workers(
     assert (small.settings.workers, small.settings.gpus_per_worker) == (4, 0.5)
     assert prepared(None, gpus_per_worker=0.25).settings.workers == 8
     assert prepared(24 * 10**9).settings.workers == 2
+
+
+def test_packing_is_for_decoders_that_keep_rows_apart(
+    causal: tuple[Path, Path], tiny_data: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer, BloomConfig, BloomForCausalLM
+
+    told: list[str] = []
+    data = tmp_path / "texts.jsonl"
+    rows = [{"text": f"film {number} " + "the plot was " * (number % 7)} for number in range(90)]
+    data.write_text("\n".join(map(json.dumps, rows)))
+    settings = SearchSettings(
+        model=str(causal[0]), data=str(data), task="sft", packing=True, batch_size=32
+    )
+    ready = prepare(settings, note=told.append)
+    (line,) = [line for line in told if line.startswith("packing: ")]
+    packed, padded = (int(word) for word in line.split() if word.isdigit())
+    assert packed < padded
+    assert ready.prices.tokens == pytest.approx(packed, rel=0.1)
+    assert ready.trials_per_worker == 1
+    with pytest.raises(SettingsError, match="packing=True: text-classification takes each row"):
+        prepare(replace(settings, task="text-classification", data=str(tiny_data)))
+    bloom = tmp_path / "bloom"
+    AutoTokenizer.from_pretrained(causal[0]).save_pretrained(bloom)
+    BloomForCausalLM(BloomConfig(hidden_size=32, n_layer=1, n_head=4)).save_pretrained(bloom)
+    with pytest.raises(SettingsError, match="bloom does not keep packed rows apart"):
+        prepare(replace(settings, model=str(bloom)))

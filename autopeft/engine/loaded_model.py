@@ -15,6 +15,7 @@ from autopeft.tasks.data import EncodedSplit, SplitName, TaskData
 from autopeft.tasks.registry import named_task
 from autopeft.training.activation_cache import DEVICE_SHARE, ActivationCache
 from autopeft.training.last_block import LastBlock
+from autopeft.training.packing import Packing
 from autopeft.training.precision import Precision, autocast, choose_precision, rounded_once
 from autopeft.training.setup import TrainingSetup
 
@@ -65,6 +66,9 @@ class LoadedModel:
         self.setup = TrainingSetup(
             task, data, device, precision, micro_batch_tokens=settings.micro_batch_tokens
         )
+        if settings.packing:
+            packing = Packing(task, data, device=device, precision=precision)
+            self.setup = replace(self.setup, packing=packing)
         self._cache: ActivationCache | None = None
         if settings.activation_cache:
             self._cache = ActivationCache(

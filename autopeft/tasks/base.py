@@ -94,6 +94,7 @@ class Task(ABC):
         space: The search space of searches that name none: as the setting `space`.
         options: Name -> default of what the setting `task_options` may change.
         can_share_batch: Whether rows of several adapters may be computed in one batch.
+        can_pack: Whether several rows may follow each other in one sequence of the model.
         is_autoregressive: Whether the loss needs a model that does not see later tokens.
         auto_precision: Precision where the settings leave it open; "auto": the faster one.
         settings: The settings of the search.
@@ -128,6 +129,7 @@ class Task(ABC):
     options: ClassVar[Mapping[str, Any]] = {}
     auto_precision: ClassVar[str] = "auto"
     can_share_batch: ClassVar[bool] = True
+    can_pack: ClassVar[bool] = False
     is_autoregressive: ClassVar[bool] = False
 
     settings: SearchSettings

@@ -28,6 +28,9 @@ class Batch:
             own lengths (b, longest).
         input_names: Names of the tensors that the model's forward gets.
         arrays: Name -> the same numbers on the host, where they are known there; see `on_host`.
+        cells: Of a packed batch (`autopeft.tasks.packing`): where each token is in the split, -1
+            for padding, shape (n, t) as its "input_ids".
+        owners: Of a packed batch: the place in `sequences` of the one that each token is of.
 
     Example:
         >>> tensors = {"input_ids": torch.tensor([[2, 7, 3]]), "labels": torch.tensor([1])}
@@ -42,6 +45,8 @@ class Batch:
     tensors: Mapping[str, torch.Tensor]
     input_names: tuple[str, ...]
     arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict, repr=False, compare=False)
+    cells: NDArray[np.int64] | None = field(default=None, repr=False, compare=False)
+    owners: NDArray[np.int64] | None = field(default=None, repr=False, compare=False)
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return self.tensors[name]
@@ -107,6 +112,12 @@ def token_positions(
     Both have shape (b, t); positions beyond a sequence's end are 0.
     """
     return _positions(split.offsets, sequences)
+
+
+def token_cells(split: EncodedSplit, sequences: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return where the tokens of sequences are in a flat array, -1 for padding, shape (b, t)."""
+    positions, is_token = token_positions(split, sequences)
+    return np.where(is_token, positions, -1)
 
 
 def _positions(

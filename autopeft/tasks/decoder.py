@@ -102,9 +102,10 @@ def learned_logits(
     """
     is_target = _is_target(batch)
     rows, columns = is_target.nonzero()  # (n,), (n,)
-    found = np.stack([rows, columns - 1, batch.on_host("labels")[is_target]])
-    owner, column, targets = sent(torch.from_numpy(found), batch.labels.device)
-    with _only_at(model, owner, column):
+    owners = rows if batch.owners is None else batch.owners[is_target]
+    found = np.stack([rows, columns - 1, batch.on_host("labels")[is_target], owners])
+    row, column, targets, owner = sent(torch.from_numpy(found), batch.labels.device)
+    with _only_at(model, row, column):
         logits: torch.Tensor = model(**batch.model_inputs(), use_cache=False).logits
     if logits.shape[0] != 1 or logits.shape[1] != len(owner):
         raise TrainingFailure(

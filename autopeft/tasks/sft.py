@@ -45,6 +45,7 @@ class SupervisedFineTuning(DecoderTask):
         Column("text", "text", "text to learn as a whole", False),
     )
     target = "completion"
+    can_pack = True
 
     @classmethod
     def find_columns(cls, named: Mapping[str, str], table: Table) -> dict[str, str]:

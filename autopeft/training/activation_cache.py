@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from autopeft.models.layout import is_chain
-from autopeft.tasks.batch import Batch, collate, token_positions
+from autopeft.tasks.batch import Batch, collate, token_cells, token_positions
 from autopeft.tasks.data import EncodedSplit, SplitName, TaskData
 from autopeft.training.acceleration import (
     NO_ACCELERATION,
@@ -140,15 +140,15 @@ class ActivationCache:
         return [self.model.get_submodule(path) for path in self.block_paths]
 
     def highest_below(
-        self, cut: int, precision: Precision, split: SplitName, sequences: NDArray[np.int64]
+        self, cut: int, precision: Precision, batch: Batch
     ) -> AbstractContextManager[None]:
-        """Serve these sequences from the highest cut below `cut` that holds all of them, if any."""
+        """Serve a batch from the highest cut below `cut` that holds all of them, if any."""
         lower_ones = (key for key in self._cuts if key[0] < cut and key[1] == precision)
         for lower in sorted(lower_ones, reverse=True):
-            held = self._stores.get((*lower, split))
-            if held is not None and not len(held.missing(sequences)):
+            held = self._stores.get((*lower, batch.split))
+            if held is not None and not len(held.missing(batch.sequences)):
                 own = self._cuts[lower]
-                return own.skipping(own.states(held, sequences))
+                return own.skipping(own.states(held, batch))
         return nullcontext()
 
     def store(
@@ -254,7 +254,7 @@ class _Cut:
             missing = store.missing(np.unique(batch.sequences))
             if len(missing):
                 self._fill(store, batch.split, missing)
-            hidden = self.states(store, batch.sequences)
+            hidden = self.states(store, batch)
             is_good = self._is_checked or self._check(batch, hidden)
         if len(missing):
             self._cache.setup_seconds += time.perf_counter() - started
@@ -278,12 +278,15 @@ class _Cut:
         rows = np.unique(sequences // source.sequences_per_row)
         for part in evaluation_batches(source.lengths[rows], FILL_TOKENS):
             batch = collate(self._cache.data, split, rows[part], self._cache.device)
-            with self._cache.highest_below(self._cut, self._precision, split, batch.sequences):
+            with self._cache.highest_below(self._cut, self._precision, batch):
                 store.put(batch.sequences, hidden_of(self._run_to(self._cut - 1, batch)))
 
-    def states(self, store: ActivationStore, sequences: NDArray[np.int64]) -> torch.Tensor:
-        """Return what enters the block at the cut for sequences that are all cached."""
-        return store.get(sequences, self._cache.device, self._dtype)
+    def states(self, store: ActivationStore, batch: Batch) -> torch.Tensor:
+        """Return what enters the block at the cut for a batch that is all cached."""
+        cells = batch.cells
+        if cells is None:
+            cells = token_cells(self._cache.data.splits[batch.split], batch.sequences)
+        return store.get(cells, self._cache.device, self._dtype)
 
     def _check(self, batch: Batch, hidden: torch.Tensor) -> bool:
         """Compare the last block's output with and without the cache, once."""
@@ -480,13 +483,12 @@ class ActivationStore:
         self._is_filled[sequences] = 1
 
     def get(
-        self, sequences: NDArray[np.int64], device: str | torch.device, dtype: torch.dtype
+        self, cells: NDArray[np.int64], device: str | torch.device, dtype: torch.dtype
     ) -> torch.Tensor:
-        """Return the states of filled sequences, shape (b, t, width), zero beyond an end."""
-        positions, is_token = token_positions(self._split, sequences)
+        """Return the states of tokens, shape (b, t, width), zero where a cell (b, t) is -1."""
         # Padding must be finite: it is masked by a weight of 0, and 0 times garbage may be NaN.
-        flat = torch.from_numpy(np.where(is_token, positions, len(self._states) - 1).ravel())
+        flat = torch.from_numpy(np.where(cells < 0, len(self._states) - 1, cells).ravel())
         hidden = self._states.index_select(0, sent(flat, self._states.device))
         if not is_accelerator(hidden.device):
             hidden = sent(hidden, device)
-        return hidden.to(dtype).view(*positions.shape, -1)
+        return hidden.to(dtype).view(*cells.shape, -1)

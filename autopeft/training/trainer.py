@@ -15,7 +15,7 @@ from autopeft.errors import TrainingFailure
 from autopeft.models.attach import Attached, ParameterGroup
 from autopeft.plan import TrainSettings
 from autopeft.tasks.base import Evaluation
-from autopeft.tasks.batch import collate
+from autopeft.tasks.batch import Batch, collate
 from autopeft.tasks.data import SplitName
 from autopeft.training.acceleration import NO_ACCELERATION, Acceleration
 from autopeft.training.attention import training_attention
@@ -218,7 +218,7 @@ class Trainer:
 
     def _backward_at_once(self, rows: IntArray) -> torch.Tensor:
         setup = self.setup
-        batch = collate(setup.data, "train", rows, setup.device)
+        batch = self._batch(rows)
         with setup.forward(batch), recomputed(self._model, setup.recomputed):
             loss = self.with_penalty(setup.task.loss(self._model, batch))
             self._backward_of(loss)
@@ -229,6 +229,12 @@ class Trainer:
         with torch.autocast(torch.device(self.setup.device).type, enabled=False):
             loss.backward()  # type: ignore[no-untyped-call]
 
+    def _batch(self, rows: IntArray) -> Batch:
+        setup = self.setup
+        if setup.packing is not None:
+            return setup.packing.batch(self._model, rows)
+        return collate(setup.data, "train", rows, setup.device)
+
     def _accumulated(self, parts: Sequence[IntArray]) -> torch.Tensor:
         """Compute the same gradients from some of the rows at a time, in less memory.
 
@@ -237,7 +243,7 @@ class Trainer:
         setup = self.setup
         total = n_terms = torch.zeros((), device=setup.device)
         for rows in parts:
-            batch = collate(setup.data, "train", rows, setup.device)
+            batch = self._batch(rows)
             with setup.forward(batch), recomputed(self._model, setup.recomputed):
                 losses, weights = setup.task.row_losses(self._model, batch)
                 loss = losses.sum()
