@@ -127,7 +127,10 @@ class JobExecution:
         }
         if "latency_ms" in context.objectives:
             measured["latency_ms"] = measure_latency_ms(
-                training.attached.model, self._base.setup.data, device=context.device
+                training.attached.model,
+                self._base.setup.data,
+                device=context.device,
+                precision=self._base.test_precision,
             )
         return measured
 

@@ -9,11 +9,17 @@ import torch
 
 from autopeft.tasks.batch import collate
 from autopeft.tasks.data import TaskData
-from autopeft.training.precision import seconds_of
+from autopeft.training.precision import Precision, autocast, seconds_of
 
 
 def measure_latency_ms(
-    model: torch.nn.Module, data: TaskData, *, device: str, rows: int = 1, repeats: int = 15
+    model: torch.nn.Module,
+    data: TaskData,
+    *,
+    device: str,
+    precision: Precision = "fp32",
+    rows: int = 1,
+    repeats: int = 15,
 ) -> float:
     """Return the median milliseconds of one forward pass, with adapters attached, not merged.
 
@@ -31,7 +37,7 @@ def measure_latency_ms(
         first = {name: tensor[::per_row] for name, tensor in inputs.items()}
         is_used = first["attention_mask"].any(dim=0)
         inputs = {name: tensor[:, is_used] for name, tensor in first.items()}
-    with torch.inference_mode():
+    with torch.inference_mode(), autocast(precision, device):
         seconds = [seconds_of(lambda: model(**inputs), device) for _ in range(repeats + 3)]
     model.train(was_training)
     return 1000 * statistics.median(seconds[3:])
