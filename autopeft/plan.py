@@ -33,6 +33,9 @@ ROLES: tuple[str, ...] = (
     "mlp.gate",
     "mlp.gate_up",  # models that fuse the two (Phi-3)
     "mlp.down",
+    "experts.gate_up",  # the experts of a block, each of their weights one tensor of all (Mixtral)
+    "experts.up",  # experts without a gate
+    "experts.down",
     "norm",  # every normalization inside one block, together
     "block",  # the block as a whole
 )

@@ -118,16 +118,16 @@ def read_plan(text: str) -> AdapterPlan:
 
 
 def unsearched_text(shares: Mapping[str, float], *, max_parts: int = 6) -> str:
-    """Return which modules of the blocks have no role, and what they hold; "" if it is nothing.
+    """Return which weights of the blocks get no adapter, and their share; "" if it is nothing.
 
     Args:
-        shares: Path inside a block -> share of the blocks' parameters, largest first.
+        shares: Path inside a block or role -> share of the blocks' parameters, largest first.
         max_parts: Most modules to name.
 
     Example:
         >>> from autopeft.plan_text import unsearched_text
         >>> unsearched_text({"mlp.experts": 0.75, "mlp.gate": 0.01})
-        "76% of the blocks' parameters have no role: mlp.experts (75%), mlp.gate (1%)"
+        "76% of the blocks' parameters get no adapter: mlp.experts (75%), mlp.gate (1%)"
     """
     total = sum(shares.values())
     if total < _SMALL_SHARE:
@@ -135,7 +135,11 @@ def unsearched_text(shares: Mapping[str, float], *, max_parts: int = 6) -> str:
     parts = [f"{path} ({_percent(share)})" for path, share in shares.items()]
     more = [f"{len(parts) - max_parts} more"] if len(parts) > max_parts else []
     named = ", ".join([*parts[:max_parts], *more])
-    return f"{_percent(total)} of the blocks' parameters have no role: {named}"
+    text = f"{_percent(total)} of the blocks' parameters get no adapter: {named}"
+    experts = ", ".join(path for path in shares if path in ROLES and path.startswith("experts."))
+    if not experts:
+        return text
+    return f"{text}; a space with experts: [{experts}] among its placements gives them a LoRA"
 
 
 _SMALL_SHARE = 0.001

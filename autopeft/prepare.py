@@ -26,6 +26,7 @@ from autopeft.engine.messages import WorkerContext
 from autopeft.engine.search_plan import CHOICES, SearchPlan
 from autopeft.errors import DataError, ModelError, SettingsError, UserError
 from autopeft.models.backbone import Backbone, build_meta
+from autopeft.models.layout import Layout
 from autopeft.models.loading import (
     base_dtype,
     embedding_rows,
@@ -82,7 +83,8 @@ class PreparedSearch:
         plan: How large trainings and confirmation are.
         device: Type of the workers' device, as torch names it.
         window: Which of the task's windows the model's head reads; None: all positions, or unknown.
-        unsearched: Path inside a block -> share of the blocks' parameters that have no role there.
+        unsearched: Path inside a block -> share of the blocks' parameters that have no role there;
+            also roles of experts that are not in the space.
         earliest_rung: Rungs before this step are left out.
         room: Bytes that a worker can allocate on its device; None: not known.
         fp32_factor: Time to score rows in fp32, as the test split is, over that of the trainings'
@@ -260,8 +262,9 @@ def prepare(
     )
     chosen_by = f", the default of {task.name}" if settings.space is None and task else ""
     note(f"space {space.name}{chosen_by}: {space.describe()}")
-    if unsearched := unsearched_text(found.unsearched):
-        note(unsearched)
+    unsearched = _unsearched(space, found.layout)
+    if text := unsearched_text(unsearched):
+        note(text)
     with phase("startup"):
         n_workers = settings.workers or (1 if settings.backend == "local" else 0)
         if not n_workers:
@@ -292,7 +295,7 @@ def prepare(
         plan,
         device,
         found.window,
-        found.unsearched,
+        unsearched,
         # What a user asks for stays; and the steps of a function of the user's may be epochs.
         earliest_rung=1 if asked_rungs is not None or data is None else EARLIEST_STEP,
         room=room,
@@ -306,7 +309,7 @@ class _Training:
     quality: Objective
     space: str | Mapping[str, Any]
     prices: PriceTable
-    unsearched: Mapping[str, float]
+    layout: Layout
     data: TaskData | None = None
     task: Task | None = None
     window: str | None = None
@@ -337,9 +340,7 @@ def _read_data(settings: SearchSettings, device: str, note: Note, phase: Phase) 
                 asked = choose_precision(asked, device, meta.model.config)
         settings = replace(settings, precision=asked)
         prices = _prices(meta, settings, data, task, source, window, device, note)
-    return _Training(
-        task.quality, source, prices, meta.layout.unsearched, data, task, window, asked
-    )
+    return _Training(task.quality, source, prices, meta.layout, data, task, window, asked)
 
 
 def _can_cache(settings: SearchSettings, data: TaskData, meta: Backbone, note: Note) -> bool:
@@ -439,6 +440,14 @@ def load_of(settings: SearchSettings, data: TaskData, task: Task) -> Load:
     )
 
 
+def _unsearched(space: SearchSpace, layout: Layout) -> dict[str, float]:
+    """Return the share of the blocks' parameters without a role, or of experts not in the space."""
+    searched = {spec.role for specs in space.grid.sites.values() for spec in specs}
+    experts = {role: n for role, n in layout.experts.items() if role not in searched}
+    shares = {**experts, **layout.unsearched}
+    return {path: shares[path] for path in sorted(shares, key=lambda path: -shares[path])}
+
+
 def _scoring_tokens(data: TaskData, device: str, vocabulary: int) -> int:
     """Return the padded tokens of the largest batch that is scored."""
     budget = token_budget(device, vocabulary)
@@ -512,7 +521,7 @@ def _read_function(settings: SearchSettings, device: str, note: Note, phase: Pha
         f"{quality.direction}d; costs are those of {settings.rows_per_step} rows of "
         f"{length} tokens a step (batch_size, max_length)"
     )
-    return _Training(quality, source, prices, meta.layout.unsearched)
+    return _Training(quality, source, prices, meta.layout)
 
 
 def _check_pick_is_computed(pick: str, names: Sequence[str]) -> None:

@@ -70,10 +70,19 @@ def test_what_has_no_role_is_named_with_the_largest_first() -> None:
     shares = {f"mlp.experts.{i}": 0.1 for i in range(8)} | {"mlp.gate": 0.004}
     text = unsearched_text(shares, max_parts=2)
     assert text == (
-        "80% of the blocks' parameters have no role: mlp.experts.0 (10%), mlp.experts.1 (10%), "
-        "7 more"
+        "80% of the blocks' parameters get no adapter: mlp.experts.0 (10%), "
+        "mlp.experts.1 (10%), 7 more"
     )
     assert unsearched_text({"mlp.gate": 0.0005}) == unsearched_text({}) == ""
+
+
+def test_experts_outside_the_space_come_with_what_to_do() -> None:
+    shares = {"experts.gate_up": 0.6, "experts.down": 0.3, "mlp.gate": 0.004}
+    assert unsearched_text(shares) == (
+        "90% of the blocks' parameters get no adapter: experts.gate_up (60%), experts.down (30%), "
+        "mlp.gate (0.4%); a space with experts: [experts.gate_up, experts.down] among its "
+        "placements gives them a LoRA"
+    )
 
 
 @pytest.mark.parametrize(

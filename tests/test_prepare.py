@@ -109,7 +109,7 @@ def test_a_hybrid_is_searched_in_the_blocks_that_fit(
     front = json.loads((tmp_path / "run" / "front.json").read_text())
     assert front["trials"]["failed"] == 0
     assert found.score["loss"] > 0
-    assert list(front["unsearched"])[:2] == ["feed_forward.experts.gate_up_proj", "mamba.in_proj"]
+    assert list(front["unsearched"])[:2] == ["experts.gate_up", "mamba.in_proj"]
     assert 0.3 < sum(front["unsearched"].values()) < 0.9
     sites = {(s["layer"], s["role"]) for m in front["front"] for s in m["plan"]}
     assert not {(0, "attn.q"), (1, "mlp.up")} & sites

@@ -1,11 +1,13 @@
 """Block costs from shapes alone, for a transformer of the usual build: no model, no torch.
 
-A block is assumed to be norm, attention, residual, norm, feed-forward, residual, in sequence. Good
-enough for a search without a model at hand; `autopeft.profiling.measure` measures a real one.
+A block is assumed to be norm, attention, residual, norm, feed-forward, residual, in sequence, and a
+token to go to one expert. Good enough for a search without a model at hand;
+`autopeft.profiling.measure` measures a real one.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from autopeft.costs.topology import Shape, Topology
@@ -29,6 +31,9 @@ _STAGE: Mapping[str, int] = {
     "mlp.gate": 7,
     "mlp.gate_up": 7,
     "mlp.down": 8,
+    "experts.gate_up": 7,
+    "experts.up": 7,
+    "experts.down": 8,
     "block": 9,
 }
 """Role -> its position in the order in which a block computes them."""
@@ -62,8 +67,8 @@ def _usage(
     live_inputs = frozenset().union(*(reach[source] for source in sources)) - {"norm"}
     live_outputs = live_inputs | sources
     linear = sum(
-        out * in_
-        for role, (out, in_) in shapes.items()
+        shape[0] * shape[1]
+        for role, shape in shapes.items()
         if role in live_inputs and role not in _NOT_LINEAR
     )
     flops = 2.0 * linear * tokens
@@ -80,7 +85,7 @@ def _usage(
             floats += shapes["mlp.down"][1] if "mlp.down" in shapes else 0
     if HIDDEN in sources and "norm" in shapes:
         floats += shapes["norm"][0] * shapes["norm"][1]
-    widths = {role: in_ for role, (_, in_) in shapes.items() if role != "norm"}
+    widths = {role: shape[1] for role, shape in shapes.items() if role != "norm"}
     return Usage(
         backward_flops=flops,
         saved_bytes=floats * memory_tokens * float_bytes,
@@ -119,7 +124,7 @@ def block_costs(
                         for role in shapes
                     },
                     forward_flops=tokens
-                    * (2.0 * linear_weights(shapes) + 4.0 * attention * tokens / rows),
+                    * (2.0 * _weights_of_a_token(shapes) + 4.0 * attention * tokens / rows),
                 )
             )
         kinds.append(known[key])
@@ -136,5 +141,10 @@ def block_shapes(topology: Topology, layer: int) -> dict[str, Shape]:
 
 
 def linear_weights(shapes: Mapping[str, Shape]) -> int:
-    """Return the number of weights of a block's linear modules."""
-    return sum(out * in_ for role, (out, in_) in shapes.items() if role not in _NOT_LINEAR)
+    """Return the number of weights of a block's linear modules and experts."""
+    return sum(math.prod(shape) for role, shape in shapes.items() if role not in _NOT_LINEAR)
+
+
+def _weights_of_a_token(shapes: Mapping[str, Shape]) -> int:
+    """Return how many of them a token is multiplied with: one expert's."""
+    return linear_weights({role: shape[:2] for role, shape in shapes.items()})

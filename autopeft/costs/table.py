@@ -63,6 +63,7 @@ class _SiteCost(NamedTuple):
     backward_flops: float
     token_flops: float
     saved_bytes: float
+    scratch_bytes: float
     input_name: str
     input_bytes: float
 
@@ -403,7 +404,7 @@ class PriceTable:
                 backward += usage.backward_flops
                 kept = usage.saved_bytes
                 context |= usage.context
-                inputs = set(shared_inputs)
+                inputs, scratch = set(shared_inputs), 0.0
                 if self.has_checkpointing:
                     backward += block.forward_flops
                 for spec in specs:
@@ -421,6 +422,7 @@ class PriceTable:
                     if self.has_checkpointing:
                         backward += cost.forward_flops
                     kept += cost.saved_bytes
+                    scratch = max(scratch, cost.scratch_bytes)
                     if cost.input_name and cost.input_name not in inputs:
                         inputs.add(cost.input_name)
                         kept += cost.input_bytes
@@ -428,10 +430,10 @@ class PriceTable:
                             shared_inputs.add(ENCODER)
                 if self.has_checkpointing:
                     saved += block.hidden_bytes
-                    most = max(most, block.scratch_bytes + kept)
+                    most = max(most, block.scratch_bytes + scratch + kept)
                 else:
                     saved += kept
-                    most = max(most, block.scratch_bytes)
+                    most = max(most, block.scratch_bytes + scratch)
         if by_layer:
             check_plan(self.topology, plan)
         return _Total(
@@ -458,7 +460,7 @@ class PriceTable:
         method = methods.get(spec.method)
         shape = self.topology.shape(spec.layer, spec.role)
         assert shape is not None, "checked before"
-        out, in_ = shape
+        out, in_ = shape[:2]
         tokens = block.tokens.get(spec.role, self.tokens)
         memory_tokens = block.memory_tokens.get(spec.role, self.memory_tokens)
         flops = method.flops(spec.rank, shape, spec.role)
@@ -497,6 +499,7 @@ class PriceTable:
             backward_flops=backward + flops.backward_per_step,
             token_flops=forward + backward,
             saved_bytes=floats * float_bytes,
+            scratch_bytes=memory.scratch_per_step * float_bytes,
             input_name=block.input_of.get(spec.role, spec.role) if keeps_input else "",
             input_bytes=usage.input_bytes.get(spec.role, 0.0),
         )

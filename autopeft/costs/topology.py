@@ -15,7 +15,8 @@ class Topology:
 
     Attributes:
         n_layers: Number of blocks; in an encoder-decoder the encoder's come first.
-        shapes: Role -> (out, in) of the linear module with that role. "norm": (width, number of
+        shapes: Role -> (out, in) of the linear module with that role. "experts.": (out, in,
+            experts). "norm": (width, number of
             vectors in the block's normalizations), so that the product counts their parameters.
             "block": (width, width). "attn": (heads, total width of the heads), if self-attentions
             can have a prefix. "model": (most virtual tokens, width of the input embeddings), if the

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from autopeft.methods.base import LINEAR_ROLES, AdapterFlops, AdapterMemory, Method
+from autopeft.methods.base import EXPERT_ROLES, LINEAR_ROLES, AdapterFlops, AdapterMemory, Method
 from autopeft.methods.registry import LEFT_OUT, all_methods, get, register_method
 
 __all__ = [
+    "EXPERT_ROLES",
     "HEAD",
     "HEAD_RATES",
     "LEFT_OUT",

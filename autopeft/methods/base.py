@@ -1,8 +1,10 @@
 """The base class of all adapter methods: where one can be placed, at which ranks, and its costs.
 
-Formulas are for one site. `shape` is (out, in) of the adapted linear module. At the role "norm" it
-is (width, number of vectors), so that the product counts the normalizations' parameters; at "attn"
-(heads, total width of the heads); at "model" (most virtual tokens, width of the embeddings).
+Formulas are for one site. `shape` is (out, in) of the adapted linear module. At a role of experts
+it is (out, in, experts), and a token counts once for each expert that it goes to. At the role
+"norm" it is (width, number of vectors), so that the product counts the normalizations' parameters;
+at "attn" (heads, total width of the heads); at "model" (most virtual tokens, width of the
+embeddings).
 A FLOP is one multiplication or one addition of a matrix product; elementwise work is not counted
 (as in `torch.utils.flop_counter`).
 """
@@ -16,7 +18,7 @@ from typing import Any, ClassVar
 
 from autopeft.plan import TrainSettings
 
-Shape = tuple[int, int]
+Shape = tuple[int, ...]
 
 LINEAR_ROLES: tuple[str, ...] = (
     "attn.q",
@@ -34,6 +36,9 @@ LINEAR_ROLES: tuple[str, ...] = (
     "mlp.down",
 )
 """Roles that are one linear module each."""
+
+EXPERT_ROLES: tuple[str, ...] = ("experts.gate_up", "experts.up", "experts.down")
+"""Roles that are one parameter each, of shape (experts, out, in) or (experts, in, out)."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,7 @@ class AdapterMemory:
         keeps_input: Whether the site's input is kept; sites that read one tensor keep it once.
         drops_input: Whether dropout makes a copy of the input, which each site keeps instead of the
             input, and a mask, which is kept where the input needs a gradient.
+        scratch_per_step: What the backward pass through the site holds for a moment, on top.
     """
 
     per_token: float = 0.0
@@ -79,6 +85,7 @@ class AdapterMemory:
     keeps_input: bool = False
     drops_input: bool = False
     dropout_per_token: float = 0.0
+    scratch_per_step: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -211,7 +218,7 @@ class Method(ABC):
 
     def max_rank(self, shape: Shape) -> int:
         """Return the highest rank at a site of that shape."""
-        return min(shape)
+        return min(shape[:2])
 
     def is_legal_rank(self, rank: int, shape: Shape) -> bool:
         """Return whether a site of that shape can have that rank."""

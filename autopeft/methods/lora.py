@@ -9,7 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from autopeft.methods.base import AdapterFlops, AdapterMemory, Method, Shape, low_rank_flops
+from autopeft.methods.base import (
+    EXPERT_ROLES,
+    LINEAR_ROLES,
+    AdapterFlops,
+    AdapterMemory,
+    Method,
+    Shape,
+    low_rank_flops,
+)
 from autopeft.plan import TrainSettings
 
 
@@ -40,6 +48,37 @@ class Lora(Method):
         if float(config["lora_alpha"]).is_integer():
             config["lora_alpha"] = int(config["lora_alpha"])
         return {**config, "use_rslora": True} if self.use_rslora else config
+
+
+class ExpertLora(Lora):
+    """LoRA, also of experts: each has an A and a B of its own.
+
+    peft adds all of B A to the experts' weights in each step, whichever experts the tokens go to.
+    """
+
+    def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
+        """A and B, of each expert."""
+        return super().n_params(rank, shape, role) * (shape[2] if role in EXPERT_ROLES else 1)
+
+    def flops(self, rank: int, shape: Shape, role: str = "") -> AdapterFlops:
+        """Of experts: B A, twice as torch checks it, and the gradients of the sum, of A and B."""
+        if role not in EXPERT_ROLES:
+            return super().flops(rank, shape, role)
+        out, in_, n_experts = shape
+        product = 2.0 * rank * out * in_ * n_experts
+        return AdapterFlops(
+            backward_per_token=2.0 * out * in_,
+            forward_per_step=2 * product,
+            backward_per_step=2 * product,
+        )
+
+    def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
+        """Of experts: the input, the sum where the input needs a gradient, the sum's gradient."""
+        if role not in EXPERT_ROLES:
+            return super().memory(rank, shape, role)
+        out, in_, n_experts = shape
+        size = float(out * in_ * n_experts)
+        return AdapterMemory(input_grad_per_step=size, keeps_input=True, scratch_per_step=size)
 
 
 class Dora(Lora):
@@ -114,8 +153,9 @@ _RANK_PATTERNS = (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern"))
 
 
 METHODS: tuple[Method, ...] = (
-    Lora(
+    ExpertLora(
         name="lora",
+        roles=(*LINEAR_ROLES, *EXPERT_ROLES),
         learning_rate=(2e-4, 1e-2),
         converts_to_lora=True,
         rank_patterns=_RANK_PATTERNS,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from autopeft.methods import all_methods
-from autopeft.methods.base import LINEAR_ROLES, Method
+from autopeft.methods.base import EXPERT_ROLES, LINEAR_ROLES, Method
 
 HEADER = (
     "method",
@@ -42,11 +42,12 @@ def _rate(value: float) -> str:
 
 
 def where(method: Method) -> str:
-    """Return the roles of a method; "linear" stands for all linear modules."""
-    linear = frozenset(LINEAR_ROLES)
-    if not linear <= set(method.roles):
-        return ", ".join(method.roles)
-    return ", ".join(["linear", *(role for role in method.roles if role not in linear)])
+    """Return the roles of a method; "linear" and "experts" stand for all roles of that kind."""
+    roles = list(method.roles)
+    for word, kind in (("experts", EXPERT_ROLES), ("linear", LINEAR_ROLES)):
+        if set(kind) <= set(roles):
+            roles = [word, *(role for role in roles if role not in kind)]
+    return ", ".join(roles)
 
 
 def markdown() -> str:

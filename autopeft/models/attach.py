@@ -16,13 +16,14 @@ from typing import Any
 import torch
 from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+from peft.tuners.lora.layer import ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from autopeft import methods
 from autopeft.costs import check_plan, count_trainable
-from autopeft.methods import HEAD, Method
+from autopeft.methods import EXPERT_ROLES, HEAD, Method
 from autopeft.models import tuners as tuners  # Registers autopeft's own methods with peft.
 from autopeft.models.backbone import Backbone
 from autopeft.models.layout import Layout
@@ -55,10 +56,11 @@ class Group:
 
     Attributes:
         method: Their method.
-        ranks: Module path -> rank.
+        ranks: Path of a module or parameter -> rank.
         input_side: The modules whose input is changed instead of their output.
         transposed: Whether their weights are stored as (in, out), as in GPT-2's Conv1D.
         pool: See `Method.pool`.
+        parameters: The paths that are those of parameters: experts.
     """
 
     method: Method
@@ -66,6 +68,13 @@ class Group:
     input_side: tuple[str, ...] = ()
     transposed: bool = False
     pool: int = 0
+    parameters: tuple[str, ...] = ()
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The paths of the modules, and of those that hold the parameters, each once."""
+        paths = (p.rpartition(".")[0] if p in self.parameters else p for p in self.ranks)
+        return tuple(dict.fromkeys(paths))
 
     def config(self, train: TrainSettings, rename: Mapping[str, str] | None = None) -> PeftConfig:
         """Return peft's configuration of the group.
@@ -73,7 +82,14 @@ class Group:
         With `rename` (module path -> name in the holder) it is for the holder, without for the
         model itself, as in peft's own files.
         """
-        names = rename or {path: path for path in self.ranks}
+
+        def name_of(path: str) -> str:
+            if rename is None or path in rename:
+                return path if rename is None else rename[path]
+            module, _, parameter = path.rpartition(".")
+            return f"{rename[module]}.{parameter}"
+
+        names = {path: name_of(path) for path in self.ranks}
         ranks = {names[path]: rank for path, rank in self.ranks.items()}
         arguments = self.method.peft_config_for(ranks, train) | self.method.pool_config(self.pool)
         kind = arguments.pop("peft_type")
@@ -84,14 +100,20 @@ class Group:
             # Configurations of methods that never read the weight lack this argument.
             if hasattr(build, "fan_in_fan_out"):
                 arguments["fan_in_fan_out"] = True
+        if self.parameters:
+            arguments["target_parameters"] = [names[path] for path in self.parameters]
+            # peft refuses it beside parameters; the modules get it when they are injected.
+            arguments[self.method.dropout_argument] = 0.0
+        modules = [names[path] for path in self.ranks if path not in self.parameters]
         with quiet_peft():
-            return build(target_modules=list(ranks), **arguments)
+            return build(target_modules=modules, **arguments)
 
 
 def groups_of(plan: AdapterPlan, layout: Layout) -> tuple[Group, ...]:
     """Split a plan into groups, one for each peft configuration, in a fixed order."""
     ranks: dict[tuple[str, int, bool, int], dict[str, int]] = {}
     input_side: dict[tuple[str, int, bool, int], list[str]] = {}
+    parameters: dict[tuple[str, int, bool, int], list[str]] = {}
     for spec in plan.specs:
         method = methods.get(spec.method)
         shape = layout.topology.shape(spec.layer, spec.role)
@@ -106,8 +128,16 @@ def groups_of(plan: AdapterPlan, layout: Layout) -> tuple[Group, ...]:
             ranks.setdefault(key, {})[path] = spec.rank
             if spec.role in method.input_side_roles:
                 input_side.setdefault(key, []).append(path)
+            if spec.role in EXPERT_ROLES:
+                parameters.setdefault(key, []).append(path)
     return tuple(
-        Group(methods.get(key[0]), ranks[key], tuple(input_side.get(key, ())), *key[2:])
+        Group(
+            methods.get(key[0]),
+            ranks[key],
+            tuple(input_side.get(key, ())),
+            *key[2:],
+            tuple(parameters.get(key, ())),
+        )
         for key in sorted(ranks)
     )
 
@@ -129,6 +159,18 @@ class Part:
     holder_names: Mapping[str, str]
     layers: Mapping[str, nn.Module] = field(repr=False)
     hook: TrainingHook | None = None
+
+    def adapters(self) -> Iterator[tuple[str, Any]]:
+        """Yield each adapted module's or parameter's path and layer.
+
+        Those of several parameters of one module are nested; the inner one comes first.
+        """
+        for path, layer in self.layers.items():
+            nested = wrappers(layer)
+            for wrapper in reversed(nested):
+                yield f"{path}.{wrapper.parameter_name}", wrapper
+            if not nested:
+                yield path, layer
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Yield the trainable parameters, each once, even where sites share them."""
@@ -167,6 +209,7 @@ class Attached:
         self.parts: tuple[Part, ...] = ()
         self.originals: dict[str, nn.Module] = {}
         self.placed: dict[str, nn.Module] = {}
+        self._parameter_order: dict[str, list[str]] = {}
         self._was_training = backbone.model.training
         backbone.attached = self
         try:
@@ -203,7 +246,7 @@ class Attached:
 
     def _inject(self, group: Group) -> Part:
         holder = nn.Module()
-        paths = list(group.ranks)
+        paths = list(group.modules)
         if group.method.shared_state:
             # In the order in which peft would meet them in the model: each site's share of the
             # common state depends on it.
@@ -212,6 +255,8 @@ class Attached:
         for path, name in names.items():
             original = self.model.get_submodule(path)
             self.originals[path] = original
+            if group.parameters:
+                self._parameter_order[path] = list(original._parameters)
             module = copy.deepcopy(original) if group.method.changes_base else original
             holder.add_module(name, LinearView(module) if isinstance(module, Conv1D) else module)
         pass_marks(self.model, holder)
@@ -235,6 +280,9 @@ class Attached:
             self._place(path, layer.train(self._was_training))
             if isinstance(layer.get_base_layer(), nn.Linear):
                 layer.register_forward_hook(_match_autocast)
+            if group.parameters and self.candidate.train.dropout and not wrappers(layer):
+                dropout = nn.Dropout(self.candidate.train.dropout).train(self._was_training)
+                layer.lora_dropout[ADAPTER_NAME] = dropout
         hooks.after_injection(layers, self.backbone.svds)
         for layer in layers.values():
             _move_constants(layer)
@@ -278,6 +326,12 @@ class Attached:
             return
         for path, original in self.originals.items():
             replace_module(self.model, path, original)
+        for path, order in self._parameter_order.items():
+            # peft registers an adapted parameter anew at each use, and the order decides how the
+            # wrappers of several are nested.
+            own = self.originals[path]._parameters
+            for name in order:
+                own[name] = own.pop(name)
         self.model.train(self._was_training)
         self.backbone.attached = None
 
@@ -299,6 +353,7 @@ class Attached:
         self.parts = ()
         self.originals = {}
         self.placed = {}
+        self._parameter_order = {}
 
     def __enter__(self) -> Attached:
         return self
@@ -349,6 +404,15 @@ def constants(layer: nn.Module) -> Iterator[tuple[dict[str, Any], str, torch.Ten
             for name, value in tuple(values.items()):
                 if type(value) is torch.Tensor:
                     yield values, name, value
+
+
+def wrappers(layer: Any) -> list[Any]:
+    """Return peft's nested wrappers of a module's parameters, the outer one first."""
+    found = []
+    while isinstance(layer, ParamWrapper):
+        found.append(layer)
+        layer = layer.base_layer
+    return found
 
 
 def _match_autocast(_layer: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:

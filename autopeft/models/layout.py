@@ -7,6 +7,7 @@ the names of linear modules in transformers, or from a `role_map` where these na
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from autopeft.costs import Shape, Topology
 from autopeft.errors import ModelError
+from autopeft.methods import EXPERT_ROLES
 from autopeft.models.sites import attention_shape, prompt_site
 from autopeft.plan import MODEL, ROLES
 
@@ -30,6 +32,8 @@ Site = tuple[int, str]
 
 _FOUND_FROM_OTHERS = (MODEL, "attn", "block")
 """Roles whose modules contain the modules of other roles."""
+
+_NOT_MAPPED = (*_FOUND_FROM_OTHERS, *EXPERT_ROLES)
 
 _ATTENTION_LEAVES: Mapping[str, tuple[str, ...]] = {
     "q": ("q_proj", "query", "query_proj", "q", "q_lin", "wq", "to_q"),
@@ -50,6 +54,13 @@ _MLP_LEAVES: Mapping[str, tuple[str, ...]] = {
         *("ffn_output", "w2", "linear2", "output_dense"),
     ),
 }
+_EXPERT_PARAMETERS: Mapping[str, str] = {
+    "gate_up_proj": "experts.gate_up",
+    "up_proj": "experts.up",
+    "down_proj": "experts.down",
+}
+"""Name of a parameter with three axes, the first one the experts -> role."""
+
 _CROSS = re.compile(r"cross|encdec|encoder_att|encoder_decoder_att")
 
 
@@ -61,15 +72,18 @@ class Layout:
         topology: The shapes.
         blocks: Layer -> path of its block.
         modules: (layer, role) -> paths of its modules: one, but all of the block's for "norm". At
-            "attn", "block" and "model" the module contains those of other roles.
+            "attn", "block" and "model" the module contains those of other roles. At roles of
+            experts it is the path of a parameter.
         unsearched: Path inside a block, "*" for numbers -> the share of all the blocks' parameters
-            that have no role there, largest first: experts, latent attention, state spaces.
+            that have no role there, largest first: latent attention, state spaces.
+        experts: Role of experts -> its share of all the blocks' parameters.
     """
 
     topology: Topology
     blocks: tuple[str, ...]
     modules: Mapping[Site, tuple[str, ...]]
     unsearched: Mapping[str, float] = field(default_factory=dict)
+    experts: Mapping[str, float] = field(default_factory=dict)
 
 
 def find_layout(
@@ -88,7 +102,7 @@ def find_layout(
     """
     role_map = role_map or {}
     name = name or type(model).__name__
-    known = ["blocks", *(role for role in ROLES if role not in _FOUND_FROM_OTHERS)]
+    known = ["blocks", *(role for role in ROLES if role not in _NOT_MAPPED)]
     for role in role_map:
         if role not in known:
             raise ModelError(
@@ -110,6 +124,8 @@ def find_layout(
             shapes[layer, role] = _shape(role, found)
             if any(isinstance(module, Conv1D) for module in found):
                 transposed.add(role)
+        for role, (inner_path, shape) in _experts_of(block).items():
+            modules[layer, role], shapes[layer, role] = (f"{path}.{inner_path}",), shape
         attention = _self_attention(path, layer, modules)
         heads = attention_shape(model.get_submodule(attention)) if attention else None
         if heads is not None and heads[1] == shapes[layer, "attn.o"][1]:
@@ -134,6 +150,7 @@ def find_layout(
         blocks=tuple(blocks),
         modules=modules,
         unsearched=_unsearched(model, blocks, modules),
+        experts=_expert_shares(model, blocks, shapes),
     )
 
 
@@ -155,10 +172,23 @@ def _unsearched(
                 continue
             inside = re.sub(r"\.\d+(?=\.|$)", ".*", path)
             for name, parameter in own.items():
-                if parameter.dim() > 1:
+                if parameter.dim() > 1 and f"{block}.{path}.{name}" not in searched:
                     key = inside if name == "weight" else f"{inside}.{name}".lstrip(".")
                     found[key] = found.get(key, 0) + parameter.numel()
     return {key: found[key] / max(n_all, 1) for key in sorted(found, key=lambda key: -found[key])}
+
+
+def _expert_shares(
+    model: nn.Module, blocks: Sequence[str], shapes: Mapping[Site, Shape]
+) -> dict[str, float]:
+    """Return the share of the blocks' parameters of each role of experts."""
+    parts = [model.get_submodule(block) for block in dict.fromkeys(blocks)]
+    n_all = sum(p.numel() for part in parts for p in part.parameters())
+    found: dict[str, int] = {}
+    for (_, role), shape in shapes.items():
+        if role in EXPERT_ROLES:
+            found[role] = found.get(role, 0) + math.prod(shape)
+    return {role: n / n_all for role, n in found.items()}
 
 
 def is_chain(blocks: Sequence[str]) -> bool:
@@ -264,6 +294,22 @@ def _roles_of(block: nn.Module, role_map: RoleMap) -> dict[str, tuple[str, ...]]
     if norms:
         roles["norm"] = tuple(norms)
     return roles
+
+
+def _experts_of(block: nn.Module) -> dict[str, tuple[str, Shape]]:
+    """Return role -> path of a parameter inside the block and its shape (out, in, experts)."""
+    found: dict[str, list[tuple[str, Shape]]] = {}
+    for path, module in block.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            role = _EXPERT_PARAMETERS.get(name)
+            # peft takes one expert for a plain matrix.
+            if role is None or parameter.dim() != 3 or parameter.shape[0] < 2:
+                continue
+            n, out, in_ = map(int, parameter.shape)
+            if getattr(module, "is_transposed", False):
+                out, in_ = in_, out
+            found.setdefault(role, []).append((f"{path}.{name}", (out, in_, n)))
+    return {role: places[0] for role, places in found.items() if len(places) == 1}
 
 
 def _mapped_role(path: str, role_map: RoleMap) -> str | None:

@@ -9,7 +9,7 @@ module.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,23 +35,25 @@ _TOLERANCE = 1e-5
 
 @dataclass(frozen=True)
 class Factors:
-    """One module's LoRA with scaling 1.
+    """One module's LoRA with scaling 1, or one parameter's of several experts.
 
     Attributes:
-        a: Shape (rank, in).
-        b: Shape (out, rank).
+        a: Shape (rank, in); of experts (experts * rank, in), as peft stores it.
+        b: Shape (out, rank); of experts (out, rank * experts).
         error: Norm of what is missing from the change over the norm of the change; 0 if it is not
             more than rounding.
+        n_experts: The number of experts of a parameter, 0 for a module.
     """
 
     a: torch.Tensor
     b: torch.Tensor
     error: float = 0.0
+    n_experts: int = 0
 
     @property
     def rank(self) -> int:
-        """The rank."""
-        return int(self.a.shape[0])
+        """The rank, of each expert."""
+        return int(self.a.shape[0]) // max(1, self.n_experts)
 
 
 @dataclass(frozen=True)
@@ -74,10 +76,13 @@ def convert(attached: Attached, *, max_rank: int = MAX_RANK) -> Conversion:
     rest: set[str] = set()
     for part in attached.parts:
         method = part.group.method
-        for path, layer in part.layers.items():
+        for path, layer in part.adapters():
+            n_experts = layer.num_experts if path in part.group.parameters else 0
             if method.holds_lora_factors and part.group.ranks[path] <= max_rank:
                 b, a = lora_factors(layer)
-                factors[path] = Factors(a, b)
+                factors[path] = Factors(a, b, n_experts=n_experts)
+            elif n_experts:
+                lost[path] = f"experts are not cut to rank {max_rank}"
             elif not method.mergeable:
                 lost[path] = f"{method.name} cannot be merged into a weight"
             elif not isinstance(attached.originals[path], nn.Linear | Conv1D):
@@ -166,12 +171,14 @@ def export_lora(
     commonest = max(sorted(set(counts)), key=counts.count)
     others = {path: rank for path, rank in ranks.items() if rank != commonest}
     head = head_tensors(attached)
+    parameters = [path for path, found in conversion.factors.items() if found.n_experts]
     config = LoraConfig(
         r=commonest,
         lora_alpha=commonest,
         rank_pattern=others,
         alpha_pattern=dict(others),
-        target_modules=list(ranks),
+        target_modules=[path for path in ranks if path not in parameters],
+        target_parameters=parameters or None,
         fan_in_fan_out=bool(backbone.topology.transposed_roles),
         task_type=TASK_TYPES.get(backbone.auto_class) if head else None,
         modules_to_save=whole_modules(attached.model, backbone.head) if head else None,
@@ -184,10 +191,18 @@ def export_lora(
     config.save_pretrained(str(folder))
     tensors = {f"{PEFT_ROOT}{name}": tensor for name, tensor in head.items()}
     for path, found in conversion.factors.items():
-        tensors[f"{PEFT_ROOT}{path}.lora_A.weight"] = found.a
-        tensors[f"{PEFT_ROOT}{path}.lora_B.weight"] = found.b
+        place = _wrapper_of(path, parameters, attached) if found.n_experts else path
+        tensors[f"{PEFT_ROOT}{place}.lora_A.weight"] = found.a
+        tensors[f"{PEFT_ROOT}{place}.lora_B.weight"] = found.b
     write_tensors(folder / TENSOR_FILE, tensors)
     return conversion
+
+
+def _wrapper_of(path: str, parameters: Sequence[str], attached: Attached) -> str:
+    """Return where peft puts the adapter of a parameter: those of one module are nested."""
+    module, _, name = path.rpartition(".")
+    order = [n for n in attached.originals[module]._parameters if f"{module}.{n}" in parameters]
+    return module + ".base_layer" * (len(order) - 1 - order.index(name))
 
 
 def lora_factors(layer: Any) -> tuple[torch.Tensor, torch.Tensor]:

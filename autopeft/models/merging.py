@@ -11,7 +11,7 @@ from peft.tuners.ln_tuning.layer import LNTuningLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from autopeft.models.attach import Attached
+from autopeft.models.attach import Attached, wrappers
 from autopeft.models.modules import LinearView, own_parameters, replace_module
 
 
@@ -59,7 +59,8 @@ def merged(attached: Attached, paths: frozenset[str] | None = None) -> Iterator[
 def _merge(layer: Any, original: nn.Module) -> nn.Module:
     """Merge a layer's adapter into its base module; return the module to put in its place."""
     assert isinstance(layer, BaseTunerLayer)
-    layer.merge(safe_merge=True)
+    for own in wrappers(layer) or [layer]:
+        own.merge(safe_merge=True)
     merged_base: nn.Module = layer.get_base_layer()
     if isinstance(merged_base, LinearView):
         for name, parameter in original.named_parameters(recurse=False):
@@ -73,4 +74,5 @@ def _unmerge(layer: Any) -> None:
     """Mark a layer's adapter as not merged, without touching its base module's values."""
     if isinstance(layer, LNTuningLayer):
         layer.unmerge()  # Only swaps two modules.
-    layer.merged_adapters.clear()
+    for own in wrappers(layer) or [layer]:
+        own.merged_adapters.clear()

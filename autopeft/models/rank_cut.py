@@ -30,7 +30,7 @@ from autopeft.plan import AdapterPlan
 
 @dataclass(frozen=True)
 class _Directions:
-    """One module's update, decomposed; the largest values first.
+    """One module's update, or one expert's, decomposed; the largest values first.
 
     Attributes:
         left: Shape (out, n).
@@ -43,8 +43,8 @@ class _Directions:
     right: torch.Tensor
 
     @classmethod
-    def of(cls, layer: Any) -> _Directions:
-        b, a = lora_factors(layer)
+    def of(cls, b: torch.Tensor, a: torch.Tensor) -> _Directions:
+        """Decompose B A of B (out, rank) and A (rank, in)."""
         # B A = Q_b (R_b R_a^T) Q_a^T, so only a (rank, rank) matrix needs a decomposition.
         q_b, r_b = torch.linalg.qr(b.double())
         q_a, r_a = torch.linalg.qr(a.double().T)
@@ -56,13 +56,20 @@ class _Directions:
         """Parameters of one direction."""
         return int(self.left.shape[0] + self.right.shape[1])
 
-    def fill(self, layer: Any) -> None:
-        """Write as many directions into a LoRA layer as it has ranks."""
-        a, b = layer.lora_A[ADAPTER_NAME].weight, layer.lora_B[ADAPTER_NAME].weight
+    def fill(self, b: torch.Tensor, a: torch.Tensor, scaling: float) -> None:
+        """Write as many directions into B and A as they have ranks."""
         rank = a.shape[0]
         root = self.values[:rank].sqrt()
-        b.copy_(self.left[:, :rank] * root / layer.scaling[ADAPTER_NAME])
+        b.copy_(self.left[:, :rank] * root / scaling)
         a.copy_(root[:, None] * self.right[:rank])
+
+
+def _pairs(layer: Any, b: torch.Tensor, a: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Return views of B (out, rank) and A (rank, in): the layer's, or those of each expert."""
+    n = getattr(layer, "num_experts", 0)
+    if not n:
+        return [(b, a)]
+    return [(b.view(b.shape[0], -1, n)[:, :, i], a.view(n, -1, a.shape[1])[i]) for i in range(n)]
 
 
 class TrainedLora:
@@ -86,9 +93,9 @@ class TrainedLora:
         self._plan = plan
         self._modules = attached.backbone.layout.modules
         self._directions = {
-            path: _Directions.of(layer)
+            path: [_Directions.of(*pair) for pair in _pairs(layer, *lora_factors(layer))]
             for part in attached.parts
-            for path, layer in part.layers.items()
+            for path, layer in part.adapters()
         }
         self._head = [p.detach().clone() for p in attached.head_parameters()]
 
@@ -132,13 +139,16 @@ class TrainedLora:
                     "lower the ranks of the trained plan only",
                 )
         for part in attached.parts:
-            for path, layer in part.layers.items():
-                self._directions[path].fill(layer)
+            for path, layer in part.adapters():
+                b, a = layer.lora_B[ADAPTER_NAME].weight, layer.lora_A[ADAPTER_NAME].weight
+                pairs = zip(self._directions[path], _pairs(layer, b, a), strict=True)
+                for directions, pair in pairs:
+                    directions.fill(*pair, layer.scaling[ADAPTER_NAME])
         for parameter, value in zip(attached.head_parameters(), self._head, strict=True):
             parameter.copy_(value)
 
     def _site(self, layer: int, role: str) -> list[_Directions]:
-        return [self._directions[path] for path in self._modules[layer, role]]
+        return [each for path in self._modules[layer, role] for each in self._directions[path]]
 
 
 def global_cut(

@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from autopeft.costs import BlockCosts, Usage
 from autopeft.costs.usage import ENCODER, HIDDEN, Sources, independent_sets
+from autopeft.methods import EXPERT_ROLES
 from autopeft.profiling.counters import (
     Run,
     first_tensor,
@@ -61,6 +63,42 @@ class _Seen:
     has_live_heads: bool = False
 
 
+class _ExpertProducts(TorchFunctionMode):
+    """Watch the products of tokens and experts as hooks watch linear modules.
+
+    Args:
+        weights: Storage of a parameter -> its role.
+        sources: Where gradients start.
+        seen: What is written to.
+    """
+
+    def __init__(self, weights: Mapping[int, str], sources: Sources, seen: _Seen) -> None:
+        super().__init__()
+        self.weights, self.sources, self.seen = weights, sources, seen
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if getattr(func, "__name__", "") not in _PRODUCTS or len(args) < 2:
+            return output
+        role = self.weights.get(storage_id(args[1]))
+        if role is None:
+            return output
+        self.seen.inputs[role] = args[0]
+        if args[0].requires_grad:
+            self.seen.live_inputs.add(role)
+        if role in self.sources and not output.requires_grad:
+            output = new_source(output)
+        if output.requires_grad:
+            self.seen.live_outputs.add(role)
+        return output
+
+
+_PRODUCTS = ("grouped_mm", "_grouped_mm", "bmm", "matmul")
+"""Functions of torch that models multiply their experts with."""
+
+
 class BlockProbe:
     """One block, run alone with gradients starting at chosen sources."""
 
@@ -78,7 +116,15 @@ class BlockProbe:
         self.runs: dict[Sources, tuple[Run, _Seen]] = {}
         self.model = model
         self.modules = {
-            role: [model.get_submodule(path) for path in paths] for role, paths in roles.items()
+            role: [model.get_submodule(path) for path in paths]
+            for role, paths in roles.items()
+            if role not in EXPERT_ROLES
+        }
+        self.experts = {
+            storage_id(model.get_parameter(path)): role
+            for role, paths in roles.items()
+            if role in EXPERT_ROLES
+            for path in paths
         }
         if self.modules.pop("attn", None):
             # A prefix changes what the heads pass to the output projection. It is watched first, so
@@ -97,7 +143,12 @@ class BlockProbe:
 
     def price(self) -> BlockCosts:
         """Run the block for every set of sources."""
-        names = [*self.modules, HIDDEN, *([ENCODER] if self.has_encoder else [])]
+        names = [
+            *self.modules,
+            *self.experts.values(),
+            HIDDEN,
+            *([ENCODER] if self.has_encoder else []),
+        ]
         reach = {
             name: frozenset(self._run(frozenset({name}))[1].live_outputs - {name}) for name in names
         }
@@ -172,6 +223,8 @@ class BlockProbe:
                 # The role "norm" is live only if all of the block's normalizations are.
                 for handle in self._watch(role, modules, role in sources, seen):
                     stack.callback(handle.remove)
+            if self.experts:
+                stack.enter_context(_ExpertProducts(self.experts, sources, seen))
             run = run_and_count(
                 lambda: first_tensor(self.block(*args, **kwargs)),
                 not_kept=self.model,

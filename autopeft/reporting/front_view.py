@@ -95,7 +95,8 @@ class FrontView:
         trials: Number of trials by state.
         dominated_finalists: Finalists that others dominate on the reported numbers.
         unconfirmed: Members of the search's front that were not retrained; validation numbers.
-        unsearched: Path inside a block -> share of the blocks' parameters that have no role there.
+        unsearched: Path inside a block -> share of the blocks' parameters that have no role there;
+            also roles of experts that are not in the space.
         versions: Version by package.
         settings: As resolved, JSON-like values.
         n_layers: Blocks of the model, up to the last one that a trial adapted.

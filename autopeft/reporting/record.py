@@ -44,7 +44,8 @@ class SearchRecord:
         reference: Digest of the empty plan; None if it was not run.
         pick: Rule that picks the best member of the front, as in the settings.
         adapter_scores: Score of the adapter in `adapters/<digest>`, by digest.
-        unsearched: Path inside a block -> share of the blocks' parameters that have no role there.
+        unsearched: Path inside a block -> share of the blocks' parameters that have no role there;
+            also roles of experts that are not in the space.
         versions: Version by package.
         started: ISO 8601 time, as `ended`.
         is_complete: False if the search was interrupted.

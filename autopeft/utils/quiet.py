@@ -26,6 +26,9 @@ _PEFT_WARNINGS = (
     "Detected that the base layer has no bias",
     # VeRA and others: autopeft draws their random matrices again from the seed, on purpose.
     "Specified to not (save|load) ",
+    # It looks for the keys of patterns among modules only, but applies them to parameters too (no
+    # upstream issue known).
+    "The following (rank|alpha)_pattern keys did not match any targeted module",
 )
 """Beginnings of peft's warnings that do not apply here."""
 
@@ -91,7 +94,7 @@ def quiet_peft() -> Iterator[None]:
     """Ignore the warnings of peft that do not apply to how autopeft uses it."""
     with warnings.catch_warnings():
         for message in _PEFT_WARNINGS:
-            warnings.filterwarnings("ignore", message, UserWarning)
+            warnings.filterwarnings("ignore", message, Warning)
         yield
 
 

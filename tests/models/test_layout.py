@@ -12,6 +12,7 @@ _ALL = {"attn", "attn.o", "mlp.down", "norm", "block"}
 _SPLIT = _ALL | {"attn.q", "attn.k", "attn.v", "mlp.up"}
 _FUSED = _ALL | {"attn.qkv", "mlp.up"}
 _GATED = _SPLIT | {"mlp.gate"}
+_EXPERTS = {"experts.gate_up", "experts.down"}
 _CROSS = {"cross.q", "cross.k", "cross.v", "cross.o"}
 _ROLES = {
     "bert": _SPLIT,
@@ -28,8 +29,8 @@ _ROLES = {
     "qwen3": _GATED,
     "gemma3": _GATED,
     "mistral": _GATED,
-    "mixtral": _SPLIT - {"mlp.up", "mlp.down"},  # Its experts are no linear modules.
-    "jamba": _GATED,
+    "mixtral": _SPLIT - {"mlp.up", "mlp.down"} | _EXPERTS,
+    "jamba": _GATED | _EXPERTS,
     "phi3": _ALL | {"attn.qkv", "mlp.gate_up"},
     "opt": _SPLIT,
     "t5": _SPLIT | _CROSS,
@@ -55,7 +56,11 @@ def test_roles_of_a_family_are_found_on_meta(name: str) -> None:
 def test_shapes_are_those_of_the_modules(name: str) -> None:
     backbone = build(name, device="meta")
     for (layer, role), paths in backbone.layout.modules.items():
-        out, in_ = backbone.topology.shape(layer, role) or (0, 0)
+        out, in_, *n_experts = backbone.topology.shape(layer, role) or (0, 0)
+        if n_experts:
+            (parameter,) = map(backbone.model.get_parameter, paths)
+            assert parameter.shape == (*n_experts, out, in_)
+            continue
         modules = [backbone.model.get_submodule(path) for path in paths]
         if role == "norm":
             assert out * in_ == sum(p.numel() for m in modules for p in m.parameters())
@@ -86,7 +91,7 @@ def test_a_hybrid_has_the_roles_of_each_of_its_blocks() -> None:
     topology = build("jamba", device="meta").topology
     assert set(topology.roles(0)) == {"mlp.up", "mlp.gate", "mlp.down", "norm", "block", "model"}
     attention = {"attn.q", "attn.k", "attn.v", "attn.o", "attn"}
-    assert set(topology.roles(1)) == attention | {"norm", "block"}
+    assert set(topology.roles(1)) == attention | _EXPERTS | {"norm", "block"}
 
 
 @pytest.mark.parametrize("name", sorted(KINDS))
@@ -95,7 +100,7 @@ def test_what_has_no_role_is_named_with_its_share(name: str) -> None:
     layout = backbone.layout
     blocks = [backbone.model.get_submodule(path) for path in dict.fromkeys(layout.blocks)]
     with_role = {
-        path: backbone.model.get_parameter(f"{path}.weight").numel()
+        path: backbone.model.get_parameter(path if "experts" in role else f"{path}.weight").numel()
         for (_, role), own in layout.modules.items()
         if role not in ("norm", "attn", "block", "model")
         for path in own
@@ -106,10 +111,7 @@ def test_what_has_no_role_is_named_with_its_share(name: str) -> None:
     # The parts sum to the whole.
     n_all = sum(p.numel() for block in blocks for p in block.parameters())
     assert sum(layout.unsearched.values()) * n_all == pytest.approx(n_rest, abs=0.5)
-    expected = {
-        "mixtral": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj", "mlp.gate"],
-        "jamba": ["feed_forward.experts.gate_up_proj", "mamba.in_proj"],
-    }
+    expected = {"mixtral": ["mlp.gate"], "jamba": ["mamba.in_proj", "mamba.out_proj"]}
     assert [*layout.unsearched][: len(expected.get(name, []))] == expected.get(name, [])
     assert bool(layout.unsearched) == (name in expected)
 

@@ -264,9 +264,21 @@ def test_what_a_cache_serves_costs_no_step_anything() -> None:
         assert cached.price(candidate) == table.price(candidate)
 
 
-def test_experts_are_priced_by_the_tokens_they_see() -> None:
+@pytest.mark.parametrize(
+    ("sites", "backward"),
+    [
+        ([(0, "attn.q")], {"gate_up": 2, "down": 2}),
+        # In the lowest block no gradient goes further down, but the weights get theirs.
+        ([(1, "experts.gate_up")], {"gate_up": 1, "down": 1}),
+        ([(1, "experts.down")], {"down": 1}),
+        ([(0, "experts.gate_up"), (1, "experts.down")], {"gate_up": 2, "down": 3}),
+    ],
+)
+def test_experts_are_priced_by_the_tokens_they_see(
+    sites: list[tuple[int, str]], backward: dict[str, int]
+) -> None:
     backbone, table = _known("mixtral")
-    plan = AdapterPlan([LayerSpec(0, "attn.q", "lora", 2)])
+    plan = AdapterPlan(LayerSpec(layer, role, "lora", 2) for layer, role in sites)
     candidate = candidate_of(plan, batch_size=_ROWS)
     batch = batch_for(backbone, rows=_ROWS, length=_LENGTH)
     with attach(backbone, candidate, seed=0) as attached:
@@ -275,9 +287,11 @@ def test_experts_are_priced_by_the_tokens_they_see() -> None:
             attached.model(**batch).loss.backward()
         run = run_and_count(lambda: attached.model(**batch).loss, not_kept=attached.model)
     assert table.saved_bytes(candidate) == pytest.approx(run.saved_bytes, rel=0.10)
-    # The counter leaves the experts' fused kernel out: three products for each of two experts a
-    # token, forward in every block and backward down to the adapter.
-    experts = 2 * (2 * 2) * 3 * (2 * 32 * 48) * _ROWS * _LENGTH
+    # The counter leaves the experts' fused kernel out, for each of two experts a token: forward in
+    # both blocks, and backward for each gradient of an input or of weights.
+    sizes = {"gate_up": 96 * 32, "down": 32 * 48}
+    products = sum(size * (2 + backward.get(name, 0)) for name, size in sizes.items())
+    experts = 2 * 2 * products * _ROWS * _LENGTH
     assert table.price(candidate).train_flops == pytest.approx(
         counter.get_total_flops() + experts, rel=0.02
     )

@@ -50,7 +50,7 @@ def read(record: SearchRecord) -> Reader:
 def test_what_was_not_searched_is_said() -> None:
     shares = {"mlp.experts.gate_up_proj": 0.5, "mlp.gate": 0.004}
     text = " ".join(read(replace(make_record(), unsearched=shares)).text)
-    assert "50% of the blocks' parameters have no role: mlp.experts.gate_up_proj (50%)" in text
+    assert "50% of the blocks' parameters get no adapter: mlp.experts.gate_up_proj (50%)" in text
     assert "not searched" not in " ".join(read(make_record()).text)
 
 

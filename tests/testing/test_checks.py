@@ -103,13 +103,13 @@ def test_a_broken_metric_is_named(function: Any, direction: Any, text: str) -> N
 
 @dataclass(frozen=True)
 class WrongPrice(Lora):
-    def n_params(self, rank: int, shape: tuple[int, int], role: str = "") -> int:
+    def n_params(self, rank: int, shape: tuple[int, ...], role: str = "") -> int:
         return super().n_params(rank, shape, role) + 1
 
 
 @dataclass(frozen=True)
 class WrongFlops(Lora):
-    def flops(self, rank: int, shape: tuple[int, int], role: str = "") -> Any:
+    def flops(self, rank: int, shape: tuple[int, ...], role: str = "") -> Any:
         return replace(super().flops(rank, shape, role), forward_per_step=1e6)
 
 

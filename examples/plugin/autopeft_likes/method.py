@@ -22,11 +22,11 @@ class GaussianLora(Method):
     roles: tuple[str, ...] = ("attn.q", "attn.k", "attn.v", "attn.o")
     default_ranks: tuple[int, ...] = (1, 2, 4, 8)
 
-    def n_params(self, rank: int, shape: tuple[int, int], role: str = "") -> int:
+    def n_params(self, rank: int, shape: tuple[int, ...], role: str = "") -> int:
         """Count A and B at a module of shape (out, in)."""
         return rank * (shape[0] + shape[1])
 
-    def flops(self, rank: int, shape: tuple[int, int], role: str = "") -> AdapterFlops:
+    def flops(self, rank: int, shape: tuple[int, ...], role: str = "") -> AdapterFlops:
         """Count two thin products forward, and the gradients of B, of A x and of A backward."""
         out, in_ = shape
         return AdapterFlops(
@@ -35,7 +35,7 @@ class GaussianLora(Method):
             input_grad_per_token=2.0 * rank * in_,
         )
 
-    def memory(self, rank: int, shape: tuple[int, int], role: str = "") -> AdapterMemory:
+    def memory(self, rank: int, shape: tuple[int, ...], role: str = "") -> AdapterMemory:
         """Count the input, for A's gradient, and A x, for B's."""
         return AdapterMemory(per_token=rank, keeps_input=True, drops_input=True)
 
