@@ -25,5 +25,5 @@ def test_every_method_has_a_row_and_every_row_its_cells() -> None:
 
 
 def test_roles_are_told_in_a_word() -> None:
-    assert table.where(methods.get("lora")) == "linear"
+    assert table.where(methods.get("lora")) == "linear, experts"
     assert table.where(methods.get("ln_tuning")) == "norm"
