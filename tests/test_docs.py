@@ -141,7 +141,8 @@ def _flags(command: click.Command) -> set[str]:
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "yaml")], ids=lambda p: p.name)
 def test_the_settings_and_spaces_of_a_page_are_valid(page: Path, tmp_path: Path) -> None:
     names = {field.name for field in fields(SearchSettings)}
-    topology = autopeft.Topology(6, {"attn.q": (64, 64), "attn.v": (64, 64), "mlp.up": (96, 64)})
+    linear = {"attn.q": (64, 64), "attn.v": (64, 64), "mlp.up": (96, 64)}
+    topology = autopeft.Topology(6, {**linear, "experts.down": (64, 96, 4)})
     for block in blocks(page, "yaml"):
         path = tmp_path / "block.yaml"
         path.write_text(block, encoding="utf-8")
