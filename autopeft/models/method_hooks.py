@@ -34,9 +34,9 @@ class SvdCache:
     """Singular value decompositions of the base model's weights, each computed once.
 
     A decomposition of a large module takes seconds, and many candidates start from one. It is the
-    full, deterministic one, so that an adapter loaded elsewhere gets the same one again. Singular
-    vectors are unique up to their sign only, so the largest entry of each right one is made
-    positive. It is kept on the host: an accelerator's memory is for trainings.
+    full, deterministic one, so that an adapter loaded elsewhere gets the same one again. It is
+    computed on the host and kept there: singular vectors are unique up to their sign only, an
+    accelerator may choose another one than peft will, and its memory is for trainings.
     """
 
     _known: dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = field(default_factory=dict)
@@ -46,15 +46,13 @@ class SvdCache:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return the leading triplets of a weight (out, in): U (out, rank), S (rank,), V^T."""
         if path not in self._known or len(self._known[path][1]) < rank:
-            left, values, right = torch.linalg.svd(weight.detach().float(), full_matrices=False)
+            here = weight.detach().float().cpu()
+            left, values, right = torch.linalg.svd(here, full_matrices=False)
             kept = max(rank, min(_MIN_CACHED_RANK, len(values)))
-            left, values, right = left[:, :kept], values[:kept], right[:kept]
-            signs = right.gather(1, right.abs().argmax(dim=1, keepdim=True)).sign()
-            # On the host: no price knows of them, and an accelerator has better use for its memory.
             self._known[path] = (
-                (left * signs.T).cpu(),
-                values.to("cpu", copy=True),
-                (right * signs).cpu(),
+                left[:, :kept].clone(),
+                values[:kept].clone(),
+                right[:kept].clone(),
             )
         left, values, right = (part.to(weight.device) for part in self._known[path])
         return left[:, :rank], values[:rank], right[:rank]
