@@ -56,6 +56,7 @@ from autopeft.tasks.summary import DataSummary
 from autopeft.training.activation_cache import ActivationStore
 from autopeft.training.batching import rung_sample, training_batches
 from autopeft.training.evaluation import token_budget
+from autopeft.training.optimizers import check_optimizer
 from autopeft.training.precision import choose_precision
 from autopeft.training.rungs import EARLIEST_STEP, rung_steps
 from autopeft.utils.device import is_here, kind_of
@@ -248,6 +249,7 @@ def prepare(
     devices, gpus = _devices(settings)
     device = devices.kind
     check_backend(settings.quantization, device)
+    check_optimizer(settings.optimizer, device)
     read = _read_data if settings.evaluate is None else _read_function
     found = read(settings, device, note, phase)
     prices, data, task = found.prices, found.data, found.task
@@ -462,7 +464,7 @@ _UNUSED_BY_FUNCTION = (
     *("task_options", "validation", "data_name", "data_revision", "on_long", "generation_rows"),
     *("max_train_rows", "max_validation_rows", "max_test_rows", "rung_rows", "precision"),
     *("activation_cache", "activation_cache_gb", "trials_per_worker", "compress"),
-    *("gradient_checkpointing", "micro_batch_tokens", "packing"),
+    *("gradient_checkpointing", "micro_batch_tokens", "packing", "optimizer"),
 )
 """Settings of autopeft's own training, which a function of the user's does not see."""
 

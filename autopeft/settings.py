@@ -251,6 +251,12 @@ class SearchSettings:
         "Put the rows of a step one after another into long sequences, each row attending to "
         "itself alone: less padding, the same result. For sft.",
     )
+    optimizer: str = _setting(
+        "adamw",
+        "Optimizer of the adapters: adamw, or bitsandbytes' with moments in 8 bits, adamw_8bit or "
+        "paged_adamw_8bit; needs `pip install autopeft[quant]`.",
+        choices=("adamw", "adamw_8bit", "paged_adamw_8bit"),
+    )
     precision: str = _setting(
         "auto", "Precision of the trainings: auto, fp32 or bf16.", choices=("auto", "fp32", "bf16")
     )

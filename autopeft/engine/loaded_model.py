@@ -64,7 +64,12 @@ class LoadedModel:
         self.test_precision: Precision = "bf16" if is_bf16 else "fp32"
         data = self._with_base_model(task, data, precision)
         self.setup = TrainingSetup(
-            task, data, device, precision, micro_batch_tokens=settings.micro_batch_tokens
+            task,
+            data,
+            device,
+            precision,
+            micro_batch_tokens=settings.micro_batch_tokens,
+            optimizer=settings.optimizer,
         )
         if settings.packing:
             packing = Packing(task, data, device=device, precision=precision)

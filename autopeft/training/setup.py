@@ -11,6 +11,7 @@ from autopeft.tasks.batch import Batch
 from autopeft.tasks.data import TaskData
 from autopeft.training.acceleration import NO_ACCELERATION, Acceleration
 from autopeft.training.attention import known_padding
+from autopeft.training.optimizers import ADAMW
 from autopeft.training.packing import Packing
 from autopeft.training.precision import Precision, autocast
 
@@ -28,6 +29,7 @@ class TrainingSetup:
         fp32_cache: The same where rows are scored in fp32, whatever the precision.
         last_block: Skips positions of the last block that are not read.
         recomputed: Paths of the blocks that are computed again in the backward pass.
+        optimizer: A value of the setting `optimizer`.
         packing: Makes the batches of trainings; None: rows are padded.
         micro_batch_tokens: Padded tokens of a training's forward pass at most; None: any number.
     """
@@ -42,6 +44,7 @@ class TrainingSetup:
     recomputed: tuple[str, ...] = ()
     micro_batch_tokens: int | None = None
     packing: Packing | None = None
+    optimizer: str = ADAMW
 
     @contextmanager
     def forward(self, batch: Batch) -> Iterator[None]:

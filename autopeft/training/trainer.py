@@ -6,13 +6,12 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
 
 from autopeft.errors import TrainingFailure
-from autopeft.models.attach import Attached, ParameterGroup
+from autopeft.models.attach import Attached
 from autopeft.plan import TrainSettings
 from autopeft.tasks.base import Evaluation
 from autopeft.tasks.batch import Batch, collate
@@ -23,6 +22,7 @@ from autopeft.training.batching import IntArray, micro_batches, rung_sample, tra
 from autopeft.training.checkpointing import recomputed
 from autopeft.training.evaluation import evaluate
 from autopeft.training.loss_watch import LossWatch
+from autopeft.training.optimizers import make_optimizer
 from autopeft.training.precision import Precision, rounded_once
 from autopeft.training.setup import TrainingSetup
 from autopeft.training.step_clock import StepClock
@@ -91,7 +91,7 @@ class Trainer:
         self.is_halved = False
         self._groups = [g for g in attached.parameter_groups() if len(g.parameters)]
         self._parameters = [p for group in self._groups for p in group.parameters]
-        self._optimizer = _optimizer(self._groups, train.weight_decay)
+        self._optimizer = make_optimizer(setup.optimizer, self._groups, train.weight_decay)
         self._batches = training_batches(setup.data.train.lengths, train.batch_size, seed)
         self._random = RandomState(seed, setup.device)
         self._unchecked: list[torch.Tensor] = []
@@ -341,16 +341,6 @@ def train_adapters_only(model: torch.nn.Module) -> None:
                     child.train()
         elif getattr(module, "is_autopeft_adapter", False):
             module.train()
-
-
-def _optimizer(groups: Sequence[ParameterGroup], weight_decay: float) -> torch.optim.Optimizer:
-    if not groups:
-        return torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.0)
-    options: list[dict[str, Any]] = [
-        {"params": list(g.parameters), "lr": g.learning_rate, "peak": g.learning_rate}
-        for g in groups
-    ]
-    return torch.optim.AdamW(options, weight_decay=weight_decay, fused=True)
 
 
 class Stopwatch:
