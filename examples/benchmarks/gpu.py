@@ -434,6 +434,10 @@ def _memory(bench: Bench) -> list[dict[str, Any]]:
         prompt_sizes=[
             n for m in methods.all_methods() if MODEL in m.roles for n in m.default_ranks
         ],
+        dtype=str(bench.backbone.model.dtype).removeprefix("torch."),
+    ).as_trained(
+        has_activation_cache=False,
+        most_logit_tokens=shape.rows * bench.setup.data.length_statistics(shape.rows).most_targets,
     )
     rows = []
     for name in (method.name for method in methods.all_methods()):

@@ -26,6 +26,7 @@ from autopeft.tasks.data import IGNORED
 from autopeft.tasks.sft import SupervisedFineTuning
 from autopeft.testing.tiny_models import plan_of
 from autopeft.training.checkpointing import recomputed
+from autopeft.utils.device import accelerator
 
 _ROWS, _LENGTH, _PROMPT = 4, 40, 8
 _SIZES = {
@@ -44,9 +45,9 @@ _ON_BERT = ("dora", "boft", "fourierft", "shira", "osf", "tinylora", "adalora", 
 """Of each kind: those that copy or decompose the weight, share state, rotate, hold a mask..."""
 
 
-def _built(kind: str, device: str) -> Backbone:
+def _built(kind: str, device: str, **sizes: int) -> Backbone:
     config_class, auto_class, head = _KINDS[kind]
-    config: Any = config_class(**_SIZES, pad_token_id=2)
+    config: Any = config_class(**{**_SIZES, **sizes}, pad_token_id=2)
     before = prepare_config(config)
     with torch.device(device):
         model = getattr(hf, auto_class).from_config(config).eval()
@@ -207,3 +208,38 @@ def test_accumulated_gradients_are_priced() -> None:
     )
     assert one.price(candidate).peak_memory_bytes < own.peak_memory_bytes
     assert all_rows.price(candidate) == whole
+
+
+@pytest.mark.skipif(accelerator() is None, reason="torch sees no accelerator on this machine")
+@pytest.mark.parametrize("method", ["lora", "dora", "ia3", "oft", "vera", "bottleneck"])
+def test_the_priced_peak_is_what_an_accelerators_allocator_holds(method: str) -> None:
+    device = accelerator()
+    assert device is not None
+    sizes = {"hidden_size": 1024, "intermediate_size": 4096, "vocab_size": 16000}
+    rows, length = 8, 256
+    table = price_table(
+        _built("llama", "meta", **sizes),
+        batch_size=rows,
+        mean_length=length,
+        longest_length=length,
+        device=device,
+        dtype="bfloat16",
+    )
+    backbone = _built("llama", device, **sizes)
+    backbone.model.to(torch.bfloat16)
+    plan = plan_of(backbone.topology, method, 3)
+    assert plan is not None
+    candidate = Candidate(plan, TrainSettings(1e-3, steps=2, batch_size=rows))
+    batch = {k: v.to(device) for k, v in batch_for(backbone, rows=rows, length=length).items()}
+    with attach(backbone, candidate, seed=0) as attached:
+        torch.accelerator.reset_peak_memory_stats()
+        groups = [{"params": list(g.parameters)} for g in attached.parameter_groups()]
+        optimizer = torch.optim.AdamW(groups, fused=True)
+        for _ in range(2):
+            with torch.autocast(device, torch.bfloat16):
+                loss = attached.model(**batch).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        held = torch.accelerator.max_memory_allocated()
+    assert table.price(candidate).peak_memory_bytes == pytest.approx(held, rel=0.10)
