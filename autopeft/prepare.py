@@ -25,6 +25,7 @@ from autopeft.engine.evaluate import EVALUATORS
 from autopeft.engine.messages import WorkerContext
 from autopeft.engine.search_plan import CHOICES, SearchPlan
 from autopeft.errors import DataError, ModelError, SettingsError, UserError
+from autopeft.models.attention import check_attention, use_attention
 from autopeft.models.backbone import Backbone, build_meta
 from autopeft.models.layout import Layout
 from autopeft.models.loading import (
@@ -341,6 +342,7 @@ def _read_data(settings: SearchSettings, device: str, note: Note, phase: Phase) 
             with one_thread(device):
                 asked = choose_precision(asked, device, meta.model.config)
         settings = replace(settings, precision=asked)
+        check_attention(settings.attn_implementation, meta.model, device, asked)
         prices = _prices(meta, settings, data, task, source, window, device, note)
     return _Training(task.quality, source, prices, meta.layout, data, task, window, asked)
 
@@ -363,7 +365,7 @@ def _can_cache(settings: SearchSettings, data: TaskData, meta: Backbone, note: N
 
 def meta_of(settings: SearchSettings, data: TaskData, task: Task) -> Backbone:
     """Build the model of a task without its weights."""
-    return build_meta(
+    meta = build_meta(
         settings.model,
         auto_class=task.auto_class,
         model_kwargs=task.model_kwargs(),
@@ -372,6 +374,10 @@ def meta_of(settings: SearchSettings, data: TaskData, task: Task) -> Backbone:
         quantization=settings.quantization,
         replaces_head=data.replaces_head,
     )
+    if settings.attn_implementation == "eager":
+        # It keeps every pair of tokens, and is priced so. The others need what SDPA needs.
+        use_attention("eager", meta.model)
+    return meta
 
 
 def _prices(
@@ -465,6 +471,7 @@ _UNUSED_BY_FUNCTION = (
     *("max_train_rows", "max_validation_rows", "max_test_rows", "rung_rows", "precision"),
     *("activation_cache", "activation_cache_gb", "trials_per_worker", "compress"),
     *("gradient_checkpointing", "micro_batch_tokens", "packing", "optimizer"),
+    "attn_implementation",
 )
 """Settings of autopeft's own training, which a function of the user's does not see."""
 

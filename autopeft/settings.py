@@ -251,6 +251,12 @@ class SearchSettings:
         "Put the rows of a step one after another into long sequences, each row attending to "
         "itself alone: less padding, the same result. For sft.",
     )
+    attn_implementation: str = _setting(
+        "auto",
+        "Implementation of attention, as in transformers: eager, sdpa, flash_attention_2 or "
+        "flash_attention_3; auto leaves the choice to transformers.",
+        choices=("auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3"),
+    )
     optimizer: str = _setting(
         "adamw",
         "Optimizer of the adapters: adamw, or bitsandbytes' with moments in 8 bits, adamw_8bit or "

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from autopeft.engine.messages import WorkerContext
 from autopeft.errors import TrainingFailure
+from autopeft.models.attention import attention_in, use_attention
 from autopeft.models.backbone import Backbone, load_backbone
 from autopeft.models.loading import base_dtype
 from autopeft.profiling.output_positions import narrow_modules
@@ -52,6 +53,7 @@ class LoadedModel:
             replaces_head=data.replaces_head,
         )
         model, layout = self.backbone.model, self.backbone.layout
+        use_attention(settings.attn_implementation, model)
         head_params = layout.topology.head_params
         if context.head_params not in (None, head_params):
             raise TrainingFailure(
@@ -103,7 +105,7 @@ class LoadedModel:
         model, device = self.backbone.model, self.context.device
         for name, split in data.splits.items():
             way = self.test_precision if name == "test" else precision
-            with autocast(way, device), rounded_once(model, way, device):
+            with autocast(way, device), rounded_once(model, way, device), attention_in(way, model):
                 found = task.on_base_model(model, replace(data, splits={name: split}), device)
             splits[name] = found.splits[name]
         return replace(data, splits=splits)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from autopeft.models.attention import attention_in
 from autopeft.tasks.base import Evaluation
 from autopeft.tasks.batch import collate
 from autopeft.tasks.data import SplitName
@@ -70,7 +71,11 @@ def evaluate(
     scored: list[Mapping[str, torch.Tensor]] = []
     budget = token_budget(device, vocabulary_of(model))
     waiting = list(evaluation_batches(source.lengths[wanted], budget))[::-1]
-    with torch.inference_mode(), rounded_once(model, setup.precision, device):
+    with (
+        torch.inference_mode(),
+        rounded_once(model, setup.precision, device),
+        attention_in(setup.precision, model),
+    ):
         while waiting:
             places = waiting.pop()
             try:

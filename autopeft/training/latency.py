@@ -7,6 +7,7 @@ import statistics
 import numpy as np
 import torch
 
+from autopeft.models.attention import attention_in
 from autopeft.tasks.batch import collate
 from autopeft.tasks.data import TaskData
 from autopeft.training.precision import Precision, autocast, seconds_of
@@ -37,7 +38,7 @@ def measure_latency_ms(
         first = {name: tensor[::per_row] for name, tensor in inputs.items()}
         is_used = first["attention_mask"].any(dim=0)
         inputs = {name: tensor[:, is_used] for name, tensor in first.items()}
-    with torch.inference_mode(), autocast(precision, device):
+    with torch.inference_mode(), autocast(precision, device), attention_in(precision, model):
         seconds = [seconds_of(lambda: model(**inputs), device) for _ in range(repeats + 3)]
     model.train(was_training)
     return 1000 * statistics.median(seconds[3:])
