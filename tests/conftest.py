@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from autopeft.methods.registry import METHODS
 from autopeft.utils.hardware import n_cores
 
 # Before torch is imported, here and in the workers that tests start: one thread each.
@@ -60,8 +61,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True)
 def nothing_given_is_left() -> Iterator[None]:
-    """Forget a test's `evaluate` and `backend`: another test could not send them to a worker."""
+    """Forget a test's methods, and its `evaluate` and `backend`.
+
+    Another test would find the former in its widest space, and could not send the latter to a
+    worker.
+    """
+    before = set(METHODS._items)
     yield
+    for name in METHODS._items.keys() - before:
+        del METHODS._items[name]
     for module, registry in (("evaluate", "EVALUATORS"), ("backend", "BACKENDS")):
         if (home := sys.modules.get(f"autopeft.engine.{module}")) is not None:
             given = getattr(home, registry)
