@@ -327,8 +327,8 @@ def _linear_paths(bench: Bench) -> Iterator[str]:
         yield from bench.backbone.layout.modules[spec.layer, spec.role]
 
 
-class _StepWatch(transformers.TrainerCallback):
-    """The time between two steps' ends, the device's work included.
+class _StepWatch:
+    """A callback of Trainer: the time between two steps' ends, the device's work included.
 
     Args:
         first: The step after which the clock starts.
@@ -337,6 +337,11 @@ class _StepWatch(transformers.TrainerCallback):
     def __init__(self, first: int) -> None:
         self._first = first
         self._began = self._ended = 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        if not name.startswith("on_"):
+            raise AttributeError(name)
+        return lambda *_, **__: None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Only the first and the last timed step wait for the device."""
