@@ -432,17 +432,17 @@ class SearchController:
     def _note_end(self, trial: Trial) -> None:
         self._counts[trial.state] += 1
         self.last_ended = trial
-        if trial.origin in _STARTS and (self._failed(trial) or self._learned_nothing(trial)):
+        if trial.origin in _STARTS and trial.state == "failed" and trial.reason != INTERRUPTED:
             lower = self._lower(trial.candidate)
             if lower is not None:
                 self._queue.appendleft((lower, trial.origin))
+        elif trial.origin == "portfolio" and self._learned_nothing(trial):
+            lower = self._lower(trial.candidate)
+            if lower is not None:
+                self._queue.append((lower, trial.origin))  # The other recipes come first.
         if trial.state == "complete":
             members = sorted((*self._front, trial), key=lambda member: member.number)
             self._front = front_of(members, self.objectives)
-
-    @staticmethod
-    def _failed(trial: Trial) -> bool:
-        return trial.state == "failed" and trial.reason != INTERRUPTED
 
     def _learned_nothing(self, trial: Trial) -> bool:
         """Return whether it ended no better than the bare model; too high a rate does that, too.
@@ -521,6 +521,7 @@ class SearchController:
 
     def _load(self) -> None:
         """Take over a study's trials; those left running failed when their search was killed."""
+        interrupted = []
         for trial in self._store.trials():
             self._add(trial)
             self._n_audited += trial.audited_at > 0
@@ -528,9 +529,10 @@ class SearchController:
                 self._fail(trial, INTERRUPTED)
                 trial = self._trials[trial.number]
             if trial.state == "failed" and trial.reason == INTERRUPTED:
-                self._queue.append((trial.candidate, trial.origin))
+                interrupted.append((trial.candidate, trial.origin))
             else:
                 self._digests.add(trial.digest)
+        self._queue.extendleft(reversed(interrupted))  # Before a second try of others.
 
     def _enqueue_start(self, n_portfolio: int) -> None:
         """The tuned-LoRA grid, the reference and the portfolio, as far as constraints allow.
