@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -433,16 +433,18 @@ class SearchController:
         self._counts[trial.state] += 1
         self.last_ended = trial
         if trial.origin in _STARTS and trial.state == "failed" and trial.reason != INTERRUPTED:
-            lower = self._lower(trial.candidate)
-            if lower is not None:
-                self._queue.appendleft((lower, trial.origin))
+            self._try_lower(trial, self._queue.appendleft)
         elif trial.origin == "portfolio" and self._learned_nothing(trial):
-            lower = self._lower(trial.candidate)
-            if lower is not None:
-                self._queue.append((lower, trial.origin))  # The other recipes come first.
+            self._try_lower(trial, self._queue.append)  # The other recipes come first.
         if trial.state == "complete":
             members = sorted((*self._front, trial), key=lambda member: member.number)
             self._front = front_of(members, self.objectives)
+
+    def _try_lower(self, trial: Trial, put: Callable[[tuple[Candidate, str]], None]) -> None:
+        """Put a trial's candidate at the next lower rate, if there is one, into the queue."""
+        lower = self._lower(trial.candidate)
+        if lower is not None:
+            put((lower, trial.origin))
 
     def _learned_nothing(self, trial: Trial) -> bool:
         """Return whether it ended no better than the bare model; too high a rate does that, too.
@@ -454,8 +456,8 @@ class SearchController:
             return False
         quality = self.objectives[0]
         gain = quality.sign() * (trial.values[quality.name] - bare.values[quality.name])
-        same = [t for t in self._trials.values() if t.plan.digest == trial.plan.digest]
-        return gain <= 0.0 and len(same) == 1
+        others = (t for t in self._trials.values() if t.number != trial.number)
+        return gain <= 0.0 and all(t.plan != trial.plan for t in others)
 
     # --- reading ---------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rank_axis import SETTINGS
 from rich.console import Console
 from rich.table import Table
 
@@ -30,16 +31,6 @@ from autopeft.tasks.data import SplitName
 from autopeft.training.precision import Precision
 from autopeft.training.trainer import Trainer
 
-SETTINGS = {
-    "model": "~/.cache/autopeft/all-MiniLM-L6-v2",
-    "data": "~/.cache/autopeft/movie_snippets.csv",
-    "max_train_rows": 2000,
-    "max_validation_rows": 400,
-    "max_test_rows": 500,
-    "max_length": 64,
-    "steps": 75,
-}
-
 
 def main() -> None:
     """Trains, scores, prints the table."""
@@ -47,7 +38,7 @@ def main() -> None:
     parser.add_argument("--plans", type=int, default=4)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    ready = prepare(SearchSettings.from_mapping({**SETTINGS, "precision": "bf16"}))
+    ready = prepare(SearchSettings.from_mapping({**SETTINGS["snippets"], "precision": "bf16"}))
     base = LoadedModel(ready.context())
     table = Table("plan", "train", "validation", "test, fp32", "test, bf16", "share", "rows differ")
     for candidate in ready.space.baselines(options.plans):
