@@ -204,6 +204,7 @@ class PreparedSearch:
             carried=None if is_local else carried(without=without),
             trials_per_worker=self.trials_per_worker,
             prices=self.prices,
+            room=self.room,
         )
 
 
@@ -286,7 +287,7 @@ def prepare(
         gpus_per_worker=gpus,
         precision=found.precision,
     )
-    return PreparedSearch(
+    ready = PreparedSearch(
         settings,
         data,
         task,
@@ -303,6 +304,24 @@ def prepare(
         earliest_rung=1 if asked_rungs is not None or data is None else EARLIEST_STEP,
         room=room,
     )
+    if text := _pack_text(ready):
+        note(text)
+    return ready
+
+
+def _pack_text(ready: PreparedSearch) -> str:
+    """Return in words how many of the largest known plans fit together; "": as many as may be."""
+    most, context = ready.trials_per_worker, ready.context()
+    known = ready.space.baselines()
+    if most == 1 or ready.data is None or not known:
+        return ""
+    largest = max(known, key=lambda c: ready.prices.price(c).peak_memory_bytes)
+    fitting = most
+    while fitting > 1 and not context.fits([largest] * fitting):
+        fitting -= 1
+    if fitting == most:
+        return ""
+    return f"memory of a worker is free for {fitting} of {most} of the largest LoRAs at once"
 
 
 @dataclass(frozen=True)

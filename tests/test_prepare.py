@@ -13,15 +13,19 @@ import pytest
 from searches import searched
 
 from autopeft import prepare as preparing
+from autopeft.costs import Price
 from autopeft.costs.memory import CONTEXT_BYTES
 from autopeft.engine.devices import WORKER_BYTES, Devices
 from autopeft.engine.executor import Executor
+from autopeft.engine.messages import Job
 from autopeft.errors import ModelError, SettingsError, SpaceError
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
 from autopeft.prepare import PreparedSearch, prepare
 from autopeft.settings import SearchSettings
 from autopeft.training.acceleration import NO_ACCELERATION
 from autopeft.training.last_block import LastBlock
+
+COSTS = Price(1, 4, 1.0, 1)
 
 
 def _prepared(
@@ -214,6 +218,44 @@ def test_the_memory_of_a_device_bounds_its_workers(
     assert (small.settings.workers, small.settings.gpus_per_worker) == (4, 0.5)
     assert prepared(None, gpus_per_worker=0.25).settings.workers == 8
     assert prepared(24 * 10**9).settings.workers == 2
+
+
+def test_memory_bounds_what_is_trained_together(
+    causal: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = _prepared(*causal, task="sft")
+    prices = plain.prices
+    largest = max(plain.space.baselines(), key=lambda c: prices.price(c).peak_memory_bytes)
+    told: list[str] = []
+
+    def fitting(room: int, **more: Any) -> list[int]:
+        _on(monkeypatch, Devices(memory_bytes=WORKER_BYTES + room))
+        told.clear()
+        ready = _prepared(*causal, task="sft", note=told.append, **more)
+        return [n for n in range(1, 6) if ready.context().fits([largest] * n)]
+
+    assert fitting(prices.pack_bytes([largest] * 2), trials_per_worker=4) == [1, 2]
+    (line,) = [line for line in told if "at once" in line]
+    assert line == "memory of a worker is free for 2 of 4 of the largest LoRAs at once"
+    assert fitting(prices.pack_bytes([largest] * 4), trials_per_worker=4) == [1, 2, 3, 4]
+    assert not any("at once" in line for line in told)
+
+
+def test_a_training_comes_before_the_cache_on_a_device(
+    tiny_model: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready = _prepared(tiny_model, tiny_data)
+    pack = ready.space.baselines()[:2]
+    room = float(ready.prices.pack_bytes(pack) + 1000)
+    context = replace(ready, room=room).context()
+    assert context.left_beside(pack) == 1000
+    assert context.left_beside(pack[:1]) > 1000
+    executor = Executor(context)
+    limits: list[float] = []
+    assert executor._cache is not None
+    monkeypatch.setattr(executor._cache, "limit_on_device", limits.append)
+    executor.begin([Job("search", candidate, COSTS, 0) for candidate in pack])
+    assert limits == [1000]
 
 
 def test_packing_is_for_decoders_that_keep_rows_apart(

@@ -6,7 +6,7 @@ lowest adapter, and what the adapters add.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -34,12 +34,14 @@ come when what the forward pass kept goes."""
 
 
 class _Total(NamedTuple):
-    """What a plan adds to the frozen forward pass in one step of the table's batch.
+    """What plans add to the frozen forward pass in one step, of the table's batch for each of them.
 
     Attributes:
+        n_plans: How many they are.
         block_bytes: The most that the passes of a live block hold at once, beyond what is kept.
     """
 
+    n_plans: int = 1
     params: int = 0
     frozen_floats: int = 0
     held_floats: int = 0
@@ -66,6 +68,18 @@ class _SiteCost(NamedTuple):
     scratch_bytes: float
     input_name: str
     input_bytes: float
+
+
+def _batched_roles(specs: Iterable[LayerSpec]) -> dict[str, list[LayerSpec]]:
+    """Return the roles of a block where all adapters are LoRAs, which are one batched product."""
+    found: dict[str, list[LayerSpec]] = {}
+    for spec in specs:
+        found.setdefault(spec.role, []).append(spec)
+    return {
+        role: own
+        for role, own in found.items()
+        if all(methods.get(spec.method).holds_lora_factors for spec in own)
+    }
 
 
 @dataclass(frozen=True)
@@ -284,7 +298,7 @@ class PriceTable:
         """
         train = candidate.train
         table = self._for(candidate.plan)
-        total = table._total(candidate.plan, train.dropout > 0.0)
+        total = table._total([candidate.plan], train.dropout > 0.0)
         params = total.params + self.topology.head_params
         scale = train.batch_size / self.batch_size
         step_flops = table.forward_flops + total.forward_flops + total.backward_flops
@@ -292,8 +306,7 @@ class PriceTable:
         step_flops -= table._unread_flops(candidate.plan, train.dropout > 0.0)
         # Forward, and backward to the hidden states.
         step_flops -= 4.0 * table.logit_weights * max(0.0, table.tokens - table.logit_tokens)
-        held = table.weight_bytes + params * PARAM_BYTES + total.held_floats * 4
-        memory = held + table._activation_bytes(total, params, scale)
+        memory = table._peak_bytes(total, params, scale)
         return Price(
             trainable_params=params,
             adapter_bytes=(params + total.frozen_floats) * 4,
@@ -303,13 +316,45 @@ class PriceTable:
             * scale,
         )
 
+    def pack_bytes(self, candidates: Sequence[Candidate]) -> int:
+        """Return the peak memory of candidates that are trained in one forward pass, in bytes.
+
+        They share the frozen weights. Each has rows, an adapter, an optimizer's state and logits of
+        its own, and gradients go down to the lowest adapter of all. They have one batch size and
+        neither dropout nor prompts (`autopeft.models.multi_adapter.can_share_batch`).
+
+        Raises:
+            SpaceError: if a plan does not fit the model.
+
+        Example:
+            >>> topology = autopeft.Topology(2, {"attn.q": (64, 64), "attn.v": (64, 64)})
+            >>> table = autopeft.PriceTable.from_topology(topology)
+            >>> plan = autopeft.AdapterPlan([autopeft.LayerSpec(0, "attn.q", "lora", 8)])
+            >>> one = autopeft.Candidate(plan, autopeft.TrainSettings(learning_rate=1e-3))
+            >>> table.pack_bytes([one]) == table.price(one).peak_memory_bytes
+            True
+            >>> table.pack_bytes([one, one]) < 2 * table.pack_bytes([one])
+            True
+        """
+        if len(candidates) == 1:
+            return self.price(candidates[0]).peak_memory_bytes
+        total = self._total([candidate.plan for candidate in candidates], has_dropout=False)
+        params = total.params + self.topology.head_params * len(candidates)
+        scale = candidates[0].train.batch_size / self.batch_size
+        return round(self._peak_bytes(total, params, scale))
+
+    def _peak_bytes(self, total: _Total, params: int, scale: float) -> float:
+        held = self.weight_bytes + params * PARAM_BYTES + total.held_floats * 4
+        return held + self._activation_bytes(total, params, scale)
+
     def _activation_bytes(self, total: _Total, params: int, scale: float) -> float:
         """Return the most that training and scoring hold at once beside weights and adapters."""
         blocks = (block.hidden_bytes + block.scoring_bytes for block in self.blocks)
         held = max(self.scoring_bytes, *blocks) * self.scoring_tokens / self.memory_tokens
         if params:
-            at_loss = total.saved_bytes + self.workspace_bytes
-            in_blocks = total.saved_bytes - self.tail.saved_bytes + total.block_bytes
+            n = total.n_plans
+            at_loss = total.saved_bytes + n * self.workspace_bytes
+            in_blocks = total.saved_bytes - n * self.tail.saved_bytes + total.block_bytes
             share = self._pass_share(scale)
             gradients = params * GRADIENT_BYTES
             earlier = gradients if share < 1.0 else 0
@@ -359,23 +404,29 @@ class PriceTable:
     def saved_bytes(self, candidate: Candidate) -> float:
         """Return the bytes that a forward pass of the longest rows keeps for the backward pass."""
         table = self._for(candidate.plan)
-        total = table._total(candidate.plan, candidate.train.dropout > 0.0)
+        total = table._total([candidate.plan], candidate.train.dropout > 0.0)
         return total.saved_bytes * candidate.train.batch_size / self.batch_size
 
-    def _total(self, plan: AdapterPlan, has_dropout: bool) -> _Total:
-        if not plan.specs:
+    def _total(self, plans: Sequence[AdapterPlan], has_dropout: bool) -> _Total:
+        n = len(plans)
+        if not any(plan.specs for plan in plans):
             usage = self.head_only
-            return _Total(backward_flops=usage.backward_flops, saved_bytes=usage.saved_bytes)
+            return _Total(
+                n, backward_flops=n * usage.backward_flops, saved_bytes=n * usage.saved_bytes
+            )
         by_layer: dict[int, list[LayerSpec]] = {}
-        for spec in plan.specs:
+        for spec in (spec for plan in plans for spec in plan.specs):
             by_layer.setdefault(spec.layer, []).append(spec)
         n_encoder = self.topology.n_encoder_layers
-        params, frozen, held = count_shared(self.topology, plan), 0, 0
+        params = sum(count_shared(self.topology, plan) for plan in plans)
+        frozen, held = 0, 0
+        # What is frozen, for the rows of one plan; what adapters add, for those of all.
         forward, backward, saved, most = 0.0, 0.0, 0.0, 0.0
+        added_backward, added_saved = 0.0, 0.0
         context: dict[int, float] = {}
         is_live = is_encoder_live = False
         shared_inputs: set[str] = set()
-        for layer in range(plan.specs[0].layer, self.topology.n_layers):
+        for layer in range(min(by_layer), self.topology.n_layers):
             if layer == n_encoder and is_live:
                 # No gradient yet in the decoder's hidden states; the encoder's output has one.
                 backward += self.bridge.backward_flops
@@ -398,31 +449,33 @@ class PriceTable:
                     continue
                 is_live = True
                 if not sources <= self.blocks[kind].reach.keys():
-                    check_plan(self.topology, plan)
+                    for plan in plans:
+                        check_plan(self.topology, plan)
                 block = self.blocks[kind]
                 usage, costs = self._known(kind, frozenset(sources), has_dropout)
                 backward += usage.backward_flops
-                kept = usage.saved_bytes
+                kept, added = usage.saved_bytes, 0.0
                 context |= usage.context
                 inputs, scratch = set(shared_inputs), 0.0
+                batched = _batched_roles(specs) if n > 1 else {}
+                for role, own in batched.items():
+                    added += self._stacked_bytes(role, own, n, usage)
                 if self.has_checkpointing:
                     backward += block.forward_flops
                 for spec in specs:
-                    key = (spec.role, spec.method, spec.rank)
-                    cost = costs.get(key)
-                    if cost is None:
-                        check_plan(self.topology, AdapterPlan([spec]))
-                        cost = costs[key] = self._site_cost(spec, usage, has_dropout)
+                    cost = self._cost_at(spec, usage, costs, has_dropout)
                     if not repeat:
                         params += cost.params
                         frozen += cost.frozen_floats
                         held += cost.held_floats
                     forward += cost.forward_flops
-                    backward += cost.backward_flops
+                    added_backward += cost.backward_flops
                     if self.has_checkpointing:
-                        backward += cost.forward_flops
-                    kept += cost.saved_bytes
+                        added_backward += cost.forward_flops
+                    added += cost.saved_bytes
                     scratch = max(scratch, cost.scratch_bytes)
+                    if len(batched.get(spec.role, ())) not in (0, n):
+                        continue  # It keeps a copy of its own rows.
                     if cost.input_name and cost.input_name not in inputs:
                         inputs.add(cost.input_name)
                         kept += cost.input_bytes
@@ -430,21 +483,56 @@ class PriceTable:
                             shared_inputs.add(ENCODER)
                 if self.has_checkpointing:
                     saved += block.hidden_bytes
-                    most = max(most, block.scratch_bytes + scratch + kept)
+                    most = max(most, n * (block.scratch_bytes + kept) + scratch + added)
                 else:
                     saved += kept
-                    most = max(most, block.scratch_bytes + scratch)
-        if by_layer:
+                    added_saved += added
+                    most = max(most, n * block.scratch_bytes + scratch)
+        for plan in plans if by_layer else ():
             check_plan(self.topology, plan)
         return _Total(
+            n,
             params,
             frozen,
             held,
             forward,
-            backward + self.tail.backward_flops,
-            saved + sum(context.values()) + self.tail.saved_bytes,
+            n * (backward + self.tail.backward_flops) + added_backward,
+            n * (saved + sum(context.values()) + self.tail.saved_bytes) + added_saved,
             most,
         )
+
+    def _stacked_bytes(self, role: str, specs: Sequence[LayerSpec], n: int, usage: Usage) -> float:
+        """Return what a batched product of LoRAs keeps beside what each keeps alone.
+
+        Their factors are stacked, padded to the highest rank, and their rows are copied where some
+        of the n plans have no adapter.
+        """
+        shape = self.topology.shape(specs[0].layer, role)
+        assert shape is not None, "checked before"
+        out, in_ = shape[:2]
+        block = self.blocks[self.kinds[specs[0].layer]]
+        tokens = block.memory_tokens.get(role, self.memory_tokens)
+        rank = max(spec.rank for spec in specs)
+        floats = len(specs) * rank * float(out + in_ * (role in usage.live_inputs))
+        floats += sum(rank - spec.rank for spec in specs) * tokens
+        if len(specs) < n and self.float_bytes == 4:  # Under autocast each has a copy anyway.
+            floats += len(specs) * in_ * tokens
+        return floats * self.float_bytes
+
+    def _cost_at(
+        self,
+        spec: LayerSpec,
+        usage: Usage,
+        costs: dict[tuple[str, str, int], _SiteCost],
+        has_dropout: bool,
+    ) -> _SiteCost:
+        """Return the cost of an adapter, from those computed so far if it is there."""
+        key = (spec.role, spec.method, spec.rank)
+        cost = costs.get(key)
+        if cost is None:
+            check_plan(self.topology, AdapterPlan([spec]))
+            cost = costs[key] = self._site_cost(spec, usage, has_dropout)
+        return cost
 
     def _known(
         self, kind: int, sources: Sources, has_dropout: bool

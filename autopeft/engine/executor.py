@@ -54,6 +54,7 @@ class Executor(LoadedModel):
         self._jobs = tuple(jobs)
         self._executions = {index: self._execution(job) for index, job in enumerate(jobs)}
         self._rung = 0
+        self.leave_room_for([job.candidate for job in jobs])
 
     def _execution(self, job: Job) -> JobExecution:
         return JobExecution(self, job, self._on_step)

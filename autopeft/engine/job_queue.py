@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 from autopeft.engine.dispatcher import Dispatcher
-from autopeft.engine.messages import Job
+from autopeft.engine.messages import Job, WorkerContext
 from autopeft.models.multi_adapter import can_share_batch
 
 
 class JobQueue:
-    """Asks a dispatcher for jobs and hands them out in groups of at most `group_size`."""
+    """Asks a dispatcher for jobs and groups those that a worker's memory holds at once.
 
-    def __init__(self, dispatcher: Dispatcher, group_size: int) -> None:
+    Args:
+        dispatcher: Hands out jobs.
+        context: Says how many are trained together at most, their prices, and the memory.
+    """
+
+    def __init__(self, dispatcher: Dispatcher, context: WorkerContext) -> None:
         self._dispatcher = dispatcher
-        self._group_size = group_size
+        self._context = context
         self._waiting: list[Job] = []
 
     def next_group(self) -> tuple[Job, ...]:
         """Return jobs for one worker; () if there are none now."""
-        waiting = self._waiting
-        while len(waiting) < self._group_size and (job := self._dispatcher.next_job()) is not None:
+        waiting, context = self._waiting, self._context
+        most = context.trials_per_worker
+        while len(waiting) < most and (job := self._dispatcher.next_job()) is not None:
             waiting.append(job)
         size = 1
-        while size < len(waiting) and _go_together(waiting[0], waiting[size]):
+        while (
+            size < min(most, len(waiting))
+            and _go_together(waiting[0], waiting[size])
+            and context.fits([job.candidate for job in waiting[: size + 1]])
+        ):
             size += 1
         self._waiting = waiting[size:]
         return tuple(waiting[:size])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from autopeft.errors import TrainingFailure
 from autopeft.models.attention import attention_in, use_attention
 from autopeft.models.backbone import Backbone, load_backbone
 from autopeft.models.loading import base_dtype
+from autopeft.plan import Candidate
 from autopeft.profiling.output_positions import narrow_modules
 from autopeft.tasks.base import Task
 from autopeft.tasks.data import EncodedSplit, SplitName, TaskData
@@ -109,6 +111,11 @@ class LoadedModel:
                 found = task.on_base_model(model, replace(data, splits={name: split}), device)
             splits[name] = found.splits[name]
         return replace(data, splits=splits)
+
+    def leave_room_for(self, candidates: Sequence[Candidate]) -> None:
+        """Keep no more states of the cache on the device than training these leaves room for."""
+        if self._cache is not None:
+            self._cache.limit_on_device(self.context.left_beside(candidates))
 
     def setup_above(self, lowest_layer: int | None) -> TrainingSetup:
         """Return the setup with the cache below the lowest adapted block, None if there is none."""

@@ -40,7 +40,7 @@ class LocalBackend(Backend):
                 no single candidate can cause.
         """
         context = self._context
-        queue = JobQueue(dispatcher, context.trials_per_worker)
+        queue = JobQueue(dispatcher, context)
         groups: deque[tuple[Job, ...]] = deque()
         worker = _Worker(dispatcher, context)
         with warnings.catch_warnings(), quiet_transformers(), one_thread(context.device):

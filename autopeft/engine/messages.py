@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -37,7 +38,8 @@ class WorkerContext:
         carried: Methods, tasks and metrics that the driver registered; `make_executor` registers
             them in the worker.
         trials_per_worker: Most jobs that a worker trains together.
-        prices: Prices what a LoRA is cut to; None: nothing is cut.
+        prices: Prices what is trained together, and what a LoRA is cut to; None: nothing is.
+        room: Bytes that a worker can allocate on its device; None: not known.
 
     Example:
         >>> settings = autopeft.SearchSettings(model="gpt2", data="a.csv", workers=2)
@@ -58,6 +60,17 @@ class WorkerContext:
     carried: Carried | None = None
     trials_per_worker: int = 1
     prices: PriceTable | None = None
+    room: float | None = None
+
+    def left_beside(self, candidates: Sequence[Candidate]) -> float:
+        """Return the bytes that training candidates together leaves on the device; inf: unknown."""
+        if self.prices is None or self.room is None:
+            return math.inf
+        return self.room - self.prices.pack_bytes(candidates)
+
+    def fits(self, candidates: Sequence[Candidate]) -> bool:
+        """Return whether the device holds what training candidates together needs."""
+        return self.left_beside(candidates) >= 0
 
 
 @dataclass(frozen=True)

@@ -74,10 +74,10 @@ class _OnDriver:
 class _JobSearcher(_OnDriver, Searcher):  # type: ignore[misc]
     """Tune's searcher: each suggestion is a group of jobs from the dispatcher."""
 
-    def __init__(self, dispatcher: Dispatcher, n_workers: int, trials_per_worker: int) -> None:
+    def __init__(self, dispatcher: Dispatcher, n_workers: int, context: WorkerContext) -> None:
         super().__init__(metric=None, mode=None)
         self._dispatcher = dispatcher
-        self._queue = JobQueue(dispatcher, trials_per_worker)
+        self._queue = JobQueue(dispatcher, context)
         self._n_workers = n_workers
         self.jobs: dict[str, dict[int, Job]] = {}
         self.errors: dict[str, str] = {}
@@ -257,8 +257,7 @@ class RayBackend(Backend):
         """
         # A worker's failure is the reason of its trial; Tune would print tracebacks.
         silence("ray.tune", logging.CRITICAL)
-        trials_per_worker = self._context.trials_per_worker
-        searcher = _JobSearcher(dispatcher, self._n_workers, trials_per_worker)
+        searcher = _JobSearcher(dispatcher, self._n_workers, self._context)
         board = DriverBoard()
         resources = {"cpu": 1.0, "gpu": self._context.settings.gpus_per_worker or 0.0}
         with scratch_folder() as folder:

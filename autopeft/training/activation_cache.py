@@ -107,6 +107,7 @@ class ActivationCache:
         self._max_bytes = max_bytes
         self._is_warned = False
         self._device_share = device_share
+        self._device_bytes = math.inf
         self._folder = folder
         self._stores = OrderedDict[tuple[int, Precision, SplitName], ActivationStore]()
         self._refused: dict[tuple[int, Precision, SplitName], float] = {}
@@ -129,6 +130,12 @@ class ActivationCache:
         """Serve nothing from now on."""
         self.is_off = True
         self._stores.clear()
+
+    def limit_on_device(self, n_bytes: float) -> None:
+        """Keep at most so many bytes of states on an accelerator: trainings need the rest."""
+        self._device_bytes = max(0.0, n_bytes)
+        if is_accelerator(self.device):
+            self._drop_over(self._device_bytes, self.device)
 
     def leave_device(self) -> None:
         """Keep no states on an accelerator from now on: trainings need its memory."""
@@ -188,7 +195,7 @@ class ActivationCache:
             used = sum(s.n_bytes for s in self._stores.values() if s.is_on(self.device))
             free = free_memory_bytes(self.device)
             room = 0 if free is None else int(self._device_share * (free + used))
-            if self._make_room(size, min(room, self._max_bytes), self.device):
+            if self._make_room(size, min(room, self._max_bytes, self._device_bytes), self.device):
                 return {"device": self.device}
         if self._folder is None:
             if not self._make_room(size, self._max_bytes, "cpu"):
@@ -198,18 +205,22 @@ class ActivationCache:
         reserve(path, size, self._max_bytes)
         return {"path": path}
 
-    def _make_room(self, size: int, limit: int, device: str) -> bool:
+    def _make_room(self, size: int, limit: float, device: str) -> bool:
         """Drop the least recently used states of a device until there is room; False: never."""
         if size > limit:
             return False
+        self._drop_over(limit - size, device)
+        return True
+
+    def _drop_over(self, limit: float, device: str) -> None:
+        """Drop the least recently used states of a device until the others are within a limit."""
         ours = [(key, store) for key, store in self._stores.items() if store.is_on(device)]
         used = sum(store.n_bytes for _, store in ours)
         for key, store in ours:
-            if used + size <= limit:
+            if used <= limit:
                 break
             del self._stores[key]
             used -= store.n_bytes
-        return True
 
 
 class _Cut:

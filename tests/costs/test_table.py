@@ -108,10 +108,35 @@ def test_parameters_add_up_over_sites(plan: AdapterPlan) -> None:
 def test_another_adapter_never_makes_a_plan_cheaper(plan: AdapterPlan, more: LayerSpec) -> None:
     kept = [s for s in plan.specs if (s.layer, s.role) != (more.layer, more.role)]
     small, large = (_TABLE.price(_candidate(*specs)) for specs in (kept, [*kept, more]))
-    assert small.trainable_params < large.trainable_params
+    shape = _TOPOLOGY.shape(more.layer, more.role)
+    assert shape is not None
+    # An adapter may consist of a vector that others share: the second one adds no parameters.
+    has_own = methods.get(more.method).n_params(more.rank, shape, more.role) > 0
+    assert small.trainable_params + has_own <= large.trainable_params
     assert small.train_flops <= large.train_flops
     assert small.peak_memory_bytes <= large.peak_memory_bytes
     assert small.inference_flops <= large.inference_flops
+
+
+def test_another_site_of_a_shared_vector_adds_no_parameters() -> None:
+    first, second = (LayerSpec(layer, "attn.q", "unilora", 64) for layer in (2, 3))
+    one, both = (_TABLE.price(_candidate(*specs)) for specs in ([first], [first, second]))
+    assert one.trainable_params == both.trainable_params == 64
+    assert one.train_flops < both.train_flops
+
+
+def test_a_pack_holds_one_base_and_each_adapter() -> None:
+    low, high = (_candidate(LayerSpec(layer, "attn.q", "lora", 4)) for layer in (1, 3))
+    each = [_TABLE.pack_bytes([one]) for one in (low, high)]
+    both = _TABLE.pack_bytes([low, high])
+    assert each == [_TABLE.price(one).peak_memory_bytes for one in (low, high)]
+    assert max(each) < both
+    # The gradient of both goes down to the lower one.
+    assert both > sum(each) - _TABLE.weight_bytes
+    assert _TABLE.pack_bytes([high, low]) == both
+    more = [_TABLE.pack_bytes([low] * n) for n in range(1, 6)]
+    assert more == sorted(more)
+    assert more[1] < 2 * more[0]
 
 
 def test_a_lower_adapter_costs_a_longer_backward_pass() -> None:

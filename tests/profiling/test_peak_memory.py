@@ -18,7 +18,8 @@ from autopeft.costs import PriceTable
 from autopeft.models.attach import attach
 from autopeft.models.backbone import Backbone
 from autopeft.models.loading import prepare_config
-from autopeft.plan import AdapterPlan, Candidate, TrainSettings
+from autopeft.models.multi_adapter import MultiAdapter
+from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
 from autopeft.profiling.counters import LiveBytes
 from autopeft.profiling.measure import price_table
 from autopeft.tasks.batch import Batch
@@ -154,6 +155,68 @@ def test_scoring_is_priced_where_it_needs_more_than_training() -> None:
     scored = table.as_trained(has_activation_cache=False, scoring_tokens=8.0 * _ROWS * _LENGTH)
     reference = Candidate(AdapterPlan(), TrainSettings(1e-3, batch_size=_ROWS))
     assert scored.price(reference).peak_memory_bytes == pytest.approx(held, rel=0.10)
+
+
+_ATTENTION = ("attn.q", "attn.v")
+_PACKS = {
+    "equal": [[LayerSpec(2, "attn.q", "lora", 4), LayerSpec(3, "mlp.up", "lora", 4)]] * 4,
+    "unlike ranks": [
+        [
+            LayerSpec(layer, role, "lora", rank)
+            for layer in range(4)
+            for role in ("attn.q", "attn.v")
+        ]
+        for rank in (1, 4, 32)
+    ],
+    "unlike layers": [
+        [LayerSpec(layer, "attn.q", "lora", 8), LayerSpec(layer, "mlp.down", "rslora", 8)]
+        for layer in (0, 1, 3)
+    ],
+    "unlike methods": [
+        [LayerSpec(1, "attn.q", "lora", 4), LayerSpec(3, "mlp.up", "lora", 4)],
+        [LayerSpec(1, "attn.q", "dora", 4), LayerSpec(3, "mlp.up", "ia3")],
+        [LayerSpec(1, "attn.q", "ia3"), LayerSpec(3, "norm", "ln_tuning")],
+    ],
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", sorted(_KINDS))
+@pytest.mark.parametrize("pack", sorted(_PACKS))
+def test_candidates_that_are_trained_together_are_priced(kind: str, pack: str, dtype: str) -> None:
+    backbone, table = _known(kind, dtype)
+    train = TrainSettings(1e-3, steps=2, batch_size=_ROWS)
+    candidates = [Candidate(AdapterPlan(specs), train) for specs in _PACKS[pack]]
+    n = len(candidates)
+    batch = {k: v.repeat(n, *[1] * (v.dim() - 1)) for k, v in _batch(backbone).items()}
+    base = _bytes_of(backbone.model)
+    with LiveBytes() as live:
+        lanes = []
+        for candidate in candidates:
+            lanes.append(attach(backbone, candidate, seed=0))
+            lanes[-1].park()
+        groups = [{"params": list(g.parameters)} for lane in lanes for g in lane.parameter_groups()]
+        optimizer = torch.optim.AdamW(groups, fused=True)
+        together = MultiAdapter(dict(enumerate(lanes)))
+        gc.collect()
+        live.restart()
+        for _ in range(2):
+            with together.placed() as model:
+                with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+                    loss = model(**batch).loss
+                loss.backward()
+                del loss
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        held = base + live.peak
+    for lane in lanes:
+        lane.detach()
+    assert table.pack_bytes(candidates) == pytest.approx(held, rel=0.10)
+    assert table.pack_bytes(candidates) > max(map(table.pack_bytes, [[c] for c in candidates]))
+
+
+def _batch(backbone: Backbone) -> dict[str, torch.Tensor]:
+    return batch_for(backbone, rows=_ROWS, length=_LENGTH)
 
 
 @pytest.mark.parametrize("method", ["lora", "bottleneck"])

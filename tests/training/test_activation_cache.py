@@ -310,6 +310,32 @@ def test_states_are_on_the_accelerator_where_they_fit(
     assert list(tmp_path.glob("*.states"))
 
 
+def test_states_take_only_what_a_training_leaves_of_the_accelerator(
+    tmp_path: Path, classification_data: TaskData, bert_with_lora: Build
+) -> None:
+    model = bert_with_lora([2]).model.eval()
+    size = ActivationStore.size_of(classification_data.train, 32, torch.float32)
+
+    def n_files() -> int:
+        return len(list(tmp_path.glob("*.states")))
+
+    with pretended():
+        model.to("cuda")
+        there = collate(classification_data, "train", np.arange(16), "cuda")
+        cache = bert_cache(model, classification_data, device="cuda", folder=tmp_path)
+        for left, expected in ((size, 0), (size - 1, 1)):
+            cache.limit_on_device(left)
+            _fill(cache, 2, there)
+            assert n_files() == expected
+        cache.limit_on_device(2 * size)
+        _fill(cache, 1, there)
+        assert n_files() == 1
+        # What the next training needs is given back at once.
+        cache.limit_on_device(0)
+        _fill(cache, 1, there)
+    assert n_files() == 2
+
+
 def test_rows_scored_in_fp32_have_states_of_their_own(
     classification_data: TaskData, bert_with_lora: Build
 ) -> None:
