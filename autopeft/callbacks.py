@@ -21,9 +21,11 @@ from rich.table import Table
 from rich.text import Text
 
 from autopeft.engine.callback import Callback
+from autopeft.errors import printable
 from autopeft.plan_text import plan_summary
 from autopeft.trial import TIME_UP
 from autopeft.utils.formatting import human_count, human_seconds, human_value
+from autopeft.utils.terminal import console
 
 if TYPE_CHECKING:
     from autopeft.costs.objectives import Objective
@@ -50,9 +52,9 @@ def shown_progress(file: TextIO | None = None) -> Iterator[Callback]:
     if not file.isatty():
         yield PlainProgress(file)
         return
-    console = Console(file=file)
-    progress = LiveProgress(console)
-    with Live(console=console, get_renderable=progress.render, refresh_per_second=2):
+    display = console(file)
+    progress = LiveProgress(display)
+    with Live(console=display, get_renderable=progress.render, refresh_per_second=2):
         yield progress
 
 
@@ -117,7 +119,7 @@ class PlainProgress(Callback):
         """Print the line."""
         self._last_at = time.monotonic()
         file = self._file or sys.stdout
-        file.write(text + "\n")
+        file.write(printable(text) + "\n")
         file.flush()
 
     def on_progress(self, progress: Progress) -> None:
@@ -188,7 +190,7 @@ class NotebookProgress(Callback):
         from IPython.display import HTML, display
 
         self._last_at = time.monotonic()
-        lines = "\n".join(map(html.escape, self._lines))
+        lines = "\n".join(map(html.escape, map(printable, self._lines)))
         shown = HTML(f"<pre>{lines}</pre>{self._table()}")
         if self._display is None:
             self._display = display(shown, display_id=True)
@@ -199,11 +201,11 @@ class NotebookProgress(Callback):
         """Return the front so far as HTML: rich's own needs widgets in a notebook."""
         if self._progress is None:
             return ""
-        console = Console(record=True, width=100, file=io.StringIO(), force_jupyter=False)
+        page = console(io.StringIO(), record=True, width=100, force_jupyter=False)
         counts = Text(counts_line(self._progress), style="bold")
         lines = map(Text, map(steps_text, self._progress.steps))
-        console.print(counts, *lines, front_so_far(self._progress), sep="\n")
-        return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
+        page.print(counts, *lines, front_so_far(self._progress), sep="\n")
+        return page.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
 
 
 def front_so_far(progress: Progress) -> Table:

@@ -9,15 +9,16 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from autopeft import api
-from autopeft.errors import AutoPeftError, TrainingFailure
+from autopeft.errors import AutoPeftError, TrainingFailure, printable
 from autopeft.settings import RESUMABLE, SearchSettings
 from autopeft.tasks.registry import TASKS
-from autopeft.utils.formatting import without_numbers
+from autopeft.utils.formatting import one_line, without_numbers
+from autopeft.utils.terminal import console, echo
 
 if TYPE_CHECKING:
     from autopeft.result import SearchResult
@@ -143,7 +144,7 @@ def advise(model: str, data: str, rows: int, **flags: Any) -> None:
 
     advice = api.advise(model, data, rows=rows, **_given(flags))
     _print(advice_text(advice))
-    click.echo(f"next: {advice.command}")
+    echo(f"next: {advice.command}")
 
 
 @app.command()
@@ -154,7 +155,7 @@ def advise(model: str, data: str, rows: int, **flags: Any) -> None:
 def init(model: str, data: str, to: str, **flags: Any) -> None:
     """Look at MODEL and DATA and write a commented settings file."""
     written = api.init(model, data, to=to, **_given(flags))
-    click.echo(f"written: {written}\nnext: autopeft preview {written}")
+    echo(f"written: {written}\nnext: autopeft preview {written}")
 
 
 @app.command()
@@ -223,10 +224,10 @@ def export(
         dtype=dtype,
     )
     for line in written.notes():
-        click.echo(line)
+        echo(line)
     if format_ != "peft" and written.largest_difference is None:
-        click.echo("logits not compared: the search's data can no longer be read")
-    click.echo(f"written: {written.folder}")
+        echo("logits not compared: the search's data can no longer be read")
+    echo(f"written: {written.folder}")
 
 
 @app.command()
@@ -235,7 +236,7 @@ def export(
 @click.option("--port", default=8080, show_default=True, help="Port to listen on.")
 def dashboard(folder: str, host: str, port: int) -> None:
     """Open optuna-dashboard on the search in FOLDER, running or ended."""
-    click.echo(f"optuna-dashboard: http://{host}:{port}/  (Ctrl-C ends it)")
+    echo(f"optuna-dashboard: http://{host}:{port}/  (Ctrl-C ends it)")
     api.dashboard(folder, host=host, port=port)
 
 
@@ -246,7 +247,7 @@ def methods(markdown: bool) -> None:
     if markdown:
         from autopeft.methods import table
 
-        click.echo(table.markdown())
+        echo(table.markdown())
         return
     from autopeft.reporting.tables import methods_table
 
@@ -270,9 +271,7 @@ def spaces() -> None:
 
 
 def _print(renderable: Any) -> None:
-    from rich.console import Console
-
-    Console().print(renderable)
+    console().print(renderable)
 
 
 def _conclude(result: SearchResult) -> None:
@@ -280,11 +279,9 @@ def _conclude(result: SearchResult) -> None:
     from autopeft.reporting.tables import summary
 
     _print(summary(result.view))
-    click.echo(f"report: {result.folder / 'report.html'}")
+    echo(f"report: {result.folder / 'report.html'}")
     if result.best is not None:
-        click.echo(
-            f"best adapter: autopeft export {result.folder} --pick best --format peft --to FOLDER"
-        )
+        echo(f"best adapter: autopeft export {result.folder} --pick best --format peft --to FOLDER")
 
 
 def _check_completed(result: SearchResult) -> None:
@@ -322,38 +319,47 @@ def _check_completed(result: SearchResult) -> None:
 def main() -> None:
     """Run the command line; exit with 0, 1 (failure), 2 (user error) or 130 (interrupted)."""
     # A file and a line of code mean nothing to whoever types a command.
-    warnings.formatwarning = lambda message, *_, **__: f"autopeft: warning: {message}\n"
+    warnings.formatwarning = lambda message, *_, **__: (
+        f"autopeft: warning: {printable(' '.join(str(message).split()))}\n"
+    )
     try:
         status = app(standalone_mode=False)
         sys.exit(status if isinstance(status, int) else 0)
     except AutoPeftError as error:
         _show_traceback()
-        click.echo(f"autopeft: {error}", err=True)
+        echo(f"autopeft: {error}", err=True)
         sys.exit(error.exit_status)
     except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message())
+        echo(error.format_message())
         sys.exit(2)
     except click.ClickException as error:
-        click.echo(f"autopeft: {error.format_message()}", err=True)
+        echo(f"autopeft: {error.format_message()}", err=True)
         sys.exit(2)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, click.Abort) as error:
+        if isinstance(error.__cause__, EOFError):
+            # click takes the end of a file, wherever it was read, for that of the input.
+            _report_unexpected(error.__cause__)
         # Only these two have something to continue.
         searched = set(sys.argv[1:2]) & {"search", "resume"}
         saved = "; everything is saved: `autopeft resume FOLDER` continues" if searched else ""
-        click.echo(f"interrupted{saved}", err=True)
+        echo(f"interrupted{saved}", err=True)
         sys.exit(130)
     except Exception as error:  # Nobody foresaw it, so it is a mistake of autopeft.
-        _show_traceback()
-        text = " ".join(str(error).split())[:400]
-        click.echo(
-            f"autopeft: unexpected {type(error).__name__}: {text}; this is a mistake of autopeft, "
-            f"please report it with what {DEBUG}=1 shows",
-            err=True,
-        )
-        sys.exit(1)
+        _report_unexpected(error)
+
+
+def _report_unexpected(error: BaseException) -> NoReturn:
+    """Print an error that nobody foresaw, and exit with 1."""
+    _show_traceback()
+    echo(
+        f"autopeft: unexpected {one_line(error)[:400]}; this is a mistake of autopeft, "
+        f"please report it with what {DEBUG}=1 shows",
+        err=True,
+    )
+    sys.exit(1)
 
 
 def _show_traceback() -> None:
     """Print the traceback of the present exception if the user has asked for it."""
     if os.environ.get(DEBUG):
-        click.echo(traceback.format_exc(), err=True)
+        echo(traceback.format_exc(), err=True)

@@ -2,6 +2,28 @@
 
 from __future__ import annotations
 
+import re
+
+
+def printable(text: str) -> str:
+    """Return text that a terminal shows and does not obey: `?` for each control character.
+
+    Names of models and columns, labels and errors of libraries come from files of others. A line
+    end stays one; characters that reverse the direction of writing, and halves of surrogate pairs,
+    are replaced too.
+
+    Example:
+        >>> from autopeft.errors import printable
+        >>> printable("label" + chr(27) + "[2J")
+        'label?[2J'
+    """
+    return _UNPRINTABLE.sub("?", text)
+
+
+_UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
 
 class AutoPeftError(Exception):
     """Base class of the errors that autopeft raises.
@@ -15,6 +37,10 @@ class AutoPeftError(Exception):
     """
 
     exit_status = 1
+
+    def __str__(self) -> str:
+        """Return the text without control characters, which a terminal would obey."""
+        return printable(super().__str__())
 
 
 class UserError(AutoPeftError):
@@ -38,7 +64,7 @@ class UserError(AutoPeftError):
         self.value = value
         self.problem = problem
         self.remedy = remedy
-        super().__init__(f"{self.mistake}; {remedy}".replace("\n", " "))
+        super().__init__(" ".join(f"{self.mistake}; {remedy}".splitlines()))
 
     def __reduce__(self) -> tuple[type[UserError], tuple[str, object, str, str]]:
         """Let it travel from a worker: by default, it would be made again from its text alone."""

@@ -41,6 +41,12 @@ ROLES: tuple[str, ...] = (
 )
 """The roles of sites, in the order of the forward pass."""
 
+MAX_LAYERS = 10_000
+"""No model has more blocks. Plans come from files of others, and a page has a row for each."""
+
+MAX_RANK = 10_000_000
+"""No method has a larger size; UniLoRA's and VB-LoRA's are the largest."""
+
 _REPAIR = "restore the file that holds it"
 
 
@@ -71,15 +77,15 @@ class LayerSpec:
     rank: int = 0
 
     def __post_init__(self) -> None:
-        if self.layer < 0:
-            raise SpaceError("layer", self.layer, "`layer >= 0` must hold", "count blocks from 0")
+        if not 0 <= self.layer < MAX_LAYERS:
+            problem = f"`0 <= layer < {MAX_LAYERS}` must hold"
+            raise SpaceError("layer", self.layer, problem, "count blocks from 0")
         if self.role not in ROLES:
             raise SpaceError("role", self.role, "unknown role", f"use one of {', '.join(ROLES)}")
-        if self.rank < 0:
+        if not 0 <= self.rank <= MAX_RANK:
             where = f"layer {self.layer} ({self.role})"
-            raise SpaceError(
-                "rank", self.rank, f"`rank >= 0` must hold at {where}", "use 0 or more"
-            )
+            problem = f"`0 <= rank <= {MAX_RANK}` must hold at {where}"
+            raise SpaceError("rank", self.rank, problem, "use a rank within these limits")
 
 
 @dataclass(frozen=True)

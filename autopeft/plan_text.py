@@ -11,13 +11,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
 from autopeft.errors import SpaceError
-from autopeft.plan import ROLES, AdapterPlan, LayerSpec
+from autopeft.plan import MAX_LAYERS, ROLES, AdapterPlan, LayerSpec
 
 _EMPTY = "no adapter"
 
 _PART = re.compile(
-    r"(?P<method>[\w-]+)(?:(?::| r)(?P<rank>\d+))?"
-    r"(?: @ (?P<words>[\w.,]+) in |@(?P<roles>[\w.,]+)\[)(?P<layers>[\d,-]+)\]?"
+    r"(?P<method>[\w-]+)(?:(?::| r)(?P<rank>[0-9]{1,9}))?"
+    r"(?: @ (?P<words>[\w.,]+) in |@(?P<roles>[\w.,]+)\[)(?P<layers>[0-9,-]+)\]?"
 )
 
 
@@ -183,6 +183,11 @@ def _layers(text: str) -> list[int]:
     """The layers in a text such as "0-2,5"."""
     result: list[int] = []
     for piece in text.split(","):
-        first, _, last = piece.partition("-")
-        result += range(int(first), int(last or first) + 1)
+        match = re.fullmatch(r"([0-9]{1,6})(?:-([0-9]{1,6}))?", piece)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        # Checked before a range is written out: another's text may name a billion blocks.
+        if not first <= last < MAX_LAYERS:
+            problem = f"must be a block or a range of blocks below {MAX_LAYERS}"
+            raise SpaceError("layers", piece, problem, "write e.g. 0-3,5")
+        result += range(first, last + 1)
     return result

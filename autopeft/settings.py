@@ -9,6 +9,7 @@ from typing import Any
 from autopeft.costs.objectives import COSTS
 from autopeft.errors import SettingsError
 from autopeft.plan import TrainSettings
+from autopeft.utils.formatting import middle_cut
 from autopeft.utils.serialize import finite, from_plain, to_plain
 from autopeft.utils.yaml_files import parse_yaml
 
@@ -191,12 +192,14 @@ class SearchSettings:
         "Seeds with which a finalist is retrained at most; one whose place is clear gets fewer. By "
         "default, planned: 2 or 3, and up to two more where they may settle the verdict.",
         minimum=1,
+        maximum=1000,
         resumable=True,
     )
     max_finalists: int | None = _setting(
         None,
         "Maximum number of front members to confirm. By default, planned: 2 to 6.",
         minimum=1,
+        maximum=1000,
         resumable=True,
     )
     compress: bool = _setting(
@@ -220,6 +223,7 @@ class SearchSettings:
         None,
         "Number of rungs: how often a trial is evaluated, the end included. By default, 3.",
         minimum=1,
+        maximum=100,
     )
     rung_rows: int | None = _setting(
         None,
@@ -294,6 +298,7 @@ class SearchSettings:
         "Number of adapters that a worker trains at once on one base model. By default, 1 on a "
         "CPU and up to 4 on a GPU, if a measurement shows that it is faster.",
         minimum=1,
+        maximum=1000,
         resumable=True,
     )
     ray_address: str | None = _setting(
@@ -387,16 +392,42 @@ def _check(
     """Raise a SettingsError if a value is not within the limits of its setting."""
     if choices and value is not None and value not in choices:
         raise SettingsError(name, value, "unknown choice", f"use one of {', '.join(choices)}")
+    for text in value if isinstance(value, tuple) else (value,):
+        if isinstance(text, str):
+            _check_text(name, text)
     if minimum is None or value is None:
         return
-    if maximum is not None and not minimum <= value <= maximum:
+    if maximum is not None and maximum <= 1 and not minimum <= value <= maximum:
         raise SettingsError(
             name, value, f"must be a share from {minimum} to {maximum}", "correct it"
         )
     if not value >= minimum:
-        raise SettingsError(
-            name, value, f"`{name} >= {minimum}` must hold", f"use {minimum} or more"
-        )
+        problem = f"`{name} >= {minimum}` must hold"
+        raise SettingsError(name, value, problem, f"use {minimum} or more")
+    most = _MOST if maximum is None else maximum
+    if value > most:
+        raise SettingsError(name, value, f"`{name} <= {most}` must hold", f"use {most} or less")
+
+
+_MOST = 2**31 - 1
+"""Largest number where a setting names no other; random generators take no larger seed."""
+
+_NO_NAMES = ("space", "storage", "budget", "pick", "constraints")
+"""Settings whose text is no name and no path: its parts may be longer than those."""
+
+
+def _check_text(name: str, value: str) -> None:
+    """Raise a SettingsError for text that the file system and encoders cannot take."""
+    if "\x00" in value:
+        raise SettingsError(name, value, "holds a NUL character", "remove it")
+    try:
+        longest = max(len(part.encode()) for part in value.split("/"))
+    except UnicodeEncodeError:
+        problem = "holds half a character (a lone surrogate)"
+        raise SettingsError(name, value, problem, "write it in UTF-8") from None
+    if len(value) > 4000 or (longest > 255 and name not in _NO_NAMES):
+        shown = middle_cut(value, 60)
+        raise SettingsError(name, shown, "is longer than any name or path", "shorten it")
 
 
 _LOCAL: Mapping[str, tuple[object, ...]] = {

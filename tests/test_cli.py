@@ -84,3 +84,19 @@ def test_a_mistake_is_one_line_and_status_2(
     assert len(done.stderr.strip().splitlines()) == 1
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_end_of_a_file_is_no_interruption(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def read(*args: object, **kwargs: object) -> None:
+        raise EOFError("Compressed file ended before the end-of-stream marker was reached")
+
+    monkeypatch.setattr("autopeft.api.search", read)
+    monkeypatch.setattr("sys.argv", ["autopeft", "search", "--model", "m"])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 1
+    shown = capsys.readouterr().err
+    assert "everything is saved" not in shown
+    assert "unexpected EOFError" in shown

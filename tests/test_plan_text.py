@@ -91,3 +91,21 @@ def test_experts_outside_the_space_come_with_what_to_do() -> None:
 def test_damaged_text_is_refused(text: str) -> None:
     with pytest.raises(SpaceError, match="cannot be read"):
         read_plan(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "lora:8@attn.q[0-9999999999]",
+        "lora:8@attn.q[0-999999]",
+        "lora:8@attn.q[5-3]",
+        "lora:8@attn.q[1-2-3]",
+        "lora:8@attn.q[,]",
+        "lora:8@attn.q[²]",
+        "lora:99999999999@attn.q[0]",
+        "lora:999999999@attn.q[0]",
+    ],
+)
+def test_a_plan_of_too_many_blocks_is_refused_before_it_is_written_out(text: str) -> None:
+    with pytest.raises(SpaceError):
+        read_plan(text)

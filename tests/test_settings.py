@@ -104,3 +104,22 @@ def test_adapters_that_are_trained_alone_are_not_trained_together(way: dict[str,
     assert SearchSettings.from_mapping(way).trains_alone == next(iter(way))
     with pytest.raises(SettingsError, match=r"one at a time.*leave it out"):
         SearchSettings.from_mapping({**way, "trials_per_worker": 2})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "hint"),
+    [
+        ("rungs", 10_000_000_000, "rungs <= 100"),
+        ("steps", 10**12, "steps <= 2147483647"),
+        ("seed", 10**200, "seed <= 2147483647"),
+        ("activation_cache_gb", float("inf"), "activation_cache_gb <= "),
+        ("model", "a\x00b", "NUL"),
+        ("model", "m" * 300, "longer than any name"),
+        ("data", ["ok.csv", "d/" * 3000], "longer than any name"),
+        ("output", "\ud800", "half a character"),
+    ],
+)
+def test_what_no_search_can_use_is_refused_at_once(key: str, value: object, hint: str) -> None:
+    with pytest.raises(SettingsError, match=hint) as caught:
+        SearchSettings.from_mapping({key: value})
+    assert len(str(caught.value)) < 300

@@ -10,8 +10,11 @@ from autopeft.errors import SettingsError
 
 _SECONDS = {"s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _FACTOR = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "p": 1e15, "e": 1e18}
+_MOST = 1e30
+"""Largest number in a budget. FLOPs are the largest, and 1e30 of them are a thousand years."""
+
 _PART = re.compile(
-    r"^(?P<number>\d+(?:\.\d*)?(?:e[+-]?\d+)?|\.\d+)\s*(?P<unit>[a-z]*)$", re.IGNORECASE
+    r"^(?P<number>[0-9]+(?:\.[0-9]*)?(?:e[+-]?[0-9]+)?|\.[0-9]+)\s*(?P<unit>[a-z]*)$", re.IGNORECASE
 )
 
 
@@ -59,11 +62,13 @@ class Budget:
         flops: float | None = None
         for part in _parts(text):
             match = _PART.match(part)
+            if match and float(match["number"]) > _MOST:
+                raise _error(text, f"{part!r} is beyond all budgets")
             number, unit = (match["number"], match["unit"].lower()) if match else ("", "")
             if unit in _SECONDS:
                 seconds = (seconds or 0.0) + float(number) * _SECONDS[unit]
             elif unit in ("trial", "trials", "t"):
-                if trials is not None or float(number) != int(float(number)):
+                if trials is not None or not float(number).is_integer():
                     raise _error(text, "trials must be a whole number, named once")
                 trials = int(float(number))
             elif unit.endswith(("flop", "flops")) and unit[: unit.index("flop")] in _FACTOR:

@@ -15,6 +15,7 @@ import msgspec
 from msgspec import inspect
 
 from autopeft.errors import SettingsError, StorageError, UserError
+from autopeft.utils.text_files import MAX_JSON_BYTES, Unreadable, parse_json, read_text
 
 T = TypeVar("T")
 
@@ -114,17 +115,14 @@ def read_json(
     """Read a JSON file and check it against `kind`; unknown keys are ignored.
 
     Raises:
-        UserError: of class `error`, naming `field` or the file, if the file cannot be read, is not
-            JSON, or does not fit.
+        UserError: of class `error`, naming `field` or the file, if the file cannot be read, is too
+            large or too deep, is not JSON, or does not fit.
     """
     field = field or path.name
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as wrong:
-        problem = f"cannot be read ({wrong.strerror or wrong})"
-        raise error(field, str(path), problem, remedy) from None
-    except ValueError as wrong:
-        raise error(field, str(path), f"is not JSON ({wrong})", remedy) from None
+        data = parse_json(read_text(path, max_bytes=MAX_JSON_BYTES))
+    except Unreadable as wrong:
+        raise error(field, str(path), str(wrong), remedy) from None
     try:
         return from_plain(kind, data, field="content", allow_unknown=True)
     except UserError as wrong:

@@ -10,6 +10,14 @@ from typing import Any
 import yaml
 
 from autopeft.errors import UserError
+from autopeft.utils.text_files import (
+    MAX_DEPTH,
+    MAX_DIGITS,
+    MAX_YAML_BYTES,
+    TOO_DEEP,
+    Unreadable,
+    read_text,
+)
 
 
 class _Loader(yaml.SafeLoader):
@@ -23,15 +31,18 @@ _Loader.add_implicit_resolver(
 )
 
 
+_MAX_NODES = 100_000
+"""Most values in one file. Aliases count at each place: nine of them in nine make a billion."""
+
+
 def read_yaml(
     path: Path | Traversable, *, field: str, remedy: str, error: type[UserError]
 ) -> dict[str, Any]:
     """Read a YAML file that holds a mapping, or raise an `error` that names `field`."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as wrong:
-        problem = f"cannot be read ({type(wrong).__name__})"
-        raise error(field, str(path), problem, "check the path") from None
+        text = read_text(path, max_bytes=MAX_YAML_BYTES)
+    except Unreadable as wrong:
+        raise error(field, str(path), str(wrong), "check the path and the file") from None
     return parse_yaml(text, field=field, shown=str(path), remedy=remedy, error=error)
 
 
@@ -40,11 +51,53 @@ def parse_yaml(
 ) -> dict[str, Any]:
     """Parse YAML that holds a mapping, or raise an `error` that names `field` and what is shown."""
     try:
-        row = yaml.load(text, Loader=_Loader)
+        row = _parsed(text)
     except yaml.YAMLError as wrong:
         mark = getattr(wrong, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
         raise error(field, shown, f"is not YAML{where}", "fix the syntax") from None
+    except Unreadable as wrong:
+        raise error(field, shown, str(wrong), remedy) from None
     if not isinstance(row, dict) or not all(isinstance(key, str) for key in row):
         raise error(field, shown, "must hold `name: value` lines", remedy)
     return row
+
+
+def _parsed(text: str) -> Any:
+    """Return the values of a text whose size, with each alias in its place, was checked first."""
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _weigh(node, {}, 0)
+        return loader.construct_document(node)
+    except RecursionError:
+        raise Unreadable(TOO_DEEP) from None
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as wrong:
+        if isinstance(wrong, Unreadable):
+            raise
+        # A tag or a date whose text does not fit it: PyYAML's constructors do not check.
+        raise Unreadable(f"holds a value that its tag or form does not allow ({wrong})") from None
+    finally:
+        loader.dispose()
+
+
+def _weigh(node: yaml.Node, known: dict[int, int], depth: int) -> int:
+    """Return how many values a node stands for, or raise an Unreadable: too deep, or too many."""
+    if depth > MAX_DEPTH:
+        raise Unreadable(TOO_DEEP)  # also an alias inside what it names
+    if id(node) in known:
+        return known[id(node)]
+    if isinstance(node, yaml.ScalarNode):
+        if node.tag.endswith(":int") and len(node.value) > MAX_DIGITS:
+            raise Unreadable(f"holds a number of {len(node.value)} digits")
+        return 1
+    inner = node.value
+    if isinstance(node, yaml.MappingNode):
+        inner = [part for pair in node.value for part in pair]
+    total = 1 + sum(_weigh(part, known, depth + 1) for part in inner)
+    if total > _MAX_NODES:
+        raise Unreadable(f"stands for more than {_MAX_NODES:,} values, the most that are read")
+    known[id(node)] = total
+    return total

@@ -73,3 +73,9 @@ def test_spending_is_never_negative() -> None:
 def test_confirm_share_is_checked() -> None:
     with pytest.raises(SettingsError, match="confirm_share"):
         BudgetTracker(Budget.parse("1h"), confirm_share=1.0)
+
+
+@pytest.mark.parametrize("text", ["1e999trials", "1e999s", "1e31flops", "5²trials", "٣trials"])
+def test_a_number_beyond_all_budgets_is_refused(text: str) -> None:
+    with pytest.raises(SettingsError, match="budget"):
+        Budget.parse(text)

@@ -294,7 +294,7 @@ _SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
     "unknown method": (_edit_plan(method="lorra"), "method='lorra': no such method"),
     "rank 0": (_edit_plan(rank=0), "`1 <= rank <= 32` must hold"),
     "rank too large": (_edit_plan(rank=33), "`1 <= rank <= 32` must hold"),
-    "negative rank": (_edit_plan(rank=-1), "`rank >= 0` must hold"),
+    "negative rank": (_edit_plan(rank=-1), "`0 <= rank <= "),
     "rank of text": (_edit_plan(rank="2"), "whole number"),
     "missing layer": (_edit_plan(layer=9), "the model has 2 blocks"),
     "missing role": (_edit_plan(role="mlp.gate"), "no such role"),

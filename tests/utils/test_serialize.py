@@ -152,7 +152,7 @@ def test_a_file_comes_back(tmp_path: Path) -> None:
         (None, "cannot be read"),
         ("", "is not JSON"),
         ("{", "is not JSON"),
-        ("\u0000", "is not JSON"),
+        ("\u0000", "is a binary file"),
         ("[]", "must be a mapping"),
         ("null", "must be a mapping"),
         ("3", "must be a mapping"),
