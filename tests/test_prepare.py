@@ -251,6 +251,7 @@ def test_a_training_comes_before_the_cache_on_a_device(
     assert context.left_beside(pack) == 1000
     assert context.left_beside(pack[:1]) > 1000
     executor = Executor(context)
+    executor.context = replace(context, device="cuda")
     limits: list[float] = []
     assert executor._cache is not None
     monkeypatch.setattr(executor._cache, "limit_on_device", limits.append)

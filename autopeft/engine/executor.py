@@ -102,6 +102,17 @@ class Executor(LoadedModel):
             execution.close()
             if self._together is not None:
                 self._together.drop(index)
+        self._raise_cut()
+
+    def _raise_cut(self) -> None:
+        """Compute no block below the lowest adapter of those that are still trained together."""
+        if self._together is not None and self._executions:
+            self._together.setup = self.setup_above(self._cut())
+
+    def _cut(self) -> int:
+        """Return the lowest block that an adapter in progress changes."""
+        plans = [execution.job.candidate.plan for execution in self._executions.values()]
+        return min(plan.lowest_layer for plan in plans if plan.lowest_layer is not None)
 
     def clear(self) -> None:
         """Detach all candidates; the base model is as it was when loaded."""
@@ -128,11 +139,11 @@ class Executor(LoadedModel):
             and len(trainers) > 1
             and all(can_share_batch_in(job.candidate, layout) for job in self._jobs)
         ):
-            plans = [execution.job.candidate.plan for execution in self._executions.values()]
-            cut = min(plan.lowest_layer for plan in plans if plan.lowest_layer is not None)
             # Unless the user asked for it, training together must prove faster once.
             must_pay = settings.trials_per_worker is None and not self.has_compared
-            self._together = MultiTrainer(trainers, self.setup_above(cut), must_pay=must_pay)
+            self._together = MultiTrainer(
+                trainers, self.setup_above(self._cut()), must_pay=must_pay
+            )
         return failed
 
     def _train_together(self, trainer: MultiTrainer) -> dict[int, Message]:
@@ -163,6 +174,7 @@ class Executor(LoadedModel):
                 execution = self._executions.pop(index)
                 messages[index] = execution.failure(reason)
                 execution.close()
+        self._raise_cut()
         return messages
 
     def _separate(self, reason: str) -> dict[int, Message]:

@@ -21,6 +21,7 @@ from autopeft.training.last_block import LastBlock
 from autopeft.training.packing import Packing
 from autopeft.training.precision import Precision, autocast, choose_precision, rounded_once
 from autopeft.training.setup import TrainingSetup
+from autopeft.utils.device import is_accelerator
 
 
 class LoadedModel:
@@ -114,7 +115,7 @@ class LoadedModel:
 
     def leave_room_for(self, candidates: Sequence[Candidate]) -> None:
         """Keep no more states of the cache on the device than training these leaves room for."""
-        if self._cache is not None:
+        if self._cache is not None and is_accelerator(self.context.device):
             self._cache.limit_on_device(self.context.left_beside(candidates))
 
     def setup_above(self, lowest_layer: int | None) -> TrainingSetup:

@@ -231,6 +231,7 @@ class RayBackend(Backend):
         if address is None:
             n_bytes = data.n_bytes if data is not None else 0
             ray.init(
+                address="local",  # Without, Ray joins one that happens to run here.
                 num_cpus=self._n_workers,
                 # Ray itself finds fewer kinds of accelerators than torch.
                 num_gpus=n_accelerators() if self._context.device != "cpu" else None,

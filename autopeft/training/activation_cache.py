@@ -134,8 +134,7 @@ class ActivationCache:
     def limit_on_device(self, n_bytes: float) -> None:
         """Keep at most so many bytes of states on an accelerator: trainings need the rest."""
         self._device_bytes = max(0.0, n_bytes)
-        if is_accelerator(self.device):
-            self._drop_over(self._device_bytes, self.device)
+        self._drop_over(self._device_bytes, self.device)
 
     def leave_device(self) -> None:
         """Keep no states on an accelerator from now on: trainings need its memory."""

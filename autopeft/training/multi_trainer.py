@@ -36,6 +36,7 @@ class MultiTrainer:
             one step of each.
 
     Attributes:
+        setup: As given; a cache below a higher adapter may replace it when the lowest one has left.
         failed: Why a candidate was dropped, by index: it diverged, or its time was up.
     """
 
@@ -43,7 +44,7 @@ class MultiTrainer:
         self, trainers: Mapping[int, Trainer], setup: TrainingSetup, *, must_pay: bool = False
     ) -> None:
         self._trainers = dict(trainers)
-        self._setup = setup
+        self.setup = setup
         self._candidates = self._adapters()
         self._is_checked = False
         self._must_pay = must_pay
@@ -51,7 +52,7 @@ class MultiTrainer:
 
     def drop(self, index: int) -> None:
         """Stop training a candidate; the others continue in a smaller batch."""
-        del self._trainers[index]
+        self._trainers.pop(index).release()
         if self._trainers:
             self._candidates = self._adapters()
 
@@ -61,23 +62,30 @@ class MultiTrainer:
     def train_to(self, to_step: int) -> None:
         """Train every candidate up to a step; drop those that fail (`failed`).
 
+        The seconds are shared by steps: one that leaves early pays for its own only.
+
         Raises:
             MultiAdapterError: if the model computes other losses than for each candidate alone, or
                 if training together does not pay. No candidate has made a step then.
         """
         trained = tuple(self._trainers.values())
-        watch = Stopwatch(self._setup.cache)
+        before = [trainer.step for trainer in trained]
+        watch = Stopwatch(self.setup.cache)
         for trainer in trained:
             trainer.clock.resume(trainer.step)
         try:
-            with training_attention(self._setup.precision, self._setup.device):
+            with training_attention(self.setup.precision, self.setup.device):
                 while any(trainer.step < to_step for trainer in self._trainers.values()):
                     self._one_step()
-            synchronize(self._setup.device)
+            synchronize(self.setup.device)
         finally:
-            for trainer in trained:
-                trainer.train_seconds += watch.seconds() / len(trained)
-                trainer.cache_seconds += watch.cache_seconds() / len(trained)
+            done = [trainer.step - step for trainer, step in zip(trained, before, strict=True)]
+            seconds, cache_seconds = watch.seconds(), watch.cache_seconds()
+            for trainer, n_steps in zip(trained, done, strict=True):
+                # Without any step, an error or a slow check has taken the time of all.
+                share = n_steps / sum(done) if any(done) else 1 / len(trained)
+                trainer.train_seconds += seconds * share
+                trainer.cache_seconds += cache_seconds * share
 
     def _one_step(self) -> None:
         rows = [trainer.next_rows() for trainer in self._trainers.values()]
@@ -102,7 +110,7 @@ class MultiTrainer:
 
     def _losses(self, model: torch.nn.Module, rows: Sequence[IntArray]) -> torch.Tensor:
         """Return the mean loss on each candidate's rows, shape (len(rows),)."""
-        setup = self._setup
+        setup = self.setup
         batch = collate(setup.data, "train", np.concatenate(rows), setup.device)
         with setup.forward(batch), rounded_once(model, setup.precision, setup.device):
             return setup.task.losses(model, batch, len(rows))
@@ -125,7 +133,7 @@ class MultiTrainer:
         verified(
             together / scale,
             alone / scale,
-            TOLERANCE[self._setup.precision],
+            TOLERANCE[self.setup.precision],
             what="multi-adapter training",
             error=MultiAdapterError,
         )
@@ -139,13 +147,13 @@ class MultiTrainer:
     ) -> tuple[torch.Tensor, float]:
         """Return the losses, shape (len(rows),), and the seconds of a step without an update."""
         train_adapters_only(model)
-        synchronize(self._setup.device)
+        synchronize(self.setup.device)
         started = time.perf_counter()
         with torch.set_grad_enabled(self._must_pay):
             losses = self._losses(model, rows)
             if self._must_pay:
                 losses.sum().backward()  # type: ignore[no-untyped-call]
-        synchronize(self._setup.device)
+        synchronize(self.setup.device)
         seconds = time.perf_counter() - started
         model.zero_grad(set_to_none=True)
         return losses.detach(), seconds

@@ -293,6 +293,11 @@ class Trainer:
             self._check_losses()
         self.clock.after_step(self.step, loss, is_last=self.step >= self._train.steps)
 
+    def release(self) -> None:
+        """Free the gradients and the optimizer's state. No step may follow."""
+        self._optimizer.zero_grad(set_to_none=True)
+        self._optimizer.state.clear()
+
     def _check_losses(self) -> None:
         if not self._unchecked:
             return

@@ -34,6 +34,7 @@ from autopeft.settings import SearchSettings
 from autopeft.tasks.batch import Batch
 from autopeft.training import precision, step_clock
 from autopeft.training import trainer as trainer_module
+from autopeft.training.acceleration import NO_ACCELERATION
 from autopeft.training.loss_watch import LossWatch
 from autopeft.training.multi_trainer import MultiTrainer
 from autopeft.training.step_clock import Deadline
@@ -304,6 +305,30 @@ def test_of_jobs_trained_together_one_is_stopped(
     assert 0 < stopped.step < ready.rungs[0]
     assert all(_same(messages[i], expected[i]) for i in (0, 2))
     assert sorted(executor.advance()) == [0, 2]
+    executor.clear()
+
+
+def test_no_block_is_computed_for_one_that_has_left(
+    executor: Executor, ready: PreparedSearch
+) -> None:
+    """The others then skip the blocks below their own lowest adapter, and learn the same."""
+    low, high = LayerSpec(0, "attn.q", "lora", 2), LayerSpec(1, "attn.q", "lora", 2)
+    train = _candidate(1).train
+    jobs = [
+        Job("search", Candidate(AdapterPlan(specs), train), _COSTS, 3, number)
+        for number, specs in enumerate(([low], [high], [high, LayerSpec(1, "mlp.up", "lora", 1)]))
+    ]
+    expected = [_alone(executor, job, 2) for job in jobs]
+    executor.begin(jobs)
+    executor.advance()
+    together = executor._together
+    assert together is not None
+    assert together.setup.cache is NO_ACCELERATION
+    executor.drop([0])
+    assert together.setup.cache is not NO_ACCELERATION
+    messages = executor.advance()
+    assert sorted(messages) == [1, 2]
+    assert all(_same(messages[i], expected[i][1]) for i in (1, 2))
     executor.clear()
 
 

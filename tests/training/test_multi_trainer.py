@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from autopeft.models.attach import attach
 from autopeft.models.backbone import Backbone
 from autopeft.models.multi_adapter import MultiAdapter
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
+from autopeft.profiling.counters import LiveBytes
 from autopeft.tasks.data import TaskData
 from autopeft.tasks.sft import SupervisedFineTuning
 from autopeft.tasks.text_classification import TextClassification
@@ -141,6 +143,46 @@ def test_a_candidate_that_diverges_fails_alone(classification_data: TaskData) ->
     assert isinstance(together.trainer.failed[1], TrainingFailure)
     for index in (0, 2):
         _assert_equal(together.values(index), alone.train_alone(index))
+
+
+def test_one_that_leaves_pays_for_its_own_steps(
+    classification_data: TaskData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = classification_data
+    task = TextClassification(data.labels, data.pad_id)
+    monkeypatch.setattr("autopeft.training.multi_trainer.Stopwatch.seconds", lambda _: 10.0)
+    together = _Candidates(_bert(), task, data, candidates=_candidates((1e-2, 1e30, 2e-2)))
+    together.trainer.train_to(_STEPS)
+    steps = {index: trainer.step for index, trainer in together.trainings.items()}
+    assert 0 < steps[1] < steps[0] == steps[2] == _STEPS
+    for index, trainer in together.trainings.items():
+        assert trainer.train_seconds == pytest.approx(10.0 * steps[index] / sum(steps.values()))
+
+
+def test_one_that_leaves_frees_its_memory(classification_data: TaskData) -> None:
+    data = classification_data
+    task = TextClassification(data.labels, data.pad_id)
+
+    def peak(*, leaves: bool) -> int:
+        with LiveBytes() as live:
+            them = _Candidates(_bert(), task, data, candidates=_candidates())
+            if not leaves:
+                them.trainer.drop(1)
+                del them.attached[1], them.trainings[1], them.together
+            them.trainer.train_to(4)
+            if leaves:
+                all_three = live.peak
+                them.trainer.drop(1)
+                del them.attached[1], them.trainings[1], them.together
+            gc.collect()
+            live.restart()
+            them.trainer.train_to(8)
+            if leaves:
+                assert live.peak < 0.8 * all_three
+            found: int = live.peak
+        return found
+
+    assert peak(leaves=True) == pytest.approx(peak(leaves=False), rel=0.01)
 
 
 def test_a_model_whose_rows_meet_is_found_out(classification_data: TaskData) -> None:
