@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
@@ -51,7 +52,7 @@ from autopeft.tasks.base import Task
 from autopeft.tasks.batch import collate
 from autopeft.tasks.data import SplitName, TaskData
 from autopeft.tasks.load_data import load_data, read_tables
-from autopeft.tasks.packing import packed_batch, packed_tokens, usual_bins
+from autopeft.tasks.packing import packed_batch, packed_shape, usual_bins
 from autopeft.tasks.registry import make_task
 from autopeft.tasks.summary import DataSummary
 from autopeft.training.activation_cache import ActivationStore
@@ -69,6 +70,9 @@ AUTO_TRIALS_PER_WORKER = {"cpu": 1, "accelerator": 4}
 """Candidates trained together by default. A CPU gains a tenth at 16 rows a step, too little to
 propose several at once; on a GPU each worker first measures whether it pays."""
 
+
+PACKED_STEPS = 512
+"""Steps whose packed rows are counted: their sizes differ as lengths do."""
 
 Note = Callable[[str], None]
 Phase = Callable[[str], AbstractContextManager[None]]
@@ -412,20 +416,9 @@ def _prices(
     """Price training the model on the data in batches of the settings' rows."""
     n_rows, per_row = settings.rows_per_step, data.train.sequences_per_row
     lengths = data.length_statistics(n_rows)
-    mean_length = lengths.mean_padded
+    mean_length, largest = lengths.mean_padded, None
     if settings.packing:
-        batches = list(islice(training_batches(data.train.lengths, n_rows, 0), 32))
-        of_rows = [data.train.lengths[rows] for rows in batches]
-        padded = sum(len(each) * int(each.max()) for each in of_rows)
-        packed = sum(
-            min(packed_tokens(each, usual_bins(each)), len(each) * int(each.max()))
-            for each in of_rows
-        )
-        mean_length = packed / sum(map(len, of_rows))
-        note(
-            f"packing: a step has {packed / len(batches):.0f} tokens in place of "
-            f"{padded / len(batches):.0f}"
-        )
+        mean_length, largest = _packed(data, n_rows, note)
     prices = price_table(
         meta,
         batch_size=n_rows * per_row,
@@ -435,6 +428,7 @@ def _prices(
         device=device,
         inputs=InputShape(data.input_shapes, lengths.source_share, lengths.target_share),
         dtype=base_dtype(device, settings.precision),
+        packed=largest,
     )
     if per_row > 1:
         # Prices are by rows, whatever a row holds.
@@ -451,6 +445,23 @@ def _prices(
         has_checkpointing=settings.gradient_checkpointing,
         pass_tokens=settings.micro_batch_tokens,
     )
+
+
+def _packed(data: TaskData, n_rows: int, note: Note) -> tuple[float, tuple[int, int]]:
+    """Return the mean tokens of a packed row, and the sequences and tokens of the largest step."""
+    batches = islice(training_batches(data.train.lengths, n_rows, 0), PACKED_STEPS)
+    of_rows = [data.train.lengths[rows] for rows in batches]
+    padded = [(len(each), int(each.max())) for each in of_rows]
+    packed = [
+        min(packed_shape(each, usual_bins(each)), whole, key=math.prod)
+        for each, whole in zip(of_rows, padded, strict=True)
+    ]
+    n_packed, n_padded = (sum(map(math.prod, shapes)) for shapes in (packed, padded))
+    note(
+        f"packing: a step has {n_packed / len(packed):.0f} tokens in place of "
+        f"{n_padded / len(packed):.0f}"
+    )
+    return n_packed / sum(map(len, of_rows)), max(packed, key=math.prod)
 
 
 def load_of(settings: SearchSettings, data: TaskData, task: Task) -> Load:

@@ -568,6 +568,9 @@ class PriceTable:
         floats = memory.per_token * memory_tokens + memory.per_step
         if is_live:
             floats += memory.input_grad_per_step
+        if self.float_bytes < 4:
+            floats += memory.bf16_per_token * memory_tokens + memory.bf16_per_step
+            floats += memory.bf16_input_grad_per_step * is_live
         if has_dropout:
             floats += memory.dropout_per_token * memory_tokens
         keeps_input = memory.keeps_input
@@ -587,7 +590,8 @@ class PriceTable:
             backward_flops=backward + flops.backward_per_step,
             token_flops=forward + backward,
             saved_bytes=floats * float_bytes,
-            scratch_bytes=memory.scratch_per_step * float_bytes,
+            scratch_bytes=(memory.scratch_per_step + memory.scratch_per_token * memory_tokens)
+            * float_bytes,
             input_name=block.input_of.get(spec.role, spec.role) if keeps_input else "",
             input_bytes=usage.input_bytes.get(spec.role, 0.0),
         )

@@ -77,6 +77,11 @@ class AdapterMemory:
         drops_input: Whether dropout makes a copy of the input, which each site keeps instead of the
             input, and a mask, which is kept where the input needs a gradient.
         scratch_per_step: What the backward pass through the site holds for a moment, on top.
+        scratch_per_token: The same, for each token.
+        bf16_per_token: For each token, added under bf16 autocast.
+        bf16_per_step: Independent of the number of tokens, added under bf16 autocast: it keeps
+            rounded copies of frozen tensors.
+        bf16_input_grad_per_step: The same, where the site's input needs a gradient.
     """
 
     per_token: float = 0.0
@@ -86,6 +91,10 @@ class AdapterMemory:
     drops_input: bool = False
     dropout_per_token: float = 0.0
     scratch_per_step: float = 0.0
+    scratch_per_token: float = 0.0
+    bf16_per_token: float = 0.0
+    bf16_per_step: float = 0.0
+    bf16_input_grad_per_step: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,9 @@ class C3A(Method):
         return AdapterFlops(forward_per_token=product, backward_per_token=2 * product)
 
     def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
-        """The input."""
-        return AdapterMemory(keeps_input=True)
+        """The input. Backward, complex transforms of the input and of the output's gradient."""
+        out, in_ = shape
+        return AdapterMemory(keeps_input=True, scratch_per_token=3.0 * in_ + out)
 
     def is_legal_rank(self, rank: int, shape: Shape) -> bool:
         """Blocks are square and cover the weight."""

@@ -65,8 +65,18 @@ class Pvera(Vera):
         )
 
     def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
-        """A x, the deviation and the noise; B's output, for b's gradient."""
-        return AdapterMemory(per_token=4 * rank + shape[0], drops_input=True)
+        """A x, the deviation and the noise; B's output, for b's gradient.
+
+        Deviation and noise are fp32 under bf16 autocast, which rounds A and B at each use.
+        """
+        out, in_ = shape
+        return AdapterMemory(
+            per_token=4 * rank + out,
+            drops_input=True,
+            bf16_per_token=2 * rank,
+            bf16_per_step=rank * out,
+            bf16_input_grad_per_step=2 * rank * in_,
+        )
 
 
 METHODS: tuple[Method, ...] = (

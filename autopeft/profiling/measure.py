@@ -50,6 +50,7 @@ def price_table(
     prompt_sizes: Sequence[int] = (),
     inputs: InputShape = AS_CONFIGURED,
     dtype: str = "float32",
+    packed: tuple[int, int] | None = None,
 ) -> PriceTable:
     """Measure the price table of a backbone made by `build_meta`.
 
@@ -66,6 +67,8 @@ def price_table(
         inputs: Shape of a row's inputs beside its length.
         dtype: Type of the frozen weights, "float32" or "bfloat16"; with the latter, steps are
             computed under bf16 autocast, with adapters in fp32.
+        packed: Sequences and tokens of each in the largest step, where rows are packed; for memory.
+            Rows with a prompt are not packed. None: no row is.
 
     Raises:
         ModelError: if the model computes different things for different data.
@@ -86,7 +89,17 @@ def price_table(
         make_fake(model, device, getattr(torch, dtype))
         sizes = (0, *(n for n in sorted(set(prompt_sizes)) if n <= longest_prompt))
         tables = {
-            size: _table(model, backbone, topology, batch_size, mean, longest, device, size, inputs)
+            size: _table(
+                model,
+                backbone,
+                topology,
+                batch_size,
+                mean,
+                (batch_size, longest) if size or packed is None else packed,
+                device,
+                size,
+                inputs,
+            )
             for size in sizes
         }
     return replace(tables.pop(0), longer=tables)
@@ -98,24 +111,26 @@ def _table(
     topology: Topology,
     batch_size: int,
     mean: int,
-    longest: int,
+    largest: tuple[int, int],
     device: str,
     prompt_size: int,
     inputs: InputShape,
 ) -> PriceTable:
-    """Measure a fake model with a prompt of `prompt_size` virtual tokens."""
+    """Measure a fake model with a prompt of `prompt_size` virtual tokens.
+
+    `largest` are the sequences and their tokens in the step that needs most memory.
+    """
     with prompted(model, backbone.layout, prompt_size) as prompt:
         flops = _measure(model, backbone, topology, batch_size, mean, device, prompt, inputs)
         memory = flops
-        if longest != mean:
-            memory = _measure(
-                model, backbone, topology, batch_size, longest, device, prompt, inputs
-            )
+        if largest != (batch_size, mean):
+            memory = _measure(model, backbone, topology, *largest, device, prompt, inputs)
     blocks = tuple(_combine(f, m) for f, m in zip(flops.blocks, memory.blocks, strict=True))
     table = replace(
         memory,
+        batch_size=batch_size,
         tokens=float(batch_size * (mean + prompt_size)),
-        memory_tokens=float(batch_size * (longest + prompt_size)),
+        memory_tokens=float(largest[0] * (largest[1] + prompt_size)),
         forward_flops=flops.forward_flops,
         blocks=blocks,
         kinds=flops.kinds,

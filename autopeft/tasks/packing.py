@@ -39,10 +39,10 @@ def usual_bins(lengths: IntArray) -> int:
     return max(1, round(int(lengths.sum()) / (2 * int(lengths.max()))))
 
 
-def packed_tokens(lengths: IntArray, n_bins: int) -> int:
-    """Return the tokens of the rows when packed, padding included."""
+def packed_shape(lengths: IntArray, n_bins: int) -> tuple[int, int]:
+    """Return the sequences that rows are packed into, and their tokens, padding included."""
     bins = bins_of(lengths, n_bins)
-    return len(bins) * max(int(lengths[places].sum()) for places in bins)
+    return len(bins), max(int(lengths[places].sum()) for places in bins)
 
 
 def packed_batch(

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from training_samples import split_of
 
 from autopeft.tasks.data import IGNORED, TaskData
-from autopeft.tasks.packing import bins_of, packed_batch, packed_tokens, usual_bins
+from autopeft.tasks.packing import bins_of, packed_batch, packed_shape, usual_bins
 
 _lengths = st.lists(st.integers(1, 60), min_size=1, max_size=64).map(np.asarray)
 
@@ -18,7 +18,8 @@ def test_each_row_is_in_one_bin_and_bins_are_even(lengths: np.ndarray, n_bins: i
     assert len(bins) == min(n_bins, len(lengths))
     sizes = [lengths[places].sum() for places in bins]
     assert max(sizes) - min(sizes) <= lengths.max()
-    assert packed_tokens(lengths, 1) == lengths.sum()
+    assert packed_shape(lengths, 1) == (1, lengths.sum())
+    assert packed_shape(lengths, n_bins) == (len(bins), max(sizes))
     assert 1 <= usual_bins(lengths) <= max(1, len(lengths) // 2 + 1)
 
 
