@@ -301,6 +301,14 @@ class SearchSettings:
         maximum=1000,
         resumable=True,
     )
+    hang_seconds: float | None = _setting(
+        None,
+        "Seconds that a worker may sleep without progress; then it is replaced, and its trial "
+        "fails. 20 times the longest pause so far is allowed in any case. By default, a quarter of "
+        "the budget, from 20 to 300.",
+        minimum=1,
+        resumable=True,
+    )
     ray_address: str | None = _setting(
         None, "Address of a Ray cluster to run on. By default, this machine.", resumable=True
     )

@@ -27,9 +27,11 @@ class Backend(AbstractContextManager["Backend", None], Protocol):
     they do.
 
     On the driver it calls `dispatcher.next_job()` for each job, gives every message of a worker to
-    `dispatcher.take()`, stops a job for which that returns False, and calls `dispatcher.fail()`
+    `dispatcher.take()`, stops a job for which that returns False, and calls `dispatcher.lose()`
     for jobs that are lost with their worker. About once a second it calls `dispatcher.tick()`, with
-    what workers tell of their steps. All calls of the dispatcher come from one thread.
+    what workers tell of their steps and of themselves; that returns jobs whose workers hang, which
+    it replaces, with a call of `dispatcher.fail()`. All calls of the dispatcher come from one
+    thread.
 
     A worker makes a `JobExecutor` with `make_executor` once, and runs one job after another on it.
 

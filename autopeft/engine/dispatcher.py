@@ -6,7 +6,7 @@ import math
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from autopeft.confirm.finalists import Nominee, choose_finalists, confirmed_finalists
@@ -17,8 +17,10 @@ from autopeft.engine.callback import CallbackList, Phase, Progress
 from autopeft.engine.confirmation_plan import affordable, affordable_cuts, confirmation_jobs
 from autopeft.engine.messages import (
     Activity,
+    BeatMessage,
     ConfirmMessage,
     FailureMessage,
+    HungJob,
     Job,
     Message,
     RungMessage,
@@ -34,7 +36,9 @@ from autopeft.engine.search_plan import (
     missing_seconds,
     revised,
 )
+from autopeft.engine.watch import Watch
 from autopeft.searcher.controller import SearchController
+from autopeft.searcher.losses import MAX_RETRIES, Losses, confirmation_key, trial_key
 from autopeft.settings import SearchSettings
 from autopeft.training.step_clock import Deadline
 from autopeft.trial import TIME_UP, Decision, Trial
@@ -60,6 +64,7 @@ class _Running:
     whole budget.
     """
 
+    job: Job
     trial: Trial | None
     started: float
     flops: float = 0.0
@@ -83,6 +88,12 @@ def _needed(nominees: Sequence[Trial]) -> set[str]:
     loras = [trial for trial in adapters if trial.origin == "baseline"]
     references = [trial for trial in nominees if not trial.plan.specs]
     return {t.digest for t in (*(loras or adapters[:1]), *references)} if adapters else set()
+
+
+def _death_key(job: Job) -> str:
+    """Return the key under which the deaths of a job's workers are counted."""
+    digest = job.candidate.digest
+    return trial_key(digest) if job.kind == "search" else confirmation_key(digest, job.seed)
 
 
 class Dispatcher:
@@ -154,6 +165,9 @@ class Dispatcher:
         self._running: dict[tuple[str, str, int], _Running] = {}
         self._queue: deque[Job] = deque()
         self._early: deque[Job] = deque()
+        self._losses = Losses(controller.study)
+        self._lost: deque[tuple[Job, Trial | None, str]] = deque()
+        self._watch = self.new_watch()
         self._confirmed = set(store.done())
         self._plan_early_confirmations()
         self._scored: tuple[int, bool] | None = None
@@ -185,6 +199,8 @@ class Dispatcher:
 
     def next_job(self) -> Job | None:
         """Return the next job; None if there is none now (or, if `phase` is "done", ever)."""
+        if (job := self._next_retry()) is not None:
+            return job
         if self.phase == "search":
             job = self._next_trial()
             if job is not None:
@@ -212,22 +228,40 @@ class Dispatcher:
         if trial is None:
             return None
         self._budget.spend(trials=1)
+        job = Job("search", trial.candidate, trial.costs, self._settings.seed, trial.number)
+        return self._start_trial(job, trial)
+
+    def _start_trial(self, job: Job, trial: Trial) -> Job:
+        """Return the job of a trial with its rungs and its deadline."""
         # Until an adapter is trained there is nothing to confirm, nor without the reference.
         may_use_all = not trial.plan.specs or not (self._has_adapter or self._is_first_running())
         seconds = self._search_seconds_left(may_use_all=may_use_all)
-        deadline = None if left.seconds is None else Deadline(seconds)
-        job = Job(
-            "search",
-            trial.candidate,
-            trial.costs,
-            self._settings.seed,
-            trial.number,
+        has_limit = self._budget.budget.seconds is not None
+        # A candidate whose process died before is trained alone, so that no other dies with it.
+        is_alone = job.is_alone or self._losses.of(_death_key(job)) > 0
+        job = replace(
+            job,
             skipped=self._skipped,
-            deadline=deadline,
+            deadline=Deadline(seconds) if has_limit else None,
+            is_alone=is_alone,
         )
         self._note_start(job, trial)
         self._running[job.key].may_use_all = may_use_all
         return job
+
+    def _next_retry(self) -> Job | None:
+        """Return a job whose worker died; fail those for which no time is left."""
+        while self._lost:
+            job, trial, reason = self._lost.popleft()
+            if trial is None:
+                if not self._is_too_late(job):
+                    self._note_start(job, None)
+                    return job
+            elif self._tick() is not None and not self._is_hopeless:
+                return self._start_trial(job, trial)
+            self._fail(job, trial, f"{reason}; the budget left no time to try again")
+            self._notify()
+        return None
 
     def _is_first_running(self) -> bool:
         """Return whether an adapter is being trained that may use the whole budget."""
@@ -372,7 +406,7 @@ class Dispatcher:
         return self._needed - {digest for digest, _ in self._confirmed} - running
 
     def _note_start(self, job: Job, trial: Trial | None) -> None:
-        self._running[job.key] = _Running(trial, time.monotonic())
+        self._running[job.key] = _Running(job, trial, time.monotonic())
         if job.kind == "confirm":
             self._begun.add(job.key[1:])
         if trial is not None:
@@ -384,6 +418,8 @@ class Dispatcher:
     def take(self, job: Job, message: Message) -> bool:
         """Take a worker's message; return whether the job goes on. If not, the worker stops it."""
         self.activity += message.activity
+        if job.key in self._running:
+            self._watch.sign(job.key)
         if not self._has_heard:
             # The time before the first message's activity counts as start-up.
             self._close_phase(time.monotonic() - message.activity.total)
@@ -552,12 +588,39 @@ class Dispatcher:
     def fail(self, job: Job, reason: str) -> None:
         """Mark the job failed; it sends no more messages."""
         running = self._running.get(job.key)
-        if running is not None and running.trial is not None:
-            self._controller.tell(running.trial, failed=reason)
-            self._note_failure(reason)
-        elif running is not None:
-            self.warnings.append(f"confirming {job.candidate.digest} failed: {reason}")
+        if running is not None:
+            self._fail(job, running.trial, reason)
         self._end(job)
+
+    def _fail(self, job: Job, trial: Trial | None, reason: str) -> None:
+        if trial is not None:
+            self._controller.tell(trial, failed=reason)
+            self._note_failure(reason)
+        else:
+            self.warnings.append(f"confirming {job.candidate.digest} failed: {reason}")
+
+    def lose(self, job: Job, reason: str) -> None:
+        """Note that a job's worker died; try again, alone on a worker, then mark the job failed."""
+        running = self._running.get(job.key)
+        if running is None:
+            return
+        self._losses.add([_death_key(job)])
+        n_deaths = self._losses.of(_death_key(job))
+        if n_deaths > MAX_RETRIES:
+            self.fail(job, f"{reason}; so did {n_deaths - 1} others before")
+            return
+        del self._running[job.key]
+        self._watch.end(job.key)
+        self._lost.append((replace(job, is_alone=True), running.trial, reason))
+        self._notify()
+
+    def may_die(self, jobs: Iterable[Job]) -> None:
+        """Note that jobs are trained in this process: if it dies of them, a resume must know."""
+        self._losses.add(map(_death_key, jobs))
+
+    def survived(self, jobs: Iterable[Job]) -> None:
+        """Take back what `may_die` noted: this process has survived them."""
+        self._losses.take_back(map(_death_key, jobs))
 
     def _note_failure(self, reason: str) -> None:
         """End the search if its last trials all failed, and alike."""
@@ -571,12 +634,23 @@ class Dispatcher:
                 f"{reason}"
             )
 
+    def new_watch(self) -> Watch:
+        """Return what finds jobs that hang, as the settings and the budget say."""
+        is_function = self._settings.evaluate is not None
+        seconds = self._budget.budget.seconds
+        return Watch(self._settings.hang_seconds, seconds, is_function=is_function)
+
+    def say(self, text: str) -> None:
+        """Tell the user a line."""
+        self._callbacks.call("on_message", text)
+
     def is_running(self, job: Job) -> bool:
         """Return whether the job has neither ended nor failed."""
         return job.key in self._running
 
     def _end(self, job: Job) -> None:
         running = self._running.pop(job.key, None)
+        self._watch.end(job.key)
         if running is not None:
             seconds = time.monotonic() - running.started
             self._longest_job = max(self._longest_job, seconds)
@@ -598,16 +672,45 @@ class Dispatcher:
 
     # --- keeping time ----------------------------------------------------------------------------
 
-    def tick(self, steps: Iterable[StepMessage] = ()) -> None:
-        """Read the clock, and note how far running jobs are.
+    def tick(
+        self, steps: Iterable[StepMessage] = (), beats: Iterable[BeatMessage] = ()
+    ) -> tuple[HungJob, ...]:
+        """Read the clock, note how far running jobs are, and find those that hang.
 
         A backend calls it about once a second, so that what users see goes on while no job has a
         message.
+
+        Args:
+            steps: What workers told of their steps.
+            beats: What workers told of themselves; without them, only a long silence counts.
+
+        Returns:
+            Jobs that hang: the backend ends their workers and calls `fail` with the reason.
         """
+        for beat in beats:
+            for key in beat.jobs:
+                if key in self._running:
+                    self._watch.beat(key, beat.cpu_seconds, is_starting=beat.is_starting)
         for step in steps:
             if (running := self._running.get(step.job)) is not None:
                 running.at = step
+                self._watch.sign(step.job)
         self._notify()
+        return tuple(self._hung())
+
+    def _hung(self) -> Iterator[HungJob]:
+        is_over = self.seconds_left <= 0.0
+        for key, running in self._running.items():
+            deadline = running.job.deadline
+            # A function of the user's need not end before the whole budget does.
+            is_late = (
+                self._settings.evaluate is None
+                and deadline is not None
+                and deadline.seconds_left < 0
+            )
+            problem = self._watch.problem(key, is_over=is_over or is_late)
+            if problem is not None:
+                yield HungJob(running.job, problem)
 
     def _tick(self) -> Budget | None:
         """Spend the time since the last tick; return what the search has left, None if nothing."""

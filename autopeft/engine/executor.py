@@ -80,7 +80,7 @@ class Executor(LoadedModel):
         self._rung += 1
         return messages
 
-    def _failure(self, execution: JobExecution, error: Exception) -> Message:
+    def _failure(self, execution: JobExecution, error: BaseException) -> Message:
         """Return why a job failed. What every later job would meet ends the worker instead."""
         if is_broken(error):
             raise error

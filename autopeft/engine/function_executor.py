@@ -47,6 +47,9 @@ _SECONDS_AT_REPORT = 0.5
 _SECONDS_TO_LEAVE = 10.0
 """How long an interrupted search waits for a function that does not come to a report."""
 
+_THREAD = "evaluate"
+"""Name of the thread of a call."""
+
 _SILENT = (
     "evaluate reported nothing before its end, so no trial can be stopped early; "
     "call report(step, score) at each step of report.rungs"
@@ -71,6 +74,11 @@ class FunctionExecutor:
         """Take a job; jobs that are trained together need a model that autopeft trains."""
         (job,) = jobs
         self.drop([0])
+        if any(thread.name == _THREAD for thread in threading.enumerate()):
+            raise TrainingFailure(
+                "a call of evaluate that hung still runs in this process; resume the search in a "
+                "new one, or use --backend ray, which replaces such workers"
+            )
         self._call = _Call(job, self._context)
 
     def advance(self) -> dict[int, Message]:
@@ -109,7 +117,7 @@ class _Call:
             job.deadline, lambda *at: self._messages.put(StepMessage.of(job, *at))
         )
         self._last_step = 0
-        self._thread = threading.Thread(target=self._run, name="evaluate", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=_THREAD, daemon=True)
         self._seconds = 0.0
         self._told_seconds = 0.0
         self._resumed = 0.0

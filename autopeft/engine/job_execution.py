@@ -36,9 +36,10 @@ from autopeft.utils.formatting import one_line
 N_DRAWS = 1000
 """Resamples of the test rows, for a quality that is no mean over them."""
 
-JOB_ERRORS = Exception
-"""Out of memory, a diverged loss, a module that rejects its adapter, a mistake in a user's method:
-the job fails with its reason, and the worker with its loaded model lives on."""
+JOB_ERRORS = (Exception, SystemExit)
+"""Out of memory, a diverged loss, a module that rejects its adapter, a mistake in a user's method,
+a script of theirs that exits: the job fails with its reason, and the worker with its loaded model
+lives on."""
 
 _HALVED = (
     "a step with {} rows does not fit into the device's memory, so its gradient is computed from "
@@ -84,7 +85,7 @@ class JobExecution:
             ends_early=self.job.kind == "search",
         )
 
-    def failure(self, error: Exception) -> FailureMessage | TimeUpMessage:
+    def failure(self, error: BaseException) -> FailureMessage | TimeUpMessage:
         """Return the message that says why the job failed, in one line, or that its time is up."""
         if isinstance(error, OutOfTime):
             step, flops = (t.step, t.flops) if (t := self._training) is not None else (0, 0.0)

@@ -40,7 +40,8 @@ class JobQueue:
 def _go_together(first: Job, other: Job) -> bool:
     one, two = first.candidate.train, other.candidate.train
     return (
-        (first.kind, first.skipped) == (other.kind, other.skipped)
+        not (first.is_alone or other.is_alone)
+        and (first.kind, first.skipped) == (other.kind, other.skipped)
         and (one.steps, one.batch_size) == (two.steps, two.batch_size)
         and can_share_batch(first.candidate)
         and can_share_batch(other.candidate)

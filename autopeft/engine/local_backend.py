@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Collection
 
 from autopeft.engine.backend import Backend
 from autopeft.engine.dispatcher import Dispatcher
 from autopeft.engine.executors import JobExecutor, make_executor
 from autopeft.engine.job_queue import JobQueue
-from autopeft.engine.messages import FailureMessage, Job, Message, StepMessage, WorkerContext
+from autopeft.engine.local_watch import Hung, LocalWatch
+from autopeft.engine.messages import FailureMessage, Job, StepMessage, WorkerContext
 from autopeft.errors import AutoPeftError, TrainingFailure
 from autopeft.utils.formatting import one_line
 from autopeft.utils.hardware import one_thread
@@ -36,14 +36,14 @@ class LocalBackend(Backend):
         """Run jobs until the dispatcher is done.
 
         Raises:
-            TrainingFailure: if the model cannot be loaded, or the first job ends in an error that
-                no single candidate can cause.
+            TrainingFailure: if what trains cannot be loaded, or can be used no longer.
         """
         context = self._context
         queue = JobQueue(dispatcher, context)
         groups: deque[tuple[Job, ...]] = deque()
-        worker = _Worker(dispatcher, context)
-        with warnings.catch_warnings(), quiet_transformers(), one_thread(context.device):
+        watch = LocalWatch(dispatcher.new_watch(), dispatcher.say)
+        worker = _Worker(dispatcher, context, watch)
+        with warnings.catch_warnings(), quiet_transformers(), one_thread(context.device), watch:
             warnings.simplefilter("ignore")
             try:
                 while True:
@@ -61,52 +61,74 @@ class LocalBackend(Backend):
 class _Worker:
     """An executor that is created again after an unexpected error."""
 
-    def __init__(self, dispatcher: Dispatcher, context: WorkerContext) -> None:
+    def __init__(self, dispatcher: Dispatcher, context: WorkerContext, watch: LocalWatch) -> None:
         self._dispatcher = dispatcher
         self._context = context
+        self._watch = watch
         self._executor: JobExecutor | None = None
-        self._is_new = True
 
     def run(self, group: tuple[Job, ...]) -> None:
-        """Run jobs to their ends."""
-        if self._executor is not None:
-            self._executor.begin(group)
-        running = set(range(len(group)))
-        while running:
-            for index, message in self._advance(group, running).items():
-                if not self._dispatcher.take(group[index], message):
-                    running.discard(index)
-                    if self._executor is not None:
-                        self._executor.drop([index])
+        """Run jobs to their ends.
 
-    def _advance(self, group: tuple[Job, ...], running: Collection[int]) -> dict[int, Message]:
-        """Train to the next message of each running job."""
+        Raises:
+            TrainingFailure: if what trains them cannot be loaded.
+        """
+        if self._executor is None:
+            self._executor = self._loaded()
+        self._dispatcher.may_die(group)
         try:
-            if self._executor is None:
-                self._executor = make_executor(self._context, self._on_step)
-                self._executor.begin(group)
-            messages = self._executor.advance()
+            self._run(group, self._executor)
+        finally:
+            self._dispatcher.survived(group)
+
+    def _loaded(self) -> JobExecutor:
+        try:
+            with self._watch.watching(self._dispatcher.seconds_left, is_starting=True):
+                return make_executor(self._context, self._on_step)
         except AutoPeftError:
             raise
         except Exception as error:
-            # Imported late: a function of the user's may need no torch.
-            from autopeft.utils.device import is_broken
-
             reason = one_line(error)[:400]
-            if is_broken(error):
-                raise TrainingFailure(
-                    f"the device is lost to this process ({reason}); resume the search in a new "
-                    "one, or use --backend ray, which replaces such workers"
-                ) from error
-            if self._is_new:
-                # What happens before any message will happen to every job.
-                raise TrainingFailure(f"the worker cannot start: {reason}") from error
-            self._executor = None  # The model may be in any state.
-            return {index: FailureMessage(f"the worker failed: {reason}") for index in running}
-        self._is_new = False
-        return messages
+            raise TrainingFailure(f"the worker cannot start: {reason}") from error
+
+    def _run(self, group: tuple[Job, ...], executor: JobExecutor) -> None:
+        running = set(range(len(group)))
+        is_begun = False
+        while running:
+            try:
+                with self._watch.watching(self._dispatcher.seconds_left):
+                    if not is_begun:
+                        executor.begin(group)
+                        is_begun = True
+                    messages = executor.advance()
+            except AutoPeftError:
+                raise
+            except (Exception, SystemExit) as error:
+                self._abandon(error)
+                reason = f"the worker failed: {one_line(error)[:400]}"
+                messages = {index: FailureMessage(reason) for index in running}
+            for index, message in messages.items():
+                if not self._dispatcher.take(group[index], message):
+                    running.discard(index)
+                    if self._executor is not None:
+                        executor.drop([index])
+
+    def _abandon(self, error: BaseException) -> None:
+        """Leave an executor in which anything may have been done to the model."""
+        # Imported late: a function of the user's may need no torch.
+        from autopeft.utils.device import is_broken
+
+        if is_broken(error):
+            raise TrainingFailure(
+                f"the device is lost to this process ({one_line(error)[:400]}); resume the search "
+                "in a new one, or use --backend ray, which replaces such workers"
+            ) from error
+        executor, self._executor = self._executor, None
+        if isinstance(error, Hung) and executor is not None:
+            executor.clear()
 
     def _on_step(self, step: StepMessage) -> None:
+        self._watch.sign()
         self._dispatcher.tick([step])
 
     def clear(self) -> None:

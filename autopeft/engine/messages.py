@@ -88,6 +88,7 @@ class Job:
             values of this training decide.
         skipped: Rungs at which the job does not report.
         deadline: When the worker is to stop it between two steps; None: never.
+        is_alone: Whether no other job is trained with it: its last worker died.
     """
 
     kind: Literal["search", "confirm"]
@@ -99,6 +100,7 @@ class Job:
     cuts: tuple[Candidate, ...] = ()
     skipped: tuple[int, ...] = ()
     deadline: Deadline | None = field(default=None, compare=False)
+    is_alone: bool = False
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -213,6 +215,29 @@ class StepMessage:
         """Return how far a job is."""
         steps = job.candidate.train.steps
         return cls(job.key, job.number, step, steps, loss, steps_per_second)
+
+
+@dataclass(frozen=True)
+class BeatMessage:
+    """A worker's sign of life, about every two seconds.
+
+    Attributes:
+        jobs: Keys of the jobs that it runs.
+        cpu_seconds: CPU seconds of its process so far.
+        is_starting: Whether it still loads what trains them.
+    """
+
+    jobs: tuple[tuple[str, str, int], ...]
+    cpu_seconds: float
+    is_starting: bool = False
+
+
+@dataclass(frozen=True)
+class HungJob:
+    """A job whose worker hangs, and why that is thought."""
+
+    job: Job
+    reason: str
 
 
 OnStep = Callable[[StepMessage], None]

@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import time
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from autopeft.engine.backend import Backend
 from autopeft.engine.dispatcher import Dispatcher
 from autopeft.engine.job_queue import JobQueue
-from autopeft.engine.messages import Job, WorkerContext
+from autopeft.engine.messages import HungJob, Job, WorkerContext
 from autopeft.engine.worker_environment import thread_environment, worker_environment
 from autopeft.errors import SettingsError, TrainingFailure
 from autopeft.utils.device import n_accelerators
@@ -50,10 +52,26 @@ from ray import tune  # noqa: E402
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler  # noqa: E402
 from ray.tune.search import Searcher  # noqa: E402
 
-from autopeft.engine.ray_board import DriverBoard  # noqa: E402
+from autopeft.engine.ray_board import Beat, DriverBoard, kill_worker  # noqa: E402
 from autopeft.engine.ray_worker import GROUP, MESSAGES, AdapterTrainable, JobGroup  # noqa: E402
 
 _DIED = "the worker died, perhaps for lack of memory"
+
+
+class _Failure:
+    """Keeps what the driver's own part of the search raised: Tune would make text of it."""
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Keep the first error that the block raises."""
+        try:
+            yield
+        except Exception as error:
+            self.error = self.error or error
+            raise
 
 
 class _NoReports(tune.ProgressReporter):  # type: ignore[misc]
@@ -74,13 +92,17 @@ class _OnDriver:
 class _JobSearcher(_OnDriver, Searcher):  # type: ignore[misc]
     """Tune's searcher: each suggestion is a group of jobs from the dispatcher."""
 
-    def __init__(self, dispatcher: Dispatcher, n_workers: int, context: WorkerContext) -> None:
+    def __init__(
+        self, dispatcher: Dispatcher, n_workers: int, context: WorkerContext, failure: _Failure
+    ) -> None:
         super().__init__(metric=None, mode=None)
+        self._failure = failure
         self._dispatcher = dispatcher
         self._queue = JobQueue(dispatcher, context)
         self._n_workers = n_workers
         self.jobs: dict[str, dict[int, Job]] = {}
         self.errors: dict[str, str] = {}
+        self.has_started = False
         self.fatal: str | None = None
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
@@ -90,7 +112,8 @@ class _JobSearcher(_OnDriver, Searcher):  # type: ignore[misc]
         # One group more than workers: it is proposed already when a worker becomes free.
         if len(self.jobs) > self._n_workers:
             return None
-        group = self._queue.next_group()
+        with self._failure.kept():
+            group = self._queue.next_group()
         if not group:
             return None
         self.jobs[trial_id] = dict(enumerate(group))
@@ -99,11 +122,28 @@ class _JobSearcher(_OnDriver, Searcher):  # type: ignore[misc]
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Fail the jobs of a worker that died; all others have ended through the scheduler."""
-        reason = self.errors.pop(trial_id, _DIED)
-        for job in self.jobs.pop(trial_id, {}).values():
-            if self._dispatcher.is_running(job):
-                self._dispatcher.fail(job, reason)
+        """Note the jobs of a worker that died; all others have ended through the scheduler."""
+        reason = self.errors.pop(trial_id, None)
+        with self._failure.kept():
+            for job in self.jobs.pop(trial_id, {}).values():
+                if reason is None:
+                    self._dispatcher.lose(job, _DIED)
+                elif self._dispatcher.is_running(job):
+                    self._dispatcher.fail(job, reason)
+
+    def fail_hung(self, hung: HungJob, beats: Mapping[str, Beat]) -> None:
+        """Fail a job that hangs, end its worker, and let others of its group be tried again."""
+        found = [name for name, jobs in self.jobs.items() if hung.job in jobs.values()]
+        for trial_id in found:
+            beat = beats.get(trial_id)
+            if beat is not None:
+                kill_worker(beat)
+            jobs = self.jobs.pop(trial_id)
+            for job in jobs.values():
+                if len(jobs) == 1:
+                    self._dispatcher.fail(job, f"the worker hung and was replaced: {hung.reason}")
+                else:
+                    self._dispatcher.lose(job, f"the worker hung: {hung.reason}")
 
     def set_max_concurrency(self, max_concurrent: int) -> bool:
         """Tell Tune that `suggest` limits the concurrency."""
@@ -123,19 +163,25 @@ class _RungScheduler(_OnDriver, FIFOScheduler):  # type: ignore[misc]
     through the scheduler.
     """
 
-    def __init__(self, dispatcher: Dispatcher, searcher: _JobSearcher, board: DriverBoard) -> None:
+    def __init__(
+        self, dispatcher: Dispatcher, searcher: _JobSearcher, board: DriverBoard, failure: _Failure
+    ) -> None:
         super().__init__()
+        self._failure = failure
         self._dispatcher = dispatcher
         self._searcher = searcher
         self._board = board
-        self._has_heard = False
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Take a worker's messages; stop Tune's trial once all of its jobs have ended."""
+        with self._failure.kept():
+            return self._take(trial, result)
+
+    def _take(self, trial: Any, result: dict[str, Any]) -> str:
         jobs = self._searcher.jobs.get(trial.trial_id)
         if jobs is None or MESSAGES not in result:
             return str(TrialScheduler.STOP)
-        self._has_heard = True
+        self._searcher.has_started = True
         ended = []
         for index, message in result[MESSAGES]:
             if isinstance(message, ray.ObjectRef):
@@ -154,30 +200,53 @@ class _RungScheduler(_OnDriver, FIFOScheduler):  # type: ignore[misc]
         """Keep what a worker raised; a worker that was killed raises only Ray's own error."""
         raised = _raised(trial.pickled_error_file)
         if raised is not None:
-            self._searcher.errors[trial.trial_id] = f"the worker failed: {raised}"
-            if not self._has_heard:
-                # What happens to a worker before any message will happen to all.
-                self._searcher.fatal = raised
+            self._searcher.errors[trial.trial_id] = f"the worker failed: {raised.text}"
+            if raised.is_in_setup and not self._searcher.has_started:
+                # What happens to a worker before it takes a job will happen to all.
+                self._searcher.fatal = raised.text
         super().on_trial_error(tune_controller, trial)
 
 
 class _Clock(_OnDriver, tune.Callback):  # type: ignore[misc]
-    """Ticks about once a second, whether workers send results or not."""
+    """Ticks about once a second, whether workers send results or not; ends workers that hang."""
 
-    def __init__(self, dispatcher: Dispatcher, board: DriverBoard) -> None:
+    def __init__(
+        self, dispatcher: Dispatcher, searcher: _JobSearcher, board: DriverBoard, failure: _Failure
+    ) -> None:
         self._dispatcher = dispatcher
+        self._searcher = searcher
         self._board = board
+        self._failure = failure
         self._ticked_at = time.monotonic()
+        self._beats: dict[str, Beat] = {}
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Tick if it is time; Tune calls this after each round of its loop, ten times a second."""
         if time.monotonic() - self._ticked_at > 1.0:
             self._ticked_at = time.monotonic()
-            self._dispatcher.tick(self._board.steps())
+            with self._failure.kept():
+                self._tick()
+
+    def _tick(self) -> None:
+        told = self._board.take()
+        self._beats |= {beat.group: beat for beat in told.beats}
+        self._beats = {name: b for name, b in self._beats.items() if name in self._searcher.jobs}
+        # A worker that has gone on to other jobs may have told of the last ones late.
+        beats = [beat.message for beat in told.beats if beat.group in self._beats]
+        for hung in self._dispatcher.tick(told.steps, beats):
+            self._searcher.fail_hung(hung, self._beats)
 
 
-def _raised(file: str | None) -> str | None:
-    """Return the last line of the traceback of what a worker raised; None if it was killed.
+@dataclass(frozen=True)
+class _Raised:
+    """The last line of what a worker raised, and whether it did while it was set up."""
+
+    text: str
+    is_in_setup: bool
+
+
+def _raised(file: str | None) -> _Raised | None:
+    """Return what a worker raised; None if it was killed, or ended itself.
 
     The file is where Tune has just written the exception. `Trial.get_pickled_error` looks where it
     will be once the trial's folder has been synced.
@@ -185,11 +254,11 @@ def _raised(file: str | None) -> str | None:
     if file is None or not Path(file).exists():
         return None
     error = ray.cloudpickle.loads(Path(file).read_bytes())
-    is_ours = isinstance(error, ray.exceptions.RayTaskError) or (
-        isinstance(error, ray.exceptions.ActorDiedError) and "creation task" in str(error)
-    )
-    lines = str(error).split("\n") if is_ours else []
-    return next((line.strip()[:400] for line in reversed(lines) if line.strip()), None)
+    is_in_setup = isinstance(error, ray.exceptions.ActorDiedError) and "creation task" in str(error)
+    if not (is_in_setup or isinstance(error, ray.exceptions.RayTaskError)):
+        return None
+    lines = [line.strip() for line in str(error).split("\n") if line.strip()]
+    return _Raised(lines[-1][:400], is_in_setup) if lines else None
 
 
 def join(address: str) -> None:
@@ -258,8 +327,10 @@ class RayBackend(Backend):
         """
         # A worker's failure is the reason of its trial; Tune would print tracebacks.
         silence("ray.tune", logging.CRITICAL)
-        searcher = _JobSearcher(dispatcher, self._n_workers, self._context)
+        failure = _Failure()
+        searcher = _JobSearcher(dispatcher, self._n_workers, self._context, failure)
         board = DriverBoard()
+        clock = _Clock(dispatcher, searcher, board, failure)
         resources = {"cpu": 1.0, "gpu": self._context.settings.gpus_per_worker or 0.0}
         with scratch_folder() as folder:
             context = replace(self._context, cache_folder=str(folder))
@@ -269,7 +340,7 @@ class RayBackend(Backend):
                 tune.with_resources(worker, resources),
                 tune_config=tune.TuneConfig(
                     search_alg=searcher,
-                    scheduler=_RungScheduler(dispatcher, searcher, board),
+                    scheduler=_RungScheduler(dispatcher, searcher, board, failure),
                     num_samples=-1,
                     reuse_actors=True,
                     trial_dirname_creator=lambda trial: str(trial.trial_id),
@@ -279,12 +350,17 @@ class RayBackend(Backend):
                     name="search",
                     verbose=0,
                     progress_reporter=_NoReports(),
-                    callbacks=[_Clock(dispatcher, board)],
+                    callbacks=[clock],
                     checkpoint_config=tune.CheckpointConfig(
                         checkpoint_frequency=0, checkpoint_at_end=False
                     ),
                 ),
             )
-            tuner.fit()
+            try:
+                tuner.fit()
+            except Exception:
+                if failure.error is None:
+                    raise
+                raise failure.error from None
         if searcher.fatal is not None:
             raise TrainingFailure(f"the workers cannot start: {searcher.fatal}")

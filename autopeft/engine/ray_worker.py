@@ -54,6 +54,9 @@ class AdapterTrainable(tune.Trainable):  # type: ignore[misc]
 
         The context is fetched here, because fetching it imports torch, transformers and peft.
         """
+        self._board = WorkerBoard()
+        group: JobGroup = config[GROUP]
+        self._board.begin(group.name, group.jobs, is_starting=True)
         with paused_gc():
             from autopeft.engine.executors import executor_class
 
@@ -67,7 +70,6 @@ class AdapterTrainable(tune.Trainable):  # type: ignore[misc]
             # Two workers with two threads each on two cores are over 20 times slower than with one.
             torch.set_num_threads(1)
         silence("transformers")
-        self._board = WorkerBoard()
         self._cache_folder = fetched.cache_folder
         self._executor = make_executor(fetched, self._board.on_step)
         self._begin(config)
@@ -79,21 +81,28 @@ class AdapterTrainable(tune.Trainable):  # type: ignore[misc]
 
     def _begin(self, config: dict[str, Any]) -> None:
         self._group: JobGroup = config[GROUP]
+        self._board.begin(self._group.name, self._group.jobs)
         self._executor.begin(self._group.jobs)
 
     def step(self) -> dict[str, Any]:
         """Train to the next message of each job."""
         if len(self._group.jobs) > 1:
             self._executor.drop(self._board.stopped(self._group.name))
+        try:
+            messages = self._executor.advance()
+        except KeyboardInterrupt as error:
+            # Nobody types Ctrl-C here: it comes from the user's code, and Ray would end the search.
+            raise RuntimeError("KeyboardInterrupt was raised in a worker") from error
         # Files are too large for Tune's own results, and Tune would flatten a dict.
         return {
             MESSAGES: [
                 (index, ray.put(message) if isinstance(message, ConfirmMessage) else message)
-                for index, message in self._executor.advance().items()
+                for index, message in messages.items()
             ]
         }
 
     def cleanup(self) -> None:
         """Detach what is attached; leave no files on this machine."""
+        self._board.leave()
         self._executor.clear()
         remove_copy(self._cache_folder)

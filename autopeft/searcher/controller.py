@@ -26,6 +26,7 @@ from autopeft.costs.constraints import Constraint, parse_constraints
 from autopeft.costs.objectives import Objective, Pricer, objective, with_costs
 from autopeft.errors import SettingsError
 from autopeft.plan import Candidate
+from autopeft.searcher.losses import MAX_RETRIES, Losses, died, trial_key
 from autopeft.searcher.pruners.registry import Rungs, make_pruner
 from autopeft.searcher.samplers.optuna_adapters import OptunaAdapter, make_sampler
 from autopeft.searcher.samplers.prior import PriorRow, read_prior
@@ -523,18 +524,23 @@ class SearchController:
 
     def _load(self) -> None:
         """Take over a study's trials; those left running failed when their search was killed."""
-        interrupted = []
+        interrupted: list[tuple[Candidate, str]] = []
+        suspects: list[tuple[Candidate, str]] = []
+        losses = Losses(self.study)
         for trial in self._store.trials():
             self._add(trial)
             self._n_audited += trial.audited_at > 0
+            n_deaths = losses.of(trial_key(trial.digest))
             if trial.state == "running":
-                self._fail(trial, INTERRUPTED)
+                self._fail(trial, INTERRUPTED if n_deaths <= MAX_RETRIES else died(n_deaths))
                 trial = self._trials[trial.number]
             if trial.state == "failed" and trial.reason == INTERRUPTED:
-                interrupted.append((trial.candidate, trial.origin))
+                again = interrupted if n_deaths < MAX_RETRIES else suspects
+                again.append((trial.candidate, trial.origin))
             else:
                 self._digests.add(trial.digest)
         self._queue.extendleft(reversed(interrupted))  # Before a second try of others.
+        self._suspects = suspects
 
     def _enqueue_start(self, n_portfolio: int) -> None:
         """The tuned-LoRA grid, the reference and the portfolio, as far as constraints allow.
@@ -561,6 +567,8 @@ class SearchController:
             priced.remove(loras[0])
             priced.insert(3, loras[0])
         self._queue.extend((candidate, origin) for candidate, origin, _ in priced)
+        # What may end this process, too, comes when the others have been tried.
+        self._queue.extend(self._suspects)
 
     def _check_constraints(self) -> None:
         """Some candidate must keep the constraints."""

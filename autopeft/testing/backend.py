@@ -20,7 +20,7 @@ from autopeft.engine.backend import BACKENDS, Backend, BackendFactory
 from autopeft.engine.budget import Budget, BudgetTracker
 from autopeft.engine.dispatcher import Dispatcher
 from autopeft.engine.evaluate import EVALUATORS
-from autopeft.engine.messages import Job, Message, StepMessage, WorkerContext
+from autopeft.engine.messages import BeatMessage, HungJob, Job, Message, StepMessage, WorkerContext
 from autopeft.errors import AutoPeftError
 from autopeft.searcher.controller import SearchController
 from autopeft.settings import SearchSettings
@@ -154,9 +154,15 @@ class _Watched(Dispatcher):
             raise KeyboardInterrupt
         return super().take(job, message)
 
-    def tick(self, steps: Iterable[StepMessage] = ()) -> None:
+    def tick(
+        self, steps: Iterable[StepMessage] = (), beats: Iterable[BeatMessage] = ()
+    ) -> tuple[HungJob, ...]:
         self.threads.add(threading.get_ident())
-        super().tick(steps)
+        return super().tick(steps, beats)
+
+    def lose(self, job: Job, reason: str) -> None:
+        self.threads.add(threading.get_ident())
+        super().lose(job, reason)
 
     def fail(self, job: Job, reason: str) -> None:
         self.threads.add(threading.get_ident())
@@ -205,7 +211,7 @@ class _Checked:
                 f"a worker died, and trial {trial.number} is {trial.state} and should be {wanted}"
             )
             self._require.that(
-                trial.state == wanted, f"{text}; call dispatcher.fail() for its jobs"
+                trial.state == wanted, f"{text}; call dispatcher.lose() for its jobs"
             )
         self._is_left(_notes(folder))
 
@@ -284,7 +290,7 @@ class _Checked:
         text = (
             f"run() returned, but the job {', '.join(lost[:1])} has no end; give all its messages"
         )
-        self._require.that(not lost, f"{text} to take(), or call fail()")
+        self._require.that(not lost, f"{text} to take(), or call lose()")
         text = f"run() returned in the phase {dispatcher.phase!r}; run until it is 'done'"
         self._require.that(dispatcher.phase == "done", text)
         n_threads = len(dispatcher.threads)

@@ -81,7 +81,11 @@ def one_line(error: BaseException) -> str:
         >>> one_line(ValueError("two" + chr(10) + "lines"))
         'ValueError: two lines'
     """
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    try:
+        text = str(error)
+    except Exception:  # An error of the user's may fail at that, too.
+        text = "its text cannot be read"
+    return " ".join(f"{type(error).__name__}: {text}".split())
 
 
 def without_numbers(reason: str) -> str:

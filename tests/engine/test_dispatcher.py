@@ -26,14 +26,16 @@ from autopeft.confirm.race import expected_seeds
 from autopeft.confirm.store import ConfirmationStore
 from autopeft.costs import PriceTable, Topology
 from autopeft.costs.objectives import objective
-from autopeft.engine import dispatcher
+from autopeft.engine import dispatcher, watch
 from autopeft.engine.budget import Budget, BudgetTracker
 from autopeft.engine.callback import CallbackList, Progress
 from autopeft.engine.dispatcher import FAILURES, STORM, Dispatcher
 from autopeft.engine.messages import (
     Activity,
+    BeatMessage,
     ConfirmMessage,
     FailureMessage,
+    HungJob,
     Job,
     RungMessage,
     StepMessage,
@@ -158,7 +160,7 @@ def test_the_search_comes_first_then_the_finalists_with_new_seeds(tmp_path: Path
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
-    return FakeClock().replace_in(monkeypatch, dispatcher, step_clock)
+    return FakeClock().replace_in(monkeypatch, dispatcher, step_clock, watch)
 
 
 def _next(search: FakeSearch) -> Job:
@@ -444,6 +446,62 @@ def test_a_confirmation_that_fails_is_not_tried_twice(tmp_path: Path) -> None:
             search.work(job)
     assert search.dispatcher.phase == "done"
     assert len(handed) == len(set(handed))
+
+
+@pytest.mark.parametrize("kind", ["search", "confirm"])
+def test_a_job_whose_worker_dies_is_tried_twice_more_alone(kind: str, tmp_path: Path) -> None:
+    search = FakeSearch(tmp_path, "6trials")
+    tries: list[Job] = []
+    while (job := search.dispatcher.next_job()) is not None:
+        is_bad = job.kind == kind and bool(job.candidate.plan.specs)
+        if is_bad and (not tries or job.key == tries[0].key):
+            tries.append(job)
+            search.dispatcher.lose(job, "the worker died")
+        else:
+            search.work(job)
+    assert [job.is_alone for job in tries] == [False, True, True]
+    assert len({job.number for job in tries}) == 1
+    told = [trial.reason for trial in search.controller.trials() if trial.state == "failed"]
+    told += search.dispatcher.warnings
+    assert len(told) == 1
+    assert told[0].endswith("the worker died; so did 2 others before")
+
+
+def test_one_death_is_no_failure(tmp_path: Path) -> None:
+    search = FakeSearch(tmp_path, "6trials")
+    job = search.dispatcher.next_job()
+    assert job is not None
+    search.dispatcher.lose(job, "the worker died")
+    jobs = search.run()
+    assert jobs[0].key == job.key
+    assert search.controller.counts() == {"complete": 6, "pruned": 0, "failed": 0}
+    assert not search.dispatcher.warnings
+
+
+def test_what_has_no_time_to_be_tried_again_fails(tmp_path: Path, clock: FakeClock) -> None:
+    search = FakeSearch(tmp_path, "100s")
+    job = search.dispatcher.next_job()
+    assert job is not None
+    search.dispatcher.lose(job, "the worker died")
+    clock.now += 99.0
+    assert job.key not in [each.key for each in search.run()]
+    (trial,) = search.controller.trials()
+    assert trial.reason == "the worker died; the budget left no time to try again"
+
+
+def test_who_hangs_is_named_at_a_tick(tmp_path: Path, clock: FakeClock) -> None:
+    search = FakeSearch(tmp_path, "1000s")
+    job = search.dispatcher.next_job()
+    assert job is not None
+    beat = BeatMessage((job.key,), 5.0)
+    assert search.dispatcher.tick((), [beat]) == ()
+    clock.now += 240.0
+    assert search.dispatcher.tick((), [beat]) == ()
+    clock.now += 20.0
+    (hung,) = search.dispatcher.tick((), [beat])
+    assert hung == HungJob(job, "no sign of progress for 260 s")
+    search.dispatcher.tick([StepMessage.of(job, 3, 0.5, 2.0)], [beat])
+    assert search.dispatcher.tick((), [beat]) == ()
 
 
 def test_no_candidate_is_trained_twice(tmp_path: Path) -> None:

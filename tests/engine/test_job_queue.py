@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -33,6 +34,8 @@ def test_only_like_neighbors_go_together() -> None:
     assert _groups([a, b, c, d], 3) == [(a, b, c), (d,)]
     assert _groups([a, confirm, b], 3) == [(a,), (confirm,), (b,)]
     assert _groups([a, dropping, b], 3) == [(a,), (dropping,), (b,)]
+    alone = replace(b, is_alone=True)
+    assert _groups([a, alone, c], 3) == [(a,), (alone,), (c,)]
     assert _groups([bare, a, b], 3) == [(bare,), (a, b)]
     assert _groups([a, _job(2, steps=7), b], 3) == [(a,), (_job(2, steps=7),), (b,)]
     assert _groups([], 3) == []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import math
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -23,6 +25,7 @@ from autopeft.engine.messages import (
     StepMessage,
     WorkerContext,
 )
+from autopeft.engine.watch import Watch
 from autopeft.errors import SettingsError, TrainingFailure
 from autopeft.plan import AdapterPlan, Candidate, TrainSettings
 from autopeft.settings import SearchSettings
@@ -31,12 +34,16 @@ from autopeft.settings import SearchSettings
 class FakeDispatcher:
     """Hands out jobs numbered from 0 and notes what comes back."""
 
+    seconds_left = math.inf
+    hang_seconds: float | None = None
+
     def __init__(self, n_jobs: int) -> None:
         plan = Candidate(AdapterPlan(), TrainSettings(1e-3))
         self.jobs = [Job("search", plan, Price(0, 0, 0.0, 0), 0, i) for i in range(n_jobs)]
         self.handed_out = 0
         self.seen: list[tuple[str, int, int]] = []
         self.told: list[StepMessage] = []
+        self.in_danger: list[int] = []
 
     def next_job(self) -> Job | None:
         if self.handed_out == len(self.jobs):
@@ -46,6 +53,19 @@ class FakeDispatcher:
 
     def tick(self, steps: Sequence[StepMessage]) -> None:
         self.told.extend(steps)
+
+    def new_watch(self) -> Watch:
+        return Watch(self.hang_seconds)
+
+    def say(self, text: str) -> None:
+        raise AssertionError(text)
+
+    def may_die(self, jobs: Sequence[Job]) -> None:
+        self.in_danger += [job.number for job in jobs]
+
+    def survived(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            self.in_danger.remove(job.number)
 
     def take(self, job: Job, message: Message) -> bool:
         assert isinstance(message, FailureMessage)
@@ -123,15 +143,49 @@ def test_a_job_that_breaks_the_worker_fails_alone(run: Any) -> None:
     assert len(FakeExecutor.made) == 2
 
 
-def test_a_worker_that_breaks_before_any_message_ends_the_search(run: Any) -> None:
-    with pytest.raises(TrainingFailure, match="cannot start: TypeError: odd"):
-        run(3, {0: TypeError("odd")})
+@pytest.mark.parametrize("error", [TypeError("odd"), MemoryError(), SystemExit(3)])
+def test_the_first_job_may_break_the_worker_too(run: Any, error: BaseException) -> None:
+    seen = run(3, {0: error}).seen
+    assert [number for _, number, _ in seen] == [0, 1, 2]
+    assert seen[0][0].startswith(f"the worker failed: {type(error).__name__}")
+
+
+def test_a_worker_that_cannot_be_made_ends_the_search(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise KeyError("weights")
+
+    monkeypatch.setattr(local_backend, "make_executor", fail)
+    with pytest.raises(TrainingFailure, match="cannot start: KeyError: 'weights'"):
+        run(3, {})
 
 
 def test_an_interrupt_detaches_and_gets_through(run: Any) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(3, {1: KeyboardInterrupt()})
     assert FakeExecutor.made[0].jobs == ()
+
+
+class SleepingExecutor(FakeExecutor):
+    """Sleeps for ever in the first job."""
+
+    def advance(self) -> dict[int, Message]:
+        if self.jobs[0].number == 0:
+            time.sleep(1000)
+        return super().advance()
+
+
+@pytest.mark.parametrize(("hang_seconds", "seconds_left"), [(1.0, math.inf), (1.0, 0.5)])
+def test_a_job_that_hangs_is_interrupted_and_fails(
+    run: Any, monkeypatch: pytest.MonkeyPatch, hang_seconds: float, seconds_left: float
+) -> None:
+    monkeypatch.setattr(local_backend, "make_executor", SleepingExecutor)
+    monkeypatch.setattr(FakeDispatcher, "seconds_left", seconds_left)
+    monkeypatch.setattr(FakeDispatcher, "hang_seconds", hang_seconds)
+    seen = run(2, {}).seen
+    assert "no sign of progress for" in seen[0][0]
+    assert seen[1][0] == "diverged"
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from autopeft.costs.objectives import objective
 from autopeft.errors import SettingsError
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
 from autopeft.searcher.controller import Decision, SearchController
+from autopeft.searcher.losses import Losses, trial_key
 from autopeft.searcher.pruners.gap import GapPruner
 from autopeft.searcher.space.space import SearchSpace
 from autopeft.trial import Trial
@@ -184,6 +185,26 @@ def test_what_was_interrupted_comes_before_second_tries(tmp_path: Path) -> None:
     left = first.ask()
     second = SearchController(SPACE, TWO, storage=place, study_name="s", resume=True)
     assert second.ask().digest == left.digest
+
+
+def test_what_ends_its_process_is_tried_three_times_in_all(tmp_path: Path) -> None:
+    place = tmp_path / "study.log"
+    digest, n_tries = "", 0
+    for session in range(6):
+        controller = SearchController(
+            SPACE, TWO, storage=place, study_name="s", resume=session > 0, n_portfolio=0
+        )
+        for _ in range(12):
+            trial = controller.ask()
+            digest = digest or trial.digest
+            if trial.digest == digest:  # The process dies here.
+                n_tries += 1
+                Losses(controller.study).add([trial_key(digest)])
+                break
+            controller.tell(trial, score=quality(trial))
+    assert n_tries == 3
+    (failed,) = (t for t in controller.trials() if t.digest == digest and t.reason != "interrupted")
+    assert failed.reason.startswith("the process that trained it died 3 times")
 
 
 def test_stop_tells_pruned_at_once_and_a_later_tell_changes_nothing() -> None:

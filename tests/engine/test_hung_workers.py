@@ -1,0 +1,96 @@
+"""Workers that hang, are stopped or die: the trial fails with its reason, the search goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import autopeft
+from autopeft.reporting.trials_csv import read_trials
+
+pytestmark = [pytest.mark.timeout(240), pytest.mark.filterwarnings("default")]
+
+SHORT: dict[str, Any] = {
+    "metric": "accuracy",
+    "backend": "ray",
+    "steps": 9,
+    "rungs": 2,
+    "confirm_seeds": 1,
+    "max_finalists": 1,
+}
+
+HARM = {
+    "sleeps": lambda: time.sleep(10_000),
+    "stops": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+    "dies": lambda: os._exit(1),
+    "is killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
+}
+
+
+def claimed(folder: Path, digest: str, kinds: tuple[str, ...]) -> str | None:
+    """What this candidate does: each kind of harm belongs to the first one that claims it."""
+    for kind in kinds:
+        try:
+            with (folder / kind).open("x") as file:
+                file.write(digest)
+        except FileExistsError:
+            pass
+        if (folder / kind).read_text() == digest:
+            return kind
+    return None
+
+
+def search(tiny_model: Path, tmp_path: Path, kinds: tuple[str, ...], **more: Any) -> Any:
+    """A search in which some candidates do harm; each call leaves a line."""
+    notes = tmp_path / "notes"
+    notes.mkdir()
+
+    def evaluate(candidate: Any, *, seed: int, report: Any) -> dict[str, float]:
+        kind = None if report.is_confirming else claimed(notes, candidate.digest, kinds)
+        with (notes / "calls").open("a") as file:
+            file.write(f"{kind}\n")
+        report(report.rungs[0], 0.5)
+        if kind is not None:
+            HARM[kind]()
+        return {"accuracy": 0.5 + 0.01 * len(candidate.plan.specs)}
+
+    output = tmp_path / "run"
+    return autopeft.search(
+        model=str(tiny_model), evaluate=evaluate, output=output, **{**SHORT, **more}
+    )
+
+
+def test_the_search_goes_on(tiny_model: Path, tmp_path: Path) -> None:
+    kinds = ("sleeps", "stops", "dies", "is killed")
+    result = search(tiny_model, tmp_path, kinds, budget="10trials", workers=2, hang_seconds=2.0)
+    assert result.view.is_complete
+    assert result.view.trials == {"complete": 6, "pruned": 0, "failed": 4}
+    trials = read_trials(result.folder / "trials.csv")
+    reasons = sorted(trial.reason for trial in trials if trial.state == "failed")
+    died = "the worker died, perhaps for lack of memory; so did 2 others before"
+    assert reasons[:2] == [died, died]
+    for reason in reasons[2:]:
+        assert reason.startswith("the worker hung and was replaced: no sign of progress for ")
+    calls = Counter((tmp_path / "notes" / "calls").read_text().split("\n"))
+    assert {kind: calls[kind] for kind in kinds} == {
+        "sleeps": 1,
+        "stops": 1,
+        "dies": 3,
+        "is killed": 3,
+    }
+
+
+def test_the_budget_ends_a_search_whose_only_worker_hangs(tiny_model: Path, tmp_path: Path) -> None:
+    began = time.monotonic()
+    result = search(tiny_model, tmp_path, ("sleeps",), budget="20s", workers=1)
+    (failed,) = (
+        trial for trial in read_trials(result.folder / "trials.csv") if trial.state == "failed"
+    )
+    assert "when the budget ended" in failed.reason
+    assert time.monotonic() - began < 120  # It slept for hours.
