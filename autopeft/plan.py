@@ -197,6 +197,10 @@ class TrainSettings:
                 raise SpaceError(name, value, "must be finite and above 0", "use e.g. 16")
         if not 0.0 <= self.dropout < 1.0:
             raise SpaceError("dropout", self.dropout, "`0 <= dropout < 1` must hold", "use 0.0")
+        for name in ("weight_decay", "warmup_fraction"):
+            value = getattr(self, name)
+            if not 0.0 <= value < math.inf:
+                raise SpaceError(name, value, "must be finite and not below 0", "use 0.0")
         if self.steps < 1 or self.batch_size < 1:
             raise SpaceError(
                 "steps",

@@ -499,6 +499,7 @@ _UNUSED_BY_FUNCTION = (
     *("data", "task", "text", "text_pair", "label", "prompt", "completion", "columns", "test"),
     *("task_options", "validation", "data_name", "data_revision", "on_long", "generation_rows"),
     *("max_train_rows", "max_validation_rows", "max_test_rows", "rung_rows", "precision"),
+    "max_data_gb",
     *("activation_cache", "activation_cache_gb", "trials_per_worker", "compress"),
     *("gradient_checkpointing", "micro_batch_tokens", "packing", "optimizer"),
     "attn_implementation",

@@ -15,6 +15,7 @@ from autopeft.reporting.columns import badges, rows_of
 from autopeft.reporting.front_json import read_front
 from autopeft.reporting.front_view import FrontEntry, FrontView
 from autopeft.reporting.markup import front_html
+from autopeft.utils.files import contained
 from autopeft.utils.formatting import counted
 from autopeft.workspace import FRONT, Workspace
 
@@ -188,7 +189,7 @@ class SearchResult:
         return cls(workspace.folder, read_front(path), settings.model)
 
     def _member(self, entry: FrontEntry) -> Member:
-        folder = None if entry.adapter is None else self.folder / entry.adapter
+        folder = None if entry.adapter is None else contained(self.folder, entry.adapter)
         return Member(entry, folder, self.base_model)
 
     @property

@@ -103,6 +103,13 @@ class SearchSettings:
         None, "Maximum number of test rows. By default, all are used.", minimum=1
     )
 
+    max_data_gb: float = _setting(
+        8.0,
+        "Largest data file that is read, after decompression, GiB. It protects from archives made "
+        "to fill a disk.",
+        minimum=0,
+    )
+
     # Search
     space: str | Mapping[str, Any] | None = _setting(
         None,

@@ -82,7 +82,7 @@ class Fidelity:
             for rung in self.rungs
         ]
         parts.append(f"pruning saved {self.saved_share:.0%} of the training steps")
-        if self.n_audited:
+        if self.n_audited and self.regret is not None:
             parts.append(
                 f"of {counted(self.n_audited, 'trial')} finished that would have been stopped, "
                 f"{self.n_audited_on_front} reached the front (mean regret {self.regret:.4f})"

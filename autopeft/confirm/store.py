@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -104,8 +105,10 @@ class ConfirmationStore:
 
     def done(self) -> frozenset[tuple[str, int]]:
         """Return (digest, seed) of every retraining."""
-        pairs = (path.name.rsplit("-seed", 1) for path in self._folder.glob("[!.]*-seed*"))
-        return frozenset((digest, int(seed)) for digest, seed in pairs)
+        names = (path.name for path in self._folder.glob("[!.]*-seed*"))
+        # Another's folder may hold names that are none of ours.
+        found = (re.fullmatch(r"(.+)-seed([0-9]{1,18})", name) for name in names)
+        return frozenset((match[1], int(match[2])) for match in found if match)
 
     def looks(self) -> tuple[dict[str, int], ...]:
         """Return the looks at the scores so far: seeds of each finalist, by digest."""

@@ -36,6 +36,9 @@ _SAFE_MODEL_KWARGS = frozenset(
 )
 """Loader arguments that a file may set; none of them can run foreign code."""
 
+MAX_LABELS = 1_000_000
+"""Most outputs of a head that a file may ask for: the head is made before weights are read."""
+
 REMEDY = "save or download it again"
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
@@ -124,11 +127,28 @@ class SavedPlan:
         return saved
 
 
+@dataclass(frozen=True)
+class _ModelKwargs:
+    """The types of the loader arguments that a file may set."""
+
+    num_labels: int | None = None
+    id2label: Mapping[str, str] | None = None
+    label2id: Mapping[str, int] | None = None
+    problem_type: str | None = None
+    pad_token_id: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_labels is not None and not 1 <= self.num_labels <= MAX_LABELS:
+            problem = f"`1 <= num_labels <= {MAX_LABELS}` must hold"
+            raise AdapterError("num_labels", self.num_labels, problem, REMEDY)
+
+
 def _model_kwargs(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return loader arguments with the integer keys that JSON turned into strings."""
     kwargs = dict(row)
-    if "id2label" in kwargs:
-        kwargs["id2label"] = {int(key): name for key, name in dict(kwargs["id2label"]).items()}
+    from_plain(_ModelKwargs, kwargs, field="model_kwargs", allow_unknown=True)
+    if kwargs.get("id2label") is not None:
+        kwargs["id2label"] = {int(key): name for key, name in kwargs["id2label"].items()}
     return kwargs
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from autopeft.confirm.intervals import METHOD
 from autopeft.costs.objectives import COSTS
 from autopeft.errors import StorageError, UserError
-from autopeft.plan import Candidate
+from autopeft.plan import MAX_LAYERS, Candidate
 from autopeft.reporting.front_view import FrontEntry, FrontView
 from autopeft.utils.files import write_text
 from autopeft.utils.serialize import finite, from_plain, read_json, strict_json, to_plain
@@ -108,11 +109,48 @@ def front_from_json(content: Mapping[str, Any]) -> FrontView:
     shown = from_plain(
         FrontView, row, error=StorageError, remedy=_REMEDY, allow_unknown=True, null_is_nan=True
     )
+    _check(shown)
     # What computed a registered cost need not be at hand.
-    entries = (*shown.front, *shown.dominated_finalists, *shown.unconfirmed, shown.reference)
-    computed = {name for entry in entries if entry is not None for name in entry.price.others}
+    computed = {name for entry in shown.entries() for name in entry.price.others}
     objectives = (replace(o, is_known=o.name in computed) for o in shown.objectives)
     return replace(shown, objectives=tuple(COSTS.get(o.name, o) for o in objectives))
+
+
+def _check(shown: FrontView) -> None:
+    """Check what the values must have in common; a report would fail on them, or go elsewhere."""
+
+    def wrong(place: str, value: object, problem: str) -> StorageError:
+        return StorageError(place, value, problem, _REMEDY)
+
+    names = [objective.name for objective in shown.objectives]
+    if not names or len(set(names)) < len(names):
+        raise wrong("objectives", names, "must name a quality and costs, each once")
+    for name in names:
+        if not _NAME.fullmatch(name):
+            raise wrong("objectives", name, "is no name of a metric or cost")
+    if not 0 <= shown.n_layers <= MAX_LAYERS:
+        raise wrong("n_layers", shown.n_layers, f"`0 <= n_layers <= {MAX_LAYERS}` must hold")
+    others = [entry for entry in (shown.baseline, shown.reference) if entry is not None]
+    entries = [*shown.front, *shown.dominated_finalists, *shown.unconfirmed, *others]
+    if len(entries) > _MOST_ENTRIES:
+        raise wrong("front", len(entries), f"at most {_MOST_ENTRIES:,} candidates are read")
+    for entry in entries:
+        lacking = [name for name in names if name not in entry.objectives]
+        if lacking:
+            raise wrong("objectives", entry.digest, f"lacks the value of {lacking[0]!r}")
+        if entry.adapter is not None and not _ADAPTER.fullmatch(entry.adapter):
+            problem = "must be a folder in adapters/, named by a digest"
+            raise wrong("adapter", entry.adapter, problem)
+
+
+_NAME = re.compile(r"[^/\\\x00-\x1f\x7f-\x9f]{1,100}")
+"""The name of an objective: plots are files of that name."""
+
+_ADAPTER = re.compile(r"adapters/[0-9a-f]{16}")
+"""Where an adapter is: nothing else is taken for one, above all not what is outside the folder."""
+
+_MOST_ENTRIES = 10_000
+"""Most candidates of a front that are read; a page has a row for each."""
 
 
 def read_front(path: Path) -> FrontView:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -12,22 +13,38 @@ from typing import Any
 
 from autopeft.costs import Price
 from autopeft.costs.objectives import Objective
-from autopeft.errors import AutoPeftError, StorageError
+from autopeft.errors import StorageError, UserError, printable
 from autopeft.plan import Candidate, TrainSettings
 from autopeft.plan_text import plan_summary, read_plan
 from autopeft.trial import Trial
 from autopeft.utils.serialize import from_plain, to_plain
+from autopeft.utils.text_files import MAX_JSON_BYTES, Unreadable, long_fields, read_text
 
 _TRAIN = ("learning_rate", *(f.name for f in fields(TrainSettings) if f.name != "learning_rate"))
 
 _PRICE = tuple(f.name for f in fields(Price) if f.name != "others")
 
 
+_FORMULA = re.compile(r"'*[=+\-@]")
+"""Start of a text that a spreadsheet computes: an error's text may be anyone's."""
+
+
 def _cell(value: object) -> object:
-    """What a cell holds: floats to the last digit, nothing for NaN, text on one line."""
+    """What a cell holds: floats to the last digit, nothing for NaN, text on one line.
+
+    Text that a spreadsheet would take for a formula gets an apostrophe before it; numbers stay.
+    """
     if isinstance(value, float):
         return repr(value) if math.isfinite(value) else ""
-    return " ".join(value.split()) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    text = printable(" ".join(value.split()))
+    return f"'{text}" if _FORMULA.match(text) else text
+
+
+def _unquoted(cell: str) -> str:
+    """Return the text that `_cell` wrote."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
 def _row(trial: Trial) -> dict[str, object]:
@@ -89,6 +106,10 @@ def trials_csv(trials: Sequence[Trial], objectives: Sequence[Objective]) -> str:
 
 
 def _read_row(row: Mapping[str, str]) -> Trial:
+    if None in row or None in row.values():
+        raise ValueError("a row has more or fewer cells than the header")
+    row = {name: _unquoted(cell) for name, cell in row.items()}
+
     def cells(start: str) -> dict[str, str]:
         return {name.removeprefix(start): c for name, c in row.items() if name.startswith(start)}
 
@@ -117,10 +138,12 @@ def read_trials(path: Path) -> tuple[Trial, ...]:
     """Read the trials of a trials.csv, or raise a StorageError."""
     remedy = "run `autopeft resume` on the folder to write it again"
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            return tuple(_read_row(row) for row in csv.DictReader(file))
-    except OSError as error:
-        raise StorageError("trials.csv", str(path), f"cannot be read ({error})", remedy) from error
-    except (KeyError, TypeError, ValueError, AutoPeftError) as error:
+        text = read_text(path, max_bytes=MAX_JSON_BYTES)
+        rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        with long_fields():
+            return tuple(_read_row(row) for row in rows)
+    except Unreadable as error:
+        raise StorageError("trials.csv", str(path), str(error), remedy) from None
+    except (csv.Error, ArithmeticError, LookupError, TypeError, ValueError, UserError) as error:
         problem = f"is not a table of trials ({type(error).__name__}: {error})"
         raise StorageError("trials.csv", str(path), problem, remedy) from error

@@ -9,7 +9,7 @@ from autopeft.reporting.front_json import write_front
 from autopeft.reporting.front_view import FrontView
 from autopeft.reporting.trials_csv import trials_csv
 from autopeft.trial import Trial
-from autopeft.utils.files import write_bytes, write_text
+from autopeft.utils.files import contained, write_bytes, write_text
 
 
 def write_report(shown: FrontView, trials: Sequence[Trial], folder: Path) -> None:
@@ -25,7 +25,8 @@ def write_pages(shown: FrontView, trials: Sequence[Trial], folder: Path) -> None
     from autopeft.reporting.html import page
     from autopeft.reporting.plots import draw_plots
 
+    place = contained(folder, "plots")
     plots = draw_plots(shown, trials)
     for plot in plots:
-        write_bytes(folder / "plots" / f"{plot.name}.png", plot.png)
+        write_bytes(place / f"{plot.name}.png", plot.png)
     write_text(folder / "report.html", page(shown, trials, plots))

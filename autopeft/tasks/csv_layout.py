@@ -6,10 +6,10 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from autopeft.utils.formatting import counted
+from autopeft.utils.text_files import long_fields
 
 SEPARATORS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
 """Separators that are recognized -> their names."""
@@ -73,7 +73,7 @@ def csv_layout(text: str, expected: str) -> CsvLayout:
     """
     if text.lower().startswith("sep="):
         raise FileError("begins with a line for spreadsheets (sep=)", "remove the first line")
-    with _long_fields():
+    with long_fields():
         fitting, failures = [], []
         for layout in _layouts(text, expected):
             checked = _Check(text, layout)
@@ -237,8 +237,17 @@ def _names(check: _Check) -> tuple[str, ...]:
     return tuple(names)
 
 
+MAX_COLUMNS = 10_000
+"""Most columns of a table: its cells take their number times that of the rows."""
+
+
 def check_names(names: list[str]) -> None:
-    """Raise a FileError if two columns have the same name."""
+    """Raise a FileError if two columns have the same name, or there are too many."""
+    if len(names) > MAX_COLUMNS:
+        raise FileError(
+            f"has {len(names):,} columns; at most {MAX_COLUMNS:,} are read",
+            "check its separator and quotes",
+        )
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise FileError(f"two columns are named {twice[0]!r}", "give each column a name of its own")
@@ -250,13 +259,3 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-@contextmanager
-def _long_fields() -> Iterator[None]:
-    """Let fields be of any length; a document may have more than csv's limit."""
-    limit = csv.field_size_limit(2**31 - 1)
-    try:
-        yield
-    finally:
-        csv.field_size_limit(limit)

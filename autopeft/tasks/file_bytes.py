@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from autopeft.tasks.csv_layout import FileError
+from autopeft.utils.formatting import human_bytes
 
 COMPRESSED: Mapping[str, tuple[bytes, str]] = {
     ".gz": (b"\x1f\x8b", "gzip"),
@@ -33,8 +34,51 @@ def file_suffix(path: Path) -> str:
     return suffixes[-1] if suffixes else ""
 
 
-def decompressed(path: Path, scratch: Path, suffixes: Sequence[str]) -> tuple[Path, list[str]]:
-    """Return the plain file; the first bytes say how it is compressed, not the name."""
+MAX_BYTES = 8 * 2**30
+"""Largest data file that is read, after decompression, where the settings name no other."""
+
+_RATIO, _HARMLESS = 250, 64 * 2**20
+"""How many times its size a file may hold, beyond so many bytes. Texts hold 3 to 30 times their
+size, a bomb a thousand times."""
+
+
+def check_size(path: Path, max_bytes: int) -> None:
+    """Raise a FileError if a file is larger than `max_bytes`."""
+    check_bytes(path.stat().st_size, max_bytes)
+
+
+def check_bytes(n_bytes: int, max_bytes: int) -> None:
+    """Raise a FileError if so many bytes are more than `max_bytes`."""
+    if n_bytes > max_bytes:
+        raise FileError(
+            f"is larger than {human_bytes(max_bytes)}, the most that is read",
+            "give fewer rows, or a larger max_data_gb",
+        )
+
+
+def _copy(source: IO[bytes], target: IO[bytes], n_compressed: int, max_bytes: int) -> None:
+    """Write what is decompressed, up to the limits; raise a FileError beyond them."""
+    total = 0
+    while block := source.read(1 << 20):
+        total += len(block)
+        check_bytes(total, max_bytes)
+        if total > max(_HARMLESS, _RATIO * n_compressed):
+            raise FileError(
+                f"holds more than {_RATIO} times its own size, as no data does",
+                "decompress it yourself and name the plain file, if you trust it",
+            )
+        target.write(block)
+
+
+def decompressed(
+    path: Path, scratch: Path, suffixes: Sequence[str], max_bytes: int = MAX_BYTES
+) -> tuple[Path, list[str]]:
+    """Return the plain file; the first bytes say how it is compressed, not the name.
+
+    Raises:
+        FileError: if it is damaged or cut off, larger than `max_bytes` when decompressed, or so
+            much larger than its own size that it is no data.
+    """
     with path.open("rb") as file:
         start = file.read(8)
     found = next((n for s, (magic, n) in COMPRESSED.items() if start.startswith(magic)), None)
@@ -52,10 +96,10 @@ def decompressed(path: Path, scratch: Path, suffixes: Sequence[str]) -> tuple[Pa
     notes = [] if found == named else [f"it is compressed with {found}, in spite of its name"]
     try:
         if found == "zip":
-            return _unzipped(path, scratch, suffixes), notes
+            return _unzipped(path, scratch, suffixes, max_bytes), notes
         opened: IO[bytes] = {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open}[found](path)  # type: ignore[operator]
         with opened as source, target.open("wb") as plain:
-            shutil.copyfileobj(source, plain, 1 << 20)
+            _copy(source, plain, path.stat().st_size, max_bytes)
     except (EOFError, OSError, zlib.error, lzma.LZMAError, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split())
         raise FileError(f"is a damaged {found} file ({reason})", COPY_AGAIN) from error
@@ -64,7 +108,7 @@ def decompressed(path: Path, scratch: Path, suffixes: Sequence[str]) -> tuple[Pa
     return target, notes
 
 
-def _unzipped(path: Path, scratch: Path, suffixes: Sequence[str]) -> Path:
+def _unzipped(path: Path, scratch: Path, suffixes: Sequence[str], max_bytes: int) -> Path:
     with zipfile.ZipFile(path) as archive:
         members = [
             member
@@ -80,7 +124,7 @@ def _unzipped(path: Path, scratch: Path, suffixes: Sequence[str]) -> Path:
             )
         target = scratch / Path(members[0].filename).name
         with archive.open(members[0]) as source, target.open("wb") as plain:
-            shutil.copyfileobj(source, plain, 1 << 20)
+            _copy(source, plain, path.stat().st_size, max_bytes)
     return target
 
 

@@ -12,10 +12,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from autopeft.tasks.csv_layout import FileError, check_names, csv_layout
-from autopeft.tasks.file_bytes import COMPRESSED, COPY_AGAIN, decoded, decompressed, file_suffix
+from autopeft.tasks.csv_layout import MAX_COLUMNS, FileError, check_names, csv_layout
+from autopeft.tasks.file_bytes import (
+    COMPRESSED,
+    COPY_AGAIN,
+    MAX_BYTES,
+    check_bytes,
+    check_size,
+    decoded,
+    decompressed,
+    file_suffix,
+)
 from autopeft.utils.quiet import quiet_datasets
 from autopeft.utils.scratch import scratch_folder
+from autopeft.utils.text_files import Unreadable, check_depth, whole_number
 
 Columns = Mapping[str, Sequence[Any]]
 """Column name -> one value per row."""
@@ -26,18 +36,20 @@ def is_data_file(path: Path) -> bool:
     return file_suffix(path) in _READERS or path.suffix.lower() in COMPRESSED
 
 
-def read_columns(path: Path) -> tuple[Columns, tuple[str, ...]]:
+def read_columns(path: Path, max_bytes: int = MAX_BYTES) -> tuple[Columns, tuple[str, ...]]:
     """Return the columns of a file, and what was noticed when reading it.
 
     What `datasets` caches while it reads goes to a temporary folder that is removed.
 
     Raises:
-        FileError: if it is of an unknown kind, damaged, or its rows do not fit together.
+        FileError: if it is of an unknown kind, damaged, larger than `max_bytes`, or its rows do not
+            fit together.
     """
+    check_size(path, max_bytes)
     with scratch_folder() as scratch:
-        plain, notes = decompressed(path, scratch, list(_READERS))
+        plain, notes = decompressed(path, scratch, list(_READERS), max_bytes)
         kind, *noted = _kind(plain)
-        columns, more = _READERS[kind](_linked(plain, scratch), scratch)
+        columns, more = _READERS[kind](_linked(plain, scratch), scratch, max_bytes)
     check_names(list(columns))
     columns = {
         name: _opened(values, name, path.parent) or values for name, values in columns.items()
@@ -122,7 +134,7 @@ def reason(error: BaseException) -> str:
 # Kinds of files
 
 
-def _read_csv(path: Path, scratch: Path) -> tuple[Columns, list[str]]:
+def _read_csv(path: Path, scratch: Path, max_bytes: int) -> tuple[Columns, list[str]]:
     import csv
 
     import datasets
@@ -162,7 +174,7 @@ def _read_csv(path: Path, scratch: Path) -> tuple[Columns, list[str]]:
     return {name: rows[name][:] for name in layout.names}, notes
 
 
-def _read_json(path: Path, scratch: Path) -> tuple[Columns, list[str]]:
+def _read_json(path: Path, scratch: Path, max_bytes: int) -> tuple[Columns, list[str]]:
     """Read a list of rows, an object that holds one, columns, or one row a line.
 
     Python's own reader keeps values as they are written. That of datasets takes texts for dates,
@@ -223,7 +235,11 @@ def _is_json(line: str) -> bool:
 
 def _parsed(text: str, first_line: int) -> Any:
     try:
-        return json.loads(text, object_pairs_hook=_object)
+        found = json.loads(text, object_pairs_hook=_object, parse_int=whole_number)
+        check_depth(found)
+        return found
+    except Unreadable as error:
+        raise FileError(f"line {first_line}: it {error}", "correct or leave out that row") from None
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
         raise FileError(
@@ -259,22 +275,32 @@ def row_columns(rows: Sequence[tuple[str, Any]]) -> Columns:
                 'write rows such as {"text": "...", "label": "..."}',
             )
         names.update(dict.fromkeys(row))
+        if len(names) > MAX_COLUMNS:
+            raise FileError(
+                f"has more than {MAX_COLUMNS:,} different fields in its rows",
+                "use the same names in each row, and put what differs into values",
+            )
     return {str(name): [row.get(name) for _, row in rows] for name in names}
 
 
-def _read_parquet(path: Path, scratch: Path) -> tuple[Columns, list[str]]:
+def _read_parquet(path: Path, scratch: Path, max_bytes: int) -> tuple[Columns, list[str]]:
     import datasets
     import pyarrow.parquet as parquet
 
     with _as_file_errors("cannot be read as Parquet", COPY_AGAIN), quiet_datasets():
-        check_names(list(parquet.read_schema(path).names))
+        about = parquet.read_metadata(path)
+        check_names(list(about.schema.to_arrow_schema().names))
+        # A page of one repeated value says a billion rows in a few bytes.
+        groups = [about.row_group(index) for index in range(about.num_row_groups)]
+        n_bytes = max(about.num_rows, sum(group.total_byte_size for group in groups))
+        check_bytes(n_bytes, max_bytes)
         rows = datasets.Dataset.from_parquet(
             str(path), keep_in_memory=True, cache_dir=str(scratch / "datasets")
         )
     return dataset_columns(rows), []
 
 
-def _read_arrow(path: Path, scratch: Path) -> tuple[Columns, list[str]]:
+def _read_arrow(path: Path, scratch: Path, max_bytes: int) -> tuple[Columns, list[str]]:
     import datasets
 
     with _as_file_errors("cannot be read as Arrow", COPY_AGAIN):
@@ -282,7 +308,7 @@ def _read_arrow(path: Path, scratch: Path) -> tuple[Columns, list[str]]:
     return dataset_columns(rows), []
 
 
-def _read_text(path: Path, scratch: Path) -> tuple[Columns, list[str]]:
+def _read_text(path: Path, scratch: Path, max_bytes: int) -> tuple[Columns, list[str]]:
     text, _, notes = decoded(path)
     notes.append("it is read as one text a line")
     return {"text": [line for line in text.splitlines() if line.strip()]}, notes
@@ -297,7 +323,7 @@ _CONLL_NAMES: Mapping[int, tuple[str, ...]] = {
 """Number of columns -> their names, as datasets has them."""
 
 
-def _read_conll(path: Path, scratch: Path) -> tuple[Columns, list[str]]:
+def _read_conll(path: Path, scratch: Path, max_bytes: int) -> tuple[Columns, list[str]]:
     """Read one token a line, with empty lines between sentences.
 
     The reader of datasets (since 5) fills up and cuts lines of another length without a word.
@@ -329,7 +355,7 @@ def _read_conll(path: Path, scratch: Path) -> tuple[Columns, list[str]]:
     }, notes
 
 
-_READERS: Mapping[str, Callable[[Path, Path], tuple[Columns, list[str]]]] = {
+_READERS: Mapping[str, Callable[[Path, Path, int], tuple[Columns, list[str]]]] = {
     ".csv": _read_csv,
     ".tsv": _read_csv,
     ".tab": _read_csv,
@@ -355,8 +381,10 @@ def dataset_columns(rows: Any) -> Columns:
     Classes become their names, and unknown ones (-1, as in hidden test sets) None. Images are
     opened, but not yet decoded; a sound is a mapping of "bytes" and "path".
     """
-    rows = rows.with_format(None)
-    return {str(name): _values(rows, name, feature) for name, feature in rows.features.items()}
+    # Text that is no UTF-8 is found only when it becomes Python's.
+    with _as_file_errors("holds a value that cannot be read", COPY_AGAIN):
+        rows = rows.with_format(None)
+        return {str(n): _values(rows, n, feature) for n, feature in rows.features.items()}
 
 
 def _values(rows: Any, name: str, feature: Any) -> Sequence[Any]:
@@ -428,7 +456,7 @@ def _image(cell: Any, name: str, row: int) -> Any:
     try:
         raw = cell["bytes"] if cell.get("bytes") is not None else Path(cell["path"]).read_bytes()
         opened = PIL.Image.open(BytesIO(raw))
-    except (OSError, ValueError, SyntaxError, TypeError) as error:
+    except (OSError, ValueError, SyntaxError, TypeError, PIL.Image.DecompressionBombError) as error:
         raise FileError(*unreadable_image(row + 1, cell.get("path"), name)) from error
     opened.info[FILE] = cell.get("path")
     return opened

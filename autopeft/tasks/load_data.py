@@ -164,7 +164,14 @@ def read_tables(settings: SearchSettings) -> dict[SplitName, Table]:
         "validation": settings.validation,
         "test": settings.test,
     }
-    found = read("data", settings.data, name=settings.data_name, revision=settings.data_revision)
+    max_bytes = int(settings.max_data_gb * 2**30)
+    found = read(
+        "data",
+        settings.data,
+        name=settings.data_name,
+        revision=settings.data_revision,
+        max_bytes=max_bytes,
+    )
     tables: dict[SplitName, Table] = {}
     for name in SPLITS:
         split = next((split for split in _HUB_SPLITS[name] if split in found), None)
@@ -183,11 +190,11 @@ def read_tables(settings: SearchSettings) -> dict[SplitName, Table]:
     for name, source in named.items():
         if source is not None:
             split_of_data = found.get(source) if isinstance(source, str) else None
-            tables[name] = split_of_data or _named(name, source, found)
+            tables[name] = split_of_data or _named(name, source, found, max_bytes)
     return tables
 
 
-def _named(name: SplitName, source: Source, found: Mapping[str, Table]) -> Table:
+def _named(name: SplitName, source: Source, found: Mapping[str, Table], max_bytes: int) -> Table:
     """Return a split from a source of its own."""
     if isinstance(source, str) and source.isidentifier() and not Path(source).exists():
         remedy = f"use a file or one of the splits {sorted(found)}"
@@ -197,7 +204,7 @@ def _named(name: SplitName, source: Source, found: Mapping[str, Table]) -> Table
             "neither a file nor a split of the data",
             remedy if set(found) != {"train"} else "name a file",
         )
-    tables = read(name, source)
+    tables = read(name, source, max_bytes=max_bytes)
     for split in (*_HUB_SPLITS[name], "train"):
         if split in tables and (split != "train" or len(tables) == 1):
             return tables[split]

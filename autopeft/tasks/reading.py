@@ -16,7 +16,7 @@ import numpy as np
 
 from autopeft.errors import DataError
 from autopeft.tasks.csv_layout import FileError, check_names
-from autopeft.tasks.file_bytes import file_suffix
+from autopeft.tasks.file_bytes import MAX_BYTES, file_suffix
 from autopeft.tasks.files import (
     Columns,
     dataset_columns,
@@ -77,7 +77,12 @@ class Table:
 
 
 def read(
-    field: str, source: Any, *, name: str | None = None, revision: str | None = None
+    field: str,
+    source: Any,
+    *,
+    name: str | None = None,
+    revision: str | None = None,
+    max_bytes: int = MAX_BYTES,
 ) -> dict[str, Table]:
     """Return the splits of a source; what has none is the split "train".
 
@@ -93,6 +98,7 @@ def read(
             a pandas DataFrame, or a list of dicts.
         name: Subset of a hub dataset.
         revision: Revision of a hub dataset.
+        max_bytes: Largest file that is read, after decompression.
 
     Raises:
         DataError: if it cannot be read or has no rows.
@@ -106,7 +112,7 @@ def read(
     if isinstance(source, os.PathLike):
         source = os.fspath(source)
     try:
-        found = _read(field, source, name, revision)
+        found = _read(field, source, name, revision, max_bytes)
     except FileError as error:
         raise DataError(field, _shown(source), error.problem, error.remedy) from error
     except OSError as error:
@@ -121,28 +127,29 @@ def read(
     return {split: _cleaned(table) for split, table in found.items()}
 
 
-def _read(field: str, source: Any, name: str | None, revision: str | None) -> dict[str, Table]:
+def _read(
+    field: str, source: Any, name: str | None, revision: str | None, max_bytes: int
+) -> dict[str, Table]:
     if not isinstance(source, str):
         _refuse_hub_settings(name, revision)
         if _is_list_of(source, (str, os.PathLike)):
-            return {
-                "train": _read_files([Path(each).expanduser() for each in source], is_named=False)
-            }
+            files = [Path(each).expanduser() for each in source]
+            return {"train": _read_files(files, max_bytes, is_named=False)}
         return _read_object(field, source)
     if not source.strip():
         raise FileError("no data given", "name a file, a folder or a hub dataset")
     path = Path(source).expanduser()
     if path.is_dir():
-        return _read_folder(field, path, name)
+        return _read_folder(field, path, name, max_bytes)
     if path.is_file():
         _refuse_hub_settings(name, revision)
-        return {"train": _read_files([path], is_named=True)}
+        return {"train": _read_files([path], max_bytes, is_named=True)}
     if glob.has_magic(source):
         matches = sorted(glob.glob(str(path), recursive=True))
         files = [Path(match) for match in matches if Path(match).is_file()]
         if not files:
             raise FileError("no file has such a name", f"check the pattern{_here(path)}")
-        return {"train": _read_files(files, is_named=False)}
+        return {"train": _read_files(files, max_bytes, is_named=False)}
     if "://" in source:
         raise FileError(
             "is a web address", "download it and name the file, or give a hub id such as owner/name"
@@ -203,14 +210,15 @@ def _joined(paths: Sequence[Path]) -> str:
 # Files and folders
 
 
-def _read_files(paths: Sequence[Path], *, is_named: bool) -> Table:
+def _read_files(paths: Sequence[Path], max_bytes: int, *, is_named: bool) -> Table:
     """Return the rows of files, one file after another.
 
     Args:
         paths: The files.
+        max_bytes: Largest file that is read, after decompression.
         is_named: Whether the source is the name of the only file, so that errors need not tell it.
     """
-    parts = [_read_one(path, is_named) for path in paths]
+    parts = [_read_one(path, max_bytes, is_named) for path in paths]
     names = list(dict.fromkeys(name for columns, _ in parts for name in columns))
     notes = [note for _, notes in parts for note in notes]
     for path, (columns, _) in zip(paths, parts, strict=True):
@@ -233,18 +241,18 @@ def _read_files(paths: Sequence[Path], *, is_named: bool) -> Table:
     return Table(_joined(paths), joined, tuple(dict.fromkeys(notes)))
 
 
-def _read_one(path: Path, is_named: bool) -> tuple[Columns, tuple[str, ...]]:
+def _read_one(path: Path, max_bytes: int, is_named: bool) -> tuple[Columns, tuple[str, ...]]:
     if not path.is_file():
         raise FileError(f"there is no file {str(path)!r}", f"check the path{_alike(path)}")
     try:
-        return read_columns(path)
+        return read_columns(path, max_bytes)
     except FileError as error:
         if is_named:
             raise
         raise FileError(f"{path.name} {error.problem}", error.remedy) from error
 
 
-def _read_folder(field: str, folder: Path, name: str | None) -> dict[str, Table]:
+def _read_folder(field: str, folder: Path, name: str | None, max_bytes: int) -> dict[str, Table]:
     """Return the splits of a folder, as datasets finds them by the names of files and folders."""
     import datasets
 
@@ -282,7 +290,7 @@ def _read_folder(field: str, folder: Path, name: str | None) -> dict[str, Table]
     if files is None:
         return _splits(field, loaded, folder.name)
     tables = {
-        str(split): _read_files([Path(each) for each in files[split]], is_named=False)
+        str(split): _read_files([Path(each) for each in files[split]], max_bytes, is_named=False)
         for split in files
     }
     notes = _left_out(folder, {Path(each).resolve() for split in files for each in files[split]})

@@ -68,6 +68,7 @@ class DataSummary:
         lines += [
             f"{self.rows[name]} of {_rows(count)} for {name} used, as max_{name}_rows says"
             for name, count in self.available.items()
+            if name in self.rows
         ]
         return [_one_line(line) for line in (*lines, *self.notes)]
 

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from autopeft.errors import StorageError
+
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace a file atomically and sync it to disk; create its folder."""
@@ -29,6 +31,31 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_text(path: Path, content: str) -> None:
     """Replace a file atomically with UTF-8 text; lone surrogates become `?`."""
     write_bytes(path, content.encode("utf-8", errors="replace"))
+
+
+def contained(folder: Path, name: str | Path) -> Path:
+    """Return the path of something in a folder; links may not lead out of the folder.
+
+    A folder that was handed over may hold a link in place of `plots` or of an adapter, and what is
+    written or read there would be elsewhere.
+
+    Args:
+        folder: The folder; it may itself be a link.
+        name: Path inside it, which need not exist.
+
+    Raises:
+        StorageError: if it leads elsewhere.
+    """
+    path = folder / name
+    try:
+        is_inside = path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):  # a circle of links
+        is_inside = False
+    if not is_inside:
+        raise StorageError(
+            "folder", str(path), f"leads out of {folder}", "replace the link by what it links to"
+        )
+    return path
 
 
 @contextmanager

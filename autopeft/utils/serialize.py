@@ -98,6 +98,9 @@ def from_plain(
     except msgspec.ValidationError as wrong:
         place, found = _locate(kind, data, str(wrong), strict=not from_text)
         raise error(_name(field, *place), found, _explain(str(wrong)), remedy) from None
+    except UnicodeEncodeError:
+        problem = "holds half a character (a lone surrogate)"
+        raise error(field or "content", type(data).__name__, problem, remedy) from None
     if not allow_unknown:
         for where, found, known in _unknown(value, data):
             raise error(_name(field, *where), found, "unknown key", nearest(str(where[-1]), known))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
+import re
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.resources.abc import Traversable
 from io import BytesIO
 from pathlib import Path
@@ -75,7 +78,7 @@ def parse_json(text: str) -> Any:
     if not text.strip():
         raise Unreadable("is not JSON (it is empty)")
     try:
-        data = json.loads(text, parse_int=_whole)
+        data = json.loads(text, parse_int=whole_number)
     except RecursionError:
         raise Unreadable(TOO_DEEP) from None
     except Unreadable:
@@ -83,10 +86,16 @@ def parse_json(text: str) -> Any:
     except ValueError as error:
         raise Unreadable(f"is not JSON ({error})") from None
     check_depth(data)
+    if re.search(r"\\u[dD][89a-fA-F]", text):
+        try:
+            json.dumps(data, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise Unreadable("holds half a character (a lone surrogate)") from None
     return data
 
 
-def _whole(digits: str) -> int:
+def whole_number(digits: str) -> int:
+    """Return a number of JSON; raise an Unreadable if it has too many digits."""
     if len(digits) > MAX_DIGITS:
         raise Unreadable(f"holds a number of {len(digits)} digits; at most {MAX_DIGITS} are read")
     return int(digits)
@@ -105,3 +114,13 @@ def check_depth(data: Any) -> None:
 
 def _items(whole: Any) -> Iterable[Any]:
     return whole.values() if isinstance(whole, Mapping) else whole
+
+
+@contextmanager
+def long_fields() -> Iterator[None]:
+    """Let fields of CSV be of any length; a document may have more than csv's limit."""
+    limit = csv.field_size_limit(2**31 - 1)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(limit)

@@ -50,3 +50,10 @@ def test_damaged_files_are_named(tmp_path: Path, text: str) -> None:
         store.scores()
     with pytest.raises(StorageError, match=r"compressed\.json.*autopeft resume"):
         store.compressed()
+
+
+def test_names_that_are_none_of_ours_are_passed_over(tmp_path: Path) -> None:
+    for name in ("ab-seed", "ab-seed²", "ab-seed1x", "-seed"):
+        (tmp_path / "confirm" / name).mkdir(parents=True)
+    (tmp_path / "confirm" / "ab-seed3").mkdir()
+    assert ConfirmationStore(tmp_path).done() == {("ab", 3)}

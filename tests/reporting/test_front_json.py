@@ -135,3 +135,35 @@ def test_hostile_texts_survive(tmp_path: Path) -> None:
     write_front(view(hostile()), tmp_path / "front.json")
     shown = read_front(tmp_path / "front.json")
     assert shown.model.startswith("<script>")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "problem"),
+    [
+        ("objectives", [], "must name a quality"),
+        ("n_layers", 10**9, "n_layers <= "),
+        ("front.0.adapter", "../outside", "must be a folder in adapters/"),
+        ("front.0.adapter", "/etc", "must be a folder in adapters/"),
+        ("front.0.objectives", {}, "lacks the value of 'accuracy'"),
+        ("baseline.objectives", {}, "lacks the value of 'accuracy'"),
+        ("objectives.1.name", "../../outside", "is no name of a metric"),
+        ("verdict", 3, "must be a mapping"),
+        ("warnings", "text", "must be a list"),
+        ("front.0.plan.0.layer", 10**9, "layer < "),
+        ("front.0.train.weight_decay", -1, "not below 0"),
+    ],
+)
+def test_what_another_wrote_is_checked(
+    tmp_path: Path, key: str, value: object, problem: str
+) -> None:
+    content = json.loads(strict_json(front_to_json(view(make_record(12)))))
+    *steps, last = [int(step) if step.isdigit() else step for step in key.split(".")]
+    holder = content
+    for step in steps:
+        holder = holder[step]
+    holder[last] = value
+    path = tmp_path / "front.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(StorageError, match=problem) as caught:
+        read_front(path)
+    assert str(path) in str(caught.value)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
-from report_samples import hostile, make_record, records
+from report_samples import OBJECTIVES, hostile, make_record, records
 
 from autopeft.errors import StorageError
 from autopeft.plan import ROLES, AdapterPlan, Candidate, LayerSpec, TrainSettings
@@ -68,3 +68,25 @@ def test_a_damaged_file_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "trials.csv").write_text("a,b\n1,2\n")
     with pytest.raises(StorageError, match="not a table of trials"):
         read_trials(tmp_path / "trials.csv")
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t=", "\r=", "'=", "''+"])
+def test_a_cell_is_no_formula_of_a_spreadsheet(tmp_path: Path, start: str) -> None:
+    reason = f"{start}HYPERLINK(1)"
+    failed = replace(make_record(6).trials[0], state="failed", reason=reason, values={}, rungs=())
+    path = tmp_path / "trials.csv"
+    path.write_text(trials_csv([failed], OBJECTIVES))
+    (row,) = csv.DictReader(path.read_text().splitlines())
+    assert row["reason"][0] == "'"
+    assert row["learning_rate"][0] != "'", "numbers stay numbers"
+    assert read_trials(path)[0].reason == reason.strip()
+
+
+@pytest.mark.parametrize("damage", ["a,b\n1\n", "number\n1,2\n", '"\n', "\x00", ""])
+def test_a_damaged_table_is_one_line(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "trials.csv"
+    path.write_text(trials_csv(make_record(6).trials, OBJECTIVES) + damage)
+    if damage:
+        with pytest.raises(StorageError) as caught:
+            read_trials(path)
+        assert len(str(caught.value).splitlines()) == 1

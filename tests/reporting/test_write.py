@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 from report_samples import hostile, interrupted, make_record
 
+from autopeft.errors import StorageError
 from autopeft.reporting.front_json import read_front
 from autopeft.reporting.front_view import view
 from autopeft.reporting.record import SearchRecord
@@ -27,3 +28,14 @@ def test_every_file_is_written_and_the_pages_can_be_written_anew(
         tmp_path / "out",
     )
     assert {name: (tmp_path / "out" / name).read_bytes() for name in names} == first
+
+
+def test_a_linked_folder_of_plots_is_not_written_to(tmp_path: Path) -> None:
+    folder, outside = tmp_path / "run", tmp_path / "outside"
+    folder.mkdir()
+    outside.mkdir()
+    (folder / "plots").symlink_to(outside)
+    record = make_record(6)
+    with pytest.raises(StorageError, match="leads out of"):
+        write_pages(view(record), record.trials, folder)
+    assert not list(outside.iterdir())

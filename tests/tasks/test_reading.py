@@ -634,3 +634,55 @@ def test_a_class_without_a_name_is_refused(tmp_path: Path) -> None:
     parquet.write_table(pa.table({"label": [0, 5]}).replace_schema_metadata(metadata), path)
     with pytest.raises(DataError, match="row 2 of the column 'label' is class 5"):
         read("data", str(path))
+
+
+@pytest.mark.parametrize("kind", ["gz", "bz2", "xz", "zip"])
+def test_an_archive_made_to_fill_a_disk_is_refused(tmp_path: Path, kind: str) -> None:
+    text = b"text,label\n" + b"a" * (70 * 2**20)
+    path = tmp_path / f"rows.csv.{kind}"
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("rows.csv", text)
+    else:
+        pack = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}[kind]
+        path.write_bytes(pack(text))
+    with pytest.raises(DataError, match="more than 250 times its own size"):
+        read("data", str(path))
+
+
+def test_the_size_of_a_file_is_limited_by_a_setting(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv.gz"
+    path.write_bytes(gzip.compress(b"text,label\n" + b"a,b\n" * 1000))
+    assert read("data", str(path))["train"].n_rows == 1000
+    with pytest.raises(DataError, match=r"larger than 2.93 KiB.*max_data_gb"):
+        read("data", str(path), max_bytes=3000)
+    plain = tmp_path / "rows.csv"
+    plain.write_bytes(b"text,label\n" + b"a,b\n" * 1000)
+    with pytest.raises(DataError, match="max_data_gb"):
+        read("data", str(plain), max_bytes=3000)
+
+
+def test_a_billion_rows_of_one_value_are_not_written_out(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    parquet.write_table(pa.table({"text": pa.array(["a"] * 100_000)}), path)
+    assert path.stat().st_size < 50_000
+    with pytest.raises(DataError, match="max_data_gb"):
+        read("data", str(path), max_bytes=50_000)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b'[{"text": ' + b"1" * 5000 + b"}]", "a number of 5000 digits"),
+        (b'[{"text": ' + b"[" * 500 + b"]" * 500 + b"}]", "nested deeper than 64"),
+        (b"[" * 20_000, "without end|nested deeper"),
+        (
+            json.dumps([{f"name {i}": 1} for i in range(10_001)]).encode(),
+            "more than 10,000 different fields",
+        ),
+    ],
+)
+def test_hostile_rows_are_one_line(tmp_path: Path, content: bytes, problem: str) -> None:
+    (tmp_path / "rows.json").write_bytes(content)
+    with pytest.raises(DataError, match=problem):
+        read("data", str(tmp_path / "rows.json"))

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from autopeft.utils.files import replaced_folder, write_text
+from autopeft.errors import StorageError
+from autopeft.utils.files import contained, replaced_folder, write_text
 
 
 def test_a_failed_write_leaves_the_old_file(
@@ -55,3 +56,18 @@ def test_a_failed_folder_leaves_the_old_one(tmp_path: Path) -> None:
         fail()
     assert os.listdir(tmp_path) == ["adapter"]
     assert os.listdir(target) == ["old.txt"]
+
+
+def test_a_link_does_not_lead_out_of_a_folder(tmp_path: Path) -> None:
+    folder, outside = tmp_path / "run", tmp_path / "outside"
+    folder.mkdir()
+    outside.mkdir()
+    (folder / "plots").symlink_to(outside)
+    (folder / "round").symlink_to(folder / "round")
+    (folder / "near").symlink_to(folder / "adapters")
+    (tmp_path / "linked").symlink_to(folder)
+    for name in ("plots", "round", "../outside", outside):
+        with pytest.raises(StorageError, match="leads out of"):
+            contained(folder, name)
+    assert contained(folder, "near/a") == folder / "near/a"
+    assert contained(tmp_path / "linked", "new") == tmp_path / "linked" / "new"
