@@ -8,6 +8,7 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -277,10 +278,14 @@ def prepare(
         n_workers = settings.workers or (1 if settings.backend == "local" else 0)
         if not n_workers:
             n_workers, gpus = _workers(devices, gpus, prices, space, note)
-        room = devices.room(gpus)
+        per_block = prices.weight_bytes / max(1, prices.topology.n_layers)
+        room = devices.room(gpus, block_bytes=per_block)
+        if gpus > 1 and found.data is not None:
+            note(f"the model's blocks are spread over {gpus:g} devices of each worker")
         if must_fit and room is not None and settings.evaluate is None:
             prices = _within(prices, space, room, data)
-            constraints += _check_fits(prices, space, room, settings, found, note)
+            holding = partial(devices.holding, block_bytes=per_block)
+            constraints += _check_fits(prices, space, room, settings, found, note, holding)
     settings = replace(
         settings,
         task=settings.task or (task.name if task is not None else None),
@@ -744,6 +749,11 @@ def _devices(settings: SearchSettings) -> tuple[Devices, float]:
         where = "there" if settings.ray_address is not None else "here"
         problem = f"no accelerator is seen {where}"
         raise SettingsError("gpus_per_worker", wanted, problem, "leave it out")
+    if wanted and wanted > found.most_per_worker:
+        problem = f"a machine has {found.most_per_worker}"
+        raise SettingsError(
+            "gpus_per_worker", wanted, problem, f"use at most {found.most_per_worker}"
+        )
     if wanted == 0:
         found = found.without_accelerators()
     return found, (wanted or 1.0) if found.count else 0.0
@@ -756,8 +766,11 @@ def _check_fits(
     settings: SearchSettings,
     found: _Training,
     note: Note,
+    holding: Callable[[float], int | None],
 ) -> tuple[Constraint, ...]:
     """Check that a model fits, before it is loaded; return the limit that memory sets, if any.
+
+    `holding` says how many devices of a worker hold so many bytes.
 
     Raises:
         ModelError: if the cheapest candidate does not fit.
@@ -774,6 +787,8 @@ def _check_fits(
             dtype = "bfloat16" if prices.float_bytes == 2 else "float32"
             fitting = Fitting(meta, load, device="cpu", dtype=dtype)
             remedy = fitting.remedy(room, cheapest.plan)
+        if (count := holding(needed)) is not None:
+            remedy += f"; or use gpus_per_worker={count}"
         raise ModelError("model", settings.model, problem, remedy)
     rng = np.random.default_rng(0)
     draws = [*candidates, *space.portfolio(), *(space.sample_stratified(rng) for _ in range(64))]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -298,7 +298,11 @@ class SearchSettings:
         resumable=True,
     )
     gpus_per_worker: float | None = _setting(
-        None, "GPUs per worker; 0.25 lets four workers share a GPU.", minimum=0, resumable=True
+        None,
+        "GPUs per worker; 0.25 lets four workers share a GPU, 2 spreads the blocks of a large "
+        "model over two.",
+        minimum=0,
+        resumable=True,
     )
     trials_per_worker: int | None = _setting(
         None,
@@ -366,6 +370,11 @@ class SearchSettings:
         return self.batch_size or TrainSettings.batch_size
 
     @property
+    def devices_per_worker(self) -> int:
+        """Accelerators that a worker's model is spread over; 1 with a part of one, or with none."""
+        return max(1, int(self.gpus_per_worker or 0))
+
+    @property
     def trains_alone(self) -> str:
         """The setting with which a worker trains one adapter at a time; "" if there is none."""
         names = ("gradient_checkpointing", "micro_batch_tokens", "packing")
@@ -379,9 +388,13 @@ class SearchSettings:
     def __post_init__(self) -> None:
         for each in fields(self):
             _check(each.name, getattr(self, each.name), **each.metadata["limits"])
+        gpus = self.gpus_per_worker or 0.0
+        if gpus > 1.0 and not float(gpus).is_integer():
+            problem = "a worker has a part of one GPU, or whole ones"
+            raise SettingsError("gpus_per_worker", gpus, problem, f"use {int(gpus)}")
         for name, allowed in _LOCAL.items() if self.backend == "local" else ():
             value = getattr(self, name)
-            if value not in allowed:
+            if not allowed(value):
                 problem = "backend=local runs one worker in this process"
                 raise SettingsError(name, value, problem, f"leave {name} out, or use backend=ray")
         if self.trains_alone and (self.trials_per_worker or 1) > 1:
@@ -445,12 +458,12 @@ def _check_text(name: str, value: str) -> None:
         raise SettingsError(name, shown, "is longer than any name or path", "shorten it")
 
 
-_LOCAL: Mapping[str, tuple[object, ...]] = {
-    "workers": (None, 1),
-    "gpus_per_worker": (None, 0, 1),
-    "ray_address": (None,),
+_LOCAL: Mapping[str, Callable[[Any], bool]] = {
+    "workers": lambda value: value in (None, 1),
+    "gpus_per_worker": lambda value: value is None or float(value).is_integer(),
+    "ray_address": lambda value: value is None,
 }
-"""Setting -> the values that it may have with the local backend."""
+"""Setting -> whether it may have a value with the local backend."""
 
 RENAMED = {
     "pack": "trials_per_worker",

@@ -259,6 +259,27 @@ def test_a_training_comes_before_the_cache_on_a_device(
     assert limits == [1000]
 
 
+def test_a_model_may_need_several_devices(
+    causal: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+
+    def prepared(memory: float, **more: Any) -> PreparedSearch:
+        _on(monkeypatch, Devices("cuda", 4, int(memory)))
+        rows = {"task": "sft", "workers": None, "ray_address": "there", **more}
+        return _prepared(*causal, note=told.append, **rows)
+
+    needed = prepared(24e9).prices.price(prepared(24e9).space.baselines()[0]).peak_memory_bytes
+    little = (CONTEXT_BYTES + 0.7 * needed) / 0.95
+    with pytest.raises(ModelError, match=r"the cheapest training needs .*; or use gpus_per_worker"):
+        prepared(little)
+    ready = prepared(little, gpus_per_worker=4)
+    assert (ready.settings.workers, ready.settings.devices_per_worker) == (1, 4)
+    assert "the model's blocks are spread over 4 devices of each worker" in told
+    with pytest.raises(SettingsError, match=r"gpus_per_worker=5.0: a machine has 4; use"):
+        prepared(24e9, gpus_per_worker=5)
+
+
 def test_packing_is_for_decoders_that_keep_rows_apart(
     causal: tuple[Path, Path], tiny_data: Path, tmp_path: Path
 ) -> None:

@@ -69,6 +69,11 @@ def test_none_stands_for_the_default() -> None:
 
 def test_whole_numbers_serve_as_numbers() -> None:
     assert SearchSettings.from_mapping({"gpus_per_worker": 1}).gpus_per_worker == 1.0
+    shares = {None: 1, 0: 1, 0.25: 1, 1: 1, 2: 2}
+    for share, devices in shares.items():
+        assert SearchSettings(gpus_per_worker=share).devices_per_worker == devices
+    with pytest.raises(SettingsError, match=r"gpus_per_worker=1.5: .* whole ones; use 1"):
+        SearchSettings(gpus_per_worker=1.5)
 
 
 def test_every_field_has_help() -> None:

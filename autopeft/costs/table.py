@@ -259,6 +259,13 @@ class PriceTable:
         """Logits of a position, 0 without an output embedding."""
         return self.logits.vocabulary if self.logits is not None else 0
 
+    @property
+    def outside_bytes(self) -> float:
+        """Bytes that what follows the blocks holds at once, with its weights left out."""
+        training = self.tail.saved_bytes + self.workspace_bytes
+        scoring = self.scoring_bytes * self.scoring_tokens / self.memory_tokens
+        return max(training * self._pass_share(1.0), scoring)
+
     def _with_logits_at(self, n: float) -> PriceTable:
         """Return the table for a step that computes logits at `n` positions only."""
         if self.logits is None:

@@ -54,6 +54,8 @@ class LoadedModel:
             role_map=settings.role_map,
             quantization=settings.quantization,
             replaces_head=data.replaces_head,
+            n_devices=settings.devices_per_worker,
+            reserved_bytes=context.prices.outside_bytes if context.prices is not None else 0.0,
         )
         model, layout = self.backbone.model, self.backbone.layout
         use_attention(settings.attn_implementation, model)

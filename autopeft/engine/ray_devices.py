@@ -39,15 +39,19 @@ def cluster_devices(address: str) -> Devices:
         cores, count = int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
         if not count:
             return Devices(cores=cores)
+        nodes = (node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"])
+        of_nodes = tuple(int(each) for each in nodes if each)
         try:
             seen = on_worker(address, _LITTLE, devices_here)
         except TrainingFailure:
-            return Devices(DEFAULT, count, None, cores)  # All are busy: their kind is a guess.
+            return Devices(
+                DEFAULT, count, None, cores, of_nodes=of_nodes
+            )  # All are busy: their kind is a guess.
     if not seen.count:
         problem = f"torch sees none of the cluster's {count} GPUs on the node that has one"
         remedy = "install a torch built for them there, or use gpus_per_worker=0"
         raise SettingsError("ray_address", address, problem, remedy)
-    return Devices(seen.kind, count, seen.memory_bytes, cores)
+    return Devices(seen.kind, count, seen.memory_bytes, cores, of_nodes=of_nodes)
 
 
 def on_worker(address: str, gpus: float, function: Callable[..., T], *args: Any) -> T:

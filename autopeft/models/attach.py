@@ -312,7 +312,11 @@ class Attached:
     def penalty(self) -> torch.Tensor | None:
         """Return what the methods add to the training loss; None if nothing."""
         terms = [part.hook.penalty() for part in self.parts if part.hook]
-        return torch.stack(terms).sum() if terms else None
+        if not terms:
+            return None
+        # Where the loss is, if the model is spread over several devices.
+        device = next(self.model.parameters()).device
+        return torch.stack([term.to(device) for term in terms]).sum()
 
     def after_update(self, step: int) -> None:
         """Let the methods act after optimizer step `step`, while the gradients still exist."""

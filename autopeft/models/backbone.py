@@ -27,8 +27,15 @@ from autopeft.models.loading import (
 )
 from autopeft.models.method_hooks import SvdCache
 from autopeft.models.modules import own_parameters
-from autopeft.models.quantization import NONE, check_backend, keep_weights, load_arguments
-from autopeft.utils.device import drawn_on_host
+from autopeft.models.quantization import (
+    NONE,
+    check_backend,
+    keep_weights,
+    load_arguments,
+    weight_bytes,
+)
+from autopeft.models.spread import connect, device_map
+from autopeft.utils.device import drawn_on_host, free_memory_of
 from autopeft.utils.quiet import QUANTIZERS, quiet_loggers, quiet_transformers
 
 BARE = "AutoModel"
@@ -117,6 +124,8 @@ def load_backbone(
     role_map: RoleMap | None = None,
     quantization: str = NONE,
     replaces_head: bool = False,
+    n_devices: int = 1,
+    reserved_bytes: float = 0.0,
 ) -> Backbone:
     """Load a pretrained model and freeze it.
 
@@ -131,17 +140,21 @@ def load_backbone(
         quantization: How to store the weights inside the blocks: a scheme of
             `autopeft.models.quantization`, or "none".
         replaces_head: Whether its output layer is new even if the checkpoint has one.
+        n_devices: Devices that its blocks are spread over; see `autopeft.models.spread`.
+        reserved_bytes: Memory of the first of them for what follows the blocks: logits.
 
     Raises:
-        ModelError: if there is no such model, or it is not a transformer.
-        SettingsError: if the weights cannot be quantized so.
+        ModelError: if there is no such model, it is not a transformer, or it has no room.
+        SettingsError: if the weights cannot be quantized so, or there are fewer devices.
     """
     config, before = load_config(model, model_kwargs=model_kwargs, revision=revision)
     loader = auto_loader(auto_class)
     how: dict[str, Any] = {}
     layout = None
+    kind, places = getattr(torch, dtype), {"": device}
     if quantization != NONE:
         check_backend(quantization, device)
+    if quantization != NONE or n_devices > 1:
         whole = build_meta(
             model,
             auto_class=auto_class,
@@ -151,8 +164,13 @@ def load_backbone(
             replaces_head=replaces_head,
         )
         layout = whole.layout
-        kind = getattr(torch, dtype)
-        how = load_arguments(whole.model, layout.blocks, quantization, device, kind)
+        if n_devices > 1:
+            room = free_memory_of(device, n_devices)
+            loads = weight_bytes(whole.model, layout.blocks, quantization, kind)
+            places = device_map(whole.model, layout.blocks, room, loads, reserved_bytes)
+        how["device_map"] = places
+        if quantization != NONE:
+            how |= load_arguments(whole.model, layout.blocks, quantization, kind)
     with quiet_transformers(), quiet_loggers(*QUANTIZERS), drawn_on_host(0):
         # Weights that are missing without being a head's are reproducible.
         try:
@@ -160,7 +178,7 @@ def load_backbone(
                 model,
                 config=config,
                 revision=revision or "main",
-                dtype=getattr(torch, dtype),
+                dtype=kind,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
                 local_files_only=checkpoint.is_local_only(model),
@@ -168,9 +186,11 @@ def load_backbone(
             )
         except (OSError, ValueError, KeyError) as error:
             raise not_loadable(model, auto_class, error) from error
-    if how:
+    if quantization != NONE:
         keep_weights(loaded)
-    else:
+    if layout is not None and n_devices > 1:
+        connect(loaded, layout.blocks, places)
+    elif not how:
         loaded = loaded.to(device)
     backbone = Backbone(
         loaded.eval(),

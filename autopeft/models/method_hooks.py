@@ -18,6 +18,7 @@ import torch
 from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tinylora.layer import TinyLoraLayer
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 ADAPTER_NAME = "default"
 """peft's name for an adapter; groups never share a module, so all can have the same."""
@@ -222,6 +223,21 @@ def _identity_like(matrix: torch.Tensor) -> torch.Tensor:
     return torch.eye(len(matrix), device=matrix.device, dtype=matrix.dtype)
 
 
+class _JoinedAnywhere(TorchFunctionMode):
+    """Lets `torch.cat` join tensors of several devices on the first one's.
+
+    peft compares all triplets of a model, which may be spread over several devices.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is torch.cat:
+            first = args[0][0].device
+            args = ([tensor.to(first) for tensor in args[0]], *args[1:])
+        return func(*args, **(kwargs or {}))
+
+
 class RankAllocation:
     """AdaLoRA's training (arXiv 2303.10512): drop unimportant triplets, keep the rest orthogonal.
 
@@ -247,7 +263,9 @@ class RankAllocation:
             else:
                 continue
             distances.append(torch.linalg.norm(product - _identity_like(product)))
-        return torch.stack(distances).mean() * float(self._config.orth_reg_weight)
+        # A model may be spread over several devices.
+        together = torch.stack([distance.to(distances[0].device) for distance in distances])
+        return together.mean() * float(self._config.orth_reg_weight)
 
     def after_update(self, step: int) -> None:
         """Score all triplets and drop as many as the schedule says."""
@@ -255,7 +273,8 @@ class RankAllocation:
         # not have, so the configuration holds them in here only.
         self._config.rank_pattern = self._kept
         try:
-            self._tuner.update_and_allocate(step)
+            with _JoinedAnywhere():
+                self._tuner.update_and_allocate(step)
         finally:
             self._kept, self._config.rank_pattern = self._config.rank_pattern, None
 

@@ -191,8 +191,33 @@ def quantized_modules(model: nn.Module, blocks: tuple[str, ...], name: str) -> d
     return found
 
 
+def weight_bytes(
+    model: nn.Module, blocks: tuple[str, ...], name: str, dtype: torch.dtype
+) -> dict[str, float]:
+    """Return the bytes of each block's weights, and of all else under "", for a model on `meta`.
+
+    Args:
+        model: The model, not quantized.
+        blocks: Path of each block.
+        name: A scheme's name, or "none".
+        dtype: Type of what is not quantized.
+    """
+    paths = dict.fromkeys(blocks)
+    inside = {} if name == NONE else quantized_modules(model, blocks, name)
+    found = dict.fromkeys((*paths, ""), 0.0)
+    for path, parameter in model.named_parameters():
+        owner, _, last = path.rpartition(".")
+        block = next((each for each in paths if path.startswith(f"{each}.")), "")
+        if last == "weight" and owner in inside:
+            scheme, is_bf16 = scheme_of(name), dtype == torch.bfloat16
+            found[block] += scheme.weight_bytes(inside[owner], quantizes_scales=is_bf16)
+        else:
+            found[block] += parameter.numel() * dtype.itemsize
+    return found
+
+
 def load_arguments(
-    model: nn.Module, blocks: tuple[str, ...], name: str, device: str, dtype: torch.dtype
+    model: nn.Module, blocks: tuple[str, ...], name: str, dtype: torch.dtype
 ) -> dict[str, Any]:
     """Return the arguments of `from_pretrained` that load a model on `meta`, but quantized.
 
@@ -205,10 +230,7 @@ def load_arguments(
         for path, module in model.named_modules()
         if isinstance(module, nn.Linear | Conv1D) and path not in inside
     ]
-    return {
-        "quantization_config": scheme_of(name).config(outside, dtype),
-        "device_map": {"": device},
-    }
+    return {"quantization_config": scheme_of(name).config(outside, dtype)}
 
 
 def pass_marks(model: nn.Module, holder: nn.Module) -> None:

@@ -115,8 +115,8 @@ class LastBlock:
 
     @contextmanager
     def _narrowed(self, window: Window, length: int) -> Iterator[None]:
-        positions = _Positions(window, length)
         block = _at(self._model, self._block)
+        positions = _Positions(window, length, next(block.parameters()).device)
         with ExitStack() as stack:
             for path in self._modules:
                 for handle in _narrow(_at(self._model, path), positions):
@@ -139,11 +139,11 @@ def _at(model: nn.Module, path: str) -> nn.Module:
 
 
 class _Positions:
-    """The positions of a window in one batch of texts of equal length."""
+    """The positions of a window in one batch of texts of equal length, on the block's device."""
 
-    def __init__(self, window: Window, length: int) -> None:
+    def __init__(self, window: Window, length: int, device: torch.device) -> None:
         self.length = length
-        self.columns = window.columns()  # Positions in each text, shape (rows, size).
+        self.columns = window.columns().to(device)  # Positions in each text, shape (rows, size).
         self.rows, self.size = self.columns.shape
         offsets = torch.arange(self.rows, device=self.columns.device)[:, None] * length
         # The same as indices into all tokens concatenated, shape (rows * size,).

@@ -252,7 +252,10 @@ class Trainer:
             n_terms = n_terms + weights.sum()
         n_terms = n_terms.clamp(min=1.0)
         gradients = [p.grad for p in self._parameters if p.grad is not None]
-        torch._foreach_div_(gradients, n_terms)
+        # A model may be spread over several devices.
+        for device in {gradient.device for gradient in gradients}:
+            there = [gradient for gradient in gradients if gradient.device == device]
+            torch._foreach_div_(there, n_terms.to(device))
         loss = total / n_terms
         if (penalty := self.attached.penalty()) is not None:
             penalty.backward()  # type: ignore[no-untyped-call]

@@ -15,10 +15,15 @@ from numpy.typing import NDArray
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_any, tree_map
 
+from autopeft.errors import SettingsError
+
 Device = str | torch.device
 
 _ALIGNED = 16
 """Bytes at which each array of a packed copy begins: kernels read so many at once."""
+
+_UNKNOWN = 2.0**60
+"""Bytes of memory where nothing says how much there is."""
 
 DEFAULT = "cuda"
 """What workers are taken to have, if this machine has no accelerator and they have one."""
@@ -93,6 +98,32 @@ def free_memory_bytes(device: Device) -> int | None:
     return int(free + module.memory_reserved(device) - module.memory_allocated(device))
 
 
+def numbered(device: Device, count: int) -> tuple[str, ...]:
+    """Return the first devices of a kind by their names.
+
+    Raises:
+        SettingsError: if there are fewer.
+    """
+    if (seen := n_accelerators()) < count:
+        problem = f"this worker sees {seen} of them"
+        raise SettingsError("gpus_per_worker", count, problem, f"use at most {seen}")
+    kind = torch.device(device).type
+    return tuple(f"{kind}:{index}" for index in range(count))
+
+
+def free_memory_of(device: Device, count: int) -> dict[str, float]:
+    """Return the name and the free memory of each of the first devices of a kind.
+
+    Where it is unknown, they count as equal.
+
+    Raises:
+        SettingsError: if there are fewer.
+    """
+    names = numbered(device, count)
+    free = {name: free_memory_bytes(name) for name in names}
+    return {name: _UNKNOWN if n is None else float(n) for name, n in free.items()}
+
+
 def memory_bytes(device: Device) -> int | None:
     """Return the memory of the smallest accelerator of this type here; None where it is unknown.
 
@@ -135,11 +166,11 @@ def sent_together(arrays: Mapping[str, NDArray[Any]], device: Device) -> dict[st
 
 
 class RandomState:
-    """A random stream of its own, of the host and of one device.
+    """A random stream of its own, of the host and of one device, or all of its kind.
 
     Args:
         seed: Where it begins.
-        device: The device beside the host.
+        device: The device beside the host; without a number, it is each of its kind.
     """
 
     def __init__(self, seed: int, device: Device) -> None:
@@ -147,7 +178,8 @@ class RandomState:
         with _restored(device):
             torch.default_generator.manual_seed(seed)
             if is_accelerator(device):
-                _module(device).manual_seed(seed)
+                module = _module(device)
+                getattr(module, "manual_seed_all", module.manual_seed)(seed)
             self._states = _states(device)
 
     @contextmanager
@@ -225,22 +257,25 @@ def _restored(device: Device) -> Iterator[None]:
 
 
 def _states(device: Device) -> list[torch.Tensor]:
-    """Return the states of the generators of the host and of a device."""
-    states = [torch.get_rng_state()]
-    if is_accelerator(device):
-        states.append(_module(device).get_rng_state(*_index(device)))
-    return states
+    """Return the states of the generators of the host and of a device, or all of its kind."""
+    given = (_module(device).get_rng_state(*index) for index in _indices(device))
+    return [torch.get_rng_state(), *given]
 
 
 def _set_states(device: Device, states: list[torch.Tensor]) -> None:
     torch.set_rng_state(states[0])
-    for state in states[1:]:
-        _module(device).set_rng_state(state, *_index(device))
+    for state, index in zip(states[1:], _indices(device), strict=True):
+        _module(device).set_rng_state(state, *index)
 
 
-def _index(device: Device) -> tuple[Device, ...]:
-    """Return the argument that says which device is meant; there is one "mps" only."""
-    return () if torch.device(device).type == "mps" else (device,)
+def _indices(device: Device) -> list[tuple[int, ...]]:
+    """Return the arguments that say which generators are meant; there is one "mps" only."""
+    if not is_accelerator(device):
+        return []
+    asked = torch.device(device)
+    if asked.type == "mps":
+        return [()]
+    return [(n,) for n in ([asked.index] if asked.index is not None else range(n_accelerators()))]
 
 
 def _module(device: Device) -> Any:

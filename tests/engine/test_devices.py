@@ -30,6 +30,21 @@ def test_room_is_what_a_worker_can_allocate() -> None:
     assert per_device(0.0) == 1
 
 
+def test_several_devices_hold_a_model_whose_blocks_are_not_split() -> None:
+    machine = Devices("cuda", 4, 24 * 10**9)
+    one, two = machine.room(1.0), machine.room(2.0, block_bytes=1e9)
+    assert one is not None
+    assert two == 2 * one - 1e9
+    assert machine.holding(30e9, block_bytes=1e9) == 2
+    assert machine.holding(60e9, block_bytes=1e9) == 3
+    assert machine.holding(100e9, block_bytes=1e9) is None
+    assert Devices("cuda", 4).holding(1.0, block_bytes=1.0) is None
+    cluster = Devices("cuda", 6, 24 * 10**9, of_nodes=(3, 3))
+    assert cluster.workers(2.0) == 2
+    assert cluster.most_per_worker == 3
+    assert cluster.holding(80e9, block_bytes=1e9) is None
+
+
 def test_without_accelerators_there_are_cores() -> None:
     free = available_memory_bytes()
     assert Devices("cuda", 2, 5).without_accelerators().memory_bytes == pytest.approx(free, rel=0.2)

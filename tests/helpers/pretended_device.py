@@ -1,10 +1,10 @@
 """Pretends an accelerator on a machine that has none: CPU tensors whose storages are marked.
 
-Within `pretended()` torch says that there is one "cuda" device. What is created on it, moved to it
-or computed from what is on it is marked. Where a marked and an unmarked tensor meet, a RuntimeError
-names the operator; where the host would wait for the device, `World.waits` counts it by the line of
-autopeft that asked. Not seen: what C++ asks a tensor for, streams, memory, speed and rounding, and
-sparse tensors.
+Within `pretended()` torch says that there is a "cuda" device, or several. What is created on one,
+moved to it or computed from what is on it is marked with its index. Where tensors of unlike marks
+meet, or a marked and an unmarked one, a RuntimeError names the operator; where the host would wait
+for a device, `World.waits` counts it by the line of autopeft that asked. Not seen: what C++ asks a
+tensor for, streams, memory, speed and rounding, and sparse tensors.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 NAME = "cuda"
-_DEVICE = torch.device(NAME, 0)
 
+_ANY = -1
+"""Index of what autograd makes for a gradient, on a device that only C++ knows: it meets any."""
 _READS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "_linalg_svd"}
 """Operators whose result's value or shape the host needs at once."""
 
@@ -37,25 +38,31 @@ _OWN_IS_CPU: Any = torch._C.TensorBase.is_cpu
 
 
 def is_marked(tensor: torch.Tensor) -> bool:
-    """Whether a tensor is on the pretended device."""
-    return _storage_has(tensor, "is_marked")
+    """Whether a tensor is on a pretended device."""
+    return index_of(tensor) is not None
 
 
-def _storage_has(tensor: torch.Tensor, mark: str) -> bool:
+def index_of(tensor: torch.Tensor) -> int | None:
+    """The index of the pretended device that a tensor is on; None: it is on the host."""
+    index: int | None = _of_storage(tensor, "device_index")
+    return index
+
+
+def _of_storage(tensor: torch.Tensor, mark: str) -> Any:
     if tensor.layout is not torch.strided or type(tensor).__name__ == "FakeTensor":
-        return False
-    return getattr(tensor.untyped_storage(), mark, False)
+        return None
+    return getattr(tensor.untyped_storage(), mark, None)
 
 
-def _mark(value: Any) -> Any:
+def _mark(value: Any, index: int) -> Any:
     for tensor in _tensors(value):
         if tensor.layout is torch.strided:
-            _set(tensor, "is_marked")
+            _set(tensor, "device_index", index)
     return value
 
 
-def _set(tensor: torch.Tensor, mark: str) -> None:
-    setattr(tensor.untyped_storage(), mark, True)
+def _set(tensor: torch.Tensor, mark: str, value: object) -> None:
+    setattr(tensor.untyped_storage(), mark, value)
 
 
 def _tensors(value: Any) -> list[torch.Tensor]:
@@ -63,9 +70,20 @@ def _tensors(value: Any) -> list[torch.Tensor]:
 
 
 def _names_device(value: Any) -> bool:
-    if isinstance(value, torch.device):
-        return value.type == NAME
-    return isinstance(value, str) and value.split(":")[0] == NAME
+    return _named(value) is not None
+
+
+def _named(value: Any) -> int | None:
+    """The index of the device that a value names, if it names one."""
+    if isinstance(value, str) and value.split(":")[0] == NAME:
+        value = torch.device(value)
+    if isinstance(value, torch.device) and value.type == NAME:
+        return value.index or 0
+    return None
+
+
+def _first_named(values: Any) -> int | None:
+    return next((index for index in map(_named, tree_leaves(values)) if index is not None), None)
 
 
 def _names_host(value: Any) -> bool:
@@ -88,7 +106,8 @@ class World(TorchFunctionMode):
 
     Attributes:
         waits: (kind, line of autopeft) -> how often the host waited there.
-        copies: Copies from the host to the device, blocking ones included.
+        copies: Copies from the host to a device, blocking ones included.
+        crossings: Copies from one device to another.
         operators: Number of operators run.
     """
 
@@ -96,14 +115,15 @@ class World(TorchFunctionMode):
         super().__init__()
         self.waits: Counter[tuple[str, str]] = Counter()
         self.copies = 0
+        self.crossings = 0
         self.operators = 0
-        self.is_inside = False
+        self.inside: int | None = None
         self.replaced: dict[Any, Any] = {}
 
     def clear(self) -> None:
         """Count from zero."""
         self.waits.clear()
-        self.copies = self.operators = 0
+        self.copies = self.crossings = self.operators = 0
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -114,19 +134,20 @@ class World(TorchFunctionMode):
         if name in ("__get__", "device", "_parse_to", "get_device_module"):
             return func(*args, **kwargs)
         flat = tree_leaves((args, kwargs))
-        comes = any(map(_names_device, flat))
-        if comes:
+        comes = _first_named(flat)
+        if comes is not None:
             if name in ("tensor", "as_tensor"):
                 self.arrived(is_quick=False)
             args, kwargs = tree_map(_without_device, (args, kwargs))
-        before = self.is_inside
-        self.is_inside = comes or any(isinstance(v, torch.Tensor) and is_marked(v) for v in flat)
-        self.is_inside |= name == "backward" and before
+        before = self.inside
+        self.inside = _index_in(flat) if comes is None else comes
+        if name == "backward":
+            self.inside = before if self.inside is None else _ANY
         try:
             out = func(*args, **kwargs)
         finally:
-            self.is_inside = before
-        return _mark(out) if comes else out
+            self.inside = before
+        return out if comes is None else _mark(out, comes)
 
     def arrived(self, *, is_quick: bool) -> None:
         """Count a copy to the device."""
@@ -139,6 +160,12 @@ class World(TorchFunctionMode):
         self.waits["device to host", _line()] += 1
 
 
+def _index_in(values: Any) -> int | None:
+    """The device of the first tensor that is on a known one, else on any."""
+    found = [index for index in map(index_of, _tensors(values)) if index is not None]
+    return next((index for index in found if index != _ANY), _ANY if found else None)
+
+
 def _methods(world: World) -> dict[str, Any]:
     """What stands for methods of tensors that move them or read them; seen in handlers too."""
     own = torch.Tensor
@@ -146,27 +173,28 @@ def _methods(world: World) -> dict[str, Any]:
     def to(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         asked = tree_leaves((args, kwargs))
         if args and isinstance(args[0], torch.Tensor):
-            comes, goes = is_marked(args[0]), not is_marked(args[0])
+            comes, goes = index_of(args[0]), not is_marked(args[0])
         else:
-            comes, goes = any(map(_names_device, asked)), any(map(_names_host, asked))
+            comes, goes = _first_named(asked), any(map(_names_host, asked))
         args, kwargs = tree_map(_without_device, (args, kwargs))
         out = real["to"](tensor, *args, **kwargs)
-        if is_marked(tensor) and goes:
-            if sys._getframe(1).f_code.co_filename.endswith("clip_grad.py"):
-                return tensor  # torch groups tensors in C++, which takes them for the host's.
+        here = index_of(tensor)
+        if here is not None and goes:
             world.left()
             with torch._C._DisableTorchDispatch():
                 return real["clone"](out)
-        if is_marked(tensor):
-            return _mark(out)
-        if comes:
+        if comes is None or comes == here:
+            return out if here is None else _mark(out, here)
+        if here is None:
             world.arrived(is_quick=bool(kwargs.get("non_blocking")) and _is_pinned(tensor))
-            return _mark(real["clone"](out) if out.data_ptr() == tensor.data_ptr() else out)
-        return out
+        else:
+            world.crossings += 1
+            return _Moved.apply(out, here, comes)  # type: ignore[no-untyped-call]
+        return _mark(real["clone"](out) if out.data_ptr() == tensor.data_ptr() else out, comes)
 
     def numpy(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         if is_marked(tensor):
-            raise TypeError("can't convert cuda:0 device type tensor to numpy")
+            raise TypeError(f"can't convert {tensor.device} device type tensor to numpy")
         return real["numpy"](tensor, *args, **kwargs)
 
     def tolist(tensor: torch.Tensor) -> Any:
@@ -180,13 +208,13 @@ def _methods(world: World) -> dict[str, Any]:
         if is_marked(tensor):
             raise RuntimeError("cannot pin 'torch.cuda.FloatTensor': only dense CPU tensors")
         copy = real["clone"](tensor)
-        _set(copy, "is_pinned_memory")
+        _set(copy, "is_pinned_memory", True)
         return copy
 
     replaced = {
         "to": to,
         "cpu": lambda tensor: to(tensor, "cpu"),
-        "cuda": lambda tensor, *_, **kwargs: to(tensor, NAME, **kwargs),
+        "cuda": lambda tensor, device=0, **kwargs: to(tensor, torch.device(NAME, device), **kwargs),
         "numpy": numpy,
         "tolist": tolist,
         "pin_memory": pin_memory,
@@ -197,7 +225,20 @@ def _methods(world: World) -> dict[str, Any]:
 
 
 def _is_pinned(tensor: torch.Tensor) -> bool:
-    return _storage_has(tensor, "is_pinned_memory")
+    return bool(_of_storage(tensor, "is_pinned_memory"))
+
+
+class _Moved(torch.autograd.Function):
+    """A copy on another pretended device; its gradient comes back."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: torch.Tensor, source: int, target: int) -> Any:
+        ctx.source = source
+        return _mark(tensor.clone(), target)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+        return _mark(gradient.clone(), ctx.source), None, None
 
 
 def _without_device(value: Any) -> Any:
@@ -223,9 +264,14 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return self._copied(func, name, args, kwargs)
         # Scalars of the host may meet anything.
         strangers = [t for t in tensors if t.dim() and not is_marked(t)]
-        if marked and strangers and not (name in _MAY_MIX and is_marked(args[0])):
+        may_mix = name in _MAY_MIX and is_marked(args[0])
+        found = {str(tensor.device) for tensor in marked if index_of(tensor) != _ANY}
+        if marked and strangers and not may_mix:
+            found.add("cpu")
+        if len(found) > 1:
+            both = " and ".join(sorted(found, reverse=True))
             raise RuntimeError(
-                f"Expected all tensors to be on the same device, but found cuda:0 and cpu ({name})"
+                f"Expected all tensors to be on the same device, but found {both} ({name})"
             )
         if marked and name in _READS:
             world.waits[name, _line()] += 1
@@ -235,43 +281,48 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 world.waits["boolean index", _line()] += 1
             if any(not is_marked(index) for index in indices):
                 world.waits["host to device", _line()] += 1
-        is_new = not tensors and (world.is_inside or any(map(_names_device, tree_leaves(kwargs))))
+        index = _index_in(marked)
+        if not tensors:
+            named = _first_named(kwargs)
+            index = world.inside if named is None else named
+        is_new = not tensors and index is not None
         if is_new:
             kwargs = {k: torch.device("cpu") if _names_device(v) else v for k, v in kwargs.items()}
         if (marked or is_new) and kwargs.get("generator") is None:
             if any(argument.name == "generator" for argument in func._schema.arguments):
                 kwargs["generator"] = _GENERATOR
         out = func(*args, **kwargs)
-        return _mark(out) if marked or is_new else out
+        return out if index is None else _mark(out, index)
 
     def _copied(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         world = self.world
         if name == "copy_":
             target, source = args[0], args[1]
-            if is_marked(target) != is_marked(source) and source.dim():
+            if is_marked(target) and is_marked(source):
+                world.crossings += index_of(target) != index_of(source)
+            elif is_marked(target) != is_marked(source) and source.dim():
                 is_quick = len(args) > 2 and args[2] and _is_pinned(source)
                 if is_marked(target):
                     world.arrived(is_quick=bool(is_quick))
                 elif not is_quick:
                     world.left()
             return func(*args, **kwargs)
-        stays = is_marked(args[0])
-        device = kwargs.get("device")
-        if device is not None and _names_device(device):
-            kwargs["device"], stays = torch.device("cpu"), True
+        index = index_of(args[0])
+        if (named := _named(kwargs.get("device"))) is not None:
+            kwargs["device"], index = torch.device("cpu"), named
         out = func(*args, **kwargs)
-        return _mark(out) if stays else out
+        return out if index is None else _mark(out, index)
 
 
 _GENERATOR = torch.Generator()
-"""The device's own random numbers."""
+"""The devices' own random numbers."""
 
 
-def _cuda() -> dict[str, Any]:
+def _cuda(n_devices: int) -> dict[str, Any]:
     """What stands for functions of torch.cuda."""
     return {
         "is_available": lambda: True,
-        "device_count": lambda: 1,
+        "device_count": lambda: n_devices,
         "current_device": lambda: 0,
         "synchronize": lambda device=None: None,
         "empty_cache": lambda: None,
@@ -289,11 +340,23 @@ def _cuda() -> dict[str, Any]:
     }
 
 
-def _accelerator() -> dict[str, Any]:
+def _grouped(lists: Any, with_indices: bool) -> Any:
+    """What stands for torch's grouping of tensors, which would take all of them for the host's."""
+    groups: dict[Any, Any] = {}
+    for place, first in enumerate(lists[0]):
+        each = groups.setdefault((first.device, first.dtype), ([[] for _ in lists], []))
+        for found, tensors in zip(each[0], lists, strict=True):
+            if tensors:
+                found.append(tensors[place])
+        each[1].append(place)
+    return groups if with_indices else {key: (found, []) for key, (found, _) in groups.items()}
+
+
+def _accelerator(n_devices: int) -> dict[str, Any]:
     """What stands for functions of torch.accelerator."""
     return {
         "is_available": lambda: True,
-        "device_count": lambda: 1,
+        "device_count": lambda: n_devices,
         "current_accelerator": lambda check_available=False: torch.device(NAME),
         "current_device_index": lambda: 0,
         "current_stream": lambda device=None: SimpleNamespace(is_capturing=lambda: False),
@@ -302,19 +365,20 @@ def _accelerator() -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def pretended() -> Iterator[World]:
-    """A world with one accelerator."""
+def pretended(n_devices: int = 1) -> Iterator[World]:
+    """A world with accelerators of one kind."""
     real = torch.amp.autocast_mode.autocast.__init__
     enabled, dtype = torch.is_autocast_enabled, torch.get_autocast_dtype
 
     def host(device: str = "cpu") -> str:
-        return "cpu" if device == NAME else device
+        return "cpu" if device.split(":")[0] == NAME else device
 
     def init(self: Any, device_type: str, *args: Any, **kwargs: Any) -> None:
         real(self, host(device_type), *args, **kwargs)
 
     def device(tensor: torch.Tensor) -> torch.device:
-        return _DEVICE if is_marked(tensor) else _OWN_DEVICE.__get__(tensor)
+        index = index_of(tensor)
+        return _OWN_DEVICE.__get__(tensor) if index is None else torch.device(NAME, max(0, index))
 
     def is_cuda(tensor: torch.Tensor) -> bool:
         return is_marked(tensor) or _OWN_IS_CUDA.__get__(tensor)
@@ -328,11 +392,12 @@ def pretended() -> Iterator[World]:
         def patch(target: Any, name: str, value: Any) -> None:
             stack.enter_context(mock.patch.object(target, name, value, create=True))
 
-        for name, value in _cuda().items():
+        for name, value in _cuda(n_devices).items():
             patch(torch.cuda, name, value)
-        for name, value in _accelerator().items():
+        for name, value in _accelerator(n_devices).items():
             patch(torch.accelerator, name, value)
         patch(torch.amp.autocast_mode.autocast, "__init__", init)
+        patch(torch._C, "_group_tensors_by_device_and_dtype", _grouped)
         patch(torch, "is_autocast_enabled", lambda d="cpu": enabled(host(d)))
         patch(torch, "get_autocast_dtype", lambda d="cpu": dtype(host(d)))
         for name, value in _methods(world).items():
