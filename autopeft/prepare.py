@@ -59,7 +59,7 @@ from autopeft.tasks.summary import DataSummary
 from autopeft.training.activation_cache import ActivationStore
 from autopeft.training.batching import rung_sample, training_batches
 from autopeft.training.evaluation import token_budget
-from autopeft.training.optimizers import check_optimizer
+from autopeft.training.optimizers import check_optimizer, moments_of
 from autopeft.training.precision import choose_precision
 from autopeft.training.rungs import EARLIEST_STEP, rung_steps
 from autopeft.utils.device import is_here, kind_of
@@ -449,6 +449,7 @@ def _prices(
         scoring_tokens=_scoring_tokens(data, device, prices.vocabulary),
         has_checkpointing=settings.gradient_checkpointing,
         pass_tokens=settings.micro_batch_tokens,
+        moments=moments_of(settings.optimizer),
     )
 
 

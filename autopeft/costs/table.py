@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from autopeft import methods
 from autopeft.costs.analytic import block_costs, block_shapes, linear_weights
+from autopeft.costs.memory import FP32_MOMENTS, Moments
 from autopeft.costs.plan_rules import check_plan, count_shared
 from autopeft.costs.price import Price
 from autopeft.costs.topology import Topology
@@ -28,9 +29,8 @@ from autopeft.costs.usage import (
 from autopeft.errors import SpaceError
 from autopeft.plan import MODEL, AdapterPlan, Candidate, LayerSpec
 
-PARAM_BYTES, GRADIENT_BYTES = 12, 4
-"""A trained parameter with AdamW's two moments, and its gradient, in single precision. Gradients
-come when what the forward pass kept goes."""
+PARAM_BYTES, GRADIENT_BYTES = 4, 4
+"""A trained parameter, and its gradient. Gradients come when what the forward pass kept goes."""
 
 
 class _Total(NamedTuple):
@@ -39,10 +39,12 @@ class _Total(NamedTuple):
     Attributes:
         n_plans: How many they are.
         block_bytes: The most that the passes of a live block hold at once, beyond what is kept.
+        moment_bytes: What the optimizer keeps.
     """
 
     n_plans: int = 1
     params: int = 0
+    moment_bytes: float = 0.0
     frozen_floats: int = 0
     held_floats: int = 0
     forward_flops: float = 0.0
@@ -111,6 +113,7 @@ class PriceTable:
             inputs, and are computed again in the backward pass.
         pass_tokens: Tokens of a training's forward pass at most; a step of more accumulates the
             gradients of several. None: any number.
+        moments: What the optimizer keeps.
         has_activation_cache: Whether the frozen blocks below a plan's lowest adapter are computed
             once for all trials, so that no step pays for them.
         read_share: Share of a step's tokens whose last hidden state is read; a training step
@@ -149,6 +152,7 @@ class PriceTable:
     float_bytes: int = 4
     has_checkpointing: bool = False
     pass_tokens: int | None = None
+    moments: Moments = FP32_MOMENTS
     has_activation_cache: bool = False
     read_share: float = 1.0
     logit_weights: int = 0
@@ -230,6 +234,7 @@ class PriceTable:
         scoring_tokens: float = 0.0,
         has_checkpointing: bool = False,
         pass_tokens: int | None = None,
+        moments: Moments = FP32_MOMENTS,
     ) -> PriceTable:
         """Return the table for a training loop that skips unneeded work; see the attributes.
 
@@ -244,6 +249,7 @@ class PriceTable:
                 scoring_tokens=scoring_tokens,
                 has_checkpointing=has_checkpointing,
                 pass_tokens=pass_tokens,
+                moments=moments,
             )
             return table._with_logits_at(most_logit_tokens) if most_logit_tokens else table
 
@@ -352,7 +358,17 @@ class PriceTable:
 
     def _peak_bytes(self, total: _Total, params: int, scale: float) -> float:
         held = self.weight_bytes + params * PARAM_BYTES + total.held_floats * 4
+        held += total.moment_bytes + total.n_plans * self._moment_bytes(self.topology.head_params)
         return held + self._activation_bytes(total, params, scale)
+
+    def _moment_bytes(self, n_params: int) -> float:
+        """Return what the optimizer keeps for the parameters of a site, taken for two tensors.
+
+        So most methods divide them; the moments of small tensors are few.
+        """
+        moments = self.moments
+        is_small = n_params < 2 * moments.least_values
+        return n_params * (FP32_MOMENTS if is_small else moments).value_bytes
 
     def _activation_bytes(self, total: _Total, params: int, scale: float) -> float:
         """Return the most that training and scoring hold at once beside weights and adapters."""
@@ -425,8 +441,9 @@ class PriceTable:
         for spec in (spec for plan in plans for spec in plan.specs):
             by_layer.setdefault(spec.layer, []).append(spec)
         n_encoder = self.topology.n_encoder_layers
-        params = sum(count_shared(self.topology, plan) for plan in plans)
-        frozen, held = 0, 0
+        shared = [count_shared(self.topology, plan) for plan in plans]
+        params, frozen, held = sum(shared), 0, 0
+        moment_bytes = float(sum(map(self._moment_bytes, shared)))
         # What is frozen, for the rows of one plan; what adapters add, for those of all.
         forward, backward, saved, most = 0.0, 0.0, 0.0, 0.0
         added_backward, added_saved = 0.0, 0.0
@@ -473,6 +490,7 @@ class PriceTable:
                     cost = self._cost_at(spec, usage, costs, has_dropout)
                     if not repeat:
                         params += cost.params
+                        moment_bytes += self._moment_bytes(cost.params)
                         frozen += cost.frozen_floats
                         held += cost.held_floats
                     forward += cost.forward_flops
@@ -500,6 +518,7 @@ class PriceTable:
         return _Total(
             n,
             params,
+            moment_bytes,
             frozen,
             held,
             forward,

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from autopeft.costs.memory import FP32_MOMENTS, Moments
 from autopeft.errors import SettingsError
 from autopeft.models.attach import ParameterGroup
 from autopeft.models.loading import first_line
@@ -17,8 +18,21 @@ from autopeft.utils.quiet import QUANTIZERS, quiet_loggers
 ADAMW = "adamw"
 
 _BITSANDBYTES: Mapping[str, str] = {"adamw_8bit": "AdamW8bit", "paged_adamw_8bit": "PagedAdamW8bit"}
-"""Name -> class of bitsandbytes. It keeps the moments of tensors below 4,096 values in fp32, so
-prices count fp32, an upper bound. A paged one moves them to the host where memory is short."""
+"""Name -> class of bitsandbytes. A paged one moves moments to the host where memory is short."""
+
+_EIGHT_BITS = Moments(value_bytes=2 + 2 * 4 / 256, least_values=4096)
+"""bitsandbytes has a scale in fp32 for 256 values of a moment, and keeps small tensors in fp32."""
+
+
+def moments_of(name: str) -> Moments:
+    """Return what an optimizer keeps in memory, by a value of the setting `optimizer`.
+
+    Example:
+        >>> from autopeft.training.optimizers import moments_of
+        >>> moments_of("adamw").value_bytes, moments_of("adamw_8bit").value_bytes
+        (8.0, 2.03125)
+    """
+    return FP32_MOMENTS if name == ADAMW else _EIGHT_BITS
 
 
 def check_optimizer(name: str, device: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from functools import lru_cache
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from autopeft.models.loading import prepare_config
 from autopeft.models.multi_adapter import MultiAdapter
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
 from autopeft.profiling.counters import LiveBytes
+from autopeft.profiling.fits import lora_everywhere
 from autopeft.profiling.measure import price_table
 from autopeft.tasks.batch import Batch
 from autopeft.tasks.data import IGNORED, TaskData
@@ -30,6 +32,7 @@ from autopeft.tasks.packing import packed_batch, packed_shape, usual_bins
 from autopeft.tasks.sft import SupervisedFineTuning
 from autopeft.testing.tiny_models import plan_of
 from autopeft.training.checkpointing import recomputed
+from autopeft.training.optimizers import ADAMW, make_optimizer, moments_of
 from autopeft.utils.device import accelerator
 
 _ROWS, _LENGTH, _PROMPT = 4, 40, 8
@@ -78,15 +81,19 @@ def _bytes_of(model: torch.nn.Module) -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in found.values())
 
 
-def _held(backbone: Backbone, candidate: Candidate, loss: Callable[[Any], torch.Tensor]) -> int:
+def _held(
+    backbone: Backbone,
+    candidate: Candidate,
+    loss: Callable[[Any], torch.Tensor],
+    optimizer_name: str = ADAMW,
+) -> int:
     """Return the most that two steps of training hold at once, weights included."""
     backbone.svds._known.clear()
     base = _bytes_of(backbone.model)
     with LiveBytes() as live, attach(backbone, candidate, seed=0) as attached:
         gc.collect()
         live.restart()  # What attaching needs for a moment comes before the first activation.
-        groups = [{"params": list(g.parameters)} for g in attached.parameter_groups()]
-        optimizer = torch.optim.AdamW(groups, fused=True)
+        optimizer = make_optimizer(optimizer_name, attached.parameter_groups(), 0.0)
         for _ in range(2):
             loss(attached.model).backward()
             optimizer.step()
@@ -232,6 +239,22 @@ def test_candidates_that_are_trained_together_are_priced(kind: str, pack: str, d
 
 def _batch(backbone: Backbone) -> dict[str, torch.Tensor]:
     return batch_for(backbone, rows=_ROWS, length=_LENGTH)
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
+@pytest.mark.parametrize("rank", [4, 96])
+def test_moments_in_8_bits_are_priced(rank: int) -> None:
+    backbone, table = _known("llama")
+    plan = lora_everywhere(backbone.topology, rank)
+    candidate = Candidate(plan, TrainSettings(1e-3, steps=2, batch_size=_ROWS))
+    batch = _batch(backbone)
+    held = _held(backbone, candidate, lambda model: model(**batch).loss, "adamw_8bit")
+    own = table.as_trained(has_activation_cache=False, moments=moments_of("adamw_8bit"))
+    assert own.price(candidate).peak_memory_bytes == pytest.approx(held, rel=0.10)
+    saved = table.price(candidate).peak_memory_bytes - own.price(candidate).peak_memory_bytes
+    # Small tensors keep theirs in fp32.
+    assert (saved > 0.1 * held) == (rank == 96)
+    assert saved >= 0
 
 
 def test_packed_rows_are_priced_as_they_are_packed() -> None:
