@@ -358,8 +358,9 @@ class PriceTable:
 
     def _peak_bytes(self, total: _Total, params: int, scale: float) -> float:
         held = self.weight_bytes + params * PARAM_BYTES + total.held_floats * 4
-        held += total.moment_bytes + total.n_plans * self._moment_bytes(self.topology.head_params)
-        return held + self._activation_bytes(total, params, scale)
+        of_heads = total.n_plans * self._moment_bytes(self.topology.head_params)
+        moments = total.moment_bytes + of_heads
+        return held + moments + self._activation_bytes(total, params, scale)
 
     def _moment_bytes(self, n_params: int) -> float:
         """Return what the optimizer keeps for the parameters of a site, taken for two tensors.
@@ -443,7 +444,7 @@ class PriceTable:
         n_encoder = self.topology.n_encoder_layers
         shared = [count_shared(self.topology, plan) for plan in plans]
         params, frozen, held = sum(shared), 0, 0
-        moment_bytes = float(sum(map(self._moment_bytes, shared)))
+        moment_bytes = sum(map(self._moment_bytes, shared))
         # What is frozen, for the rows of one plan; what adapters add, for those of all.
         forward, backward, saved, most = 0.0, 0.0, 0.0, 0.0
         added_backward, added_saved = 0.0, 0.0
