@@ -475,7 +475,7 @@ def dashboard(folder: str | Path, *, host: str = "127.0.0.1", port: int = 8080) 
     from optuna_dashboard import run_server
 
     from autopeft.searcher.artifacts import artifact_store
-    from autopeft.searcher.study import open_storage
+    from autopeft.searcher.storage import open_storage
 
     workspace = Workspace(folder)
     storage = open_storage(workspace.storage(workspace.settings()))

@@ -96,6 +96,34 @@ class StorageError(UserError):
     """The study's storage, the output folder or a file in it cannot be used."""
 
 
+class StorageFailure(AutoPeftError):
+    """The storage of a study stopped working in mid-search; nothing that was told is lost.
+
+    Args:
+        place: The storage, for people.
+        reason: What the database said.
+        seconds: How long it was asked again.
+
+    Example:
+        >>> StorageFailure("study.db", "database or disk is full").exit_status
+        1
+    """
+
+    def __init__(self, place: str, reason: str, seconds: float = 0.0) -> None:
+        self.place = place
+        self.reason = reason
+        self.seconds = seconds
+        tried = f", for {seconds:.0f} seconds" if seconds >= 1.0 else ""
+        super().__init__(
+            f"storage {place}: {reason}{tried}; what was told is saved: `autopeft resume` "
+            "continues once it works"
+        )
+
+    def __reduce__(self) -> tuple[type[StorageFailure], tuple[str, str, float]]:
+        """Let it travel: by default, it would be made again from its text alone."""
+        return type(self), (self.place, self.reason, self.seconds)
+
+
 class AdapterError(UserError):
     """A saved adapter is damaged, unsafe, or does not fit the base model."""
 

@@ -24,7 +24,7 @@ from autopeft.engine.budget import BudgetTracker, Spent
 from autopeft.engine.callback import CallbackList, Progress, SearchStart
 from autopeft.engine.dispatcher import Dispatcher
 from autopeft.engine.search_plan import SearchPlan
-from autopeft.errors import UserError
+from autopeft.errors import StorageFailure, UserError
 from autopeft.integrations.trackers.registry import destinations, make_trackers
 from autopeft.planning import fitted
 from autopeft.prepare import PreparedSearch, prepare, versions
@@ -227,9 +227,12 @@ class Session:
                 record = self._record(ready, controller, budget, dispatcher, store, is_complete)
                 shown = view(record)
                 write_report(shown, record.trials, self._workspace.folder)
-                notes = [front_markdown(shown), *self._attach(controller, shown)]
-                controller.conclude("\n\n".join(notes))
-                controller.remember("verdict", shown.verdict.text)
+                try:
+                    notes = [front_markdown(shown), *self._attach(controller, shown)]
+                    controller.conclude("\n\n".join(notes))
+                    controller.remember("verdict", shown.verdict.text)
+                except StorageFailure as failure:  # The folder has it all.
+                    self._note(f"the study's last note is missing: {failure.reason}")
                 phases, workers = record.budget.phases, record.budget.worker_seconds
                 self._workspace.remember(
                     "spent", replace(budget.spent, phases=phases, workers=workers)
@@ -322,7 +325,7 @@ class Session:
             data=ready.summary(),
             unsearched=ready.unsearched,
             versions=versions(),
-            warnings=(*dispatcher.warnings, *self._callbacks.failures),
+            warnings=(*dispatcher.warnings, *controller.warnings, *self._callbacks.failures),
             started=self._started.isoformat(timespec="seconds"),
             ended=datetime.now(UTC).isoformat(timespec="seconds"),
             is_complete=is_complete,

@@ -328,8 +328,8 @@ class SearchSettings:
     output: str = _setting("", "Folder for the results; must be empty or not exist.")
     storage: str | None = _setting(
         None,
-        "Optuna storage: a database URL, or a path ending in .log for a journal file. By "
-        "default, study.db in the output folder.",
+        "Optuna storage: a database URL, grpc://host:port of Optuna's storage proxy, or a path "
+        "ending in .log for a journal file. By default, study.db in the output folder.",
     )
     study_name: str | None = _setting(
         None, "Name of the Optuna study. By default, the name of the output folder."

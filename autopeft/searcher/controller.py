@@ -15,6 +15,7 @@ import math
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,14 @@ from autopeft.costs.constraints import Constraint, parse_constraints
 from autopeft.costs.objectives import Objective, Pricer, objective, with_costs
 from autopeft.errors import SettingsError
 from autopeft.plan import Candidate
+from autopeft.searcher.arguments import (
+    check_numbers,
+    checked_candidate,
+    checked_measured,
+    checked_memory,
+    checked_number,
+    checked_step,
+)
 from autopeft.searcher.losses import MAX_RETRIES, Losses, died, trial_key
 from autopeft.searcher.pruners.registry import Rungs, make_pruner
 from autopeft.searcher.samplers.optuna_adapters import OptunaAdapter, make_sampler
@@ -36,8 +45,9 @@ from autopeft.searcher.space import initial_design
 from autopeft.searcher.space.encoding import Point, snap
 from autopeft.searcher.space.readable import ReadableParams
 from autopeft.searcher.space.space import SearchSpace
-from autopeft.searcher.study import StudyStore, distribution
+from autopeft.searcher.study import StudyStore, TrialEnded, distribution
 from autopeft.trial import INTERRUPTED, Decision, Trial, front_of
+from autopeft.utils.registry import describe
 
 __all__ = ["INTERRUPTED", "Decision", "SearchController", "Trial"]
 
@@ -62,7 +72,8 @@ class SearchController:
         pruner: "gap", "none", "median", "asha", ..., a pruner of Optuna, or one of your own (see
             `register_pruner`).
         seed: Random seed.
-        storage: None (memory), an SQLAlchemy URL, or a path ending in .db or .log.
+        storage: None (memory), an SQLAlchemy URL, grpc://host:port, or a path ending in .db or
+            .log.
         prices: Prices candidates; None for prices computed from the space's topology.
         constraints: Limits such as "trainable_params<=200k"; `ask` returns no candidate over one.
         study_name: Name of the study in the storage; None for a generated one.
@@ -113,6 +124,10 @@ class SearchController:
         warm_start: Sequence[WarmStartTrial] = (),
         prior: str | Path | Sequence[PriorRow] = (),
     ) -> None:
+        if not isinstance(space, SearchSpace):
+            remedy = "use SearchSpace.from_source"
+            raise SettingsError("space", space, "must be a SearchSpace", remedy)
+        check_numbers(seed, eta, audit_share, n_baselines=n_baselines, n_portfolio=n_portfolio)
         self.space = space
         self.objectives = _objectives(objectives)
         table: Pricer = prices or PriceTable.from_topology(
@@ -158,6 +173,9 @@ class SearchController:
             resume=resume,
         )
         self._lock = threading.RLock()
+        self._proposed: tuple[Candidate, str, Price] | None = None  # not written yet
+        self._unsure: set[int] = set()  # trials whose last write failed
+        self._undecided: dict[int, int] = {}  # the step at which they were to be pruned or not
         self._trials: dict[int, Trial] = {}
         self._front: tuple[Trial, ...] = ()
         self.last_ended: Trial | None = None  # in this run
@@ -166,7 +184,6 @@ class SearchController:
         self._queue: deque[tuple[Candidate, str]] = deque()
         self._loras: Sequence[Point] = initial_design.lora_choices(space.encoder)
         self._audit_share = audit_share
-        self._n_audited = 0
         # Not the same stop in every search: the first ones are of a kind, the baselines.
         self._audit_offset = float(np.random.default_rng([seed, 1]).uniform())
         self._n_baselines = initial_design.N_BASELINES if n_baselines is None else n_baselines
@@ -182,18 +199,31 @@ class SearchController:
         No candidate is handed out twice, none that breaks a constraint at all.
         """
         with self._lock:
-            while self._queue and not self._can_skip_starts():
-                candidate, origin = self._safer(*self._queue.popleft())
-                if candidate.digest not in self._digests:
-                    return self._start(candidate, origin, self.prices.price(candidate))
-            if (baseline := self._baseline_due()) is not None:
-                return self._start(baseline, "baseline", self.prices.price(baseline))
-            for point, origin in self._points():
-                candidate = self.space.encoder.to_candidate(point)
-                price = self._acceptable(candidate)
-                if price is not None:
-                    return self._start(candidate, origin, price)
-            return None
+            # Kept until it is written: after an error, the next call hands it out.
+            if self._proposed is None:
+                self._proposed = self._next()
+            if self._proposed is None:
+                return None
+            trial = self._start(*self._proposed)
+            self._proposed = None
+            return trial
+
+    def _next(self) -> tuple[Candidate, str, Price] | None:
+        """Return what is handed out next, with its origin and price."""
+        while self._queue and not self._can_skip_starts():
+            candidate, origin = self._safer(*self._queue[0])
+            price = self.prices.price(candidate)
+            self._queue.popleft()
+            if candidate.digest not in self._digests:
+                return candidate, origin, price
+        if (baseline := self._baseline_due()) is not None:
+            return baseline, "baseline", self.prices.price(baseline)
+        for point, origin in self._points():
+            candidate = self.space.encoder.to_candidate(point)
+            price_or_none = self._acceptable(candidate)
+            if price_or_none is not None:
+                return candidate, origin, price_or_none
+        return None
 
     def _can_skip_starts(self) -> bool:
         """Return whether earlier searches, proven here, tell more than the recipes left."""
@@ -239,19 +269,28 @@ class SearchController:
             return None
         while self._loras:
             point = self._sampler.propose_baseline(tuple(self._trials.values()), self._loras)
-            self._loras = [other for other in self._loras if other is not point]
             candidate = self.space.encoder.to_candidate(point)
-            if self._acceptable(candidate) is not None:
+            is_acceptable = self._acceptable(candidate) is not None
+            self._loras = [other for other in self._loras if other is not point]
+            if is_acceptable:
                 return candidate
         return None
 
     def enqueue(self, candidate: Candidate, origin: str = "user") -> None:
         """Hand this candidate out before anything else is proposed.
 
-        It may lie outside the space; the sampler then learns from its place on the front alone.
+        It may lie outside the space; the sampler then learns from its place on the front alone. One
+        that was handed out already is passed over.
+
+        Raises:
+            ValueError: if it is no candidate, or cannot be priced: its plan is of another model.
         """
         with self._lock:
-            self._queue.append((candidate, origin))
+            self._queue.append((checked_candidate(candidate, self._price), str(origin)))
+
+    def _price(self, candidate: Candidate) -> None:
+        self.prices.price(candidate)
+        self._readable.of(candidate)
 
     def limit_portfolio(self, n_portfolio: int) -> None:
         """Hand out at most so many known recipes of other methods, those handed out included."""
@@ -295,38 +334,56 @@ class SearchController:
     def report(self, trial: Trial, step: int, score: float) -> Decision:
         """A rung's score, in the direction of the quality objective.
 
+        A second report of the same step changes nothing. After a storage error it may be repeated.
+
         Args:
             trial: As `ask` gave it.
             step: Optimizer steps done. The last rung never stops a trial.
-            score: The quality, or what replaces it at rungs (such as minus the loss).
+            score: The quality, or what replaces it at rungs (such as minus the loss). NaN or
+                infinite counts as failed.
 
         Returns:
-            STOP if the trial should end now; it is then already marked pruned.
+            STOP if the trial should end now; it is then already marked pruned, or failed.
+
+        Raises:
+            ValueError: if the trial is not of this controller, the step no integer from 1, or the
+                score no number.
+            StorageFailure: if the storage fails.
         """
         with self._lock:
             trial = self._latest(trial)
+            step, score = checked_step(step), checked_number("score", score)
             if trial.state != "running":
                 return Decision.STOP
-            if step in dict(trial.rungs):
+            is_stored = step in dict(trial.rungs)
+            if is_stored and self._undecided.get(trial.number) != step:
                 return Decision.CONTINUE
-            self._store.report(trial.number, int(step), float(score))
-            trial = self._put(trial, rungs=(*trial.rungs, (int(step), float(score))))
-            if step >= trial.train.steps:
-                return Decision.CONTINUE
-            gap = (
-                0.0
-                if trial.audited_at or self._is_kept(trial)
-                else self._store.prune_gap(trial.number)
-            )
-            if not gap > 0:
-                return Decision.CONTINUE
-            if self._is_audit_due():
-                self._store.note_audit(trial.number, int(step))
-                self._put(trial, audited_at=int(step))
-                self._n_audited += 1
-                return Decision.CONTINUE
-            self._prune(trial, f"pruned at step {step}{self._why(gap)}", gap)
-            return Decision.STOP
+            if not math.isfinite(score):
+                self._fail(trial, f"score at step {step} is {score}")
+                return Decision.STOP
+            with self._changing(trial):
+                self._undecided[trial.number] = step
+                if not is_stored:
+                    self._store.report(trial.number, step, score)
+                    trial = self._put(trial, rungs=tuple(sorted((*trial.rungs, (step, score)))))
+                decision = self._decide(trial, step)
+                self._undecided.pop(trial.number, None)
+                return decision
+            return Decision.STOP  # It has ended in the study.
+
+    def _decide(self, trial: Trial, step: int) -> Decision:
+        """Prune a trial, or let it continue."""
+        if step >= trial.train.steps or trial.audited_at or self._is_kept(trial):
+            return Decision.CONTINUE
+        gap = self._store.prune_gap(trial.number)
+        if not gap > 0:
+            return Decision.CONTINUE
+        if self._is_audit_due():
+            self._store.note_audit(trial.number, step)
+            self._put(trial, audited_at=step)
+            return Decision.CONTINUE
+        self._prune(trial, f"pruned at step {step}{self._why(gap)}", gap)
+        return Decision.STOP
 
     def _is_kept(self, trial: Trial) -> bool:
         """Return whether it is one of the first baselines, which are trained to the end."""
@@ -342,8 +399,9 @@ class SearchController:
 
     def _is_audit_due(self) -> bool:
         """Return whether the stop just decided is one that is not carried out."""
-        n_stops = 1 + self._n_audited + self._counts["pruned"]
-        return math.floor(n_stops * self._audit_share + self._audit_offset) > self._n_audited
+        n_audited = sum(trial.audited_at > 0 for trial in self._trials.values())
+        n_stops = 1 + n_audited + self._counts["pruned"]
+        return math.floor(n_stops * self._audit_share + self._audit_offset) > n_audited
 
     def tell(
         self,
@@ -356,7 +414,8 @@ class SearchController:
     ) -> None:
         """How the trial ended: exactly one of score, failed, stopped.
 
-        Telling a trial again changes nothing: a pruned trial stays pruned.
+        Telling a trial again changes nothing: a pruned trial stays pruned. After a storage error it
+        may be told again: it is written before anything else changes.
 
         Args:
             trial: As `ask` gave it.
@@ -366,19 +425,24 @@ class SearchController:
             stopped: Why it was stopped from outside at a rung; it counts as pruned.
 
         Raises:
-            ValueError: if none or several of score, failed, stopped are given, or a cost that is
-                not known before training is missing.
+            ValueError: if the trial is not of this controller, none or several of score, failed,
+                stopped are given, one is of the wrong kind, or a cost that is not known before
+                training is missing.
+            StorageFailure: if the storage fails.
         """
         with self._lock:
             trial = self._latest(trial)
-            if trial.state != "running":
-                return
             if sum(given is not None for given in (score, failed, stopped)) != 1:
                 raise ValueError("tell exactly one of score, failed, stopped")
+            values = checked_measured(measured or {})
             if score is not None:
-                self._complete(trial, float(score), dict(measured or {}))
+                score = checked_number("score", score)
+            if trial.state != "running":
+                return
+            if score is not None:
+                self._complete(trial, score, values)
             elif failed is not None:
-                self._fail(trial, failed)
+                self._fail(trial, str(failed))
             else:
                 self._prune(trial, str(stopped))
             self._store.post(self.trials)
@@ -389,36 +453,78 @@ class SearchController:
             if cost.is_known:
                 values[cost.name] = trial.costs.value(cost.name)
             elif cost.name in measured:
-                values[cost.name] = float(measured[cost.name])
+                values[cost.name] = measured[cost.name]
             else:
                 raise ValueError(f"measured must hold {cost.name!r}, but got {sorted(measured)}")
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         if bad:
             self._fail(trial, f"{bad[0]} is {values[bad[0]]}")
             return
-        self._store.complete(trial.number, list(values.values()), measured)
-        self._end(self._put(trial, state="complete", values=values, measured=measured))
+        with self._ending(trial, state="complete", values=values, measured=measured):
+            self._store.complete(trial.number, list(values.values()), measured)
 
     def _prune(self, trial: Trial, reason: str, gap: float = 1.0) -> None:
-        self._store.prune(trial.number, reason, gap)
-        self._end(self._put(trial, state="pruned", reason=reason))
+        with self._ending(trial, state="pruned", reason=reason):
+            self._store.prune(trial.number, reason, gap)
 
     def _fail(self, trial: Trial, reason: str) -> None:
-        self._store.fail(trial.number, reason)
-        self._end(self._put(trial, state="failed", reason=reason))
+        with self._ending(trial, state="failed", reason=reason):
+            self._store.fail(trial.number, reason)
 
-    def _end(self, trial: Trial) -> None:
-        self._store.write_note(trial)
-        self._note_end(trial)
+    @contextmanager
+    def _ending(self, trial: Trial, **changes: Any) -> Iterator[None]:
+        """Change the trial as soon as the block has written how it ended."""
+        ended = replace(trial, **changes)
+        with self._changing(trial):
+            self._store.write_note(ended)
+            yield
+            self._trials[trial.number] = ended
+            self._note_end(ended)
+
+    # --- writing comes first: what a failed write left is read before the next change -------------
+
+    @contextmanager
+    def _changing(self, trial: Trial) -> Iterator[None]:
+        """Read the trial again before its next change, if the block fails.
+
+        A trial that has ended in the study meanwhile, by the hand of another process, has ended.
+        """
+        self._unsure.add(trial.number)
+        try:
+            yield
+        except TrialEnded:
+            self._read_again(trial.number)
+        else:
+            self._unsure.discard(trial.number)
+
+    def _read_again(self, number: int) -> None:
+        """Take over what the study holds of a trial."""
+        stored = self._store.read(self._trials[number])
+        self._unsure.discard(number)
+        self._trials[number] = stored
+        if stored.state != "running":
+            self._note_end(stored)
+
+    def _settle(self) -> None:
+        """Take over what failed writes left, as far as the storage answers."""
+        for number in tuple(self._unsure):
+            try:
+                self._read_again(number)
+            except Exception:  # It is tried again, and raises, before the trial's next change.
+                return
 
     # --- the trials so far: a change replaces one value, nothing is rebuilt -----------------------
 
     def _latest(self, trial: Trial) -> Trial:
         """Return the latest value of a trial that was handed out."""
+        if not isinstance(trial, Trial):
+            raise ValueError(f"needs a Trial as `ask` returned it, but got {describe(trial)}")
         latest = self._trials.get(trial.number)
         if latest is None or latest.candidate != trial.candidate:
             raise ValueError(f"trial {trial.number} was not handed out by this controller")
-        return latest
+        if trial.number in self._unsure:
+            self._read_again(trial.number)
+        return self._trials[trial.number]
 
     def _add(self, trial: Trial) -> None:
         self._trials[trial.number] = trial
@@ -465,6 +571,7 @@ class SearchController:
     def trials(self) -> tuple[Trial, ...]:
         """Return every trial that has ended, by number."""
         with self._lock:
+            self._settle()
             return tuple(t for _, t in sorted(self._trials.items()) if t.state != "running")
 
     def latest(self, trial: Trial) -> Trial:
@@ -475,16 +582,19 @@ class SearchController:
     def running(self) -> tuple[Trial, ...]:
         """Return every trial that has not ended."""
         with self._lock:
+            self._settle()
             return tuple(t for t in self._trials.values() if t.state == "running")
 
     def counts(self) -> dict[str, int]:
         """Return the number of ended trials by state: complete, pruned, failed."""
         with self._lock:
+            self._settle()
             return {state: self._counts[state] for state in ("complete", "pruned", "failed")}
 
     def front(self) -> tuple[Trial, ...]:
         """Return the non-dominated complete trials, cheapest first."""
         with self._lock:
+            self._settle()
             return self._front
 
     def post(self) -> None:
@@ -508,17 +618,29 @@ class SearchController:
             return save_artifacts(self.study, folder, files, adapters)
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """What users should know of the sampler, one line each."""
+        line = getattr(self._sampler, "warning", "")
+        return (line,) if line else ()
+
+    @property
     def study(self) -> Any:
         """The Optuna study."""
         return self._store.study
 
     def remember(self, key: str, value: Any) -> None:
-        """Keep plain data with the study."""
-        self.study.set_user_attr(key, value)
+        """Keep plain data with the study.
+
+        Raises:
+            ValueError: if the value is nothing that JSON can hold.
+        """
+        with self._lock:
+            self.study.set_user_attr(*checked_memory(key, value))
 
     def recall(self, key: str, default: Any = None) -> Any:
         """What `remember` kept."""
-        return self.study.user_attrs.get(key, default)
+        with self._lock:
+            return self.study.user_attrs.get(key, default)
 
     # --- starting --------------------------------------------------------------------------------
 
@@ -529,7 +651,6 @@ class SearchController:
         losses = Losses(self.study)
         for trial in self._store.trials():
             self._add(trial)
-            self._n_audited += trial.audited_at > 0
             n_deaths = losses.of(trial_key(trial.digest))
             if trial.state == "running":
                 self._fail(trial, INTERRUPTED if n_deaths <= MAX_RETRIES else died(n_deaths))
@@ -595,6 +716,8 @@ def _thinned(candidates: Sequence[Candidate], n_most: int = 4) -> list[Candidate
 
 
 def _objectives(given: Sequence[Objective | str]) -> tuple[Objective, ...]:
+    if isinstance(given, str) or not all(isinstance(o, str | Objective) for o in given):
+        raise SettingsError("objectives", given, "must be a list of names", "use ['accuracy']")
     found = tuple(objective(o) if isinstance(o, str) else o for o in given)
     if not found:
         raise SettingsError("objectives", [], "needs a quality objective", "use e.g. accuracy")

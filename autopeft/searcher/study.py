@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import logging
 import math
-import time
-from collections.abc import Callable, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,22 +26,21 @@ from optuna.distributions import (
     IntDistribution,
     check_distribution_compatibility,
 )
-from optuna.exceptions import StorageInternalError
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
-from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from sqlalchemy.exc import SQLAlchemyError
 
 from autopeft.costs.objectives import Objective, objective
 from autopeft.costs.price import Price
-from autopeft.errors import StorageError
+from autopeft.errors import StorageError, StorageFailure
 from autopeft.plan import Candidate, TrainSettings
 from autopeft.plan_text import read_plan, write_plan
 from autopeft.searcher.pruners.gap import PRICE_KEY, TRAIN_KEY, GapPruner
 from autopeft.searcher.pruners.prunable import PRUNED
+from autopeft.searcher.storage import TOKEN_KEY, created_trial, open_storage, reason_of, shown_place
 from autopeft.searcher.trial_note import trial_note
 from autopeft.trial import State, Trial, facts
 from autopeft.utils.quiet import ignored, silence
@@ -67,58 +67,6 @@ STATES: Mapping[TrialState, State] = {
 }
 """States of a trial that was handed out; a waiting trial has none."""
 
-_REMEDY = "use a path ending in .db or .log, or a URL such as sqlite:///study.db"
-
-
-def open_storage(storage: str | Path | BaseStorage | None) -> BaseStorage:
-    """The storage behind a URL or a path.
-
-    Args:
-        storage: An SQLAlchemy URL; a path ending in .log (journal file) or .db (SQLite); None for
-            memory; or a storage, which passes through.
-
-    Raises:
-        StorageError: if it cannot be opened.
-    """
-    if storage is None:
-        return InMemoryStorage()
-    if isinstance(storage, BaseStorage):
-        return storage
-    text = str(storage)
-    if "://" not in text and not text.endswith((".log", ".db")):
-        raise StorageError("storage", text, "neither a URL nor a .db or .log file", _REMEDY)
-    try:
-        if "://" in text:
-            return _relational(text)
-        if text.endswith(".log"):
-            return JournalStorage(JournalFileBackend(text))
-        return _relational(f"sqlite:///{text}")
-    except Exception as error:
-        raise StorageError(
-            "storage", text, f"cannot be opened ({_first_line(error)})", _REMEDY
-        ) from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
-def _relational(url: str) -> BaseStorage:
-    # A dashboard may read while we write: wait for its lock instead of failing.
-    waiting = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
-
-    def opened() -> BaseStorage:
-        return optuna.storages.get_storage(RDBStorage(url, engine_kwargs=waiting))
-
-    # Whoever opens a new database makes its tables. Of those that do so at once (two searches, a
-    # search and a dashboard) one may be refused; at its next try it finds them made.
-    for _ in range(2):
-        try:
-            return opened()
-        except SQLAlchemyError:
-            time.sleep(0.2)
-    return opened()
-
 
 def distribution(row: Mapping[str, Any]) -> BaseDistribution:
     """Optuna's distribution of one of a space's parameters."""
@@ -128,6 +76,10 @@ def distribution(row: Mapping[str, Any]) -> BaseDistribution:
         return IntDistribution(row["low"], row["high"], log=row.get("log", False))
     # A step would make Optuna complain of rounding; positions are snapped when decoded.
     return FloatDistribution(row["low"], row["high"], log=row.get("log", False))
+
+
+class TrialEnded(Exception):
+    """A trial has ended in the study already."""
 
 
 class StudyStore:
@@ -157,8 +109,10 @@ class StudyStore:
         resume: bool = False,
     ) -> None:
         silence("optuna", logging.WARNING)
+        if not (name is None or isinstance(name, str)):
+            raise StorageError("study_name", name, "must be text", "give a name")
         opened = open_storage(storage)
-        shown = name if storage is None else str(storage)
+        shown = name if storage is None else shown_place(storage)
         directions = [objective.direction for objective in objectives]
         names = [objective.name for objective in objectives]
         try:
@@ -184,10 +138,12 @@ class StudyStore:
             raise StorageError(
                 "study_name", name, f"{shown} holds no such study", "check the name"
             ) from None
+        except StorageFailure as failure:
+            problem = f"cannot be used ({failure.reason})"
+            raise StorageError("storage", shown, problem, "try again once it works") from None
         except Exception as error:
-            raise StorageError(
-                "storage", shown, f"cannot be used ({_first_line(error)})", _REMEDY
-            ) from None
+            problem = f"cannot be used ({reason_of(error)})"
+            raise StorageError("storage", shown, problem, "use another file or URL") from None
         known = [direction.name.lower() for direction in self.study.directions]
         if known != directions or (self.study.metric_names or names) != names:
             raise StorageError(
@@ -196,6 +152,8 @@ class StudyStore:
         self._storage = self.study._storage
         self._objectives = tuple(objectives)
         self._board: DashboardWriter | None = None
+        self._unsure: tuple[str, str] | None = None  # digest and token of a start that failed
+        self._partly: set[int] = set()  # trials with a write that failed
         trials = self.study.get_trials(deepcopy=False)
         self._ids = {trial.number: trial._trial_id for trial in trials}
         self._kinds: dict[str, BaseDistribution] = {}
@@ -218,10 +176,14 @@ class StudyStore:
     ) -> Trial:
         """Create a running trial in one transaction.
 
+        After an error it may be called again: what the failed call did create is found.
+
         Its parameters are for people and Optuna's plots; nothing reads them back. A study that goes
         on in another space keeps those whose kind is still the same, as Optuna demands.
         """
         kept = [name for name in params if self._is_allowed(name, distributions[name])]
+        is_retry = self._unsure is not None and self._unsure[0] == candidate.digest
+        token = self._unsure[1] if is_retry and self._unsure else uuid.uuid4().hex
         template = create_trial(
             state=TrialState.RUNNING,
             params={name: params[name] for name in kept},
@@ -234,10 +196,16 @@ class StudyStore:
                 **facts(candidate, costs),
                 PRICE_KEY: to_plain(costs),
             },
+            system_attrs={TOKEN_KEY: token},
         )
-        trial_id = self._storage.create_new_trial(self.study._study_id, template_trial=template)
+        self._unsure = (candidate.digest, token)
+        study_id = self.study._study_id
+        trial_id = created_trial(self._storage, study_id, token) if is_retry else None
+        if trial_id is None:
+            trial_id = self._storage.create_new_trial(study_id, template_trial=template)
         number = self._storage.get_trial_number_from_id(trial_id)
         self._ids[number] = trial_id
+        self._unsure = None
         return Trial(number, candidate, costs, origin)
 
     def _is_allowed(self, name: str, kind: BaseDistribution) -> bool:
@@ -252,9 +220,28 @@ class StudyStore:
         """Return Optuna's record of a trial."""
         return self._storage.get_trial(self._ids[number])
 
+    def read(self, trial: Trial) -> Trial:
+        """Return what the study holds of a trial."""
+        found = self.frozen(trial.number)
+        return read_trial(found, self._objectives, trial.candidate, trial.costs)
+
+    @contextmanager
+    def _writing(self, number: int) -> Iterator[None]:
+        """Raise TrialEnded if a write fails because the trial has ended."""
+        try:
+            yield
+        except (UpdateFinishedTrialError, ValueError) as error:
+            if self.frozen(number).state.is_finished():
+                raise TrialEnded(f"trial {number} has ended in the study") from error
+            raise
+        except Exception:
+            self._partly.add(number)
+            raise
+
     def report(self, number: int, step: int, score: float) -> None:
-        """Store a rung's score; a second report at the same step is ignored."""
-        self._storage.set_trial_intermediate_value(self._ids[number], step, float(score))
+        """Store a rung's score."""
+        with self._writing(number):
+            self._storage.set_trial_intermediate_value(self._ids[number], step, float(score))
 
     def prune_gap(self, number: int) -> float:
         """Return the pruner's gap, or 1.0 for a pruner without gaps; 0.0 if the trial goes on."""
@@ -266,12 +253,15 @@ class StudyStore:
         with blamed("pruner", shown, "prune fails", passing=(StorageInternalError,)):
             return 1.0 if pruner.prune(self.study, trial) else 0.0
 
+    # The state is written last: a write that fails may be repeated from its beginning.
+
     def complete(self, number: int, values: Sequence[float], measured: Mapping[str, float]) -> None:
         """Mark the trial complete, with the values of the objectives."""
-        if measured:
-            self._attribute(number, MEASURED_KEY, dict(measured))
-        self._constrain(number, 0.0)
-        self.study.tell(number, list(values), state=TrialState.COMPLETE)
+        with self._writing(number):
+            if measured or number in self._partly:
+                self._attribute(number, MEASURED_KEY, dict(measured))
+            self._constrain(number, 0.0)
+            self.study.tell(number, list(values), state=TrialState.COMPLETE)
 
     def prune(self, number: int, reason: str, gap: float = 1.0) -> None:
         """Mark the trial pruned.
@@ -279,18 +269,21 @@ class StudyStore:
         In a study with several directions it also gets a positive constraint, without which TPE
         looks for a single direction and raises.
         """
-        self._attribute(number, REASON_KEY, reason)
-        self._constrain(number, gap if gap > 0 and math.isfinite(gap) else 1.0)
-        self.study.tell(number, state=TrialState.PRUNED)
+        with self._writing(number):
+            self._attribute(number, REASON_KEY, reason)
+            self._constrain(number, gap if gap > 0 and math.isfinite(gap) else 1.0)
+            self.study.tell(number, state=TrialState.PRUNED)
 
     def note_audit(self, number: int, step: int) -> None:
         """Record that the trial continues past a rung that would have stopped it."""
-        self._attribute(number, AUDIT_KEY, step)
+        with self._writing(number):
+            self._attribute(number, AUDIT_KEY, step)
 
     def fail(self, number: int, reason: str) -> None:
         """Mark the trial failed."""
-        self._attribute(number, REASON_KEY, reason)
-        self.study.tell(number, state=TrialState.FAIL)
+        with self._writing(number):
+            self._attribute(number, REASON_KEY, reason)
+            self.study.tell(number, state=TrialState.FAIL)
 
     def _attribute(self, number: int, key: str, value: Any) -> None:
         self._storage.set_trial_user_attr(self._ids[number], key, value)
@@ -354,7 +347,10 @@ def read_trial(
 ) -> Trial:
     """Convert one of Optuna's trials; its attributes hold what is None."""
     attributes = frozen.user_attrs
-    values = (frozen.values or ()) if frozen.state == TrialState.COMPLETE else ()
+    is_complete = frozen.state == TrialState.COMPLETE
+    has_reason = frozen.state in (TrialState.PRUNED, TrialState.FAIL)
+    # Attributes are written before the state: an ending that was not told to its end has some.
+    values = (frozen.values or ()) if is_complete else ()
     return Trial(
         frozen.number,
         candidate
@@ -366,8 +362,8 @@ def read_trial(
         STATES[frozen.state],
         {o.name: v for o, v in zip(objectives, values, strict=False)},
         tuple(sorted(frozen.intermediate_values.items())),
-        str(attributes.get(REASON_KEY, "")),
-        dict(attributes.get(MEASURED_KEY, {})),
+        str(attributes.get(REASON_KEY, "")) if has_reason else "",
+        dict(attributes.get(MEASURED_KEY, {})) if is_complete else {},
         int(attributes.get(AUDIT_KEY, 0)),
     )
 

@@ -244,5 +244,5 @@ def to_float(value: Any) -> float | None:
         return None
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, ArithmeticError):  # An integer may be too large for a float.
         return None

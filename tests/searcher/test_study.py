@@ -16,7 +16,8 @@ from autopeft.costs.price import Price
 from autopeft.errors import StorageError
 from autopeft.plan import AdapterPlan, Candidate, TrainSettings
 from autopeft.searcher.pruners.gap import GapPruner
-from autopeft.searcher.study import StudyStore, distribution, open_storage
+from autopeft.searcher.storage import open_storage
+from autopeft.searcher.study import StudyStore, distribution
 from autopeft.trial import Trial
 
 OBJECTIVES = (objective("accuracy"), objective("trainable_params"))
@@ -81,7 +82,7 @@ def test_a_database_that_another_makes_at_the_same_moment_is_opened_at_the_next_
             raise IntegrityError("INSERT INTO alembic_version", None, Exception("UNIQUE"))
         return made[-1]
 
-    monkeypatch.setattr("autopeft.searcher.study.RDBStorage", beaten_once)
+    monkeypatch.setattr("autopeft.searcher.storage.RDBStorage", beaten_once)
     storage = open_storage(tmp_path / "shared.db")
     assert storage.get_all_studies() == []
     assert len(made) == 2

@@ -9,6 +9,8 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
+from autopeft.utils.extremes import bounded
+
 Array = NDArray[np.float64]
 
 _EARLY = 1.0 / 3.0
@@ -78,7 +80,7 @@ class RungTable:
         scores, best = self._scores[step], self._best[step]
         if not np.isnan(scores[number]):
             return
-        score = score if np.isfinite(score) else _WORST
+        score = float(bounded(score)) if np.isfinite(score) else _WORST
         mine = self._costs[number]
         costs_more = (self._costs >= mine).all(axis=1)
         best[costs_more] = np.maximum(best[costs_more], score)
@@ -89,7 +91,7 @@ class RungTable:
 
     def end(self, number: int, quality: float) -> None:
         """Add a complete trial's final quality, larger is better."""
-        self._final[number] = quality
+        self._final[number] = float(bounded(quality))
 
     def is_hopeless(self, number: int, last_step: float, n_deviations: float) -> bool:
         """Return whether a trial will probably end below one that costs no more.

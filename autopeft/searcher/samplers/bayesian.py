@@ -176,7 +176,7 @@ class BayesianSampler(StratifiedSampler):
         mean, costs = mean[is_final], costs[is_final]
         outside = self.history.outside
         if outside:
-            mean = np.append(mean, [self.history.quality[i] for i in outside])
+            mean = np.append(mean, self.history.qualities()[outside])
             logs = [self.costs.observed(self.history.trials[i]) for i in outside]
             costs = np.vstack([costs, logs])
         floor = float(observations.values[is_final].min())

@@ -13,6 +13,7 @@ from autopeft.searcher.samplers.measured_cost import MeasuredCost
 from autopeft.searcher.space.encoding import Point
 from autopeft.searcher.space.space import SearchSpace
 from autopeft.trial import Trial
+from autopeft.utils.extremes import LARGEST
 
 Array = NDArray[np.float64]
 
@@ -63,7 +64,7 @@ class CostModel:
                 continue
             known = np.array([trial.costs.value(self._known[k]) for trial in complete])
             measured = np.array([trial.values[cost.name] for trial in complete])
-            self._measured[k] = MeasuredCost.fit(known, sites, np.maximum(measured, _LEAST))
+            self._measured[k] = MeasuredCost.fit(known, sites, np.clip(measured, _LEAST, LARGEST))
             self.__dict__.pop("worst", None)
 
     def predict(self, points: Sequence[Point]) -> Array:
@@ -195,5 +196,5 @@ class CostModel:
 
 
 def _log(values: Array) -> Array:
-    logs: Array = np.log(np.maximum(values, _LEAST))
+    logs: Array = np.log(np.clip(values, _LEAST, LARGEST))
     return logs

@@ -51,6 +51,9 @@ _TRUSTS = np.array([0.0, 0.2, 0.4, 0.6, 0.8, 0.95])
 _EARLIER_NOISE = 0.2
 """Noise of an earlier search's quality, in its standard deviations."""
 
+_LEAST_SPREAD = 1e-100
+"""Values that differ by less are equal; dividing by it must stay finite."""
+
 _MAX_TO_LEARN = 120
 """Maximum number of trials that the weights are learned from; more only take time."""
 
@@ -266,13 +269,13 @@ class GaussianProcess:
 
         Args:
             features: Features of their points.
-            values: Qualities, larger is better, shape (n,); no NaN.
+            values: Qualities, larger is better, shape (n,); no NaN, and `usable`.
             extra_noise: Standard deviations of estimated values, in the values' unit, shape (n,);
                 None for zeros.
             earlier: What earlier searches found. How far each agrees with this one is learned.
         """
         center, spread = float(np.median(values)), float(np.std(values))
-        self._center, self._spread = center, spread if spread > 0 else 1.0
+        self._center, self._spread = center, spread if spread > _LEAST_SPREAD else 1.0
         self._points = features
         self._values = (values - center) / self._spread
         self._extra = np.zeros(len(values)) if extra_noise is None else extra_noise / self._spread

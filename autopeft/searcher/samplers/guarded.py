@@ -1,13 +1,16 @@
-"""Guards a sampler of the user's: what it lacks is filled in, and its mistakes are named."""
+"""Guards samplers: mistakes of a user's are named, ours propose at random where they fail."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from autopeft.errors import SettingsError
+from autopeft.errors import AutoPeftError, SettingsError
+from autopeft.searcher.samplers.base import Sampler
 from autopeft.searcher.space.encoding import Point
 from autopeft.trial import Trial
+from autopeft.utils.formatting import counted, one_line
 from autopeft.utils.registry import blamed
 
 
@@ -55,3 +58,84 @@ class GuardedSampler:
             remedy = "return e.g. space.point_sampler.uniform(rng)"
             raise SettingsError("sampler", self._name, problem, remedy)
         return point
+
+
+class FallbackSampler:
+    """Runs a sampler of autopeft; where its model fails, a random point is proposed.
+
+    A search must not end because numbers are beyond a model, and resuming would not help.
+
+    Args:
+        name: The setting's value.
+        inner: The sampler.
+        fallback: Proposes a point instead.
+
+    Attributes:
+        n_failures: Proposals that it replaced.
+        reason: Why the last of them failed.
+    """
+
+    def __init__(self, name: str, inner: Any, fallback: Sampler) -> None:
+        self._name = name
+        self.inner = inner
+        self._fallback = fallback
+        self.n_failures = 0
+        self.reason = ""
+        self._is_replaced = False
+
+    @property
+    def origin(self) -> str:
+        """The inner sampler's, or that of the fallback's point."""
+        return str(self._fallback.origin if self._is_replaced else self.inner.origin)
+
+    def propose(self, trials: Sequence[Trial]) -> Point:
+        """Return the inner sampler's point, or else a random one."""
+        self._is_replaced = False
+        try:
+            point: Point = self.inner.propose(trials)
+        except AutoPeftError:
+            raise
+        except Exception as error:
+            self._note(error)
+            self._is_replaced = True
+            return self._fallback.propose(trials)
+        return point
+
+    def propose_baseline(self, trials: Sequence[Trial], choices: Sequence[Point]) -> Point:
+        """Return the inner sampler's choice, or else the first."""
+        try:
+            point: Point = self.inner.propose_baseline(trials, choices)
+        except AutoPeftError:
+            raise
+        except Exception as error:
+            self._note(error)
+            return choices[0]
+        return point
+
+    def is_guided(self, trials: Sequence[Trial]) -> bool:
+        """Return what the inner sampler says; False if it fails."""
+        ask = getattr(self.inner, "is_guided", None)
+        try:
+            return ask is not None and bool(ask(trials))
+        except AutoPeftError:
+            raise
+        except Exception as error:
+            self._note(error)
+            return False
+
+    def _note(self, error: Exception) -> None:
+        self.n_failures += 1
+        self.reason = one_line(error)
+        if self.n_failures == 1:
+            warnings.warn(self.warning, stacklevel=3)
+
+    @property
+    def warning(self) -> str:
+        """What users should know; empty as long as it has not failed."""
+        if not self.n_failures:
+            return ""
+        times = counted(self.n_failures, "time")
+        return (
+            f"sampler {self._name}: its model failed {times} ({self.reason}); what was proposed "
+            "instead was random"
+        )

@@ -14,6 +14,7 @@ from autopeft.searcher.pruners.rung_table import Line
 from autopeft.searcher.space.encoding import Point, PointKey
 from autopeft.searcher.space.space import SearchSpace
 from autopeft.trial import INTERRUPTED, Trial
+from autopeft.utils.extremes import usable
 from autopeft.utils.ranks import correlation_interval, rank_correlation
 
 Array = NDArray[np.float64]
@@ -111,12 +112,19 @@ class History:
     def scores_at(self, step: int) -> Array:
         """Return the scores of ended trials at a rung, shape (len(self.trials),).
 
-        Larger is better; NaN where there is none.
+        Larger is better; NaN where there is none. Extremes are clipped, as in `qualities`.
         """
         scores = np.full(len(self.trials), np.nan)
         column = self._scores.get(step, [])
         scores[: len(column)] = column
-        return scores
+        return usable(scores)
+
+    def qualities(self) -> Array:
+        """Return `quality` without extremes that a model could not use, shape (len(self.trials),).
+
+        One diverged perplexity may be finite and still beyond all arithmetic.
+        """
+        return usable(self.quality)
 
 
 @dataclass(frozen=True)
@@ -146,7 +154,7 @@ class Observations:
         estimates = _predict_final(history)
         rows = np.array([*history.complete, *estimates], dtype=np.int64)
         is_final = np.arange(len(rows)) < len(history.complete)
-        values = np.array(history.quality)[rows] if len(rows) else np.zeros(0)
+        values = history.qualities()[rows] if len(rows) else np.zeros(0)
         noise = np.zeros(len(rows))
         if estimates:
             values[~is_final], noise[~is_final] = np.array(list(estimates.values())).T
@@ -205,7 +213,7 @@ class _Line:
     def fit(cls, history: History, step: int) -> _Line | None:
         """Fit to the complete trials with a score at a step; None if they tell too little."""
         rows = np.array(history.complete, dtype=np.int64)
-        x, y = history.scores_at(step)[rows], np.array(history.quality)[rows]
+        x, y = history.scores_at(step)[rows], history.qualities()[rows]
         is_known = np.isfinite(x) & np.isfinite(y)
         x, y = x[is_known], y[is_known]
         if len(x) < _MIN_TO_FIT:

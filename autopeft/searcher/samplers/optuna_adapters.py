@@ -20,13 +20,14 @@ from autopeft.searcher.pruners.gap import PRICE_KEY
 from autopeft.searcher.samplers.base import Sampler, StratifiedSampler
 from autopeft.searcher.samplers.bayesian import BayesianSampler
 from autopeft.searcher.samplers.budget_first import BudgetFirstEncoding, PlainEncoding
-from autopeft.searcher.samplers.guarded import GuardedSampler
-from autopeft.searcher.samplers.registry import KINDS, SAMPLERS, Problem, is_sampler
+from autopeft.searcher.samplers.guarded import FallbackSampler, GuardedSampler
+from autopeft.searcher.samplers.registry import BUILT_IN, KINDS, SAMPLERS, Problem, is_sampler
 from autopeft.searcher.samplers.warm_start import WarmStart
 from autopeft.searcher.space.encoding import Point, PointKey
 from autopeft.searcher.space.space import SearchSpace
 from autopeft.searcher.study import PLAN_KEY, STATES, distribution, read_trial
 from autopeft.trial import Trial
+from autopeft.utils.extremes import bounded
 from autopeft.utils.registry import blamed, describe
 from autopeft.utils.serialize import to_plain
 
@@ -227,7 +228,7 @@ class WrappedSampler:
         self._scratch.tell(number, state=TrialState.PRUNED)
 
     def _values(self, trial: Trial) -> list[float]:
-        return [trial.values[objective.name] for objective in self._objectives]
+        return [float(v) for v in bounded([trial.values[o.name] for o in self._objectives])]
 
 
 def tpe(problem: Problem) -> WrappedSampler:
@@ -273,9 +274,9 @@ def make_sampler(value: Any, problem: Problem) -> Sampler:
         reason = f"{describe(made)} has no propose"
         remedy = "give it the members of autopeft.searcher.samplers.base.Sampler"
         raise SettingsError("sampler", shown, reason, remedy)
-    is_ours = isinstance(made, StratifiedSampler) and type(made).__module__.startswith("autopeft.")
-    sampler: Sampler = made if is_ours else GuardedSampler(shown, made)
-    return sampler
+    if shown in BUILT_IN or type(made).__module__.startswith("autopeft."):
+        return FallbackSampler(shown, made, StratifiedSampler(problem))
+    return GuardedSampler(shown, made)
 
 
 def _made(part: Any, problem: Problem) -> Any:

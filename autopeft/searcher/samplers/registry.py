@@ -105,3 +105,6 @@ register_sampler("autopeft", "autopeft.searcher.samplers.bayesian:BayesianSample
 register_sampler("random", "autopeft.searcher.samplers.base:StratifiedSampler")
 for _name in ("tpe", "nsga2", "gp"):
     register_sampler(_name, f"autopeft.searcher.samplers.optuna_adapters:{_name}")
+
+BUILT_IN = SAMPLERS.registered
+"""Names of the samplers that come with autopeft."""

@@ -21,6 +21,7 @@ from autopeft.searcher.samplers.prior import PriorRow, normal_scores, point_of
 from autopeft.searcher.space.encoding import Point
 from autopeft.searcher.space.space import SearchSpace
 from autopeft.trial import Trial, front_of
+from autopeft.utils.extremes import usable
 from autopeft.utils.serialize import from_plain, to_plain
 
 Array = NDArray[np.float64]
@@ -64,7 +65,7 @@ def warm_start_trials(
     """Standardize the complete trials that have an adapter; return them best first."""
     complete = [t for t in trials if t.state == "complete" and t.plan.specs]
     quality = objectives[0]
-    values = np.array([quality.sign() * t.values[quality.name] for t in complete])
+    values = usable([quality.sign() * t.values[quality.name] for t in complete])
     spread = float(values.std()) if len(values) else 0.0
     if spread <= 0.0:
         return ()

@@ -1,0 +1,110 @@
+"""What callers hand to the controller, checked: a mistake is a ValueError and changes nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from autopeft.errors import SettingsError, UserError
+from autopeft.plan import Candidate
+from autopeft.utils.formatting import one_line
+from autopeft.utils.registry import describe
+from autopeft.utils.serialize import to_float
+
+_LAST_STEP = 2**31 - 1
+"""Databases keep steps as 32-bit integers."""
+
+
+def check_numbers(seed: Any, eta: Any, audit_share: Any, **counts: Any) -> None:
+    """Check the numbers that a controller is made with; a count may be None.
+
+    Raises:
+        SettingsError: if one is of the wrong kind, or outside its range.
+    """
+    for name, number in {"seed": seed, **counts}.items():
+        is_open = number is None and name in counts
+        if not (is_open or (isinstance(number, int | np.integer) and number >= 0)):
+            raise SettingsError(name, number, "must be an integer from 0", "use e.g. 3")
+    share = to_float(audit_share)
+    if share is None or not 0.0 <= share <= 1.0:
+        raise SettingsError("audit_share", audit_share, "must be from 0 to 1", "use e.g. 0.1")
+    ratio = to_float(eta)
+    if ratio is None or not 1.0 < ratio < math.inf:
+        raise SettingsError("eta", eta, "`eta > 1` must hold", "use 3")
+
+
+def checked_number(name: str, value: Any) -> float:
+    """Return a number as a float, also one of numpy, torch or decimal; it may be NaN or infinite.
+
+    Raises:
+        ValueError: if it is text, a truth value, an array of several, or too large for a float.
+    """
+    number = to_float(value)
+    if number is None:
+        raise ValueError(f"{name} must be a number, but got {describe(value)}")
+    return number
+
+
+def checked_step(step: Any) -> int:
+    """Return a number of steps.
+
+    Raises:
+        ValueError: if it is not an integer from 1 to 2,147,483,647.
+    """
+    try:
+        if isinstance(step, bool):
+            raise TypeError
+        number = operator.index(step)
+    except TypeError:
+        raise ValueError(f"step must be an integer, but got {describe(step)}") from None
+    if not 1 <= number <= _LAST_STEP:
+        raise ValueError(f"step must be from 1 to {_LAST_STEP}, but got {number}")
+    return number
+
+
+def checked_measured(measured: Any) -> dict[str, float]:
+    """Return measured values as floats.
+
+    Raises:
+        ValueError: if it is no mapping of names to numbers.
+    """
+    if not isinstance(measured, Mapping) or not all(isinstance(name, str) for name in measured):
+        raise ValueError(f"measured must map names to numbers, but got {describe(measured)}")
+    return {name: checked_number(f"measured[{name!r}]", v) for name, v in measured.items()}
+
+
+def checked_candidate(candidate: Any, price: Callable[[Candidate], None]) -> Candidate:
+    """Return a candidate that can be priced.
+
+    Raises:
+        ValueError: if it is none, or pricing it fails.
+    """
+    if not isinstance(candidate, Candidate):
+        raise ValueError(f"needs a Candidate, but got {describe(candidate)}")
+    try:
+        price(candidate)
+    except UserError:
+        raise
+    except Exception as error:
+        problem = f"candidate {candidate.digest[:8]} does not fit the model: {one_line(error)}"
+        raise ValueError(problem) from error
+    return candidate
+
+
+def checked_memory(key: Any, value: Any) -> tuple[str, Any]:
+    """Return a key, and a value as JSON keeps it.
+
+    Raises:
+        ValueError: if the key is no text, or JSON cannot hold the value.
+    """
+    if not isinstance(key, str):
+        raise ValueError(f"a key must be text, but got {describe(key)}")
+    try:
+        return key, json.loads(json.dumps(value))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{key}: JSON cannot hold the value ({one_line(error)})") from None

@@ -1,0 +1,295 @@
+"""Opens the storage of a study, and keeps a search going while it does not answer.
+
+A database server that is restarted, or a SQLite file that another process has locked, is asked
+again for a while. What still fails, or cannot heal, such as a full disk, is one line.
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+
+import optuna
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+from optuna.storages import (
+    BaseStorage,
+    GrpcStorageProxy,
+    InMemoryStorage,
+    JournalStorage,
+    RDBStorage,
+)
+from optuna.trial import FrozenTrial
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    InterfaceError,
+    OperationalError,
+    PendingRollbackError,
+    SQLAlchemyError,
+)
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from autopeft.errors import StorageError, StorageFailure
+from autopeft.searcher.journal import CheckedJournal, check_journal
+from autopeft.utils.quiet import ignored
+
+T = TypeVar("T")
+
+PATIENCE_SECONDS = 150.0
+"""So long a storage that does not answer is asked again: the restart of a server takes less."""
+
+_FIRST_WAIT, _LONGEST_WAIT = 0.1, 5.0
+"""Seconds before the second try; each wait is twice the one before, up to the latter."""
+
+_QUIET_SECONDS = 2.0
+"""A wait that is longer is told."""
+
+_CONNECT_SECONDS = 10
+"""A server that does not answer a new connection for so long counts as not there."""
+
+_LOCKED_SECONDS = 20
+"""SQLite itself waits so long for the lock of another process, such as a dashboard that reads."""
+
+TOKEN_KEY = "autopeft:token"
+"""System attribute that tells a trial that is created from any other."""
+
+_REMEDY = "use a path ending in .db or .log, or a URL such as sqlite:///study.db"
+
+_DRIVERS = {
+    "postgresql": "pip install 'autopeft[postgresql]' for postgresql+psycopg://...",
+    "grpc": "pip install 'autopeft[grpc]'",
+}
+
+
+def open_storage(storage: str | Path | BaseStorage | None) -> BaseStorage:
+    """The storage behind a URL or a path.
+
+    Args:
+        storage: An SQLAlchemy URL; `grpc://host:port` for Optuna's storage proxy; a path ending in
+            .log (journal file) or .db (SQLite); None for memory; or a storage, which passes
+            through.
+
+    Raises:
+        StorageError: if it cannot be opened.
+    """
+    if storage is None:
+        return InMemoryStorage()
+    if isinstance(storage, BaseStorage):
+        return storage
+    if not isinstance(storage, str | Path):
+        raise StorageError("storage", storage, "neither a path nor a URL", _REMEDY)
+    text = str(storage)
+    shown = shown_place(text)
+    if "://" not in text and not text.endswith((".log", ".db")):
+        raise StorageError("storage", shown, "neither a URL nor a .db or .log file", _REMEDY)
+    try:
+        return RetryingStorage(_opened(text), shown)
+    except StorageError:
+        raise
+    except Exception as error:
+        is_missing = isinstance(error, ImportError)
+        kind = text.partition("://")[0].partition("+")[0]
+        remedy = _DRIVERS.get(kind, _REMEDY) if is_missing else _REMEDY
+        problem = f"cannot be opened ({reason_of(error)})"
+        raise StorageError("storage", shown, problem, remedy) from None
+
+
+def _opened(text: str) -> BaseStorage:
+    if text.startswith("grpc://"):
+        return _proxy(text)
+    if "://" not in text and text.endswith(".log"):
+        check_journal(Path(text))
+        return JournalStorage(CheckedJournal(text))
+    return _relational(text if "://" in text else f"sqlite:///{text}")
+
+
+def shown_place(storage: object) -> str:
+    """Return the storage for people: without the password in a URL."""
+    text = str(storage)
+    if "://" not in text:
+        return text
+    try:
+        return make_url(text).render_as_string(hide_password=True)
+    except (ArgumentError, ValueError):
+        return text
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the first line of what the database said, without the layers around it."""
+    while isinstance(error, StorageInternalError) and error.__cause__ is not None:
+        error = error.__cause__
+    said: Any = getattr(error, "orig", None) or error
+    details = getattr(said, "details", None)  # of gRPC
+    text = str(details() if callable(details) else said).strip()
+    return (text.splitlines() or [type(said).__name__])[0].strip()[:200]
+
+
+def _proxy(url: str) -> BaseStorage:
+    importlib.import_module("grpc")  # Optuna would not name what it lacks.
+    parts = urlsplit(url)
+    with ignored(optuna.exceptions.ExperimentalWarning):
+        proxy = GrpcStorageProxy(host=parts.hostname or "localhost", port=parts.port or 13000)
+    proxy.wait_server_ready(timeout=_CONNECT_SECONDS)
+    return proxy
+
+
+def _relational(url: str) -> BaseStorage:
+    options: dict[str, Any] = {"pool_pre_ping": True}
+    driver = make_url(url).drivername
+    if driver.startswith("sqlite"):
+        options = {"connect_args": {"timeout": _LOCKED_SECONDS}}
+    elif driver in ("postgresql", "postgresql+psycopg", "postgresql+psycopg2"):
+        # A machine that vanishes closes no connection.
+        alive = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
+        options["connect_args"] = {"connect_timeout": _CONNECT_SECONDS, **alive}
+
+    def opened() -> BaseStorage:
+        return optuna.storages.get_storage(RDBStorage(url, engine_kwargs=options))
+
+    # Whoever opens a new database makes its tables. Of those that do so at once (two searches, a
+    # search and a dashboard) one may be refused; at its next try it finds them made.
+    for _ in range(2):
+        try:
+            return opened()
+        except SQLAlchemyError:
+            time.sleep(0.2)
+    return opened()
+
+
+if TYPE_CHECKING:
+    # No abstract methods for the type checker: the loop below defines them.
+    _Complete = InMemoryStorage
+else:
+    _Complete = BaseStorage
+
+
+class _Storage(_Complete):
+    """Every method of a storage, each a call of `_attempt` with the inner storage's method."""
+
+    inner: BaseStorage
+
+    def _attempt(self, call: Callable[..., T], *arguments: Any, **named: Any) -> T:
+        raise NotImplementedError
+
+
+def _passed_on(name: str) -> Callable[..., Any]:
+    def method(self: _Storage, *arguments: Any, **named: Any) -> Any:
+        return self._attempt(getattr(self.inner, name), *arguments, **named)
+
+    method.__name__ = name
+    return method
+
+
+# All of them by a loop, so that one that Optuna adds is not forgotten.
+for _name in [name for name in vars(BaseStorage) if not name.startswith("_")]:
+    setattr(_Storage, _name, _passed_on(_name))
+_Storage.__abstractmethods__ = frozenset()
+
+
+class RetryingStorage(_Storage):
+    """A storage that is asked again while it does not answer.
+
+    Every write may be repeated: a trial that is created carries a token by which it is found again,
+    and all other writes set a value.
+
+    Args:
+        inner: The storage.
+        shown: Its place, for messages.
+    """
+
+    def __init__(self, inner: BaseStorage, shown: str) -> None:
+        self.inner = inner
+        self._shown = shown
+        self._is_given_up = False
+
+    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
+        """Create a trial, at most once for a template that has a token."""
+        token = template_trial.system_attrs.get(TOKEN_KEY) if template_trial else None
+        is_retry = False
+
+        def create() -> int:
+            nonlocal is_retry
+            known = created_trial(self.inner, study_id, token) if is_retry and token else None
+            is_retry = True
+            return known if known is not None else inner_create(study_id, template_trial)
+
+        inner_create = self.inner.create_new_trial
+        return self._attempt(create)
+
+    def _attempt(self, call: Callable[..., T], *arguments: Any, **named: Any) -> T:
+        began, wait, is_told = time.monotonic(), _FIRST_WAIT, False
+        while True:
+            try:
+                result = call(*arguments, **named)
+                self._is_given_up = False
+                return result
+            except UpdateFinishedTrialError:
+                raise
+            except (StorageInternalError, SQLAlchemyError, OSError, RuntimeError) as error:
+                if not is_of_storage(error):
+                    raise
+                waited = time.monotonic() - began
+                # After it was given up, the last writes of a search do not wait once more each.
+                if not is_transient(error) or self._is_given_up or waited > PATIENCE_SECONDS:
+                    self._is_given_up = True
+                    raise StorageFailure(self._shown, reason_of(error), waited) from error
+                if waited > _QUIET_SECONDS and not is_told:
+                    is_told = True
+                    self._tell(reason_of(error))
+            time.sleep(wait)
+            wait = min(2 * wait, _LONGEST_WAIT)
+
+    def _tell(self, reason: str) -> None:
+        warnings.warn(
+            f"storage {self._shown} does not answer ({reason}); it is asked again for "
+            f"{PATIENCE_SECONDS:.0f} seconds",
+            stacklevel=2,
+        )
+
+
+def created_trial(storage: BaseStorage, study_id: int, token: str) -> int | None:
+    """Return the id of the trial with a token; None if there is none."""
+    for trial in storage.get_all_trials(study_id, deepcopy=False):
+        if trial.system_attrs.get(TOKEN_KEY) == token:
+            return trial._trial_id
+    return None
+
+
+def is_of_storage(error: Exception) -> bool:
+    """Return whether it tells of the storage, not of what it was asked for."""
+    is_database = isinstance(error, StorageInternalError | SQLAlchemyError | OSError)
+    return is_database or _grpc_code(error) is not None
+
+
+def is_transient(error: BaseException) -> bool:
+    """Return whether the same call may succeed a little later."""
+    while isinstance(error, StorageInternalError) and error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, PendingRollbackError | PoolTimeoutError):
+        return True
+    if isinstance(error, DBAPIError):
+        said: Any = error.orig
+        if (name := getattr(said, "sqlite_errorname", None)) is not None:
+            return str(name).startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
+        if getattr(said, "sqlstate", None) == _DISK_FULL:
+            return False
+        return error.connection_invalidated or isinstance(error, OperationalError | InterfaceError)
+    # The proxy answers, but the database behind it may not.
+    return _grpc_code(error) == "UNAVAILABLE" or "during the commit" in reason_of(error)
+
+
+_DISK_FULL = "53100"
+"""The code of PostgreSQL."""
+
+
+def _grpc_code(error: BaseException) -> str | None:
+    """Return the status of an error of gRPC; None for any other."""
+    code = getattr(error, "code", None)
+    name = getattr(code(), "name", None) if callable(code) else None
+    return str(name) if name else None
