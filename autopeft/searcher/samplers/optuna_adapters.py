@@ -133,7 +133,8 @@ class AutoPeftSampler(OptunaAdapter):
     ) -> None:
         pricer = prices or PriceTable.from_topology(space.topology, prompt_sizes=space.prompt_sizes)
         problem = Problem(space, tuple(objectives), pricer, tuple(constraints), seed, warm_start)
-        super().__init__(space, objectives, pricer, BayesianSampler(problem))
+        sampler = FallbackSampler("autopeft", BayesianSampler(problem), StratifiedSampler(problem))
+        super().__init__(space, objectives, pricer, sampler)
 
 
 class WrappedSampler:
@@ -274,7 +275,8 @@ def make_sampler(value: Any, problem: Problem) -> Sampler:
         reason = f"{describe(made)} has no propose"
         remedy = "give it the members of autopeft.searcher.samplers.base.Sampler"
         raise SettingsError("sampler", shown, reason, remedy)
-    if shown in BUILT_IN or type(made).__module__.startswith("autopeft."):
+    is_ours = isinstance(made, StratifiedSampler) and type(made).__module__.startswith("autopeft.")
+    if is_ours or shown in BUILT_IN:
         return FallbackSampler(shown, made, StratifiedSampler(problem))
     return GuardedSampler(shown, made)
 

@@ -14,9 +14,9 @@ from autopeft.errors import SettingsError
 from autopeft.searcher.controller import SearchController
 from autopeft.searcher.samplers.base import StratifiedSampler
 from autopeft.searcher.samplers.bayesian import BayesianSampler
-from autopeft.searcher.samplers.guarded import GuardedSampler
+from autopeft.searcher.samplers.guarded import FallbackSampler, GuardedSampler
 from autopeft.searcher.samplers.optuna_adapters import AutoPeftSampler, WrappedSampler, make_sampler
-from autopeft.searcher.samplers.registry import SAMPLERS, Problem, register_sampler
+from autopeft.searcher.samplers.registry import BUILT_IN, SAMPLERS, Problem, register_sampler
 from autopeft.searcher.space.encoding import Point
 from autopeft.searcher.space.space import SearchSpace
 from autopeft.trial import Trial
@@ -61,7 +61,9 @@ class Blind:
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 def test_whatever_can_be_a_sampler_is_made(value: Any, kind: type) -> None:
     made = make_sampler(value, PROBLEM)
-    assert type(made.inner if isinstance(made, GuardedSampler) else made) is kind
+    is_ours = value in BUILT_IN or isinstance(value, AutoPeftSampler)
+    assert isinstance(made, FallbackSampler if is_ours else GuardedSampler)
+    assert type(made.inner) is kind
 
 
 def test_a_class_of_optunas_gets_the_seed() -> None:
