@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import platform
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields, replace
@@ -56,7 +57,7 @@ from autopeft.tasks.load_data import load_data, read_tables
 from autopeft.tasks.packing import packed_batch, packed_shape, usual_bins
 from autopeft.tasks.registry import make_task
 from autopeft.tasks.summary import DataSummary
-from autopeft.training.activation_cache import ActivationStore
+from autopeft.training.activation_cache import MEMORY_SHARE, ActivationStore, room_on_disk
 from autopeft.training.batching import rung_sample, training_batches
 from autopeft.training.evaluation import token_budget
 from autopeft.training.optimizers import check_optimizer, moments_of
@@ -64,7 +65,7 @@ from autopeft.training.precision import choose_precision
 from autopeft.training.rungs import EARLIEST_STEP, rung_steps
 from autopeft.utils.device import is_here, kind_of
 from autopeft.utils.formatting import human_bytes
-from autopeft.utils.hardware import n_cores, n_parallel_cores, one_thread
+from autopeft.utils.hardware import available_memory_bytes, n_cores, n_parallel_cores, one_thread
 from autopeft.utils.registry import carried
 
 AUTO_TRIALS_PER_WORKER = {"cpu": 1, "accelerator": 4}
@@ -382,13 +383,27 @@ def _can_cache(settings: SearchSettings, data: TaskData, meta: Backbone, note: N
         return settings.activation_cache and data.train.has_tokens
     dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
     size = ActivationStore.size_of(data.train, block[1], dtype) / 2**30
-    if size <= settings.activation_cache_gb:
-        return True
-    note(
-        f"the activation cache is off: the training rows need {size:.3g} GiB, "
-        f"--activation-cache-gb allows {settings.activation_cache_gb:g}"
-    )
-    return False
+    if size > settings.activation_cache_gb:
+        has_room, limit = False, f"--activation-cache-gb allows {settings.activation_cache_gb:g}"
+    else:
+        has_room, limit = _has_room(settings, int(size * 2**30))
+    if not has_room:
+        note(f"the activation cache is off: the training rows need {size:.3g} GiB, {limit}")
+    return has_room
+
+
+def _has_room(settings: SearchSettings, size: int) -> tuple[bool, str]:
+    """Return whether states have room on this machine's disk or in its memory, and what limits it.
+
+    The workers of a cluster have disks of their own.
+    """
+    if settings.ray_address is not None:
+        return True, ""
+    folder = Path(tempfile.gettempdir())
+    on_disk = room_on_disk(folder)
+    share = MEMORY_SHARE / (settings.workers or n_cores())
+    has_room = size <= max(on_disk, share * (available_memory_bytes() or 0))
+    return has_room, f"{folder} and the memory have no room for them"
 
 
 def meta_of(settings: SearchSettings, data: TaskData, task: Task) -> Backbone:

@@ -152,7 +152,7 @@ def test_precision_is_settled_before_there_are_workers(
 
 
 def test_prices_know_that_the_activation_cache_has_no_room(
-    tiny_model: Path, tiny_data: Path
+    tiny_model: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
     settings = {"model": str(tiny_model), "data": str(tiny_data), "workers": 1, "steps": 9}
@@ -167,6 +167,12 @@ def test_prices_know_that_the_activation_cache_has_no_room(
     small = flops(activation_cache_gb=1e-6)
     assert any("the activation cache is off: the training rows need" in line for line in told)
     assert small == flops(activation_cache=False) > flops()
+    monkeypatch.setattr(preparing, "room_on_disk", lambda _: 10)
+    assert flops() < small, "there is memory"
+    monkeypatch.setattr(preparing, "available_memory_bytes", lambda: 10)
+    told.clear()
+    assert flops() == small
+    assert any("have no room for them" in line for line in told)
 
 
 def _on(monkeypatch: pytest.MonkeyPatch, devices: Devices) -> None:

@@ -118,6 +118,7 @@ class JobExecution:
         seconds = training.evaluation_seconds - before
         measured = self._measure(training, validation_seconds=seconds) if is_last else {}
         warning = _HALVED.format(self.job.candidate.train.batch_size) if training.is_halved else ""
+        warning = warning or self._base.problem
         return RungMessage(report, is_last, measured, self._new_activity(), warning)
 
     def _measure(self, training: Trainer, *, validation_seconds: float = 0.0) -> dict[str, float]:

@@ -16,7 +16,7 @@ from autopeft.profiling.output_positions import narrow_modules
 from autopeft.tasks.base import Task
 from autopeft.tasks.data import EncodedSplit, SplitName, TaskData
 from autopeft.tasks.registry import named_task
-from autopeft.training.activation_cache import DEVICE_SHARE, ActivationCache
+from autopeft.training.activation_cache import DEVICE_SHARE, MEMORY_SHARE, ActivationCache
 from autopeft.training.last_block import LastBlock
 from autopeft.training.packing import Packing
 from autopeft.training.precision import Precision, autocast, choose_precision, rounded_once
@@ -92,6 +92,7 @@ class LoadedModel:
                 max_bytes=int(settings.activation_cache_gb * 2**30),
                 folder=Path(context.cache_folder) if context.cache_folder else None,
                 device_share=DEVICE_SHARE * min(1.0, settings.gpus_per_worker or 1.0),
+                memory_share=MEMORY_SHARE / (settings.workers or 1),
                 identity=f"{settings.model} {settings.model_revision} {settings.quantization}",
             )
         if context.window is not None:
@@ -119,6 +120,11 @@ class LoadedModel:
         """Keep no more states of the cache on the device than training these leaves room for."""
         if self._cache is not None and is_accelerator(self.context.device):
             self._cache.limit_on_device(self.context.left_beside(candidates))
+
+    @property
+    def problem(self) -> str:
+        """What the user should know of the activation cache; "" if nothing."""
+        return "" if self._cache is None else self._cache.problem
 
     def setup_above(self, lowest_layer: int | None) -> TrainingSetup:
         """Return the setup with the cache below the lowest adapted block, None if there is none."""

@@ -10,9 +10,12 @@ are called one after another.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import math
+import mmap
 import os
+import shutil
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -45,12 +48,21 @@ from autopeft.utils.device import (
     sent,
     sent_together,
 )
+from autopeft.utils.hardware import available_memory_bytes
 
 FILL_TOKENS = 4096
 """Padded tokens computed at once when filling."""
 
 DEVICE_SHARE = 0.25
 """Share of an accelerator's free memory for states; trainings need the rest."""
+
+MEMORY_SHARE = 0.25
+"""Share of the machine's free memory for states of all workers, where the disk has no room."""
+
+LEFT_FREE_SHARE, LEFT_FREE_BYTES = 0.05, 256 * 2**20
+"""A disk is not filled up with states: other files of the search need room, too."""
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 IN_USE_SECONDS = 60.0
 """A file that was used this recently is not removed for another one: two workers would compute
@@ -76,8 +88,11 @@ class ActivationCache:
         identity: What the states depend on beside the classes of the model and the shapes of the
             data: workers that differ in it do not read each other's files.
         device_share: Share of an accelerator's free memory that states may take.
+        memory_share: Share of the machine's free memory that this worker's states may take where
+            the folder's disk has no room.
 
     Attributes:
+        problem: What the user should know of the room for states; "" if nothing.
         setup_seconds: Seconds spent on computing states.
         is_off: True if the cache serves nothing.
     """
@@ -94,6 +109,7 @@ class ActivationCache:
         folder: Path | None = None,
         identity: str = "",
         device_share: float = DEVICE_SHARE,
+        memory_share: float = MEMORY_SHARE,
     ) -> None:
         self.model = model
         self.block_paths = tuple(block_paths)
@@ -105,8 +121,9 @@ class ActivationCache:
         # Lower blocks can be skipped only if the blocks form a chain, and states are kept by token.
         self.is_off = not (is_chain(self.block_paths) and data.train.has_tokens)
         self._max_bytes = max_bytes
-        self._is_warned = False
+        self.problem = ""
         self._device_share = device_share
+        self._memory_share = memory_share
         self._device_bytes = math.inf
         self._folder = folder
         self._stores = OrderedDict[tuple[int, Precision, SplitName], ActivationStore]()
@@ -173,19 +190,20 @@ class ActivationCache:
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         size = ActivationStore.size_of(rows, width, dtype)
         try:
-            place = self._place(f"{split}-{cut}-{str(dtype).removeprefix('torch.')}", size)
+            place = self._place(f"{split}-{cut}-{str(dtype).removeprefix('torch.')}", size, rows)
             store = ActivationStore(rows, width, dtype=dtype, **place)
         except OSError as error:
             self._refused[key] = time.monotonic()
-            if not self._is_warned:
-                self._is_warned = True
-                warn_off(self.description, f"{error.strerror or error} for {size / 2**30:.2g} GiB")
+            reason = f"{error.strerror or error} for {size / 2**30:.2g} GiB"
+            if not self.problem:
+                self.problem = f"{self.description} is off: {reason}; trainings are slower"
+                warn_off(self.description, reason)
             return None
         self._stores[key] = store
         return store
 
-    def _place(self, name: str, size: int) -> dict[str, Any]:
-        """Make room for states of this size; return where they go, as keywords of the store.
+    def _place(self, name: str, size: int, rows: EncodedSplit) -> dict[str, Any]:
+        """Make room for the states of rows; return where they go, as keywords of the store.
 
         Raises:
             OSError: if there is none.
@@ -201,7 +219,17 @@ class ActivationCache:
                 raise OSError(f"activation_cache_gb is {self._max_bytes / 2**30:.2g}, too little")
             return {}
         path = self._folder / f"{self._identity}-{name}.states"
-        reserve(path, size, self._max_bytes)
+        try:
+            reserve(path, size, self._max_bytes, len(rows.offsets) - 1)
+        except OSError as error:
+            limit = min(self._max_bytes, self._memory_share * (available_memory_bytes() or 0))
+            if error.errno not in _FULL or not self._make_room(size, limit, "cpu"):
+                raise
+            self.problem = (
+                f"{self.description} is in memory: {self._folder.parent} has no room for "
+                f"{size / 2**30:.2g} GiB"
+            )
+            return {}
         return {"path": path}
 
     def _make_room(self, size: int, limit: float, device: str) -> bool:
@@ -369,7 +397,13 @@ def hidden_of(output: Any) -> torch.Tensor:
     return hidden
 
 
-def reserve(path: Path, size: int, limit: int) -> None:
+def room_on_disk(folder: Path) -> int:
+    """Return the bytes that states may take in a folder."""
+    usage = shutil.disk_usage(folder)
+    return max(0, usage.free - min(LEFT_FREE_BYTES, int(LEFT_FREE_SHARE * usage.total)))
+
+
+def reserve(path: Path, size: int, limit: int, n_sequences: int) -> None:
     """Make a file whose room on the disk is certain, and remove older ones over a limit.
 
     Writing to mapped memory for which the disk has no room would kill the process. Processes that
@@ -379,6 +413,7 @@ def reserve(path: Path, size: int, limit: int) -> None:
         path: The file; it may be there already.
         size: Its bytes.
         limit: Bytes that all files of its kind may have in its folder.
+        n_sequences: Bytes of the file beside it, which tells what is filled.
 
     Raises:
         OSError: if the limit or the disk has no room.
@@ -398,19 +433,46 @@ def reserve(path: Path, size: int, limit: int) -> None:
             used -= status.st_size
         if used + size > limit:
             raise OSError(f"activation_cache_gb is {limit / 2**30:.2g}, too little")
-        _filled(path).unlink(missing_ok=True)
-        try:
-            with path.open("wb") as file:
-                if hasattr(os, "posix_fallocate"):
-                    os.posix_fallocate(file.fileno(), 0, size)
-        except OSError:
-            path.unlink(missing_ok=True)
-            raise
+        if size + n_sequences > room_on_disk(path.parent):
+            # Asked for before: on some file systems, a reservation that fails fills the disk first.
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        _allocate(_filled(path), n_sequences)
+        _allocate(path, size)
+
+
+def _allocate(path: Path, size: int) -> None:
+    """Make a file of zeros that are on the disk, or none."""
+    draft = path.with_name(f"{path.name}.draft")
+    try:
+        with draft.open("wb") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:  # macOS
+                for start in range(0, size, 2**20):
+                    file.write(bytes(min(2**20, size - start)))
+        os.replace(draft, path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
 
 
 def _filled(path: Path) -> Path:
     """Return the file that tells which sequences a file of states holds."""
     return path.with_name(f"{path.name}.filled")
+
+
+def _mapped(path: Path, dtype: torch.dtype, n_values: int) -> tuple[torch.Tensor, int]:
+    """Return the values of a reserved file, shared with others that map it, and its inode.
+
+    Raises:
+        OSError: if it is gone, or not of this size: mapping more than a file has kills who writes.
+    """
+    size = n_values * dtype.itemsize
+    with path.open("r+b") as file:
+        status = os.fstat(file.fileno())
+        if status.st_size != size:
+            raise OSError(f"{path} has {status.st_size} bytes, not {size}")
+        return torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=dtype), status.st_ino
 
 
 class ActivationStore:
@@ -419,8 +481,8 @@ class ActivationStore:
     One state per token, concatenated like the split's tokens, and filled one by one; a last one of
     zeros stands for padding. With a file, every process that opens it sees the sequences that any
     of them has filled. Two that fill the same one at once write the same values, so no lock is
-    needed; it is marked as filled only after its values are written. Without a `path` the states
-    are kept on the device.
+    needed; it is marked as filled only after its values are written. The file must have been
+    made by `reserve`. Without a `path` the states are kept on the device.
 
     Attributes:
         n_bytes: Size of all states.
@@ -446,14 +508,9 @@ class ActivationStore:
                 self._states[-1] = 0.0
                 self._filled = torch.zeros(n_sequences, dtype=torch.uint8)
             else:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                self._states = torch.from_file(
-                    str(path), shared=True, size=n_states * width, dtype=dtype
-                ).view(n_states, width)
-                self._filled = torch.from_file(
-                    str(_filled(path)), shared=True, size=n_sequences, dtype=torch.uint8
-                )
-                self._file = path.stat().st_ino
+                states, self._file = _mapped(path, dtype, n_states * width)
+                self._states = states.view(n_states, width)
+                self._filled, _ = _mapped(_filled(path), torch.uint8, n_sequences)
         self._is_filled: NDArray[np.uint8] = self._filled.numpy()
 
     @staticmethod

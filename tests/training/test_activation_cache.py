@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from autopeft.tasks.sft import SupervisedFineTuning
 from autopeft.tasks.text_classification import TextClassification
 from autopeft.training import activation_cache
 from autopeft.training.acceleration import NO_ACCELERATION
-from autopeft.training.activation_cache import ActivationCache, ActivationStore
+from autopeft.training.activation_cache import ActivationCache, ActivationStore, room_on_disk
 from autopeft.training.precision import Precision, autocast
 from autopeft.training.setup import TrainingSetup
 from autopeft.training.trainer import Trainer
@@ -263,7 +265,9 @@ def test_workers_of_unlike_precision_or_model_do_not_read_each_other(
         seen |= files
 
 
+@pytest.mark.parametrize("has_memory", [True, False])
 def test_a_full_disk_is_no_dead_worker(
+    has_memory: bool,
     tmp_path: Path,
     classification_data: TaskData,
     bert_with_lora: Build,
@@ -275,11 +279,60 @@ def test_a_full_disk_is_no_dead_worker(
     monkeypatch.setattr(os, "posix_fallocate", full)
     batch = collate(classification_data, "train", np.arange(16))
     model = bert_with_lora([2]).model.eval()
-    cache = bert_cache(model, classification_data, folder=tmp_path)
+    share = 0.25 if has_memory else 0.0
+    cache = bert_cache(model, classification_data, folder=tmp_path, memory_share=share)
+    told = nullcontext() if has_memory else pytest.warns(UserWarning, match="is off: No space left")
+    with told:
+        found = _fill(cache, 2, batch)
+    torch.testing.assert_close(found, model(**batch.model_inputs()).logits)
+    assert not list(tmp_path.glob("*.states*"))
+    assert f"is {'in memory' if has_memory else 'off'}: " in cache.problem
+    held = [store for store in cache._stores.values() if store.is_on("cpu")]
+    assert len(held) == has_memory
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    try:
+        mounted = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip("there is no mount command")
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a file system ({mounted.stderr.strip()})")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_disk_that_is_really_full(
+    tiny_disk: Path, classification_data: TaskData, bert_with_lora: Build
+) -> None:
+    size = ActivationStore.size_of(classification_data.train, 32, torch.float32)
+    assert size > 64 * 2**10
+    batch = collate(classification_data, "train", np.arange(16))
+    model = bert_with_lora([2]).model.eval()
+    cache = bert_cache(model, classification_data, folder=tiny_disk / "cache", memory_share=0.0)
     with pytest.warns(UserWarning, match="is off: No space left on device"):
         found = _fill(cache, 2, batch)
     torch.testing.assert_close(found, model(**batch.model_inputs()).logits)
-    assert not list(tmp_path.glob("*.states"))
+    assert room_on_disk(tiny_disk) > 50 * 2**10, "an attempt leaves nothing behind"
+
+
+def test_a_file_that_was_not_made_to_its_end_is_not_mapped(
+    tmp_path: Path, classification_data: TaskData, bert_with_lora: Build
+) -> None:
+    """Its maker may have been killed; writing beyond its end would kill this process."""
+    batch = collate(classification_data, "train", np.arange(16))
+    model = bert_with_lora([2]).model.eval()
+    expected = _fill(bert_cache(model, classification_data, folder=tmp_path), 2, batch)
+    (path,) = tmp_path.glob("*.states")
+    os.truncate(path, 4096)
+    cache = bert_cache(model, classification_data, folder=tmp_path)
+    with pytest.warns(UserWarning, match="has 4096 bytes, not"):
+        torch.testing.assert_close(_fill(cache, 2, batch), expected)
 
 
 @pytest.mark.parametrize("is_roomy", [True, False])
