@@ -18,6 +18,7 @@ from autopeft.engine.messages import HungJob, Job, WorkerContext
 from autopeft.engine.worker_environment import thread_environment, worker_environment
 from autopeft.errors import SettingsError, TrainingFailure
 from autopeft.utils.device import n_accelerators
+from autopeft.utils.files import is_full, not_written
 from autopeft.utils.quiet import silence
 from autopeft.utils.scratch import scratch_folder
 
@@ -358,9 +359,11 @@ class RayBackend(Backend):
             )
             try:
                 tuner.fit()
-            except Exception:
-                if failure.error is None:
-                    raise
-                raise failure.error from None
+            except Exception as error:
+                if failure.error is not None:
+                    raise failure.error from None
+                if isinstance(error, OSError) and is_full(error):
+                    raise not_written("TMPDIR", folder.parent, error) from None
+                raise
         if searcher.fatal is not None:
             raise TrainingFailure(f"the workers cannot start: {searcher.fatal}")

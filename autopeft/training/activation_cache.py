@@ -48,6 +48,7 @@ from autopeft.utils.device import (
     sent,
     sent_together,
 )
+from autopeft.utils.files import is_full
 from autopeft.utils.hardware import available_memory_bytes
 
 FILL_TOKENS = 4096
@@ -61,8 +62,6 @@ MEMORY_SHARE = 0.25
 
 LEFT_FREE_SHARE, LEFT_FREE_BYTES = 0.05, 256 * 2**20
 """A disk is not filled up with states: other files of the search need room, too."""
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 IN_USE_SECONDS = 60.0
 """A file that was used this recently is not removed for another one: two workers would compute
@@ -223,7 +222,7 @@ class ActivationCache:
             reserve(path, size, self._max_bytes, len(rows.offsets) - 1)
         except OSError as error:
             limit = min(self._max_bytes, self._memory_share * (available_memory_bytes() or 0))
-            if error.errno not in _FULL or not self._make_room(size, limit, "cpu"):
+            if not (is_full(error) and self._make_room(size, limit, "cpu")):
                 raise
             self.problem = (
                 f"{self.description} is in memory: {self._folder.parent} has no room for "

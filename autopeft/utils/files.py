@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -10,10 +11,38 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from autopeft.errors import StorageError
+from autopeft.utils.formatting import one_line
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def is_full(error: OSError) -> bool:
+    """Return whether an error says that a disk, or the user's share of it, has no more room."""
+    return error.errno in _FULL
+
+
+def not_written(field: str, path: Path, error: OSError) -> StorageError:
+    """Return the error, in one line, of a file that cannot be written."""
+    problem = f"cannot be written ({error.strerror or one_line(error)[:200]})"
+    remedy = "make room there" if is_full(error) else "make it writable"
+    return StorageError(
+        field, str(path), problem, f"{remedy} and try again; `autopeft resume` continues a search"
+    )
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replace a file atomically and sync it to disk; create its folder."""
+    """Replace a file atomically and sync it to disk; create its folder.
+
+    Raises:
+        StorageError: if the disk is full or the file cannot be written; it is left as it was.
+    """
+    try:
+        _write_bytes(path, content)
+    except OSError as error:
+        raise not_written("file", path, error) from error
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -63,7 +92,19 @@ def replaced_folder(target: Path) -> Iterator[Path]:
     """Yield an empty folder to write to; when the block ends, sync it and replace `target` with it.
 
     If the block raises, `target` is left unchanged.
+
+    Raises:
+        StorageError: if the disk is full or the folder cannot be written.
     """
+    try:
+        with _replaced_folder(target) as draft:
+            yield draft
+    except OSError as error:
+        raise not_written("folder", target, error) from error
+
+
+@contextmanager
+def _replaced_folder(target: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from autopeft.utils.files import not_written
+
 _PREFIX = "autopeft-"
 _LOCK = ".lock"
 
@@ -33,7 +35,10 @@ def scratch_folder() -> Iterator[Path]:
         lock.acquire()
     folder = Path(name)
     try:
-        folder.mkdir(mode=0o700)
+        try:
+            folder.mkdir(mode=0o700)
+        except OSError as error:
+            raise not_written("TMPDIR", folder.parent, error) from error
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -21,7 +21,7 @@ def test_a_failed_write_leaves_the_old_file(
         raise OSError("disk full")
 
     monkeypatch.setattr("os.replace", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(StorageError, match="disk full"):
         write_text(path, "new")
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["front.json"]
@@ -52,7 +52,7 @@ def test_a_failed_folder_leaves_the_old_one(tmp_path: Path) -> None:
             (draft / "new.txt").write_text("new")
             raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(StorageError, match="disk full"):
         fail()
     assert os.listdir(tmp_path) == ["adapter"]
     assert os.listdir(target) == ["old.txt"]
