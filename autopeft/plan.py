@@ -41,7 +41,7 @@ ROLES: tuple[str, ...] = (
 )
 """The roles of sites, in the order of the forward pass."""
 
-MAX_LAYERS = 10_000
+MAX_LAYERS = 1_000
 """No model has more blocks. Plans come from files of others, and a page has a row for each."""
 
 MAX_RANK = 10_000_000

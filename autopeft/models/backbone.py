@@ -22,6 +22,7 @@ from autopeft.models.loading import (
     auto_loader,
     first_line,
     load_config,
+    needs_own_code,
     not_loadable,
     own_auto_class,
 )
@@ -182,9 +183,11 @@ def load_backbone(
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
                 local_files_only=checkpoint.is_local_only(model),
+                trust_remote_code=False,
+                weights_only=True,
                 **how,
             )
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:  # Files of others raise errors of many types.
             raise not_loadable(model, auto_class, error) from error
     if quantization != NONE:
         keep_weights(loaded)
@@ -238,7 +241,7 @@ def build_meta(
     with quiet_transformers():
         try:
             with torch.device("meta"):
-                built = loader.from_config(config, dtype=torch.float32)
+                built = loader.from_config(config, dtype=torch.float32, trust_remote_code=False)
             built, info = type(built).from_pretrained(
                 model if shapes is None else None,
                 config=config,
@@ -246,9 +249,10 @@ def build_meta(
                 device_map="meta",
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
+                weights_only=True,
                 **how,
             )
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except Exception as error:  # Files of others raise errors of many types.
             raise not_loadable(model, auto_class, error) from error
     backbone = Backbone(
         built.eval(),
@@ -280,8 +284,10 @@ def build_from_config(
     auto_class = own_auto_class(config)
     try:
         with torch.device("meta"), quiet_transformers():
-            built = auto_loader(auto_class).from_config(config, dtype=torch.float32)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+            built = auto_loader(auto_class).from_config(
+                config, dtype=torch.float32, trust_remote_code=False
+            )
+    except Exception as error:  # Files of others raise errors of many types.
         raise not_loadable(model, auto_class, error) from error
     return Backbone(
         built.eval(),
@@ -349,6 +355,7 @@ def load_tokenizer(model: str, *, revision: str | None = None, for_words: bool =
             model,
             revision=revision or "main",
             local_files_only=checkpoint.is_local_only(model),
+            trust_remote_code=False,
             **kwargs,
         )
 
@@ -358,6 +365,8 @@ def load_tokenizer(model: str, *, revision: str | None = None, for_words: bool =
             if for_words and joins_words(tokenizer):
                 tokenizer = load(add_prefix_space=True)
         except Exception as error:  # Tokenizers raise errors of many types.
+            if needs_own_code(error):
+                raise not_loadable(model, "AutoTokenizer", error) from error
             raise ModelError(
                 "model",
                 model,
@@ -389,9 +398,14 @@ def load_processor(model: str, loader: str, *, revision: str | None = None) -> A
     with quiet_transformers():
         try:
             return getattr(transformers, loader).from_pretrained(
-                model, revision=revision or "main", local_files_only=checkpoint.is_local_only(model)
+                model,
+                revision=revision or "main",
+                local_files_only=checkpoint.is_local_only(model),
+                trust_remote_code=False,
             )
         except Exception as error:  # Processors raise errors of many types.
+            if needs_own_code(error):
+                raise not_loadable(model, loader, error) from error
             raise ModelError(
                 "model",
                 model,

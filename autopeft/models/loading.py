@@ -14,6 +14,7 @@ from torch import nn
 from autopeft.errors import ModelError
 from autopeft.models import checkpoint
 from autopeft.models.sites import max_positions
+from autopeft.plan import MAX_LAYERS
 from autopeft.utils.device import is_accelerator, is_here, supports_bf16
 from autopeft.utils.quiet import quiet_transformers
 
@@ -30,17 +31,42 @@ def load_config(
         ModelError: if there is no such model, or its type is unknown.
     """
     checkpoint.check_exists(model)
+    where: dict[str, Any] = {
+        "revision": revision or "main",
+        "local_files_only": checkpoint.is_local_only(model),
+    }
     with quiet_transformers():
         try:
+            row, _ = transformers.PretrainedConfig.get_config_dict(model, **where)
+            check_counts(model, row)
             config = transformers.AutoConfig.from_pretrained(
-                model,
-                revision=revision or "main",
-                local_files_only=checkpoint.is_local_only(model),
-                **(model_kwargs or {}),
+                model, trust_remote_code=False, **where, **(model_kwargs or {})
             )
-        except (OSError, ValueError, KeyError) as error:
+        except ModelError:
+            raise
+        except Exception as error:  # Of many types, where a file holds values of other types.
             raise not_loadable(model, "AutoConfig", error) from error
     return config, prepare_config(config)
+
+
+_MOST_LABELS, _MOST = 1_000_000, 2**31 - 1
+
+
+def check_counts(model: str, row: Mapping[str, Any]) -> None:
+    """Check the numbers of a model's `config.json` before anything of their size is made.
+
+    Raises:
+        ModelError: if it names more blocks, labels or units than any model has.
+    """
+    for name, value in row.items():
+        if isinstance(value, Mapping):
+            check_counts(model, value)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        most = MAX_LAYERS if "layers" in name else _MOST_LABELS if name == "num_labels" else _MOST
+        if abs(value) > most:
+            problem = f"its config.json has {name}={value:.6g}, and {most} is the most"
+            raise ModelError("model", model, problem, "correct the file, or download it again")
 
 
 def prepare_config(config: Any) -> ConfigBefore:
@@ -88,7 +114,7 @@ def _shallow_model(config: Any) -> Any:
         for part in {id(c): c for c in (shallow, shallow.get_text_config())}.values():
             part.num_hidden_layers = 1
         with torch.device("meta"), quiet_transformers():
-            return transformers.AutoModel.from_config(shallow)
+            return transformers.AutoModel.from_config(shallow, trust_remote_code=False)
     except Exception:  # Models raise errors of many types; nothing is known then.
         return None
 
@@ -166,6 +192,11 @@ def first_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
+def needs_own_code(error: BaseException) -> bool:
+    """Return whether transformers refused a model because only code beside it could load it."""
+    return any(word in str(error) for word in ("trust_remote_code", "custom code"))
+
+
 def not_loadable(model: str, what: str, error: BaseException) -> ModelError:
     """Return the error for something that transformers could not load."""
     if not Path(model).is_dir() and checkpoint.is_local_only(model):
@@ -174,6 +205,14 @@ def not_loadable(model: str, what: str, error: BaseException) -> ModelError:
             model,
             "no such folder, not in the hub's cache, and the hub cannot be reached",
             "check the path, or go online",
+        )
+    if needs_own_code(error):
+        return ModelError(
+            "model",
+            model,
+            "comes with code of its own, which autopeft does not run",
+            "use a model that transformers has itself, or load it in a program of yours and give "
+            "the object as model=",
         )
     return ModelError(
         "model",

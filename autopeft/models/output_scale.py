@@ -20,7 +20,7 @@ def has_output_bias(config: Any, auto_class: str) -> bool:
         auto_class: Name of the class that loads it.
     """
     with quiet_transformers(), torch.device("meta"):
-        model = auto_loader(auto_class).from_config(config)
+        model = auto_loader(auto_class).from_config(config, trust_remote_code=False)
     layer = _last_layer(model, dict(model.named_modules()))
     return layer is not None and model.get_submodule(layer).bias is not None
 

@@ -63,4 +63,4 @@ def small_model(config: Any, auto_class: str) -> Any:
         if getattr(part, "is_encoder_decoder", False):
             part.decoder_start_token_id = 0
     with drawn_on_host(0):
-        return auto_loader(auto_class).from_config(shallow).eval()
+        return auto_loader(auto_class).from_config(shallow, trust_remote_code=False).eval()

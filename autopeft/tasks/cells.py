@@ -189,7 +189,7 @@ class Cell:
         """Return the calls in the text of ShareGPT's `function_call` message."""
         try:
             found = json.loads(content)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, RecursionError):
             self.fail(
                 f"message {place} calls a tool, but its text is no JSON ({shown(content)})",
                 'write {"name": ..., "arguments": {...}}',
@@ -210,7 +210,7 @@ class Cell:
             if isinstance(arguments, str):  # OpenAI's form
                 try:
                     arguments = json.loads(arguments or "{}")
-                except ValueError:
+                except (ValueError, RecursionError):
                     self.fail(
                         f"message {place} calls {function['name']!r} with arguments that are no"
                         f" JSON ({shown(arguments)})",

@@ -388,7 +388,7 @@ def _template_options(cells: Mapping[str, Cell]) -> Mapping[str, Any] | None:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             value = cell.value
     if not isinstance(value, Mapping):
         cell.fail(

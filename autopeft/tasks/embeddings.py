@@ -7,17 +7,16 @@ of sentence-transformers; CoSENT, Su (2022), as its `CoSENTLoss`; a squared erro
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from autopeft.errors import DataError, SettingsError
+from autopeft.errors import DataError, ModelError, SettingsError
 from autopeft.models import checkpoint
 from autopeft.tasks.base import Evaluation, FloatArray, Generated, IntArray, Scores, Task
 from autopeft.tasks.batch import Batch, Window
@@ -28,6 +27,9 @@ from autopeft.tasks.examples import Examples, is_missing
 from autopeft.tasks.metrics import Needs
 from autopeft.tasks.reading import Table
 from autopeft.utils.quiet import quiet_transformers
+from autopeft.utils.serialize import read_json
+
+T = TypeVar("T")
 
 LOSSES = ("auto", "ranking", "cosent", "cosine")
 POOLINGS = ("auto", "mean", "cls", "last")
@@ -506,7 +508,8 @@ def layers_after_pooling(model: str, revision: str | None = None) -> list[str]:
         model: Folder or hub id.
         revision: Revision of a hub model.
     """
-    kinds = [str(m.get("type", "")) for m in _json_file(model, "modules.json", revision) or []]
+    modules = _json_file(model, "modules.json", list[dict[str, Any]], revision)
+    kinds = [str(module.get("type", "")) for module in modules or []]
     known = (".Transformer", ".Pooling", ".Normalize")
     return [kind.rpartition(".")[2] for kind in kinds if not kind.endswith(known)]
 
@@ -524,8 +527,8 @@ def own_pooling(model: str, revision: str | None = None) -> str | None:
     Raises:
         SettingsError: if it is one that this task does not know.
     """
-    config = _json_file(model, "1_Pooling/config.json", revision)
-    if not isinstance(config, dict):
+    config = _json_file(model, "1_Pooling/config.json", dict[str, Any], revision)
+    if config is None:
         return None
     named = config.get("pooling_mode")
     modes = [named] if isinstance(named, str) else []
@@ -547,8 +550,12 @@ def own_pooling(model: str, revision: str | None = None) -> str | None:
     return found
 
 
-def _json_file(model: str, name: str, revision: str | None) -> Any:
-    """Return the content of a file beside the model's weights; None if there is none."""
+def _json_file(model: str, name: str, kind: type[T], revision: str | None) -> T | None:
+    """Return the content of a file beside the model's weights; None if there is none.
+
+    Raises:
+        ModelError: if it is damaged, or no `kind`.
+    """
     path = Path(model) / name
     if not Path(model).is_dir():
         from transformers.utils import cached_file
@@ -564,7 +571,7 @@ def _json_file(model: str, name: str, revision: str | None) -> Any:
         except OSError:
             return None
         path = Path(found or "")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    if not path.is_file():
         return None
+    remedy = "download the model again"
+    return read_json(path, kind, field="model", remedy=remedy, error=ModelError)

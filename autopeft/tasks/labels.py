@@ -140,10 +140,13 @@ def _written(text: str, start: str, end: str) -> Any:
         return None
     try:
         return json.loads(text)
+    except RecursionError:
+        return None
     except ValueError:
         try:
             return ast.literal_eval(text)
-        except (ValueError, SyntaxError):
+        # A deep text is too much for Python's parser, or for its memory.
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
             return None
 
 

@@ -13,7 +13,7 @@ from transformers.generation import GenerationMixin
 
 from autopeft.errors import ModelError, SettingsError
 from autopeft.models.checkpoint import is_local_only
-from autopeft.models.loading import position_limit
+from autopeft.models.loading import not_loadable, position_limit
 from autopeft.tasks.base import Generated, IntArray
 from autopeft.tasks.columns import Column
 from autopeft.tasks.data import EncodedSplit, Ragged, SplitName, TaskData
@@ -233,6 +233,8 @@ def _is_multilingual(model: str, revision: str | None) -> bool | None:
             )
         except OSError:  # It has none.
             return None
+        except Exception as error:  # Files of others raise errors of many types.
+            raise not_loadable(model, "GenerationConfig", error) from error
     return getattr(settings, "is_multilingual", None)
 
 

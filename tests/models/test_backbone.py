@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import socket
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import pytest
@@ -13,7 +14,14 @@ from tiny_models import KINDS, build, candidate_of, logits_of, random_plan, save
 from autopeft.errors import ModelError
 from autopeft.models import checkpoint
 from autopeft.models.attach import attach
-from autopeft.models.backbone import Backbone, build_meta, load_backbone, load_tokenizer
+from autopeft.models.backbone import (
+    Backbone,
+    build_from_config,
+    build_meta,
+    load_backbone,
+    load_processor,
+    load_tokenizer,
+)
 from autopeft.models.loading import prepare_config, restore_config
 from autopeft.plan import AdapterPlan
 
@@ -185,3 +193,70 @@ def test_adapters_are_trained_in_single_precision(dtype: str, tmp_path: Path) ->
         }
     assert kinds == {torch.float32}
     assert build("bert").model.dtype == torch.float32
+
+
+_OWN_CODE = "from pathlib import Path\nPath(__file__).with_name('ran').touch()\n"
+
+
+@pytest.mark.parametrize(
+    "load",
+    [
+        lambda folder: build_meta(folder, auto_class=_CLS),
+        lambda folder: load_backbone(folder, auto_class=_CLS),
+        lambda folder: build_from_config(folder),
+        lambda folder: load_tokenizer(folder),
+        lambda folder: load_processor(folder, "AutoImageProcessor"),
+        lambda folder: load_processor(folder, "AutoFeatureExtractor"),
+        lambda folder: load_processor(folder, "AutoProcessor"),
+    ],
+)
+def test_code_that_comes_with_a_model_is_not_run_nor_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, load: Any
+) -> None:
+    classes = ("Config", "ModelForSequenceClassification", "ImageProcessor", "FeatureExtractor")
+    own: dict[str, Any] = {f"Auto{name}": "own.Part" for name in (*classes, "Processor")}
+    own["AutoTokenizer"] = ["own.Part", None]
+    config = {"model_type": "of its own", "auto_map": own}
+    for name in ("config", "tokenizer_config", "preprocessor_config"):
+        (tmp_path / f"{name}.json").write_text(json.dumps(config))
+    (tmp_path / "own.py").write_text(_OWN_CODE)
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it asks"))
+    with pytest.raises(ModelError, match="code of its own, which autopeft does not run"):
+        load(str(tmp_path))
+    assert not list(tmp_path.rglob("ran"))
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ({"model_type": "bert", "num_labels": 10**9}, "num_labels=1e\\+09"),
+        ({"model_type": "bert", "num_hidden_layers": 10**9}, "num_hidden_layers=1e\\+09"),
+        ({"model_type": "bert", "vocab_size": 10**12}, "vocab_size=1e\\+12"),
+        ({"model_type": "bert", "hidden_size": "wide"}, "cannot load it"),
+        ({"model_type": "bert", "num_attention_heads": 0}, "cannot load it"),
+        ({"model_type": "bert", "id2label": 3}, "cannot load it"),
+        ({"model_type": ["bert"]}, "cannot load it"),
+        ([1], "cannot load it"),
+    ],
+)
+def test_a_hostile_configuration_is_one_line(tmp_path: Path, row: Any, problem: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(row))
+    with pytest.raises(ModelError, match=problem):
+        build_meta(str(tmp_path), auto_class=_CLS)
+
+
+def test_a_pickle_beside_a_configuration_is_not_unpickled(tmp_path: Path) -> None:
+    folder = Path(save("bert", tmp_path))
+    for file in folder.glob("*.safetensors"):
+        file.unlink()
+    target = tmp_path / "ran"
+
+    class Hostile:
+        def __reduce__(self) -> Any:
+            return target.touch, ()
+
+    torch.save({"weight": Hostile()}, folder / "pytorch_model.bin")
+    for load in (build_meta, load_backbone):
+        with pytest.raises(ModelError, match="cannot load it"):
+            load(str(folder), auto_class=_CLS)
+    assert not target.exists()
