@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from autopeft.costs.objectives import COSTS, Cost, find_cost, with_costs
 from autopeft.costs.price import PricedRow, PriceList
 from autopeft.engine.backend import BACKENDS, check_backend
 from autopeft.engine.callback import as_callbacks
-from autopeft.errors import SettingsError, StorageError
+from autopeft.errors import SearchInterrupted, SettingsError, StorageError
 from autopeft.integrations.trackers.registry import TRACKERS
 from autopeft.saved_inputs import saved_inputs
 from autopeft.searcher.pruners.registry import PRUNERS
@@ -26,10 +26,12 @@ from autopeft.searcher.samplers.registry import SAMPLERS
 from autopeft.settings import RESUMABLE, SearchSettings
 from autopeft.tasks.registry import TASKS, check_task
 from autopeft.utils.files import write_text
+from autopeft.utils.folder_lock import FolderLock
 from autopeft.utils.gc import frozen_gc, paused_gc
 from autopeft.utils.registry import Registry
 from autopeft.utils.serialize import read_json
-from autopeft.workspace import Workspace, read_settings
+from autopeft.utils.signals import terminable
+from autopeft.workspace import SETTINGS, Workspace, read_settings
 
 if TYPE_CHECKING:
     from autopeft.advice.advise import Advice
@@ -84,10 +86,10 @@ def search(
     if not output:
         raise SettingsError("output", "", "is missing", "give --output FOLDER")
     workspace = Workspace(output)
-    workspace.check_free()
-    with saved_inputs(given, workspace.folder) as plain:
-        asked = merge_settings(plain, {})
-        return _search(workspace, asked, callbacks, is_shown=progress)
+    with _interruptible(workspace), workspace.held(is_new=True) as lock:
+        with saved_inputs(given, workspace.folder) as plain:
+            asked = merge_settings(plain, {})
+            return _search(workspace, asked, callbacks, lock=lock, is_shown=progress)
 
 
 def resume(
@@ -114,7 +116,13 @@ def resume(
         True
     """
     workspace = Workspace(folder)
-    settings = workspace.settings()
+    with _interruptible(workspace), workspace.held(is_new=False) as lock:
+        asked = _resumed(workspace.settings(), overrides)
+        return _search(workspace, asked, callbacks, lock=lock, is_resumed=True, is_shown=progress)
+
+
+def _resumed(settings: SearchSettings, overrides: Mapping[str, Any]) -> SearchSettings:
+    """Return a search's settings with those that may change on resume."""
     for key, value in overrides.items():
         # An object of a notebook or script must be given again.
         if key == "evaluate" and settings.evaluate is not None:
@@ -127,8 +135,21 @@ def resume(
             raise SettingsError(key, value, problem, remedy)
     for key, parts in _SEARCHERS.items():
         parts.check_known(key, getattr(settings, key))
-    merged = merge_settings(settings.to_mapping(), overrides)
-    return _search(workspace, merged, callbacks, is_resumed=True, is_shown=progress)
+    return merge_settings(settings.to_mapping(), overrides)
+
+
+@contextmanager
+def _interruptible(workspace: Workspace) -> Iterator[None]:
+    """Say what is saved when a search is interrupted."""
+    try:
+        with terminable():
+            yield
+    except KeyboardInterrupt:
+        if (workspace.folder / SETTINGS).exists():
+            text = f"everything is saved: `autopeft resume {workspace.shown}` continues"
+        else:
+            text = f"no trial was begun, and nothing is left in {workspace.shown}"
+        raise SearchInterrupted(text) from None
 
 
 def _search(
@@ -136,6 +157,7 @@ def _search(
     settings: SearchSettings,
     callbacks: Any,
     *,
+    lock: FolderLock,
     is_resumed: bool = False,
     is_shown: bool,
 ) -> SearchResult:
@@ -148,7 +170,7 @@ def _search(
             given = (stack.enter_context(shown_progress(sys.stderr)), *given)
         with paused_gc():
             from autopeft.session import Session
-        session = Session(workspace, given, began=began, is_resumed=is_resumed)
+        session = Session(workspace, given, lock=lock, began=began, is_resumed=is_resumed)
         with frozen_gc():
             return session.run(settings)
 

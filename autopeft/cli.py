@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from autopeft import api
-from autopeft.errors import AutoPeftError, TrainingFailure, printable
+from autopeft.errors import AutoPeftError, SearchInterrupted, TrainingFailure, printable
 from autopeft.settings import RESUMABLE, SearchSettings
 from autopeft.tasks.registry import TASKS
 from autopeft.utils.formatting import one_line, without_numbers
@@ -335,14 +335,14 @@ def main() -> None:
     except click.ClickException as error:
         echo(f"autopeft: {error.format_message()}", err=True)
         sys.exit(2)
-    except (KeyboardInterrupt, click.Abort) as error:
-        if isinstance(error.__cause__, EOFError):
+    except (KeyboardInterrupt, click.Abort) as stopped:
+        # Click puts its own in the place of the first.
+        cause = stopped.__cause__ or stopped
+        if isinstance(cause, EOFError):
             # click takes the end of a file, wherever it was read, for that of the input.
-            _report_unexpected(error.__cause__)
-        # Only these two have something to continue.
-        searched = set(sys.argv[1:2]) & {"search", "resume"}
-        saved = "; everything is saved: `autopeft resume FOLDER` continues" if searched else ""
-        echo(f"interrupted{saved}", err=True)
+            _report_unexpected(cause)
+        what = f"; {cause}" if isinstance(cause, SearchInterrupted) else ""
+        echo(f"interrupted{what}", err=True)
         sys.exit(130)
     except Exception as error:  # Nobody foresaw it, so it is a mistake of autopeft.
         _report_unexpected(error)

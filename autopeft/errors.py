@@ -138,3 +138,7 @@ class OutOfTime(TrainingFailure):
 
 class MultiAdapterError(AutoPeftError):
     """These candidates cannot be trained together on one base model; train them one by one."""
+
+
+class SearchInterrupted(KeyboardInterrupt):
+    """A search was stopped by Ctrl-C, SIGTERM or SIGHUP; the text says what was saved."""

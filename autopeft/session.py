@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
-import signal
-import threading
 import time
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 from autopeft.confirm.finalists import confirmed_finalists, mark_lora_baselines, tuned_lora
@@ -21,10 +16,10 @@ from autopeft.confirm.verdict import UntriedLora, judge
 from autopeft.costs.objectives import Objective
 from autopeft.engine.backend import make_backend, named_errors, run_all
 from autopeft.engine.budget import BudgetTracker, Spent
-from autopeft.engine.callback import CallbackList, Progress, SearchStart
+from autopeft.engine.callback import CallbackList, SearchStart
 from autopeft.engine.dispatcher import Dispatcher
 from autopeft.engine.search_plan import SearchPlan
-from autopeft.errors import StorageFailure, UserError
+from autopeft.errors import StorageError, StorageFailure, UserError
 from autopeft.integrations.trackers.registry import destinations, make_trackers
 from autopeft.planning import fitted
 from autopeft.prepare import PreparedSearch, prepare, versions
@@ -41,9 +36,12 @@ from autopeft.searcher.study import read_study
 from autopeft.searcher.untried_lora import chance_of_better_lora
 from autopeft.settings import SearchSettings
 from autopeft.trial import Trial
+from autopeft.utils.folder_lock import BEAT_SECONDS, FolderLock
 from autopeft.utils.formatting import counted, one_line
 from autopeft.utils.serialize import to_plain
-from autopeft.workspace import Workspace
+from autopeft.utils.signals import terminable, uninterrupted
+from autopeft.utils.timer import Timer
+from autopeft.workspace import SETTINGS, Workspace
 
 _SHOWN = ("model", "data", "task", "evaluate", "budget")
 """Settings that optuna-dashboard shows as attributes of the study, five of which it shows at once:
@@ -53,7 +51,8 @@ these, without data and task or without a function, and the verdict."""
 class Session:
     """One run of a search, from settings to report.
 
-    It began with the user's call, at `began` seconds of `time.monotonic()`.
+    It began with the user's call, at `began` seconds of `time.monotonic()`, and holds the folder by
+    `lock`.
     """
 
     def __init__(
@@ -61,15 +60,22 @@ class Session:
         workspace: Workspace,
         callbacks: Iterable[Any] = (),
         *,
+        lock: FolderLock,
         began: float,
         is_resumed: bool = False,
     ) -> None:
         self._workspace = workspace
+        self._lock = lock
         self._callbacks = CallbackList(callbacks)
         self._is_resumed = is_resumed
         self._started = datetime.now(UTC) - timedelta(seconds=time.monotonic() - began)
         self._began = began
         self._phases = {"startup": time.monotonic() - began}
+        self._before = Spent()
+        self._budget: BudgetTracker | None = None
+        self._dispatcher: Dispatcher | None = None
+        self._n_workers = 1
+        self._beaten = time.monotonic()
 
     def run(self, settings: SearchSettings) -> SearchResult:
         """Run the search.
@@ -78,17 +84,21 @@ class Session:
             UserError: for a mistake in the settings, before any training.
             KeyboardInterrupt: after Ctrl-C or SIGTERM; everything is saved.
         """
+        if self._is_resumed:
+            self._before = self._workspace.recall("spent", Spent) or Spent()
+        with Timer(self._beat, 1.0):
+            return self._run(settings)
+
+    def _run(self, settings: SearchSettings) -> SearchResult:
         self._callbacks.callbacks = [*self._callbacks.callbacks, *make_trackers(settings.report_to)]
         prior = self._prior(settings)
         ready = prepare(settings, note=self._note, phase=self._phase)
         with self._phase("startup"):
-            before = Spent()
             if self._is_resumed:
-                before = self._workspace.recall("spent", Spent) or before
                 ready = replace(ready, plan=self._reopened(ready.plan))
             else:
                 ready = fitted(ready, settings, began=self._began, note=self._note)
-            with _removed_on_error(self._workspace.folder, is_new=not self._is_resumed):
+            with self._discarded_on_error():
                 # Keep what the user asked for: a resumed search looks at its machine again.
                 self._workspace.create(
                     replace(
@@ -103,13 +113,69 @@ class Session:
                     self._workspace.remember("prior_rows", to_plain(prior))
                 controller = self._open(ready, prior)
         spent = replace(
-            before,
-            seconds=before.seconds + time.monotonic() - self._began,
+            self._before,
+            seconds=self._before.seconds + time.monotonic() - self._began,
             # An interrupted trial is run again, so it is not spent.
             trials=sum(o.reason != INTERRUPTED for o in controller.trials()),
         )
-        budget = BudgetTracker(ready.budget, ready.plan.confirm_share, spent)
-        return self._work(ready, controller, budget)
+        self._budget = BudgetTracker(ready.budget, ready.plan.confirm_share, spent)
+        return self._work(ready, controller, self._budget)
+
+    @contextmanager
+    def _discarded_on_error(self) -> Iterator[None]:
+        """Remove what a new search has written if the user's mistake is found late."""
+        try:
+            yield
+        except UserError:
+            if not self._is_resumed:
+                self._workspace.discard()
+            raise
+
+    def _beat(self) -> None:
+        """Book the time, and tell others that this search is alive; called from a timer's thread.
+
+        What was spent must survive a kill, to the second, whatever the search does meanwhile.
+        """
+        if time.monotonic() - self._beaten > BEAT_SECONDS:
+            self._beaten = time.monotonic()
+            self._lock.beat()
+        # Of a search that has not begun there is nothing to resume.
+        if (self._workspace.folder / SETTINGS).exists():
+            self._workspace.remember("spent", self._spent())
+
+    def _spent(self) -> Spent:
+        """Return what was spent until now, earlier sessions included."""
+        spent = self._before if self._budget is None else self._budget.spent
+        phases, workers = self._phases_so_far(), {}
+        if self._dispatcher is not None:
+            workers = self._worker_seconds(phases)
+        return replace(
+            spent,
+            seconds=self._before.seconds + time.monotonic() - self._began,
+            phases=_sum(self._before.phases, phases),
+            workers=_sum(self._before.workers, workers),
+        )
+
+    def _phases_so_far(self) -> dict[str, float]:
+        """Return the seconds of this session by phase; what is of no phase is start-up."""
+        phases = dict(self._phases)
+        if self._dispatcher is not None:
+            phases = _sum(phases, self._dispatcher.phase_seconds())
+        rest = time.monotonic() - self._began - sum(phases.values())
+        return _sum(phases, {"startup": max(0.0, rest)})
+
+    def _worker_seconds(self, phases: Mapping[str, float]) -> dict[str, float]:
+        """Return the seconds of all workers by activity."""
+        assert self._dispatcher is not None, "there are workers"
+        worker = self._dispatcher.activity
+        working = phases.get("search", 0.0) + phases.get("confirmation", 0.0)
+        return {
+            "train": worker.train,
+            "evaluate": worker.evaluate,
+            "cache": worker.cache,
+            "attach": worker.attach,
+            "idle": max(0.0, self._n_workers * working - worker.total),
+        }
 
     def _reopened(self, plan: SearchPlan) -> SearchPlan:
         """Return the plan with the sizes open that the user left open, also when resuming.
@@ -133,6 +199,16 @@ class Session:
             self._phases[name] = self._phases.get(name, 0.0) + time.monotonic() - began
 
     def _open(self, ready: PreparedSearch, prior: Sequence[PriorRow]) -> SearchController:
+        if self._is_resumed and self._workspace.recall("id", str) is None:
+            # It may have been killed before its study was made.
+            with suppress(StorageError):
+                return self._open_study(ready, prior, is_resumed=True)
+            return self._open_study(ready, prior, is_resumed=False)
+        return self._open_study(ready, prior, is_resumed=self._is_resumed)
+
+    def _open_study(
+        self, ready: PreparedSearch, prior: Sequence[PriorRow], *, is_resumed: bool
+    ) -> SearchController:
         settings = ready.settings
         controller = SearchController(
             ready.space,
@@ -144,7 +220,7 @@ class Session:
             prices=ready.prices,
             constraints=ready.constraints,
             study_name=self._workspace.study_name(settings),
-            resume=self._is_resumed,
+            resume=is_resumed,
             eta=float(settings.eta),
             audit_share=settings.audit_share,
             warm_start=self._warm_start(settings),
@@ -157,7 +233,7 @@ class Session:
         for name, value in settings.to_mapping().items():
             if name in _SHOWN and value:
                 controller.remember(name, value)
-        self._note(f"watch it: autopeft dashboard {self._workspace.folder}")
+        self._note(f"watch it: autopeft dashboard {self._workspace.shown}")
         trials = controller.trials()
         outside = sum(ready.space.encoder.point_of(trial.candidate) is None for trial in trials)
         if outside:
@@ -199,9 +275,10 @@ class Session:
             plan=ready.plan,
             trials_per_worker=ready.trials_per_worker,
             test_share=ready.test_share,
-            on_progress=self._observe(budget),
+            on_progress=lambda progress: self._callbacks.call("on_progress", progress),
             callbacks=self._callbacks,
         )
+        self._n_workers, self._dispatcher = settings.workers or 1, dispatcher
         is_complete = False
         start = SearchStart(
             self._workspace.folder,
@@ -209,7 +286,7 @@ class Session:
             settings.to_mapping(),
             ready.objectives,
             self._is_resumed,
-            self._id(),
+            self._workspace.id(),
             controller.trials(),
         )
         self._callbacks.call("on_search_begin", start)
@@ -219,12 +296,12 @@ class Session:
             dispatcher.start()
             backend = make_backend(ready.context())
             # Entered first: Ray sets its own handler of SIGTERM when it starts.
-            with named_errors(settings.backend), backend, _terminable():
+            with named_errors(settings.backend), backend, terminable():
                 run_all(backend, settings.backend, dispatcher)
             is_complete = True
         finally:
-            with _uninterrupted(), self._phase("report"):
-                record = self._record(ready, controller, budget, dispatcher, store, is_complete)
+            with uninterrupted(), self._phase("report"):
+                record = self._record(ready, controller, dispatcher, store, is_complete)
                 shown = view(record)
                 write_report(shown, record.trials, self._workspace.folder)
                 try:
@@ -233,12 +310,9 @@ class Session:
                     controller.remember("verdict", shown.verdict.text)
                 except StorageFailure as failure:  # The folder has it all.
                     self._note(f"the study's last note is missing: {failure.reason}")
-                phases, workers = record.budget.phases, record.budget.worker_seconds
-                self._workspace.remember(
-                    "spent", replace(budget.spent, phases=phases, workers=workers)
-                )
                 result = SearchResult(self._workspace.folder, shown, settings.model)
                 self._callbacks.call("on_search_end", result)
+                self._workspace.remember("spent", self._spent())
         return result
 
     def _attach(self, controller: SearchController, shown: FrontView) -> list[str]:
@@ -258,30 +332,10 @@ class Session:
             return []
         return [f"Too large for an artifact, see {folder / 'adapters'}: {', '.join(left_out)}"]
 
-    def _id(self) -> str:
-        """Return what tells this search from others; made when it is first asked for."""
-        known = self._workspace.recall("id", str) or uuid.uuid4().hex[:8]
-        self._workspace.remember("id", known)
-        return known
-
-    def _observe(self, budget: BudgetTracker) -> Callable[[Progress], None]:
-        last = 0.0
-
-        def observe(progress: Progress) -> None:
-            nonlocal last
-            # The budget spent so far must survive a kill, to the second.
-            if time.monotonic() - last > 1.0:
-                last = time.monotonic()
-                self._workspace.remember("spent", budget.spent)
-            self._callbacks.call("on_progress", progress)
-
-        return observe
-
     def _record(
         self,
         ready: PreparedSearch,
         controller: SearchController,
-        budget: BudgetTracker,
         dispatcher: Dispatcher,
         store: ConfirmationStore,
         is_complete: bool,
@@ -314,7 +368,7 @@ class Session:
             settings=ready.settings.to_mapping(),
             objectives=ready.objectives,
             trials=trials,
-            budget=self._budget(ready, budget, dispatcher),
+            budget=self._report_of(ready),
             finalists=confirmed,
             front=tuple(o.digest for o in controller.front()),
             baseline=tuned_lora(confirmed, trials, quality),
@@ -331,27 +385,15 @@ class Session:
             is_complete=is_complete,
         )
 
-    def _budget(
-        self, ready: PreparedSearch, budget: BudgetTracker, dispatcher: Dispatcher
-    ) -> BudgetReport:
-        phases = _sum(self._phases, dispatcher.phase_seconds())
-        worker = dispatcher.activity
-        working = phases.get("search", 0.0) + phases.get("confirmation", 0.0)
-        workers = {
-            "train": worker.train,
-            "evaluate": worker.evaluate,
-            "cache": worker.cache,
-            "attach": worker.attach,
-            "idle": max(0.0, (ready.settings.workers or 1) * working - worker.total),
-        }
-        spent = budget.spent
+    def _report_of(self, ready: PreparedSearch) -> BudgetReport:
+        spent = self._spent()
         return BudgetReport(
             limit=ready.budget.text,
             spent_seconds=spent.seconds,
             spent_flops=spent.flops,
             n_trials=spent.trials,
-            phases=_sum(spent.phases, phases),
-            worker_seconds=_sum(spent.workers, workers),
+            phases=spent.phases,
+            worker_seconds=spent.workers,
         )
 
 
@@ -373,44 +415,3 @@ def _n_proposals(trials: Sequence[Trial]) -> int:
 def _sum(first: Mapping[str, float], second: Mapping[str, float]) -> dict[str, float]:
     """Add the seconds of two sessions by name."""
     return {k: first.get(k, 0.0) + second.get(k, 0.0) for k in {**first, **second}}
-
-
-@contextmanager
-def _removed_on_error(folder: Path, *, is_new: bool) -> Iterator[None]:
-    """Remove a new folder's files if the user's mistake is found late."""
-    existed = folder.exists()
-    try:
-        yield
-    except UserError:
-        if is_new:
-            for path in folder.iterdir() if existed else ():
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-            if not existed and folder.exists():
-                shutil.rmtree(folder)
-        raise
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Let the report be written to its end: a notebook's kernel may be interrupted twice."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Turn SIGTERM into KeyboardInterrupt, so that a terminated search is saved like Ctrl-C."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+import shlex
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,10 +17,13 @@ import yaml
 from autopeft.errors import SettingsError, StorageError
 from autopeft.settings import FORMER_DEFAULTS, RENAMED, SearchSettings
 from autopeft.utils.files import write_text
+from autopeft.utils.folder_lock import FolderLock, is_of_lock
 from autopeft.utils.serialize import read_json, strict_json
 from autopeft.utils.yaml_files import read_yaml
 
 T = TypeVar("T")
+
+_STATE = "state"
 
 SETTINGS = "settings.yaml"
 STUDY = "study.db"
@@ -37,16 +45,50 @@ class Workspace:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).expanduser()
 
+    @property
+    def shown(self) -> str:
+        """The folder as a shell reads it."""
+        return shlex.quote(str(self.folder))
+
+    @contextmanager
+    def held(self, *, is_new: bool) -> Iterator[FolderLock]:
+        """Hold the folder for one search, from before its preparation to its end.
+
+        Args:
+            is_new: Whether a search begins: the folder must be free, and nothing stays in it if the
+                block ends without settings.
+
+        Raises:
+            StorageError: if another search runs in the folder, or it cannot hold this one.
+        """
+        if not is_new:
+            self._check_search()
+        elif not self.folder.is_dir() or not any(map(is_of_lock, self.folder.iterdir())):
+            # Nothing is written where there is no search, and none can begin.
+            self.check_free()
+        lock = FolderLock(self.folder)
+        is_unused = is_new
+        try:
+            if is_new:
+                try:
+                    self.check_free()
+                except StorageError:
+                    is_unused = False
+                    raise
+            yield lock
+        finally:
+            lock.release(is_unused=is_unused and not (self.folder / SETTINGS).exists())
+
     def check_free(self) -> None:
         """Check that a new search can be written here."""
         folder, remedy = self.folder, "choose another --output"
         parent = next(p for p in [folder, *folder.absolute().parents] if p.exists())
         if (folder / SETTINGS).exists():
             problem = "the folder holds another search"
-            remedy = f"continue it with `autopeft resume {folder}`, or {remedy}"
+            remedy = f"continue it with `autopeft resume {self.shown}`, or {remedy}"
         elif folder.exists() and not folder.is_dir():
             problem = "is a file, not a folder"
-        elif folder.is_dir() and any(folder.iterdir()):
+        elif folder.is_dir() and not all(map(is_of_lock, folder.iterdir())):
             problem = "the folder is not empty"
         elif not os.access(parent, os.W_OK):
             problem = f"{parent} is not writable"
@@ -55,16 +97,26 @@ class Workspace:
         raise StorageError("output", str(folder), problem, remedy)
 
     def create(self, settings: SearchSettings) -> None:
-        """Create the folder and write the settings into it."""
+        """Create the folder and write the settings into it, with the name of their study."""
+        settings = replace(settings, study_name=self.study_name(settings))
         text = yaml.safe_dump(settings.to_mapping(), sort_keys=False)
         write_text(self.folder / SETTINGS, text)
 
-    def settings(self) -> SearchSettings:
-        """Return the settings of the search in this folder, or raise a StorageError."""
+    def discard(self) -> None:
+        """Remove what a new search has written before a mistake was found; no other file."""
+        for name in (SETTINGS, STUDY, f"{STUDY}-journal"):
+            (self.folder / name).unlink(missing_ok=True)
+        shutil.rmtree(self.folder / _STATE, ignore_errors=True)
+
+    def _check_search(self) -> None:
         if not (self.folder / SETTINGS).exists():
             problem = f"holds no search ({SETTINGS} is missing)"
             remedy = "give the --output folder of a search"
             raise StorageError("folder", str(self.folder), problem, remedy)
+
+    def settings(self) -> SearchSettings:
+        """Return the settings of the search in this folder, or raise a StorageError."""
+        self._check_search()
         rows = read_settings(self.folder / SETTINGS)
         # A search of an earlier version stays usable: its settings may have former names, and
         # columns of all tasks. Columns of these names are recognized anyway.
@@ -75,8 +127,12 @@ class Workspace:
 
     def _here(self, settings: SearchSettings) -> SearchSettings:
         """Return settings that find in this folder what was saved in it, if it was moved."""
+        if not settings.output:
+            return settings
         before = Path(settings.output).expanduser()
-        moved: dict[str, Any] = {}
+        # Earlier versions did not write the name of the study: it was that of the folder.
+        name = settings.study_name or before.absolute().name
+        moved: dict[str, Any] = {"output": str(self.folder), "study_name": name}
         for name, part in _SAVED.items():
             value = getattr(settings, name)
             if isinstance(value, str) and Path(value).is_relative_to(before / part):
@@ -93,17 +149,47 @@ class Workspace:
         return read_json(path, kind, remedy="delete it") if path.exists() else None
 
     def _state(self, name: str) -> Path:
-        return self.folder / "state" / f"{name}.json"
+        return self.folder / _STATE / f"{name}.json"
 
     @property
     def artifacts(self) -> Path:
         """The folder of the study's artifacts."""
         return self.folder / "artifacts"
 
-    def storage(self, settings: SearchSettings) -> str:
+    def storage(self, settings: SearchSettings) -> str | Path:
         """Return the user's Optuna storage, or by default a SQLite file in the folder."""
-        return settings.storage or f"sqlite:///{self.folder / STUDY}"
+        return settings.storage or self.folder / STUDY
 
     def study_name(self, settings: SearchSettings) -> str:
         """Return the name of the study in the storage."""
-        return settings.study_name or self.folder.absolute().name
+        return settings.study_name or self.folder.resolve().name or "search"
+
+    def id(self) -> str:
+        """Return what tells this search from others; made when it is first asked for.
+
+        A copy of the folder is another search.
+        """
+        known = self.recall("id", str)
+        if known is None or self.original() is not None:
+            known = uuid.uuid4().hex[:8]
+            self.remember("id", known)
+        self.remember("place", _Place(str(self.folder.resolve()), self.folder.stat().st_ino))
+        return known
+
+    def original(self) -> Path | None:
+        """Return the folder that this one was copied from, if that is on this machine."""
+        place = self.recall("place", _Place)
+        if place is None or place.inode == self.folder.stat().st_ino:
+            return None
+        other = Workspace(place.path)
+        if not (other.folder / SETTINGS).exists() or other.folder.samefile(self.folder):
+            return None  # It was moved.
+        return other.folder if other.recall("id", str) == self.recall("id", str) else None
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a search is; a folder that is moved keeps its inode."""
+
+    path: str
+    inode: int

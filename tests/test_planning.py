@@ -98,7 +98,8 @@ def test_a_smaller_batch_that_is_planned_is_priced_told_and_resumed(
 
 def test_what_was_left_open_is_open_when_resumed(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
-    session = Session(workspace, began=0.0, is_resumed=True)
+    with workspace.held(is_new=True) as lock:
+        session = Session(workspace, lock=lock, began=0.0, is_resumed=True)
     stated = SearchPlan(max_finalists=4, confirm_seeds=2, confirm_share=0.2)
     assert session._reopened(stated) == stated  # A search of an earlier version.
     sizes = ("max_finalists", "confirm_seeds", "confirm_share")

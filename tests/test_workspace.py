@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ def test_settings_come_back(tmp_path: Path) -> None:
     settings = SearchSettings(model="m", data="d", space={"methods": ["lora"]}, budget="5trials")
     workspace.check_free()
     workspace.create(settings)
-    assert workspace.settings() == settings
+    assert workspace.settings() == replace(settings, study_name="run")
 
 
 def test_a_second_search_is_refused_and_sent_to_resume(tmp_path: Path) -> None:

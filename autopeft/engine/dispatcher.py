@@ -752,15 +752,17 @@ class Dispatcher:
         self._phase_began = time.monotonic()
 
     def _close_phase(self, now: float) -> None:
+        self._phase_seconds, self._phase_began = self._phases_until(now), now
+
+    def _phases_until(self, now: float) -> dict[str, float]:
         name: str = self.phase if self._has_heard else "startup"
         name = "report" if name == "done" else name
-        self._phase_seconds[name] = self._phase_seconds.get(name, 0.0) + now - self._phase_began
-        self._phase_began = now
+        seconds = self._phase_seconds
+        return {**seconds, name: seconds.get(name, 0.0) + now - self._phase_began}
 
     def phase_seconds(self) -> dict[str, float]:
-        """Return the wall-clock seconds so far by phase."""
-        self._close_phase(time.monotonic())
-        return dict(self._phase_seconds)
+        """Return the wall-clock seconds so far by phase; another thread may ask."""
+        return self._phases_until(time.monotonic())
 
     def _notify(self) -> None:
         self._tick()

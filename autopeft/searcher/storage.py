@@ -7,6 +7,7 @@ again for a while. What still fails, or cannot heal, such as a full disk, is one
 from __future__ import annotations
 
 import importlib
+import sqlite3
 import time
 import warnings
 from collections.abc import Callable
@@ -106,7 +107,7 @@ def _opened(text: str) -> BaseStorage:
     if "://" not in text and text.endswith(".log"):
         check_journal(Path(text))
         return JournalStorage(CheckedJournal(text))
-    return _relational(text if "://" in text else f"sqlite:///{text}")
+    return _relational(text) if "://" in text else _sqlite(Path(text).expanduser().absolute())
 
 
 def shown_place(storage: object) -> str:
@@ -139,10 +140,20 @@ def _proxy(url: str) -> BaseStorage:
     return proxy
 
 
-def _relational(url: str) -> BaseStorage:
+def _sqlite(path: Path) -> BaseStorage:
+    def connect() -> sqlite3.Connection:
+        return sqlite3.connect(path, timeout=_LOCKED_SECONDS, check_same_thread=False)
+
+    # A URL cannot hold every name of a file: `?` begins its query, and Optuna formats braces.
+    return _relational("sqlite:///study.db", connect)
+
+
+def _relational(url: str, connect: Callable[[], Any] | None = None) -> BaseStorage:
     options: dict[str, Any] = {"pool_pre_ping": True}
     driver = make_url(url).drivername
-    if driver.startswith("sqlite"):
+    if connect is not None:
+        options = {"creator": connect}
+    elif driver.startswith("sqlite"):
         options = {"connect_args": {"timeout": _LOCKED_SECONDS}}
     elif driver in ("postgresql", "postgresql+psycopg", "postgresql+psycopg2"):
         # A machine that vanishes closes no connection.

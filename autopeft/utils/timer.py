@@ -1,0 +1,44 @@
+"""Calls something again and again, whatever the main thread does."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from types import TracebackType
+
+
+class Timer:
+    """Calls a function at an interval in a thread, while the block runs.
+
+    A call that raises is left out; the next one may succeed.
+
+    Args:
+        function: What is called; it must be safe in another thread.
+        seconds: From one call to the next.
+    """
+
+    def __init__(self, function: Callable[[], None], seconds: float) -> None:
+        self._function = function
+        self._seconds = seconds
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="autopeft-timer", daemon=True)
+
+    def _run(self) -> None:
+        while not self._is_over.wait(self._seconds):
+            try:
+                self._function()
+            except Exception:  # A full disk or a lost database may come back.
+                continue
+
+    def __enter__(self) -> Timer:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._is_over.set()
+        self._thread.join()
