@@ -256,7 +256,9 @@ def test_the_time_of_a_killed_search_is_booked(
 
     def spent() -> tuple[float, float]:
         path = folder / "state" / "spent.json"
-        kept = json.loads(path.read_text()) if path.exists() else {"seconds": 0.0, "phases": {}}
+        if not path.exists():
+            return 0.0, 0.0
+        kept = json.loads(path.read_text())
         return kept["seconds"], sum(kept["phases"].values())
 
     def until_more(*_: Any, **__: Any) -> None:
