@@ -263,7 +263,7 @@ def test_the_time_of_a_killed_search_is_booked(
 
     def until_more(*_: Any, **__: Any) -> None:
         """End once more was booked twice, with no message of progress."""
-        for _ in range(2):
+        for _time in range(2):
             before, until = spent()[0], time.monotonic() + 60
             while spent()[0] == before:
                 assert time.monotonic() < until, "nothing is booked"
