@@ -489,20 +489,22 @@ def export(
 
 
 def dashboard(folder: str | Path, *, host: str = "127.0.0.1", port: int = 8080) -> None:
-    """Serve optuna-dashboard for a search until interrupted.
+    """Serve optuna-dashboard for a search until interrupted; it shows, and changes nothing.
 
     Raises:
         UserError: if the folder holds no search, or the port is taken.
     """
     from optuna_dashboard import run_server
 
-    from autopeft.searcher.artifacts import artifact_store
-    from autopeft.searcher.storage import open_storage
+    from autopeft.searcher.artifacts import StoredArtifacts
+    from autopeft.searcher.storage import open_to_read
+    from autopeft.utils.files import contained
 
     workspace = Workspace(folder)
-    storage = open_storage(workspace.storage(workspace.settings()))
+    storage = open_to_read(workspace.storage(workspace.settings()))
+    artifacts = StoredArtifacts(contained(workspace.folder, workspace.artifacts.name))
     try:
-        run_server(storage, host, port, artifact_store(workspace.artifacts))
+        run_server(storage, host, port, artifacts)
     except OSError as error:
         raise SettingsError(
             "port", port, f"cannot listen ({error.strerror})", "use another --port"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -277,6 +278,34 @@ def join(address: str) -> None:
         raise SettingsError("ray_address", address, problem, remedy) from None
 
 
+def _start_local(**options: Any) -> None:
+    """Start a Ray of this search's own, which only this machine can reach.
+
+    By default Ray listens on all interfaces of a Linux machine, and whoever reaches it may run
+    code. It has a switch for macOS and Windows, where it listens on the loopback interface alone,
+    but none for Linux: `node_ip_address="127.0.0.1"` is replaced by the address of the machine
+    (https://github.com/ray-project/ray/issues/18730 is about the switch).
+
+    Args:
+        **options: Of `ray.init`.
+    """
+    from ray._private import ray_constants
+
+    if elsewhere := os.environ.get("RAY_ADDRESS"):
+        warnings.warn(
+            f"RAY_ADDRESS={elsewhere} is not joined: without ray_address, a search runs on this "
+            "machine; set ray_address to run on that cluster",
+            stacklevel=2,
+        )
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        # Without an address, Ray joins one that happens to run here.
+        ray.init(address="local", **options)
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
 class RayBackend(Backend):
     """Runs jobs on a Ray cluster, or on a small local Ray that lives as long as the search.
 
@@ -300,8 +329,7 @@ class RayBackend(Backend):
         address, data = self._context.settings.ray_address, self._context.data
         if address is None:
             n_bytes = data.n_bytes if data is not None else 0
-            ray.init(
-                address="local",  # Without, Ray joins one that happens to run here.
+            _start_local(
                 num_cpus=self._n_workers,
                 # Ray itself finds fewer kinds of accelerators than torch.
                 num_gpus=n_accelerators() if self._context.device != "cpu" else None,

@@ -6,9 +6,14 @@ import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import optuna
 from optuna.artifacts import FileSystemArtifactStore, get_all_artifact_meta, upload_artifact
+from optuna.artifacts.exceptions import ArtifactNotFound
+
+from autopeft.errors import StorageError
+from autopeft.utils.files import contained
 
 MAX_ADAPTER_BYTES = 64 * 2**20
 """A larger adapter is not stored a second time."""
@@ -18,6 +23,36 @@ def artifact_store(folder: Path) -> FileSystemArtifactStore:
     """Return the store in a folder, which is created."""
     folder.mkdir(parents=True, exist_ok=True)
     return FileSystemArtifactStore(folder)
+
+
+class StoredArtifacts:
+    """The artifacts in a folder, to be read: nothing is written, and no link leads out of it.
+
+    Args:
+        folder: The folder, which need not exist.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def open_reader(self, artifact_id: str) -> BinaryIO:
+        """Open an artifact."""
+        try:
+            return contained(self._folder, artifact_id).open("rb")
+        except (OSError, StorageError) as error:
+            raise ArtifactNotFound(str(error)) from error
+
+    def write(self, artifact_id: str, content_body: BinaryIO) -> None:
+        """Refuse to write."""
+        raise self._refused()
+
+    def remove(self, artifact_id: str) -> None:
+        """Refuse to remove."""
+        raise self._refused()
+
+    def _refused(self) -> StorageError:
+        problem = "its artifacts are only shown"
+        return StorageError("artifacts", str(self._folder), problem, "change the files themselves")
 
 
 def save_artifacts(

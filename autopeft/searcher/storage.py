@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import optuna
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
@@ -99,6 +99,43 @@ def open_storage(storage: str | Path | BaseStorage | None) -> BaseStorage:
         remedy = _DRIVERS.get(kind, _REMEDY) if is_missing else _REMEDY
         problem = f"cannot be opened ({reason_of(error)})"
         raise StorageError("storage", shown, problem, remedy) from None
+
+
+def open_to_read(storage: str | Path | BaseStorage) -> BaseStorage:
+    """The storage behind a URL or a path, opened so that nothing in it changes and none is made.
+
+    The folder of a search may have come from others, and its settings name the storage.
+
+    Args:
+        storage: As for `open_storage`, but not None.
+
+    Raises:
+        StorageError: if there is none, or it cannot be opened; also by every write.
+    """
+    if isinstance(storage, BaseStorage):
+        return storage
+    text = str(storage)
+    if "://" not in text and text.endswith(".db"):
+        text = f"sqlite:///{text}"
+    file = text if "://" not in text else _sqlite_file(text)
+    if file is not None and not Path(file).is_file():
+        raise StorageError("storage", file, "no such file", "check the folder and its settings")
+    if "://" in text and file is not None:
+        there = make_url(text).set(database=f"file:{quote(str(Path(file).absolute()))}")
+        there = there.update_query_dict({"mode": "ro", "uri": "true"})
+        text = there.render_as_string(hide_password=False)
+    return ReadOnlyStorage(open_storage(text), shown_place(storage))
+
+
+def _sqlite_file(url: str) -> str | None:
+    """Return the file of a URL of SQLite; None for any other database."""
+    try:
+        parts = make_url(url)
+    except (ArgumentError, ValueError):
+        return None
+    if not parts.drivername.startswith("sqlite"):
+        return None
+    return (parts.database or ":memory:").removeprefix("file:")
 
 
 def _opened(text: str) -> BaseStorage:
@@ -262,6 +299,25 @@ class RetryingStorage(_Storage):
             f"{PATIENCE_SECONDS:.0f} seconds",
             stacklevel=2,
         )
+
+
+class ReadOnlyStorage(_Storage):
+    """A storage that can be read, and refuses every write.
+
+    Args:
+        inner: The storage.
+        shown: Its place, for messages.
+    """
+
+    def __init__(self, inner: BaseStorage, shown: str) -> None:
+        self.inner = inner
+        self._shown = shown
+
+    def _attempt(self, call: Callable[..., T], *arguments: Any, **named: Any) -> T:
+        if call.__name__.startswith(("create_", "set_", "delete_", "record_", "fail_")):
+            remedy = "write to it with Optuna, or with `autopeft resume`"
+            raise StorageError("storage", self._shown, "is opened to be read alone", remedy)
+        return call(*arguments, **named)
 
 
 def created_trial(storage: BaseStorage, study_id: int, token: str) -> int | None:

@@ -40,7 +40,14 @@ from autopeft.plan import Candidate, TrainSettings
 from autopeft.plan_text import read_plan, write_plan
 from autopeft.searcher.pruners.gap import PRICE_KEY, TRAIN_KEY, GapPruner
 from autopeft.searcher.pruners.prunable import PRUNED
-from autopeft.searcher.storage import TOKEN_KEY, created_trial, open_storage, reason_of, shown_place
+from autopeft.searcher.storage import (
+    TOKEN_KEY,
+    created_trial,
+    open_storage,
+    open_to_read,
+    reason_of,
+    shown_place,
+)
 from autopeft.searcher.trial_note import trial_note
 from autopeft.trial import State, Trial, facts
 from autopeft.utils.quiet import ignored, silence
@@ -375,7 +382,7 @@ def read_study(storage: str | Path, name: str) -> tuple[tuple[Trial, ...], tuple
         StorageError: if there is no such study.
     """
     try:
-        study = optuna.load_study(study_name=name, storage=open_storage(storage))
+        study = optuna.load_study(study_name=name, storage=open_to_read(storage))
     except (KeyError, ValueError):
         raise StorageError(
             "study_name", name, f"{storage} holds no such study", "check the name"
