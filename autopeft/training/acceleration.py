@@ -7,8 +7,8 @@ training) is compared once with the plain computation and is not used where they
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
 import torch
@@ -51,6 +51,20 @@ class _NoAcceleration:
 
 
 NO_ACCELERATION: Acceleration = _NoAcceleration()
+
+
+@contextmanager
+def without_gradients() -> Iterator[None]:
+    """Compute without gradients in this context, in the middle of a training's pass or a scoring.
+
+    torch 2.6 keeps what autocast rounded meanwhile, and would use it in the pass itself: weights
+    that would get no gradient.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        try:
+            yield
+        finally:
+            torch.clear_autocast_cache()
 
 
 def verified(

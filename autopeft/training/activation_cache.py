@@ -38,6 +38,7 @@ from autopeft.training.acceleration import (
     Acceleration,
     verified,
     warn_off,
+    without_gradients,
 )
 from autopeft.training.batching import evaluation_batches
 from autopeft.training.precision import Precision
@@ -282,7 +283,7 @@ class _Cut:
         """Return what enters the block at the cut, shape (b, t, width); None if unavailable."""
         started = time.perf_counter()
         # Trainings and evaluations both fill a store, so it is filled in the mode of neither.
-        with torch.inference_mode(False), torch.no_grad():
+        with without_gradients():
             if self._width == 0 and not self._learn(batch):
                 return None
             store = self._cache.store(self._cut, self._precision, batch.split, self._width)

@@ -18,7 +18,7 @@ from torch import nn
 
 from autopeft.tasks.base import Task
 from autopeft.tasks.batch import Batch, Window
-from autopeft.training.acceleration import TOLERANCE, verified
+from autopeft.training.acceleration import TOLERANCE, verified, without_gradients
 from autopeft.training.activation_cache import block_output, hidden_of
 from autopeft.training.attention import AttentionFunction, attention_through
 from autopeft.training.precision import Precision
@@ -93,7 +93,7 @@ class LastBlock:
         modes = [(module, module.training) for module in self._model.modules()]
         self._model.eval()  # With dropout the narrow pass would draw fewer random numbers.
         try:
-            with torch.inference_mode(False), torch.no_grad():
+            with without_gradients():
                 whole = self._output(batch)
                 with self._narrowed(window, length):
                     narrow = self._output(batch)
