@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from autopeft.errors import AutoPeftError
-from autopeft.training.acceleration import TOLERANCE, verified
+from autopeft.training.acceleration import TOLERANCE, verified, without_gradients
 
 PLAIN = torch.tensor([1.0, -100.0])
 
