@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,8 @@ def test_no_completed_trial_is_a_failure_with_the_commonest_reason(
     assert "no trial was completed (4 failed)" in lines[0]
     assert "3 of 4 failed with: TrainingFailure: loss is NaN at 2" in lines[0]
     assert "best adapter" not in shown.out
+    front = json.loads((output / "front.json").read_text())
+    assert (front["complete"], front["front"], front["best"]) == (False, [], None)
     assert (output / "trials.csv").exists()
     assert (output / "report.html").exists()
     assert run(monkeypatch, "report", output) == 0
@@ -102,7 +105,14 @@ def test_a_search_whose_adapters_all_failed_is_a_failure(
     monkeypatch.setattr(Trainer, "advance", fail)
     flags = ["--model", tiny_model, "--data", tiny_data, "--output", tmp_path / "run", "--steps", 9]
     assert run(monkeypatch, "search", *flags, "--budget", "4trials", "--backend", "local") == 1
-    assert "no trial of an adapter was completed (1 complete, 3 failed)" in capsys.readouterr().err
+    shown = capsys.readouterr()
+    assert "no trial of an adapter was completed (1 complete, 3 failed)" in shown.err
+    assert "best adapter" not in shown.out
+    front = json.loads((tmp_path / "run" / "front.json").read_text())
+    assert (front["complete"], front["front"], front["best"]) == (False, [], None)
+    assert "all 3 trials of adapters failed" in front["verdict"]["text"]
+    assert "No adapter could be trained" in (tmp_path / "run" / "report.html").read_text()
+    assert run(monkeypatch, "report", tmp_path / "run") == 0
 
 
 def test_what_nobody_foresaw_is_one_line(

@@ -104,7 +104,7 @@ class FrontView:
         is_confirmed: True if the front's numbers are from the test split.
         is_held_out: False if they are of rows that the search selected by, because a training
             function of the user's scores no others.
-        is_complete: False if the search was interrupted.
+        is_complete: False if the search was interrupted, or every trial of an adapter failed.
         fidelity: How well the rungs predicted the end, and the cost of pruning; None if unknown.
     """
 
@@ -130,6 +130,12 @@ class FrontView:
     is_held_out: bool = True
     is_complete: bool = True
     fidelity: Fidelity | None = None
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether there is no adapter because every trial of one failed."""
+        has_adapters = self.front or self.unconfirmed or self.trials.get("pruned")
+        return bool(self.trials.get("failed")) and not (self.is_complete or has_adapters)
 
     @property
     def quality(self) -> Objective:
@@ -198,7 +204,7 @@ def view(record: SearchRecord) -> FrontView:
         best=best,
         baseline=known.get(record.baseline) if record.baseline else None,
         reference=known.get(record.reference) if record.reference else None,
-        verdict=record.verdict or _undecided(record),
+        verdict=_undecided(record) if _failed(record) else record.verdict or _undecided(record),
         budget=record.budget,
         trials={state: counts[state] for state in ("complete", "pruned", "failed")},
         dominated_finalists=tuple(dominated),
@@ -213,7 +219,7 @@ def view(record: SearchRecord) -> FrontView:
         ended=record.ended,
         is_confirmed=bool(finalists),
         is_held_out=all(seed.is_held_out for f in record.finalists for seed in f.seeds),
-        is_complete=record.is_complete,
+        is_complete=record.is_complete and not _failed(record),
         fidelity=fidelity(record.trials, objectives),
     )
 
@@ -303,9 +309,15 @@ def _split(
     return front, rest
 
 
+def _failed(record: SearchRecord) -> tuple[Trial, ...]:
+    """Return the trials of adapters if all of them failed; the bare model needs no training."""
+    adapters = tuple(trial for trial in record.trials if trial.plan.specs)
+    return adapters if all(trial.state == "failed" for trial in adapters) else ()
+
+
 def _undecided(record: SearchRecord) -> Verdict:
     why = "no finalist was confirmed" if record.is_complete else "the search was interrupted"
-    failed = [trial for trial in record.trials if trial.state == "failed"]
-    if failed and len(failed) == len(record.trials):
-        return undecided(f"all {len(failed)} trials failed, the last with: {failed[-1].reason}")
+    if failed := _failed(record):
+        what = "trials" if len(failed) == len(record.trials) else "trials of adapters"
+        return undecided(f"all {len(failed)} {what} failed, the last with: {failed[-1].reason}")
     return undecided(f"{why}, so nothing was scored on the test split")
