@@ -12,6 +12,7 @@ import numpy as np
 
 from autopeft.errors import SettingsError, UserError
 from autopeft.plan import Candidate
+from autopeft.utils.extremes import one_nan
 from autopeft.utils.formatting import one_line
 from autopeft.utils.registry import describe
 from autopeft.utils.serialize import to_float
@@ -47,7 +48,7 @@ def checked_number(name: str, value: Any) -> float:
     number = to_float(value)
     if number is None:
         raise ValueError(f"{name} must be a number, but got {describe(value)}")
-    return number
+    return one_nan(number)
 
 
 def checked_step(step: Any) -> int:

@@ -286,7 +286,8 @@ class RetryingStorage(_Storage):
                 # After it was given up, the last writes of a search do not wait once more each.
                 if not is_transient(error) or self._is_given_up or waited > PATIENCE_SECONDS:
                     self._is_given_up = True
-                    raise StorageFailure(self._shown, reason_of(error), waited) from error
+                    tried = 0.0 if wait == _FIRST_WAIT else waited
+                    raise StorageFailure(self._shown, reason_of(error), tried) from error
                 if waited > _QUIET_SECONDS and not is_told:
                     is_told = True
                     self._tell(reason_of(error))

@@ -50,6 +50,7 @@ from autopeft.searcher.storage import (
 )
 from autopeft.searcher.trial_note import trial_note
 from autopeft.trial import State, Trial, facts
+from autopeft.utils.extremes import one_nan
 from autopeft.utils.quiet import ignored, silence
 from autopeft.utils.registry import blamed, describe
 from autopeft.utils.serialize import from_plain, to_plain
@@ -370,7 +371,7 @@ def read_trial(
         {o.name: v for o, v in zip(objectives, values, strict=False)},
         tuple(sorted(frozen.intermediate_values.items())),
         str(attributes.get(REASON_KEY, "")) if has_reason else "",
-        dict(attributes.get(MEASURED_KEY, {})) if is_complete else {},
+        {k: one_nan(v) for k, v in attributes.get(MEASURED_KEY, {}).items()} if is_complete else {},
         int(attributes.get(AUDIT_KEY, 0)),
     )
 

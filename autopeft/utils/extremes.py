@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -25,6 +27,17 @@ def bounded(values: ArrayLike) -> Array:
     """
     clipped: Array = np.clip(np.asarray(values, dtype=float), -LARGEST, LARGEST)
     return clipped
+
+
+def one_nan(number: float) -> float:
+    """Return a number; every NaN is the same object, so that equal records with one compare equal.
+
+    Example:
+        >>> from autopeft.utils.extremes import one_nan
+        >>> {"x": one_nan(float("nan"))} == {"x": one_nan(float("nan"))}
+        True
+    """
+    return math.nan if number != number else number
 
 
 def usable(values: ArrayLike) -> Array:

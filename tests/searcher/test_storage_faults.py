@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pytest
 import torch
+from optuna.artifacts import get_all_artifact_meta
 from optuna.exceptions import StorageInternalError
 from optuna.storages import InMemoryStorage
 
@@ -60,13 +61,14 @@ def again(call: Callable[[], T]) -> T:
     return call()
 
 
-def drive(storage: Any, n: int = 12) -> SearchController:
+def drive(storage: Any, folder: Path, n: int = 12) -> SearchController:
     controller = again(lambda: SearchController(SPACE, OBJECTIVES, storage=storage, seed=3))
     for index in range(n):
         trial = again(controller.ask)
         controller_told(controller, trial, index)
     again(lambda: controller.remember("verdict", "yes"))
     again(lambda: controller.conclude("# The end"))
+    again(lambda: controller.attach(folder / "artifacts", [folder / "report.html"], {}))
     return controller
 
 
@@ -85,20 +87,23 @@ def plain(trials: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("after", [False, True])
-def test_a_verb_that_failed_is_repeated_without_loss_or_double(after: bool) -> None:
+def test_a_verb_that_failed_is_repeated_without_loss_or_double(after: bool, tmp_path: Path) -> None:
     """Regression: a second tell was silent, the trial stayed running; an ask lost its candidate."""
     counted = Faulty(InMemoryStorage())
-    wanted = plain(drive(counted).trials())
+    (tmp_path / "report.html").write_text("<p>")
+    wanted = plain(drive(counted, tmp_path).trials())
     assert {trial[2] for trial in wanted} == {"complete", "pruned", "failed"}
     # The first three writes make the study; a storage that fails there has no study yet.
     for number in range(4, counted.n_writes + 1):
         storage = Faulty(InMemoryStorage(), number, after)
-        controller = drive(storage)
+        controller = drive(storage, tmp_path)
         assert plain(controller.trials()) == wanted, number
         stored = read_trials(controller.study, controller.objectives)
         assert stored == controller.trials(), number
         assert sum(controller.counts().values()) == len(wanted)
         assert not controller.running()
+        assert controller.recall("verdict") == "yes"
+        assert len(get_all_artifact_meta(controller.study)) == 1
 
 
 def test_what_a_failed_write_left_is_seen_without_a_second_try(tmp_path: Path) -> None:
