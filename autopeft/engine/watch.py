@@ -113,6 +113,12 @@ class Watch:
         """Watch the job no longer."""
         self._jobs.pop(key, None)
 
+    def forgive(self, seconds: float) -> None:
+        """Leave out a time in which nobody listened: the driver waited for a database."""
+        now = time.monotonic()
+        for job in self._jobs.values():
+            job.seen = min(now, job.seen + seconds)
+
     def problem(self, key: Hashable, *, is_over: bool = False) -> str | None:
         """Return why a job's worker hangs; None if it does not, or has not begun.
 

@@ -624,6 +624,11 @@ class SearchController:
         return (line,) if line else ()
 
     @property
+    def seconds_waited(self) -> float:
+        """Seconds in all that a storage that did not answer has been waited for."""
+        return self._store.seconds_waited
+
+    @property
     def study(self) -> Any:
         """The Optuna study."""
         return self._store.study

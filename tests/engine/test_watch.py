@@ -114,6 +114,15 @@ def test_nothing_is_known_of_a_function_before_it_has_ended_once(clock: FakeCloc
     assert known.problem("job") is not None
 
 
+def test_while_the_driver_waited_for_a_database_nobody_was_silent(clock: FakeClock) -> None:
+    worker = Worker(clock, 30.0)
+    clock.now += 70.0
+    worker.watch.forgive(60.0)
+    assert worker.watch.problem("job") is None
+    clock.now += 25.0
+    assert worker.watch.problem("job") is not None
+
+
 def test_what_has_ended_is_not_watched(clock: FakeClock) -> None:
     worker = Worker(clock, 30.0)
     worker.watch.end("job")
