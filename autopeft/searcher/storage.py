@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlsplit
 
 import optuna
-from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+from optuna.exceptions import StorageInternalError
 from optuna.storages import (
     BaseStorage,
     GrpcStorageProxy,
@@ -283,9 +283,7 @@ class RetryingStorage(_Storage):
                 if wait != _FIRST_WAIT:
                     self.seconds_waited += time.monotonic() - began
                 return result
-            except UpdateFinishedTrialError:
-                raise
-            except (StorageInternalError, SQLAlchemyError, OSError, RuntimeError) as error:
+            except Exception as error:
                 if not is_of_storage(error):
                     raise
                 waited = time.monotonic() - began
@@ -297,7 +295,11 @@ class RetryingStorage(_Storage):
                 if waited > _QUIET_SECONDS and not is_told:
                     is_told = True
                     self._tell(reason_of(error))
-            time.sleep(wait)
+            try:
+                time.sleep(wait)
+            except BaseException:  # Who interrupts a search does not want to wait at its end.
+                self._is_given_up = True
+                raise
             wait = min(2 * wait, _LONGEST_WAIT)
 
     def _tell(self, reason: str) -> None:

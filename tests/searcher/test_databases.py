@@ -216,6 +216,13 @@ def test_optunas_proxy_is_a_storage(tmp_path: Path) -> None:
     try:
         search = controller(f"grpc://127.0.0.1:{port}")
         told(search, 2)
+        trial = search.ask()
+        proxy.stop(None).wait()
+        proxy = make_server(inner.inner, "127.0.0.1", port, ThreadPoolExecutor(2))
+        later = threading.Timer(0.3, proxy.start)
+        later.start()
+        search.tell(trial, score=0.7)
+        later.join()
         again = controller(f"grpc://127.0.0.1:{port}", resume=True)
         assert again.trials() == search.trials() == read_study(tmp_path / "a.db", "s")[0]
     finally:
