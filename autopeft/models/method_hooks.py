@@ -18,7 +18,8 @@ import torch
 from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tinylora.layer import TinyLoraLayer
 from torch import nn
-from torch.overrides import TorchFunctionMode
+
+from autopeft.models.without_waits import Allocator, VbLoraLayer, WaveFtLayer
 
 ADAPTER_NAME = "default"
 """peft's name for an adapter; groups never share a module, so all can have the same."""
@@ -219,23 +220,24 @@ class _AdaLora(MethodHooks):
         return RankAllocation(tuner)
 
 
+class _WaveFt(MethodHooks):
+    """WaveFT: indices and filters come to the device once, not in each step."""
+
+    def after_injection(self, layers: Layers, svds: SvdCache) -> None:
+        for layer in layers.values():
+            WaveFtLayer.take_over(layer)
+
+
+class _VbLora(MethodHooks):
+    """VB-LoRA: no look at values in each step."""
+
+    def after_injection(self, layers: Layers, svds: SvdCache) -> None:
+        for layer in layers.values():
+            layer.__class__ = VbLoraLayer
+
+
 def _identity_like(matrix: torch.Tensor) -> torch.Tensor:
     return torch.eye(len(matrix), device=matrix.device, dtype=matrix.dtype)
-
-
-class _JoinedAnywhere(TorchFunctionMode):
-    """Lets `torch.cat` join tensors of several devices on the first one's.
-
-    peft compares all triplets of a model, which may be spread over several devices.
-    """
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        if func is torch.cat:
-            first = args[0][0].device
-            args = ([tensor.to(first) for tensor in args[0]], *args[1:])
-        return func(*args, **(kwargs or {}))
 
 
 class RankAllocation:
@@ -246,8 +248,9 @@ class RankAllocation:
 
     def __init__(self, tuner: Any) -> None:
         self._tuner = tuner
+        tuner.rankallocator.__class__ = Allocator
         self._config = tuner.peft_config[ADAPTER_NAME]
-        self._kept: dict[str, list[bool]] | None = None
+        self._kept: dict[str, torch.Tensor] | None = None
 
     def penalty(self) -> torch.Tensor:
         """Return the mean distance of A A^T and B^T B from the identity, weighted.
@@ -273,8 +276,7 @@ class RankAllocation:
         # not have, so the configuration holds them in here only.
         self._config.rank_pattern = self._kept
         try:
-            with _JoinedAnywhere():
-                self._tuner.update_and_allocate(step)
+            self._tuner.update_and_allocate(step)
         finally:
             self._kept, self._config.rank_pattern = self._config.rank_pattern, None
 
@@ -352,6 +354,8 @@ _HOOKS: dict[str, MethodHooks] = {
     "tinylora_tied": _TinyLora(),
     "lora_fa": _LoraFa(),
     "adalora": _AdaLora(),
+    "waveft": _WaveFt(),
+    "vblora": _VbLora(),
     "glora": _GLora(),
     "boft": _Boft(),
     "shira": _Shira(peft.tuners.shira.layer._warn_once_about_module_hooks),

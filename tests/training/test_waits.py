@@ -8,6 +8,7 @@ import pytest
 from pretended_device import NAME, World, pretended
 from tiny_models import build
 
+from autopeft import methods
 from autopeft.models.attach import attach
 from autopeft.models.backbone import Backbone
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
@@ -85,6 +86,26 @@ def test_a_step_waits_for_nothing_of_ours(
             world.clear()
             trainer.train_to(trainer.step + N_STEPS)
         _check(world, losses_read=1, copies=copies)
+
+
+@pytest.mark.parametrize("model", ["llama"])
+@pytest.mark.parametrize("method", ["waveft", "vblora", "adalora"])
+def test_nor_does_a_step_of_a_method_with_constants(
+    method: str, model: str, task: tuple[Task, TaskData]
+) -> None:
+    rank = methods.get(method).default_ranks[0]
+    specs = [LayerSpec(n, role, method, rank) for n in (0, 1) for role in ("attn.q", "mlp.up")]
+    train = TrainSettings(1e-3, steps=3 * N_STEPS, batch_size=8)
+    with pretended() as world:
+        backbone = _on_device(model)
+        setup = _setup(backbone, model, *task, "")
+        with attach(backbone, Candidate(AdapterPlan(specs), train), seed=0) as attached:
+            trainer = Trainer(attached, setup, train, seed=0)
+            trainer.train_to(N_STEPS)
+            for end in (2 * N_STEPS, 3 * N_STEPS):
+                world.clear()
+                trainer.train_to(end)
+                _check(world, losses_read=1, copies=2)
 
 
 @pytest.mark.parametrize("model", ["llama"])
