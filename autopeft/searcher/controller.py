@@ -47,6 +47,7 @@ from autopeft.searcher.space.readable import ReadableParams
 from autopeft.searcher.space.space import SearchSpace
 from autopeft.searcher.study import StudyStore, TrialEnded, distribution
 from autopeft.trial import INTERRUPTED, Decision, Trial, front_of
+from autopeft.utils.formatting import counted
 from autopeft.utils.registry import describe
 
 __all__ = ["INTERRUPTED", "Decision", "SearchController", "Trial"]
@@ -175,6 +176,7 @@ class SearchController:
         self._lock = threading.RLock()
         self._proposed: tuple[Candidate, str, Price] | None = None  # not written yet
         self._unsure: set[int] = set()  # trials whose last write failed
+        self._n_ended_elsewhere = 0
         self._undecided: dict[int, int] = {}  # the step at which they were to be pruned or not
         self._trials: dict[int, Trial] = {}
         self._front: tuple[Trial, ...] = ()
@@ -494,6 +496,7 @@ class SearchController:
             yield
         except TrialEnded:
             self._read_again(trial.number)
+            self._n_ended_elsewhere += 1
         else:
             self._unsure.discard(trial.number)
 
@@ -619,9 +622,12 @@ class SearchController:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What users should know of the sampler, one line each."""
-        line = getattr(self._sampler, "warning", "")
-        return (line,) if line else ()
+        """What users should know of the sampler and the study, one line each."""
+        lines = [getattr(self._sampler, "warning", "")]
+        if self._n_ended_elsewhere:
+            trials = counted(self._n_ended_elsewhere, "trial")
+            lines.append(f"{trials} had been ended in the study by another process; that counts")
+        return tuple(filter(None, lines))
 
     @property
     def seconds_waited(self) -> float:

@@ -242,6 +242,7 @@ def test_what_another_controller_ended_has_ended(tmp_path: Path) -> None:
     first.tell(trial, score=0.5)
     assert first.report(other, 10, 0.5) is Decision.STOP
     assert [t.state for t in first.trials()] == ["failed", "failed"]
+    assert first.warnings[0].startswith("2 trials had been ended in the study by another process")
     assert first.trials() == read_trials(first.study, first.objectives)
 
 
