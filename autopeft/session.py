@@ -20,6 +20,7 @@ from autopeft.engine.callback import CallbackList, SearchStart
 from autopeft.engine.dispatcher import Dispatcher
 from autopeft.engine.search_plan import SearchPlan
 from autopeft.errors import StorageError, StorageFailure, UserError
+from autopeft.inputs import Inputs, model_digests, rows_digest
 from autopeft.integrations.trackers.registry import destinations, make_trackers
 from autopeft.planning import fitted
 from autopeft.prepare import PreparedSearch, prepare, versions
@@ -94,6 +95,7 @@ class Session:
         prior = self._prior(settings)
         ready = prepare(settings, note=self._note, phase=self._phase)
         with self._phase("startup"):
+            inputs = self._checked_inputs(ready)
             if self._is_resumed:
                 ready = replace(ready, plan=self._reopened(ready.plan))
             else:
@@ -108,6 +110,7 @@ class Session:
                     )
                 )
                 self._workspace.remember("splits", ready.splits())
+                self._workspace.remember("inputs", inputs)
                 self._workspace.remember("plan", ready.plan)
                 if prior:
                     self._workspace.remember("prior_rows", to_plain(prior))
@@ -120,6 +123,21 @@ class Session:
         )
         self._budget = BudgetTracker(ready.budget, ready.plan.confirm_share, spent)
         return self._work(ready, controller, self._budget)
+
+    def _checked_inputs(self, ready: PreparedSearch) -> Inputs:
+        """Return digests of data and model; a search that is resumed must have the same."""
+        settings = ready.settings
+        now = Inputs(
+            ready.data.fingerprint if ready.data is not None else "",
+            rows_digest(ready.splits()),
+            *model_digests(settings.model),
+        )
+        if self._is_resumed:
+            # Earlier versions kept the rows of the splits alone.
+            splits = self._workspace.recall("splits", dict[str, dict[str, Any]]) or {}
+            before = self._workspace.recall("inputs", Inputs) or Inputs(rows=rows_digest(splits))
+            before.check_same(now, model=settings.model, data=settings.data)
+        return now
 
     @contextmanager
     def _discarded_on_error(self) -> Iterator[None]:

@@ -1,0 +1,110 @@
+"""What a search was begun with: digests of its data and its model.
+
+A search that goes on with other rows, or with another model under the same name, would compare
+numbers that cannot be compared; and rows that were trained on would be among those of the test.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autopeft.errors import DataError, ModelError, UserError
+
+_BLOCK, _N_BLOCKS = 2**16, 16
+"""Of a file of weights, so many bytes are read at so many places; reading all takes minutes."""
+
+_TOKENIZER = (
+    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"),
+    *("vocab.txt", "vocab.json", "merges.txt", "added_tokens.json", "chat_template.jinja"),
+    *("chat_template.json", "preprocessor_config.json", "processor_config.json"),
+)
+_WEIGHTS = ("*.safetensors", "*.bin")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Digests of what a search was begun with; "": not known.
+
+    Attributes:
+        data: The encoded rows of all splits, in order.
+        rows: Which source rows are in which split.
+        model: The configuration, and samples of the weights.
+        tokenizer: The files of tokenizer, chat template and processor.
+    """
+
+    data: str = ""
+    rows: str = ""
+    model: str = ""
+    tokenizer: str = ""
+
+    def check_same(self, now: Inputs, *, model: str, data: object) -> None:
+        """Check that a search that is resumed has what it was begun with.
+
+        Args:
+            now: What it has now.
+            model: The setting, for a message.
+            data: Likewise.
+
+        Raises:
+            UserError: naming what differs and the remedy.
+        """
+        changed = {
+            name: problem
+            for name, problem in _PROBLEMS.items()
+            if (before := getattr(self, name)) and (after := getattr(now, name)) and before != after
+        }
+        if not changed:
+            return
+        # Another tokenizer makes other rows: the first that differs is the cause.
+        name, problem = next(iter(changed.items()))
+        is_data = name in ("rows", "data")
+        field, value = ("data", str(data)) if is_data else ("model", model)
+        error: type[UserError] = DataError if is_data else ModelError
+        remedy = f"restore the {field}, or begin a new search with --warm-start on this folder"
+        raise error(field, value, problem, remedy)
+
+
+_PROBLEMS = {
+    "model": "configuration or weights are not those that the search was begun with",
+    "tokenizer": "tokenizer or chat template are not those that the search was begun with",
+    "rows": "changed since the search was begun: rows of the test would have been trained on",
+    "data": "changed since the search was begun: the rows have other contents",
+}
+"""Digest -> what is wrong if it differs."""
+
+
+def model_digests(model: str) -> tuple[str, str]:
+    """Return digests of a model's folder: of configuration and weights, and of the tokenizer.
+
+    Both are "" for a hub id: its files are those of a revision.
+    """
+    folder = Path(model)
+    if not folder.is_dir():
+        return "", ""
+    weights = sorted({path for pattern in _WEIGHTS for path in folder.glob(pattern)})
+    return _digest([folder / "config.json", *weights]), _digest(folder / n for n in _TOKENIZER)
+
+
+def _digest(paths: Iterable[Path]) -> str:
+    found = hashlib.sha256()
+    for path in filter(Path.is_file, paths):
+        size = path.stat().st_size
+        found.update(f"{path.name}:{size}:".encode())
+        # All of a small file; of a large one, blocks from its beginning to its end.
+        last = max(0, size - _BLOCK)
+        step = _BLOCK if size <= _N_BLOCKS * _BLOCK else last // (_N_BLOCKS - 1)
+        with path.open("rb") as file:
+            for start in (*range(0, last, step), last):
+                file.seek(start)
+                found.update(file.read(_BLOCK))
+    return found.hexdigest()[:16]
+
+
+def rows_digest(splits: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return a digest of which source rows are in which split; "" without splits."""
+    rows = {name: list(split["rows"]) for name, split in sorted(splits.items())}
+    return hashlib.sha256(repr(rows).encode()).hexdigest()[:16] if rows else ""

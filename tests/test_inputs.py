@@ -1,0 +1,86 @@
+"""A search goes on with the data and the model that it was begun with, or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from searches import SHORT
+
+import autopeft
+from autopeft.errors import DataError, ModelError, UserError
+from autopeft.inputs import Inputs, model_digests, rows_digest
+
+pytestmark = [pytest.mark.timeout(200)]
+
+
+def test_what_is_not_known_is_not_compared() -> None:
+    full = Inputs("a", "b", "c", "d")
+    for other in (full, Inputs(), Inputs("a"), Inputs(model="c")):
+        full.check_same(other, model="m", data="d.csv")
+        other.check_same(full, model="m", data="d.csv")
+
+
+@pytest.mark.parametrize(
+    ("now", "error", "says"),
+    [
+        (Inputs("x", "b", "c", "d"), DataError, "data='d.csv'.*other contents; restore the data"),
+        (Inputs("x", "x", "c", "d"), DataError, "rows of the test would have been trained on"),
+        (Inputs("x", "b", "c", "x"), ModelError, "model='m': tokenizer or chat template"),
+        (Inputs("x", "x", "x", "x"), ModelError, "weights are not those"),
+    ],
+)
+def test_the_cause_is_named_with_its_remedy(now: Inputs, error: type[UserError], says: str) -> None:
+    with pytest.raises(error, match=says) as refused:
+        Inputs("a", "b", "c", "d").check_same(now, model="m", data="d.csv")
+    assert "--warm-start" in str(refused.value)
+
+
+def test_a_change_anywhere_in_large_weights_is_seen(tmp_path: Path) -> None:
+    weights = bytearray(5_000_000)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(weights)
+    before = model_digests(str(tmp_path))
+    assert before == model_digests(str(tmp_path))
+    weights[-1:] = b"x"
+    path.write_bytes(weights)
+    assert model_digests(str(tmp_path)) != before
+    assert model_digests("org/name") == ("", "")
+
+
+def test_the_order_of_splits_does_not_matter() -> None:
+    one = rows_digest({"train": {"rows": [1, 2]}, "test": {"rows": [0]}})
+    assert one == rows_digest({"test": {"rows": [0]}, "train": {"rows": [1, 2], "source": "x"}})
+    assert one != rows_digest({"train": {"rows": [1, 0]}, "test": {"rows": [2]}})
+    assert rows_digest({}) == ""
+
+
+def test_a_changed_file_is_refused_before_any_training(
+    tiny_model: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    """Regression: the search went on, with rows that had moved from train to test."""
+    model, data, folder = tmp_path / "model", tmp_path / "data.csv", tmp_path / "run"
+    shutil.copytree(tiny_model, model)
+    shutil.copy(tiny_data, data)
+    autopeft.search(SHORT, model=str(model), data=str(data), output=folder, progress=False)
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.suffix != ".json"}
+    lines = data.read_text().splitlines(keepends=True)
+    data.write_text("".join([lines[0], *reversed(lines[1:])]))
+    for is_former in (False, True):
+        with pytest.raises(DataError, match="changed since the search was begun"):
+            autopeft.resume(folder, budget="5trials", progress=False)
+        if not is_former:
+            data.write_text("".join([*lines[:-5]]))
+            (folder / "state" / "inputs.json").rename(tmp_path / "inputs.json")
+    (tmp_path / "inputs.json").rename(folder / "state" / "inputs.json")
+    data.write_text("".join(lines))
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "layer_norm_eps": 0.1}))
+    with pytest.raises(ModelError, match="weights are not those"):
+        autopeft.resume(folder, budget="5trials", progress=False)
+    assert before == {path: path.read_bytes() for path in before}
+    (model / "config.json").write_text((tiny_model / "config.json").read_text())
+    again = autopeft.resume(folder, budget="5trials", progress=False)
+    assert sum(again.view.trials.values()) == 5
