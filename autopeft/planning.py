@@ -29,7 +29,7 @@ from autopeft.prepare import Note, PreparedSearch
 from autopeft.searcher.space.initial_design import N_BASELINES, N_PORTFOLIO
 from autopeft.settings import SearchSettings
 from autopeft.training.precision import Precision
-from autopeft.utils.device import is_accelerator, is_here
+from autopeft.utils.device import is_accelerator
 from autopeft.utils.formatting import one_line
 from autopeft.utils.hardware import matmul_flops_per_second
 
@@ -111,15 +111,15 @@ def fitted(
 def _measured(
     ready: PreparedSearch, largest: Candidate, typical: Sequence[Candidate], *, few_rows: int | None
 ) -> tuple[Speed, float, Precision]:
-    """Measure the speed here, or on a worker if only workers have the device."""
+    """Measure the speed here, or on a worker of the cluster that will train."""
     given = (ready.context(), largest, typical, ready.prices)
     options = {"n_workers": ready.settings.workers or 1, "few_rows": few_rows}
     address, gpus = ready.settings.ray_address, ready.settings.gpus_per_worker
-    if address is None or is_here(ready.device):
+    if address is None:
         return measure_speed(*given, **options)  # type: ignore[arg-type]
-    from autopeft.engine.ray_devices import measured_there, on_worker
+    from autopeft.engine.ray_devices import speed_there
 
-    return on_worker(address, gpus or 0.0, measured_there, *given, options)
+    return speed_there(address, gpus or 0.0, *given, options)
 
 
 def check_budget(ready: PreparedSearch, asked: SearchSettings, *, spent_seconds: float) -> None:

@@ -167,12 +167,14 @@ class JobExecution:
         context = self._base.context
         started = time.perf_counter()
         scale = self._base.setup.data.output_scale or OutputScale()
+        settings = context.settings
+        base_model, revision = context.base_model or (settings.model, settings.model_revision)
         with tempfile.TemporaryDirectory() as folder:
             save_adapter(
                 attached,
                 Path(folder),
-                base_model=context.settings.model,
-                revision=context.settings.model_revision,
+                base_model=base_model,
+                revision=revision,
                 extra={
                     "task": self._base.setup.task.name,
                     "labels": list(self._base.setup.data.labels),

@@ -40,6 +40,8 @@ class WorkerContext:
         trials_per_worker: Most jobs that a worker trains together.
         prices: Prices what is trained together, and what a LoRA is cut to; None: nothing is.
         room: Bytes that a worker can allocate on its device; None: not known.
+        base_model: Name and revision of the base model, where `settings.model` is a copy of it on
+            this machine; None: `settings` say it.
 
     Example:
         >>> settings = autopeft.SearchSettings(model="gpt2", data="a.csv", workers=2)
@@ -61,6 +63,7 @@ class WorkerContext:
     trials_per_worker: int = 1
     prices: PriceTable | None = None
     room: float | None = None
+    base_model: tuple[str, str | None] | None = None
 
     def left_beside(self, candidates: Sequence[Candidate]) -> float:
         """Return the bytes that training candidates together leaves on the device; inf: unknown."""

@@ -55,6 +55,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler  # noqa: E402
 from ray.tune.search import Searcher  # noqa: E402
 
 from autopeft.engine.ray_board import Beat, DriverBoard, kill_worker  # noqa: E402
+from autopeft.engine.ray_files import offer  # noqa: E402
 from autopeft.engine.ray_worker import GROUP, MESSAGES, AdapterTrainable, JobGroup  # noqa: E402
 
 _DIED = "the worker died, perhaps for lack of memory"
@@ -316,6 +317,7 @@ class RayBackend(Backend):
         self._context = context
         self._n_workers = context.settings.workers or 1
         self._is_ours = False
+        self._is_alone = False
 
     def __enter__(self) -> RayBackend:
         """Start or join Ray.
@@ -339,6 +341,7 @@ class RayBackend(Backend):
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
+            self._is_alone = True
             return self
         join(address)
         return self
@@ -364,7 +367,8 @@ class RayBackend(Backend):
         with scratch_folder() as folder:
             context = replace(self._context, cache_folder=str(folder))
             # In a tuple: the worker fetches the context itself, not Ray before `setup`.
-            worker = tune.with_parameters(AdapterTrainable, context=(ray.put(context),))
+            files = None if self._is_alone else offer(context)
+            worker = tune.with_parameters(AdapterTrainable, context=(ray.put(context), files))
             tuner = tune.Tuner(
                 tune.with_resources(worker, resources),
                 tune_config=tune.TuneConfig(

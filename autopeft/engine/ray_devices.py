@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from autopeft.costs import PriceTable
 from autopeft.engine.devices import Devices, devices_here
 from autopeft.engine.messages import WorkerContext
 from autopeft.engine.ray_backend import join, ray
+from autopeft.engine.ray_files import offer, with_model
 from autopeft.engine.search_plan import Speed
 from autopeft.engine.speed import measure_speed
 from autopeft.errors import SettingsError, TrainingFailure
@@ -72,17 +75,39 @@ def on_worker(address: str, gpus: float, function: Callable[..., T], *args: Any)
         return found
 
 
-def measured_there(
+def speed_there(
+    address: str,
+    gpus: float,
     context: WorkerContext,
     measured: Candidate,
     average: Sequence[Candidate],
     prices: PriceTable,
-    options: dict[str, Any],
+    options: Mapping[str, Any],
 ) -> tuple[Speed, float, Precision]:
-    """Measure the speed, as `measure_speed` does, in this process of a worker."""
+    """Measure the speed, as `measure_speed` does, on a worker of a cluster.
+
+    Raises:
+        TrainingFailure: if it fails there, or no worker is free.
+    """
+    with connected(address):
+        files = offer(context)
+        return on_worker(address, gpus, _speed, files, context, measured, average, prices, options)
+
+
+def _speed(
+    files: Any,
+    context: WorkerContext,
+    measured: Candidate,
+    average: Sequence[Candidate],
+    prices: PriceTable,
+    options: Mapping[str, Any],
+) -> tuple[Speed, float, Precision]:
     if context.carried is not None:
         restore(context.carried)
-    return measure_speed(context, measured, average, prices, **options)
+    with tempfile.TemporaryDirectory() as folder:
+        context = with_model(replace(context, cache_folder=folder), files)
+        context = replace(context, cache_folder=None)
+        return measure_speed(context, measured, average, prices, **options)
 
 
 @contextmanager

@@ -49,18 +49,20 @@ class JobGroup:
 class AdapterTrainable(tune.Trainable):  # type: ignore[misc]
     """The worker: one executor for the actor's life, one group of jobs after another on it."""
 
-    def setup(self, config: dict[str, Any], context: tuple[ray.ObjectRef]) -> None:
+    def setup(self, config: dict[str, Any], context: tuple[ray.ObjectRef, Any]) -> None:
         """Load the base model, once a worker, and begin the first jobs.
 
-        The context is fetched here, because fetching it imports torch, transformers and peft.
+        The context is fetched here, because fetching it imports torch, transformers and peft. With
+        it comes what hands out the base model's files, see `ray_files`.
         """
         self._board = WorkerBoard()
         group: JobGroup = config[GROUP]
         self._board.begin(group.name, group.jobs, is_starting=True)
         with paused_gc():
             from autopeft.engine.executors import executor_class
+            from autopeft.engine.ray_files import with_model
 
-            fetched: WorkerContext = ray.get(context[0])
+            fetched: WorkerContext = with_model(ray.get(context[0]), context[1])
             if fetched.carried is not None:
                 restore(fetched.carried)
             make_executor = executor_class(fetched)
