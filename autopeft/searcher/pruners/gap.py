@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,21 @@ _N_DEVIATIONS = 1.0
 
 _LOCK = threading.Lock()
 """Held while a table is read or changed: the trials of a study may run in several threads."""
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What of a trial that has not ended may change what it costs or has reported."""
+
+    state: TrialState
+    n_values: int
+    n_params: int
+    price: Any
+
+    @classmethod
+    def of(cls, trial: FrozenTrial) -> _Seen:
+        price = trial.user_attrs.get(PRICE_KEY)
+        return cls(trial.state, len(trial.intermediate_values), len(trial.params), price)
 
 
 class GapPruner(BasePruner):
@@ -141,7 +157,7 @@ class GapPruner(BasePruner):
         self._reader = TrialCosts((), PRICE_KEY, _REMEDY)
         self._counts_sites = False
         self._table = RungTable(0)
-        self._open: list[int] = []
+        self._open: dict[int, _Seen] = {}
 
     def prune(self, study: optuna.study.Study, trial: FrozenTrial) -> bool:
         """Return whether the trial should stop; see the class."""
@@ -181,7 +197,7 @@ class GapPruner(BasePruner):
         names = self._cost_names(study)
         self._reader = TrialCosts(names, PRICE_KEY, _REMEDY)
         self._counts_sites = "latency_ms" in (names or ()) and SITES_KEY in trial.user_attrs
-        self._table, self._open = RungTable(len(self._costs_of(trial))), []
+        self._table, self._open = RungTable(len(self._costs_of(trial))), {}
         self._study = weakref.ref(study)
 
     def _cost_names(self, study: optuna.study.Study) -> Sequence[str] | None:
@@ -193,12 +209,18 @@ class GapPruner(BasePruner):
         return names and [name for i, name in enumerate(names) if i != self._objective]
 
     def _update(self, study: optuna.study.Study, asking: FrozenTrial) -> None:
-        """Read the trials that are new or had not ended at the last call."""
+        """Read the trials that are new, or have changed since the last call."""
         trials = study.get_trials(deepcopy=False)
-        changed = [*self._open, *range(len(self._table), len(trials))]
-        self._open = [n for n in changed if not trials[n].state.is_finished()]
-        for number in changed:
+        for number in [*self._open, *range(len(self._table), len(trials))]:
             trial = trials[number]
+            # A thousand trials may run at once, few of which have changed.
+            now = _Seen.of(trial)
+            if number != asking.number and self._open.get(number) == now:
+                continue
+            if trial.state.is_finished():
+                self._open.pop(number, None)
+            else:
+                self._open[number] = now
             self._table.add(number, self._known_costs(trial, is_asking=number == asking.number))
             for step, score in trial.intermediate_values.items():
                 # A failed trial's early scores count: its plan did reach them.

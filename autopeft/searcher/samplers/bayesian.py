@@ -53,6 +53,14 @@ _BASELINE_SPREAD_WEIGHT = 0.5
 _N_OBSERVATIONS = 300
 """Maximum number of trials that the model is fitted to."""
 
+_N_PENDING = 128
+"""Maximum number of running trials that the model is told of, the last ones started. Of a thousand
+workers, most train what was proposed from an older model."""
+
+_RUNNING_PER_ASK = 64
+"""A model serves one proposal for each so many running trials: one more result of a thousand that
+are to come changes little, and fitting takes most of an ask."""
+
 _EFFORT_POWER = 0.5
 """The improvement is divided by the training effort to this power: 0 maximizes the improvement per
 trial, 1 the improvement per FLOP."""
@@ -76,6 +84,8 @@ class BayesianSampler(StratifiedSampler):
         self._embedding = Embedding(self.space.grid, self.log_cost_range())
         self.model = GaussianProcess(self._embedding)
         self.success = SuccessModel()
+        self._observations: Observations | None = None
+        self._n_changes = 0  # of trials, at the last fit
         self._earlier: Earlier | None = None
         if len(self.warm_start):
             known = self.warm_start
@@ -139,12 +149,24 @@ class BayesianSampler(StratifiedSampler):
             n_initial = _N_WARM
         if n_complete < 4 or n_told < n_initial:
             return None
+        n_changes = len(history.trials) + len(history.ended)
+        n_asks = len(history.running) // _RUNNING_PER_ASK
+        # Each proposal is a trial that starts, and mostly one that ended.
+        if self._observations is not None and n_changes - self._n_changes < 2 * n_asks:
+            return self._observations
+        self._n_changes = n_changes
+        self._observations = self._fit_all()
+        return self._observations
+
+    def _fit_all(self) -> Observations:
+        history = self.history
         observations = Observations.of(history, _N_OBSERVATIONS)
         self.costs.fit(history.trials)
         self._fit_model(observations)
         if self._earlier:
             self.model.learn_trust()
         pending = [p for i in history.running if (p := history.points[i]) is not None]
+        pending = pending[-_N_PENDING:]
         if pending:
             # Assume that running trials reach their expected quality, so that proposals keep away
             # from them.
