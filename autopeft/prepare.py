@@ -95,6 +95,7 @@ class PreparedSearch:
             also roles of experts that are not in the space.
         earliest_rung: Rungs before this step are left out.
         room: Bytes that a worker can allocate on its device; None: not known.
+        is_elastic: Whether the number of workers follows the nodes of a cluster.
         fp32_factor: Time to score rows in fp32, as the test split is, over that of the trainings'
             precision.
     """
@@ -114,6 +115,7 @@ class PreparedSearch:
     fp32_factor: float = 2.0
     earliest_rung: int = EARLIEST_STEP
     room: float | None = None
+    is_elastic: bool = False
 
     @property
     def trials_per_worker(self) -> int:
@@ -211,6 +213,7 @@ class PreparedSearch:
             trials_per_worker=self.trials_per_worker,
             prices=self.prices,
             room=self.room,
+            is_elastic=self.is_elastic,
         )
 
 
@@ -262,7 +265,7 @@ def prepare(
     found = read(settings, device, note, phase)
     prices, data, task = found.prices, found.data, found.task
     objectives = (found.quality, *(find_cost("objectives", name) for name in settings.objectives))
-    plan, asked_rungs = SearchPlan.of(settings), settings.rungs
+    plan, asked_rungs, asked_workers = SearchPlan.of(settings), settings.rungs, settings.workers
     space = SearchSpace.from_source(
         found.space, prices.topology, steps=plan.steps, batch_size=plan.batch_size
     )
@@ -313,6 +316,7 @@ def prepare(
         # What a user asks for stays; and the steps of a function of the user's may be epochs.
         earliest_rung=1 if asked_rungs is not None or data is None else EARLIEST_STEP,
         room=room,
+        is_elastic=asked_workers is None and settings.ray_address is not None,
     )
     if text := _pack_text(ready):
         note(text)

@@ -154,7 +154,7 @@ class Dispatcher:
         self._is_settled = False
         self._told_plan = self._plan
         self._n_ended = self._revised_at = self._told_at = 0
-        self._n_workers = settings.workers or 1
+        self._n_workers = self._told_workers = settings.workers or 1
         self._trials_per_worker = trials_per_worker
         self._test_share = test_share
         self._expected: dict[str, float] = {}
@@ -182,7 +182,8 @@ class Dispatcher:
         self._has_trained = self._is_hopeless = False
         self.phase: Phase = "search"
         self._phase_seconds: dict[str, float] = {}
-        self._phase_began = self._ticked = time.monotonic()
+        self._phase_began = self._ticked = self._counted_at = time.monotonic()
+        self._offered = 0.0  # worker seconds of this phase until `_counted_at`
         self._has_heard = False
         self.activity = Activity()
         self.warnings: list[str] = []
@@ -581,7 +582,8 @@ class Dispatcher:
     def _pace(self) -> Pace:
         now = time.monotonic()
         # What is cached serves later trials.
-        spent = (now - self._phase_began) * self._n_workers - self.activity.cache
+        offered = self._offered + (now - self._counted_at) * self._n_workers
+        spent = offered - self.activity.cache
         n_under_way = sum(running.trial is not None for running in self._running.values())
         n_begun = self._n_ended + min(n_under_way, self._n_workers) / 2
         return Pace(sum(self._controller.counts().values()), max(0.0, spent) / n_begun)
@@ -753,10 +755,23 @@ class Dispatcher:
     def start(self) -> None:
         """Start the clock; time until a worker's first message counts as start-up."""
         self._tick()
-        self._phase_began = time.monotonic()
+        self._phase_began = self._counted_at = time.monotonic()
+
+    def note_workers(self, n_workers: int) -> None:
+        """Plan with another number of workers from now on: nodes joined or left the cluster."""
+        before, now = self._told_workers, time.monotonic()
+        if n_workers == before:
+            return
+        self._offered += (now - self._counted_at) * self._n_workers
+        self._counted_at, self._told_workers = now, n_workers
+        self._n_workers = max(1, n_workers)  # What is planned for none would be nothing.
+        room = counted(n_workers, "worker") if n_workers else "no worker, so the search waits"
+        text = f"the cluster has room for {room} now, {before} before"
+        self._callbacks.call("on_message", text)
 
     def _close_phase(self, now: float) -> None:
         self._phase_seconds, self._phase_began = self._phases_until(now), now
+        self._counted_at, self._offered = now, 0.0
 
     def _phases_until(self, now: float) -> dict[str, float]:
         name: str = self.phase if self._has_heard else "startup"

@@ -42,6 +42,8 @@ class WorkerContext:
         room: Bytes that a worker can allocate on its device; None: not known.
         base_model: Name and revision of the base model, where `settings.model` is a copy of it on
             this machine; None: `settings` say it.
+        is_elastic: Whether all workers are used that a cluster has room for, as nodes join and
+            leave.
 
     Example:
         >>> settings = autopeft.SearchSettings(model="gpt2", data="a.csv", workers=2)
@@ -64,6 +66,7 @@ class WorkerContext:
     prices: PriceTable | None = None
     room: float | None = None
     base_model: tuple[str, str | None] | None = None
+    is_elastic: bool = False
 
     def left_beside(self, candidates: Sequence[Candidate]) -> float:
         """Return the bytes that training candidates together leaves on the device; inf: unknown."""

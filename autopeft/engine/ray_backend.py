@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -56,9 +57,13 @@ from ray.tune.search import Searcher  # noqa: E402
 
 from autopeft.engine.ray_board import Beat, DriverBoard, kill_worker  # noqa: E402
 from autopeft.engine.ray_files import offer  # noqa: E402
+from autopeft.engine.ray_nodes import alive, n_workers  # noqa: E402
 from autopeft.engine.ray_worker import GROUP, MESSAGES, AdapterTrainable, JobGroup  # noqa: E402
 
 _DIED = "the worker died, perhaps for lack of memory"
+
+_WORKERS_PER_AHEAD = 32
+"""So many workers share a group of jobs that is proposed before one of them is free."""
 
 
 class _Failure:
@@ -102,7 +107,7 @@ class _JobSearcher(_OnDriver, Searcher):  # type: ignore[misc]
         self._failure = failure
         self._dispatcher = dispatcher
         self._queue = JobQueue(dispatcher, context)
-        self._n_workers = n_workers
+        self.n_workers = n_workers
         self.jobs: dict[str, dict[int, Job]] = {}
         self.errors: dict[str, str] = {}
         self.has_started = False
@@ -112,8 +117,8 @@ class _JobSearcher(_OnDriver, Searcher):  # type: ignore[misc]
         """Return jobs as Tune's config; None: ask again later; FINISHED: there will be no more."""
         if self._dispatcher.phase == "done" or self.fatal is not None:
             return str(Searcher.FINISHED)
-        # One group more than workers: it is proposed already when a worker becomes free.
-        if len(self.jobs) > self._n_workers:
+        # More groups than workers: some are proposed already when workers become free.
+        if len(self.jobs) >= self.n_workers + math.ceil(self.n_workers / _WORKERS_PER_AHEAD):
             return None
         with self._failure.kept():
             group = self._queue.next_group()
@@ -214,12 +219,18 @@ class _Clock(_OnDriver, tune.Callback):  # type: ignore[misc]
     """Ticks about once a second, whether workers send results or not; ends workers that hang."""
 
     def __init__(
-        self, dispatcher: Dispatcher, searcher: _JobSearcher, board: DriverBoard, failure: _Failure
+        self,
+        dispatcher: Dispatcher,
+        searcher: _JobSearcher,
+        board: DriverBoard,
+        failure: _Failure,
+        room: Callable[[], int],
     ) -> None:
         self._dispatcher = dispatcher
         self._searcher = searcher
         self._board = board
         self._failure = failure
+        self._room = room
         self._ticked_at = time.monotonic()
         self._beats: dict[str, Beat] = {}
 
@@ -231,6 +242,8 @@ class _Clock(_OnDriver, tune.Callback):  # type: ignore[misc]
                 self._tick()
 
     def _tick(self) -> None:
+        self._searcher.n_workers = self._room()
+        self._dispatcher.note_workers(self._searcher.n_workers)
         told = self._board.take()
         self._beats |= {beat.group: beat for beat in told.beats}
         self._beats = {name: b for name, b in self._beats.items() if name in self._searcher.jobs}
@@ -272,10 +285,19 @@ def join(address: str) -> None:
     """
     environment = {"env_vars": thread_environment()}
     try:
-        ray.init(address=address, runtime_env=environment, log_to_driver=False)
+        ray.init(
+            address=address,
+            runtime_env=environment,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
     except (ConnectionError, ValueError, RuntimeError) as error:
         problem = f"no Ray cluster answers ({type(error).__name__})"
-        remedy = "start one with `ray start --head`, or leave it out"
+        # Ray tells only its log that a token is missing, and sends none to a named address unasked.
+        remedy = (
+            "start one with `ray start --head`, set RAY_AUTH_MODE=token if it asks for a token, or "
+            "leave it out"
+        )
         raise SettingsError("ray_address", address, problem, remedy) from None
 
 
@@ -351,6 +373,13 @@ class RayBackend(Backend):
         if self._is_ours:
             ray.shutdown()
 
+    def _room(self) -> int:
+        """Return how many workers the nodes that are there have room for, of those wanted."""
+        if self._is_alone:
+            return self._n_workers
+        room = n_workers(alive(), self._context.settings.gpus_per_worker or 0.0)
+        return room if self._context.is_elastic else min(room, self._n_workers)
+
     def run(self, dispatcher: Dispatcher) -> None:
         """Run jobs until the dispatcher is done.
 
@@ -362,7 +391,7 @@ class RayBackend(Backend):
         failure = _Failure()
         searcher = _JobSearcher(dispatcher, self._n_workers, self._context, failure)
         board = DriverBoard()
-        clock = _Clock(dispatcher, searcher, board, failure)
+        clock = _Clock(dispatcher, searcher, board, failure, self._room)
         resources = {"cpu": 1.0, "gpu": self._context.settings.gpus_per_worker or 0.0}
         with scratch_folder() as folder:
             context = replace(self._context, cache_folder=str(folder))

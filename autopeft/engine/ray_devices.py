@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from autopeft.engine.devices import Devices, devices_here
 from autopeft.engine.messages import WorkerContext
 from autopeft.engine.ray_backend import join, ray
 from autopeft.engine.ray_files import offer, with_model
+from autopeft.engine.ray_nodes import accelerator_types, alive, gpus_of
 from autopeft.engine.search_plan import Speed
 from autopeft.engine.speed import measure_speed
 from autopeft.errors import SettingsError, TrainingFailure
@@ -38,18 +40,23 @@ def cluster_devices(address: str) -> Devices:
         SettingsError: if no cluster answers, or torch sees no accelerator on its GPU nodes.
     """
     with connected(address):
-        resources = ray.cluster_resources()
-        cores, count = int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
-        if not count:
+        nodes = alive()
+        cores = max(1, sum(int(node.get("CPU", 0)) for node in nodes))
+        of_nodes = gpus_of(nodes)
+        if not of_nodes:
             return Devices(cores=cores)
-        nodes = (node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"])
-        of_nodes = tuple(int(each) for each in nodes if each)
-        try:
-            seen = on_worker(address, _LITTLE, devices_here)
-        except TrainingFailure:
-            return Devices(
-                DEFAULT, count, None, cores, of_nodes=of_nodes
-            )  # All are busy: their kind is a guess.
+        count, found = sum(of_nodes), []
+        # Ray names the types of some accelerators; the smallest memory counts.
+        for kind in accelerator_types(nodes) or (None,):
+            try:
+                seen = on_worker(address, _LITTLE, devices_here, of_type=kind)
+            except TrainingFailure:
+                continue  # All are busy.
+            found.append(seen)
+    if not found:
+        # The kind is a guess.
+        return Devices(DEFAULT, count, None, cores, of_nodes=of_nodes)
+    seen = min(found, key=lambda each: each.memory_bytes or math.inf)
     if not seen.count:
         problem = f"torch sees none of the cluster's {count} GPUs on the node that has one"
         remedy = "install a torch built for them there, or use gpus_per_worker=0"
@@ -57,14 +64,18 @@ def cluster_devices(address: str) -> Devices:
     return Devices(seen.kind, count, seen.memory_bytes, cores, of_nodes=of_nodes)
 
 
-def on_worker(address: str, gpus: float, function: Callable[..., T], *args: Any) -> T:
-    """Run a function on a worker of a cluster with a share of a GPU.
+def on_worker(
+    address: str, gpus: float, function: Callable[..., T], *args: Any, of_type: str | None = None
+) -> T:
+    """Run a function on a worker of a cluster with a share of a GPU, perhaps of one type.
 
     Raises:
         TrainingFailure: if it fails there, or no worker is free.
     """
     with connected(address):
-        task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(function).remote(*args)
+        kinds = {of_type: _LITTLE} if of_type else None
+        remote = ray.remote(num_cpus=1, num_gpus=gpus, resources=kinds, max_retries=0)(function)
+        task = remote.remote(*args)
         try:
             found: T = ray.get(task, timeout=_SECONDS)
         except ray.exceptions.GetTimeoutError as error:
