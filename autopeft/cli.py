@@ -53,6 +53,9 @@ def _settings_options(*, only: frozenset[str] | None = None) -> Callable[[Any], 
             if field.name in _REPEATED:
                 names.append(names[0].removesuffix("s"))
             kind = str(field.type).split("|")[0].strip()
+            is_switch = kind == "bool" and field.type != "bool"
+            # Without a value it is switched on.
+            more: dict[str, Any] = {"is_flag": False, "flag_value": "true"} if is_switch else {}
             help_text, default = field.metadata["help"], field.default
             if field.name == "task":
                 help_text += f" One of {', '.join(TASKS.registered)}."
@@ -60,10 +63,11 @@ def _settings_options(*, only: frozenset[str] | None = None) -> Callable[[Any], 
             command = click.option(
                 *names,
                 field.name,
-                type=None if kind == "bool" else _TYPES.get(kind, str),
+                type=None if field.type == "bool" else _TYPES.get(kind, str),
                 multiple=field.name in _REPEATED,
                 default=None,
                 help=help_text + (f" [default: {shown}]" if shown else ""),
+                **more,
             )(command)
         return command
 

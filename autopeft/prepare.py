@@ -49,7 +49,7 @@ from autopeft.profiling.output_positions import n_logit_weights, read_positions
 from autopeft.profiling.packing import keeps_rows_apart
 from autopeft.searcher.space.config import prompt_sizes
 from autopeft.searcher.space.space import SearchSpace
-from autopeft.settings import SearchSettings, Source
+from autopeft.settings import AUTO, SearchSettings, Source
 from autopeft.tasks.base import Task
 from autopeft.tasks.batch import collate
 from autopeft.tasks.data import SplitName, TaskData
@@ -288,6 +288,8 @@ def prepare(
             note(f"the model's blocks are spread over {gpus:g} devices of each worker")
         if must_fit and room is not None and settings.evaluate is None:
             prices = _within(prices, space, room, data)
+            if settings.gradient_checkpointing == AUTO and (settings.trials_per_worker or 1) == 1:
+                prices = _checkpointed(prices, space, room, note)
             holding = partial(devices.holding, block_bytes=per_block)
             constraints += _check_fits(prices, space, room, settings, found, note, holding)
     settings = replace(
@@ -299,6 +301,8 @@ def prepare(
         workers=n_workers,
         gpus_per_worker=gpus,
         precision=found.precision,
+        # A function of the user's trains by itself.
+        gradient_checkpointing=prices.has_checkpointing if data is not None else AUTO,
     )
     ready = PreparedSearch(
         settings,
@@ -466,7 +470,7 @@ def _prices(
         logit_tokens=lengths.mean_targets * n_rows,
         most_logit_tokens=lengths.most_targets * n_rows if task.is_autoregressive else 0.0,
         scoring_tokens=_scoring_tokens(data, device, prices.vocabulary),
-        has_checkpointing=settings.gradient_checkpointing,
+        has_checkpointing=settings.gradient_checkpointing is True,
         pass_tokens=settings.micro_batch_tokens,
         moments=moments_of(settings.optimizer),
     )
@@ -816,6 +820,20 @@ def _check_fits(
         return ()  # No candidate comes near.
     note(f"candidates that need more than {human_bytes(room)} of memory are not trained")
     return (Constraint("peak_memory_bytes", room, f"peak_memory_bytes<={human_bytes(room)}"),)
+
+
+def _checkpointed(prices: PriceTable, space: SearchSpace, room: float, note: Note) -> PriceTable:
+    """Return prices with gradient checkpointing if a LoRA of the first ones fits only so."""
+    again = prices.with_checkpointing()
+    for candidate in space.baselines():
+        without, needed = (t.price(candidate).peak_memory_bytes for t in (prices, again))
+        if needed <= room < without:
+            note(
+                f"gradient checkpointing is on: a LoRA needs {human_bytes(without)} without it and "
+                f"{human_bytes(needed)} with it, {human_bytes(room)} are free"
+            )
+            return again
+    return prices
 
 
 def _within(

@@ -13,6 +13,9 @@ from autopeft.utils.formatting import middle_cut
 from autopeft.utils.serialize import finite, from_plain, to_plain
 from autopeft.utils.yaml_files import parse_yaml
 
+AUTO = "auto"
+"""The value of a setting that leaves it to autopeft."""
+
 Source = str | tuple[str, ...]
 """A file, a pattern, a folder or a hub id; or several files."""
 
@@ -246,10 +249,12 @@ class SearchSettings:
     activation_cache_gb: float = _setting(
         2.0, "Size limit of this cache per machine, GiB.", minimum=0
     )
-    gradient_checkpointing: bool = _setting(
-        False,
+    gradient_checkpointing: bool | str = _setting(
+        "auto",
         "Keep only the inputs of the blocks at and above the lowest adapter, and compute the rest "
-        "again in the backward pass: a third more time, far less memory.",
+        "again in the backward pass: a third more time, far less memory. true, false, or auto: "
+        "where the first LoRAs fit into memory in no other way.",
+        choices=(True, False, "auto"),
     )
     micro_batch_tokens: int | None = _setting(
         None,
@@ -378,7 +383,7 @@ class SearchSettings:
     def trains_alone(self) -> str:
         """The setting with which a worker trains one adapter at a time; "" if there is none."""
         names = ("gradient_checkpointing", "micro_batch_tokens", "packing")
-        return next((name for name in names if getattr(self, name)), "")
+        return next((name for name in names if getattr(self, name) not in (None, False, AUTO)), "")
 
     def column_names(self) -> dict[str, str]:
         """Return role -> column for every column that the settings name."""
@@ -415,11 +420,12 @@ def _check(
     *,
     minimum: float | None = None,
     maximum: float | None = None,
-    choices: Sequence[str] = (),
+    choices: Sequence[str | bool] = (),
 ) -> None:
     """Raise a SettingsError if a value is not within the limits of its setting."""
     if choices and value is not None and value not in choices:
-        raise SettingsError(name, value, "unknown choice", f"use one of {', '.join(choices)}")
+        known = ", ".join(str(each).lower() for each in choices)
+        raise SettingsError(name, value, "unknown choice", f"use one of {known}")
     for text in value if isinstance(value, tuple) else (value,):
         if isinstance(text, str):
             _check_text(name, text)
@@ -485,6 +491,9 @@ _PAIRS = {
 }
 """Setting that is a mapping -> an example of how a flag writes it."""
 
+_SWITCHES = ("gradient_checkpointing",)
+"""Settings that are true, false or something else."""
+
 _LISTS = ("objectives", "constraints", "report_to")
 """Settings that may be written as one text with commas."""
 
@@ -497,6 +506,8 @@ def _parse_flag(key: str, value: Any) -> Any:
         texts = [item.split(",") if isinstance(item, str) else [item] for item in value]
         parts = [part.strip() if isinstance(part, str) else part for text in texts for part in text]
         return [part for part in parts if part != ""]
+    if key in _SWITCHES and isinstance(value, str):
+        return {"true": True, "false": False}.get(value, value)
     if key in _PAIRS and isinstance(value, str):
         pairs = [part.partition("=") for part in value.split(",") if part.strip()]
         if not all(left.strip() and right.strip() for left, _, right in pairs):

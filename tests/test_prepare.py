@@ -184,16 +184,16 @@ def test_a_model_that_cannot_fit_is_refused_before_it_is_loaded(
 ) -> None:
     least = min(
         ready.prices.price(c).peak_memory_bytes
-        for ready in [_prepared(*causal, task="sft")]
+        for ready in [_prepared(*causal, task="sft", gradient_checkpointing=False)]
         for c in ready.space.baselines()
     )
     _on(monkeypatch, Devices(memory_bytes=WORKER_BYTES + least - 1))
     with pytest.raises(ModelError, match=r"the cheapest training needs .* are free; use ") as error:
-        _prepared(*causal, task="sft")
+        _prepared(*causal, task="sft", gradient_checkpointing=False)
     assert "which needs" in error.value.remedy
     _on(monkeypatch, Devices(memory_bytes=WORKER_BYTES + 10))
     with pytest.raises(ModelError, match="use a larger device or a smaller model"):
-        _prepared(*causal, task="sft")
+        _prepared(*causal, task="sft", gradient_checkpointing=False)
 
 
 def test_candidates_that_cannot_fit_are_excluded_and_others_change_nothing(
@@ -263,6 +263,36 @@ def test_a_training_comes_before_the_cache_on_a_device(
     monkeypatch.setattr(executor._cache, "limit_on_device", limits.append)
     executor.begin([Job("search", candidate, COSTS, 0) for candidate in pack])
     assert limits == [1000]
+
+
+def test_gradient_checkpointing_is_on_where_nothing_else_fits(
+    causal: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+
+    def prepared(room: float | None, **more: Any) -> PreparedSearch:
+        memory = None if room is None else int((room + CONTEXT_BYTES) / 0.95)
+        _on(monkeypatch, Devices("cuda", 1, memory))
+        told.clear()
+        rows = {"task": "sft", "workers": None, "ray_address": "there", **more}
+        return _prepared(*causal, note=told.append, **rows)
+
+    free = prepared(24e9)
+    assert free.settings.gradient_checkpointing is False
+    assert prepared(None).settings.gradient_checkpointing is False
+    prices, known = free.prices, free.space.baselines()
+    again = prices.with_checkpointing()
+    plain, saving = (max(t.price(c).peak_memory_bytes for c in known) for t in (prices, again))
+    assert saving < plain
+    tight = prepared((plain + saving) / 2)
+    assert tight.settings.gradient_checkpointing is True
+    assert tight.prices.has_checkpointing
+    assert tight.context().settings.trains_alone == "gradient_checkpointing"
+    (line,) = [line for line in told if "checkpointing" in line]
+    assert line.startswith("gradient checkpointing is on: a LoRA needs ")
+    for asked in ({"gradient_checkpointing": False}, {"trials_per_worker": 2}):
+        assert not prepared((plain + saving) / 2, **asked).prices.has_checkpointing
+        assert not any("checkpointing" in line for line in told)
 
 
 def test_a_model_may_need_several_devices(

@@ -104,6 +104,16 @@ def test_a_space_may_be_written_in_braces() -> None:
         assert "\n" not in str(caught.value)
 
 
+def test_a_switch_may_be_left_to_autopeft() -> None:
+    for text, value in {"true": True, "false": False, "auto": "auto"}.items():
+        for given in (text, value):
+            read = SearchSettings.from_mapping({"gradient_checkpointing": given})
+            assert read.gradient_checkpointing == value
+    assert not SearchSettings().trains_alone
+    with pytest.raises(SettingsError, match="use one of true, false, auto"):
+        SearchSettings.from_mapping({"gradient_checkpointing": "maybe"})
+
+
 @pytest.mark.parametrize("way", [{"gradient_checkpointing": True}, {"micro_batch_tokens": 64}])
 def test_adapters_that_are_trained_alone_are_not_trained_together(way: dict[str, object]) -> None:
     assert SearchSettings.from_mapping(way).trains_alone == next(iter(way))

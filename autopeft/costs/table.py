@@ -260,6 +260,11 @@ class PriceTable:
             longer={size: own(table) for size, table in self.longer.items()},
         )
 
+    def with_checkpointing(self) -> PriceTable:
+        """Return the table for trainings that compute blocks again in the backward pass."""
+        longer = {size: each.with_checkpointing() for size, each in self.longer.items()}
+        return replace(self, has_checkpointing=True, longer=longer)
+
     @property
     def vocabulary(self) -> int:
         """Logits of a position, 0 without an output embedding."""

@@ -129,7 +129,7 @@ class LoadedModel:
     def setup_above(self, lowest_layer: int | None) -> TrainingSetup:
         """Return the setup with the cache below the lowest adapted block, None if there is none."""
         setup, blocks = self.setup, self.backbone.layout.blocks
-        if self.context.settings.gradient_checkpointing and lowest_layer is not None:
+        if self.context.settings.gradient_checkpointing is True and lowest_layer is not None:
             # The last block keeps little where it is narrowed, and cannot be run twice there.
             end = len(blocks) - (self.context.window is not None)
             setup = replace(setup, recomputed=tuple(dict.fromkeys(blocks[lowest_layer:end])))
