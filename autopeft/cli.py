@@ -348,7 +348,9 @@ def main() -> None:
         what = f"; {cause}" if isinstance(cause, SearchInterrupted) else ""
         echo(f"interrupted{what}", err=True)
         sys.exit(130)
-    except Exception as error:  # Nobody foresaw it, so it is a mistake of autopeft.
+    except SystemExit:
+        raise
+    except BaseException as error:  # Nobody foresaw it, so it is a mistake of autopeft.
         _report_unexpected(error)
 
 

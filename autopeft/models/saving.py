@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -369,6 +369,16 @@ def _set_part(part: Part, tensors: Mapping[str, torch.Tensor]) -> None:
     hooks_for(part.group.method.name).after_load(part.layers)
 
 
+@dataclass(frozen=True)
+class _PeftConfig:
+    """What autopeft itself reads of an `adapter_config.json`; peft reads all of it."""
+
+    task_type: str | None = None
+    modules_to_save: tuple[str, ...] | None = None
+    megatron_config: Any = None
+    tokenizer_kwargs: Any = None
+
+
 def _load_foreign(
     base: str | nn.Module, folder: Path, *, device: str = "cpu", dtype: str = "float32"
 ) -> Any:
@@ -376,12 +386,16 @@ def _load_foreign(
     if not (folder / TENSOR_FILE).is_file():
         read_tensors(folder / TENSOR_FILE, {})
     config = read_json(
-        folder / CONFIG_FILE, dict[str, Any], field="adapter", remedy=REMEDY, error=AdapterError
+        folder / CONFIG_FILE, _PeftConfig, field="adapter", remedy=REMEDY, error=AdapterError
     )
+    for name in ("megatron_config", "tokenizer_kwargs"):
+        if getattr(config, name) is not None:
+            # peft imports the module, or passes the arguments, that the file names.
+            raise damaged(folder / CONFIG_FILE, f"sets {name}, which is refused")
     if isinstance(base, str):
         names = {task_type: name for name, task_type in TASK_TYPES.items()}
-        auto_class = names.get(str(config.get("task_type")), "AutoModel")
-        kwargs = _head_of_files(folder, config.get("modules_to_save") or ())
+        auto_class = names.get(str(config.task_type), "AutoModel")
+        kwargs = _head_of_files(folder, config.modules_to_save or ())
         name = base
         base = load_backbone(
             name, auto_class=auto_class, model_kwargs=kwargs, device=device, dtype=dtype
@@ -392,7 +406,7 @@ def _load_foreign(
         # peft reads an attribute of transformers by its old name (no upstream issue known).
         with quiet_peft(), ignored(FutureWarning), no_boft_extension():
             return PeftModel.from_pretrained(base, str(folder)).eval()
-    except (ValueError, RuntimeError, KeyError, TypeError, OSError) as error:
+    except Exception as error:  # Files of others raise errors of many types.
         text = " ".join(str(error).split())[:300]
         raise damaged(folder, f"peft cannot load it ({text})") from error
 

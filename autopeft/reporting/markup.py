@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from autopeft.reporting.columns import Column, badges, front_columns, rows_of, split_name
 from autopeft.reporting.front_view import FrontEntry, FrontView
+from autopeft.utils.formatting import markdown_text
 
 
 def _cells(shown: FrontView) -> Iterator[tuple[FrontEntry, list[str]]]:
@@ -39,15 +40,13 @@ def front_html(shown: FrontView) -> str:
 
 def front_markdown(shown: FrontView) -> str:
     """Return verdict and front in Markdown, for the note of a study."""
-    headings = [column.heading for column in front_columns(shown)]
-    rows = [f"| {' | '.join(map(_escaped, texts))} |" for _, texts in _cells(shown)]
+    headings = [markdown_text(column.heading) for column in front_columns(shown)]
+    rows = [f"| {' | '.join(map(markdown_text, texts))} |" for _, texts in _cells(shown)]
     if rows:
         rows = ["| " + " | ".join(headings) + " |", "|---" * len(headings) + "|", *rows, ""]
-    return "\n".join([f"**{_escaped(shown.verdict.text)}**", "", *rows, _legend(shown)])
-
-
-def _escaped(text: str) -> str:
-    return text.replace("|", "\\|").replace("*", "\\*").replace("\n", " ")
+    return "\n".join(
+        [f"**{markdown_text(shown.verdict.text)}**", "", *rows, markdown_text(_legend(shown))]
+    )
 
 
 def _legend(shown: FrontView) -> str:

@@ -15,9 +15,9 @@ from autopeft.plan_text import plan_summary
 from autopeft.reporting.columns import facts, metrics_text, training_facts
 from autopeft.reporting.front_view import FrontEntry, FrontView
 from autopeft.tasks.registry import TASKS
+from autopeft.utils.formatting import markdown_text
 
 _FOLDER = '"path/to/this/folder"'
-_SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~!&])")
 
 
 def model_card(
@@ -55,32 +55,29 @@ def model_card(
     ]
     lines = [
         _front_matter(shown, entry),
-        f"# {_plain(plan_summary(entry.candidate.plan))}",
+        f"# {markdown_text(plan_summary(entry.candidate.plan))}",
         "",
-        f"An adapter for {_code(shown.model)}, task {_plain(shown.task)}, found by autopeft "
+        f"An adapter for {_code(shown.model)}, task {markdown_text(shown.task)}, found by autopeft "
         f"(candidate {_code(entry.digest)}).",
         "",
         *_section("Results", _table(["what", "value"], facts(shown, entry))),
         *(_table(["seed", "validation", "test"], seeds) if seeds else []),
-        *([*(f"- {_plain(note)}" for note in notes), ""] if notes else []),
+        *([*(f"- {markdown_text(note)}" for note in notes), ""] if notes else []),
         *_section("Usage", ["```python", _loading(shown, entry, format, plan or {}), "```", ""]),
         *(_section("Sites", _table(["layer", "role", "method", "rank"], sites)) if sites else []),
         *_section("Training", _table(["setting", "value"], training_facts(entry))),
         *_section("Data", _data(shown)),
     ]
     if shown.versions:
-        words = ", ".join(f"{_plain(name)} {_plain(v)}" for name, v in shown.versions.items())
+        words = ", ".join(
+            f"{markdown_text(name)} {markdown_text(v)}" for name, v in shown.versions.items()
+        )
         lines += _section("Versions", [f"{words}.", ""])
     return "\n".join(lines)
 
 
 def _section(title: str, lines: Iterable[str]) -> list[str]:
     return [f"## {title}", "", *lines]
-
-
-def _plain(text: object) -> str:
-    """Text as Markdown shows it: one line, nothing in it read as markup."""
-    return _SPECIAL.sub(r"\\\1", " ".join(str(text).split()))
 
 
 def _code(text: object) -> str:
@@ -90,7 +87,7 @@ def _code(text: object) -> str:
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
-    return [*lines, *("| " + " | ".join(map(_plain, row)) + " |" for row in rows), ""]
+    return [*lines, *("| " + " | ".join(map(markdown_text, row)) + " |" for row in rows), ""]
 
 
 def _front_matter(shown: FrontView, entry: FrontEntry) -> str:
@@ -139,7 +136,9 @@ model = PeftModel.from_pretrained(model, {_FOLDER}).eval()"""
 
 checkpoint = {_FOLDER}
 model = {loader}.from_pretrained(checkpoint)"""
-    return f"{load}\n\n{shown.data.usage}" if shown.data.usage else load
+    # A backtick could end the block of code; none of autopeft's own lines has one.
+    usage = shown.data.usage.replace("`", "'")
+    return f"{load}\n\n{usage}" if usage else load
 
 
 def _python(value: object) -> str:
@@ -149,10 +148,10 @@ def _python(value: object) -> str:
 
 def _data(shown: FrontView) -> list[str]:
     data = shown.data
-    lines = [f"{_plain(data.headline())}:", ""] if data.task else []
-    lines += [f"- {_plain(line)}" for line in data.lines()]
+    lines = [f"{markdown_text(data.headline())}:", ""] if data.task else []
+    lines += [f"- {markdown_text(line)}" for line in data.lines()]
     if data.labels:
-        lines += ["", f"Labels: {', '.join(_plain(label) for label in data.labels)}."]
+        lines += ["", f"Labels: {', '.join(markdown_text(label) for label in data.labels)}."]
     lines.append("")
     if data.fingerprint:
         lines.append(f"Fingerprint {_code(data.fingerprint)}.")

@@ -20,7 +20,7 @@ from optuna_dashboard import get_note, save_note, save_plotly_graph_object
 from autopeft.costs.objectives import Objective
 from autopeft.plan_text import plan_summary
 from autopeft.trial import Trial, front_of
-from autopeft.utils.formatting import counted
+from autopeft.utils.formatting import counted, markdown_text
 
 _MOST_CURVES = 150
 _COLORS = {"complete": "#1f6feb", "pruned": "#b0b7c3", "failed": "#d1242f"}
@@ -109,7 +109,7 @@ def note(trials: Sequence[Trial], objectives: Sequence[Objective]) -> str:
     lines = [
         f"{head} The front, cheapest first:",
         "",
-        "| trial | digest | " + " | ".join(names) + " | origin | adapter |",
+        "| trial | digest | " + " | ".join(map(markdown_text, names)) + " | origin | adapter |",
         "|---" * (len(names) + 4) + "|",
     ]
     for trial in members[:_MOST_MEMBERS]:

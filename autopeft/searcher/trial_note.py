@@ -8,7 +8,7 @@ from autopeft.costs.objectives import Objective
 from autopeft.plan import TrainSettings
 from autopeft.plan_text import block_lines, plan_summary
 from autopeft.trial import Trial
-from autopeft.utils.formatting import human_bytes, human_count, human_value
+from autopeft.utils.formatting import human_bytes, human_count, human_value, markdown_text
 
 
 def trial_note(trial: Trial, objectives: Sequence[Objective]) -> str:
@@ -62,7 +62,9 @@ def _costs(trial: Trial) -> str:
         f"{human_count(costs.train_flops)} FLOPs of training",
         f"{human_bytes(costs.peak_memory_bytes)} of memory",
     ]
-    return ", ".join([*parts, *(f"{name} {value:.4g}" for name, value in costs.others.items())])
+    return ", ".join(
+        [*parts, *(f"{markdown_text(name)} {value:.4g}" for name, value in costs.others.items())]
+    )
 
 
 def _results(trial: Trial, objectives: Sequence[Objective]) -> str:
@@ -77,7 +79,7 @@ def _results(trial: Trial, objectives: Sequence[Objective]) -> str:
     }
     known = {objective.name for objective in objectives if objective.is_known}
     return ", ".join(
-        f"{name} {human_value(value, units.get(name, ''))}"
+        f"{markdown_text(name)} {human_value(value, units.get(name, ''))}"
         for name, value in shown.items()
         if name not in known
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import re
 
+from autopeft.errors import printable
+
 
 def human_count(value: float) -> str:
     """Return a count with three significant digits: 1234 -> "1.23k", 22_700_000 -> "22.7M"."""
@@ -86,6 +88,20 @@ def one_line(error: BaseException) -> str:
     except Exception:  # An error of the user's may fail at that, too.
         text = "its text cannot be read"
     return " ".join(f"{type(error).__name__}: {text}".split())
+
+
+_MARKUP = re.compile(r"([\\`*{}\[\]<>#|~!&]|(?<![^\W_])_|_(?![^\W_]))")
+
+
+def markdown_text(text: object) -> str:
+    r"""Return text as Markdown shows it: one line, nothing in it read as markup or HTML.
+
+    Example:
+        >>> from autopeft.utils.formatting import markdown_text
+        >>> print(markdown_text("a|b <b>"))
+        a\|b \<b\>
+    """
+    return _MARKUP.sub(r"\\\1", printable(" ".join(str(text).split())))
 
 
 def without_numbers(reason: str) -> str:

@@ -243,6 +243,69 @@ def confirmations(rng: random.Random, folder: Path) -> None:
     store.looks()
 
 
+@lru_cache(maxsize=1)
+def _saved() -> tuple[Any, Mapping[str, bytes], Mapping[str, bytes]]:
+    """A tiny model, and the files of an adapter of it, as autopeft and as PEFT write them."""
+    from tempfile import TemporaryDirectory
+
+    from tiny_models import build
+
+    from autopeft.models.attach import attach
+    from autopeft.models.saving import save_adapter
+
+    backbone = build("bert")
+    plan = read_plan("lora:2@attn.q,attn.v[0-1]; ia3@mlp.down[0]")
+    with TemporaryDirectory() as place:
+        attached = attach(backbone, Candidate(plan, TrainSettings(1e-3)), seed=0)
+        save_adapter(attached, place)
+        attached.detach()
+        ours = _contents(Path(place))
+    with TemporaryDirectory() as place:
+        attached = attach(
+            backbone, Candidate(read_plan("lora:2@attn.q[0]"), TrainSettings(1e-3)), seed=0
+        )
+        save_adapter(attached, place)
+        attached.detach()
+        theirs = _contents(Path(place))
+    return backbone.model, ours, {n: raw for n, raw in theirs.items() if n != "plan.json"}
+
+
+def _contents(folder: Path) -> Mapping[str, bytes]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def adapter(rng: random.Random, folder: Path) -> None:
+    """The folder of a saved adapter."""
+    import copy
+
+    from autopeft.models.saving import load_adapter
+
+    model, *kinds = _saved()
+    files = rng.choice(kinds)
+    for name, raw in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(raw)
+    name = rng.choice([name for name in files if name.endswith((".json", ".safetensors"))])
+    if name.endswith(".json"):
+        _rewrite(folder / name, rng)
+    else:
+        (folder / name).write_bytes(damaged(files[name], rng))
+    load_adapter(copy.deepcopy(model), folder)
+
+
+def model_config(rng: random.Random, folder: Path) -> None:
+    """`config.json` of a model."""
+    from tiny_models import KINDS
+
+    from autopeft.models.backbone import build_from_config
+
+    config = KINDS[rng.choice(("bert", "gpt2", "llama", "t5"))].config()
+    config.save_pretrained(folder)
+    _rewrite(folder / "config.json", rng)
+    build_from_config(str(folder))
+
+
 def texts(rng: random.Random, folder: Path) -> None:
     """Budgets, limits and sizes of memories."""
     number = rng.choice(("1", "1.5", "1e3", "1e999", "0", "²", "9" * 400, ".", "1.2.3", "-1", ""))
@@ -356,6 +419,8 @@ TARGETS: Mapping[str, tuple[int, Target]] = {
     "state/": (10, state),
     "prior": (10, prior),
     "confirm/": (4, confirmations),
+    "adapter": (3, adapter),
+    "config.json": (3, model_config),
     "budgets and limits": (16, texts),
     "rows as JSON values": (6, data_json_values),
     **{name: (1, _data(name)) for name in ("rows.csv", "rows.tsv", "rows.csv.gz", "rows.csv.bz2")},

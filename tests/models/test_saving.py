@@ -380,3 +380,60 @@ def test_base_model_and_adapter_load_in_bf16(method: str, tmp_path: Path) -> Non
         load_adapter(folder, tmp_path / "adapter", dtype="int8")
     with pytest.raises(SettingsError, match="move the model itself"):
         load_adapter(backbone.model, tmp_path / "adapter", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"megatron_config": {"a": 1}, "megatron_core": "this"}, "sets megatron_config"),
+        ({"tokenizer_kwargs": {"trust_remote_code": True}}, "sets tokenizer_kwargs"),
+        ({"modules_to_save": 3}, "must be a list"),
+        ({"modules_to_save": [1]}, "must be text"),
+        ({"target_modules": "("}, "peft cannot load it"),
+        ({"r": "x"}, "peft cannot load it"),
+        ({"peft_type": "NONE"}, "peft cannot load it"),
+    ],
+)
+def test_a_hostile_peft_folder_is_one_line(
+    tmp_path: Path, change: dict[str, Any], problem: str
+) -> None:
+    backbone = build("bert")
+    plan = AdapterPlan([LayerSpec(0, "attn.q", "lora", 2)])
+    save_adapter(attach(backbone, candidate_of(plan), seed=0), tmp_path)
+    (tmp_path / "plan.json").unlink()
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(AdapterError, match=problem) as caught:
+        load_adapter(build("bert").model, tmp_path)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_damaged_peft_file_is_one_line(tmp_path: Path) -> None:
+    plan = AdapterPlan([LayerSpec(0, "attn.q", "lora", 2)])
+    save_adapter(attach(build("bert"), candidate_of(plan), seed=0), tmp_path)
+    (tmp_path / "plan.json").unlink()
+    path = tmp_path / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(AdapterError, match="peft cannot load it"):
+        load_adapter(build("bert").model, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "problem"),
+    [
+        ({"num_labels": 10**9}, "num_labels <= 1000000"),
+        ({"num_labels": "two"}, "must be a whole number"),
+        ({"id2label": 3}, "must be a mapping"),
+        ({"id2label": {"x": "a"}}, "invalid literal"),
+        ({"label2id": {"a": "b"}}, "must be a whole number"),
+    ],
+)
+def test_arguments_of_the_loader_are_checked(
+    tmp_path: Path, kwargs: dict[str, Any], problem: str
+) -> None:
+    plan = AdapterPlan([LayerSpec(0, "attn.q", "lora", 2)])
+    save_adapter(attach(build("bert"), candidate_of(plan), seed=0), tmp_path)
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_kwargs": kwargs}))
+    with pytest.raises(AdapterError, match=problem):
+        load_adapter(build("bert").model, tmp_path)

@@ -46,3 +46,10 @@ def test_markdown_has_a_row_for_each_candidate() -> None:
     assert len(table) == 2 + len(rows_of(shown))
     widths = {line.replace("\\|", "").count("|") for line in table}
     assert len(widths) == 1
+
+
+def test_markdown_of_others_holds_no_markup_of_theirs() -> None:
+    hostile = "<img src=x onerror=y> [a](b) `c` \x1b[2J"
+    shown = replace(view(make_record()), verdict=Verdict(False, hostile))
+    first = front_markdown(shown).split("\n")[0]
+    assert first == "**\\<img src=x onerror=y\\> \\[a\\](b) \\`c\\` ?\\[2J**"
