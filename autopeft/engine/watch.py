@@ -33,6 +33,10 @@ ASLEEP = 0.05
 OVERTIME_SECONDS, OVERTIME_FACTOR = 15.0, 5.0
 """The same limits for a job whose time is up: all that it can still do is end."""
 
+_BETWEEN_LOOKS = 5.0
+"""Most seconds that pass between two looks: a search that was itself stopped for a while, as by
+Ctrl-Z or a laptop's lid, has seen nothing meanwhile."""
+
 _BETWEEN_SIGNS = 2.0 * TELL_EVERY
 """Seconds from one sign to the next where steps are fast: a worker tells, the driver asks."""
 
@@ -78,14 +82,22 @@ class Watch:
         self._is_unknown = is_function and hang_seconds is None
         self._longest = self._longest_start = 0.0
         self._jobs: dict[Hashable, _Watched] = {}
+        self._looked, self._watched = time.monotonic(), 0.0
+
+    def _now(self) -> float:
+        """Return the seconds watched so far."""
+        now = time.monotonic()
+        self._watched += min(_BETWEEN_LOOKS, now - self._looked)
+        self._looked = now
+        return self._watched
 
     def begin(self, key: Hashable, *, is_starting: bool = False) -> None:
         """Note that a worker has begun a job, or that it loads what trains it."""
-        self._jobs[key] = _Watched(time.monotonic(), is_starting)
+        self._jobs[key] = _Watched(self._now(), is_starting)
 
     def sign(self, key: Hashable) -> None:
         """Note that a job goes on."""
-        job, now = self._jobs.get(key), time.monotonic()
+        job, now = self._jobs.get(key), self._now()
         if job is None:
             self.begin(key)
             return
@@ -129,7 +141,7 @@ class Watch:
         job = self._jobs.get(key)
         if job is None:
             return None
-        silence = time.monotonic() - job.seen
+        silence = self._now() - job.seen
         if silence <= self._allowed(job, self._is_asleep(job, silence), is_over=is_over):
             return None
         when = " when the budget ended" if is_over else ""

@@ -318,6 +318,8 @@ def _failed(record: SearchRecord) -> tuple[Trial, ...]:
 def _undecided(record: SearchRecord) -> Verdict:
     why = "no finalist was confirmed" if record.is_complete else "the search was interrupted"
     if failed := _failed(record):
-        what = "trials" if len(failed) == len(record.trials) else "trials of adapters"
-        return undecided(f"all {len(failed)} {what} failed, the last with: {failed[-1].reason}")
+        has_others = any(trial.state != "failed" for trial in record.trials)
+        n_failed = len(failed if has_others else record.trials)
+        what = "trials of adapters" if has_others else "trials"
+        return undecided(f"all {n_failed} {what} failed, the last with: {failed[-1].reason}")
     return undecided(f"{why}, so nothing was scored on the test split")

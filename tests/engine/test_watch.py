@@ -14,6 +14,14 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
     return FakeClock().replace_in(monkeypatch, watch)
 
 
+def passes(clock: FakeClock, watched: Watch, seconds: float) -> None:
+    """Let time pass for somebody who looks every second."""
+    for _ in range(int(seconds)):
+        clock.now += 1.0
+        watched.problem("job")
+    clock.now += seconds % 1.0
+
+
 class Worker:
     """A worker under a watch; `share` of a core is what it gets."""
 
@@ -25,7 +33,7 @@ class Worker:
         self.watch.beat("job", 0.0)
 
     def wait(self, seconds: float, share: float = 0.0) -> None:
-        self.clock.now += seconds
+        passes(self.clock, self.watch, seconds)
         self.cpu += seconds * share
         self.watch.beat("job", self.cpu)
 
@@ -48,7 +56,7 @@ def test_one_without_beats_is_asleep(clock: FakeClock) -> None:
     """A process that was stopped tells nothing, not even of its CPU time."""
     worker = Worker(clock, 30.0)
     worker.step(1.0)
-    clock.now += 31.0
+    passes(clock, worker.watch, 31.0)
     assert worker.watch.problem("job") is not None
 
 
@@ -81,9 +89,9 @@ def test_who_loads_a_model_has_more_time(clock: FakeClock) -> None:
     worker = Worker(clock, 30.0)
     worker.watch.begin("job", is_starting=True)
     worker.watch.beat("job", 0.0, is_starting=True)
-    clock.now += 119.0
+    passes(clock, worker.watch, 119.0)
     assert worker.watch.problem("job") is None
-    clock.now += 2.0
+    passes(clock, worker.watch, 2.0)
     assert "while it loaded the model" in str(worker.watch.problem("job"))
 
 
@@ -102,15 +110,15 @@ def test_when_the_time_is_up_little_silence_is_allowed(
 def test_nothing_is_known_of_a_function_before_it_has_ended_once(clock: FakeClock) -> None:
     known = Watch(None, 400.0, is_function=True)
     known.beat("job", 0.0)
-    clock.now += 10_000.0
+    passes(clock, known, 10_000.0)
     assert known.problem("job") is None
     assert known.problem("job", is_over=True) is not None
     known.begin("job")
-    clock.now += 100.0
+    passes(clock, known, 100.0)
     known.sign("job")
-    clock.now += 1_000.0
+    passes(clock, known, 1_000.0)
     assert known.problem("job") is None
-    clock.now += 30_000.0
+    passes(clock, known, 30_000.0)
     assert known.problem("job") is not None
 
 
@@ -126,5 +134,12 @@ def test_while_the_driver_waited_for_a_database_nobody_was_silent(clock: FakeClo
 def test_what_has_ended_is_not_watched(clock: FakeClock) -> None:
     worker = Worker(clock, 30.0)
     worker.watch.end("job")
-    clock.now += 1000.0
+    passes(clock, worker.watch, 1000.0)
+    assert worker.watch.problem("job") is None
+
+
+def test_a_search_that_was_stopped_itself_raises_no_alarm(clock: FakeClock) -> None:
+    worker = Worker(clock, 30.0)
+    worker.step(1.0)
+    clock.now += 3600.0  # Ctrl-Z
     assert worker.watch.problem("job") is None

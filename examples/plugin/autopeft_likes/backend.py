@@ -56,7 +56,7 @@ class Processes(autopeft.Backend):
                 try:
                     message = pipe.recv()
                 except EOFError:
-                    dispatcher.fail(running.pop(pipe), "its worker died")
+                    dispatcher.lose(running.pop(pipe), "its worker died")
                     idle.append(self._start())
                     continue
                 if isinstance(message, autopeft.AutoPeftError):
