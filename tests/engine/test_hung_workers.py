@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 import pytest
 
 import autopeft
+from autopeft.engine import function_executor
+from autopeft.errors import TrainingFailure
 from autopeft.reporting.trials_csv import read_trials
 
 pytestmark = [pytest.mark.timeout(240), pytest.mark.filterwarnings("default")]
@@ -94,3 +97,45 @@ def test_the_budget_ends_a_search_whose_only_worker_hangs(tiny_model: Path, tmp_
     )
     assert "when the budget ended" in failed.reason
     assert time.monotonic() - began < 120  # It slept for hours.
+
+
+@pytest.mark.parametrize("can_leave", [True, False])
+def test_in_this_process_a_call_is_interrupted_or_ends_the_search(
+    can_leave: bool, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(function_executor, "_SECONDS_TO_LEAVE", 0.5)
+    may_end = threading.Event()
+    calls: list[Any] = []
+
+    def evaluate(candidate: Any, *, seed: int, report: Any) -> dict[str, float]:
+        calls.append(candidate)
+        report(report.rungs[0], 0.5)
+        while len(calls) == 1 and not may_end.wait(0.01 if can_leave else None):
+            pass
+        return {"accuracy": 0.5 + 0.01 * len(candidate.plan.specs)}
+
+    output = tmp_path / "run"
+    options = {**SHORT, "backend": "local", "budget": "4trials", "hang_seconds": 1.0}
+    try:
+        if can_leave:
+            result = autopeft.search(
+                model=str(tiny_model), evaluate=evaluate, output=output, **options
+            )
+            assert result.view.trials == {"complete": 3, "pruned": 0, "failed": 1}
+        else:
+            with pytest.raises(TrainingFailure, match="still runs in this process"):
+                autopeft.search(model=str(tiny_model), evaluate=evaluate, output=output, **options)
+    finally:
+        may_end.set()
+    failed = [t for t in read_trials(output / "trials.csv") if t.state == "failed"]
+    assert "no sign of progress for" in failed[0].reason
+    _wait_for_calls()
+    again = autopeft.resume(output)
+    assert again.view.is_complete
+    assert again.view.trials["complete"] == 3
+
+
+def _wait_for_calls() -> None:
+    for thread in threading.enumerate():
+        if thread.name == "evaluate":
+            thread.join()
