@@ -30,6 +30,7 @@ from autopeft.reporting.record import AdapterScore, BudgetReport, SearchRecord
 from autopeft.reporting.write import write_report
 from autopeft.result import SearchResult
 from autopeft.searcher.controller import INTERRUPTED, SearchController
+from autopeft.searcher.owner import StudyOwner
 from autopeft.searcher.samplers.prior import PriorRow, point_of, read_prior
 from autopeft.searcher.samplers.warm_start import WarmStartTrial, warm_start_trials
 from autopeft.searcher.space.space import SearchSpace
@@ -75,6 +76,7 @@ class Session:
         self._before = Spent()
         self._budget: BudgetTracker | None = None
         self._dispatcher: Dispatcher | None = None
+        self._owner: StudyOwner | None = None
         self._n_workers = 1
         self._beaten = time.monotonic()
 
@@ -86,9 +88,26 @@ class Session:
             KeyboardInterrupt: after Ctrl-C or SIGTERM; everything is saved.
         """
         if self._is_resumed:
+            self._check_not_copied(settings)
             self._before = self._workspace.recall("spent", Spent) or Spent()
-        with Timer(self._beat, 1.0):
-            return self._run(settings)
+        try:
+            with Timer(self._beat, 1.0), Timer(self._beat_study, BEAT_SECONDS):
+                return self._run(settings)
+        finally:
+            if self._owner is not None:
+                with suppress(StorageFailure):  # Its heartbeat ends.
+                    self._owner.end()
+
+    def _check_not_copied(self, settings: SearchSettings) -> None:
+        """Refuse a copy of a folder whose study is elsewhere: both would write into it."""
+        original = self._workspace.original()
+        if settings.storage is not None and original is not None:
+            raise StorageError(
+                "folder",
+                str(self._workspace.folder),
+                f"is a copy of {original}, and both have one study, outside of their folders",
+                "resume that folder, or begin a new search with --warm-start on this one",
+            )
 
     def _run(self, settings: SearchSettings) -> SearchResult:
         self._callbacks.callbacks = [*self._callbacks.callbacks, *make_trackers(settings.report_to)]
@@ -161,6 +180,10 @@ class Session:
         if (self._workspace.folder / SETTINGS).exists():
             self._workspace.remember("spent", self._spent())
 
+    def _beat_study(self) -> None:
+        if self._owner is not None:
+            self._owner.beat()
+
     def _spent(self) -> Spent:
         """Return what was spent until now, earlier sessions included."""
         spent = self._before if self._budget is None else self._budget.spent
@@ -217,7 +240,11 @@ class Session:
             self._phases[name] = self._phases.get(name, 0.0) + time.monotonic() - began
 
     def _open(self, ready: PreparedSearch, prior: Sequence[PriorRow]) -> SearchController:
-        if self._is_resumed and self._workspace.recall("id", str) is None:
+        is_known = not self._is_resumed or self._workspace.has_study()
+        search = self._workspace.id()
+        if ready.settings.storage is not None:
+            self._owner = StudyOwner(search, self._workspace.inode)
+        if not is_known:
             # It may have been killed before its study was made.
             with suppress(StorageError):
                 return self._open_study(ready, prior, is_resumed=True)
@@ -239,12 +266,14 @@ class Session:
             constraints=ready.constraints,
             study_name=self._workspace.study_name(settings),
             resume=is_resumed,
+            owner=self._owner,
             eta=float(settings.eta),
             audit_share=settings.audit_share,
             warm_start=self._warm_start(settings),
             prior=prior,
             n_portfolio=ready.plan.n_portfolio,
         )
+        self._workspace.note_study()
         if prior:
             n_inside = sum(point_of(row, ready.space) is not None for row in prior)
             self._note(f"prior: {n_inside} of {len(prior)} rows are in the search space")

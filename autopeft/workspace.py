@@ -173,13 +173,28 @@ class Workspace:
         if known is None or self.original() is not None:
             known = uuid.uuid4().hex[:8]
             self.remember("id", known)
-        self.remember("place", _Place(str(self.folder.resolve()), self.folder.stat().st_ino))
+        self.remember("place", _Place(str(self.folder.resolve()), self.inode))
         return known
+
+    def note_study(self) -> None:
+        """Note that the study has been made."""
+        self.remember("has_study", True)
+
+    def has_study(self) -> bool:
+        """Return whether the study has been made: a search may be killed just before."""
+        # Earlier versions noted the id afterwards, and no place.
+        is_former = self.recall("id", str) is not None and self.recall("place", _Place) is None
+        return is_former or bool(self.recall("has_study", bool))
+
+    @property
+    def inode(self) -> int:
+        """The folder's identity on its file system, whatever its name is."""
+        return self.folder.stat().st_ino
 
     def original(self) -> Path | None:
         """Return the folder that this one was copied from, if that is on this machine."""
         place = self.recall("place", _Place)
-        if place is None or place.inode == self.folder.stat().st_ino:
+        if place is None or place.inode == self.inode:
             return None
         other = Workspace(place.path)
         if not (other.folder / SETTINGS).exists() or other.folder.samefile(self.folder):

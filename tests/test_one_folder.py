@@ -280,3 +280,17 @@ def test_the_time_of_a_killed_search_is_booked(
     assert spent()[0] > first[0] + 0.9
     for total, by_phase in (first, spent()):
         assert by_phase == pytest.approx(total, rel=0.02)
+
+
+def test_a_copy_does_not_write_into_the_study_of_its_original(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    first, copy, moved = tmp_path / "first", tmp_path / "copy", tmp_path / "moved"
+    storage: dict[str, Any] = {"storage": str(tmp_path / "shared.db")}
+    autopeft.search(model=str(tiny_model), evaluate=trained, output=first, **SHORT, **storage)
+    shutil.copytree(first, copy)
+    again: dict[str, Any] = {"evaluate": trained, "progress": False, "budget": "4trials"}
+    with pytest.raises(StorageError, match=r"is a copy of .*first, and both have one study"):
+        autopeft.resume(copy, **again)
+    first.rename(moved)
+    assert sum(autopeft.resume(moved, **again).view.trials.values()) == 4

@@ -36,6 +36,7 @@ from autopeft.searcher.arguments import (
     checked_step,
 )
 from autopeft.searcher.losses import MAX_RETRIES, Losses, died, trial_key
+from autopeft.searcher.owner import StudyOwner
 from autopeft.searcher.pruners.registry import Rungs, make_pruner
 from autopeft.searcher.samplers.optuna_adapters import OptunaAdapter, make_sampler
 from autopeft.searcher.samplers.prior import PriorRow, read_prior
@@ -82,6 +83,8 @@ class SearchController:
             six trials is another one. None for a number that suits most budgets; 0 for none.
         n_portfolio: Number of known recipes of other methods after them; None for a few.
         resume: True to continue the study of that name.
+        owner: Claims the study before its running trials are taken for those of a killed search;
+            None where no other search can have it.
         eta: Ratio between rungs, for the pruner.
         warm_start: Trials of an earlier search on other data. Its front is tried first, its
             qualities guide the proposals as far as they agree with this search.
@@ -120,6 +123,7 @@ class SearchController:
         n_baselines: int | None = None,
         n_portfolio: int | None = None,
         resume: bool = False,
+        owner: StudyOwner | None = None,
         eta: float = 3.0,
         audit_share: float = 0.0,
         warm_start: Sequence[WarmStartTrial] = (),
@@ -173,6 +177,8 @@ class SearchController:
             make_pruner(pruner, Rungs(max(1, round(steps / eta**2)), steps, eta)),
             resume=resume,
         )
+        if owner is not None:
+            owner.claim(self._store.study)
         self._lock = threading.RLock()
         self._proposed: tuple[Candidate, str, Price] | None = None  # not written yet
         self._unsure: set[int] = set()  # trials whose last write failed

@@ -10,7 +10,8 @@ import importlib
 import sqlite3
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlsplit
@@ -89,8 +90,16 @@ def open_storage(storage: str | Path | BaseStorage | None) -> BaseStorage:
     shown = shown_place(text)
     if "://" not in text and not text.endswith((".log", ".db")):
         raise StorageError("storage", shown, "neither a URL nor a .db or .log file", _REMEDY)
-    try:
+    with _errors_named(text):
         return RetryingStorage(_opened(text), shown)
+
+
+@contextmanager
+def _errors_named(text: str) -> Iterator[None]:
+    """Say in one line why a storage cannot be opened."""
+    shown = shown_place(text)
+    try:
+        yield
     except StorageError:
         raise
     except Exception as error:
@@ -115,16 +124,15 @@ def open_to_read(storage: str | Path | BaseStorage) -> BaseStorage:
     if isinstance(storage, BaseStorage):
         return storage
     text = str(storage)
-    if "://" not in text and text.endswith(".db"):
-        text = f"sqlite:///{text}"
-    file = text if "://" not in text else _sqlite_file(text)
+    file = _sqlite_file(text) if "://" in text else text
     if file is not None and not Path(file).is_file():
         raise StorageError("storage", file, "no such file", "check the folder and its settings")
-    if "://" in text and file is not None:
-        there = make_url(text).set(database=f"file:{quote(str(Path(file).absolute()))}")
-        there = there.update_query_dict({"mode": "ro", "uri": "true"})
-        text = there.render_as_string(hide_password=False)
-    return ReadOnlyStorage(open_storage(text), shown_place(storage))
+    shown = shown_place(storage)
+    if file is None or file.endswith(".log"):
+        return ReadOnlyStorage(open_storage(text), shown)
+    with _errors_named(text):
+        inner = _sqlite(Path(file), is_read_only=True)
+        return ReadOnlyStorage(RetryingStorage(inner, shown), shown)
 
 
 def _sqlite_file(url: str) -> str | None:
@@ -144,7 +152,7 @@ def _opened(text: str) -> BaseStorage:
     if "://" not in text and text.endswith(".log"):
         check_journal(Path(text))
         return JournalStorage(CheckedJournal(text))
-    return _relational(text) if "://" in text else _sqlite(Path(text).expanduser().absolute())
+    return _relational(text) if "://" in text else _sqlite(Path(text))
 
 
 def shown_place(storage: object) -> str:
@@ -177,9 +185,11 @@ def _proxy(url: str) -> BaseStorage:
     return proxy
 
 
-def _sqlite(path: Path) -> BaseStorage:
+def _sqlite(path: Path, *, is_read_only: bool = False) -> BaseStorage:
+    uri = f"file:{quote(str(path.expanduser().absolute()))}?mode={'ro' if is_read_only else 'rwc'}"
+
     def connect() -> sqlite3.Connection:
-        return sqlite3.connect(path, timeout=_LOCKED_SECONDS, check_same_thread=False)
+        return sqlite3.connect(uri, uri=True, timeout=_LOCKED_SECONDS, check_same_thread=False)
 
     # A URL cannot hold every name of a file: `?` begins its query, and Optuna formats braces.
     return _relational("sqlite:///study.db", connect)

@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable
 from types import TracebackType
 
+_LAST_CALL_SECONDS = 5.0
+
 
 class Timer:
     """Calls a function at an interval in a thread, while the block runs.
@@ -41,4 +43,5 @@ class Timer:
         trace: TracebackType | None,
     ) -> None:
         self._is_over.set()
-        self._thread.join()
+        # A call that waits for a database does not hold up the end.
+        self._thread.join(timeout=_LAST_CALL_SECONDS)
