@@ -111,11 +111,14 @@ def fitted(
 def _measured(
     ready: PreparedSearch, largest: Candidate, typical: Sequence[Candidate], *, few_rows: int | None
 ) -> tuple[Speed, float, Precision]:
-    """Measure the speed here, or on a worker of the cluster that will train."""
+    """Measure the speed here, or on a worker: of the cluster that will train, or on a device.
+
+    A worker's process ends, and with it its context on a device, whose memory all workers need.
+    """
     given = (ready.context(), largest, typical, ready.prices)
     options = {"n_workers": ready.settings.workers or 1, "few_rows": few_rows}
     address, gpus = ready.settings.ray_address, ready.settings.gpus_per_worker
-    if address is None:
+    if address is None and not (is_accelerator(ready.device) and ready.settings.backend == "ray"):
         return measure_speed(*given, **options)  # type: ignore[arg-type]
     from autopeft.engine.ray_devices import speed_there
 

@@ -303,6 +303,7 @@ def test_a_model_may_need_several_devices(
     def prepared(memory: float, **more: Any) -> PreparedSearch:
         _on(monkeypatch, Devices("cuda", 4, int(memory)))
         rows = {"task": "sft", "workers": None, "ray_address": "there", **more}
+        rows["gradient_checkpointing"] = False
         return _prepared(*causal, note=told.append, **rows)
 
     needed = prepared(24e9).prices.price(prepared(24e9).space.baselines()[0]).peak_memory_bytes

@@ -329,6 +329,21 @@ def _start_local(**options: Any) -> None:
         ray_constants.ENABLE_RAY_CLUSTER = before
 
 
+def start_for(context: WorkerContext) -> None:
+    """Start a Ray of this search's own with room for its workers."""
+    n_bytes = context.data.n_bytes if context.data is not None else 0
+    _start_local(
+        num_cpus=context.settings.workers or 1,
+        # Ray itself finds fewer kinds of accelerators than torch.
+        num_gpus=n_accelerators() if context.device != "cpu" else None,
+        include_dashboard=False,
+        object_store_memory=max(100 * 2**20, 3 * n_bytes),
+        runtime_env={"env_vars": worker_environment()},
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+
+
 class RayBackend(Backend):
     """Runs jobs on a Ray cluster, or on a small local Ray that lives as long as the search.
 
@@ -350,19 +365,9 @@ class RayBackend(Backend):
         self._is_ours = not ray.is_initialized()
         if not self._is_ours:
             return self
-        address, data = self._context.settings.ray_address, self._context.data
+        address = self._context.settings.ray_address
         if address is None:
-            n_bytes = data.n_bytes if data is not None else 0
-            _start_local(
-                num_cpus=self._n_workers,
-                # Ray itself finds fewer kinds of accelerators than torch.
-                num_gpus=n_accelerators() if self._context.device != "cpu" else None,
-                include_dashboard=False,
-                object_store_memory=max(100 * 2**20, 3 * n_bytes),
-                runtime_env={"env_vars": worker_environment()},
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+            start_for(self._context)
             self._is_alone = True
             return self
         join(address)

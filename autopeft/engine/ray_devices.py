@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from autopeft.costs import PriceTable
 from autopeft.engine.devices import Devices, devices_here
 from autopeft.engine.messages import WorkerContext
-from autopeft.engine.ray_backend import join, ray
+from autopeft.engine.ray_backend import join, ray, start_for
 from autopeft.engine.ray_files import offer, with_model
 from autopeft.engine.ray_nodes import accelerator_types, alive, gpus_of
 from autopeft.engine.search_plan import Speed
@@ -73,21 +73,28 @@ def on_worker(
         TrainingFailure: if it fails there, or no worker is free.
     """
     with connected(address):
-        kinds = {of_type: _LITTLE} if of_type else None
-        remote = ray.remote(num_cpus=1, num_gpus=gpus, resources=kinds, max_retries=0)(function)
-        task = remote.remote(*args)
-        try:
-            found: T = ray.get(task, timeout=_SECONDS)
-        except ray.exceptions.GetTimeoutError as error:
-            ray.cancel(task, force=True)
-            raise TrainingFailure(f"no worker was free for {_SECONDS:.0f} s") from error
-        except ray.exceptions.RayError as error:
-            raise TrainingFailure(one_line(error)[-400:]) from error
-        return found
+        return _on_free_worker(gpus, function, *args, of_type=of_type)
+
+
+def _on_free_worker(
+    gpus: float, function: Callable[..., T], *args: Any, of_type: str | None = None
+) -> T:
+    """Run a function as `on_worker` does, in the Ray that this process has joined."""
+    kinds = {of_type: _LITTLE} if of_type else None
+    remote = ray.remote(num_cpus=1, num_gpus=gpus, resources=kinds, max_retries=0)(function)
+    task = remote.remote(*args)
+    try:
+        found: T = ray.get(task, timeout=_SECONDS)
+    except ray.exceptions.GetTimeoutError as error:
+        ray.cancel(task, force=True)
+        raise TrainingFailure(f"no worker was free for {_SECONDS:.0f} s") from error
+    except ray.exceptions.RayError as error:
+        raise TrainingFailure(one_line(error)[-400:]) from error
+    return found
 
 
 def speed_there(
-    address: str,
+    address: str | None,
     gpus: float,
     context: WorkerContext,
     measured: Candidate,
@@ -95,14 +102,23 @@ def speed_there(
     prices: PriceTable,
     options: Mapping[str, Any],
 ) -> tuple[Speed, float, Precision]:
-    """Measure the speed, as `measure_speed` does, on a worker of a cluster.
+    """Measure the speed, as `measure_speed` does, on a worker of a cluster, or of this machine.
 
     Raises:
         TrainingFailure: if it fails there, or no worker is free.
     """
-    with connected(address):
-        files = offer(context)
-        return on_worker(address, gpus, _speed, files, context, measured, average, prices, options)
+    given = (context, measured, average, prices, options)
+    if address is not None:
+        with connected(address):
+            return _on_free_worker(gpus, _speed, offer(context), *given)
+    is_ours = not ray.is_initialized()
+    if is_ours:
+        start_for(context)
+    try:
+        return _on_free_worker(gpus, _speed, None, *given)
+    finally:
+        if is_ours:
+            ray.shutdown()
 
 
 def _speed(

@@ -21,7 +21,7 @@ try:
 except SettingsError as error:
     print(error)
 ray_devices.devices_here = lambda: Devices("xpu", 1, 5 * 10**9)
-assert ray_devices.cluster_devices(address) == Devices("xpu", 2, 5 * 10**9, 3)
+assert ray_devices.cluster_devices(address) == Devices("xpu", 2, 5 * 10**9, 3, of_nodes=(2,))
 
 def fails(): raise ValueError("boom")
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pretended_device import NAME, pretended
 from task_rows import DATA
 
 from autopeft.engine.messages import WorkerContext
+from autopeft.engine.ray_devices import _speed as speed_on_worker
 from autopeft.engine.speed import crowding, measure_speed
 from autopeft.planning import fitted
 from autopeft.prepare import PreparedSearch, prepare
@@ -54,3 +57,30 @@ def test_more_workers_than_cores_take_turns() -> None:
     assert crowding(1, 2) == crowding(1, None) == 1.0
     assert crowding(2, 2) == crowding(8, None) == crowding(2, 8)
     assert crowding(8, 2) == 4 * crowding(2, 2)
+
+
+def test_the_driver_leaves_a_device_to_its_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, ready = prepared("sft", tmp_path)
+    settings = replace(ready.settings, backend="ray", gpus_per_worker=2.0)
+    there = replace(ready, device=NAME, settings=settings)
+    measured: list[Any] = []
+
+    def on_worker(address: str | None, gpus: float, *given: Any) -> Any:
+        assert (address, gpus) == (None, 2.0)
+        with pretended(2) as world:
+            measured.append(speed_on_worker(None, *given))
+            assert world.crossings > 0
+        return measured[0]
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("the driver would open a context of its own")
+
+    monkeypatch.setattr("autopeft.planning.measure_speed", never)
+    monkeypatch.setattr("autopeft.engine.ray_devices.speed_there", on_worker)
+    planned = fitted(there, asked, began=time.monotonic(), note=lambda _: None)
+    speed, loading, precision = measured[0]
+    assert min(speed.step, speed.row, speed.start, loading) > 0.0
+    assert precision == "bf16"
+    assert planned.plan.n_trials is not None
