@@ -92,7 +92,9 @@ def steps_text(step: StepMessage) -> str:
 def trial_line(trial: Trial, quality: Objective) -> str:
     """Return how a trial ended, on one line."""
     value = trial.values.get(quality.name)
-    score = "" if value is None else f" {quality.name} {value:.4f}"
+    score = (
+        "" if value is None else f" {quality.name} {value:{'.4f' if abs(value) < 1e6 else '.4g'}}"
+    )
     why = f" ({trial.reason})" if trial.state == "failed" or trial.reason == TIME_UP else ""
     rate = f"rate {trial.train.learning_rate:.2g}, " if trial.costs.trainable_params else ""
     return (

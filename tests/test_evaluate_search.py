@@ -72,6 +72,31 @@ def test_a_function_gets_a_whole_search(tiny_model: Path, tmp_path: Path) -> Non
     assert (tmp_path / "run" / "report.html").exists()
 
 
+@pytest.mark.parametrize("odd", [6e159, 1.7e308])
+def test_a_diverged_perplexity_is_a_result_like_any_other(
+    odd: float, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Regression: every later ask raised, and so did each resume (issue 18)."""
+
+    def diverged(candidate: Any, *, seed: int, report: autopeft.TrialReport) -> Any:
+        size = sum(spec.rank or 1 for spec in candidate.plan.specs)
+        level = odd if size < 2 else 30.0 - size**0.5  # The cheapest are on the front.
+        for step in report.rungs:
+            report(step, level)
+        if not report.is_confirming:
+            return {"perplexity": level}
+        return {"perplexity": level, "test_perplexity": level}
+
+    settings = {**SETTINGS, "metric": "perplexity", "budget": "24trials"}
+    result = autopeft.search(
+        model=str(tiny_model), evaluate=diverged, output=tmp_path / "run", **settings
+    )
+    assert not any("sampler" in warning for warning in result.view.warnings)
+    assert result.front
+    assert (tmp_path / "run" / "report.html").exists()
+    assert autopeft.resume(tmp_path / "run", evaluate=diverged, budget="26trials").front
+
+
 def test_it_is_resumed_with_the_same_objects_given_again(tiny_model: Path, tmp_path: Path) -> None:
     calls = []
 

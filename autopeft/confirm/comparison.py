@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from autopeft.confirm.finalists import Finalist, SeedScore
 from autopeft.confirm.intervals import LEVEL, mean_draws
 from autopeft.costs.objectives import Objective
+from autopeft.utils.extremes import bounded
 
 _N_RESAMPLES = 4000
 _KEPT = 4.0
@@ -195,8 +196,8 @@ def _mean_draws(finalist: Finalist, n_seeds: int) -> Array | None:
 def _level(score: SeedScore, quality: Objective) -> float:
     """Return a retraining's test quality, larger is better, on the scale of its resamples."""
     if score.test_draws or not score.test_rows:
-        return quality.sign() * score.test[quality.name]
-    return float(np.mean(score.test_rows))
+        return float(bounded(quality.sign() * score.test[quality.name]))
+    return float(np.mean(bounded(score.test_rows)))
 
 
 def _row_noise(

@@ -36,6 +36,7 @@ from autopeft.reporting.style import (
     svg,
 )
 from autopeft.trial import Trial
+from autopeft.utils.extremes import bounded
 from autopeft.utils.formatting import human_seconds, human_value
 
 
@@ -117,7 +118,7 @@ def front_plot(trials: Sequence[Trial], shown: FrontView, cost: Objective) -> Fi
     _draw_front(axes, shown, cost)
     if shown.reference is not None:
         label = f"no adapter ({split_name(shown, shown.reference.is_confirmed)})"
-        height = shown.reference.objectives[shown.quality.name]
+        height = float(bounded(shown.reference.objectives[shown.quality.name]))
         axes.axhline(height, color=INK, lw=0.9, ls=(0, (4, 3)), label=label, gid="reference")
     if axes.get_legend_handles_labels()[0]:
         figure.legend(loc="outside lower center", ncols=4)
@@ -153,7 +154,7 @@ def _draw_trials(
         ]
         if not points:
             continue
-        xs, ys = zip(*points, strict=True)
+        xs, ys = bounded(points).T.tolist()
         costs += xs
         axes.scatter(
             xs,
@@ -172,8 +173,8 @@ def _draw_trials(
 def _draw_front(axes: Axes, shown: FrontView, cost: Objective) -> None:
     """Draw the front's line and each finalist; the tuned LoRA has its own color."""
     quality, tuned = shown.quality.name, shown.baseline
-    xs = [entry.objectives[cost.name] for entry in shown.front]
-    ys = [entry.objectives[quality] for entry in shown.front]
+    xs = bounded([entry.objectives[cost.name] for entry in shown.front])
+    ys = bounded([entry.objectives[quality] for entry in shown.front])
     axes.plot(xs, ys, color=BLUE, lw=1, alpha=0.35, gid="front-line")
     numbers = {entry.digest: str(number) for number, entry in enumerate(shown.front, start=1)}
     entries = {e.digest: e for e in (*shown.dominated_finalists, *shown.front)}
@@ -195,7 +196,7 @@ def _draw_front(axes: Axes, shown: FrontView, cost: Objective) -> None:
         name = label if label not in labeled else None
         _draw_entry(axes, entry, quality, cost, zorder=height, label=name, **look)
         labeled.add(label)
-        x, y = entry.objectives[cost.name], entry.objectives[quality]
+        x, y = bounded([entry.objectives[cost.name], entry.objectives[quality]]).tolist()
         if entry.digest == shown.best:
             ring: dict[str, Any] = {"facecolors": "none", "edgecolors": INK, "lw": 1.4}
             axes.scatter([x], [y], s=330, label="the pick", zorder=height, gid="pick", **ring)
@@ -207,8 +208,8 @@ def _draw_front(axes: Axes, shown: FrontView, cost: Objective) -> None:
 
 def _draw_entry(axes: Axes, entry: FrontEntry, quality: str, cost: Objective, **look: Any) -> None:
     """Draw one entry as a marker with its 95 % interval."""
-    x, y = entry.objectives[cost.name], entry.objectives[quality]
-    low, high = entry.objectives_ci.get(quality) or (y, y)
+    x, y = bounded([entry.objectives[cost.name], entry.objectives[quality]]).tolist()
+    low, high = bounded(entry.objectives_ci.get(quality) or (y, y)).tolist()
     ends = [[max(0.0, y - low)], [max(0.0, high - y)]]
     style: dict[str, Any] = {"fmt": "o", "elinewidth": 1.1, "capsize": 2.5, **look}
     marker, _, _ = axes.errorbar([x], [y], yerr=ends, **style)
@@ -232,7 +233,7 @@ def curves_plot(trials: Sequence[Trial], shown: FrontView) -> Figure:
         for trial in trials:
             if trial.rungs and kinds[trial.number] == kind:
                 steps, scores = zip(*trial.rungs, strict=True)
-                axes.plot(steps, scores, markevery=[-1], label=label, **look)
+                axes.plot(steps, bounded(scores), markevery=[-1], label=label, **look)
                 label = None
     # A training function of the user's reports what it likes, in the direction of its metric.
     is_loss = shown.quality.direction == "maximize" and not shown.settings.get("evaluate")
@@ -252,7 +253,7 @@ def curves_plot(trials: Sequence[Trial], shown: FrontView) -> Figure:
 
 def _floor(scores: Sequence[float]) -> float | None:
     """Return a lower limit for the score axis, or None if no score lies far below the others."""
-    ordered = sorted(score for score in scores if math.isfinite(score))
+    ordered = sorted(bounded([score for score in scores if math.isfinite(score)]).tolist())
     if len(ordered) < 10:
         return None
     tenth = ordered[len(ordered) // 10]
