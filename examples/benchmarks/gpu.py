@@ -5,8 +5,9 @@
 Needs one GPU and no hub: decoders of 0.5, 3 and 8 billion parameters are made from their
 configuration with random weights, the texts are random tokens. Five tables:
 
-1. a training step of a full-depth LoRA at equal batch: HF Trainer with peft (bf16), TRL where it is
-   installed, and autopeft; tokens a second, and the allocator's peak;
+1. a training step of a full-depth LoRA at equal batch: HF Trainer with peft (bf16), TRL and Unsloth
+   (`pip install unsloth`, in a process of its own) where they are installed, and autopeft; tokens
+   a second, and the allocator's peak;
 2. the throughput of 1, 4, 8 and 16 LoRAs that share a forward pass, beside one after another;
 3. a step with the lower half of the blocks frozen, with and without the activation cache;
 4. `peak_memory_bytes` of the price beside what the allocator held, for every method;
@@ -24,6 +25,8 @@ import importlib.util
 import itertools
 import json
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -142,6 +145,7 @@ def main() -> None:
     parser.add_argument("--device", default="", help="instead of this machine's accelerator")
     parser.add_argument("--steps", type=int, default=20, help="steps that are timed")
     parser.add_argument("--output", default="", help="JSON file to write")
+    parser.add_argument("--unsloth", default="", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if not options.device and not torch.accelerator.is_available():
         parser.error(
@@ -149,6 +153,9 @@ def main() -> None:
         )
     if not options.device and torch.accelerator.device_count() > 1:
         parser.error("Trainer would use all GPUs; show it one, e.g. CUDA_VISIBLE_DEVICES=0")
+    if options.unsloth:
+        print(json.dumps(_unsloth_alone(options.unsloth, options.shapes[0], options.steps)))
+        return
     device = options.device or str(torch.accelerator.current_accelerator())
     console = Console()
     found: dict[str, Any] = {"device": _device_name(device), "torch": torch.__version__}
@@ -210,28 +217,35 @@ def _data(shape: Shape) -> TaskData:
 
 
 def _steps(bench: Bench) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    rivals: dict[str, Callable[[Bench], float]] = {
-        "HF Trainer + peft": _trainer,
-        "TRL": _trl,
-        "autopeft": _ours,
+    rivals: dict[str, tuple[str, Callable[[Bench], float]]] = {
+        "HF Trainer + peft": ("peft", _trainer),
+        "TRL": ("trl", _trl),
+        "autopeft": ("autopeft", _ours),
     }
-    for name, seconds_of in rivals.items():
-        if name == "TRL" and importlib.util.find_spec("trl") is None:
-            rows.append({"who": name, "ms a step": "not installed"})
+    rows: list[dict[str, Any]] = []
+    for name, (package, seconds_of) in rivals.items():
+        if importlib.util.find_spec(package) is None:
+            rows.append({"who": name, "ms a step": f"{package} is not installed"})
             continue
         _clear(bench.setup.device)
         seconds = seconds_of(bench)
-        rows.append(
-            {
-                "who": name,
-                "ms a step": f"{1000 * seconds:.1f}",
-                "tokens/s": f"{bench.tokens / seconds:.0f}",
-                "x Trainer": f"{float(rows[0]['ms a step']) / 1000 / seconds:.2f}" if rows else "1",
-                "peak GB": _peak(bench.setup.device),
-            }
-        )
+        rows.append({"who": name, **_row(bench, seconds, _peak(bench.setup.device))})
+    if importlib.util.find_spec("unsloth") is None:
+        rows.append({"who": "Unsloth", "ms a step": "unsloth is not installed"})
+    else:
+        rows.append({"who": "Unsloth", **_unsloth(bench)})
+    for row in rows:
+        if "tokens/s" in row:
+            row["x Trainer"] = f"{float(row['tokens/s']) / float(rows[0]['tokens/s']):.2f}"
     return rows
+
+
+def _row(bench: Bench, seconds: float, peak: str) -> dict[str, Any]:
+    return {
+        "ms a step": f"{1000 * seconds:.1f}",
+        "tokens/s": f"{bench.tokens / seconds:.0f}",
+        "peak GB": peak,
+    }
 
 
 def _ours(bench: Bench) -> float:
@@ -258,61 +272,122 @@ def _trainer(bench: Bench) -> float:
 
 
 def _trl(bench: Bench) -> float:
-    import tokenizers
     import trl
 
-    # TRL asks for a tokenizer, though the rows have their tokens.
+    tokenizer = _empty_tokenizer()
+    return _hugging_face(bench, trl.SFTTrainer, trl.SFTConfig, processing_class=tokenizer)
+
+
+def _empty_tokenizer() -> Any:
+    """TRL and Unsloth ask for a tokenizer, though the rows have their tokens."""
+    import tokenizers
+
     empty = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<pad>": 0}, unk_token="<pad>"))
-    tokenizer = transformers.PreTrainedTokenizerFast(
+    return transformers.PreTrainedTokenizerFast(
         tokenizer_object=empty, pad_token="<pad>", eos_token="<pad>"
     )
-    return _hugging_face(bench, trl.SFTTrainer, trl.SFTConfig, processing_class=tokenizer)
+
+
+def _unsloth(bench: Bench) -> dict[str, Any]:
+    """Run Unsloth in a process of its own: it changes transformers for the rest of one."""
+    model = bench.backbone.model
+    assert isinstance(model, PreTrainedModel)
+    first = "import runpy, sys, unsloth; runpy.run_path(sys.argv.pop(1), run_name='__main__')"
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        _empty_tokenizer().save_pretrained(folder)
+        command = [sys.executable, "-c", first, __file__, "--unsloth", folder]
+        command += ["--shapes", bench.name, "--steps", str(bench.steps)]
+        try:
+            model.to("cpu")  # The device is for one model.
+            _clear(bench.setup.device)
+            ran = subprocess.run(command, capture_output=True, text=True)
+        finally:
+            model.to(bench.setup.device)
+    if ran.returncode:
+        return {"ms a step": (ran.stderr.strip().splitlines() or ["failed"])[-1][:60]}
+    found: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
+    return found
+
+
+def _unsloth_alone(folder: str, name: str, steps: int) -> dict[str, Any]:
+    """Measure Unsloth's LoRA in this process; it was imported before transformers."""
+    from unsloth import FastLanguageModel
+
+    shape, device = SHAPES[name], str(torch.accelerator.current_accelerator())
+    model, _tokenizer = FastLanguageModel.from_pretrained(
+        folder, max_seq_length=shape.length, dtype=torch.bfloat16, load_in_4bit=False
+    )
+    data = _data(shape)
+    backbone = Backbone(model, auto_class="AutoModelForCausalLM")
+    setup = TrainingSetup(SupervisedFineTuning().bound(data), data, device, "bf16")
+    bench = Bench(name, shape, backbone, setup, steps)
+    wrapped = FastLanguageModel.get_peft_model(
+        model,
+        r=_RANK,
+        lora_alpha=_RANK,
+        lora_dropout=0,
+        target_modules=_targets(bench),
+        use_gradient_checkpointing=False,
+    )
+    _clear(device)
+    collator = transformers.default_data_collator
+    kinds = (transformers.Trainer, transformers.TrainingArguments)
+    seconds = _trained(bench, wrapped, *kinds, data_collator=collator)
+    return _row(bench, seconds, _peak(device))
 
 
 def _hugging_face(bench: Bench, trainer_class: Any, arguments_class: Any, **more: Any) -> float:
     """Return the seconds of a step of peft's LoRA under a trainer, its data loading included."""
-    import datasets
     import peft
+
+    model = bench.backbone.model
+    config = peft.LoraConfig(
+        r=_RANK, lora_alpha=_RANK, target_modules=_targets(bench), task_type="CAUSAL_LM"
+    )
+    assert isinstance(model, PreTrainedModel)
+    wrapped = peft.get_peft_model(model, config)
+    try:
+        return _trained(bench, wrapped, trainer_class, arguments_class, **more)
+    finally:
+        wrapped.unload()
+        model.requires_grad_(False)
+        model.eval()
+
+
+def _trained(
+    bench: Bench, wrapped: Any, trainer_class: Any, arguments_class: Any, **more: Any
+) -> float:
+    """Return the seconds of a step of a `PeftModel` under a trainer."""
+    import datasets
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     train = bench.setup.data.train
     rows = [train.tokens[a:b].tolist() for a, b in itertools.pairwise(train.offsets)]
     columns = {"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]}
-    model = bench.backbone.model
-    targets = sorted({path.rpartition(".")[2] for path in _linear_paths(bench)})
-    config = peft.LoraConfig(
-        r=_RANK, lora_alpha=_RANK, target_modules=targets, task_type="CAUSAL_LM"
-    )
-    assert isinstance(model, PreTrainedModel)
-    wrapped = peft.get_peft_model(model, config)
     before = max(3, bench.steps // 3)
     watch = _StepWatch(before)
     is_cpu = bench.setup.device == "cpu"
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            trainer_class(
-                model=wrapped,
-                args=arguments_class(
-                    output_dir=folder,
-                    per_device_train_batch_size=bench.shape.rows,
-                    max_steps=before + bench.steps,
-                    bf16=not is_cpu,
-                    use_cpu=is_cpu,
-                    report_to=[],
-                    save_strategy="no",
-                    logging_strategy="no",
-                    disable_tqdm=True,
-                    **{_checkpointing(arguments_class): False},
-                ),
-                train_dataset=datasets.Dataset.from_dict({**columns, "labels": rows}),
-                callbacks=[watch],
-                **more,
-            ).train()
-    finally:
-        wrapped.unload()
-        model.requires_grad_(False)
-        model.eval()
+    with tempfile.TemporaryDirectory() as folder:
+        trainer_class(
+            model=wrapped,
+            args=arguments_class(
+                output_dir=folder,
+                per_device_train_batch_size=bench.shape.rows,
+                max_steps=before + bench.steps,
+                bf16=not is_cpu,
+                use_cpu=is_cpu,
+                report_to=[],
+                save_strategy="no",
+                logging_strategy="no",
+                disable_tqdm=True,
+                **{_checkpointing(arguments_class): False},
+            ),
+            train_dataset=datasets.Dataset.from_dict({**columns, "labels": rows}),
+            callbacks=[watch],
+            **more,
+        ).train()
     return watch.seconds / bench.steps
 
 
@@ -320,6 +395,11 @@ def _checkpointing(arguments_class: Any) -> str:
     """Return what transformers calls gradient checkpointing; TRL has it on if nobody says no."""
     names = {each.name for each in fields(arguments_class)}
     return min(names & {"activation_checkpointing", "gradient_checkpointing"})
+
+
+def _targets(bench: Bench) -> list[str]:
+    """Return the names of the linear modules, as peft takes them."""
+    return sorted({path.rpartition(".")[2] for path in _linear_paths(bench)})
 
 
 def _linear_paths(bench: Bench) -> Iterator[str]:
@@ -534,13 +614,16 @@ def _clear(device: str) -> None:
     """Begin a measurement: nothing is left over, and the peak is what is held now."""
     gc.collect()
     if torch.device(device).type != "cpu":
-        torch.accelerator.empty_cache()
-        torch.accelerator.reset_peak_memory_stats()
+        module = torch.get_device_module(torch.device(device))
+        module.empty_cache()
+        module.reset_peak_memory_stats()
 
 
 def _held(device: str) -> int:
     """Return the most bytes that were allocated since `_clear`; 0 on a CPU."""
-    return 0 if torch.device(device).type == "cpu" else torch.accelerator.max_memory_allocated()
+    if torch.device(device).type == "cpu":
+        return 0
+    return int(torch.get_device_module(torch.device(device)).max_memory_allocated())
 
 
 def _peak(device: str) -> str:
