@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -139,3 +141,42 @@ def _wait_for_calls() -> None:
     for thread in threading.enumerate():
         if thread.name == "evaluate":
             thread.join()
+
+
+DEADLY = """
+import os, sys, autopeft
+folder, model = sys.argv[1:]
+
+def evaluate(candidate, *, seed, report):
+    with open(folder + ".calls", "a") as file:
+        print(candidate.digest, report.is_confirming, file=file)
+    with open(folder + ".calls") as file:
+        first = file.read().split()[0]
+    if candidate.digest == first:
+        os._exit(9)
+    return {"accuracy": 0.5 + 0.01 * len(candidate.plan.specs)}
+
+options = dict(metric="accuracy", backend="local", steps=9, rungs=1, confirm_seeds=1,
+    max_finalists=1, budget="4trials")
+if os.path.exists(folder):
+    autopeft.resume(folder, evaluate=evaluate)
+else:
+    autopeft.search(model=model, evaluate=evaluate, output=folder, **options)
+"""
+
+
+@pytest.mark.slow
+def test_a_candidate_that_ends_this_process_is_tried_three_times(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    command = [sys.executable, "-c", DEADLY, str(folder), str(tiny_model)]
+    statuses = [subprocess.run(command, capture_output=True).returncode for _ in range(4)]
+    assert statuses == [9, 9, 9, 0]
+    (failed,) = (
+        trial
+        for trial in read_trials(folder / "trials.csv")
+        if trial.state == "failed" and trial.reason != "interrupted"
+    )
+    assert failed.reason.startswith("the process that trained it died 3 times")
+    assert autopeft.SearchResult.read(folder).view.trials["complete"] >= 3
