@@ -23,6 +23,10 @@ ROLES: tuple[str, ...] = (
     "attn.k",
     "attn.v",
     "attn.qkv",  # models that fuse the three (GPT-2, GPT-NeoX, Phi-3)
+    "attn.q_a",  # latent attention (DeepSeek-V3): down to the latent vectors (a), up to heads (b)
+    "attn.q_b",
+    "attn.kv_a",
+    "attn.kv_b",
     "attn.o",
     "attn",  # a self-attention as a whole: prefixes
     "cross.q",  # a decoder's attention over the encoder (T5, Whisper)

@@ -21,20 +21,24 @@ _STAGE: Mapping[str, int] = {
     "attn.k": 2,
     "attn.v": 2,
     "attn.qkv": 2,
-    "attn": 3,
-    "attn.o": 4,
-    "cross.q": 5,
-    "cross.k": 5,
-    "cross.v": 5,
-    "cross.o": 6,
-    "mlp.up": 7,
-    "mlp.gate": 7,
-    "mlp.gate_up": 7,
-    "mlp.down": 8,
-    "experts.gate_up": 7,
-    "experts.up": 7,
-    "experts.down": 8,
-    "block": 9,
+    "attn.q_a": 2,
+    "attn.kv_a": 2,
+    "attn.q_b": 3,
+    "attn.kv_b": 3,
+    "attn": 4,
+    "attn.o": 5,
+    "cross.q": 6,
+    "cross.k": 6,
+    "cross.v": 6,
+    "cross.o": 7,
+    "mlp.up": 8,
+    "mlp.gate": 8,
+    "mlp.gate_up": 8,
+    "mlp.down": 9,
+    "experts.gate_up": 8,
+    "experts.up": 8,
+    "experts.down": 9,
+    "block": 10,
 }
 """Role -> its position in the order in which a block computes them."""
 
@@ -120,8 +124,7 @@ def block_costs(
                     usages=usages,
                     reach=reach,
                     input_of={
-                        role: ENCODER if role in _SIDEWAYS else f"in{_STAGE[role]}"
-                        for role in shapes
+                        role: ENCODER if role in _SIDEWAYS else _input_of(role) for role in shapes
                     },
                     forward_flops=tokens
                     * (2.0 * _weights_of_a_token(shapes) + 4.0 * attention * tokens / rows),
@@ -129,6 +132,11 @@ def block_costs(
             )
         kinds.append(known[key])
     return tuple(blocks), tuple(kinds)
+
+
+def _input_of(role: str) -> str:
+    """Return a name of the tensor that a role reads: latent vectors of queries are their own."""
+    return f"in{_STAGE[role]}{role if role.endswith('_b') else ''}"
 
 
 def block_shapes(topology: Topology, layer: int) -> dict[str, Shape]:

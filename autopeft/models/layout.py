@@ -40,6 +40,10 @@ _ATTENTION_LEAVES: Mapping[str, tuple[str, ...]] = {
     "k": ("k_proj", "key", "key_proj", "k", "k_lin", "wk", "to_k"),
     "v": ("v_proj", "value", "value_proj", "v", "v_lin", "wv", "to_v"),
     "qkv": ("c_attn", "query_key_value", "qkv_proj", "qkv", "wqkv", "in_proj"),
+    "q_a": ("q_a_proj",),
+    "q_b": ("q_b_proj",),
+    "kv_a": ("kv_a_proj_with_mqa",),
+    "kv_b": ("kv_b_proj",),
     "o": ("o_proj", "out_proj", "out_lin", "o", "c_proj", "dense", "wo", "to_out", "proj"),
 }
 _MLP_LEAVES: Mapping[str, tuple[str, ...]] = {
@@ -75,7 +79,7 @@ class Layout:
             "attn", "block" and "model" the module contains those of other roles. At roles of
             experts it is the path of a parameter.
         unsearched: Path inside a block, "*" for numbers -> the share of all the blocks' parameters
-            that have no role there, largest first: latent attention, state spaces.
+            that have no role there, largest first: routers of experts, state spaces.
         experts: Role of experts -> its share of all the blocks' parameters.
     """
 
@@ -203,8 +207,8 @@ def is_chain(blocks: Sequence[str]) -> bool:
 def _self_attention(block: str, layer: int, modules: Mapping[Site, tuple[str, ...]]) -> str:
     """Return the path of the module that computes a block's self-attention, "" without one."""
     found = modules.get((layer, "attn.q")) or modules.get((layer, "attn.qkv"))
-    if found is None or (layer, "attn.o") not in modules:
-        return ""
+    if found is None or (layer, "attn.o") not in modules or (layer, "attn.kv_b") in modules:
+        return ""  # The cache of a latent attention holds no keys of heads for a prefix to join.
     parent = found[0].rpartition(".")[0]
     return parent if parent.startswith(f"{block}.") else ""
 

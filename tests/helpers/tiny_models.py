@@ -81,6 +81,19 @@ class Kind:
     head: tuple[str, ...] = ()
 
 
+_LATENT: dict[str, Any] = {
+    "kv_lora_rank": 8,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "first_k_dense_replace": 1,
+}
+"""Latent attention; the second block has experts."""
+
 _CLS, _LM = "AutoModelForSequenceClassification", "AutoModelForCausalLM"
 
 KINDS: dict[str, Kind] = {
@@ -177,6 +190,19 @@ FURTHER_KINDS: dict[str, Kind] = {
     "gpt_oss": Kind(
         lambda: hf.GptOssConfig(
             **_BERT, **_GQA, num_local_experts=4, num_experts_per_tok=2, head_dim=8
+        ),
+        _LM,
+    ),
+    "deepseek_v3": Kind(
+        lambda: hf.DeepseekV3Config(
+            **{**_BERT, "num_key_value_heads": 4}, **_LATENT, q_lora_rank=8, n_group=1, topk_group=1
+        ),
+        _LM,
+    ),
+    # Queries are not compressed.
+    "deepseek_v2": Kind(
+        lambda: hf.DeepseekV2Config(
+            **{**_BERT, "num_key_value_heads": 4}, **_LATENT, q_lora_rank=None
         ),
         _LM,
     ),

@@ -17,6 +17,7 @@ from autopeft.models.export import export_merged
 from autopeft.models.lora_conversion import export_lora
 from autopeft.models.merging import merged
 from autopeft.models.saving import load_attached, save_adapter
+from autopeft.plan import AdapterPlan, LayerSpec
 
 MODELS = ("bert", "distilbert", "gpt2", "llama", "t5", "vit")
 KINDS = "lora pissa oft boft fourierft vblora adalora psoft prefix prompt_tuning".split()
@@ -96,3 +97,20 @@ def _train(attached: Attached, batch: dict[str, torch.Tensor], world: World) -> 
         optimizer.zero_grad()
     attached.model.eval()
     return copied
+
+
+@pytest.mark.parametrize("model", ["mixtral", "qwen3_moe", "deepseek_v3"])
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_a_model_with_experts_trains_on_a_device(model: str) -> None:
+    here = build(model)
+    specs = [LayerSpec(1, role, "lora", 2) for role in ("attn.o", "experts.gate_up")]
+    candidate = candidate_of(AdapterPlan(specs))
+    batch = batch_for(here)
+    with attach(here, candidate, seed=3) as attached:
+        expected = attached.model(**batch).loss.detach()
+    with pretended() as world:
+        backbone = _on_device(model)
+        there = {name: tensor.to(NAME) for name, tensor in batch.items()}
+        with attach(backbone, candidate, seed=3) as attached:
+            torch.testing.assert_close(attached.model(**there).loss.detach().cpu(), expected)
+            assert _train(attached, there, world) == 0

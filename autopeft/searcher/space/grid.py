@@ -23,14 +23,14 @@ from autopeft.methods import Method
 from autopeft.plan import MODEL, LayerSpec
 from autopeft.searcher.space.config import SpaceConfig
 
-FUSED: Mapping[str, str] = {
-    "attn.q": "attn.qkv",
-    "attn.k": "attn.qkv",
-    "attn.v": "attn.qkv",
-    "mlp.gate": "mlp.gate_up",
-    "mlp.up": "mlp.gate_up",
+FUSED: Mapping[str, tuple[str, ...]] = {
+    "attn.q": ("attn.qkv", "attn.q_b"),
+    "attn.k": ("attn.qkv", "attn.kv_b"),
+    "attn.v": ("attn.qkv", "attn.kv_b"),
+    "mlp.gate": ("mlp.gate_up",),
+    "mlp.up": ("mlp.gate_up",),
 }
-"""Role -> role of the fused module that contains it."""
+"""Role -> roles of modules that compute the same, and more, in models without it."""
 
 
 @dataclass(frozen=True)
@@ -235,7 +235,11 @@ def _has_role(topology: Topology, role: str) -> bool:
 
 def _present(topology: Topology, roles: Sequence[str]) -> tuple[str, ...]:
     """Return the roles the model has; a fused module replaces its parts."""
-    found = [role if _has_role(topology, role) else FUSED.get(role, role) for role in roles]
+    found = [
+        each
+        for role in roles
+        for each in ((role,) if _has_role(topology, role) else FUSED.get(role, (role,)))
+    ]
     return tuple(role for role in dict.fromkeys(found) if _has_role(topology, role))
 
 
