@@ -314,6 +314,7 @@ class Session:
     ) -> SearchResult:
         settings = ready.settings
         store = ConfirmationStore(self._workspace.folder)
+        store.check([objective.name for objective in ready.objectives])
         dispatcher = Dispatcher(
             controller,
             budget,

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from autopeft.confirm.finalists import Compressed, Finalist, SeedScore
 from autopeft.costs import Price
+from autopeft.errors import StorageError
 from autopeft.plan import Candidate
 from autopeft.utils.files import replaced_folder, write_bytes, write_text
 from autopeft.utils.serialize import read_json, to_plain
@@ -66,6 +67,24 @@ class ConfirmationStore:
             write_text(draft / "score.json", json.dumps(to_plain(score)))
             if origin is not None:
                 write_text(draft / _ORIGIN, json.dumps(to_plain(origin)))
+
+    def check(self, names: Sequence[str]) -> None:
+        """Check that each confirmation has the objectives of the search.
+
+        Raises:
+            StorageError: if a file is damaged or lacks one; it names the file.
+        """
+        quality = names[0]
+        for folder in (self._cuts, self._folder):
+            for path in sorted(folder.glob("[!.]*-seed*/score.json")):
+                score = read_json(path, SeedScore, remedy=_REMEDY)
+                lacking = [name for name in names if name not in score.objectives]
+                lacking += [
+                    quality for split in (score.validation, score.test) if quality not in split
+                ]
+                if lacking:
+                    problem = f"lacks the value of {lacking[0]!r}"
+                    raise StorageError("score.json", str(path), problem, _REMEDY)
 
     def scores(self) -> dict[str, tuple[SeedScore, ...]]:
         """Return all confirmations by candidate digest, ordered by seed.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -110,6 +111,12 @@ class Spent:
     flops: float = 0.0
     phases: Mapping[str, float] = field(default_factory=dict)
     workers: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        amounts = {"seconds": self.seconds, "trials": self.trials, "flops": self.flops}
+        for name, amount in {**amounts, **self.phases, **self.workers}.items():
+            if not 0 <= amount < math.inf:
+                raise SettingsError(name, amount, "what was spent is 0 or more", "correct it")
 
 
 @dataclass

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from autopeft.confirm.race import EXTRA_SEEDS, n_rounds, reserved_seeds
+from autopeft.errors import SettingsError
 from autopeft.plan import TrainSettings
 from autopeft.searcher.space.initial_design import N_BASELINES, N_PORTFOLIO
 from autopeft.settings import SearchSettings
@@ -102,6 +103,14 @@ class SearchPlan:
     confirm_share: float = 0.3
     n_trials: int | None = None
     open: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        least = {"steps": 1, "batch_size": 1, "rungs": 1, "rung_rows": 1}
+        for name, minimum in {**least, "max_finalists": 0, "confirm_seeds": 0}.items():
+            size = getattr(self, name)
+            if not minimum <= size < 2**31:
+                problem = f"`{minimum} <= {name} < 2**31` must hold"
+                raise SettingsError(name, size, problem, "correct it")
 
     @classmethod
     def of(cls, settings: SearchSettings) -> SearchPlan:

@@ -140,6 +140,8 @@ def read_trials(path: Path) -> tuple[Trial, ...]:
     try:
         text = read_text(path, max_bytes=MAX_JSON_BYTES)
         rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        if "number" not in (rows.fieldnames or ()):
+            raise ValueError("it has no header")
         with long_fields():
             return tuple(_read_row(row) for row in rows)
     except Unreadable as error:

@@ -35,7 +35,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from autopeft.costs.objectives import Objective, objective
 from autopeft.costs.price import Price
-from autopeft.errors import StorageError, StorageFailure
+from autopeft.errors import StorageError, StorageFailure, UserError
 from autopeft.plan import Candidate, TrainSettings
 from autopeft.plan_text import read_plan, write_plan
 from autopeft.searcher.pruners.gap import PRICE_KEY, TRAIN_KEY, GapPruner
@@ -51,6 +51,7 @@ from autopeft.searcher.storage import (
 from autopeft.searcher.trial_note import trial_note
 from autopeft.trial import State, Trial, facts
 from autopeft.utils.extremes import one_nan
+from autopeft.utils.formatting import one_line
 from autopeft.utils.quiet import ignored, silence
 from autopeft.utils.registry import blamed, describe
 from autopeft.utils.serialize import from_plain, to_plain
@@ -358,7 +359,24 @@ def read_trial(
     candidate: Candidate | None = None,
     costs: Price | None = None,
 ) -> Trial:
-    """Convert one of Optuna's trials; its attributes hold what is None."""
+    """Convert one of Optuna's trials; its attributes hold what is None.
+
+    Raises:
+        StorageError: if an attribute is damaged or of another type.
+    """
+    try:
+        return _read_trial(frozen, objectives, candidate, costs)
+    except (UserError, AttributeError, LookupError, TypeError, ValueError) as error:
+        problem = f"is no trial of autopeft ({one_line(error)})"
+        raise StorageError("trial", frozen.number, problem, "use the study of a search") from error
+
+
+def _read_trial(
+    frozen: FrozenTrial,
+    objectives: Sequence[Objective],
+    candidate: Candidate | None,
+    costs: Price | None,
+) -> Trial:
     attributes = frozen.user_attrs
     is_complete = frozen.state == TrialState.COMPLETE
     has_reason = frozen.state in (TrialState.PRUNED, TrialState.FAIL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -57,3 +58,16 @@ def test_names_that_are_none_of_ours_are_passed_over(tmp_path: Path) -> None:
         (tmp_path / "confirm" / name).mkdir(parents=True)
     (tmp_path / "confirm" / "ab-seed3").mkdir()
     assert ConfirmationStore(tmp_path).done() == {("ab", 3)}
+
+
+@pytest.mark.parametrize("part", ["objectives", "test", "validation"])
+def test_a_confirmation_without_the_quality_names_its_file(tmp_path: Path, part: str) -> None:
+    store = ConfirmationStore(tmp_path)
+    chosen = Candidate(AdapterPlan(), TrainSettings(1e-3))
+    values = {"accuracy": 0.5}
+    store.save(chosen, SeedScore(1, values, values, (), values), {})
+    store.check(["accuracy"])
+    path = tmp_path / "confirm" / f"{chosen.digest}-seed1" / "score.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), part: {}}))
+    with pytest.raises(StorageError, match=f"{chosen.digest}.*lacks the value of 'accuracy'"):
+        store.check(["accuracy"])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from autopeft.engine.budget import Budget, BudgetTracker
+from autopeft.engine.budget import Budget, BudgetTracker, Spent
 from autopeft.errors import SettingsError
 
 
@@ -79,3 +81,9 @@ def test_confirm_share_is_checked() -> None:
 def test_a_number_beyond_all_budgets_is_refused(text: str) -> None:
     with pytest.raises(SettingsError, match="budget"):
         Budget.parse(text)
+
+
+@pytest.mark.parametrize("wrong", [{"seconds": -1.0}, {"flops": float("inf")}, {"trials": -1}])
+def test_what_was_spent_is_a_finite_amount(wrong: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError, match="what was spent is 0 or more"):
+        Spent(**wrong)

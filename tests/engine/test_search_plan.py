@@ -25,6 +25,7 @@ from autopeft.engine.search_plan import (
     revised,
     training_seconds,
 )
+from autopeft.errors import SettingsError
 from autopeft.settings import SearchSettings
 
 WORK = Workload(
@@ -262,3 +263,9 @@ def test_the_plan_is_told_in_one_line() -> None:
         "plan: about 60 trials of 100 steps; up to 6 finalists with up to 3 seeds each, "
         "30% of the budget"
     )
+
+
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"rungs": -3}, {"rung_rows": 2**40}])
+def test_a_plan_that_was_kept_has_sizes_in_their_limits(wrong: dict[str, int]) -> None:
+    with pytest.raises(SettingsError, match=next(iter(wrong))):
+        SearchPlan(**wrong)  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +62,11 @@ def run(
     names, weights = list(chosen), [weight for weight, _ in chosen.values()]
     draw = random.Random(f"{seed}")
     home = Path(tempfile.mkdtemp(prefix="fuzz-"))
+    # What a target imports takes seconds once, and is no time of an input.
+    for number, (_, target) in enumerate(chosen.values()):
+        (home / f"first-{number}").mkdir()
+        with suppress(Exception):
+            target(random.Random(0), home / f"first-{number}")
     before = signal.signal(signal.SIGALRM, _alarm)
     try:
         for number in range(n_inputs):

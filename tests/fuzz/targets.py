@@ -38,6 +38,7 @@ from autopeft.reporting.tables import summary
 from autopeft.reporting.trials_csv import read_trials, trials_csv
 from autopeft.result import SearchResult
 from autopeft.searcher.samplers.prior import PriorRow, read_prior
+from autopeft.searcher.samplers.warm_start import WarmStartTrial
 from autopeft.searcher.space.space import SearchSpace
 from autopeft.settings import SearchSettings
 from autopeft.utils.serialize import strict_json, to_plain
@@ -209,7 +210,10 @@ def state(rng: random.Random, folder: Path) -> None:
     name, kind, value = rng.choice(kinds)
     workspace.remember(name, value)
     _rewrite(folder / "state" / f"{name}.json", rng)
-    workspace.recall(name, kind)
+    value = workspace.recall(name, kind)
+    if name == "prior" and value is not None:
+        for row in value.get("trials", []):
+            WarmStartTrial.from_json(row)
 
 
 _PRIOR = (
@@ -241,6 +245,7 @@ def confirmations(rng: random.Random, folder: Path) -> None:
     store.done()
     store.compressed()
     store.looks()
+    store.check(["accuracy"])
 
 
 @lru_cache(maxsize=1)
@@ -273,6 +278,35 @@ def _saved() -> tuple[Any, Mapping[str, bytes], Mapping[str, bytes]]:
 def _contents(folder: Path) -> Mapping[str, bytes]:
     files = [path for path in folder.rglob("*") if path.is_file()]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+@lru_cache(maxsize=1)
+def _study() -> Any:
+    """A study of a trial, with all attributes that a search gives it."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    from autopeft.searcher.controller import SearchController
+
+    space = SearchSpace.from_source({"methods": ["lora"]}, _TOPOLOGY)
+    controller = SearchController(space, ["accuracy", "trainable_params"])
+    asked = controller.ask()
+    assert asked is not None
+    controller.tell(asked, score=0.5)
+    return controller.study.get_trials()[0], controller.objectives
+
+
+def study_trial(rng: random.Random, folder: Path) -> None:
+    """A trial in the study of someone else."""
+    import copy
+
+    from autopeft.searcher.study import read_trial
+
+    trial, objectives = _study()
+    damaged_trial = copy.deepcopy(trial)
+    changed = mutated(dict(trial.user_attrs), rng, rng.randrange(1, 3))
+    damaged_trial.user_attrs = changed if isinstance(changed, dict) else {}
+    read_trial(damaged_trial, objectives)
 
 
 def adapter(rng: random.Random, folder: Path) -> None:
@@ -420,6 +454,7 @@ TARGETS: Mapping[str, tuple[int, Target]] = {
     "prior": (10, prior),
     "confirm/": (4, confirmations),
     "adapter": (3, adapter),
+    "trial of a study": (6, study_trial),
     "config.json": (3, model_config),
     "budgets and limits": (16, texts),
     "rows as JSON values": (6, data_json_values),

@@ -90,3 +90,10 @@ def test_a_damaged_table_is_one_line(tmp_path: Path, damage: str) -> None:
         with pytest.raises(StorageError) as caught:
             read_trials(path)
         assert len(str(caught.value).splitlines()) == 1
+
+
+def test_an_emptied_table_is_not_a_table_of_no_trials(tmp_path: Path) -> None:
+    path = tmp_path / "trials.csv"
+    path.touch()
+    with pytest.raises(StorageError, match="has no header"):
+        read_trials(path)

@@ -21,7 +21,9 @@ def _contents(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("place", ["{}/a study%20.db", "sqlite:///{}/study.db", "{}/study.log"])
+@pytest.mark.parametrize(
+    "place", ["{}/a {{b}} study%20?.db", "sqlite:///{}/study.db", "{}/study.log"]
+)
 def test_a_storage_is_read_and_not_written_to(tmp_path: Path, place: str) -> None:
     place = place.format(tmp_path)
     study = optuna.create_study(study_name="s", storage=open_storage(place))
@@ -107,3 +109,11 @@ def test_artifacts_are_read_in_their_folder_alone(tmp_path: Path) -> None:
     for change in (lambda: store.write("b", io.BytesIO(b"")), lambda: store.remove("a")):
         with pytest.raises(StorageError, match="only shown"):
             change()
+
+
+@pytest.mark.parametrize("value", [3, None, {"a": 1}, "lora:8@attn.q[0-9999999]"])
+def test_a_trial_of_another_form_is_named(tmp_path: Path, value: object) -> None:
+    study = optuna.create_study(study_name="s", storage=open_storage(tmp_path / "study.db"))
+    study.add_trial(optuna.trial.create_trial(value=0.5, user_attrs={"plan": value}))
+    with pytest.raises(StorageError, match="trial=0: is no trial of autopeft"):
+        read_study(tmp_path / "study.db", "s")
