@@ -119,9 +119,11 @@ class _Worker:
         from autopeft.utils.device import is_broken
 
         if is_broken(error):
+            folder = self._context.settings.output
             raise TrainingFailure(
-                f"the device is lost to this process ({one_line(error)[:400]}); resume the search "
-                "in a new one, or use --backend ray, which replaces such workers"
+                f"the device is lost to this process ({one_line(error)[:400]}); ended trials are "
+                f"saved: `autopeft resume {folder}` continues in a new process, and with "
+                "--backend ray such workers are replaced"
             ) from error
         executor, self._executor = self._executor, None
         if isinstance(error, Hung) and executor is not None:

@@ -75,7 +75,13 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def is_broken(error: BaseException) -> bool:
-    """Return whether a device reports an error that all later work of this process would meet."""
+    """Return whether a device reports an error that all later work of this process would meet.
+
+    So does a failed communication between devices (NCCL): its partners cannot be reached again.
+    """
+    lost = getattr(torch.distributed, "DistBackendError", None)  # Some builds have no NCCL.
+    if lost is not None and isinstance(error, lost):
+        return True
     kind = getattr(torch, "AcceleratorError", None)
     is_fatal = isinstance(error, RuntimeError) if kind is None else isinstance(error, kind)
     return is_fatal and not is_out_of_memory(error) and " error: " in str(error)

@@ -129,6 +129,24 @@ def test_one_job_waits_while_another_trains(run: Any) -> None:
     assert len(FakeExecutor.made) == 1
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError("CUDA error: device-side assert triggered"),
+        torch.distributed.DistBackendError("NCCL error in: unhandled cuda error"),
+    ],
+)
+def test_a_lost_device_ends_the_search_with_the_line_that_resumes_it(
+    run: Any, error: Exception
+) -> None:
+    with pytest.raises(
+        TrainingFailure, match=r"is lost .*`autopeft resume .*--backend ray"
+    ) as told:
+        run(3, {1: error})
+    assert str(error) in str(told.value)
+    assert "\n" not in str(told.value)
+
+
 def test_steps_are_handed_on(run: Any) -> None:
     assert [(at.number, at.step) for at in run(3, {}).told] == [(0, 3), (1, 3), (2, 3)]
 
