@@ -86,7 +86,8 @@ def search(
     if not output:
         raise SettingsError("output", "", "is missing", "give --output FOLDER")
     workspace = Workspace(output)
-    with _interruptible(workspace), workspace.held(is_new=True) as lock:
+    given = {**given, "output": str(workspace.folder)}
+    with _interruptible(workspace), workspace.copied(), workspace.held(is_new=True) as lock:
         with saved_inputs(given, workspace.folder) as plain:
             asked = merge_settings(plain, {})
             return _search(workspace, asked, callbacks, lock=lock, is_shown=progress)
@@ -116,7 +117,7 @@ def resume(
         True
     """
     workspace = Workspace(folder)
-    with _interruptible(workspace), workspace.held(is_new=False) as lock:
+    with _interruptible(workspace), workspace.copied(), workspace.held(is_new=False) as lock:
         asked = _resumed(workspace.settings(), overrides)
         return _search(workspace, asked, callbacks, lock=lock, is_resumed=True, is_shown=progress)
 

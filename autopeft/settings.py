@@ -330,7 +330,9 @@ class SearchSettings:
     )
 
     # Output
-    output: str = _setting("", "Folder for the results; must be empty or not exist.")
+    output: str = _setting(
+        "", "Folder for the results, or a URL such as s3://bucket/run; must be empty or not exist."
+    )
     storage: str | None = _setting(
         None,
         "Optuna storage: a database URL, grpc://host:port of Optuna's storage proxy, or a path "

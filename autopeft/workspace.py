@@ -18,7 +18,9 @@ from autopeft.errors import SettingsError, StorageError
 from autopeft.settings import FORMER_DEFAULTS, RENAMED, SearchSettings
 from autopeft.utils.files import write_text
 from autopeft.utils.folder_lock import FolderLock, is_of_lock
+from autopeft.utils.remote_folder import PUSH_SECONDS, RemoteFolder, is_url
 from autopeft.utils.serialize import read_json, strict_json
+from autopeft.utils.timer import Timer
 from autopeft.utils.yaml_files import read_yaml
 
 T = TypeVar("T")
@@ -40,15 +42,40 @@ def read_settings(path: str | Path) -> dict[str, Any]:
 
 
 class Workspace:
-    """The output folder of a search; `~` is expanded in its path."""
+    """The output folder of a search; `~` is expanded in its path.
+
+    One that is named by a URL of fsspec is worked on in a copy on this machine.
+    """
 
     def __init__(self, folder: str | Path) -> None:
+        self._remote: RemoteFolder | None = None
+        if is_url(folder):
+            self._remote = RemoteFolder(str(folder))
+            self._remote.pull()
+            folder = self._remote.local
         self.folder = Path(folder).expanduser()
 
     @property
     def shown(self) -> str:
-        """The folder as a shell reads it."""
-        return shlex.quote(str(self.folder))
+        """The folder, or its URL, as a shell reads it."""
+        return shlex.quote(self._remote.url if self._remote is not None else str(self.folder))
+
+    @contextmanager
+    def copied(self) -> Iterator[None]:
+        """Copy the folder to its URL, if it has one, at an interval and at the end of the block.
+
+        Raises:
+            StorageError: if the last copy fails.
+        """
+        if self._remote is None:
+            yield
+            return
+        try:
+            with Timer(self._remote.push, PUSH_SECONDS):
+                yield
+        finally:
+            if (self.folder / SETTINGS).exists():
+                self._remote.push()
 
     @contextmanager
     def held(self, *, is_new: bool) -> Iterator[FolderLock]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+import autopeft
 from autopeft.engine.budget import Spent
 from autopeft.errors import SettingsError, StorageError
 from autopeft.settings import SearchSettings
@@ -94,3 +97,26 @@ def test_columns_that_an_earlier_version_always_wrote_are_recognized_instead(
     assert Workspace(tmp_path).settings().column_names() == {"label": "stars"}
     (tmp_path / "settings.yaml").write_text("model: m\ndata: d.csv\ntext: text\n")
     assert Workspace(tmp_path).settings().column_names() == {"text": "text"}
+
+
+@pytest.mark.slow
+def test_a_search_behind_a_url_is_resumed_on_another_machine(
+    tiny_model: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"file://{tmp_path}/there/run"
+    short: dict[str, Any] = {"steps": 4, "batch_size": 8, "confirm_seeds": 1, "max_finalists": 1}
+    short["backend"] = "local"
+    monkeypatch.setenv("HOME", str(tmp_path / "first"))
+    first = autopeft.search(
+        model=str(tiny_model), data=str(tiny_data), output=url, budget="3trials", **short
+    )
+    shutil.rmtree(first.folder)
+    monkeypatch.setenv("HOME", str(tmp_path / "second"))
+    resumed = autopeft.resume(url, budget="5trials")
+    assert resumed.view.trials["complete"] == 5
+    assert autopeft.SearchResult.read(url).best_config == resumed.best_config
+    assert (tmp_path / "there" / "run" / "report.html").exists()
+    with pytest.raises(StorageError, match="holds another search"):
+        autopeft.search(
+            model=str(tiny_model), data=str(tiny_data), output=url, budget="3trials", **short
+        )
