@@ -128,6 +128,32 @@ def test_running_trials_push_the_next_proposals_apart_in_cost() -> None:
     assert len(np.unique(np.round(logs, 2))) >= 4
 
 
+@pytest.mark.parametrize(("n_running", "n_fits"), [(10, 6), (200, 1)])
+def test_one_model_serves_several_proposals_where_many_trials_run(
+    n_running: int, n_fits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proposer = BayesianSampler(Problem(SPACE, TWO, PRICES, seed=0))
+    rows = history(24) + [
+        tried(SPACE, point_of(trial), "running") for trial in history(n_running, seed=1)
+    ]
+    fitted: list[int] = []
+    fit = GaussianProcess.fit
+
+    def counted(self: GaussianProcess, features: Features, *rest: Any) -> None:
+        fitted.append(len(features.total))
+        fit(self, features, *rest)
+
+    monkeypatch.setattr(GaussianProcess, "fit", counted)
+    keys = set()
+    for _ in range(6):
+        point = proposer.propose(rows)
+        keys.add(point.key)
+        rows.append(tried(SPACE, point, "running"))
+    assert len(keys) == 6
+    assert len(fitted) == 2 * n_fits  # With and without the running trials.
+    assert max(fitted) <= 24 + 128
+
+
 def test_the_design_covers_costs_and_methods() -> None:
     proposer = BayesianSampler(Problem(SPACE, TWO, PRICES, seed=0))
     rows = grow(proposer, N_INITIAL)
