@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from threading import Lock
 from typing import Any
 
 from autopeft.confirm.finalists import confirmed_finalists, mark_lora_baselines, tuned_lora
@@ -76,6 +77,7 @@ class Session:
         self._before = Spent()
         self._budget: BudgetTracker | None = None
         self._dispatcher: Dispatcher | None = None
+        self._booking = Lock()
         self._owner: StudyOwner | None = None
         self._n_workers = 1
         self._beaten = time.monotonic()
@@ -165,7 +167,8 @@ class Session:
             yield
         except UserError:
             if not self._is_resumed:
-                self._workspace.discard()
+                with self._booking:  # Else the timer might write into the folder once more.
+                    self._workspace.discard()
             raise
 
     def _beat(self) -> None:
@@ -177,8 +180,9 @@ class Session:
             self._beaten = time.monotonic()
             self._lock.beat()
         # Of a search that has not begun there is nothing to resume.
-        if (self._workspace.folder / SETTINGS).exists():
-            self._workspace.remember("spent", self._spent())
+        with self._booking:
+            if (self._workspace.folder / SETTINGS).exists():
+                self._workspace.remember("spent", self._spent())
 
     def _beat_study(self) -> None:
         if self._owner is not None:
