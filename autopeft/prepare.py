@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-import platform
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -67,6 +65,7 @@ from autopeft.utils.device import is_here, kind_of
 from autopeft.utils.formatting import human_bytes
 from autopeft.utils.hardware import available_memory_bytes, n_cores, n_parallel_cores, one_thread
 from autopeft.utils.registry import carried
+from autopeft.utils.versions import versions
 
 AUTO_TRIALS_PER_WORKER = {"cpu": 1, "accelerator": 4}
 """Candidates trained together by default. A CPU gains a tenth at 16 rows a step, too little to
@@ -214,6 +213,7 @@ class PreparedSearch:
             prices=self.prices,
             room=self.room,
             is_elastic=self.is_elastic,
+            versions=versions(),
         )
 
 
@@ -876,9 +876,3 @@ def _workers(
         workers = "1 worker" if feeding == 1 else f"{feeding} workers"
         note(f"{workers} on {n_cores()} cores; --workers overrides")
     return feeding, 0.0
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of the packages that matter, by name."""
-    names = ("autopeft", "torch", "transformers", "peft", "optuna", "ray", "datasets")
-    return {name: version(name) for name in names} | {"python": platform.python_version()}

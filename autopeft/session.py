@@ -24,7 +24,7 @@ from autopeft.errors import StorageError, StorageFailure, UserError
 from autopeft.inputs import Inputs, model_digests, rows_digest
 from autopeft.integrations.trackers.registry import destinations, make_trackers
 from autopeft.planning import fitted
-from autopeft.prepare import PreparedSearch, prepare, versions
+from autopeft.prepare import PreparedSearch, prepare
 from autopeft.reporting.front_view import FrontView, view
 from autopeft.reporting.markup import front_markdown
 from autopeft.reporting.record import AdapterScore, BudgetReport, SearchRecord
@@ -44,6 +44,7 @@ from autopeft.utils.formatting import counted, one_line
 from autopeft.utils.serialize import to_plain
 from autopeft.utils.signals import terminable, uninterrupted
 from autopeft.utils.timer import Timer
+from autopeft.utils.versions import versions
 from autopeft.workspace import SETTINGS, Workspace
 
 _SHOWN = ("model", "data", "task", "evaluate", "budget")

@@ -22,6 +22,7 @@ from autopeft.training.packing import Packing
 from autopeft.training.precision import Precision, autocast, choose_precision, rounded_once
 from autopeft.training.setup import TrainingSetup
 from autopeft.utils.device import is_accelerator
+from autopeft.utils.versions import mismatch, versions
 
 
 class LoadedModel:
@@ -37,6 +38,7 @@ class LoadedModel:
 
     def __init__(self, context: WorkerContext) -> None:
         self.context = context
+        self._mismatch = mismatch(context.versions, versions())
         settings, data, device = context.settings, context.data, context.device
         assert data is not None, "a search without data has another executor"
         task = named_task(settings).bound(data)
@@ -123,8 +125,9 @@ class LoadedModel:
 
     @property
     def problem(self) -> str:
-        """What the user should know of the activation cache; "" if nothing."""
-        return "" if self._cache is None else self._cache.problem
+        """What the user should know of this worker and its activation cache; "" if nothing."""
+        cache = "" if self._cache is None else self._cache.problem
+        return "; ".join(filter(None, (self._mismatch, cache)))
 
     def setup_above(self, lowest_layer: int | None) -> TrainingSetup:
         """Return the setup with the cache below the lowest adapted block, None if there is none."""

@@ -42,6 +42,7 @@ class WorkerContext:
         room: Bytes that a worker can allocate on its device; None: not known.
         base_model: Name and revision of the base model, where `settings.model` is a copy of it on
             this machine; None: `settings` say it.
+        versions: Packages of the driver; a worker that has others says so.
         is_elastic: Whether all workers are used that a cluster has room for, as nodes join and
             leave.
 
@@ -67,6 +68,7 @@ class WorkerContext:
     room: float | None = None
     base_model: tuple[str, str | None] | None = None
     is_elastic: bool = False
+    versions: Mapping[str, str] = field(default_factory=dict)
 
     def left_beside(self, candidates: Sequence[Candidate]) -> float:
         """Return the bytes that training candidates together leaves on the device; inf: unknown."""

@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from autopeft.costs import BlockCosts, Usage
 from autopeft.costs.usage import ENCODER, HIDDEN, Sources, independent_sets
+from autopeft.errors import ModelError
 from autopeft.methods import EXPERT_ROLES
 from autopeft.profiling.counters import (
     Run,
@@ -142,7 +143,12 @@ class BlockProbe:
         self.has_encoder = self.encoder in given and self.encoder != self.hidden
 
     def price(self) -> BlockCosts:
-        """Run the block for every set of sources."""
+        """Run the block for every set of sources.
+
+        Raises:
+            ModelError: if experts are not multiplied in a way that is known, so that their adapters
+                would seem to cost nothing.
+        """
         names = [
             *self.modules,
             *self.experts.values(),
@@ -154,6 +160,13 @@ class BlockProbe:
         }
         usages = {sources: self._usage(sources, reach) for sources in independent_sets(reach)}
         run, seen = self._run(frozenset())
+        if unseen := [role for role in self.experts.values() if role not in seen.inputs]:
+            raise ModelError(
+                "model",
+                type(self.model).__name__,
+                f"cannot be priced: how it multiplies {', '.join(unseen)} is not known",
+                'use experts_implementation="grouped_mm" in its configuration',
+            )
         whole, _ = self._run(frozenset({HIDDEN}))
         hidden_bytes = float(self.call.hidden.numel() * self.call.hidden.element_size())
         tokens = {role: read.numel() / read.shape[-1] for role, read in seen.inputs.items()}

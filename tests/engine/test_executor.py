@@ -417,3 +417,14 @@ def test_hundreds_of_trials_leave_nothing_behind(tiny_model: Path, tiny_data: Pa
     assert held[_TRIALS] == held[2 * _PLANS], held
     assert len(precision._COPIES) < 100
     assert_same_state(before, state_of(executor.backbone))
+
+
+def test_a_worker_with_another_torch_says_so(ready: PreparedSearch) -> None:
+    context = replace(ready.context(), versions={"torch": "1.0.0", "peft": "0.0"})
+    executor = Executor(context)
+    executor.begin(_jobs()[:1])
+    message = executor.advance()[0]
+    executor.clear()
+    assert isinstance(message, RungMessage)
+    assert f"torch {torch.__version__.partition('+')[0]}" in message.warning
+    assert "the driver 1.0.0" in message.warning

@@ -20,6 +20,7 @@ from autopeft.errors import ModelError
 from autopeft.models.attach import attach
 from autopeft.models.backbone import Backbone, build_meta
 from autopeft.plan import MODEL, AdapterPlan, Candidate, LayerSpec
+from autopeft.profiling import block
 from autopeft.profiling.counters import run_and_count, storage_id
 from autopeft.profiling.measure import price_table
 
@@ -295,6 +296,19 @@ def test_experts_are_priced_by_the_tokens_they_see(
     assert table.price(candidate).train_flops == pytest.approx(
         counter.get_total_flops() + experts, rel=0.02
     )
+
+
+def test_experts_that_are_multiplied_in_an_unknown_way_are_not_priced_at_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(block, "_PRODUCTS", ("einsum",))
+    with pytest.raises(ModelError, match=r"experts\.gate_up, experts\.down is not known"):
+        price_table(
+            build("mixtral", device="meta"),
+            batch_size=_ROWS,
+            mean_length=_LENGTH,
+            longest_length=_LENGTH,
+        )
 
 
 def test_a_model_of_70_billion_is_priced_without_its_weights() -> None:
