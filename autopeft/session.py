@@ -462,7 +462,8 @@ def _untried(
 
 def _n_proposals(trials: Sequence[Trial]) -> int:
     """Return the number of ended trials that the searcher thought of itself."""
-    return sum(t.origin in ("design", "search") and t.state != "running" for t in trials)
+    ended = [t for t in trials if t.state != "running" and t.reason != INTERRUPTED]
+    return sum(t.origin in ("design", "search") for t in ended)
 
 
 def _sum(first: Mapping[str, float], second: Mapping[str, float]) -> dict[str, float]:

@@ -16,7 +16,7 @@ import yaml
 
 from autopeft.errors import SettingsError, StorageError
 from autopeft.settings import FORMER_DEFAULTS, RENAMED, SearchSettings
-from autopeft.utils.files import write_text
+from autopeft.utils.files import remove_drafts, write_text
 from autopeft.utils.folder_lock import FolderLock, is_of_lock
 from autopeft.utils.remote_folder import PUSH_SECONDS, RemoteFolder, is_url
 from autopeft.utils.serialize import read_json, strict_json
@@ -97,11 +97,14 @@ class Workspace:
         is_unused = is_new
         try:
             if is_new:
+                remove_drafts(self.folder, SETTINGS)
                 try:
                     self.check_free()
                 except StorageError:
                     is_unused = False
                     raise
+            else:
+                remove_drafts(self.folder)
             yield lock
         finally:
             lock.release(is_unused=is_unused and not (self.folder / SETTINGS).exists())

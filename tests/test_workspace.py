@@ -120,3 +120,15 @@ def test_a_search_behind_a_url_is_resumed_on_another_machine(
         autopeft.search(
             model=str(tiny_model), data=str(tiny_data), output=url, budget="3trials", **short
         )
+
+
+def test_a_search_that_was_killed_as_it_wrote_its_settings_can_be_begun_again(
+    tmp_path: Path,
+) -> None:
+    """Regression: the folder was "not empty", and nothing in it could be resumed."""
+    workspace = Workspace(tmp_path / "run")
+    workspace.folder.mkdir()
+    for left in (".lock", ".settings.yaml.abc.draft"):  # as a killed process leaves them
+        (workspace.folder / left).touch()
+    with workspace.held(is_new=True):
+        assert not list(workspace.folder.glob("*.draft"))

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-import tempfile
 import threading
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
@@ -40,6 +38,7 @@ from autopeft.training.step_clock import StepClock
 from autopeft.trial import RungReport
 from autopeft.utils.formatting import one_line
 from autopeft.utils.quiet import without_bars
+from autopeft.utils.scratch import scratch_folder
 
 _SECONDS_AT_REPORT = 0.5
 """How long a function that waits at a report may take to leave."""
@@ -178,11 +177,11 @@ class _Call:
     def _message(self) -> Message:
         function = EVALUATORS.resolve("evaluate", self._context.settings.evaluate)
         is_confirming = self._job.kind == "confirm"
-        with tempfile.TemporaryDirectory(prefix="autopeft-") as folder:
+        with scratch_folder() as folder:
             report = TrialReport(
                 rungs=self._context.rungs,
                 is_confirming=is_confirming,
-                folder=Path(folder),
+                folder=folder,
                 send=self._send,
                 clock=self._clock,
             )
@@ -191,7 +190,7 @@ class _Call:
             metrics, rows = parse_result(returned, self._quality)
             files = {
                 str(path.relative_to(folder)): path.read_bytes()
-                for path in sorted(Path(folder).rglob("*") if is_confirming else ())
+                for path in sorted(folder.rglob("*") if is_confirming else ())
                 if path.is_file()
             }
         activity = self._activity()

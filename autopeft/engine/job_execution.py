@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 from autopeft.confirm.finalists import CUT_DIVISORS, Compressed, SeedScore
 from autopeft.costs import Price
@@ -32,6 +30,7 @@ from autopeft.training.latency import measure_latency_ms
 from autopeft.training.step_clock import StepClock
 from autopeft.training.trainer import Trainer
 from autopeft.utils.formatting import one_line
+from autopeft.utils.scratch import scratch_folder
 
 N_DRAWS = 1000
 """Resamples of the test rows, for a quality that is no mean over them."""
@@ -169,10 +168,10 @@ class JobExecution:
         scale = self._base.setup.data.output_scale or OutputScale()
         settings = context.settings
         base_model, revision = context.base_model or (settings.model, settings.model_revision)
-        with tempfile.TemporaryDirectory() as folder:
+        with scratch_folder() as folder:
             save_adapter(
                 attached,
-                Path(folder),
+                folder,
                 base_model=base_model,
                 revision=revision,
                 extra={
@@ -185,7 +184,7 @@ class JobExecution:
             )
             files = {
                 str(path.relative_to(folder)): path.read_bytes()
-                for path in sorted(Path(folder).rglob("*"))
+                for path in sorted(folder.rglob("*"))
                 if path.is_file()
             }
         self._attach_seconds += time.perf_counter() - started

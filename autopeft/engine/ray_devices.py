@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,6 +22,7 @@ from autopeft.training.precision import Precision
 from autopeft.utils.device import DEFAULT
 from autopeft.utils.formatting import one_line
 from autopeft.utils.registry import restore
+from autopeft.utils.scratch import scratch_folder
 
 T = TypeVar("T")
 
@@ -131,8 +131,8 @@ def _speed(
 ) -> tuple[Speed, float, Precision]:
     if context.carried is not None:
         restore(context.carried)
-    with tempfile.TemporaryDirectory() as folder:
-        context = with_model(replace(context, cache_folder=folder), files)
+    with scratch_folder() as folder:
+        context = with_model(replace(context, cache_folder=str(folder)), files)
         context = replace(context, cache_folder=None)
         return measure_speed(context, measured, average, prices, **options)
 

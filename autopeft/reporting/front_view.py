@@ -19,7 +19,7 @@ from autopeft.plan import Candidate
 from autopeft.plan_text import plan_summary
 from autopeft.reporting.record import AdapterScore, BudgetReport, SearchRecord
 from autopeft.tasks.summary import DataSummary
-from autopeft.trial import Trial, oriented
+from autopeft.trial import INTERRUPTED, Trial, oriented
 from autopeft.utils.pareto import non_dominated
 from autopeft.utils.serialize import finite
 
@@ -92,7 +92,7 @@ class FrontView:
         best: Digest of the pick.
         baseline: The tuned LoRA.
         reference: The empty plan. It is shown beside the front and never competes with a member.
-        trials: Number of trials by state.
+        trials: Number of trials by state, without those that were interrupted and run again.
         dominated_finalists: Finalists that others dominate on the reported numbers.
         unconfirmed: Members of the search's front that were not retrained; validation numbers.
         unsearched: Path inside a block -> share of the blocks' parameters that have no role there;
@@ -196,7 +196,7 @@ def view(record: SearchRecord) -> FrontView:
         text = f"no member of the front keeps pick={record.pick}, so none is the pick"
         warnings = (*warnings, text)
     unconfirmed = [e for e in unconfirmed if e.candidate.plan.specs] if finalists else []
-    counts = Counter(trial.state for trial in record.trials)
+    counts = Counter(trial.state for trial in record.trials if trial.reason != INTERRUPTED)
     layers = (spec.layer for trial in record.trials for spec in trial.plan.specs)
     return FrontView(
         objectives=objectives,
@@ -311,7 +311,7 @@ def _split(
 
 def _failed(record: SearchRecord) -> tuple[Trial, ...]:
     """Return the trials of adapters if all of them failed; the bare model needs no training."""
-    adapters = tuple(trial for trial in record.trials if trial.plan.specs)
+    adapters = tuple(t for t in record.trials if t.plan.specs and t.reason != INTERRUPTED)
     return adapters if all(trial.state == "failed" for trial in adapters) else ()
 
 

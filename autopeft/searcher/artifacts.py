@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from optuna.artifacts.exceptions import ArtifactNotFound
 
 from autopeft.errors import StorageError
 from autopeft.utils.files import contained
+from autopeft.utils.scratch import scratch_folder
 
 MAX_ADAPTER_BYTES = 64 * 2**20
 """A larger adapter is not stored a second time."""
@@ -82,13 +82,13 @@ def save_artifacts(
     left_out = []
     for path in files:
         save(path)
-    with tempfile.TemporaryDirectory() as drafts:
+    with scratch_folder() as drafts:
         for name, place in adapters.items():
             parts = sorted(path for path in place.rglob("*") if path.is_file())
             if sum(path.stat().st_size for path in parts) > MAX_ADAPTER_BYTES:
                 left_out.append(name)
                 continue
-            draft = Path(drafts) / f"{name}.zip"
+            draft = drafts / f"{name}.zip"
             # Weights do not compress.
             with zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED) as archive:
                 for path in parts:

@@ -270,7 +270,11 @@ class SearchController:
     def _baseline_due(self) -> Candidate | None:
         """Now and then another LoRA, so that LoRA is tuned as hard as everything else."""
         # A failed one tells half as much.
-        failed = [t.state == "failed" for t in self._trials.values() if t.origin == "baseline"]
+        failed = [
+            trial.state == "failed"
+            for trial in self._trials.values()
+            if trial.origin == "baseline" and trial.reason != INTERRUPTED
+        ]
         n_baselines = len(failed) - sum(failed) / 2
         n_searched = self._counts["search"] + self._counts["design"]
         if not self._n_baselines or n_baselines > self._n_baselines + n_searched / _ONE_LORA_IN:
@@ -546,6 +550,9 @@ class SearchController:
         return changed
 
     def _note_end(self, trial: Trial) -> None:
+        if trial.reason == INTERRUPTED:
+            self._counts[trial.origin] -= 1  # Its candidate is trained again.
+            return
         self._counts[trial.state] += 1
         self.last_ended = trial
         if trial.origin in _STARTS and trial.state == "failed" and trial.reason != INTERRUPTED:
@@ -595,7 +602,10 @@ class SearchController:
             return tuple(t for t in self._trials.values() if t.state == "running")
 
     def counts(self) -> dict[str, int]:
-        """Return the number of ended trials by state: complete, pruned, failed."""
+        """Return the number of ended trials by state: complete, pruned, failed.
+
+        A trial that was interrupted is none of them: its candidate is trained again.
+        """
         with self._lock:
             self._settle()
             return {state: self._counts[state] for state in ("complete", "pruned", "failed")}

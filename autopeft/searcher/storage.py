@@ -40,6 +40,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from autopeft.errors import StorageError, StorageFailure
 from autopeft.searcher.journal import CheckedJournal, check_journal
 from autopeft.utils.quiet import ignored
+from autopeft.utils.signals import postponed
 
 T = TypeVar("T")
 
@@ -288,7 +289,8 @@ class RetryingStorage(_Storage):
         began, wait, is_told = time.monotonic(), _FIRST_WAIT, False
         while True:
             try:
-                result = call(*arguments, **named)
+                with postponed():
+                    result = call(*arguments, **named)
                 self._is_given_up = False
                 if wait != _FIRST_WAIT:
                     self.seconds_waited += time.monotonic() - began

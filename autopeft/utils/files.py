@@ -14,6 +14,7 @@ from autopeft.errors import StorageError
 from autopeft.utils.formatting import one_line
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_DRAFT = ".draft"
 
 
 def is_full(error: OSError) -> bool:
@@ -44,7 +45,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def _write_bytes(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_DRAFT)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
@@ -60,6 +61,20 @@ def _write_bytes(path: Path, content: bytes) -> None:
 def write_text(path: Path, content: str) -> None:
     """Replace a file atomically with UTF-8 text; lone surrogates become `?`."""
     write_bytes(path, content.encode("utf-8", errors="replace"))
+
+
+def remove_drafts(folder: Path, of: str | None = None) -> None:
+    """Remove what a killed process had begun to write in a folder that nobody else writes to.
+
+    Args:
+        folder: The folder.
+        of: Name of a file in it whose drafts go; None for those of everything below the folder.
+    """
+    for path in list(folder.glob(f"**/.*{_DRAFT}" if of is None else f".{of}.*{_DRAFT}")):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def contained(folder: Path, name: str | Path) -> Path:
@@ -106,7 +121,7 @@ def replaced_folder(target: Path) -> Iterator[Path]:
 @contextmanager
 def _replaced_folder(target: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    draft = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=_DRAFT))
     try:
         yield draft
         for path in draft.rglob("*"):

@@ -30,6 +30,28 @@ def uninterrupted() -> Iterator[None]:
 
 
 @contextmanager
+def postponed() -> Iterator[None]:
+    """Let a block run to its end before it is interrupted; a second signal interrupts it at once.
+
+    An exception out of nowhere in the middle of a transaction leaves it, and what made it, in a
+    state that its library does not expect.
+    """
+    came: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        if came:
+            raise KeyboardInterrupt
+        came.append(number)
+
+    try:
+        with _handled((signal.SIGINT, *_ENDING), note):
+            yield
+    finally:
+        for number in came:
+            signal.raise_signal(number)
+
+
+@contextmanager
 def _handled(signals: tuple[signal.Signals, ...], handler: Any) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from decimal import Decimal
 from functools import partial
@@ -9,11 +10,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import optuna
 import pytest
 import torch
 from optuna.artifacts import get_all_artifact_meta
 from optuna.exceptions import StorageInternalError
 from optuna.storages import InMemoryStorage
+from sqlalchemy.orm import Session
 
 from autopeft.costs.topology import Topology
 from autopeft.searcher.controller import SearchController
@@ -163,3 +166,21 @@ def test_what_is_no_number_is_refused_and_changes_nothing(value: Any) -> None:
     assert controller.trials() == ()
     controller.tell(trial, score=0.5)
     assert controller.counts()["complete"] == 1
+
+
+def test_a_write_is_interrupted_when_it_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Regression: SIGTERM in the middle of a commit was SQLAlchemy's AssertionError (issue 18)."""
+    study = optuna.create_study(storage=open_storage(tmp_path / "a.db"))
+    commit = Session.commit
+
+    def interrupted(session: Session) -> None:
+        signal.raise_signal(signal.SIGINT)
+        commit(session)
+
+    monkeypatch.setattr(Session, "commit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        study.set_user_attr("verdict", "yes")
+    monkeypatch.undo()
+    assert study.user_attrs == {"verdict": "yes"}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from autopeft.errors import StorageError
-from autopeft.utils.files import contained, replaced_folder, write_text
+from autopeft.utils.files import contained, remove_drafts, replaced_folder, write_text
 
 
 def test_a_failed_write_leaves_the_old_file(
@@ -56,6 +58,33 @@ def test_a_failed_folder_leaves_the_old_one(tmp_path: Path) -> None:
         fail()
     assert os.listdir(tmp_path) == ["adapter"]
     assert os.listdir(target) == ["old.txt"]
+
+
+_DIES = """
+import os, sys
+from pathlib import Path
+from autopeft.utils.files import replaced_folder, write_bytes
+os.replace = lambda *_: os._exit(9)  # as if killed
+if sys.argv[2] == "file":
+    write_bytes(Path(sys.argv[1]), b"new")
+with replaced_folder(Path(sys.argv[1])) as draft:
+    (draft / "weights").touch()
+"""
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_a_killed_process_had_begun_to_write_is_removed(tmp_path: Path, kind: str) -> None:
+    """Regression: it stayed in the run folder for ever."""
+    place = tmp_path / "state" / "spent.json"
+    dies = [sys.executable, "-c", _DIES, str(place), kind]
+    assert subprocess.run(dies, check=False).returncode == 9
+    (left,) = place.parent.iterdir()
+    for kept in (place.parent / ".notes", tmp_path / "notes.draft"):
+        kept.touch()
+    remove_drafts(tmp_path, "spent.json")
+    assert left.exists()
+    remove_drafts(tmp_path)
+    assert {path.name for path in tmp_path.rglob("*")} == {"state", ".notes", "notes.draft"}
 
 
 def test_a_link_does_not_lead_out_of_a_folder(tmp_path: Path) -> None:

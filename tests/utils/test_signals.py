@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from autopeft.utils.signals import terminable, uninterrupted
+from autopeft.utils.signals import postponed, terminable, uninterrupted
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
@@ -32,6 +32,34 @@ def test_a_report_is_written_to_its_end() -> None:
     with terminable(), uninterrupted():
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_write_ends_before_it_is_interrupted(number: signal.Signals) -> None:
+    done = []
+
+    def write() -> None:
+        with postponed():
+            signal.raise_signal(number)
+            done.append(1)
+
+    with pytest.raises(KeyboardInterrupt), terminable():
+        write()
+    assert done
+
+
+def test_a_second_signal_does_not_wait() -> None:
+    done = []
+
+    def write() -> None:
+        with postponed():
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            done.append(1)
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert not done
 
 
 def test_a_thread_installs_nothing() -> None:
