@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from autopeft.searcher.samplers.optuna_adapters import AutoPeftSampler
     from autopeft.searcher.samplers.registry import register_sampler
     from autopeft.searcher.space.space import SearchSpace
+    from autopeft.serving.servers import check_export
     from autopeft.settings import SearchSettings
     from autopeft.tasks.base import Evaluation, Task
     from autopeft.tasks.batch import Batch
@@ -69,6 +70,7 @@ _NAMES = {
     "autopeft.searcher.samplers.optuna_adapters": ("AutoPeftSampler",),
     "autopeft.searcher.samplers.registry": ("register_sampler",),
     "autopeft.searcher.space.space": ("SearchSpace",),
+    "autopeft.serving.servers": ("check_export",),
     "autopeft.settings": ("SearchSettings",),
     "autopeft.tasks.base": ("Evaluation", "Task"),
     "autopeft.tasks.batch": ("Batch",),
@@ -122,6 +124,7 @@ __all__ = [
     "WorkerContext",
     "__version__",
     "advise",
+    "check_export",
     "encode_texts",
     "export",
     "init",

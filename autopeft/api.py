@@ -14,6 +14,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autopeft.costs.constraints import parse_bytes
 from autopeft.costs.objectives import COSTS, Cost, find_cost, with_costs
 from autopeft.costs.price import PricedRow, PriceList
 from autopeft.engine.backend import BACKENDS, check_backend
@@ -23,6 +24,7 @@ from autopeft.integrations.trackers.registry import TRACKERS
 from autopeft.saved_inputs import saved_inputs
 from autopeft.searcher.pruners.registry import PRUNERS
 from autopeft.searcher.samplers.registry import SAMPLERS
+from autopeft.serving.servers import find_server
 from autopeft.settings import RESUMABLE, SearchSettings
 from autopeft.tasks.registry import TASKS, check_task
 from autopeft.utils.files import write_text
@@ -423,31 +425,37 @@ def export(
     folder: str | Path,
     *,
     pick: str = "best",
-    format: str = "peft",
+    format: str | None = None,
+    server: str | None = None,
     to: str | Path,
     max_rank: int | None = None,
     allow_lossy: bool = False,
     device: str | None = None,
     dtype: str | None = None,
+    max_shard_size: str | None = None,
 ) -> Exported:
-    """Write one member as an adapter ("peft"), as one LoRA ("lora") or as a model ("merged").
+    """Write one member as an adapter, as one LoRA or as a model, with tokenizer and model card.
 
     Args:
         folder: The search's output folder.
         pick: "best", "knee", "baseline", the start of a digest, or a limit on a cost.
-        format: "peft", "lora" or "merged".
+        format: "peft", "lora", "merged" or "gguf"; None: the server's format, or "peft".
+        server: What will load it: "peft", "vllm", "sglang", "llamacpp", "ollama", "mlx" or
+            "transformers"; `--for` on the command line. The result keeps the server's rules.
         to: Folder to write; it must be new or empty.
-        max_rank: For "lora": the highest rank of a module; None: 128.
-        allow_lossy: For "lora": take the nearest LoRA where no exact one exists.
+        max_rank: For "lora" and "gguf": the highest rank of a module; None: 128.
+        allow_lossy: For "lora" and "gguf": take the nearest LoRA where no exact one exists.
         device: Where to compute, as torch names it; default: the CPU.
-        dtype: Type of a merged model's weights; default: "float32".
+        dtype: Type of a merged model's weights; default: the base model's own.
+        max_shard_size: For "merged": the largest file of weights; None: "5GB".
 
     Returns:
-        The folder, and the largest logit difference from the adapter on validation rows.
+        The folder, the command that serves it, and the largest logit difference from the adapter
+        on validation rows.
 
     Raises:
-        UserError: if there is no such member, the folder is taken, or the format cannot hold the
-            plan.
+        UserError: if there is no such member, the folder is taken, or the format or the server
+            cannot hold the plan.
 
     Example:
         >>> exported = autopeft.export("runs/first", pick="best", to="exported")
@@ -456,6 +464,8 @@ def export(
     """
     from autopeft.result import SearchResult
 
+    if server is not None:
+        find_server(server)
     result = SearchResult.read(folder)
     member = result.pick(pick)
     target = Path(to).expanduser()
@@ -468,23 +478,36 @@ def export(
     if max_rank is not None and max_rank < 1:
         raise SettingsError("max_rank", max_rank, "`max_rank >= 1` must hold", "use e.g. 64")
     with paused_gc():
-        from autopeft.models.export import export_adapter
+        from autopeft.models.export import MAX_SHARD_SIZE, chosen_format, export_adapter
         from autopeft.models.lora_conversion import MAX_RANK
         from autopeft.prepare import validation_rows
         from autopeft.reporting.model_card import model_card
+    if max_shard_size is not None:
+        parse_bytes("max_shard_size", max_shard_size)
+    is_copied = chosen_format(format, server) == "peft"
     exported = export_adapter(
         result.base_model,
         member.folder,
         target,
         format=format,
-        rows=None if format == "peft" else validation_rows(Workspace(folder).settings()),
+        server=server,
+        rows=None if is_copied else validation_rows(Workspace(folder).settings()),
         max_rank=max_rank or MAX_RANK,
         allow_lossy=allow_lossy,
         device=device or "cpu",
-        dtype=dtype or "float32",
+        dtype=dtype,
+        max_shard_size=max_shard_size or MAX_SHARD_SIZE,
     )
     plan = read_json(member.folder / "plan.json", dict[str, Any], remedy="resume the search")
-    card = model_card(result.view, member.digest, format=format, notes=exported.notes(), plan=plan)
+    card = model_card(
+        result.view,
+        member.digest,
+        format=exported.format,
+        notes=exported.notes(),
+        plan=plan,
+        serve=exported.serve,
+        head_file=exported.head_file,
+    )
     write_text(target / "README.md", card)
     return exported
 

@@ -15,6 +15,8 @@ import click
 
 from autopeft import api
 from autopeft.errors import AutoPeftError, SearchInterrupted, TrainingFailure, printable
+from autopeft.serving.servers import SERVERS
+from autopeft.serving.servers import check_export as check
 from autopeft.settings import RESUMABLE, SearchSettings
 from autopeft.tasks.registry import TASKS
 from autopeft.utils.formatting import one_line, without_numbers
@@ -191,11 +193,15 @@ def report(folder: str) -> None:
 @click.option(
     "--format",
     "format_",
-    type=click.Choice(["peft", "lora", "merged"]),
-    default="peft",
-    show_default=True,
-    help="peft: the adapter alone; lora: a mixed plan as one LoRA that any server of LoRA loads; "
-    "merged: a full model folder that transformers loads.",
+    type=click.Choice(["peft", "lora", "merged", "gguf"]),
+    help="peft: the adapter alone; lora: a mixed plan as one LoRA; merged: a full model folder "
+    "that transformers loads; gguf: one LoRA for llama.cpp and Ollama. "
+    "[default: that of --for, or peft]",
+)
+@click.option(
+    "--for",
+    "server",
+    help=f"What will load it: {', '.join(SERVERS)}. It chooses the format and keeps the rules.",
 )
 @click.option("--to", required=True, type=click.Path(), help="Folder to write; must not exist.")
 @click.option("--max-rank", type=int, help="lora: the highest rank of a module [default: 128]")
@@ -205,33 +211,36 @@ def report(folder: str) -> None:
     help="lora: take the nearest LoRA where a layer has no equal one.",
 )
 @click.option("--device", help="Where to compute, e.g. cuda. [default: cpu]")
-@click.option("--dtype", help="merged: type of the weights, e.g. bfloat16. [default: float32]")
-def export(
-    folder: str,
-    pick: str,
-    format_: str,
-    to: str,
-    max_rank: int | None,
-    allow_lossy: bool,
-    device: str | None,
-    dtype: str | None,
-) -> None:
+@click.option(
+    "--dtype", help="merged: type of the weights, e.g. bfloat16. [default: the base model's]"
+)
+@click.option("--max-shard-size", help="merged: the largest file of weights. [default: 5GB]")
+def export(folder: str, format_: str | None, **flags: Any) -> None:
     """Write one member of the front in FOLDER as an adapter, as one LoRA or as a merged model."""
-    written = api.export(
-        folder,
-        pick=pick,
-        format=format_,
-        to=to,
-        max_rank=max_rank,
-        allow_lossy=allow_lossy,
-        device=device,
-        dtype=dtype,
-    )
+    written = api.export(folder, format=format_, **flags)
     for line in written.notes():
         echo(line)
-    if format_ != "peft" and written.largest_difference is None:
+    if written.format != "peft" and written.largest_difference is None:
         echo("logits not compared: the search's data can no longer be read")
     echo(f"written: {written.folder}")
+    if written.serve:
+        echo(f"serve: {written.serve}")
+
+
+@app.command("check-export")
+@click.argument("folder", type=click.Path())
+@click.option("--for", "server", required=True, help=f"The server: {', '.join(SERVERS)}.")
+def check_export(folder: str, server: str) -> int:
+    """Check whether a server would load the adapter in FOLDER rightly; exit with 1 if not.
+
+    Each broken rule is one line, with the file of the server's source that it was read in.
+    """
+    broken = check(folder, server)
+    for line in broken:
+        echo(line)
+    if not broken:
+        echo(f"{folder} keeps the {len(SERVERS[server].rules)} rules of {server}")
+    return 1 if broken else 0
 
 
 @app.command()

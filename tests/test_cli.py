@@ -70,6 +70,9 @@ def test_help_needs_neither_torch_nor_ray(fresh_python: Callable[[str], str]) ->
         (["search", "--model", "m", "--data", "d", "--budget", "5", "--output", "x"], "budget"),
         (["resume", "."], "holds no search"),
         (["export", ".", "--to", "y"], "holds no search"),
+        (["export", ".", "--for", "vlm", "--to", "y"], "did you mean 'vllm'"),
+        (["check-export", ".", "--for", "vlm"], "did you mean 'vllm'"),
+        (["check-export", "none", "--for", "vllm"], "no such folder"),
         (["report", "."], "holds no search"),
         (["dashboard", "."], "holds no search"),
         (["fly"], "fly"),
@@ -84,6 +87,24 @@ def test_a_mistake_is_one_line_and_status_2(
     assert len(done.stderr.strip().splitlines()) == 1
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_check_export_prints_each_broken_rule_and_exits_with_1(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"r": 8, "use_dora": true}')
+    done = CliRunner().invoke(cli.app, ["check-export", str(tmp_path), "--for", "vllm"])
+    lines = done.output.splitlines()
+    assert any("is no DoRA" in line and "vllm/lora/peft_helper.py" in line for line in lines)
+    assert all(line.startswith("vllm: must hold: ") for line in lines)
+    assert (
+        CliRunner().invoke(cli.app, ["check-export", ".", "--for", "mlx"]).output.count("\n") == 1
+    )
+    code = "from autopeft.cli import main; main()"
+    status = subprocess.run(
+        [sys.executable, "-c", code, "check-export", str(tmp_path), "--for", "vllm"],
+        capture_output=True,
+        check=False,
+    ).returncode
+    assert status == 1
 
 
 def test_the_end_of_a_file_is_no_interruption(

@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
-from autopeft.errors import AdapterError, SettingsError
+from autopeft.errors import AdapterError, ModelError, SettingsError
+from autopeft.models.adapter_files import HEAD_FILE
 from autopeft.models.attach import Attached
-from autopeft.models.backbone import load_processor, load_tokenizer
-from autopeft.models.loading import prepare_config, restore_config
+from autopeft.models.backbone import load_backbone, load_processor, load_tokenizer
+from autopeft.models.gguf_lora import write_gguf, write_modelfile
+from autopeft.models.loading import own_dtype, prepare_config, restore_config
 from autopeft.models.lora_conversion import MAX_RANK, export_lora
-from autopeft.models.merging import merged
+from autopeft.models.merging import cast, merged
 from autopeft.models.quantization import NONE
 from autopeft.models.saving import checked_dtype, load_adapter, load_attached, save_adapter
+from autopeft.serving.servers import check_export, find_server
 from autopeft.utils.files import replaced_folder
 from autopeft.utils.quiet import quiet_transformers
 
-FORMATS = ("peft", "lora", "merged")
+FORMATS = ("peft", "lora", "merged", "gguf")
 """The formats of `export_adapter`."""
+
+FLOAT = "float32"
+"""Type in which adapters are computed."""
+
+MAX_SHARD_SIZE = "5GB"
+"""Default of `export_adapter`: the largest file of a merged model."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +47,13 @@ class Exported:
         largest_logit: The largest of the adapter's own logits, for comparison.
         n_rows: Rows compared.
         lost: Module path -> why its adapter was not, or not fully, exported.
+        missing: What is not beside the adapter, and why, one line each.
+        rank: The rank of all modules of a LoRA; 0 for other formats.
+        head_file: File of the new head, if it is one of its own; else "".
+        format: The format.
+        server: The server that it was written for; "" if for none.
+        serve: The command that serves it; "" if there is none.
+        pushed_to: Address on the hub; "" if it was not pushed.
     """
 
     folder: Path
@@ -42,10 +61,20 @@ class Exported:
     largest_logit: float | None = None
     n_rows: int = 0
     lost: Mapping[str, str] = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
+    rank: int = 0
+    head_file: str = ""
+    format: str = "peft"
+    server: str = ""
+    serve: str = ""
+    pushed_to: str = ""
 
     def notes(self) -> list[str]:
-        """Return what was lost and how far the logits differ, one line each."""
+        """Return what was lost or is missing, and how far the logits differ, one line each."""
         lines = [f"lost: {path}: {why}" for path, why in self.lost.items()]
+        lines += self.missing
+        if self.head_file:
+            lines.append(f"the new head is in {self.head_file}: {self.server} loads none")
         if self.largest_difference is not None:
             lines.append(
                 f"largest logit difference on {self.n_rows} validation rows: "
@@ -54,17 +83,35 @@ class Exported:
         return lines
 
 
+def chosen_format(format: str | None, server: str | None) -> str:
+    """Return the format to write: a server's own, if one is named, or else "peft".
+
+    Raises:
+        SettingsError: if there is no such format or server, or the two contradict each other.
+    """
+    if format is not None and format not in FORMATS:
+        raise SettingsError("format", format, "no such format", f"use one of {', '.join(FORMATS)}")
+    if server is None:
+        return format or "peft"
+    own = find_server(server).format
+    if format is not None and format != own:
+        raise SettingsError("format", format, f"--for {server} writes {own}", "drop --format")
+    return own
+
+
 def export_adapter(
     base_model: str,
     folder: str | Path,
     target: str | Path,
     *,
-    format: str,
+    format: str | None = None,
+    server: str | None = None,
     rows: Mapping[str, torch.Tensor] | None = None,
     max_rank: int = MAX_RANK,
     allow_lossy: bool = False,
     device: str = "cpu",
-    dtype: str = "float32",
+    dtype: str | None = None,
+    max_shard_size: str = MAX_SHARD_SIZE,
 ) -> Exported:
     """Write a saved adapter in another format; the target appears only when it is complete.
 
@@ -72,47 +119,108 @@ def export_adapter(
         base_model: Folder or hub id of the base model.
         folder: A folder written by `save_adapter`.
         target: Folder to write; it must not exist, or be empty.
-        format: One of `FORMATS`.
+        format: One of `FORMATS`; default: the server's, or "peft".
+        server: The server to write for; see `autopeft.serving.servers`.
         rows: A batch to compare logits on.
-        max_rank: For "lora": the highest rank of any module.
-        allow_lossy: For "lora": write the closest LoRA where no LoRA is equal.
+        max_rank: For "lora" and "gguf": the highest rank of any module.
+        allow_lossy: For "lora" and "gguf": write the closest LoRA where no LoRA is equal.
         device: Where to compute.
-        dtype: Type of the base model's weights, and so of a merged model's.
+        dtype: Type of a merged model's weights; default: the base model's own. It is merged in
+            fp32. For other formats: of the base model's weights while it is exported; default:
+            "float32".
+        max_shard_size: For "merged": the largest file of weights, such as "5GB".
 
     Raises:
-        SettingsError: if there is no such format or type.
-        AdapterError: if the adapter cannot be loaded, merged or converted.
+        SettingsError: if there is no such format, server or type.
+        AdapterError: if the adapter cannot be loaded, merged or converted, or the server would not
+            load it.
     """
-    if format not in FORMATS:
-        raise SettingsError("format", format, "no such format", f"use one of {', '.join(FORMATS)}")
-    where = {"device": device, "dtype": checked_dtype(dtype)}
+    format = chosen_format(format, server)
+    found = None if server is None else find_server(server)
+    is_merged = format == "merged"
+    asked = checked_dtype(dtype or FLOAT)
+    where = {"device": device, "dtype": FLOAT if is_merged else asked}
     given = attached = load_attached(base_model, folder, **where)
+    weights = dtype or own_dtype(base_model, revision=attached.backbone.revision)
     place = Path(target)
     own = None if rows is None or format == "peft" else _logits(attached.model, rows)
     if format != "peft" and attached.backbone.quantization != NONE:
         # Merging needs full precision: a quantized weight would lose the change.
         attached = load_attached(base_model, folder, quantization=NONE, **where)
-    lost: Mapping[str, str] = {}
-    with replaced_folder(place) as draft:
+    exported = Exported(place, format=format, server=server or "")
+    with replaced_folder(place) as draft, TemporaryDirectory() as spare:
         if format == "peft":
             save_adapter(attached, draft)
-        elif format == "merged":
-            export_merged(attached, draft, _processor_of(attached, base_model))
+        elif is_merged:
+            export_merged(attached, draft, dtype=weights, max_shard_size=max_shard_size)
         else:
-            lost = export_lora(attached, draft, max_rank=max_rank, allow_lossy=allow_lossy).lost
+            # What peft alone would load of a GGUF file's factors tells the difference.
+            lora = draft if format == "lora" else Path(spare)
+            conversion = export_lora(
+                attached,
+                lora,
+                max_rank=max_rank,
+                allow_lossy=allow_lossy,
+                rank_for=(lambda largest: largest) if found is None else found.rank_for,
+                head_apart=format == "gguf" or not (found is None or found.takes_head),
+            )
+            rank = next(iter(conversion.factors.values())).rank
+            head_file = HEAD_FILE if (lora / HEAD_FILE).is_file() else ""
+            exported = replace(exported, lost=conversion.lost, rank=rank, head_file=head_file)
+            if format == "gguf":
+                write_gguf(conversion.factors, attached.model.config, draft)
+                write_modelfile(base_model, draft)
+                if head_file:
+                    shutil.copy(lora / HEAD_FILE, draft)
+            if own is not None:
+                given.detach()
+                exported = _compared(exported, own, _loaded_lora(given.backbone.model, lora), rows)
+        missing = _write_companions(attached, base_model, draft)
+        broken = [] if server is None else check_export(draft, server)
+        if broken:
+            problem = broken[0].removeprefix(f"{server}: ")
+            raise AdapterError("for", server, problem, "export it as merged")
         if place.exists():
             place.rmdir()  # Raises an error if it holds anything.
-    if rows is None or own is None:
-        return Exported(place, lost=lost)
-    if format == "merged":
-        with merged(attached):
-            exported = _logits(attached.model, rows)
-    else:
-        # Compare what another program loads from the files.
-        given.detach()
-        exported = _logits(load_adapter(given.backbone.model, place), rows)
-    difference = float((exported - own).abs().max())
-    return Exported(place, difference, float(own.abs().max()), len(own), lost)
+    if is_merged and own is not None:
+        auto_class = attached.backbone.auto_class
+        del attached, given  # Two models would not fit where one does.
+        written = load_backbone(str(place), auto_class=auto_class, device=device, dtype=weights)
+        exported = _compared(exported, own, written.model, rows)
+    serve = "" if found is None else found.serve_command(base_model, str(target), exported.rank)
+    return replace(exported, missing=missing, serve=serve)
+
+
+def _loaded_lora(base: Any, folder: Path) -> Any:
+    """Return what another program loads from the files of a LoRA."""
+    if (folder / HEAD_FILE).is_file():
+        base.load_state_dict(load_file(folder / HEAD_FILE), strict=False)
+    return load_adapter(base, folder)
+
+
+def _compared(exported: Exported, own: torch.Tensor, model: Any, rows: Any) -> Exported:
+    """Return the export with the largest difference of a model's logits from the adapter's own."""
+    difference = float((_logits(model, rows) - own).abs().max())
+    return replace(
+        exported,
+        largest_difference=difference,
+        largest_logit=float(own.abs().max()),
+        n_rows=len(own),
+    )
+
+
+def _write_companions(attached: Attached, base_model: str, folder: Path) -> tuple[str, ...]:
+    """Write tokenizer or processor, chat template and generation config; return what is missing."""
+    model: Any = attached.model
+    if model.can_generate() and model.generation_config is not None:
+        model.generation_config.save_pretrained(folder)
+    try:
+        processor = _processor_of(attached, base_model)
+    except ModelError as error:
+        return (f"no tokenizer or processor beside it: {error.problem}",)
+    with quiet_transformers():
+        processor.save_pretrained(folder)
+    return ()
 
 
 def _processor_of(attached: Attached, base_model: str) -> Any:
@@ -144,10 +252,22 @@ def _logits(model: Any, rows: Mapping[str, torch.Tensor]) -> torch.Tensor:
     return logits.float()
 
 
-def export_merged(attached: Attached, folder: str | Path, tokenizer: Any = None) -> Path:
-    """Write the base model with the adapters merged, for plain transformers, and its tokenizer.
+def export_merged(
+    attached: Attached,
+    folder: str | Path,
+    *,
+    dtype: str = FLOAT,
+    max_shard_size: str = MAX_SHARD_SIZE,
+) -> Path:
+    """Write the base model with the adapters merged, for plain transformers.
 
     The candidate stays attached, and the base model keeps its weights.
+
+    Args:
+        attached: The candidate.
+        folder: Folder to write.
+        dtype: Type of the weights.
+        max_shard_size: The largest file of weights.
 
     Raises:
         AdapterError: if a method in the plan cannot be merged, or the base model is quantized
@@ -164,13 +284,11 @@ def export_merged(attached: Attached, folder: str | Path, tokenizer: Any = None)
         )
     folder, model = Path(folder), attached.model
     config = model.config
-    with merged(attached):
+    with merged(attached), cast(model, getattr(torch, dtype)):
         restore_config(config, attached.backbone.config_before)
         try:
             with quiet_transformers():
-                model.save_pretrained(folder)  # type: ignore[operator]
-                if tokenizer is not None:
-                    tokenizer.save_pretrained(folder)
+                model.save_pretrained(folder, max_shard_size=max_shard_size)  # type: ignore[operator]
         finally:
             if attached.backbone.config_before:
                 prepare_config(config)

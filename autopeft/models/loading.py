@@ -134,6 +134,17 @@ def base_dtype(device: str, precision: str) -> str:
     return "float32" if is_here(device) and not supports_bf16(device) else "bfloat16"
 
 
+def own_dtype(model: str, *, revision: str | None = None) -> str:
+    """Return the type of a checkpoint's weights, as its configuration names it; else "float32".
+
+    Raises:
+        ModelError: if there is no such model, or its type is unknown.
+    """
+    config, _ = load_config(model, model_kwargs=None, revision=revision)
+    named = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
+    return str(named or "float32").removeprefix("torch.")
+
+
 def restore_config(config: Any, before: ConfigBefore) -> None:
     """Undo `prepare_config`."""
     for (part, name), value in before.items():

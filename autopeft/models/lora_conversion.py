@@ -2,15 +2,14 @@
 
 A mixed plan can be written as ONE LoRA, which any tool that serves LoRA can load: a merged adapter
 is a change of a weight, and where that change has a low rank, a LoRA of that rank is the same
-adapter. Ranks differ between sites, and alpha equals rank everywhere, so that every scaling is 1:
-tools that read one scaling from the configuration (vLLM) agree with peft, which reads one for each
-module.
+adapter. Zero rows bring all modules to one rank, and alpha equals it, so that every scaling is 1:
+servers read one rank and one scaling for all modules, or divide alpha by each tensor's own rank.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from autopeft.errors import AdapterError
-from autopeft.models.adapter_files import TENSOR_FILE, write_tensors
+from autopeft.models.adapter_files import HEAD_FILE, TENSOR_FILE, write_tensors
 from autopeft.models.attach import Attached
 from autopeft.models.merging import merged
 from autopeft.models.method_hooks import ADAPTER_NAME
@@ -54,6 +53,14 @@ class Factors:
     def rank(self) -> int:
         """The rank, of each expert."""
         return int(self.a.shape[0]) // max(1, self.n_experts)
+
+    def padded(self, rank: int) -> Factors:
+        """Return the same change at a higher rank; the new rows and columns are zero."""
+        count, more = max(1, self.n_experts), rank - self.rank
+        # peft keeps an expert's rows of A together, but the experts' columns of one rank in B.
+        a = nn.functional.pad(self.a.reshape(count, self.rank, -1), (0, 0, 0, more))
+        b = nn.functional.pad(self.b.reshape(-1, self.rank, count), (0, 0, 0, more))
+        return replace(self, a=a.reshape(count * rank, -1), b=b.reshape(-1, rank * count))
 
 
 @dataclass(frozen=True)
@@ -132,15 +139,24 @@ def factorize(change: torch.Tensor, *, max_rank: int, rounding: float = 0.0) -> 
 
 
 def export_lora(
-    attached: Attached, folder: str | Path, *, max_rank: int = MAX_RANK, allow_lossy: bool = False
+    attached: Attached,
+    folder: str | Path,
+    *,
+    max_rank: int = MAX_RANK,
+    allow_lossy: bool = False,
+    rank_for: Callable[[int], int] = lambda largest: largest,
+    head_apart: bool = False,
 ) -> Conversion:
-    """Write a candidate as one standard LoRA folder.
+    """Write a candidate as one standard LoRA folder; all modules have one rank, which is alpha.
 
     Args:
         attached: The candidate.
         folder: Folder to write; created if needed.
         max_rank: The highest rank of any module.
         allow_lossy: Write the closest LoRA where no LoRA is equal.
+        rank_for: Returns the rank to write, given the largest rank of a module.
+        head_apart: Write a new head to `head.safetensors`, by its names in the model, and not into
+            the LoRA.
 
     Returns:
         The LoRA, and what was lost.
@@ -163,25 +179,25 @@ def export_lora(
         )
     if not conversion.factors:
         raise AdapterError("format", "lora", "no layer can be a LoRA", "export as peft or merged")
+    rank = rank_for(max(found.rank for found in conversion.factors.values()))
+    conversion = replace(
+        conversion, factors={path: f.padded(rank) for path, f in conversion.factors.items()}
+    )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     backbone = attached.backbone
-    ranks = {path: found.rank for path, found in conversion.factors.items()}
-    counts = sorted(ranks.values())
-    commonest = max(sorted(set(counts)), key=counts.count)
-    others = {path: rank for path, rank in ranks.items() if rank != commonest}
     head = head_tensors(attached)
     parameters = [path for path, found in conversion.factors.items() if found.n_experts]
+    is_inside = bool(head) and not head_apart
     config = LoraConfig(
-        r=commonest,
-        lora_alpha=commonest,
-        rank_pattern=others,
-        alpha_pattern=dict(others),
-        target_modules=[path for path in ranks if path not in parameters],
+        r=rank,
+        lora_alpha=rank,
+        target_modules=[path for path in conversion.factors if path not in parameters],
         target_parameters=parameters or None,
         fan_in_fan_out=bool(backbone.topology.transposed_roles),
-        task_type=TASK_TYPES.get(backbone.auto_class) if head else None,
-        modules_to_save=whole_modules(attached.model, backbone.head) if head else None,
+        # For some task types peft guesses that there is a new head.
+        task_type=TASK_TYPES.get(backbone.auto_class) if is_inside else None,
+        modules_to_save=whole_modules(attached.model, backbone.head) if is_inside else None,
         base_model_name_or_path=backbone.base_model,
         revision=backbone.revision,
         inference_mode=True,
@@ -189,12 +205,14 @@ def export_lora(
     if backbone.auto_class == "AutoModelForCausalLM":
         config.task_type = "CAUSAL_LM"
     config.save_pretrained(str(folder))
-    tensors = {f"{PEFT_ROOT}{name}": tensor for name, tensor in head.items()}
+    tensors = {f"{PEFT_ROOT}{name}": t for name, t in head.items() if is_inside}
     for path, found in conversion.factors.items():
         place = _wrapper_of(path, parameters, attached) if found.n_experts else path
         tensors[f"{PEFT_ROOT}{place}.lora_A.weight"] = found.a
         tensors[f"{PEFT_ROOT}{place}.lora_B.weight"] = found.b
     write_tensors(folder / TENSOR_FILE, tensors)
+    if head and head_apart:
+        write_tensors(folder / HEAD_FILE, head)
     return conversion
 
 

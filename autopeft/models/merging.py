@@ -76,3 +76,19 @@ def _unmerge(layer: Any) -> None:
         layer.unmerge()  # Only swaps two modules.
     for own in wrappers(layer) or [layer]:
         own.merged_adapters.clear()
+
+
+@contextmanager
+def cast(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Give a model's floating-point parameters another type; undo it afterwards, bit for bit."""
+    before = [(p, p.data) for p in model.parameters() if p.is_floating_point()]
+    config: Any = model.config
+    config_dtype = config.dtype
+    try:
+        for parameter, data in before:
+            parameter.data = data.to(dtype)
+        yield
+    finally:
+        for parameter, data in before:
+            parameter.data = data
+        config.dtype = config_dtype

@@ -27,15 +27,19 @@ def model_card(
     format: str = "peft",
     notes: Sequence[str] = (),
     plan: Mapping[str, Any] | None = None,
+    serve: str = "",
+    head_file: str = "",
 ) -> str:
     """Return the README.md of one exported adapter: measurements, usage, sites, training, data.
 
     Args:
         shown: The search.
         digest: Digest of the candidate.
-        format: What the folder holds: "peft", "lora" or "merged".
+        format: What the folder holds: "peft", "lora", "merged" or "gguf".
         notes: What the export told, one line each.
         plan: Content of the adapter's plan.json, which says how its base model is loaded.
+        serve: The command that serves the folder; "" if there is none.
+        head_file: File of the new head, if it is one of its own.
 
     Raises:
         SettingsError: if there is no such candidate.
@@ -53,6 +57,7 @@ def model_card(
         (str(spec.layer), spec.role, spec.method, str(spec.rank or ""))
         for spec in entry.candidate.plan.specs
     ]
+    usage = _loading(shown, entry, format, plan or {}, head_file)
     lines = [
         _front_matter(shown, entry),
         f"# {markdown_text(plan_summary(entry.candidate.plan))}",
@@ -63,7 +68,8 @@ def model_card(
         *_section("Results", _table(["what", "value"], facts(shown, entry))),
         *(_table(["seed", "validation", "test"], seeds) if seeds else []),
         *([*(f"- {markdown_text(note)}" for note in notes), ""] if notes else []),
-        *_section("Usage", ["```python", _loading(shown, entry, format, plan or {}), "```", ""]),
+        *(_section("Serve", ["```bash", serve.replace("`", "'"), "```", ""]) if serve else []),
+        *_section("Usage", ["```python", usage, "```", ""]),
         *(_section("Sites", _table(["layer", "role", "method", "rank"], sites)) if sites else []),
         *_section("Training", _table(["setting", "value"], training_facts(entry))),
         *_section("Data", _data(shown)),
@@ -100,45 +106,65 @@ def _front_matter(shown: FrontView, entry: FrontEntry) -> str:
     return f"---\n{text}---\n"
 
 
-def _loading(shown: FrontView, entry: FrontEntry, format: str, plan: Mapping[str, Any]) -> str:
+def _loading(
+    shown: FrontView, entry: FrontEntry, format: str, plan: Mapping[str, Any], head_file: str
+) -> str:
     """Python that loads what the folder holds as `model`, and uses it.
 
     PEFT alone loads plain LoRA layers; autopeft loads every method.
     """
-    model = _python(shown.model)
     is_lora = all(methods.get(name).holds_lora_factors for name in entry.candidate.plan.methods)
     if format == "peft" and not (is_lora and len(entry.candidate.plan.methods) == 1):
         load = f"""import autopeft
 
-checkpoint = {model}
+checkpoint = {_python(shown.model)}
 model = autopeft.load_adapter(checkpoint, {_FOLDER})"""
-    else:
-        task = TASKS[shown.task].auto_class if shown.task in TASKS else "AutoModel"
-        loader = str(plan.get("auto_class", task))
-        given = dict(plan.get("model_kwargs", {}))
-        if "id2label" in given:
-            given["id2label"] = {int(key): name for key, name in given["id2label"].items()}
-        if plan.get("replaces_head"):
-            given["ignore_mismatched_sizes"] = True
-        if plan.get("revision"):
-            given["revision"] = plan["revision"]
-        arguments = "".join(f",\n    {name}={_python(value)}" for name, value in given.items())
-        load = f"""from peft import PeftModel
-from transformers import {loader}
-
-checkpoint = {model}
-model = {loader}.from_pretrained(
-    checkpoint{arguments},
-)
-model = PeftModel.from_pretrained(model, {_FOLDER}).eval()"""
-        if format == "merged":
-            load = f"""from transformers import {loader}
+    elif format == "merged":
+        loader = _loader(shown, plan)
+        load = f"""from transformers import {loader}
 
 checkpoint = {_FOLDER}
 model = {loader}.from_pretrained(checkpoint)"""
+    else:
+        load = _base_loading(shown, plan)
+        if head_file:
+            load = f"""from safetensors.torch import load_file
+{load}
+model.load_state_dict(load_file({_FOLDER} + "/{head_file}"), strict=False)  # The new head."""
+        if format == "gguf":
+            # llama.cpp loads the adapter; Python gets the base model, and the head if there is one.
+            return load
+        load = f"""from peft import PeftModel
+{load}
+model = PeftModel.from_pretrained(model, {_FOLDER}).eval()"""
     # A backtick could end the block of code; none of autopeft's own lines has one.
     usage = shown.data.usage.replace("`", "'")
     return f"{load}\n\n{usage}" if usage else load
+
+
+def _loader(shown: FrontView, plan: Mapping[str, Any]) -> str:
+    """The class of transformers that loads the base model."""
+    task = TASKS[shown.task].auto_class if shown.task in TASKS else "AutoModel"
+    return str(plan.get("auto_class", task))
+
+
+def _base_loading(shown: FrontView, plan: Mapping[str, Any]) -> str:
+    """Python that loads the base model as `model`."""
+    loader = _loader(shown, plan)
+    given = dict(plan.get("model_kwargs", {}))
+    if "id2label" in given:
+        given["id2label"] = {int(key): name for key, name in given["id2label"].items()}
+    if plan.get("replaces_head"):
+        given["ignore_mismatched_sizes"] = True
+    if plan.get("revision"):
+        given["revision"] = plan["revision"]
+    arguments = "".join(f",\n    {name}={_python(value)}" for name, value in given.items())
+    return f"""from transformers import {loader}
+
+checkpoint = {_python(shown.model)}
+model = {loader}.from_pretrained(
+    checkpoint{arguments},
+)"""
 
 
 def _python(value: object) -> str:

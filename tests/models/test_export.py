@@ -149,7 +149,7 @@ def test_a_failed_export_leaves_nothing(tmp_path: Path) -> None:
     (adapter / "head.safetensors").unlink()
     with pytest.raises(AdapterError):
         export_adapter(base, adapter, tmp_path / "peft", format="peft")
-    with pytest.raises(SettingsError, match="use one of peft, lora, merged"):
+    with pytest.raises(SettingsError, match="use one of peft, lora, merged, gguf"):
         export_adapter(base, adapter, tmp_path / "peft", format="onnx")
     assert {p.name for p in tmp_path.iterdir()} == {"base", "adapter"}
 

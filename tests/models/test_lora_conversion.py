@@ -92,9 +92,9 @@ def test_the_files_are_what_servers_of_lora_expect(tmp_path: Path) -> None:
     assert not config["use_dora"]
     assert not config["use_rslora"]
     assert config["modules_to_save"] is None
-    # One scaling for all, so that a server that knows no patterns scales alike.
-    assert config["lora_alpha"] == config["r"]
-    assert config["alpha_pattern"] == config["rank_pattern"]
+    # One rank and one scaling for all, which servers take for granted.
+    assert config["lora_alpha"] == config["r"] == 8
+    assert config["rank_pattern"] == config["alpha_pattern"] == {}
     tensors = load_file(tmp_path / "adapter_model.safetensors")
     shapes = {
         "model.layers.0.self_attn.q_proj": (2, 32, 32),
@@ -104,9 +104,11 @@ def test_the_files_are_what_servers_of_lora_expect(tmp_path: Path) -> None:
     assert set(config["target_modules"]) == set(shapes)
     expected = {}
     for path, (rank, in_, out) in shapes.items():
-        expected[f"base_model.model.{path}.lora_A.weight"] = (rank, in_)
-        expected[f"base_model.model.{path}.lora_B.weight"] = (out, rank)
-        assert config["rank_pattern"].get(path, config["r"]) == rank
+        a, b = f"base_model.model.{path}.lora_A.weight", f"base_model.model.{path}.lora_B.weight"
+        expected |= {a: (8, in_), b: (out, 8)}
+        assert not tensors[a][rank:].any()
+        assert not tensors[b][:, rank:].any()
+        assert tensors[a][:rank].any(dim=1).all()
     assert {name: tuple(t.shape) for name, t in tensors.items()} == expected
 
 

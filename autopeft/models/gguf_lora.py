@@ -1,0 +1,126 @@
+"""Write a LoRA as a GGUF file, which llama.cpp and Ollama load over a GGUF base model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from autopeft.errors import AdapterError
+from autopeft.models.lora_conversion import Factors
+from autopeft.utils.files import write_text
+
+GGUF_FILE = "adapter.gguf"
+MODEL_FILE = "Modelfile"
+
+
+@dataclass(frozen=True)
+class _Architecture:
+    """How llama.cpp's `convert_hf_to_gguf.py` treats the linear modules of a type of model.
+
+    Attributes:
+        name: Its name in GGUF.
+        permutes: Whether the rows of queries and keys are reordered, for rotary embeddings that
+            rotate neighboring dimensions instead of the two halves of a head.
+        prefix: Start of the modules' names that GGUF leaves out.
+    """
+
+    name: str
+    permutes: bool = False
+    prefix: str = ""
+
+
+_ARCHITECTURES: Mapping[str, _Architecture] = {
+    "llama": _Architecture("llama", permutes=True),
+    "mistral": _Architecture("llama", permutes=True),
+    "granite": _Architecture("granite", permutes=True),
+    "smollm3": _Architecture("smollm3", permutes=True),
+    "qwen2": _Architecture("qwen2"),
+    "qwen3": _Architecture("qwen3"),
+    "gemma": _Architecture("gemma"),
+    "gemma2": _Architecture("gemma2"),
+    "gemma3_text": _Architecture("gemma3"),
+    "phi3": _Architecture("phi3"),
+    "olmo2": _Architecture("olmo2"),
+    "starcoder2": _Architecture("starcoder2"),
+    "gpt2": _Architecture("gpt2"),
+    "bert": _Architecture("bert", prefix="bert."),
+}
+"""Type of model in transformers -> architecture; those whose modules llama.cpp neither joins nor
+splits (read in its `conversion/`)."""
+
+
+def write_gguf(factors: Mapping[str, Factors], config: Any, folder: Path) -> Path:
+    """Write `adapter.gguf`, all of whose tensors have one rank, which is alpha.
+
+    Args:
+        factors: Module path -> LoRA with scaling 1, all of one rank.
+        config: The base model's configuration.
+        folder: Where to write.
+
+    Raises:
+        AdapterError: if the package gguf is missing, or llama.cpp has no place for a module.
+    """
+    try:
+        import gguf
+    except ImportError:
+        raise AdapterError(
+            "format", "gguf", "needs the package gguf", 'pip install "autopeft[gguf]"'
+        ) from None
+    text = config.get_text_config()
+    known = _ARCHITECTURES.get(text.model_type)
+    if known is None:
+        raise AdapterError(
+            "format",
+            "gguf",
+            f"models of type {text.model_type} have no known GGUF names",
+            f"export as merged, or use one of {', '.join(_ARCHITECTURES)}",
+        )
+    kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
+    names = gguf.get_tensor_name_map(kinds[known.name], text.num_hidden_layers)
+    (rank,) = {found.rank for found in factors.values()}
+    tensors: dict[str, torch.Tensor] = {}
+    for place, found in factors.items():
+        name = names.get_name(place.removeprefix(known.prefix) + ".weight", (".weight",))
+        if name is None or found.n_experts:
+            raise AdapterError(
+                "format", "gguf", f"llama.cpp has no place for {place}", "export as merged"
+            )
+        b = _permuted(place, found.b, text) if known.permutes else found.b
+        tensors |= {f"{name}.lora_a": found.a, f"{name}.lora_b": b}
+    path = folder / GGUF_FILE
+    writer = gguf.GGUFWriter(path, known.name)
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(rank))
+    for name, tensor in tensors.items():
+        writer.add_tensor(name, tensor.cpu().float().contiguous().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _permuted(path: str, b: torch.Tensor, config: Any) -> torch.Tensor:
+    """Return B (out, rank) with its rows in the order of llama.cpp's queries and keys."""
+    heads = {
+        "q_proj": config.num_attention_heads,
+        "k_proj": getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
+    }.get(path.rpartition(".")[2])
+    if heads is None:
+        return b
+    return b.reshape(heads, 2, -1, b.shape[1]).transpose(1, 2).reshape(b.shape)
+
+
+def write_modelfile(base_model: str, folder: Path) -> None:
+    """Write Ollama's `Modelfile` beside an `adapter.gguf`."""
+    lines = [
+        "# FROM takes a folder with safetensors, a GGUF file, or a model of Ollama's library.",
+        f"FROM {base_model}",
+        f"ADAPTER ./{GGUF_FILE}",
+    ]
+    write_text(folder / MODEL_FILE, "\n".join(lines) + "\n")

@@ -1,0 +1,1 @@
+"""What the servers of adapters load: a table of rules, and a check of folders."""
