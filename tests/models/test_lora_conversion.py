@@ -102,7 +102,7 @@ def test_the_files_are_what_servers_of_lora_expect(tmp_path: Path) -> None:
         "model.layers.1.mlp.down_proj": (4, 48, 32),
     }
     assert set(config["target_modules"]) == set(shapes)
-    expected = {}
+    expected: dict[str, tuple[int, ...]] = {}
     for path, (rank, in_, out) in shapes.items():
         a, b = f"base_model.model.{path}.lora_A.weight", f"base_model.model.{path}.lora_B.weight"
         expected |= {a: (8, in_), b: (out, 8)}
