@@ -9,12 +9,12 @@ added until the answer was clear (`race`), they are simultaneous over the looks 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autopeft.confirm.finalists import Finalist, SeedScore
+from autopeft.confirm.finalists import Arm, Finalist, SeedScore
 from autopeft.confirm.intervals import LEVEL, mean_draws
 from autopeft.costs.objectives import Objective
 from autopeft.utils.extremes import bounded
@@ -51,11 +51,12 @@ class Comparison:
 
 
 def compare(
-    pairs: Sequence[tuple[Finalist, Finalist]],
+    pairs: Sequence[tuple[Arm, Arm]],
     quality: Objective,
     seed: int,
     *,
     looks: Looks | None = None,
+    seed_error: float | None = None,
 ) -> list[Comparison]:
     """Return the differences of pairs.
 
@@ -76,6 +77,8 @@ def compare(
         seed: Of the bootstrap.
         looks: The looks at these finalists until now, if the scores decided whether to train more;
             what they have now is one more. None: the number of seeds was set in advance.
+        seed_error: Standard deviation between trainings that differ in their seed alone, where it
+            is known from elsewhere; None: the differences between the seeds tell it.
     """
     rng = np.random.default_rng(seed)
     arms = list({f.digest: f for pair in pairs for f in pair}.values())
@@ -86,12 +89,13 @@ def compare(
     levels = np.array([np.mean([_level(s, quality) for s in f.seeds]) for f in arms])
     means = _row_noise(arms, counts, rng)  # (looks, resamples, arms)
     of_rows = (means[:, :, first] - means[:, :, second]).var(axis=1)  # (looks, pairs)
-    variance = np.array([pooled_seed_variance(arms, quality) * is_trained(f) for f in arms])
+    of_a_seed = pooled_seed_variance(arms, quality) if seed_error is None else seed_error**2
+    variance = np.array([of_a_seed * f.is_trained for f in arms])
     seen = np.maximum(counts, 1)
     between = variance / seen
     of_seeds = between[:, first] + between[:, second]
     noise = rng.standard_normal((_N_RESAMPLES, len(arms), int(seen.max()))).cumsum(axis=2)
-    if freedom := _freedom(arms):
+    if seed_error is None and (freedom := _freedom(arms)):
         # Student's t: few retrainings tell little of their variance; one divisor for all arms.
         noise /= np.sqrt(rng.chisquare(freedom, (_N_RESAMPLES, 1, 1)) / freedom)
     errors = np.sqrt(of_rows + of_seeds)
@@ -109,7 +113,7 @@ def compare(
     return [Comparison(*map(float, row)) for row in zip(*columns, strict=True)]
 
 
-def _counts(arms: Sequence[Finalist], looks: Looks | None) -> NDArray[np.int_]:
+def _counts(arms: Sequence[Arm], looks: Looks | None) -> NDArray[np.int_]:
     """Return the seeds of each finalist at each look, the one at what they have now included."""
     now = [len(f.seeds) for f in arms]
     rows = [[min(look.get(f.digest, 0), len(f.seeds)) for f in arms] for look in looks or ()]
@@ -130,14 +134,14 @@ def _reach(largest: Sequence[Array], *, is_raced: bool) -> float:
     return reach
 
 
-def has_rows(finalists: Sequence[Finalist]) -> bool:
+def has_rows(finalists: Sequence[Arm]) -> bool:
     """Return whether every retraining tells the quality of its rows."""
     return all(seed.test_rows for finalist in finalists for seed in finalist.seeds)
 
 
-def row_variance(finalist: Finalist) -> float:
+def row_variance(finalist: Arm) -> float:
     """Return the variance of the mean quality between samples of test rows."""
-    draws = _mean_draws(finalist, len(finalist.seeds))
+    draws = mean_draws(finalist.seeds)
     if draws is not None:
         return float(draws.var())
     if not has_rows([finalist]):
@@ -146,26 +150,18 @@ def row_variance(finalist: Finalist) -> float:
     return float(rows.var() / len(rows))
 
 
-def is_trained(finalist: Finalist) -> bool:
-    """Return whether the seed matters: a base model without adapter and head is only scored."""
-    if finalist.candidate.plan.specs or finalist.costs.trainable_params > 0:
-        return True
-    # A function of the user's may train what nobody knows of.
-    return any(seed.test != finalist.seeds[0].test for seed in finalist.seeds)
-
-
-def pooled_seed_variance(finalists: Sequence[Finalist], quality: Objective) -> float:
+def pooled_seed_variance(finalists: Sequence[Arm], quality: Objective) -> float:
     """Return the variance of one seed's mean score, pooled: three seeds alone estimate it badly."""
-    spreads = [np.array([_level(s, quality) for s in f.seeds]) for f in finalists if is_trained(f)]
+    spreads = [np.array([_level(s, quality) for s in f.seeds]) for f in finalists if f.is_trained]
     freedom = _freedom(finalists)
     if not freedom:
         return 0.0
     return float(sum(((s - s.mean()) ** 2).sum() for s in spreads)) / freedom
 
 
-def _freedom(finalists: Sequence[Finalist]) -> int:
+def _freedom(finalists: Sequence[Arm]) -> int:
     """Return how many differences between seeds tell their variance."""
-    return sum(len(f.seeds) - 1 for f in finalists if is_trained(f))
+    return sum(len(f.seeds) - 1 for f in finalists if f.is_trained)
 
 
 def quality_and_cost(objectives: Sequence[Objective]) -> tuple[Objective, Objective | None]:
@@ -182,15 +178,11 @@ def cost_of(finalist: Finalist, cost: Objective | None) -> float:
     return float(np.mean([s.objectives[cost.name] for s in finalist.seeds]))
 
 
-def _rows(finalist: Finalist, n_seeds: int) -> Array:
+def _rows(finalist: Arm, n_seeds: int) -> Array:
     """Return the score of each test row, averaged over the first seeds; shape (n_test_rows,)."""
     scores = [s.test_rows for s in finalist.seeds[:n_seeds]]
     mean: Array = np.array(scores, dtype=float).mean(axis=0)
     return mean
-
-
-def _mean_draws(finalist: Finalist, n_seeds: int) -> Array | None:
-    return mean_draws(replace(finalist, seeds=finalist.seeds[:n_seeds]))
 
 
 def _level(score: SeedScore, quality: Objective) -> float:
@@ -200,13 +192,11 @@ def _level(score: SeedScore, quality: Objective) -> float:
     return float(np.mean(bounded(score.test_rows)))
 
 
-def _row_noise(
-    arms: Sequence[Finalist], counts: NDArray[np.int_], rng: np.random.Generator
-) -> Array:
+def _row_noise(arms: Sequence[Arm], counts: NDArray[np.int_], rng: np.random.Generator) -> Array:
     """Return the quality of each arm on resamples of the rows; (looks, resamples, arms)."""
     seen = np.maximum(counts, 1)
     parts = sorted({(arm, int(n)) for look in seen for arm, n in enumerate(look)})
-    draws = [_mean_draws(arms[arm], n) for arm, n in parts]
+    draws = [mean_draws(arms[arm].seeds[:n]) for arm, n in parts]
     shared = [d[:_N_RESAMPLES] for d in draws if d is not None]
     if len(shared) == len(parts):
         # As many as the noise of the seeds has: each is used about equally often.

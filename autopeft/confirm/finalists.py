@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, Protocol
 
 from autopeft import methods
 from autopeft.costs import Price
@@ -43,6 +43,25 @@ class SeedScore:
     is_held_out: bool = True
 
 
+class Arm(Protocol):
+    """What scores of test rows are compared of: a finalist, or an adapter trained elsewhere."""
+
+    @property
+    def digest(self) -> str:
+        """Its identity among those that are compared."""
+        ...
+
+    @property
+    def seeds(self) -> tuple[SeedScore, ...]:
+        """One score for each training of it."""
+        ...
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the seed matters: a base model without adapter and head is only scored."""
+        ...
+
+
 @dataclass(frozen=True)
 class Finalist:
     """A candidate retrained with several seeds and scored on the test split.
@@ -63,6 +82,14 @@ class Finalist:
     def digest(self) -> str:
         """The candidate's identity."""
         return self.candidate.digest
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the seed matters: a base model without adapter and head is only scored."""
+        if self.candidate.plan.specs or self.costs.trainable_params > 0:
+            return True
+        # A function of the user's may train what nobody knows of.
+        return any(seed.test != self.seeds[0].test for seed in self.seeds)
 
     def mean(self, name: str, split: Literal["validation", "test"] = "test") -> float:
         """Return the mean of a metric over the seeds."""

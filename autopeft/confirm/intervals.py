@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-from autopeft.confirm.finalists import Finalist
+from autopeft.confirm.finalists import Arm, SeedScore
 from autopeft.costs.objectives import Objective
 
 Interval = tuple[float, float]
@@ -51,19 +51,19 @@ def _t_interval(mean: float, parts: Sequence[tuple[float, int]]) -> Interval | N
     return (mean - half, mean + half)
 
 
-def mean_draws(finalist: Finalist) -> NDArray[np.float64] | None:
+def mean_draws(seeds: Sequence[SeedScore]) -> NDArray[np.float64] | None:
     """Return the bootstrap draws of the signed quality, averaged over seeds, shape (n_draws,).
 
     None where the quality is a mean over rows, so that the rows themselves can be resampled.
     """
-    lengths = {len(seed.test_draws) for seed in finalist.seeds}
+    lengths = {len(seed.test_draws) for seed in seeds}
     if len(lengths) != 1 or 0 in lengths:
         return None
-    draws: NDArray[np.float64] = np.mean([seed.test_draws for seed in finalist.seeds], axis=0)
+    draws: NDArray[np.float64] = np.mean([seed.test_draws for seed in seeds], axis=0)
     return draws
 
 
-def _row_means(finalist: Finalist) -> list[float]:
+def _row_means(finalist: Arm) -> list[float]:
     """Return the quality of each test row, averaged over seeds; [] if their numbers differ."""
     lengths = {len(seed.test_rows) for seed in finalist.seeds}
     if len(lengths) != 1 or 0 in lengths:
@@ -72,7 +72,7 @@ def _row_means(finalist: Finalist) -> list[float]:
     return [sum(column) / len(column) for column in columns]
 
 
-def _row_scale(finalist: Finalist, quality: Objective) -> float | None:
+def _row_scale(finalist: Arm, quality: Objective) -> float | None:
     """Return the metric's derivative by the mean row quality; None where it is no mean over rows.
 
     1 for a mean over rows (accuracy; loss, even when it weighs rows by their tokens), the metric
@@ -81,7 +81,7 @@ def _row_scale(finalist: Finalist, quality: Objective) -> float | None:
     if quality.name == "loss":
         return 1.0
     if quality.name == "perplexity":
-        return finalist.mean("perplexity")
+        return float(np.mean([seed.test["perplexity"] for seed in finalist.seeds]))
     is_row_mean = all(
         math.isclose(
             sum(seed.test_rows) / len(seed.test_rows),
@@ -93,14 +93,14 @@ def _row_scale(finalist: Finalist, quality: Objective) -> float | None:
     return 1.0 if is_row_mean else None
 
 
-def quality_interval(finalist: Finalist, quality: Objective) -> Interval | None:
+def quality_interval(finalist: Arm, quality: Objective) -> Interval | None:
     """Return the interval of the mean test quality over the seeds, in the metric's own unit.
 
     None for one seed of a metric that is no row mean.
     """
     scores = [seed.test[quality.name] for seed in finalist.seeds]
     parts = [(_variance_of_mean(scores), len(scores) - 1)] if len(scores) > 1 else []
-    draws = mean_draws(finalist)
+    draws = mean_draws(finalist.seeds)
     if draws is not None:
         parts.append((float(np.var(draws, ddof=1)), len(draws) - 1))
         return _within(_t_interval(sum(scores) / len(scores), parts), quality.bounds)

@@ -14,13 +14,7 @@ from dataclasses import replace
 
 from scipy.stats import norm
 
-from autopeft.confirm.comparison import (
-    Looks,
-    cost_of,
-    is_trained,
-    pooled_seed_variance,
-    quality_and_cost,
-)
+from autopeft.confirm.comparison import Looks, cost_of, pooled_seed_variance, quality_and_cost
 from autopeft.confirm.finalists import Finalist, best_on_validation
 from autopeft.confirm.pick import pick_best
 from autopeft.confirm.standing import Claim, Member, Standing, standing_of, why_unknown
@@ -67,7 +61,7 @@ def next_seeds(
         for each in found:
             # What was cut from another gets its seeds with that one's.
             source = trained[each.compressed_from or each.digest]
-            if is_trained(source) and len(source.seeds) < limit:
+            if source.is_trained and len(source.seeds) < limit:
                 wanted[source.digest] = None
     return tuple(wanted)
 
@@ -95,7 +89,7 @@ def seeds_of(finalists: Sequence[Finalist]) -> Mapping[str, int]:
 def _for_the_verdict(
     finalists: Sequence[Finalist], objectives: Sequence[Objective], most: int, looks: Looks
 ) -> Iterator[Finalist]:
-    if all(len(f.seeds) < 2 for f in finalists if is_trained(f)):
+    if all(len(f.seeds) < 2 for f in finalists if f.is_trained):
         yield from _better_half(finalists, objectives)
     elif why_unknown(finalists) is None:
         found = standing_of(finalists, objectives, looks=looks)
@@ -116,7 +110,7 @@ def _better_half(
         return
     tuned = best_on_validation(loras, quality)
     others = ("compressed", "reference")
-    trained = {f.digest: f for f in finalists if is_trained(f) and f.origin not in others}
+    trained = {f.digest: f for f in finalists if f.is_trained and f.origin not in others}
     best_first = sorted(
         finalists, key=lambda f: -quality.sign() * f.mean(quality.name, "validation")
     )
@@ -141,7 +135,7 @@ def _telling(found: Standing, variance: float, most: int) -> Iterator[Finalist]:
         if member.answer != "undecided" or max(yes, all_no) < _WORTH:
             continue
         for claim in (c for way in member.ways for c in way if c.answer == "undecided"):
-            few = min(len(f.seeds) for f in claim.pair if is_trained(f))
+            few = min(len(f.seeds) for f in claim.pair if f.is_trained)
             yield from (f for f in claim.pair if len(f.seeds) == few)
 
 
@@ -157,7 +151,7 @@ def _chances(member: Member, found: Standing, variance: float, most: int) -> tup
 def _chance(claim: Claim, reach: float, variance: float, most: int) -> tuple[float, float]:
     """Return the chances that a claim is shown, and refuted, once both have `most` seeds."""
     now, then = 0.0, 0.0
-    for each in filter(is_trained, claim.pair):
+    for each in (f for f in claim.pair if f.is_trained):
         now += variance / len(each.seeds)
         then += variance / max(most, len(each.seeds))
     found = claim.found
