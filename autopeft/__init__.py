@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from autopeft.advice.advise import Advice
-    from autopeft.api import advise, export, init, preview, price, report, resume, search
+    from autopeft.api import advise, compare, export, init, preview, price, report, resume, search
+    from autopeft.comparing.compare import AdapterComparison
     from autopeft.confirm.verdict import Verdict
     from autopeft.costs import Price, PriceTable, Topology
     from autopeft.costs.objectives import Objective, register_cost
@@ -47,7 +48,11 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "autopeft.advice.advise": ("Advice",),
-    "autopeft.api": ("advise", "export", "init", "preview", "price", "report", "resume", "search"),
+    "autopeft.api": (
+        *("advise", "compare", "export", "init"),
+        *("preview", "price", "report", "resume", "search"),
+    ),
+    "autopeft.comparing.compare": ("AdapterComparison",),
     "autopeft.confirm.verdict": ("Verdict",),
     "autopeft.costs": ("Price", "PriceTable", "Topology"),
     "autopeft.costs.objectives": ("Objective", "register_cost"),
@@ -86,6 +91,7 @@ _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 
 __version__ = "0.2.0.dev0"
 __all__ = [
+    "AdapterComparison",
     "AdapterPlan",
     "Advice",
     "AutoPeftError",
@@ -125,6 +131,7 @@ __all__ = [
     "__version__",
     "advise",
     "check_export",
+    "compare",
     "encode_texts",
     "export",
     "init",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -37,6 +37,7 @@ from autopeft.workspace import SETTINGS, Workspace, read_settings
 
 if TYPE_CHECKING:
     from autopeft.advice.advise import Advice
+    from autopeft.comparing.compare import AdapterComparison
     from autopeft.models.export import Exported
     from autopeft.result import SearchResult
     from autopeft.tasks.preview import Preview
@@ -331,6 +332,61 @@ def advise(model: Any, data: Any, *, rows: int = 64, **overrides: Any) -> Advice
             from autopeft.advice.advise import advise as advice_on
         # What was saved in a temporary folder has no name that lasts.
         return advice_on(asked, n_rows=rows, has_command=plain == given)
+
+
+def compare(
+    adapters: Sequence[str | Path] | str | Path,
+    *,
+    model: Any,
+    data: Any,
+    pick: str = "best",
+    held_out: bool = False,
+    any_base: bool = False,
+    output: str | Path | None = None,
+    **overrides: Any,
+) -> AdapterComparison:
+    """Score adapters that were trained elsewhere on the same rows, and judge which differ.
+
+    Args:
+        adapters: Folders: peft adapters, models such as merged ones, or runs of autopeft.
+        model: Folder or hub id of their base model, or a model object; it is scored too.
+        data: The data, as for `search`; the test split is scored.
+        pick: Member of a run: as `SearchResult.pick` takes it, or "all".
+        held_out: No adapter has seen any row of the data: score all of them.
+        any_base: Score an adapter that names another base model too.
+        output: Folder to write `compare.json` and `compare.png` to; None: nothing is written.
+        **overrides: Settings of model, data and task, as for `search`.
+
+    Returns:
+        Scores, costs, and which of the differences are shown.
+
+    Raises:
+        UserError: for a mistake in the settings or the data, or if a folder holds no adapter, a
+            damaged one, or one of another base model.
+
+    Example:
+        >>> found = autopeft.compare(
+        ...     "runs/first",
+        ...     model="~/.cache/autopeft/all-MiniLM-L6-v2",
+        ...     data="~/.cache/autopeft/movie_snippets.csv",
+        ...     pick="all",
+        ... )
+        >>> found.judgement.headline
+        '...'
+    """
+    given = _given(None, {"model": model, "data": data, **overrides})
+    paths = [adapters] if isinstance(adapters, str | os.PathLike) else list(adapters)
+    with saved_inputs(given, None) as plain:
+        asked = merge_settings(plain, {})
+        with paused_gc():
+            from autopeft.comparing.compare import compare_adapters
+            from autopeft.comparing.show import write_comparison
+        found = compare_adapters(
+            paths, asked, pick=pick, is_held_out=held_out, takes_any_base=any_base
+        )
+    if output is not None:
+        write_comparison(found, Path(output).expanduser())
+    return found
 
 
 def init(model: Any, data: Any, *, to: str | Path = "search.yaml", **overrides: Any) -> Path:

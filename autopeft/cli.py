@@ -39,6 +39,10 @@ _ADVISE = _INIT - {"metric"} | frozenset(
     "quantization gpus_per_worker".split()
 )
 """Settings that are flags of `autopeft advise`."""
+_COMPARE = _ADVISE - {"space"} | frozenset(
+    "metric max_test_rows precision attn_implementation generation_rows".split()
+)
+"""Settings that are flags of `autopeft compare`."""
 _TYPES: dict[str, Any] = {"int": int, "float": float}
 
 
@@ -151,6 +155,51 @@ def advise(model: str, data: str, rows: int, **flags: Any) -> None:
     advice = api.advise(model, data, rows=rows, **_given(flags))
     _print(advice_text(advice))
     echo(f"next: {advice.command}")
+
+
+@app.command()
+@click.argument("adapters", nargs=-1, type=click.Path())
+@click.option("--model", help="Folder or hub id of their base model; it is scored too.")
+@click.option("--data", help="The data, as for `search`; the test split is scored.")
+@click.option(
+    "--pick",
+    default="best",
+    show_default=True,
+    help="Member of a run: best, knee, baseline, a digest, a limit, or all.",
+)
+@click.option("--held-out", is_flag=True, help="No adapter has seen the data: score all its rows.")
+@click.option("--any-base", is_flag=True, help="Score adapters that name another base model too.")
+@click.option("--output", type=click.Path(), help="Folder for compare.json and compare.png.")
+@_settings_options(only=_COMPARE)
+def compare(
+    adapters: tuple[str, ...],
+    model: str | None,
+    data: str | None,
+    pick: str,
+    held_out: bool,
+    any_base: bool,
+    output: str | None,
+    **flags: Any,
+) -> None:
+    """Score ADAPTERS on the same rows, and tell which of them differ.
+
+    An adapter is a folder: of peft, of a whole model such as a merged one, or a run of autopeft.
+    """
+    from autopeft.comparing.show import comparison_text
+
+    found = api.compare(
+        adapters,
+        model=model,
+        data=data,
+        pick=pick,
+        held_out=held_out,
+        any_base=any_base,
+        output=output,
+        **_given(flags),
+    )
+    _print(comparison_text(found))
+    if output is not None:
+        echo(f"written: {output}")
 
 
 @app.command()

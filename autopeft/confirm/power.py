@@ -107,10 +107,10 @@ def shown_power(power: Power) -> str:
         return text + "."
     needs = []
     if power.rows_needed > power.n_rows:
-        rows = counted(_rounded(power.rows_needed), "test row")
+        rows = counted(rounded_up(power.rows_needed), "test row")
         needs.append(f"{rows}, not {power.n_rows:,}")
     if power.seeds_needed > power.n_seeds:
-        seeds = counted(_rounded(power.seeds_needed), "seed")
+        seeds = counted(rounded_up(power.seeds_needed), "seed")
         is_payable = power.seeds_needed <= _MOST_SEEDS
         needs.append(f"{seeds} (confirm_seeds), not {power.n_seeds}" if is_payable else _TOO_MANY)
     if not needs:
@@ -119,7 +119,7 @@ def shown_power(power: Power) -> str:
     return f"{text}; one of {power.margin:.2g} takes {about}{', and '.join(needs)}."
 
 
-def _rounded(number: int) -> int:
+def rounded_up(number: int) -> int:
     """Round up to two digits: more would be pretended."""
     digits = max(0, len(str(number)) - 2)
     return int(math.ceil(number / 10**digits) * 10**digits)

@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import peft
 import torch
 from peft import PeftModel
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils.save_and_load import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from torch import nn
@@ -370,28 +372,36 @@ def _set_part(part: Part, tensors: Mapping[str, torch.Tensor]) -> None:
 
 
 @dataclass(frozen=True)
-class _PeftConfig:
+class ForeignConfig:
     """What autopeft itself reads of an `adapter_config.json`; peft reads all of it."""
 
+    peft_type: str | None = None
+    base_model_name_or_path: str | None = None
     task_type: str | None = None
     modules_to_save: tuple[str, ...] | None = None
     megatron_config: Any = None
     tokenizer_kwargs: Any = None
 
 
+def read_peft_config(folder: Path) -> ForeignConfig:
+    """Read and check the configuration of a peft folder that autopeft did not write."""
+    path = folder / CONFIG_FILE
+    config = read_json(path, ForeignConfig, field="adapter", remedy=REMEDY, error=AdapterError)
+    for name in ("megatron_config", "tokenizer_kwargs"):
+        if getattr(config, name) is not None:
+            # peft imports the module, or passes the arguments, that the file names.
+            raise damaged(path, f"sets {name}, which is refused")
+    if config.peft_type not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        problem = f"is of the type {config.peft_type}, which peft {peft.__version__} does not know"
+        raise AdapterError("adapter", str(folder), problem, "install the peft that saved it")
+    return config
+
+
 def _load_foreign(
     base: str | nn.Module, folder: Path, *, device: str = "cpu", dtype: str = "float32"
 ) -> Any:
     """Load a peft folder that autopeft did not write."""
-    if not (folder / TENSOR_FILE).is_file():
-        read_tensors(folder / TENSOR_FILE, {})
-    config = read_json(
-        folder / CONFIG_FILE, _PeftConfig, field="adapter", remedy=REMEDY, error=AdapterError
-    )
-    for name in ("megatron_config", "tokenizer_kwargs"):
-        if getattr(config, name) is not None:
-            # peft imports the module, or passes the arguments, that the file names.
-            raise damaged(folder / CONFIG_FILE, f"sets {name}, which is refused")
+    config = read_peft_config(folder)
     if isinstance(base, str):
         names = {task_type: name for name, task_type in TASK_TYPES.items()}
         auto_class = names.get(str(config.task_type), "AutoModel")
@@ -402,13 +412,57 @@ def _load_foreign(
         ).model
         if auto_class == "AutoModelForSequenceClassification":
             _set_padding(base, _padding_of(name))
+    return place_peft_folder(base, folder)
+
+
+_OTHER_BASE = ("size mismatch", "not found in the base model", "No modules were targeted")
+"""What peft says of an adapter that was trained on another model."""
+
+
+def place_peft_folder(base: nn.Module, folder: Path, *, is_trainable: bool = False) -> PeftModel:
+    """Put a peft folder's adapter into a model; each tensor of one must be in the other.
+
+    Args:
+        base: The model; it is changed.
+        folder: Holds `adapter_config.json` and safetensors.
+        is_trainable: Whether the adapter's parameters require a gradient.
+
+    Raises:
+        AdapterError: if the folder is damaged, unsafe, of an unknown type or of another model.
+    """
+    if not (folder / TENSOR_FILE).is_file():
+        read_tensors(folder / TENSOR_FILE, {})
+    config = read_peft_config(folder)
     try:
-        # peft reads an attribute of transformers by its old name (no upstream issue known).
-        with quiet_peft(), ignored(FutureWarning), no_boft_extension():
-            return PeftModel.from_pretrained(base, str(folder)).eval()
+        # peft reads an attribute of transformers by its old name (no upstream issue known), and
+        # warns of tensors that a folder lacks, which are checked below.
+        with quiet_peft(), ignored(FutureWarning), ignored(UserWarning), no_boft_extension():
+            model = PeftModel.from_pretrained(base, str(folder), is_trainable=is_trainable).eval()
     except Exception as error:  # Files of others raise errors of many types.
         text = " ".join(str(error).split())[:300]
+        if any(words in text for words in _OTHER_BASE):
+            remedy = f"use the model it was trained on: {config.base_model_name_or_path}"
+            problem = f"does not fit the base model ({text})"
+            raise AdapterError("adapter", str(folder), problem, remedy) from error
         raise damaged(folder, f"peft cannot load it ({text})") from error
+    _check_names(model, folder)
+    return model
+
+
+def _check_names(model: PeftModel, folder: Path) -> None:
+    """Check that peft placed every tensor of a folder: it leaves out what it does not know."""
+    with safe_open(folder / TENSOR_FILE, "pt") as file:
+        found = set(file.keys())
+    with quiet_peft():
+        least, most = (
+            set(get_peft_model_state_dict(model, save_embedding_layers=with_embeddings))
+            for with_embeddings in (False, True)
+        )
+    for names, problem in ((least - found, "lacks"), (found - most, "has, and its type has no,")):
+        if names:
+            raise damaged(
+                folder / TENSOR_FILE, f"{problem} {len(names)} tensors, the first {min(names)}"
+            )
 
 
 def _head_of_files(folder: Path, heads: Sequence[str]) -> dict[str, Any]:

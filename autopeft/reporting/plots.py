@@ -114,7 +114,7 @@ def front_plot(trials: Sequence[Trial], shown: FrontView, cost: Objective) -> Fi
     axes.margins(0.06, 0.08)
     seen = _draw_trials(axes, trials, shown.quality, cost)
     entries = [e for e in (*shown.front, *shown.dominated_finalists) if e.candidate.plan.specs]
-    _cost_axis(axes, cost, [*seen, *(entry.objectives[cost.name] for entry in entries)])
+    cost_axis(axes, cost, [*seen, *(entry.objectives[cost.name] for entry in entries)])
     _draw_front(axes, shown, cost)
     if shown.reference is not None:
         label = f"no adapter ({split_name(shown, shown.reference.is_confirmed)})"
@@ -125,7 +125,7 @@ def front_plot(trials: Sequence[Trial], shown: FrontView, cost: Objective) -> Fi
     return figure
 
 
-def _cost_axis(axes: Axes, cost: Objective, values: Sequence[float]) -> None:
+def cost_axis(axes: Axes, cost: Objective, values: Sequence[float]) -> None:
     """Label the cost axis; make it logarithmic where all values are positive."""
     axes.set_xlabel(full_name(cost.name))
     finite = [value for value in values if math.isfinite(value)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -122,6 +122,42 @@ class EncodedSplit:
             row_arrays={name: values[:n] for name, values in self.row_arrays.items()},
             ragged={name: shorter(rows) for name, rows in self.ragged.items()},
             texts={name: texts[:n] for name, texts in self.texts.items()},
+        )
+
+    @classmethod
+    def joined(cls, splits: Sequence[EncodedSplit]) -> EncodedSplit:
+        """Return the rows of several splits of one source, one split after another."""
+        first = splits[0]
+
+        def together(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
+            return np.concatenate(list(arrays))
+
+        def ends(offsets: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+            lengths = together([np.diff(each) for each in offsets])
+            return np.append(0, np.cumsum(lengths)).astype(np.int64)
+
+        return replace(
+            first,
+            tokens=together([split.tokens for split in splits]),
+            offsets=ends([split.offsets for split in splits]),
+            source_rows=together([split.source_rows for split in splits]),
+            token_arrays={
+                name: together([split.token_arrays[name] for split in splits])
+                for name in first.token_arrays
+            },
+            row_arrays={
+                name: together([split.row_arrays[name] for split in splits])
+                for name in first.row_arrays
+            },
+            ragged={
+                name: Ragged(
+                    together([split.ragged[name].values for split in splits]),
+                    ends([split.ragged[name].offsets for split in splits]),
+                )
+                for name in first.ragged
+            },
+            texts={n: tuple(t for split in splits for t in split.texts[n]) for n in first.texts},
+            n_truncated=sum(split.n_truncated for split in splits),
         )
 
     @property

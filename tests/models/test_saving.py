@@ -391,7 +391,7 @@ def test_base_model_and_adapter_load_in_bf16(method: str, tmp_path: Path) -> Non
         ({"modules_to_save": [1]}, "must be text"),
         ({"target_modules": "("}, "peft cannot load it"),
         ({"r": "x"}, "peft cannot load it"),
-        ({"peft_type": "NONE"}, "peft cannot load it"),
+        ({"peft_type": "NONE"}, "is of the type NONE, which peft"),
     ],
 )
 def test_a_hostile_peft_folder_is_one_line(
@@ -406,6 +406,31 @@ def test_a_hostile_peft_folder_is_one_line(
     with pytest.raises(AdapterError, match=problem) as caught:
         load_adapter(build("bert").model, tmp_path)
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda tensors: tensors.pop(min(tensors)), "lacks 1 tensors, the first base_model.model"),
+        (lambda tensors: tensors.update({"x.y": torch.zeros(1)}), "1 tensors, the first x.y"),
+        (
+            lambda tensors: tensors.update({n: torch.zeros(2, 5) for n in tensors if "_A" in n}),
+            "does not fit the base model .*size mismatch",
+        ),
+    ],
+)
+def test_a_peft_folder_whose_tensors_do_not_fit_is_refused(
+    change: Callable[[dict[str, torch.Tensor]], Any], problem: str, tmp_path: Path
+) -> None:
+    plan = AdapterPlan([LayerSpec(0, "attn.q", "lora", 2)])
+    save_adapter(attach(build("bert"), candidate_of(plan), seed=0), tmp_path)
+    (tmp_path / "plan.json").unlink()
+    path = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(AdapterError, match=problem):
+        load_adapter(build("bert").model, tmp_path)
 
 
 def test_a_damaged_peft_file_is_one_line(tmp_path: Path) -> None:
