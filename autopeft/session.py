@@ -41,6 +41,7 @@ from autopeft.settings import SearchSettings
 from autopeft.trial import Trial
 from autopeft.utils.folder_lock import BEAT_SECONDS, FolderLock
 from autopeft.utils.formatting import counted, one_line
+from autopeft.utils.remote_folder import PUSH_SECONDS
 from autopeft.utils.serialize import to_plain
 from autopeft.utils.signals import terminable, uninterrupted
 from autopeft.utils.timer import Timer
@@ -285,6 +286,9 @@ class Session:
         for name, value in settings.to_mapping().items():
             if name in _SHOWN and value:
                 controller.remember(name, value)
+        if self._workspace.url is not None:
+            every = f"every {PUSH_SECONDS:.0f} s and at the end"
+            self._note(f"the output is copied to {self._workspace.url} {every}")
         self._note(f"watch it: autopeft dashboard {self._workspace.shown}")
         trials = controller.trials()
         outside = sum(ready.space.encoder.point_of(trial.candidate) is None for trial in trials)

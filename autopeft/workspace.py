@@ -56,9 +56,14 @@ class Workspace:
         self.folder = Path(folder).expanduser()
 
     @property
+    def url(self) -> str | None:
+        """Where the folder is copied to; None if it is not."""
+        return None if self._remote is None else self._remote.url
+
+    @property
     def shown(self) -> str:
         """The folder, or its URL, as a shell reads it."""
-        return shlex.quote(self._remote.url if self._remote is not None else str(self.folder))
+        return shlex.quote(self.url or str(self.folder))
 
     @contextmanager
     def copied(self) -> Iterator[None]:
@@ -124,7 +129,7 @@ class Workspace:
             problem = f"{parent} is not writable"
         else:
             return
-        raise StorageError("output", str(folder), problem, remedy)
+        raise StorageError("output", self.url or str(folder), problem, remedy)
 
     def create(self, settings: SearchSettings) -> None:
         """Create the folder and write the settings into it, with the name of their study."""
@@ -142,7 +147,7 @@ class Workspace:
         if not (self.folder / SETTINGS).exists():
             problem = f"holds no search ({SETTINGS} is missing)"
             remedy = "give the --output folder of a search"
-            raise StorageError("folder", str(self.folder), problem, remedy)
+            raise StorageError("folder", self.url or str(self.folder), problem, remedy)
 
     def settings(self) -> SearchSettings:
         """Return the settings of the search in this folder, or raise a StorageError."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import socket
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +22,7 @@ from autopeft.engine.worker_environment import thread_environment, worker_enviro
 from autopeft.errors import SettingsError, TrainingFailure
 from autopeft.utils.device import n_accelerators
 from autopeft.utils.files import is_full, not_written
+from autopeft.utils.formatting import one_line
 from autopeft.utils.quiet import silence
 from autopeft.utils.scratch import scratch_folder
 
@@ -61,6 +63,9 @@ from autopeft.engine.ray_nodes import alive, n_workers  # noqa: E402
 from autopeft.engine.ray_worker import GROUP, MESSAGES, AdapterTrainable, JobGroup  # noqa: E402
 
 _DIED = "the worker died, perhaps for lack of memory"
+
+_ANSWER_SECONDS = 10.0
+"""How long a cluster's address may take to answer."""
 
 _WORKERS_PER_AHEAD = 32
 """So many workers share a group of jobs that is proposed before one of them is free."""
@@ -277,6 +282,21 @@ def _raised(file: str | None) -> _Raised | None:
     return _Raised(lines[-1][:400], is_in_setup) if lines else None
 
 
+def _check_listens(address: str) -> None:
+    """Check that something listens at `host:port`: Ray itself tries for minutes, and loudly.
+
+    Raises:
+        ConnectionError: if nothing does.
+    """
+    host, colon, port = address.rpartition(":")
+    if not colon or "://" in address or not port.isascii() or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_ANSWER_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise ConnectionError(one_line(error)) from error
+
+
 def join(address: str) -> None:
     """Join a cluster.
 
@@ -285,6 +305,7 @@ def join(address: str) -> None:
     """
     environment = {"env_vars": thread_environment()}
     try:
+        _check_listens(address)
         ray.init(
             address=address,
             runtime_env=environment,

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from autopeft.errors import SettingsError
+
 _SCRIPT = """
 from autopeft.engine.ray_backend import ray
 from autopeft.engine import ray_devices
@@ -43,3 +45,11 @@ def test_a_clusters_devices_are_asked_for_there() -> None:
     told, good = ran.stdout.strip().splitlines()[-2:]
     assert "torch sees none of the cluster's 2 GPUs" in told, ran.stderr
     assert good == "good", ran.stderr
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:99999", "no-such-host.invalid:6379"])
+def test_an_address_where_nothing_listens_is_told_at_once(address: str) -> None:
+    from autopeft.engine.ray_backend import join
+
+    with pytest.raises(SettingsError, match=r"no Ray cluster answers \(ConnectionError\)"):
+        join(address)
