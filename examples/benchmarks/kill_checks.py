@@ -103,9 +103,10 @@ def check(
     _check_repeats(log, found)
     _check_confirmations(log, folder, front, found)
     spent = front["budget"]
-    found.seconds_off = spent["spent_seconds"] - seconds
+    booked = json.loads((folder / "state" / "spent.json").read_text())["seconds"]
+    found.seconds_off = booked - seconds
     if abs(found.seconds_off) > SECONDS_A_SESSION * n_sessions:
-        found.problems.append(f"spent {spent['spent_seconds']:.1f} s, truly {seconds:.1f} s")
+        found.problems.append(f"spent {booked:.1f} s, truly {seconds:.1f} s")
     n_ended = sum(not _is_interrupted(t) for t in trials)
     wanted = int(front["settings"]["budget"].removesuffix("trials"))
     if not spent["n_trials"] == n_ended == wanted == sum(front["trials"].values()):

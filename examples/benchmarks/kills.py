@@ -245,14 +245,15 @@ def _marked(log: Path) -> dict[int, str]:
             with suppress(OSError):
                 if mark in (entry / "environ").read_bytes().split(b"\0"):
                     text = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-                    found[int(entry.name)] = text
+                    found[int(entry.name)] = text.strip()
     return found
 
 
 def _workers(log: Path) -> list[str]:
-    """Return what runs for a search on its cluster; idle processes are the cluster's."""
-    texts = _marked(log).values()
-    return [text for text in texts if text.startswith("ray::") and "IDLE" not in text]
+    """Return what runs for a search on its cluster; idle processes and agents are the cluster's."""
+    names = _marked(log).values()
+    own = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
+    return [name for name in names if name.startswith("ray::") and not name.startswith(own)]
 
 
 def _until_none(look: Callable[[], list[str]], seconds: float = 20.0) -> list[str]:
