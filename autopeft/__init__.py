@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from autopeft.advice.advise import Advice
-    from autopeft.api import advise, compare, export, init, preview, price, report, resume, search
+    from autopeft.api import (
+        advise,
+        compare,
+        compare_table,
+        export,
+        init,
+        preview,
+        price,
+        report,
+        resume,
+        search,
+    )
     from autopeft.comparing.compare import AdapterComparison
     from autopeft.confirm.verdict import Verdict
     from autopeft.costs import Price, PriceTable, Topology
@@ -49,7 +60,7 @@ if TYPE_CHECKING:
 _NAMES = {
     "autopeft.advice.advise": ("Advice",),
     "autopeft.api": (
-        *("advise", "compare", "export", "init"),
+        *("advise", "compare", "compare_table", "export", "init"),
         *("preview", "price", "report", "resume", "search"),
     ),
     "autopeft.comparing.compare": ("AdapterComparison",),
@@ -132,6 +143,7 @@ __all__ = [
     "advise",
     "check_export",
     "compare",
+    "compare_table",
     "encode_texts",
     "export",
     "init",

@@ -38,6 +38,7 @@ from autopeft.workspace import SETTINGS, Workspace, read_settings
 if TYPE_CHECKING:
     from autopeft.advice.advise import Advice
     from autopeft.comparing.compare import AdapterComparison
+    from autopeft.comparing.recorded import TableJudgement
     from autopeft.models.export import Exported
     from autopeft.result import SearchResult
     from autopeft.tasks.preview import Preview
@@ -386,6 +387,47 @@ def compare(
         )
     if output is not None:
         write_comparison(found, Path(output).expanduser())
+    return found
+
+
+def compare_table(
+    table: Any,
+    *,
+    rows: int | None = None,
+    seed_sd: float | None = None,
+    columns: Mapping[str, str] | None = None,
+    output: str | Path | None = None,
+) -> TableJudgement:
+    """Tell which differences a recorded table of scores shows.
+
+    The error of a score is the binomial one of its test rows, and that of its seeds: as given, or
+    as the lines of one name tell it. Where neither does, no difference is shown.
+
+    Args:
+        table: A file, or rows as `search` takes them, with the columns name and score, and perhaps
+            rows and seeds. Lines of one name are trainings that differ in their seed.
+        rows: Test rows of the lines that do not tell.
+        seed_sd: Standard deviation between trainings that differ in their seed alone.
+        columns: Column by role (name, score, rows, seeds), where they have other names.
+        output: Folder to write `compare.json` to; None: nothing is written.
+
+    Raises:
+        UserError: if the table cannot be read, or does not tell its test rows.
+
+    Example:
+        >>> table = [{"name": "lora", "score": 0.699}, {"name": "dora", "score": 0.740}]
+        >>> print(autopeft.compare_table(table, rows=1319).judgement.headline)
+        Too close to call: dora has the best score, but lora may be as good.
+    """
+    from autopeft.comparing.recorded import judge_table
+    from autopeft.comparing.show import write_table
+    from autopeft.comparing.table_file import read_lines
+
+    if seed_sd is not None and not 0 <= seed_sd < 1:
+        raise SettingsError("seed_sd", seed_sd, "`0 <= seed_sd < 1` must hold", "use e.g. 0.006")
+    found = judge_table(read_lines(table, rows=rows, columns=columns), seed_sd=seed_sd)
+    if output is not None:
+        write_table(found, Path(output).expanduser())
     return found
 
 

@@ -170,6 +170,13 @@ def advise(model: str, data: str, rows: int, **flags: Any) -> None:
 @click.option("--held-out", is_flag=True, help="No adapter has seen the data: score all its rows.")
 @click.option("--any-base", is_flag=True, help="Score adapters that name another base model too.")
 @click.option("--output", type=click.Path(), help="Folder for compare.json and compare.png.")
+@click.option(
+    "--table",
+    type=click.Path(),
+    help="Judge a recorded table of scores instead: its columns are name, score, rows, seeds.",
+)
+@click.option("--rows", type=int, help="With --table: test rows, where it has no column rows.")
+@click.option("--seed-sd", type=float, help="With --table: standard deviation between seeds.")
 @_settings_options(only=_COMPARE)
 def compare(
     adapters: tuple[str, ...],
@@ -179,14 +186,23 @@ def compare(
     held_out: bool,
     any_base: bool,
     output: str | None,
+    table: str | None,
+    rows: int | None,
+    seed_sd: float | None,
     **flags: Any,
 ) -> None:
     """Score ADAPTERS on the same rows, and tell which of them differ.
 
     An adapter is a folder: of peft, of a whole model such as a merged one, or a run of autopeft.
+    With --table, tell instead which differences a recorded table of scores shows.
     """
-    from autopeft.comparing.show import comparison_text
+    from autopeft.comparing.show import comparison_text, table_text
 
+    if table is not None:
+        named = SearchSettings.from_mapping(_given(flags)).columns
+        judged = api.compare_table(table, rows=rows, seed_sd=seed_sd, columns=named, output=output)
+        _print(table_text(judged))
+        return
     found = api.compare(
         adapters,
         model=model,

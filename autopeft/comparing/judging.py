@@ -8,7 +8,7 @@ from itertools import combinations
 
 from autopeft.confirm.comparison import Comparison, compare
 from autopeft.confirm.finalists import Arm, SeedScore
-from autopeft.confirm.power import POWER, power_of, rounded_up
+from autopeft.confirm.power import POWER, Power, power_of, rounded_up
 from autopeft.costs.objectives import Objective
 from autopeft.utils.formatting import counted
 
@@ -36,18 +36,18 @@ class Pair:
         better: Name of the one with the better score.
         worse: Name of the other.
         found: Their difference, with an interval that holds for all pairs at once.
-        is_shown: Whether the interval excludes no difference.
-        rows_needed: Test rows that would show a difference as large as this one with a chance of
-            80 %; None if it is shown, or there is none.
+        is_shown: Whether the interval excludes no difference, and covers all that it must.
+        power: What it would take to show a difference as large as this one; None if its interval
+            excludes no difference, or there is none.
     """
 
     better: str
     worse: str
     found: Comparison
     is_shown: bool
-    rows_needed: int | None = None
+    power: Power | None = None
 
-    def line(self, n_rows: int) -> str:
+    def line(self) -> str:
         """Return it in one line."""
         low, high = self.found.low, self.found.high
         text = f"{self.better} over {self.worse}: {self.found.gain:+.4f}"
@@ -59,8 +59,9 @@ class Pair:
             )
             return f"{self.better} and {self.worse}: too close to call; {same}"
         needed = "more rows"
-        if self.rows_needed is not None:
-            needed = f"about {counted(rounded_up(self.rows_needed), 'test row')}, not {n_rows:,},"
+        if self.power is not None and self.power.rows_needed is not None:
+            rows = counted(rounded_up(self.power.rows_needed), "test row")
+            needed = f"about {rows}, not {self.power.n_rows:,},"
         return (
             f"{text} ({low:+.4f} to {high:+.4f}): too close to call; {needed} would show a "
             "difference this large"
@@ -86,7 +87,15 @@ class Judgement:
 
 
 def judge(
-    arms: Sequence[Arm], quality: Objective, *, base: str | None = None, seed: int = 0
+    arms: Sequence[Arm],
+    quality: Objective,
+    *,
+    base: str | None = None,
+    seed: int = 0,
+    n_rows: int | None = None,
+    is_share: bool | None = None,
+    seed_error: float | None = None,
+    is_seed_known: bool = True,
 ) -> Judgement:
     """Compare all adapters with each other, with intervals that hold for all pairs at once.
 
@@ -95,35 +104,38 @@ def judge(
         quality: What it was scored by.
         base: Name of the base model among them; None: it is not among them.
         seed: Of the bootstrap.
+        n_rows: Rows that were scored; None: the scores tell.
+        is_share: Whether the quality is a share of rows; None: the scores tell.
+        seed_error: Standard deviation between trainings; None: the scores tell, if they can.
+        is_seed_known: Whether the error of the seeds is in the intervals, or plays no part. If not,
+            no difference is shown.
     """
     by_name = {arm.digest: arm for arm in arms}
     values = {n: quality.sign() * _score(arm, quality) for n, arm in by_name.items()}
     order = tuple(sorted(values, key=lambda name: -values[name]))
     named = list(combinations(order, 2))
-    found = compare([(by_name[a], by_name[b]) for a, b in named], quality, seed) if named else []
-    n_rows = len(arms[0].seeds[0].test_rows)
-    is_share = all(row in (0.0, 1.0) for arm in arms for row in arm.seeds[0].test_rows)
-    pairs = tuple(
-        _pair(a, b, each, n_rows, is_share=is_share)
-        for (a, b), each in zip(named, found, strict=True)
-    )
+    both = [(by_name[a], by_name[b]) for a, b in named]
+    error = seed_error if is_seed_known else 0.0
+    found = compare(both, quality, seed, seed_error=error) if both else []
+    if n_rows is None:
+        n_rows = len(arms[0].seeds[0].test_rows)
+    if is_share is None:
+        is_share = all(row in (0.0, 1.0) for arm in arms for row in arm.seeds[0].test_rows)
+    pairs = []
+    for (a, b), each in zip(both, found, strict=True):
+        power = None
+        if each.low <= 0 < each.gain and each.error > 0:
+            n_seeds = min(len(a.seeds), len(b.seeds))
+            power = power_of(each, each.gain, n_rows=n_rows, n_seeds=n_seeds, is_share=is_share)
+        pairs.append(Pair(a.digest, b.digest, each, each.low > 0 and is_seed_known, power))
     adapters = tuple(name for name in order if name != base)
     told = [p for p in pairs if adapters[0] in (p.better, p.worse) or base in (p.better, p.worse)]
     headline = _headline(adapters, {(p.better, p.worse): p for p in pairs}, quality)
-    return Judgement(order, pairs, headline, tuple(pair.line(n_rows) for pair in told))
+    return Judgement(order, tuple(pairs), headline, tuple(pair.line() for pair in told))
 
 
 def _score(arm: Arm, quality: Objective) -> float:
     return sum(seed.test[quality.name] for seed in arm.seeds) / len(arm.seeds)
-
-
-def _pair(a: str, b: str, found: Comparison, n_rows: int, *, is_share: bool) -> Pair:
-    is_shown = found.low > 0
-    needed = None
-    if not is_shown and found.gain > 0 and found.error > 0:
-        power = power_of(found, found.gain, n_rows=n_rows, n_seeds=1, is_share=is_share)
-        needed = power.rows_needed
-    return Pair(a, b, found, is_shown, needed)
 
 
 def _headline(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from rich.text import Text
 
 from autopeft.comparing.compare import AdapterComparison, Entry, size_name
 from autopeft.comparing.judging import LEVELS, ONE_SEED, Judgement
+from autopeft.comparing.recorded import TableJudgement
 from autopeft.costs.objectives import COSTS
 from autopeft.reporting.tables import plain_table
 from autopeft.utils.files import write_bytes, write_text
@@ -32,17 +34,23 @@ def comparison_text(found: AdapterComparison) -> RenderableType:
         table,
         *(Text(note, style="dim") for note in notes),
         Text("* on the front of quality and size", style="dim"),
-        *judgement_text(found.judgement, ONE_SEED),
+        *_verdict(found.judgement.headline, found.judgement.lines, (LEVELS, ONE_SEED)),
     )
 
 
-def judgement_text(judgement: Judgement, *remarks: str) -> list[RenderableType]:
+def table_text(found: TableJudgement) -> RenderableType:
+    """Return what a recorded table shows."""
+    headline = found.judgement.headline
+    return Group(*map(Text, found.lines), *_verdict(headline, found.verdict, found.remarks))
+
+
+def _verdict(headline: str, lines: Sequence[str], remarks: Sequence[str]) -> list[Text]:
     """Return the headline, the pairs, and how to read them."""
     return [
         Text(""),
-        Text(judgement.headline, style="bold"),
-        *(Text(line) for line in judgement.lines),
-        *(Text(remark, style="dim") for remark in (LEVELS, *remarks)),
+        Text(headline, style="bold"),
+        *map(Text, lines),
+        *(Text(remark, style="dim") for remark in remarks),
     ]
 
 
@@ -72,18 +80,29 @@ def comparison_json(found: AdapterComparison) -> dict[str, Any]:
         "rows": {"source": found.source, "n": found.n_rows},
         "lines": list(found.lines),
         "entries": to_plain(found.entries),
-        **judgement_json(found.judgement),
+        **_judgement_json(found.judgement, found.judgement.lines),
         "remarks": [LEVELS, ONE_SEED],
     }
 
 
-def judgement_json(judgement: Judgement) -> dict[str, Any]:
-    """Return a judgement as plain data."""
+def _judgement_json(judgement: Judgement, lines: Sequence[str]) -> dict[str, Any]:
     return {
         "headline": judgement.headline,
-        "verdict": list(judgement.lines),
+        "verdict": list(lines),
         "pairs": to_plain(judgement.pairs),
     }
+
+
+def write_table(found: TableJudgement, folder: Path) -> None:
+    """Write the judgement of a recorded table to `compare.json`."""
+    row = {
+        "schema": 1,
+        "lines": list(found.lines),
+        "seed_sd": found.seed_sd,
+        **_judgement_json(found.judgement, found.verdict),
+        "remarks": list(found.remarks),
+    }
+    write_text(folder / "compare.json", strict_json(row))
 
 
 def comparison_png(found: AdapterComparison) -> bytes:
