@@ -303,6 +303,7 @@ def prepare(
         precision=found.precision,
         # A function of the user's trains by itself.
         gradient_checkpointing=prices.has_checkpointing if data is not None else AUTO,
+        torch_compile=_torch_compile(settings, (*objectives, *constraints), note),
     )
     ready = PreparedSearch(
         settings,
@@ -325,6 +326,20 @@ def prepare(
     if text := _pack_text(ready):
         note(text)
     return ready
+
+
+def _torch_compile(
+    settings: SearchSettings, measured: Sequence[Objective | Constraint], note: Note
+) -> bool | str:
+    """Return how blocks are compiled: not by chance where the seconds of trials are compared."""
+    is_compared = any(each.name == "train_seconds" for each in measured)
+    if settings.torch_compile != AUTO or not is_compared:
+        return settings.torch_compile
+    note(
+        "torch_compile=auto is off: it would compile some trials and not others, and their "
+        "train_seconds are compared; true compiles all of them"
+    )
+    return False
 
 
 def _pack_text(ready: PreparedSearch) -> str:
@@ -531,6 +546,7 @@ _UNUSED_BY_FUNCTION = (
     "max_data_gb",
     *("activation_cache", "activation_cache_gb", "trials_per_worker", "compress"),
     *("gradient_checkpointing", "micro_batch_tokens", "packing", "optimizer"),
+    "torch_compile",
     "attn_implementation",
 )
 """Settings of autopeft's own training, which a function of the user's does not see."""

@@ -256,6 +256,12 @@ class SearchSettings:
         "where the first LoRAs fit into memory in no other way.",
         choices=(True, False, "auto"),
     )
+    torch_compile: bool | str = _setting(
+        False,
+        "Compile the blocks at and above the lowest adapter with torch.compile. true, false, or "
+        "auto: a worker measures it, and compiles where that takes less time in all.",
+        choices=(True, False, "auto"),
+    )
     micro_batch_tokens: int | None = _setting(
         None,
         "Tokens of a forward pass at most, padding included. A step with more accumulates the "
@@ -384,7 +390,7 @@ class SearchSettings:
     @property
     def trains_alone(self) -> str:
         """The setting with which a worker trains one adapter at a time; "" if there is none."""
-        names = ("gradient_checkpointing", "micro_batch_tokens", "packing")
+        names = ("gradient_checkpointing", "torch_compile", "micro_batch_tokens", "packing")
         return next((name for name in names if getattr(self, name) not in (None, False, AUTO)), "")
 
     def column_names(self) -> dict[str, str]:
@@ -493,7 +499,7 @@ _PAIRS = {
 }
 """Setting that is a mapping -> an example of how a flag writes it."""
 
-_SWITCHES = ("gradient_checkpointing",)
+_SWITCHES = ("gradient_checkpointing", "torch_compile")
 """Settings that are true, false or something else."""
 
 _LISTS = ("objectives", "constraints", "report_to")

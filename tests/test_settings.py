@@ -107,14 +107,17 @@ def test_a_space_may_be_written_in_braces() -> None:
 def test_a_switch_may_be_left_to_autopeft() -> None:
     for text, value in {"true": True, "false": False, "auto": "auto"}.items():
         for given in (text, value):
-            read = SearchSettings.from_mapping({"gradient_checkpointing": given})
-            assert read.gradient_checkpointing == value
+            for name in ("gradient_checkpointing", "torch_compile"):
+                read = SearchSettings.from_mapping({name: given})
+                assert getattr(read, name) == value
     assert not SearchSettings().trains_alone
     with pytest.raises(SettingsError, match="use one of true, false, auto"):
         SearchSettings.from_mapping({"gradient_checkpointing": "maybe"})
 
 
-@pytest.mark.parametrize("way", [{"gradient_checkpointing": True}, {"micro_batch_tokens": 64}])
+@pytest.mark.parametrize(
+    "way", [{"gradient_checkpointing": True}, {"torch_compile": True}, {"micro_batch_tokens": 64}]
+)
 def test_adapters_that_are_trained_alone_are_not_trained_together(way: dict[str, object]) -> None:
     assert SearchSettings.from_mapping(way).trains_alone == next(iter(way))
     with pytest.raises(SettingsError, match=r"one at a time.*leave it out"):

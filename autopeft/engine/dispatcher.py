@@ -477,7 +477,9 @@ class Dispatcher:
         self._budget.spend(flops=report.flops - running.flops)
         running.flops = report.flops
         running.seconds += message.activity.total - message.activity.cache
-        if message.warning and message.warning not in self.warnings:
+        # Each worker measures for itself: one of their lines is enough.
+        told = {without_numbers(line) for line in self.warnings}
+        if message.warning and without_numbers(message.warning) not in told:
             self.warnings.append(message.warning)
             self._callbacks.call("on_message", message.warning)
         decision = self._controller.report(trial, report.step, report.score)

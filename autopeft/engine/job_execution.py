@@ -96,7 +96,7 @@ class JobExecution:
         """Return the seconds spent since the last message."""
         training = self._training
         total = Activity(
-            train=training.train_seconds if training else 0.0,
+            train=training.train_seconds + training.compile_seconds if training else 0.0,
             evaluate=(training.evaluation_seconds if training else 0.0) + self._compress_seconds,
             attach=self._attach_seconds,
             cache=training.cache_seconds if training else 0.0,

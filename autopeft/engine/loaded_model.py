@@ -13,10 +13,12 @@ from autopeft.models.backbone import Backbone, load_backbone
 from autopeft.models.loading import base_dtype
 from autopeft.plan import Candidate
 from autopeft.profiling.output_positions import narrow_modules
+from autopeft.settings import AUTO
 from autopeft.tasks.base import Task
 from autopeft.tasks.data import EncodedSplit, SplitName, TaskData
 from autopeft.tasks.registry import named_task
 from autopeft.training.activation_cache import DEVICE_SHARE, MEMORY_SHARE, ActivationCache
+from autopeft.training.compilation import BlockCompiler
 from autopeft.training.last_block import LastBlock
 from autopeft.training.packing import Packing
 from autopeft.training.precision import Precision, autocast, choose_precision, rounded_once
@@ -97,6 +99,13 @@ class LoadedModel:
                 memory_share=MEMORY_SHARE / (settings.workers or 1),
                 identity=f"{settings.model} {settings.model_revision} {settings.quantization}",
             )
+        self._compiler: BlockCompiler | None = None
+        if settings.torch_compile:
+            self._compiler = BlockCompiler(
+                must_pay=settings.torch_compile == AUTO,
+                # Workers have a core each.
+                options=None if is_accelerator(device) else {"compile_threads": 1},
+            )
         if context.window is not None:
             modules = narrow_modules(model, layout)
             last_block = LastBlock(
@@ -125,17 +134,21 @@ class LoadedModel:
 
     @property
     def problem(self) -> str:
-        """What the user should know of this worker and its activation cache; "" if nothing."""
-        cache = "" if self._cache is None else self._cache.problem
-        return "; ".join(filter(None, (self._mismatch, cache)))
+        """What the user should know of this worker and its accelerations; "" if nothing."""
+        parts = (part.problem for part in (self._cache, self._compiler) if part is not None)
+        return "; ".join(filter(None, (self._mismatch, *parts)))
 
     def setup_above(self, lowest_layer: int | None) -> TrainingSetup:
         """Return the setup with the cache below the lowest adapted block, None if there is none."""
         setup, blocks = self.setup, self.backbone.layout.blocks
-        if self.context.settings.gradient_checkpointing is True and lowest_layer is not None:
-            # The last block keeps little where it is narrowed, and cannot be run twice there.
+        if lowest_layer is not None:
+            # The last block keeps little where it is narrowed, and cannot be run twice there. The
+            # positions are others in each step, which no graph allows for.
             end = len(blocks) - (self.context.window is not None)
-            setup = replace(setup, recomputed=tuple(dict.fromkeys(blocks[lowest_layer:end])))
+            above = tuple(dict.fromkeys(blocks[lowest_layer:end]))
+            if self.context.settings.gradient_checkpointing is True:
+                setup = replace(setup, recomputed=above)
+            setup = replace(setup, compiler=self._compiler, compiled=above)
         if self._cache is None:
             return setup
         return replace(

@@ -125,7 +125,7 @@ class Activity:
     """Worker seconds by activity.
 
     Attributes:
-        train: Training steps.
+        train: Training steps, compiling included.
         evaluate: Scoring validation and test rows.
         attach: Attaching, detaching and saving adapters.
         cache: Filling the activation cache, which later trials reuse.

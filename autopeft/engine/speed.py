@@ -65,7 +65,9 @@ def measure_speed(
         name: split.first(n_train if name == "train" else _N_SCORED)
         for name, split in data.splits.items()
     }
-    settings = replace(context.settings, rung_rows=_N_SCORED, activation_cache=False)
+    settings = replace(
+        context.settings, rung_rows=_N_SCORED, activation_cache=False, torch_compile=False
+    )
     context = replace(
         context, data=replace(data, splits=few), settings=settings, rungs=(*_RUNGS, 10**6)
     )

@@ -56,9 +56,17 @@ def attention_through(around: Callable[[AttentionFunction], AttentionFunction]) 
     Changes transformers' table of attention functions and restores it. Contexts can be nested.
     """
     table = ALL_ATTENTION_FUNCTIONS
-    before = table["sdpa"]
+    usual: AttentionFunction = table["sdpa"]
     own = table._local_mapping.get("sdpa")
-    table["sdpa"] = around(before)
+    changed = around(usual)
+
+    def attend(*arguments: Any, **options: Any) -> tuple[torch.Tensor, Any]:
+        # A compiled block keeps its own attention: it cannot choose one at each call.
+        if torch.compiler.is_compiling():
+            return usual(*arguments, **options)
+        return changed(*arguments, **options)
+
+    table["sdpa"] = attend
     try:
         yield
     finally:

@@ -29,11 +29,12 @@ def recomputed(model: nn.Module, blocks: Sequence[str]) -> Iterator[None]:
             own = vars(block).get("forward")
             plain = block.forward
             block.forward = partial(checkpoint, plain, use_reentrant=False)
-            stack.callback(_restore, block, own)
+            stack.callback(restore_forward, block, own)
         yield
 
 
-def _restore(block: nn.Module, own: object) -> None:
+def restore_forward(block: nn.Module, own: object) -> None:
+    """Put back what hid the class's method before: `own`, or nothing."""
     del block.forward
     if own is not None:
         block.forward = own  # type: ignore[assignment]

@@ -16,7 +16,8 @@ from autopeft.training.attention import training_attention
 from autopeft.training.batching import IntArray
 from autopeft.training.precision import rounded_once
 from autopeft.training.setup import TrainingSetup
-from autopeft.training.trainer import Stopwatch, Trainer, train_adapters_only
+from autopeft.training.stopwatch import Stopwatch
+from autopeft.training.trainer import Trainer, train_adapters_only
 from autopeft.utils.device import synchronize
 
 MAX_TIME_SHARE = 0.9

@@ -140,6 +140,8 @@ def _forward(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
         torch.get_autocast_dtype("cpu") == torch.bfloat16
     )
     kind = type(module)
+    if torch.compiler.is_compiling():
+        return kind.forward(module, x)  # type: ignore[no-any-return]
     if not (is_rounding and _IS_EXACT.get(kind, True)):  # Parts of a model may compute in fp32.
         return kind.forward(module, x)  # type: ignore[no-any-return]
     result = _with_copies(module, x)

@@ -11,6 +11,7 @@ from autopeft.tasks.batch import Batch
 from autopeft.tasks.data import TaskData
 from autopeft.training.acceleration import NO_ACCELERATION, Acceleration
 from autopeft.training.attention import known_padding
+from autopeft.training.compilation import BlockCompiler
 from autopeft.training.optimizers import ADAMW
 from autopeft.training.packing import Packing
 from autopeft.training.precision import Precision, autocast
@@ -28,6 +29,8 @@ class TrainingSetup:
         cache: Skips the frozen blocks below the lowest adapter.
         fp32_cache: The same where rows are scored in fp32, whatever the precision.
         last_block: Skips positions of the last block that are not read.
+        compiler: Compiles blocks; None: they are not compiled.
+        compiled: Paths of the blocks that it may compile.
         recomputed: Paths of the blocks that are computed again in the backward pass.
         optimizer: A value of the setting `optimizer`.
         packing: Makes the batches of trainings; None: rows are padded.
@@ -41,6 +44,8 @@ class TrainingSetup:
     cache: Acceleration = NO_ACCELERATION
     fp32_cache: Acceleration = NO_ACCELERATION
     last_block: Acceleration = NO_ACCELERATION
+    compiler: BlockCompiler | None = None
+    compiled: tuple[str, ...] = ()
     recomputed: tuple[str, ...] = ()
     micro_batch_tokens: int | None = None
     packing: Packing | None = None

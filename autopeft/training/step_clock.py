@@ -90,6 +90,12 @@ class StepClock:
         if not is_last:
             self.check()
 
+    def within_step(self) -> None:
+        """Tell that a long step goes on; raise `OutOfTime` if the deadline has passed."""
+        self.check()
+        if self._tell is not None:
+            self._tell_if_due(self._tell, is_training=False)
+
     @contextmanager
     def watching(
         self, model: torch.nn.Module, *, step: int = 0, spare: float = 0.0

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,16 +17,18 @@ from autopeft.plan import TrainSettings
 from autopeft.tasks.base import Evaluation
 from autopeft.tasks.batch import Batch, collate
 from autopeft.tasks.data import SplitName
-from autopeft.training.acceleration import NO_ACCELERATION, Acceleration
+from autopeft.training.acceleration import NO_ACCELERATION
 from autopeft.training.attention import training_attention
 from autopeft.training.batching import IntArray, micro_batches, rung_sample, training_batches
 from autopeft.training.checkpointing import recomputed
+from autopeft.training.compilation import CompiledSteps
 from autopeft.training.evaluation import evaluate
 from autopeft.training.loss_watch import LossWatch
 from autopeft.training.optimizers import make_optimizer
 from autopeft.training.precision import Precision, rounded_once
 from autopeft.training.setup import TrainingSetup
 from autopeft.training.step_clock import StepClock
+from autopeft.training.stopwatch import Stopwatch
 from autopeft.trial import RungReport
 from autopeft.utils.device import RandomState, empty_cache, kind_of, synchronize
 
@@ -59,7 +62,9 @@ class Trainer:
         step: Optimizer steps done.
         train_seconds: Seconds spent on training steps.
         evaluation_seconds: Seconds spent on evaluations.
-        cache_seconds: Seconds spent on filling the activation cache. Not part of the other two,
+        compile_seconds: Seconds spent on compiling blocks, comparing and measuring them. Not part
+            of `train_seconds`: whether a trial pays for them depends on the trials before.
+        cache_seconds: Seconds spent on filling the activation cache. Not part of the others,
             because later trainings reuse what is cached.
         is_halved: Whether a step did not fit into the device's memory: since then, micro-batches
             are half as large. Once is enough; then the training fails.
@@ -89,8 +94,10 @@ class Trainer:
         self.evaluation_seconds = 0.0
         self.cache_seconds = 0.0
         self.is_halved = False
+        self._next_stop = train.steps
         self._groups = [g for g in attached.parameter_groups() if len(g.parameters)]
         self._parameters = [p for group in self._groups for p in group.parameters]
+        self._steps = self._compiled_steps()
         self._optimizer = make_optimizer(setup.optimizer, self._groups, train.weight_decay)
         self._batches = training_batches(setup.data.train.lengths, train.batch_size, seed)
         self._random = RandomState(seed, setup.device)
@@ -98,6 +105,26 @@ class Trainer:
         self._losses = LossWatch()
         self._ends_early = ends_early
         self._first_rows: IntArray | None = None
+
+    def _compiled_steps(self) -> CompiledSteps | None:
+        setup = self.setup
+        if setup.compiler is None or not setup.compiled:
+            return None
+        return CompiledSteps(
+            setup.compiler,
+            self._model,
+            setup.compiled,
+            self._parameters,
+            clock=self.clock,
+            cache=setup.cache,
+            precision=setup.precision,
+            device=setup.device,
+        )
+
+    @property
+    def compile_seconds(self) -> float:
+        """See the class."""
+        return 0.0 if self._steps is None else self._steps.seconds
 
     def advance(self, to_step: int) -> RungReport:
         """Train up to a step, counted from the start; score the validation split or `rung_rows`.
@@ -131,7 +158,8 @@ class Trainer:
     def train_to(self, to_step: int) -> None:
         """Train up to a step without evaluating; raises as `advance` does."""
         to_step = min(to_step, self._train.steps)
-        watch = Stopwatch(self.setup.cache)
+        watch, compile_seconds = Stopwatch(self.setup.cache), self.compile_seconds
+        self._next_stop = to_step
         self.clock.resume(self.step)
         train_adapters_only(self._model)
         try:
@@ -145,7 +173,7 @@ class Trainer:
             self._check_losses()
             synchronize(self.setup.device)
         finally:
-            self.train_seconds += watch.seconds()
+            self.train_seconds += watch.seconds() - (self.compile_seconds - compile_seconds)
             self.cache_seconds += watch.cache_seconds()
 
     def evaluate(
@@ -214,15 +242,32 @@ class Trainer:
 
     def _backward(self, parts: Sequence[IntArray]) -> torch.Tensor:
         """Compute the gradients of a step from its micro-batches; return its loss."""
+        if self._steps is None:
+            return self._gradients(parts)
+        return self._steps.run(partial(self._gradients, parts), self._next_stop - self.step)
+
+    def _gradients(self, parts: Sequence[IntArray]) -> torch.Tensor:
         return self._backward_at_once(parts[0]) if len(parts) == 1 else self._accumulated(parts)
 
     def _backward_at_once(self, rows: IntArray) -> torch.Tensor:
         setup = self.setup
         batch = self._batch(rows)
-        with setup.forward(batch), recomputed(self._model, setup.recomputed):
+        with self._forward(batch):
             loss = self.with_penalty(setup.task.loss(self._model, batch))
             self._backward_of(loss)
         return loss.detach()
+
+    @contextmanager
+    def _forward(self, batch: Batch) -> Iterator[None]:
+        """Compute a step's passes, forward and back, on this batch."""
+        compiled = nullcontext() if self._steps is None else self._steps.compiled()
+        with (
+            self.setup.forward(batch),
+            compiled,
+            # The outer one: what it computes again is compiled.
+            recomputed(self._model, self.setup.recomputed),
+        ):
+            yield
 
     def _backward_of(self, loss: torch.Tensor) -> None:
         """Compute gradients. Blocks that are computed again need what served the forward pass."""
@@ -244,7 +289,7 @@ class Trainer:
         total = n_terms = torch.zeros((), device=setup.device)
         for rows in parts:
             batch = self._batch(rows)
-            with setup.forward(batch), recomputed(self._model, setup.recomputed):
+            with self._forward(batch):
                 losses, weights = setup.task.row_losses(self._model, batch)
                 loss = losses.sum()
                 self._backward_of(loss)
@@ -349,20 +394,3 @@ def train_adapters_only(model: torch.nn.Module) -> None:
                     child.train()
         elif getattr(module, "is_autopeft_adapter", False):
             module.train()
-
-
-class Stopwatch:
-    """Measures seconds since its creation, apart from those spent on filling the cache."""
-
-    def __init__(self, cache: Acceleration) -> None:
-        self._cache = cache
-        self._setup_before = cache.setup_seconds
-        self._started = time.perf_counter()
-
-    def cache_seconds(self) -> float:
-        """Return the seconds spent on filling the cache."""
-        return self._cache.setup_seconds - self._setup_before
-
-    def seconds(self) -> float:
-        """Return all other seconds."""
-        return time.perf_counter() - self._started - self.cache_seconds()

@@ -35,6 +35,7 @@ from autopeft.tasks.batch import Batch
 from autopeft.training import precision, step_clock
 from autopeft.training import trainer as trainer_module
 from autopeft.training.acceleration import NO_ACCELERATION
+from autopeft.training.compilation import BlockCompiler
 from autopeft.training.loss_watch import LossWatch
 from autopeft.training.multi_trainer import MultiTrainer
 from autopeft.training.step_clock import Deadline
@@ -157,6 +158,35 @@ def test_what_saves_memory_changes_no_score(ready: PreparedSearch, way: dict[str
     assert not executor.trains_together
     assert scores[0] == pytest.approx(scores[1], rel=1e-4)
     assert len(scores[0]) == 2
+
+
+def test_compiled_blocks_change_no_score_and_leave_the_model_as_it_was(
+    ready: PreparedSearch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compiler(*, must_pay: bool, options: Any) -> BlockCompiler:
+        return BlockCompiler(must_pay=must_pay, backend="aot_eager")
+
+    monkeypatch.setattr(loaded_model, "BlockCompiler", compiler)
+    context = ready.context()
+    settings = replace(context.settings, trials_per_worker=None, torch_compile=True)
+    candidate = Candidate(
+        AdapterPlan([LayerSpec(0, "attn.q", "lora", 2)]),
+        TrainSettings(1e-2, steps=_STEPS, batch_size=8),
+    )
+    found = []
+    for each in (context, replace(context, settings=settings)):
+        executor = Executor(each)
+        before = state_of(executor.backbone.model)
+        executor.begin([Job("confirm", candidate, _COSTS, 1)])
+        (message,) = executor.advance().values()
+        assert isinstance(message, ConfirmMessage), message
+        found.append(message)
+        executor.clear()
+        assert_same_state(before, state_of(executor.backbone.model))
+    plain, compiled = found
+    assert not executor.problem
+    assert set(compiled.files) == set(plain.files)
+    assert compiled.score.test["loss"] == pytest.approx(plain.score.test["loss"], rel=1e-3)
 
 
 def test_a_search_over_bf16_weights_scores_in_bf16_and_keeps_adapters_in_fp32(
