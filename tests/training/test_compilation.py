@@ -29,7 +29,7 @@ _BLOCKS = tuple(f"bert.encoder.layer.{i}" for i in range(3))
 _STEPS = 6
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def _nothing_compiled() -> None:
     torch.compiler.reset()
 
@@ -99,7 +99,7 @@ def _n_graphs() -> int:
     [
         ({}, "fp32"),
         ({}, "bf16"),
-        ({"recomputed": _BLOCKS[1:]}, "fp32"),
+        ({"recomputed": _BLOCKS[1:]}, "bf16"),
         ({"micro_batch_tokens": 40}, "fp32"),
         ({"cache": True}, "bf16"),
     ],
@@ -108,7 +108,7 @@ def test_a_training_is_that_with_plain_blocks(
     way: dict[str, Any], precision: Precision, classification_data: TaskData, bert_with_lora: Build
 ) -> None:
     found = []
-    for compiler in (None, BlockCompiler(must_pay=False, backend="aot_eager")):
+    for compiler in (None, BlockCompiler(must_pay=False, backend="eager")):
         attached, more = bert_with_lora(), dict(way)
         if "cache" in way:
             model = attached.model
@@ -123,10 +123,11 @@ def test_a_training_is_that_with_plain_blocks(
     torch.testing.assert_close(found[1], found[0], rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.usefixtures("_nothing_compiled")
 def test_a_second_training_compiles_nothing_new(
     classification_data: TaskData, bert_with_lora: Build
 ) -> None:
-    compiler, made = BlockCompiler(must_pay=False, backend="aot_eager"), []
+    compiler, made = BlockCompiler(must_pay=False, backend="eager"), []
     for _ in range(2):
         before = _n_graphs()
         _trained(_training(bert_with_lora(), classification_data, compiler))
@@ -138,7 +139,7 @@ def test_a_second_training_compiles_nothing_new(
 def test_dropout_is_compared_without_it(
     classification_data: TaskData, bert_with_lora: Build
 ) -> None:
-    compiler = BlockCompiler(must_pay=False, backend="aot_eager")
+    compiler = BlockCompiler(must_pay=False, backend="eager")
     _trained(_training(bert_with_lora(dropout=0.5), classification_data, compiler))
     assert not compiler.problem
 
@@ -162,7 +163,7 @@ def test_what_cannot_be_compiled_is_computed(
 def test_what_fails_at_a_later_length_is_computed(
     classification_data: TaskData, bert_with_lora: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compiler = BlockCompiler(must_pay=False, backend="aot_eager")
+    compiler = BlockCompiler(must_pay=False, backend="eager")
     training = _training(bert_with_lora(), classification_data, compiler)
     _trained(training, 2)
     steps = training._steps
@@ -192,11 +193,12 @@ def test_what_computes_something_else_is_not_used(
     assert "other results" in compiler.problem
 
 
+@pytest.mark.usefixtures("_nothing_compiled")
 def test_too_many_kinds_of_blocks_end_it_for_one_training(
     classification_data: TaskData, bert_with_lora: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compilation, "MAX_GRAPHS", 1)
-    compiler = BlockCompiler(must_pay=False, backend="aot_eager")
+    compiler = BlockCompiler(must_pay=False, backend="eager")
     plain = _trained(_training(bert_with_lora([1]), classification_data, None))
     with pytest.warns(UserWarning, match="torch_compile is off: .*more than 1 kinds of blocks"):
         found = _trained(_training(bert_with_lora([1]), classification_data, compiler))
@@ -272,6 +274,7 @@ def test_auto_does_not_measure_where_few_steps_are_left(
     assert training.compile_seconds > 0
 
 
+@pytest.mark.usefixtures("_nothing_compiled")
 def test_auto_counts_what_other_trainings_have_compiled(
     classification_data: TaskData, bert_with_lora: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
