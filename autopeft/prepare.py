@@ -303,7 +303,7 @@ def prepare(
         precision=found.precision,
         # A function of the user's trains by itself.
         gradient_checkpointing=prices.has_checkpointing if data is not None else AUTO,
-        torch_compile=_torch_compile(settings, (*objectives, *constraints), note),
+        torch_compile=_torch_compile(settings, objectives, note),
     )
     ready = PreparedSearch(
         settings,
@@ -329,10 +329,10 @@ def prepare(
 
 
 def _torch_compile(
-    settings: SearchSettings, measured: Sequence[Objective | Constraint], note: Note
+    settings: SearchSettings, objectives: Sequence[Objective], note: Note
 ) -> bool | str:
     """Return how blocks are compiled: not by chance where the seconds of trials are compared."""
-    is_compared = any(each.name == "train_seconds" for each in measured)
+    is_compared = any(each.name == "train_seconds" for each in objectives)
     if settings.torch_compile != AUTO or not is_compared:
         return settings.torch_compile
     note(

@@ -176,13 +176,13 @@ def test_compiled_blocks_change_no_score_and_leave_the_model_as_it_was(
     found = []
     for each in (context, replace(context, settings=settings)):
         executor = Executor(each)
-        before = state_of(executor.backbone.model)
+        before = state_of(executor.backbone)
         executor.begin([Job("confirm", candidate, _COSTS, 1)])
         (message,) = executor.advance().values()
         assert isinstance(message, ConfirmMessage), message
         found.append(message)
         executor.clear()
-        assert_same_state(before, state_of(executor.backbone.model))
+        assert_same_state(before, state_of(executor.backbone))
     plain, compiled = found
     assert not executor.problem
     assert set(compiled.files) == set(plain.files)

@@ -73,7 +73,8 @@ def _training(
     **setup: Any,
 ) -> Trainer:
     task = task or TextClassification(data.labels, data.pad_id)
-    whole = TrainingSetup(task, data, compiler=compiler, compiled=_BLOCKS, **setup)
+    blocks = _BLOCKS[: attached.model.config.num_hidden_layers]
+    whole = TrainingSetup(task, data, compiler=compiler, compiled=blocks, **setup)
     return Trainer(
         attached, whole, TrainSettings(1e-2, steps=steps, batch_size=8), seed=0, clock=clock
     )
