@@ -297,7 +297,7 @@ def test_gradient_checkpointing_is_on_where_nothing_else_fits(
 
 def test_seconds_that_are_compared_are_not_compiled_by_chance(causal: tuple[Path, Path]) -> None:
     told: list[str] = []
-    rows = {"task": "sft", "torch_compile": "auto"}
+    rows: dict[str, Any] = {"task": "sft", "torch_compile": "auto"}
     compared = _prepared(*causal, note=told.append, **rows, objectives=["train_seconds"])
     assert compared.settings.torch_compile is False
     assert any(line.startswith("torch_compile=auto is off: ") for line in told)
