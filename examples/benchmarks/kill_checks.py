@@ -253,11 +253,9 @@ def _check_front(
     shown, told = _entries(front), _of(log, "told")
     logged = {r["digest"]: r["value"] for r in _of(log, "end") if not r["confirms"]}
     logged = logged or {r["digest"]: r["values"]["accuracy"] for r in told if r["values"]}
-    complete = [t for t in trials if t.state == TrialState.COMPLETE]
-    points = {
-        t.user_attrs["digest"]: (logged.get(t.user_attrs["digest"], np.nan), t.values[1])
-        for t in complete
-    }
+    complete = {t.user_attrs["digest"]: t.values for t in trials if t.state == TrialState.COMPLETE}
+    # The driver of a training may be killed between the study's line and that of the log.
+    points = {d: (logged.get(d, quality), cost) for d, (quality, cost) in complete.items()}
     searched, unconfirmed = _front_of(points), {e["digest"] for e in front["unconfirmed"]}
     if lost := searched - shown.keys():
         found.problems.append(f"on the front of the search, not in front.json: {sorted(lost)}")

@@ -49,7 +49,7 @@ import autopeft
 
 KINDS = ("function", "journal", "postgres", "training", "ray", "cluster")
 _HERE = Path(__file__).parent
-_SHARE = {"function": 5, "journal": 3, "postgres": 4, "training": 4, "ray": 3, "cluster": 3}
+_SHARE = {"function": 6, "journal": 4, "postgres": 6, "training": 4, "ray": 6, "cluster": 6}
 """So many kills each before the next kind."""
 
 _WAYS = {
@@ -60,9 +60,8 @@ _WAYS = {
     "ray": ("driver", "group", "term", "worker", "worker"),
     "cluster": ("driver", "term", "worker", "node", "node"),
 }
-_LINES = {"training": 30}
-_MOST_LINES = 160
-"""A kill comes after at most so many lines of a session's log."""
+_MOST_LINES = {"training": 30, "ray": 70, "cluster": 70}
+"""A kill comes after fewer lines of a session's log, by default than 100."""
 
 _TOO_LONG = 150.0
 """A session of so many seconds hangs."""
@@ -120,7 +119,7 @@ class Killed:
         before = len(kill_checks.read_log(self.log))
         child = self._fork()
         self.n_sessions += 1
-        n_lines = self._chance.randrange(_LINES.get(self.kind, _MOST_LINES))
+        n_lines = self._chance.randrange(_MOST_LINES.get(self.kind, 100))
         pause, status, is_killed = 0.3 * self._chance.random(), None, False
         until = time.monotonic() + _TOO_LONG
         while status is None:
@@ -177,7 +176,9 @@ class Killed:
     def _kill(self, way: str, child: int) -> bool:
         """Kill something; return False if there was nothing to kill."""
         if way == "worker":
-            workers = [pid for pid, text in _marked(self.log).items() if text.startswith("ray::")]
+            # A raylet dies with its agents, which is the loss of a node.
+            marked = _marked(self.log).items()
+            workers = [p for p, text in marked if text.startswith("ray::") and "Agent" not in text]
             if not workers:
                 return False
             self._note(way)

@@ -22,6 +22,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import optuna
 from kill_search import write_assets
 from rich.console import Console
 from rich.table import Table
@@ -103,6 +104,7 @@ class Watch(autopeft.Callback):
             ctypes.CDLL(None).malloc_trim(0)
             now = Measured.of(os.getpid()), Measured.of(_worker()), _shared(), time.monotonic()
             self.found[self._n_ended] = now
+            print(f"{self._n_ended} trials: driver {now[0]}, worker {now[1]}", flush=True)
 
 
 def main() -> None:
@@ -157,9 +159,6 @@ def _study_bytes(folder: Path) -> float:
     study = folder / "study.db"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     one = folder / "one.db"
-    autopeft.SearchController  # noqa: B018
-    import optuna
-
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     optuna.create_study(storage=f"sqlite:///{one}", study_name="first")
     done = subprocess.run(
