@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from autopeft.errors import AdapterError
 from autopeft.models.adapter_files import HEAD_FILE, TENSOR_FILE, write_tensors
 from autopeft.models.attach import Attached
+from autopeft.models.low_rank import Directions
 from autopeft.models.merging import merged
 from autopeft.models.method_hooks import ADAPTER_NAME
 from autopeft.models.saving import PEFT_ROOT, TASK_TYPES, head_tensors, whole_modules
@@ -90,6 +91,12 @@ def convert(attached: Attached, *, max_rank: int = MAX_RANK) -> Conversion:
                 factors[path] = Factors(a, b, n_experts=n_experts)
             elif n_experts:
                 lost[path] = f"experts are not cut to rank {max_rank}"
+            elif method.holds_lora_factors:
+                found = Directions.of_product(*lora_factors(layer))
+                no_more = _TOLERANCE * float(found.values.norm())
+                factors[path] = _cut(found, max_rank, no_more)
+                if factors[path].error:
+                    lost[path] = _too_high(method.name, max_rank)
             elif not method.mergeable:
                 lost[path] = f"{method.name} cannot be merged into a weight"
             elif not isinstance(attached.originals[path], nn.Linear | Conv1D):
@@ -105,13 +112,17 @@ def convert(attached: Attached, *, max_rank: int = MAX_RANK) -> Conversion:
                 change = change.T
             # Merging rounded every entry of the weight.
             rounding = torch.finfo(module.weight.dtype).eps * float(module.weight.detach().norm())
-            found = factors[path] = factorize(change, max_rank=max_rank, rounding=rounding)
+            factors[path] = factorize(change, max_rank=max_rank, rounding=rounding)
             bias = before[path].get("bias")
             if bias is not None and not torch.equal(bias, module.bias.detach()):
                 lost[path] = f"{names[path]} changes the bias"
-            elif found.error:
-                lost[path] = f"{names[path]} changes the weight by more than rank {max_rank} holds"
+            elif factors[path].error:
+                lost[path] = _too_high(names[path], max_rank)
     return Conversion(dict(sorted(factors.items())), lost)
+
+
+def _too_high(method: str, max_rank: int) -> str:
+    return f"{method} changes the weight by more than rank {max_rank} holds"
 
 
 def factorize(change: torch.Tensor, *, max_rank: int, rounding: float = 0.0) -> Factors:
@@ -122,18 +133,24 @@ def factorize(change: torch.Tensor, *, max_rank: int, rounding: float = 0.0) -> 
         max_rank: The highest rank allowed.
         rounding: Norm of the rounding error in the change.
     """
-    left, values, right = torch.linalg.svd(change.double(), full_matrices=False)
+    # MPS has no double precision.
+    here = (change.cpu() if change.device.type == "mps" else change).double()
+    no_more = max(_TOLERANCE * float(here.norm()), rounding)
+    return _cut(Directions.of_change(here, max_rank=max_rank, no_more=no_more), max_rank, no_more)
+
+
+def _cut(found: Directions, max_rank: int, no_more: float) -> Factors:
+    """Return the smallest LoRA that misses no more than that, or the best of `max_rank`."""
     # left_out[r]: norm of all beyond the first r directions.
-    squares = values.square().flip(0).cumsum(0).flip(0)
-    left_out = torch.cat([squares, squares.new_zeros(1)]).sqrt()
+    squares = found.values.square().flip(0).cumsum(0).flip(0)
+    left_out = (torch.cat([squares, squares.new_zeros(1)]) + found.left_out**2).sqrt()
     norm = float(left_out[0])
-    no_more = max(_TOLERANCE * norm, rounding)
-    enough = int((left_out <= no_more).nonzero()[0, 0])
+    enough = int((left_out <= max(no_more, found.left_out)).nonzero()[0, 0])
     rank = max(1, min(enough, max_rank))
-    root = values[:rank].sqrt()
+    root = found.values[:rank].sqrt()
     return Factors(
-        (root[:, None] * right[:rank]).float().contiguous(),
-        (left[:, :rank] * root).float().contiguous(),
+        (root[:, None] * found.right[:rank]).float().contiguous(),
+        (found.left[:, :rank] * root).float().contiguous(),
         float(left_out[rank]) / norm if enough > max_rank else 0.0,
     )
 

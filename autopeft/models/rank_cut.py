@@ -15,7 +15,7 @@ rows, or with directions taken from those outputs, cuts scored no better, mostly
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,44 +24,22 @@ from autopeft import methods
 from autopeft.errors import AdapterError
 from autopeft.models.attach import Attached
 from autopeft.models.lora_conversion import lora_factors
+from autopeft.models.low_rank import Directions
 from autopeft.models.method_hooks import ADAPTER_NAME
 from autopeft.plan import AdapterPlan
 
 
-@dataclass(frozen=True)
-class _Directions:
-    """One module's update, or one expert's, decomposed; the largest values first.
+def _size(directions: Directions) -> int:
+    """Return the parameters of one direction."""
+    return int(directions.left.shape[0] + directions.right.shape[1])
 
-    Attributes:
-        left: Shape (out, n).
-        values: Shape (n,).
-        right: Shape (n, in).
-    """
 
-    left: torch.Tensor
-    values: torch.Tensor
-    right: torch.Tensor
-
-    @classmethod
-    def of(cls, b: torch.Tensor, a: torch.Tensor) -> _Directions:
-        """Decompose B A of B (out, rank) and A (rank, in)."""
-        # B A = Q_b (R_b R_a^T) Q_a^T, so only a (rank, rank) matrix needs a decomposition.
-        q_b, r_b = torch.linalg.qr(b.double())
-        q_a, r_a = torch.linalg.qr(a.double().T)
-        left, values, right = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
-        return cls(q_b @ left, values, right @ q_a.T)
-
-    @property
-    def size(self) -> int:
-        """Parameters of one direction."""
-        return int(self.left.shape[0] + self.right.shape[1])
-
-    def fill(self, b: torch.Tensor, a: torch.Tensor, scaling: float) -> None:
-        """Write as many directions into B and A as they have ranks."""
-        rank = a.shape[0]
-        root = self.values[:rank].sqrt()
-        b.copy_(self.left[:, :rank] * root / scaling)
-        a.copy_(root[:, None] * self.right[:rank])
+def _fill(directions: Directions, b: torch.Tensor, a: torch.Tensor, scaling: float) -> None:
+    """Write as many directions into B and A as they have ranks."""
+    rank = a.shape[0]
+    root = directions.values[:rank].sqrt()
+    b.copy_(directions.left[:, :rank] * root / scaling)
+    a.copy_(root[:, None] * directions.right[:rank])
 
 
 def _pairs(layer: Any, b: torch.Tensor, a: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -93,7 +71,7 @@ class TrainedLora:
         self._plan = plan
         self._modules = attached.backbone.layout.modules
         self._directions = {
-            path: [_Directions.of(*pair) for pair in _pairs(layer, *lora_factors(layer))]
+            path: [Directions.of_product(*pair) for pair in _pairs(layer, *lora_factors(layer))]
             for part in attached.parts
             for path, layer in part.adapters()
         }
@@ -109,7 +87,7 @@ class TrainedLora:
             torch.stack([module.values.square() for module in site]).sum(0).tolist()
             for site in modules
         ]
-        sizes = [sum(module.size for module in site) for site in modules]
+        sizes = [sum(_size(module) for module in site) for site in modules]
         n_params = sum(size * spec.rank for size, spec in zip(sizes, self._plan.specs, strict=True))
         plans: dict[AdapterPlan, None] = {}
         for divisor in divisors:
@@ -143,11 +121,11 @@ class TrainedLora:
                 b, a = layer.lora_B[ADAPTER_NAME].weight, layer.lora_A[ADAPTER_NAME].weight
                 pairs = zip(self._directions[path], _pairs(layer, b, a), strict=True)
                 for directions, pair in pairs:
-                    directions.fill(*pair, layer.scaling[ADAPTER_NAME])
+                    _fill(directions, *pair, layer.scaling[ADAPTER_NAME])
         for parameter, value in zip(attached.head_parameters(), self._head, strict=True):
             parameter.copy_(value)
 
-    def _site(self, layer: int, role: str) -> list[_Directions]:
+    def _site(self, layer: int, role: str) -> list[Directions]:
         return [each for path in self._modules[layer, role] for each in self._directions[path]]
 
 
