@@ -531,6 +531,7 @@ def export(
     device: str | None = None,
     dtype: str | None = None,
     max_shard_size: str | None = None,
+    push_to: str | None = None,
 ) -> Exported:
     """Write one member as an adapter, as one LoRA or as a model, with tokenizer and model card.
 
@@ -541,11 +542,13 @@ def export(
         server: What will load it: "peft", "vllm", "sglang", "llamacpp", "ollama", "mlx" or
             "transformers"; `--for` on the command line. The result keeps the server's rules.
         to: Folder to write; it must be new or empty.
-        max_rank: For "lora" and "gguf": the highest rank of a module; None: 128.
+        max_rank: For "lora" and "gguf": the highest rank of a module; None: the highest that
+            the server takes, or 128.
         allow_lossy: For "lora" and "gguf": take the nearest LoRA where no exact one exists.
         device: Where to compute, as torch names it; default: the CPU.
         dtype: Type of a merged model's weights; default: the base model's own.
         max_shard_size: For "merged": the largest file of weights; None: "5GB".
+        push_to: Repository on the hub to push the folder to, such as "user/name".
 
     Returns:
         The folder, the command that serves it, and the largest logit difference from the adapter
@@ -553,7 +556,7 @@ def export(
 
     Raises:
         UserError: if there is no such member, the folder is taken, or the format or the server
-            cannot hold the plan.
+            cannot hold the plan, or the hub refuses; the folder then stays.
 
     Example:
         >>> exported = autopeft.export("runs/first", pick="best", to="exported")
@@ -564,6 +567,10 @@ def export(
 
     if server is not None:
         find_server(server)
+    if push_to is not None:
+        from autopeft.utils.hub import check_repo, push_folder
+
+        check_repo(push_to)
     result = SearchResult.read(folder)
     member = result.pick(pick)
     target = Path(to).expanduser()
@@ -577,7 +584,6 @@ def export(
         raise SettingsError("max_rank", max_rank, "`max_rank >= 1` must hold", "use e.g. 64")
     with paused_gc():
         from autopeft.models.export import MAX_SHARD_SIZE, chosen_format, export_adapter
-        from autopeft.models.lora_conversion import MAX_RANK
         from autopeft.prepare import validation_rows
         from autopeft.reporting.model_card import model_card
     if max_shard_size is not None:
@@ -590,7 +596,7 @@ def export(
         format=format,
         server=server,
         rows=None if is_copied else validation_rows(Workspace(folder).settings()),
-        max_rank=max_rank or MAX_RANK,
+        max_rank=max_rank,
         allow_lossy=allow_lossy,
         device=device or "cpu",
         dtype=dtype,
@@ -605,8 +611,11 @@ def export(
         plan=plan,
         serve=exported.serve,
         head_file=exported.head_file,
+        servable=Workspace(folder).settings().servable or "",
     )
     write_text(target / "README.md", card)
+    if push_to is not None:
+        return replace(exported, pushed_to=push_folder(target, push_to))
     return exported
 
 

@@ -269,7 +269,11 @@ def report(folder: str) -> None:
     help=f"What will load it: {', '.join(SERVERS)}. It chooses the format and keeps the rules.",
 )
 @click.option("--to", required=True, type=click.Path(), help="Folder to write; must not exist.")
-@click.option("--max-rank", type=int, help="lora: the highest rank of a module [default: 128]")
+@click.option(
+    "--max-rank",
+    type=int,
+    help="lora: the highest rank of a module [default: that of --for, or 128]",
+)
 @click.option(
     "--allow-lossy",
     is_flag=True,
@@ -280,6 +284,7 @@ def report(folder: str) -> None:
     "--dtype", help="merged: type of the weights, e.g. bfloat16. [default: the base model's]"
 )
 @click.option("--max-shard-size", help="merged: the largest file of weights. [default: 5GB]")
+@click.option("--push-to", metavar="USER/NAME", help="Also push it to this repository of the hub.")
 def export(folder: str, format_: str | None, **flags: Any) -> None:
     """Write one member of the front in FOLDER as an adapter, as one LoRA or as a merged model."""
     written = api.export(folder, format=format_, **flags)
@@ -290,6 +295,8 @@ def export(folder: str, format_: str | None, **flags: Any) -> None:
     echo(f"written: {written.folder}")
     if written.serve:
         echo(f"serve: {written.serve}")
+    if written.pushed_to:
+        echo(f"pushed: {written.pushed_to}")
 
 
 @app.command("check-export")

@@ -153,7 +153,11 @@ class PreparedSearch:
             meta = meta_of(settings, self.data, self.task)
             prices = _prices(meta, settings, self.data, self.task, source, self.window, self.device)
         space = SearchSpace.from_source(
-            source, prices.topology, steps=plan.steps, batch_size=plan.batch_size
+            source,
+            prices.topology,
+            steps=plan.steps,
+            batch_size=plan.batch_size,
+            servable=settings.servable,
         )
         prices = _within(prices, space, self.room, self.data)
         return replace(self, plan=plan, space=space, settings=settings, prices=prices)
@@ -267,7 +271,11 @@ def prepare(
     objectives = (found.quality, *(find_cost("objectives", name) for name in settings.objectives))
     plan, asked_rungs, asked_workers = SearchPlan.of(settings), settings.rungs, settings.workers
     space = SearchSpace.from_source(
-        found.space, prices.topology, steps=plan.steps, batch_size=plan.batch_size
+        found.space,
+        prices.topology,
+        steps=plan.steps,
+        batch_size=plan.batch_size,
+        servable=settings.servable,
     )
     constraints = parse_constraints(settings.constraints, base_params=prices.base_params)
     _check_pick_is_computed(
@@ -275,6 +283,8 @@ def prepare(
     )
     chosen_by = f", the default of {task.name}" if settings.space is None and task else ""
     note(f"space {space.name}{chosen_by}: {space.describe()}")
+    if settings.servable is not None and space.left_out:
+        note(f"servable by {settings.servable}: without {', '.join(space.left_out)}")
     unsearched = _unsearched(space, found.layout)
     if text := unsearched_text(unsearched):
         note(text)

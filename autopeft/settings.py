@@ -9,6 +9,7 @@ from typing import Any
 from autopeft.costs.objectives import COSTS
 from autopeft.errors import SettingsError
 from autopeft.plan import TrainSettings
+from autopeft.serving.servers import SERVERS
 from autopeft.utils.formatting import middle_cut
 from autopeft.utils.serialize import finite, from_plain, to_plain
 from autopeft.utils.yaml_files import parse_yaml
@@ -147,6 +148,12 @@ class SearchSettings:
         (),
         "Limits on the costs, such as trainable_params<=200k or trainable_params<=0.1%. "
         "Candidates over a limit are not trained.",
+    )
+    servable: str | None = _setting(
+        None,
+        f"Draw only plans that can be exported for a server with nothing lost: "
+        f"{', '.join(SERVERS)}.",
+        choices=tuple(SERVERS),
     )
     sampler: str = _setting(
         "autopeft",

@@ -36,6 +36,10 @@ class AdaLora(Method):
         """LoRA's, at the starting rank."""
         return low_rank_flops(self.first_rank(rank), shape)
 
+    def lora_rank(self, rank: int, shape: Shape) -> int:
+        """Return the highest rank of a LoRA that equals it, before any was pruned."""
+        return min(self.first_rank(rank), *shape[:2])
+
     def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
         """The input for E A's gradient, E A x for B's; E A where the input needs a gradient."""
         first = self.first_rank(rank)

@@ -229,6 +229,11 @@ class Method(ABC):
         """Return further arguments for sites of one pool."""
         return {}
 
+    def lora_rank(self, rank: int, shape: Shape) -> int:
+        """Return the highest rank of a LoRA that equals it, if it `converts_to_lora`."""
+        # What starts from parts of the weight also takes these away.
+        return min(rank * (2 if self.changes_base else 1), *shape[:2])
+
     def max_rank(self, shape: Shape) -> int:
         """Return the highest rank at a site of that shape."""
         return min(shape[:2])

@@ -26,6 +26,10 @@ class FourierFt(Method):
         """A second full product for each token; the transform is not a matrix product."""
         return dense_update_flops(shape)
 
+    def lora_rank(self, rank: int, shape: Shape) -> int:
+        """Return the highest rank of a LoRA that equals it: a wave and its conjugate each."""
+        return min(2 * rank, *shape[:2])
+
     def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
         """The input and the frequencies' indices; the update where the input needs a gradient."""
         # An 8-byte integer for each index.

@@ -15,6 +15,10 @@ _BLOCKS = 2
 class GraLora(Lora):
     """A LoRA of rank `rank / 2` in each of 2 x 2 blocks: LoRA's cost, twice its rank."""
 
+    def lora_rank(self, rank: int, shape: Shape) -> int:
+        """Return the highest rank of a LoRA that equals it."""
+        return min(_BLOCKS * rank, *shape[:2])
+
     def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
         """The input, and the inner values of the blocks of one column."""
         return AdapterMemory(per_token=_BLOCKS * rank, keeps_input=True, drops_input=True)

@@ -26,6 +26,10 @@ class LoHa(Method):
             backward_per_step=6 * rank * product,
         )
 
+    def lora_rank(self, rank: int, shape: Shape) -> int:
+        """Return the highest rank of a LoRA that equals it: an entrywise product."""
+        return min(rank**2, *shape[:2])
+
     def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
         """The input and the scaling; the update where the input needs a gradient."""
         return AdapterMemory(

@@ -31,6 +31,10 @@ class LoKr(Method):
         small = 2.0 * rank * factors_of(shape[0])[1] * factors_of(shape[1])[1]
         return dense_update_flops(shape, forward_per_step=small, backward_per_step=2 * small)
 
+    def lora_rank(self, rank: int, shape: Shape) -> int:
+        """Return the highest rank of a LoRA that equals it: the product of its factors' ranks."""
+        return min(rank * min(factors_of(shape[0])[0], factors_of(shape[1])[0]), *shape[:2])
+
     def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
         """The input and A B; the update where the input needs a gradient."""
         return AdapterMemory(

@@ -28,6 +28,10 @@ class TinyLora(Method):
 
     is_tied: bool = False
 
+    def lora_rank(self, rank: int, shape: Shape) -> int:
+        """Return the highest rank of a LoRA that equals it: that of the fixed U and V."""
+        return min(_DIRECTIONS, *shape[:2])
+
     def n_params(self, rank: int, shape: Shape, role: str = "") -> int:
         """v, where each site has its own."""
         return 0 if self.is_tied else rank

@@ -31,6 +31,10 @@ class UniLora(Method):
         """LoRA's."""
         return low_rank_flops(_UNILORA_RANK, shape)
 
+    def lora_rank(self, rank: int, shape: Shape) -> int:
+        """Return the highest rank of a LoRA that equals it."""
+        return min(_UNILORA_RANK, *shape[:2])
+
     def memory(self, rank: int, shape: Shape, role: str = "") -> AdapterMemory:
         """LoRA's, and B; A where the input needs a gradient: both are made at each step."""
         out, in_ = shape

@@ -18,11 +18,11 @@ from autopeft.models.attach import Attached
 from autopeft.models.backbone import load_backbone, load_processor, load_tokenizer
 from autopeft.models.gguf_lora import write_gguf, write_modelfile
 from autopeft.models.loading import own_dtype, prepare_config, restore_config
-from autopeft.models.lora_conversion import MAX_RANK, export_lora
+from autopeft.models.lora_conversion import export_lora
 from autopeft.models.merging import cast, merged
 from autopeft.models.quantization import NONE
 from autopeft.models.saving import checked_dtype, load_adapter, load_attached, save_adapter
-from autopeft.serving.servers import check_export, find_server
+from autopeft.serving.servers import MAX_RANK, check_export, find_server
 from autopeft.utils.files import replaced_folder
 from autopeft.utils.quiet import quiet_transformers
 
@@ -107,7 +107,7 @@ def export_adapter(
     format: str | None = None,
     server: str | None = None,
     rows: Mapping[str, torch.Tensor] | None = None,
-    max_rank: int = MAX_RANK,
+    max_rank: int | None = None,
     allow_lossy: bool = False,
     device: str = "cpu",
     dtype: str | None = None,
@@ -122,7 +122,8 @@ def export_adapter(
         format: One of `FORMATS`; default: the server's, or "peft".
         server: The server to write for; see `autopeft.serving.servers`.
         rows: A batch to compare logits on.
-        max_rank: For "lora" and "gguf": the highest rank of any module.
+        max_rank: For "lora" and "gguf": the highest rank of any module; default: the highest
+            that the server takes, or 128.
         allow_lossy: For "lora" and "gguf": write the closest LoRA where no LoRA is equal.
         device: Where to compute.
         dtype: Type of a merged model's weights; default: the base model's own. It is merged in
@@ -159,7 +160,7 @@ def export_adapter(
             conversion = export_lora(
                 attached,
                 lora,
-                max_rank=max_rank,
+                max_rank=max_rank or (MAX_RANK if found is None else found.max_rank),
                 allow_lossy=allow_lossy,
                 rank_for=(lambda largest: largest) if found is None else found.rank_for,
                 head_apart=format == "gguf" or not (found is None or found.takes_head),

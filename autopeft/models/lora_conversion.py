@@ -25,9 +25,7 @@ from autopeft.models.low_rank import Directions
 from autopeft.models.merging import merged
 from autopeft.models.method_hooks import ADAPTER_NAME
 from autopeft.models.saving import PEFT_ROOT, TASK_TYPES, head_tensors, whole_modules
-
-MAX_RANK = 128
-"""Default limit; few servers take higher ranks."""
+from autopeft.serving.servers import MAX_RANK
 
 _TOLERANCE = 1e-5
 """Share of a change's norm that counts as rounding."""

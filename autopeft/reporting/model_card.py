@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from autopeft import methods
 from autopeft.errors import SettingsError
 from autopeft.plan_text import plan_summary
@@ -29,6 +27,7 @@ def model_card(
     plan: Mapping[str, Any] | None = None,
     serve: str = "",
     head_file: str = "",
+    servable: str = "",
 ) -> str:
     """Return the README.md of one exported adapter: measurements, usage, sites, training, data.
 
@@ -40,6 +39,7 @@ def model_card(
         plan: Content of the adapter's plan.json, which says how its base model is loaded.
         serve: The command that serves the folder; "" if there is none.
         head_file: File of the new head, if it is one of its own.
+        servable: The server that every plan of the search can be exported for.
 
     Raises:
         SettingsError: if there is no such candidate.
@@ -65,6 +65,11 @@ def model_card(
         f"An adapter for {_code(shown.model)}, task {markdown_text(shown.task)}, found by autopeft "
         f"(candidate {_code(entry.digest)}).",
         "",
+        *(
+            [f"The search drew only plans that `autopeft export --for {servable}` can write.", ""]
+            if servable
+            else []
+        ),
         *_section("Results", _table(["what", "value"], facts(shown, entry))),
         *(_table(["seed", "validation", "test"], seeds) if seeds else []),
         *([*(f"- {markdown_text(note)}" for note in notes), ""] if notes else []),
@@ -80,6 +85,11 @@ def model_card(
         )
         lines += _section("Versions", [f"{words}.", ""])
     return "\n".join(lines)
+
+
+def _word(text: str) -> str:
+    """Text of others without what a page could take for markup."""
+    return re.sub(r"[^\w .-]+", " ", text).strip()[:100] or "unnamed"
 
 
 def _section(title: str, lines: Iterable[str]) -> list[str]:
@@ -98,12 +108,39 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 def _front_matter(shown: FrontView, entry: FrontEntry) -> str:
     """The card's YAML head, as model hubs read it; a local folder is no base model there."""
-    tags = ["autopeft", "adapter", *entry.candidate.plan.methods]
-    content: dict[str, object] = {"library_name": "autopeft", "tags": tags}
-    if re.fullmatch(r"[\w-]+/[\w.-]+", shown.model) and not Path(shown.model).exists():
-        content["base_model"] = shown.model
-    text: str = yaml.safe_dump(content, sort_keys=False)
-    return f"---\n{text}---\n"
+    from huggingface_hub import ModelCardData
+
+    is_id = re.fullmatch(r"[\w-]+/[\w.-]+", shown.model) and not Path(shown.model).exists()
+    content = ModelCardData(
+        base_model=shown.model if is_id else None,
+        library_name="autopeft",
+        tags=["autopeft", "adapter", *entry.candidate.plan.methods],
+        model_name=entry.digest,
+        eval_results=_eval_results(shown, entry),
+    )
+    return f"---\n{content.to_yaml()}\n---\n"
+
+
+def _eval_results(shown: FrontView, entry: FrontEntry) -> list[Any]:
+    """The quality as model hubs read it: of the test split if it was confirmed."""
+    from huggingface_hub import EvalResult
+
+    name, data = shown.quality.name, shown.settings.get("data")
+    value = entry.objectives.get(name)
+    if not isinstance(value, int | float):
+        return []
+    first = str(data[0] if isinstance(data, list | tuple) and data else data or shown.task)
+    is_id = re.fullmatch(r"[\w-]+(/[\w.-]+)?", first) and not Path(first).exists()
+    return [
+        EvalResult(
+            task_type=_word(shown.task),
+            dataset_type=first if is_id else "custom",
+            dataset_name=_word(Path(first).name),
+            dataset_split="test" if entry.is_confirmed and shown.is_held_out else "validation",
+            metric_type=_word(name),
+            metric_value=float(value),
+        )
+    ]
 
 
 def _loading(

@@ -7,10 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autopeft.errors import AdapterError, SettingsError
+from autopeft.methods.base import EXPERT_ROLES, LINEAR_ROLES, Method, Shape
 from autopeft.serving import rules
 from autopeft.serving.adapter_folder import AdapterFolder
 from autopeft.serving.rules import Rule
 from autopeft.utils.serialize import nearest
+
+MAX_RANK = 128
+"""Highest rank of a module of a LoRA by default; few servers take higher ones."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,7 @@ class Server:
         rules: What must hold for a folder.
         ranks: The ranks that it can reserve, ascending; () if it takes any.
         takes_head: Whether it loads a new head from the adapter's own files.
+        takes_experts: Whether it loads adapters of experts, which are bare parameters.
         command: How it is started, with fields base, folder and rank; "" if it is a library.
     """
 
@@ -31,7 +36,30 @@ class Server:
     rules: tuple[Rule, ...]
     ranks: tuple[int, ...] = ()
     takes_head: bool = False
+    takes_experts: bool = False
     command: str = ""
+
+    @property
+    def max_rank(self) -> int:
+        """The highest rank of a module."""
+        return self.ranks[-1] if self.ranks else MAX_RANK
+
+    @property
+    def is_for_models(self) -> bool:
+        """Whether it loads whole models, with the adapter merged."""
+        return self.format == "merged"
+
+    def takes_method(self, method: Method) -> bool:
+        """Return whether it can load what a method becomes, at some site and rank."""
+        return method.mergeable if self.is_for_models else method.converts_to_lora
+
+    def takes(self, method: Method, rank: int, role: str, shape: Shape) -> bool:
+        """Return whether it can load what a method becomes at a site, with nothing lost."""
+        if self.is_for_models:
+            return method.mergeable
+        is_in_place = role in LINEAR_ROLES or (self.takes_experts and role in EXPERT_ROLES)
+        is_low = method.lora_rank(rank, shape) <= self.max_rank
+        return method.converts_to_lora and is_in_place and is_low
 
     def rank_for(self, largest: int) -> int:
         """Return the rank to write for modules of ranks up to `largest`.
@@ -97,6 +125,7 @@ SERVERS: Mapping[str, Server] = {
                 ),
             ),
             takes_head=True,
+            takes_experts=True,
         ),
         Server(
             "vllm",

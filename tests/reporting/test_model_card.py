@@ -43,6 +43,38 @@ def test_base_model_is_named_where_it_is_a_hub_id(tmp_path: Path) -> None:
         assert ("base_model" in head(model_card(shown, shown.front[0].digest))) == named
 
 
+def test_the_quality_is_an_evaluation_result_that_hubs_read() -> None:
+    from huggingface_hub import ModelCard
+
+    shown = view(make_record())
+    assert shown.best is not None
+    entry = shown.find(shown.best)
+    assert entry is not None
+    card: Any = ModelCard(model_card(shown, shown.best))
+    (result,) = card.data.eval_results
+    assert result.metric_type == "accuracy"
+    assert result.metric_value == pytest.approx(entry.objectives["accuracy"])
+    assert result.dataset_split == "test"
+    assert result.task_type == "text-classification"
+
+
+def test_the_card_says_how_it_is_served_and_where_its_head_is() -> None:
+    shown = view(make_record())
+    card = model_card(
+        shown,
+        shown.front[0].digest,
+        format="lora",
+        serve="vllm serve org/base --max-lora-rank 16",
+        head_file="head.safetensors",
+        servable="vllm",
+    )
+    assert "```bash\nvllm serve org/base --max-lora-rank 16\n```" in card
+    code = card.split("```python\n")[1].split("```")[0]
+    compile(code, "card", "exec")
+    assert 'load_file("path/to/this/folder" + "/head.safetensors"), strict=False)' in code
+    assert "only plans that `autopeft export --for vllm` can write" in card
+
+
 def test_unknown_digest_is_one_clear_line() -> None:
     with pytest.raises(SettingsError, match="no such candidate"):
         model_card(view(make_record()), "0000")

@@ -22,6 +22,7 @@ from autopeft.errors import SpaceError
 from autopeft.methods import Method
 from autopeft.plan import MODEL, LayerSpec
 from autopeft.searcher.space.config import SpaceConfig
+from autopeft.serving.servers import Server
 
 FUSED: Mapping[str, tuple[str, ...]] = {
     "attn.q": ("attn.qkv", "attn.q_b"),
@@ -180,14 +181,23 @@ class Grid:
         return steps
 
 
-def build_grid(config: SpaceConfig, topology: Topology) -> Grid:
-    """Return the grid of a space over a model.
+def build_grid(config: SpaceConfig, topology: Topology, server: Server | None = None) -> Grid:
+    """Return the grid of a space over a model; with a server, of what it can load.
 
     Raises:
         SpaceError: if the model cannot hold a method, role, layer or rank of the space, or the
             space is empty.
     """
     table = {name: methods.get(name) for name in config.methods}
+    if server is not None:
+        table = {name: method for name, method in table.items() if server.takes_method(method)}
+        if not table:
+            raise SpaceError(
+                "servable",
+                server.name,
+                f"none of the space's methods can be served: {', '.join(config.methods)}",
+                "add one that becomes a LoRA, such as lora",
+            )
     placements = _placements(config, topology)
     own = {
         method.name: method.roles[0] if len(method.roles) == 1 else method.name
@@ -212,7 +222,8 @@ def build_grid(config: SpaceConfig, topology: Topology) -> Grid:
             ranks = (0,)
         _check_ranks(config, method, [placements[p] for p in places], topology)
         options += [Option(name, rank, place) for place in places for rank in sorted(ranks)]
-    return _fill(units, options, placements, table, topology, is_lenient=config.is_shipped)
+    is_lenient = config.is_shipped or server is not None
+    return _fill(units, options, placements, table, topology, server, is_lenient=is_lenient)
 
 
 def _applies(method: Method, roles: Sequence[str]) -> bool:
@@ -359,6 +370,7 @@ def _fill(
     placements: Mapping[str, tuple[str, ...]],
     table: Mapping[str, Method],
     topology: Topology,
+    server: Server | None,
     *,
     is_lenient: bool,
 ) -> Grid:
@@ -375,7 +387,10 @@ def _fill(
                 for layer, role in itertools.product(unit.layers, roles)
                 if role in unit.roles and (shape := topology.shape(layer, role)) is not None
             }
-            if shapes and all(is_legal(topology, spec) for spec in shapes):
+            is_served = server is None or all(
+                server.takes(method, spec.rank, spec.role, shape) for spec, shape in shapes.items()
+            )
+            if shapes and is_served and all(is_legal(topology, spec) for spec in shapes):
                 sites[u, o] = tuple(shapes)
                 params[u, o] = sum(
                     method.n_params(spec.rank, shape, spec.role) for spec, shape in shapes.items()
@@ -388,7 +403,9 @@ def _fill(
         raise SpaceError(
             "space",
             [option.method for option in options[1:]][:4],
-            "no method fits anywhere in the model: the space is empty",
+            "no method fits anywhere in the model"
+            + (f" and can be served by {server.name}" if server else "")
+            + ": the space is empty",
             "add methods, roles or smaller ranks",
         )
     for name in () if is_lenient else table:

@@ -17,6 +17,7 @@ from autopeft.searcher.space.config import SpaceConfig, available_spaces, read_c
 from autopeft.searcher.space.encoding import Encoder, Point, snap
 from autopeft.searcher.space.grid import Grid, build_grid
 from autopeft.searcher.space.sampling import Neighborhood, PointSampler
+from autopeft.serving.servers import find_server
 
 __all__ = ["SearchSpace", "available_spaces"]
 
@@ -28,6 +29,7 @@ class SearchSpace:
         config: The space as written.
         topology: The sites of the model.
         base: Training settings that every candidate shares (steps, batch size, ...).
+        servable: Name of a server; plans that it cannot load are not in the space.
 
     Attributes:
         grid: Units and options.
@@ -42,11 +44,19 @@ class SearchSpace:
         ('lora', 'ia3')
     """
 
-    def __init__(self, config: SpaceConfig, topology: Topology, base: TrainSettings) -> None:
+    def __init__(
+        self,
+        config: SpaceConfig,
+        topology: Topology,
+        base: TrainSettings,
+        servable: str | None = None,
+    ) -> None:
         self.config = config
         self.topology = topology
         self.base = base
-        self.grid: Grid = build_grid(config, topology)
+        self.grid: Grid = build_grid(
+            config, topology, None if servable is None else find_server(servable, field="servable")
+        )
         self.encoder = Encoder(config, self.grid, base, has_head=topology.head_params > 0)
         self.point_sampler = PointSampler(config, self.grid, topology.head_params)
         self.neighborhood = Neighborhood(config, self.grid, self.point_sampler)
@@ -61,6 +71,7 @@ class SearchSpace:
         batch_size: int = 16,
         weight_decay: float = 0.0,
         warmup_fraction: float = 0.05,
+        servable: str | None = None,
     ) -> SearchSpace:
         """Return the space of that name (`available_spaces()`), in that file, or in that mapping.
 
@@ -74,7 +85,7 @@ class SearchSpace:
             weight_decay=weight_decay,
             warmup_fraction=warmup_fraction,
         )
-        return cls(read_config(source), topology, base)
+        return cls(read_config(source), topology, base, servable)
 
     @property
     def name(self) -> str:
@@ -95,6 +106,11 @@ class SearchSpace:
     def methods(self) -> tuple[str, ...]:
         """The methods in use."""
         return self.grid.methods
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """The methods of the space as written that are not in use."""
+        return tuple(name for name in self.config.methods if name not in self.methods)
 
     @property
     def prompt_sizes(self) -> tuple[int, ...]:
