@@ -20,6 +20,9 @@ from tiny_models import (
     save,
     state_of,
 )
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 
 from autopeft import methods
 from autopeft.errors import AdapterError, SettingsError
@@ -163,3 +166,50 @@ def test_a_merged_model_has_the_type_of_weights_that_was_asked_for(tmp_path: Pat
     model = hf.AutoModelForSequenceClassification.from_pretrained(target, dtype="auto")
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     torch.testing.assert_close(logits_of(model, _text()).float(), logits, rtol=0.05, atol=0.02)
+
+
+def test_a_merged_model_has_the_base_models_own_type_in_small_files(tmp_path: Path) -> None:
+    base, adapter, logits = _search_result(tmp_path)
+    model = hf.AutoModel.from_pretrained(base).to(torch.bfloat16)
+    model.save_pretrained(base)
+    options: dict[str, Any] = {"format": "merged", "rows": _text(), "max_shard_size": "20KB"}
+    exported = export_adapter(base, adapter, tmp_path / "merged", **options)
+    assert len(list((tmp_path / "merged").glob("model-*.safetensors"))) > 1
+    written = hf.AutoModelForSequenceClassification.from_pretrained(exported.folder)
+    assert {p.dtype for p in written.parameters()} == {torch.bfloat16}
+    # What is told is the difference of the written files, rounded once.
+    assert exported.largest_difference is not None
+    assert 0.0 < exported.largest_difference < 0.02
+    assert torch.isfinite(logits).all()
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+@pytest.mark.parametrize("format", ["peft", "lora", "merged", "gguf"])
+def test_tokenizer_template_and_generation_config_lie_beside_every_export(
+    format: str, tmp_path: Path
+) -> None:
+    base = save("llama", tmp_path / "base", with_head=True)
+    vocabulary = {"<unk>": 0, "hello": 1, "world": 2}
+    core = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    core.pre_tokenizer = Whitespace()
+    tokenizer = hf.PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>")
+    tokenizer.chat_template = "{{ messages[0].content }}"
+    tokenizer.save_pretrained(base)
+    backbone = load_backbone(base, auto_class="AutoModelForCausalLM")
+    plan = AdapterPlan([LayerSpec(0, "attn.q", "lora", 2)])
+    with attach(backbone, candidate_of(plan), seed=0) as attached:
+        save_adapter(attached, tmp_path / "adapter")
+    exported = export_adapter(base, tmp_path / "adapter", tmp_path / "to", format=format)
+    assert exported.missing == ()
+    assert (exported.folder / "generation_config.json").is_file()
+    again = hf.AutoTokenizer.from_pretrained(exported.folder)
+    assert again.chat_template == tokenizer.chat_template
+    assert again("hello world")["input_ids"] == [1, 2]
+
+
+def test_a_base_model_without_a_tokenizer_is_told(tmp_path: Path) -> None:
+    base, adapter, _ = _search_result(tmp_path)
+    (tmp_path / "base" / "vocab.txt").unlink()
+    exported = export_adapter(base, adapter, tmp_path / "to", format="peft")
+    (line,) = exported.notes()
+    assert "no tokenizer or processor beside it: the folder has no tokenizer" in line
