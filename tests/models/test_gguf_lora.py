@@ -174,4 +174,5 @@ def test_llama_cpp_serves_the_adapters_logits(tmp_path: Path) -> None:
     )
     effect = float((plain - logits[0]).abs().max())
     assert effect > 0.05
-    assert float((served - logits[0]).abs().max()) < 0.02 * effect
+    # Keys and values are kept in half precision; unpermuted queries are off by 0.006 of the effect.
+    assert float((served - logits[0]).abs().max()) < 0.002 * effect
