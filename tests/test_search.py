@@ -137,8 +137,11 @@ def test_the_splits_do_not_overlap(result: SearchResult) -> None:
 
 
 def test_confirmation_used_seeds_of_its_own(result: SearchResult) -> None:
-    for member in front_of(result)["front"]:
-        assert [seed["seed"] for seed in member["seeds"]] == [1, 2]
+    front = front_of(result)
+    # Which members are worth a second seed depends on latencies, too, and so on the machine.
+    for member in front["front"]:
+        assert [seed["seed"] for seed in member["seeds"]] in ([1], [1, 2])
+    assert [seed["seed"] for seed in front["baseline"]["seeds"]] == [1, 2]
 
 
 def test_loras_cut_to_lower_ranks_are_marked(
