@@ -168,7 +168,6 @@ class Dispatcher:
         self._losses = Losses(controller.study)
         self._lost: deque[tuple[Job, Trial | None, str]] = deque()
         self._watch = self.new_watch()
-        self._waited = controller.seconds_waited
         self._confirmed = set(store.done())
         self._plan_early_confirmations()
         self._scored: tuple[int, bool] | None = None
@@ -692,9 +691,6 @@ class Dispatcher:
         Returns:
             Jobs that hang: the backend ends their workers and calls `fail` with the reason.
         """
-        if (waited := self._controller.seconds_waited) > self._waited:
-            self._watch.forgive(waited - self._waited)
-            self._waited = waited
         for beat in beats:
             for key in beat.jobs:
                 if key in self._running:

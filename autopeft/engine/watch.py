@@ -35,7 +35,7 @@ OVERTIME_SECONDS, OVERTIME_FACTOR = 15.0, 5.0
 
 _BETWEEN_LOOKS = 5.0
 """Most seconds that pass between two looks: a search that was itself stopped for a while, as by
-Ctrl-Z or a laptop's lid, has seen nothing meanwhile."""
+Ctrl-Z, a laptop's lid or a database that did not answer, has seen nothing meanwhile."""
 
 _BETWEEN_SIGNS = 2.0 * TELL_EVERY
 """Seconds from one sign to the next where steps are fast: a worker tells, the driver asks."""
@@ -124,12 +124,6 @@ class Watch:
     def end(self, key: Hashable) -> None:
         """Watch the job no longer."""
         self._jobs.pop(key, None)
-
-    def forgive(self, seconds: float) -> None:
-        """Leave out a time in which nobody listened: the driver waited for a database."""
-        now = time.monotonic()
-        for job in self._jobs.values():
-            job.seen = min(now, job.seen + seconds)
 
     def problem(self, key: Hashable, *, is_over: bool = False) -> str | None:
         """Return why a job's worker hangs; None if it does not, or has not begun.

@@ -646,11 +646,6 @@ class SearchController:
         return tuple(filter(None, lines))
 
     @property
-    def seconds_waited(self) -> float:
-        """Seconds in all that a storage that did not answer has been waited for."""
-        return self._store.seconds_waited
-
-    @property
     def study(self) -> Any:
         """The Optuna study."""
         return self._store.study

@@ -260,16 +260,12 @@ class RetryingStorage(_Storage):
     Args:
         inner: The storage.
         shown: Its place, for messages.
-
-    Attributes:
-        seconds_waited: Seconds in all until it answered again.
     """
 
     def __init__(self, inner: BaseStorage, shown: str) -> None:
         self.inner = inner
         self._shown = shown
         self._is_given_up = False
-        self.seconds_waited = 0.0
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
         """Create a trial, at most once for a template that has a token."""
@@ -292,8 +288,6 @@ class RetryingStorage(_Storage):
                 with postponed():
                     result = call(*arguments, **named)
                 self._is_given_up = False
-                if wait != _FIRST_WAIT:
-                    self.seconds_waited += time.monotonic() - began
                 return result
             except Exception as error:
                 if not is_of_storage(error):

@@ -306,11 +306,6 @@ class StudyStore:
         """Whether `prune_gap` is a difference of scores."""
         return isinstance(self.study.pruner, GapPruner)
 
-    @property
-    def seconds_waited(self) -> float:
-        """Seconds in all that a storage that did not answer has been waited for."""
-        return float(getattr(self._storage, "seconds_waited", 0.0))
-
     def write_note(self, trial: Trial) -> None:
         """Write the note of an ended trial that optuna-dashboard shows."""
         if not isinstance(self._storage, InMemoryStorage):

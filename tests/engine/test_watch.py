@@ -124,10 +124,9 @@ def test_nothing_is_known_of_a_function_before_it_has_ended_once(clock: FakeCloc
 
 def test_while_the_driver_waited_for_a_database_nobody_was_silent(clock: FakeClock) -> None:
     worker = Worker(clock, 30.0)
-    clock.now += 70.0
-    worker.watch.forgive(60.0)
+    clock.now += 70.0  # Nobody looked meanwhile.
     assert worker.watch.problem("job") is None
-    clock.now += 25.0
+    worker.wait(30.0)
     assert worker.watch.problem("job") is not None
 
 
