@@ -44,6 +44,9 @@ if TYPE_CHECKING:
     from autopeft.tasks.preview import Preview
 
 
+EXPERIMENT = "hf-comparison"
+"""The format of `export` that is an experiment of peft's `method_comparison`."""
+
 _SEARCHERS: Mapping[str, Registry[Any]] = {"pruner": PRUNERS, "sampler": SAMPLERS}
 """Setting that may be an object of the driver alone -> its registry."""
 
@@ -538,7 +541,8 @@ def export(
     Args:
         folder: The search's output folder.
         pick: "best", "knee", "baseline", the start of a digest, or a limit on a cost.
-        format: "peft", "lora", "merged" or "gguf"; None: the server's format, or "peft".
+        format: "peft", "lora", "merged" or "gguf"; None: the server's format, or "peft". Or
+            "hf-comparison": an experiment of peft's method_comparison, without the weights.
         server: What will load it: "peft", "vllm", "sglang", "llamacpp", "ollama", "mlx" or
             "transformers"; `--for` on the command line. The result keeps the server's rules.
         to: Folder to write; it must be new or empty.
@@ -565,6 +569,9 @@ def export(
     """
     from autopeft.result import SearchResult
 
+    if format == EXPERIMENT and (server is not None or push_to is not None):
+        problem = "holds no adapter that a server loads or the hub shows"
+        raise SettingsError("format", format, problem, "leave --for and --push-to out")
     if server is not None:
         find_server(server)
     if push_to is not None:
@@ -583,11 +590,15 @@ def export(
     if max_rank is not None and max_rank < 1:
         raise SettingsError("max_rank", max_rank, "`max_rank >= 1` must hold", "use e.g. 64")
     with paused_gc():
-        from autopeft.models.export import MAX_SHARD_SIZE, chosen_format, export_adapter
+        from autopeft.comparing.experiment import export_experiment
+        from autopeft.models.export import MAX_SHARD_SIZE, Exported, chosen_format, export_adapter
         from autopeft.prepare import validation_rows
         from autopeft.reporting.model_card import model_card
     if max_shard_size is not None:
         parse_bytes("max_shard_size", max_shard_size)
+    if format == EXPERIMENT:
+        written = export_experiment(result, member, target)
+        return Exported(written.folder, format=EXPERIMENT, missing=written.lines)
     is_copied = chosen_format(format, server) == "peft"
     exported = export_adapter(
         result.base_model,

@@ -258,9 +258,10 @@ def report(folder: str) -> None:
 @click.option(
     "--format",
     "format_",
-    type=click.Choice(["peft", "lora", "merged", "gguf"]),
+    type=click.Choice(["peft", "lora", "merged", "gguf", api.EXPERIMENT]),
     help="peft: the adapter alone; lora: a mixed plan as one LoRA; merged: a full model folder "
-    "that transformers loads; gguf: one LoRA for llama.cpp and Ollama. "
+    "that transformers loads; gguf: one LoRA for llama.cpp and Ollama; hf-comparison: an "
+    "experiment of peft's method_comparison. "
     "[default: that of --for, or peft]",
 )
 @click.option(
@@ -290,7 +291,7 @@ def export(folder: str, format_: str | None, **flags: Any) -> None:
     written = api.export(folder, format=format_, **flags)
     for line in written.notes():
         echo(line)
-    if written.format != "peft" and written.largest_difference is None:
+    if written.format not in ("peft", api.EXPERIMENT) and written.largest_difference is None:
         echo("logits not compared: the search's data can no longer be read")
     echo(f"written: {written.folder}")
     if written.serve:
@@ -323,6 +324,22 @@ def dashboard(folder: str, host: str, port: int) -> None:
     """Open optuna-dashboard on the search in FOLDER, running or ended."""
     echo(f"optuna-dashboard: http://{host}:{port}/  (Ctrl-C ends it)")
     api.dashboard(folder, host=host, port=port)
+
+
+@app.group()
+def prior() -> None:
+    """Make a file for the setting `prior` of a search."""
+
+
+@prior.command()
+@click.argument("results", nargs=-1, required=True, type=click.Path())
+@click.option("--to", default="prior.json", show_default=True, help="File to add the rows to.")
+def add(results: tuple[str, ...], to: str) -> None:
+    """Add RESULTS, files of peft's method_comparison or folders of them, to a prior."""
+    from autopeft.comparing.prior_file import add_to_prior
+
+    for line in add_to_prior(results, to).lines():
+        echo(line)
 
 
 @app.command()

@@ -68,6 +68,18 @@ _EXPERT_PARAMETERS: Mapping[str, str] = {
 _CROSS = re.compile(r"cross|encdec|encoder_att|encoder_decoder_att")
 
 
+def roles_of_name(name: str) -> tuple[str, ...]:
+    """Return the roles that a linear module of that name has in some architecture.
+
+    Example:
+        >>> from autopeft.models.layout import roles_of_name
+        >>> roles_of_name("q_proj"), roles_of_name("c_proj")
+        (('attn.q',), ('attn.o', 'mlp.down'))
+    """
+    attention = [f"attn.{part}" for part, leaves in _ATTENTION_LEAVES.items() if name in leaves]
+    return (*attention, *(role for role, leaves in _MLP_LEAVES.items() if name in leaves))
+
+
 @dataclass(frozen=True)
 class Layout:
     """A model's topology and the modules behind it.

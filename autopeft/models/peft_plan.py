@@ -41,7 +41,7 @@ def plan_of_peft(model: PeftModel, layout: Layout) -> tuple[AdapterPlan, TrainSe
         return None
     inner = model.get_base_model()
     adapted = {path for path, m in inner.named_modules() if isinstance(m, BaseTunerLayer)}
-    for method in _fitting(config):
+    for method in fitting_methods(config):
         ranks = {path: _rank(method, config, path) for path in adapted}
         specs = [
             LayerSpec(layer, role, method.name, ranks[paths[0]])
@@ -56,8 +56,8 @@ def plan_of_peft(model: PeftModel, layout: Layout) -> tuple[AdapterPlan, TrainSe
     return None
 
 
-def _fitting(config: Any) -> Iterator[Method]:
-    """Yield the methods that a configuration may be, those whose start is the same first."""
+def fitting_methods(config: Any) -> Iterator[Method]:
+    """Yield the methods that a peft configuration may be, those whose start is the same first."""
     kind = config.peft_type.value
     known = [method for method in methods.all_methods() if method.peft_type == kind]
     for is_strict in (True, False):
