@@ -74,7 +74,8 @@ class Exported:
         lines = [f"lost: {path}: {why}" for path, why in self.lost.items()]
         lines += self.missing
         if self.head_file:
-            lines.append(f"the new head is in {self.head_file}: {self.server} loads none")
+            loader = self.server or self.format
+            lines.append(f"the new head is in {self.head_file}: {loader} holds none")
         if self.largest_difference is not None:
             lines.append(
                 f"largest logit difference on {self.n_rows} validation rows: "
