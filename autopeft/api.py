@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autopeft.costs.constraints import parse_bytes
-from autopeft.costs.objectives import COSTS, Cost, find_cost, with_costs
+from autopeft.costs.objectives import COSTS, Cost, find_beside, with_costs
 from autopeft.costs.price import PricedRow, PriceList
 from autopeft.engine.backend import BACKENDS, check_backend
 from autopeft.engine.callback import as_callbacks
@@ -191,7 +191,7 @@ def merge_settings(
     check_task(merged.task)
     check_backend(merged.backend)
     for cost in merged.objectives:
-        find_cost("objectives", cost)
+        find_beside(cost)
     for name, parts in _SEARCHERS.items():
         parts.check(name, getattr(merged, name))
     for tracker in merged.report_to:

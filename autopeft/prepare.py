@@ -19,7 +19,7 @@ import torch
 from autopeft.confirm.pick import check_pick
 from autopeft.costs import PriceTable
 from autopeft.costs.constraints import Constraint, parse_constraints
-from autopeft.costs.objectives import COSTS, Objective, default_direction, find_cost
+from autopeft.costs.objectives import COSTS, QUALITIES, Objective, default_direction, find_beside
 from autopeft.engine.budget import Budget
 from autopeft.engine.devices import WORKER_BYTES, Devices, devices_here, per_device
 from autopeft.engine.evaluate import EVALUATORS
@@ -54,6 +54,7 @@ from autopeft.tasks.data import SplitName, TaskData
 from autopeft.tasks.load_data import load_data, read_tables
 from autopeft.tasks.packing import packed_batch, packed_shape, usual_bins
 from autopeft.tasks.registry import make_task
+from autopeft.tasks.retained import load_retained
 from autopeft.tasks.summary import DataSummary
 from autopeft.training.activation_cache import MEMORY_SHARE, ActivationStore, room_on_disk
 from autopeft.training.batching import rung_sample, training_batches
@@ -240,6 +241,7 @@ def expand(settings: SearchSettings, *, needs_data: bool = True) -> SearchSettin
         data=source(settings.data),
         validation=None if settings.validation is None else source(settings.validation),
         test=None if settings.test is None else source(settings.test),
+        retain=None if settings.retain is None else path(settings.retain),
     )
 
 
@@ -268,7 +270,8 @@ def prepare(
     read = _read_data if settings.evaluate is None else _read_function
     found = read(settings, device, note, phase)
     prices, data, task = found.prices, found.data, found.task
-    objectives = (found.quality, *(find_cost("objectives", name) for name in settings.objectives))
+    beside = sorted(map(find_beside, settings.objectives), key=lambda o: not o.is_cost)
+    objectives = (found.quality, *beside)  # The first after the quality is a cost.
     plan, asked_rungs, asked_workers = SearchPlan.of(settings), settings.rungs, settings.workers
     space = SearchSpace.from_source(
         found.space,
@@ -278,6 +281,7 @@ def prepare(
         servable=settings.servable,
     )
     constraints = parse_constraints(settings.constraints, base_params=prices.base_params)
+    _check_retains(settings, [o.name for o in objectives], constraints)
     _check_pick_is_computed(
         settings.pick, (*(o.name for o in objectives), *(c.name for c in constraints))
     )
@@ -551,6 +555,7 @@ def _scoring_tokens(data: TaskData, device: str, vocabulary: int) -> int:
 
 _UNUSED_BY_FUNCTION = (
     *("data", "task", "text", "text_pair", "label", "prompt", "completion", "columns", "test"),
+    *("retain", "retain_rows"),
     *("task_options", "validation", "data_name", "data_revision", "on_long", "generation_rows"),
     *("max_train_rows", "max_validation_rows", "max_test_rows", "rung_rows", "precision"),
     "max_data_gb",
@@ -619,6 +624,24 @@ def _read_function(settings: SearchSettings, device: str, note: Note, phase: Pha
     return _Training(quality, source, prices, meta.layout)
 
 
+def _check_retains(
+    settings: SearchSettings, objectives: Sequence[str], constraints: Sequence[Constraint]
+) -> None:
+    """Raise a SettingsError if forgetting is asked for, but nothing says of what."""
+    limits = [limit for limit in constraints if limit.is_measured]
+    if settings.evaluate is not None:
+        for limit in limits:
+            if limit.name not in objectives:
+                problem = "evaluate returns what is an objective only"
+                remedy = f"add {limit.name} to the objectives"
+                raise SettingsError("constraint", limit.text, problem, remedy)
+        return
+    asked = [name for name in (*objectives, *(limit.name for limit in limits)) if name in QUALITIES]
+    if asked and settings.retain is None:
+        problem = f"is missing, so {asked[0]} cannot be measured"
+        raise SettingsError("retain", "", problem, "give a text file, e.g. retain=wikitext")
+
+
 def _check_pick_is_computed(pick: str, names: Sequence[str]) -> None:
     """Raise a SettingsError if the pick limits a registered cost that is not computed."""
     limit = check_pick(pick)
@@ -653,6 +676,7 @@ def load_task(settings: SearchSettings) -> tuple[TaskData, Task]:
     check_end_tokens(settings.model, data, config, task.auto_class)
     task = task.bound(data)
     task.check_metrics(data)
+    data = load_retained(settings, task, processor, data, tables.values())
     return data, task
 
 

@@ -409,11 +409,12 @@ class Session:
             n_rows = ready.n_generated("test") if ready.is_of_text else len(chosen.test_rows)
             split = "test" if chosen.is_held_out else "validation"
             scores[finalist.digest] = AdapterScore(chosen.seed, split, dict(chosen.test), n_rows)
-        verdict = None
+        verdict, limits = None, tuple(c for c in ready.constraints if c.is_measured)
+        kept = tuple(finalist for finalist in confirmed if not finalist.broken(limits))
         if confirmed:
             n_proposals = _n_proposals(trials)
             verdict = judge(
-                confirmed,
+                kept,
                 ready.objectives,
                 n_proposals=n_proposals,
                 looks=store.looks(),
@@ -428,7 +429,7 @@ class Session:
             budget=self._report_of(ready),
             finalists=confirmed,
             front=tuple(o.digest for o in controller.front()),
-            baseline=tuned_lora(confirmed, trials, quality),
+            baseline=tuned_lora(kept, trials, quality),
             reference=next((o.digest for o in trials if o.origin == "reference"), None),
             verdict=verdict,
             pick=ready.settings.pick,
@@ -440,6 +441,7 @@ class Session:
             started=self._started.isoformat(timespec="seconds"),
             ended=datetime.now(UTC).isoformat(timespec="seconds"),
             is_complete=is_complete,
+            limits=limits,
         )
 
     def _report_of(self, ready: PreparedSearch) -> BudgetReport:

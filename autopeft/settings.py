@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from autopeft.costs.objectives import COSTS
+from autopeft.costs.objectives import COSTS, QUALITIES
 from autopeft.errors import SettingsError
 from autopeft.plan import TrainSettings
 from autopeft.serving.servers import SERVERS
@@ -114,6 +114,15 @@ class SearchSettings:
         minimum=0,
     )
 
+    retain: str | None = _setting(
+        None,
+        "What the model should not forget: a text file, rows of a task, or a hub dataset such as "
+        "wikitext. The loss on it, minus that of the bare base model, is `forgetting`.",
+    )
+    retain_rows: int = _setting(
+        32, "Windows of `max_length` tokens, or rows, of `retain` that are scored.", minimum=1
+    )
+
     # Search
     space: str | Mapping[str, Any] | None = _setting(
         None,
@@ -142,12 +151,13 @@ class SearchSettings:
     objectives: tuple[str, ...] = _setting(
         ("trainable_params",),
         f"Costs to minimize beside the quality, one or more of {', '.join(COSTS.registered)}, or "
-        "a registered one.",
+        "a registered one; also forgetting, beside a cost (see retain).",
     )
     constraints: tuple[str, ...] = _setting(
         (),
         "Limits on the costs, such as trainable_params<=200k or trainable_params<=0.1%. "
-        "Candidates over a limit are not trained.",
+        "Candidates over a limit are not trained. With retain also forgetting<=0.05: trials over "
+        "it are not on the front.",
     )
     servable: str | None = _setting(
         None,
@@ -422,6 +432,10 @@ class SearchSettings:
             raise SettingsError(
                 "trials_per_worker", self.trials_per_worker, problem, "leave it out"
             )
+        if self.objectives and not set(self.objectives).difference(QUALITIES):
+            problem = "must name a cost beside the qualities"
+            value, remedy = list(self.objectives), "add one, e.g. trainable_params,forgetting"
+            raise SettingsError("objectives", value, problem, remedy)
         if not self.objectives or len(set(self.objectives)) < len(self.objectives):
             problem = "must name at least one cost, each once"
             raise SettingsError(

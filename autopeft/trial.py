@@ -84,6 +84,8 @@ class Trial:
         measured: Other measured values by name.
         audited_at: Step at which the pruner would have stopped it, if it was continued to estimate
             what pruning costs; otherwise 0.
+        broken: Limits on measured values that it breaks. Such a trial is complete, but not on the
+            front.
 
     Example:
         >>> topology = autopeft.Topology(2, {"attn.q": (64, 64), "attn.v": (64, 64)})
@@ -107,6 +109,7 @@ class Trial:
     reason: str = ""
     measured: Mapping[str, float] = field(default_factory=dict)
     audited_at: int = 0
+    broken: tuple[str, ...] = ()
 
     @property
     def plan(self) -> AdapterPlan:
@@ -153,11 +156,11 @@ def oriented(values: Sequence[Mapping[str, float]], objectives: Sequence[Objecti
 
 
 def front_of(trials: Sequence[Trial], objectives: Sequence[Objective]) -> tuple[Trial, ...]:
-    """The non-dominated trials, cheapest first; only complete ones can be among them.
+    """The non-dominated trials, cheapest first; complete ones that break no limit.
 
     The order is by the second objective, or by the quality if it is alone.
     """
-    complete = [trial for trial in trials if trial.state == "complete"]
+    complete = [trial for trial in trials if trial.state == "complete" and not trial.broken]
     mask = non_dominated(oriented([trial.values for trial in complete], objectives))
     members = [trial for trial, is_kept in zip(complete, mask, strict=True) if is_kept]
     key = objectives[1] if len(objectives) > 1 else objectives[0]

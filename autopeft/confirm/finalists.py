@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Literal, Protocol
 
 from autopeft import methods
 from autopeft.costs import Price
+from autopeft.costs.constraints import Constraint
 from autopeft.costs.objectives import Objective
 from autopeft.plan import AdapterPlan, Candidate
 from autopeft.trial import Trial, front_of
@@ -32,6 +33,7 @@ class SeedScore:
             the resamples, so draws of the same position are paired. Shape (n_draws,).
         is_held_out: Whether `test` is of rows that the search has not seen; a training function of
             the user's may not score any.
+        further: Qualities that are of other rows than those of the task, such as "forgetting".
     """
 
     seed: int
@@ -41,6 +43,7 @@ class SeedScore:
     objectives: Mapping[str, float]
     test_draws: tuple[float, ...] = ()
     is_held_out: bool = True
+    further: Mapping[str, float] = field(default_factory=dict)
 
 
 class Arm(Protocol):
@@ -96,6 +99,16 @@ class Finalist:
         values = [(s.test if split == "test" else s.validation)[name] for s in self.seeds]
         return sum(values) / len(values)
 
+    def further(self) -> dict[str, float]:
+        """Return the mean of each further quality over the seeds."""
+        names = {name for seed in self.seeds for name in seed.further}
+        return {n: sum(s.further[n] for s in self.seeds) / len(self.seeds) for n in sorted(names)}
+
+    def broken(self, limits: Sequence[Constraint]) -> tuple[str, ...]:
+        """Return those limits on further qualities that the mean over the seeds breaks."""
+        found = self.further()
+        return tuple(each.text for each in limits if not each.excess(found) <= 0)
+
     def best_seed(self, quality: Objective) -> SeedScore:
         """Return the retraining with the best validation quality."""
         return max(self.seeds, key=lambda seed: quality.sign() * seed.validation[quality.name])
@@ -135,6 +148,7 @@ class Nominee:
     def of(cls, trial: Trial, test_share: float) -> Nominee:
         """Expect what the trial took, and the test split's scoring."""
         scoring = trial.measured.get("validation_seconds", 0.0) * (1.0 + test_share)
+        scoring += trial.measured.get("retain_seconds", 0.0)
         return cls(trial, trial.measured.get("train_seconds", 0.0) + scoring, scoring)
 
 
@@ -232,7 +246,9 @@ def tuned_lora(
     if confirmed:
         return best_on_validation(confirmed, quality).digest
     marked = mark_lora_baselines(trials)
-    complete = [t for t in marked if t.origin == "baseline" and t.state == "complete"]
+    complete = [
+        t for t in marked if t.origin == "baseline" and t.state == "complete" and not t.broken
+    ]
     return _best_trial(complete, quality).digest if complete else None
 
 

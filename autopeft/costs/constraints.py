@@ -1,17 +1,17 @@
-"""Upper limits on known costs, checked before any training."""
+"""Upper limits: on known costs, checked before any training, and on qualities, checked after it."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from autopeft.costs import Price
-from autopeft.costs.objectives import COSTS
+from autopeft.costs.objectives import COSTS, QUALITIES
 from autopeft.errors import SettingsError
 
 _PATTERN = re.compile(
-    r"^\s*(?P<name>[a-z_]\w*)\s*(?P<sign><=|<|=<|≤)\s*(?P<number>[\d.]+(?:e[+-]?\d+)?)\s*(?P<unit>[a-z%]*)\s*$",
+    r"^\s*(?P<name>[a-z_]\w*)\s*(?P<sign><=|<|=<|≤)\s*(?P<number>-?[\d.]+(?:e[+-]?\d+)?)\s*(?P<unit>[a-z%]*)\s*$",
     re.IGNORECASE,
 )
 _FACTORS = {
@@ -42,27 +42,39 @@ class Constraint:
     """One upper limit.
 
     Attributes:
-        name: A cost that is known before training.
+        name: A cost that is known before training, or one of `QUALITIES`.
         limit: The largest value allowed, in the cost's unit.
-        text: As the user wrote it.
+        text: As the user wrote it; without spaces where it limits a quality.
     """
 
     name: str
     limit: float
     text: str
 
+    @property
+    def is_measured(self) -> bool:
+        """Whether only training tells what it limits."""
+        return self.name in QUALITIES
+
     def allows(self, price: Price) -> bool:
-        """Return whether a price is within the limit."""
-        return price.value(self.name) <= self.limit
+        """Return whether a price is within the limit; True where only training tells."""
+        return self.is_measured or price.value(self.name) <= self.limit
+
+    def excess(self, measured: Mapping[str, float]) -> float:
+        """Return by how much a measured value is above the limit; 0 or less keeps it."""
+        return measured[self.name] - self.limit
 
     @classmethod
-    def parse(cls, text: str, *, base_params: int | None = None) -> Constraint:
-        """Parse a constraint such as "trainable_params<=200k".
+    def parse(
+        cls, text: str, *, base_params: int | None = None, may_be_measured: bool = False
+    ) -> Constraint:
+        """Parse a constraint such as "trainable_params<=200k" or "forgetting<=0.05".
 
         Args:
             text: A cost, `<=`, a number and a unit: k, M, G, T; for bytes kB, MB, GiB, ...; for
                 trainable_params also % of the base model's parameters.
             base_params: Parameters of the base model; needed for %.
+            may_be_measured: Whether it may limit one of `QUALITIES`.
 
         Raises:
             SettingsError: if it cannot be parsed, or its cost is not known before training.
@@ -72,9 +84,11 @@ class Constraint:
             raise SettingsError("constraint", text, "cannot be read", _REMEDY)
         name, unit = match["name"], match["unit"].lower()
         name = name if name in COSTS else name.lower()
+        is_measured = may_be_measured and name in QUALITIES
         cost = COSTS.get(name)
-        if cost is None or not cost.is_known:
+        if not is_measured and (cost is None or not cost.is_known):
             known = [cost.name for cost in COSTS.parts() if cost.is_known]
+            known += QUALITIES if may_be_measured else ()
             raise SettingsError(
                 "constraint",
                 text,
@@ -99,9 +113,9 @@ class Constraint:
             limit = number * factors[unit]
         else:
             raise SettingsError("constraint", text, f"no such unit {unit!r}", _REMEDY)
-        if limit <= 0:
+        if limit <= 0 and not is_measured:
             raise SettingsError("constraint", text, "a limit must be above 0", _REMEDY)
-        return cls(name, limit, text)
+        return cls(name, limit, "".join(text.split()) if is_measured else text)
 
 
 def parse_constraints(
@@ -109,6 +123,8 @@ def parse_constraints(
 ) -> tuple[Constraint, ...]:
     """Parse constraints; leave parsed ones as they are."""
     return tuple(
-        text if isinstance(text, Constraint) else Constraint.parse(text, base_params=base_params)
+        text
+        if isinstance(text, Constraint)
+        else Constraint.parse(text, base_params=base_params, may_be_measured=True)
         for text in texts
     )

@@ -1,4 +1,4 @@
-"""The objectives of a search: one quality, then the costs to trade against it."""
+"""The objectives of a search: a quality, and the costs and further qualities beside it."""
 
 from __future__ import annotations
 
@@ -46,6 +46,11 @@ class Objective:
         """+1 where larger is better, -1 where smaller is."""
         return 1.0 if self.direction == "maximize" else -1.0
 
+    @property
+    def is_cost(self) -> bool:
+        """Whether it is made of parts of the plan. Else it is a quality: only training tells it."""
+        return self.is_known
+
 
 CostFunction = Callable[["Price", "AdapterPlan"], float]
 
@@ -63,6 +68,11 @@ class Cost(Objective):
     """
 
     function: CostFunction | None = None
+
+    @property
+    def is_cost(self) -> bool:
+        """True, also for a cost that is only measured."""
+        return True
 
     def of(self, price: Price, plan: AdapterPlan) -> float:
         """Return the cost of a candidate.
@@ -158,6 +168,10 @@ for _cost in (
     register_cost(_cost.name, _cost)
 
 
+QUALITIES: Mapping[str, Objective] = {"forgetting": Objective("forgetting", "minimize", "nats")}
+"""Qualities that may stand beside the leading one, by name. See the setting `retain`."""
+
+
 _MINIMIZED = frozenset("loss perplexity error mse rmse mae wer cer".split())
 
 
@@ -172,7 +186,7 @@ def default_direction(name: str) -> Direction:
 
 
 def objective(name: str) -> Objective:
-    """The objective of that name: a cost from `COSTS`, else a quality metric.
+    """The objective of that name: one of `QUALITIES`, a cost from `COSTS`, else a quality metric.
 
     Raises:
         SettingsError: if the name is empty.
@@ -181,6 +195,8 @@ def objective(name: str) -> Objective:
         raise SettingsError("objectives", name, "an objective needs a name", "use e.g. accuracy")
     if name in COSTS or ":" in name:
         return find_cost("objectives", name)
+    if name in QUALITIES:
+        return QUALITIES[name]
     return Objective(name, default_direction(name))
 
 
@@ -215,6 +231,16 @@ def find_cost(field: str, value: Any) -> Cost:
     if cost.name not in COSTS:
         COSTS.register(cost.name, cost)
     return cost
+
+
+def find_beside(value: Any) -> Objective:
+    """Return what the setting `objectives` names: one of `QUALITIES`, or a cost.
+
+    Raises:
+        SettingsError: if there is no such cost.
+    """
+    found = QUALITIES.get(value) if isinstance(value, str) else None
+    return found or find_cost("objectives", value)
 
 
 def with_costs(prices: Pricer, names: Iterable[str]) -> Pricer:

@@ -481,7 +481,9 @@ class Dispatcher:
         if message.warning and without_numbers(message.warning) not in told:
             self.warnings.append(message.warning)
             self._callbacks.call("on_message", message.warning)
-        decision = self._controller.report(trial, report.step, report.score)
+        decision = self._controller.report(
+            trial, report.step, report.score, further=message.measured
+        )
         self._has_trained = True
         self._failures.clear()
         self._callbacks.call("on_rung", trial, report.step, report.score)

@@ -11,7 +11,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from autopeft.confirm.finalists import SeedScore
-from autopeft.costs.objectives import COSTS
+from autopeft.costs.objectives import COSTS, QUALITIES
 from autopeft.engine.evaluate import (
     EVALUATORS,
     TEST,
@@ -278,4 +278,5 @@ class _Call:
             test_rows=tuple(sign * row for row in rows),
             objectives=objectives,
             is_held_out=is_held_out,
+            further={name: measured[name] for name in QUALITIES if name in measured},
         )

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from autopeft.confirm.finalists import CUT_DIVISORS, Compressed, SeedScore
 from autopeft.costs import Price
+from autopeft.costs.objectives import QUALITIES
 from autopeft.engine.loaded_model import LoadedModel
 from autopeft.engine.messages import (
     Activity,
@@ -115,7 +116,10 @@ class JobExecution:
         self._next_rung += 1
         is_last = self._next_rung == len(rungs)
         seconds = training.evaluation_seconds - before
-        measured = self._measure(training, validation_seconds=seconds) if is_last else {}
+        if is_last:
+            measured = self._measure(training, validation_seconds=seconds)
+        else:
+            measured = self._further(training)
         warning = _HALVED.format(self.job.candidate.train.batch_size) if training.is_halved else ""
         warning = warning or self._base.problem
         return RungMessage(report, is_last, measured, self._new_activity(), warning)
@@ -133,7 +137,16 @@ class JobExecution:
                 device=context.device,
                 precision=self._base.test_precision,
             )
+        if self._base.retention is not None:
+            measured |= self._base.retention.measure(training)
         return measured
+
+    def _further(self, training: Trainer) -> dict[str, float]:
+        """Return the further qualities at a rung, which the pruner compares; {} if none matters."""
+        retention = self._base.retention
+        if retention is None or "forgetting" not in self._base.context.objectives:
+            return {}
+        return retention.measure(training)
 
     def _confirm(self, training: Trainer) -> ConfirmMessage:
         job = self.job
@@ -160,6 +173,7 @@ class JobExecution:
             test_rows=tuple(map(float, test.rows)),
             test_draws=tuple(map(float, test.draws)) if test.draws is not None else (),
             objectives=objectives,
+            further={name: measured[name] for name in QUALITIES if name in measured},
         )
 
     def _files(self, attached: Attached) -> dict[str, bytes]:

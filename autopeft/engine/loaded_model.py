@@ -22,6 +22,7 @@ from autopeft.training.compilation import BlockCompiler
 from autopeft.training.last_block import LastBlock
 from autopeft.training.packing import Packing
 from autopeft.training.precision import Precision, autocast, choose_precision, rounded_once
+from autopeft.training.retention import Retention
 from autopeft.training.setup import TrainingSetup
 from autopeft.utils.device import is_accelerator
 from autopeft.utils.versions import mismatch, versions
@@ -36,6 +37,7 @@ class LoadedModel:
         setup: How it is trained, without the activation cache.
         test_precision: Precision in which the test split is scored, as users run the adapter: fp32,
             unless the frozen weights are bf16 themselves.
+        retention: Measures what trained adapters make the model forget; None: nothing is retained.
     """
 
     def __init__(self, context: WorkerContext) -> None:
@@ -85,6 +87,7 @@ class LoadedModel:
         if settings.packing:
             packing = Packing(task, data, device=device, precision=precision)
             self.setup = replace(self.setup, packing=packing)
+        self.retention = Retention.of(model, self.setup, settings, self.test_precision)
         self._cache: ActivationCache | None = None
         if settings.activation_cache:
             self._cache = ActivationCache(

@@ -154,8 +154,9 @@ class RungMessage:
 
     Attributes:
         report: The rung's scores.
-        is_last: Whether the training has ended; then `measured` is filled in.
-        measured: Costs that are only known by measuring.
+        is_last: Whether the training has ended.
+        measured: Costs and further qualities that are only known by measuring; before the end, the
+            qualities that are objectives.
         activity: Seconds since the job's previous message.
         warning: What the user should know, told once.
     """

@@ -69,7 +69,10 @@ def measure_speed(
         context.settings, rung_rows=_N_SCORED, activation_cache=False, torch_compile=False
     )
     context = replace(
-        context, data=replace(data, splits=few), settings=settings, rungs=(*_RUNGS, 10**6)
+        context,
+        data=replace(data, splits=few, retained=None),
+        settings=settings,
+        rungs=(*_RUNGS, 10**6),
     )
     jobs = [_job(measured, prices, context)]
     if few_rows is not None and few_rows < measured.train.batch_size:

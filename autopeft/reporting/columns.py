@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from autopeft.costs.objectives import COSTS, Objective
+from autopeft.costs.objectives import COSTS, QUALITIES, Objective
 from autopeft.reporting.front_view import FrontEntry, FrontView
 from autopeft.utils.formatting import human_value
 
@@ -22,6 +22,7 @@ _NAMES: Mapping[str, tuple[str, str]] = {
     "peak_memory_bytes": ("memory", "peak training memory"),
     "train_seconds": ("time", "training time"),
     "latency_ms": ("latency", "latency"),
+    "forgetting": ("forgetting", "forgetting: the loss on the retained text over the bare base's"),
 }
 
 
@@ -157,6 +158,13 @@ def facts(shown: FrontView, entry: FrontEntry) -> list[tuple[str, str]]:
         and cost.name not in names
         and (cost.function is None or cost.name in entry.price.others)
     ]
+    rows += [
+        (full_name(name), human_value(value, QUALITIES[name].unit))
+        for name, value in entry.further.items()
+        if name in QUALITIES and name not in names
+    ]
+    if entry.broken:
+        rows.append(("breaks", ", ".join(entry.broken)))
     level = next((level for level in shown.verdict.levels if level.digest == entry.digest), None)
     if level is not None:
         low, high = level.gain_ci

@@ -14,7 +14,7 @@ from autopeft.confirm.pick import pick_best
 from autopeft.confirm.pruning_audit import Fidelity, fidelity
 from autopeft.confirm.verdict import Verdict, undecided
 from autopeft.costs import Price
-from autopeft.costs.objectives import Objective
+from autopeft.costs.objectives import QUALITIES, Objective
 from autopeft.plan import Candidate
 from autopeft.plan_text import plan_summary
 from autopeft.reporting.record import AdapterScore, BudgetReport, SearchRecord
@@ -34,6 +34,7 @@ class SeedLine:
     seed: int
     validation: Mapping[str, float]
     test: Mapping[str, float]
+    further: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,9 @@ class FrontEntry:
         is_confirmed: True if it was retrained and scored on the test split.
         compressed_from: Digest of the finalist whose trained LoRA was cut to these ranks.
         dominated_by: Digest of a member of the front that dominates it.
+        further: Qualities of other rows than the task's, such as "forgetting": means over the
+            seeds, or those of its trial.
+        broken: Limits on these that it breaks, so that it is not on the front.
     """
 
     candidate: Candidate
@@ -69,6 +73,8 @@ class FrontEntry:
     is_confirmed: bool = False
     compressed_from: str | None = None
     dominated_by: str | None = None
+    further: Mapping[str, float] = field(default_factory=dict)
+    broken: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -93,7 +99,8 @@ class FrontView:
         baseline: The tuned LoRA.
         reference: The empty plan. It is shown beside the front and never competes with a member.
         trials: Number of trials by state, without those that were interrupted and run again.
-        dominated_finalists: Finalists that others dominate on the reported numbers.
+        dominated_finalists: Finalists that others dominate on the reported numbers, or that break a
+            limit.
         unconfirmed: Members of the search's front that were not retrained; validation numbers.
         unsearched: Path inside a block -> share of the blocks' parameters that have no role there;
             also roles of experts that are not in the space.
@@ -186,7 +193,9 @@ def view(record: SearchRecord) -> FrontView:
     unconfirmed = [search_only[digest] for digest in record.front if digest in search_only]
     # The empty plan is no adapter: it is shown beside the front and competes with no member.
     adapters = [e for e in finalists or unconfirmed if e.candidate.plan.specs]
-    front, dominated = _split(_by_cost(adapters, objectives), objectives)
+    kept = [e for e in adapters if not e.broken]
+    front, dominated = _split(_by_cost(kept, objectives), objectives)
+    dominated += _by_cost([e for e in adapters if e.broken], objectives)
     known = search_only | {entry.digest: entry for entry in (*finalists, *front, *dominated)}
     # Test numbers decide which finalists are dominated; validation picks the best of the rest.
     members = {entry.digest for entry in front}
@@ -244,13 +253,18 @@ def _confirmed(record: SearchRecord, finalist: Finalist, trial: int | None) -> F
         objectives=values,
         objectives_ci=intervals,
         validation=_mean_metrics([seed.validation for seed in finalist.seeds]),
-        seeds=tuple(SeedLine(s.seed, dict(s.validation), dict(s.test)) for s in finalist.seeds),
+        seeds=tuple(
+            SeedLine(s.seed, dict(s.validation), dict(s.test), dict(s.further))
+            for s in finalist.seeds
+        ),
         adapter=f"adapters/{finalist.digest}" if score else None,
         adapter_score=score,
         origin=finalist.origin,
         trial=trial,
         is_confirmed=True,
         compressed_from=finalist.compressed_from or None,
+        further=finalist.further(),
+        broken=finalist.broken(record.limits),
     )
 
 
@@ -273,6 +287,8 @@ def _unconfirmed(record: SearchRecord, trial: Trial) -> FrontEntry:
         adapter_score=score,
         origin=trial.origin,
         trial=trial.number,
+        further={name: trial.measured[name] for name in QUALITIES if name in trial.measured},
+        broken=trial.broken,
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from autopeft.confirm.finalists import Finalist
 from autopeft.confirm.verdict import Verdict
+from autopeft.costs.constraints import Constraint
 from autopeft.costs.objectives import Objective
 from autopeft.tasks.summary import DataSummary
 from autopeft.trial import Trial
@@ -49,6 +50,7 @@ class SearchRecord:
         versions: Version by package.
         started: ISO 8601 time, as `ended`.
         is_complete: False if the search was interrupted.
+        limits: Limits on further qualities; a finalist that breaks one is not on the front.
     """
 
     settings: Mapping[str, Any]
@@ -69,6 +71,7 @@ class SearchRecord:
     started: str = ""
     ended: str = ""
     is_complete: bool = True
+    limits: tuple[Constraint, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,7 @@ def _row(trial: Trial) -> dict[str, object]:
         "plan": plan_summary(plan, max_parts=10**9),
         "reason": trial.reason,
         "audited_at": trial.audited_at or "",
+        "broken": " ".join(trial.broken),
     }
 
 
@@ -91,6 +92,7 @@ def _columns(objectives: Sequence[Objective], rows: Sequence[Mapping[str, object
         "plan",
         "reason",
         "audited_at",
+        "broken",
     ]
 
 
@@ -130,6 +132,8 @@ def _read_row(row: Mapping[str, str]) -> Trial:
         "rungs": sorted(rungs),
         "measured": {name: value for name, value in cells("measured.").items() if value},
         "audited_at": row["audited_at"] or 0,
+        # Limits have no spaces here; files of earlier versions have no such column.
+        "broken": row.get("broken", "").split(),
     }
     return from_plain(Trial, trial, from_text=True)
 

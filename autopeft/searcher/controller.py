@@ -78,6 +78,7 @@ class SearchController:
             .log.
         prices: Prices candidates; None for prices computed from the space's topology.
         constraints: Limits such as "trainable_params<=200k"; `ask` returns no candidate over one.
+            One on a quality, such as "forgetting<=0.05", keeps complete trials off the front.
         study_name: Name of the study in the storage; None for a generated one.
         n_baselines: Number of LoRA trials at the start, from `space.baselines`; later, one in
             six trials is another one. None for a number that suits most budgets; 0 for none.
@@ -141,6 +142,8 @@ class SearchController:
         self.constraints = parse_constraints(
             constraints, base_params=getattr(table, "base_params", None)
         )
+        self._further = tuple(o.name for o in self.objectives[1:] if not o.is_cost)
+        self._limits = tuple(limit for limit in self.constraints if limit.is_measured)
         names = [cost.name for cost in self.objectives[1:]]
         names += [limit.name for limit in self.constraints]
         self.prices = with_costs(table, names)
@@ -174,7 +177,7 @@ class SearchController:
             study_name,
             self.objectives,
             OptunaAdapter(space, self.objectives, self.prices, self._sampler),
-            make_pruner(pruner, Rungs(max(1, round(steps / eta**2)), steps, eta)),
+            make_pruner(pruner, Rungs(max(1, round(steps / eta**2)), steps, eta, self._further)),
             resume=resume,
         )
         if owner is not None:
@@ -343,7 +346,9 @@ class SearchController:
 
     # --- reporting and telling -------------------------------------------------------------------
 
-    def report(self, trial: Trial, step: int, score: float) -> Decision:
+    def report(
+        self, trial: Trial, step: int, score: float, *, further: Mapping[str, float] | None = None
+    ) -> Decision:
         """A rung's score, in the direction of the quality objective.
 
         A second report of the same step changes nothing. After a storage error it may be repeated.
@@ -353,6 +358,8 @@ class SearchController:
             step: Optimizer steps done. The last rung never stops a trial.
             score: The quality, or what replaces it at rungs (such as minus the loss). NaN or
                 infinite counts as failed.
+            further: The objectives at this rung that are qualities beside the first, by name. A
+                trial that lacks one is not compared by the gap pruner.
 
         Returns:
             STOP if the trial should end now; it is then already marked pruned, or failed.
@@ -365,6 +372,8 @@ class SearchController:
         with self._lock:
             trial = self._latest(trial)
             step, score = checked_step(step), checked_number("score", score)
+            told = checked_measured(further or {})
+            told = {name: told[name] for name in self._further if name in told}
             if trial.state != "running":
                 return Decision.STOP
             is_stored = step in dict(trial.rungs)
@@ -376,7 +385,7 @@ class SearchController:
             with self._changing(trial):
                 self._undecided[trial.number] = step
                 if not is_stored:
-                    self._store.report(trial.number, step, score)
+                    self._store.report(trial.number, step, score, told)
                     trial = self._put(trial, rungs=tuple(sorted((*trial.rungs, (step, score)))))
                 decision = self._decide(trial, step)
                 self._undecided.pop(trial.number, None)
@@ -472,8 +481,14 @@ class SearchController:
         if bad:
             self._fail(trial, f"{bad[0]} is {values[bad[0]]}")
             return
-        with self._ending(trial, state="complete", values=values, measured=measured):
-            self._store.complete(trial.number, list(values.values()), measured)
+        lacking = [limit.name for limit in self._limits if limit.name not in measured]
+        if lacking:
+            raise ValueError(f"measured must hold {lacking[0]!r}, but got {sorted(measured)}")
+        excess = {limit.text: limit.excess(measured) for limit in self._limits}
+        broken = tuple(sorted(text for text, much in excess.items() if not much <= 0))
+        ended = {"values": values, "measured": measured, "broken": broken}
+        with self._ending(trial, state="complete", **ended):
+            self._store.complete(trial.number, list(values.values()), measured, excess=excess)
 
     def _prune(self, trial: Trial, reason: str, gap: float = 1.0) -> None:
         with self._ending(trial, state="pruned", reason=reason):

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -38,7 +39,7 @@ from autopeft.costs.price import Price
 from autopeft.errors import StorageError, StorageFailure, UserError
 from autopeft.plan import Candidate, TrainSettings
 from autopeft.plan_text import read_plan, write_plan
-from autopeft.searcher.pruners.gap import PRICE_KEY, TRAIN_KEY, GapPruner
+from autopeft.searcher.pruners.gap import FURTHER_KEY, PRICE_KEY, TRAIN_KEY, GapPruner
 from autopeft.searcher.pruners.prunable import PRUNED
 from autopeft.searcher.storage import (
     TOKEN_KEY,
@@ -59,8 +60,8 @@ from autopeft.utils.serialize import from_plain, to_plain
 if TYPE_CHECKING:
     from autopeft.searcher.dashboard import DashboardWriter
 
-_CONSTRAINT = f"constraints:{PRUNED}"
-"""System attribute behind `Trial.set_constraint(PRUNED, ...)`."""
+_CONSTRAINT = "constraints:"
+"""Start of the system attribute behind `Trial.set_constraint`; the constraint's name follows."""
 
 PLAN_KEY, ORIGIN_KEY, REASON_KEY, MEASURED_KEY = "plan", "origin", "reason", "measured"
 """User attributes of a trial, beside its costs and train settings (`searcher/pruners/gap.py`)."""
@@ -247,9 +248,18 @@ class StudyStore:
             self._partly.add(number)
             raise
 
-    def report(self, number: int, step: int, score: float) -> None:
-        """Store a rung's score."""
+    def report(
+        self,
+        number: int,
+        step: int,
+        score: float,
+        further: Mapping[str, float] = MappingProxyType({}),
+    ) -> None:
+        """Store a rung's score, and its further qualities."""
         with self._writing(number):
+            if further:  # First: whoever reads the score reads them.
+                told = self.frozen(number).user_attrs.get(FURTHER_KEY, {})
+                self._attribute(number, FURTHER_KEY, {**told, str(step): dict(further)})
             self._storage.set_trial_intermediate_value(self._ids[number], step, float(score))
 
     def prune_gap(self, number: int) -> float:
@@ -264,12 +274,25 @@ class StudyStore:
 
     # The state is written last: a write that fails may be repeated from its beginning.
 
-    def complete(self, number: int, values: Sequence[float], measured: Mapping[str, float]) -> None:
-        """Mark the trial complete, with the values of the objectives."""
+    def complete(
+        self,
+        number: int,
+        values: Sequence[float],
+        measured: Mapping[str, float],
+        *,
+        excess: Mapping[str, float] = MappingProxyType({}),
+    ) -> None:
+        """Mark the trial complete, with the values of the objectives.
+
+        Each limit on a measured value is a constraint of Optuna: `excess` says by how much the
+        trial is above it, and Optuna's front lacks those that are.
+        """
         with self._writing(number):
             if measured or number in self._partly:
                 self._attribute(number, MEASURED_KEY, dict(measured))
             self._constrain(number, 0.0)
+            for name, much in excess.items():
+                self._set_constraint(number, name, much)
             self.study.tell(number, list(values), state=TrialState.COMPLETE)
 
     def prune(self, number: int, reason: str, gap: float = 1.0) -> None:
@@ -299,7 +322,10 @@ class StudyStore:
 
     def _constrain(self, number: int, value: float) -> None:
         if len(self.study.directions) > 1:
-            self._storage.set_trial_system_attr(self._ids[number], _CONSTRAINT, float(value))
+            self._set_constraint(number, PRUNED, value)
+
+    def _set_constraint(self, number: int, name: str, value: float) -> None:
+        self._storage.set_trial_system_attr(self._ids[number], f"{_CONSTRAINT}{name}", float(value))
 
     @property
     def has_gaps(self) -> bool:
@@ -391,6 +417,9 @@ def _read_trial(
         str(attributes.get(REASON_KEY, "")) if has_reason else "",
         {k: one_nan(v) for k, v in attributes.get(MEASURED_KEY, {}).items()} if is_complete else {},
         int(attributes.get(AUDIT_KEY, 0)),
+        tuple(sorted(n for n, v in frozen.constraints.items() if n != PRUNED and not v <= 0))
+        if is_complete
+        else (),
     )
 
 

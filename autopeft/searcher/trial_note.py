@@ -32,6 +32,8 @@ def _ending(trial: Trial) -> str:
     if trial.audited_at:
         was = f"Would have been pruned at step {trial.audited_at}; trained on to check the pruning."
         return was if trial.state == "complete" else f"{was} {_reason(trial)}"
+    if trial.broken:
+        return f"Complete, but not on the front: breaks {', '.join(trial.broken)}."
     return "Complete." if trial.state == "complete" else _reason(trial)
 
 

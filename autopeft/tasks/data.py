@@ -197,6 +197,19 @@ class EncodedSplit:
 
 
 @dataclass(frozen=True)
+class Retained:
+    """What the model should not forget, encoded.
+
+    Attributes:
+        rows: The windows or rows that are scored.
+        task: Name of the task whose loss is taken.
+    """
+
+    rows: EncodedSplit
+    task: str
+
+
+@dataclass(frozen=True)
 class OutputScale:
     """What a model's output is in the unit of the data: shift + factor * output.
 
@@ -250,6 +263,7 @@ class TaskData:
         available: Split name -> rows that there were, where a setting took fewer.
         replaces_head: Whether the model's output layer is new even if its checkpoint has one.
         usage: Python that uses the trained model; see `Task.usage`.
+        retained: What the model should not forget; None: nothing is measured.
     """
 
     task: str
@@ -266,6 +280,7 @@ class TaskData:
     available: Mapping[SplitName, int] = field(default_factory=dict)
     replaces_head: bool = False
     usage: str = ""
+    retained: Retained | None = None
 
     @property
     def train(self) -> EncodedSplit:
@@ -307,11 +322,14 @@ class TaskData:
     def fingerprint(self) -> str:
         """First 16 hex digits of a SHA-256 over all arrays and labels."""
         digest = hashlib.sha256(repr((self.task, self.labels, self.pad_id)).encode())
-        for name in SPLITS:
-            for key, array in self.splits[name].arrays():
+        splits = [self.splits[name] for name in SPLITS]
+        if self.retained is not None:
+            splits.append(self.retained.rows)
+        for split in splits:
+            for key, array in split.arrays():
                 digest.update(f"{key}{array.dtype}{array.shape}".encode())
                 digest.update(np.ascontiguousarray(array).tobytes())
-            for key, texts in sorted(self.splits[name].texts.items()):
+            for key, texts in sorted(split.texts.items()):
                 digest.update(repr((key, texts)).encode())
         return digest.hexdigest()[:16]
 

@@ -119,8 +119,8 @@ def _name(job: Job) -> str:
 class _Stopping(SearchController):
     """Stops some trials at their first rung."""
 
-    def report(self, trial: Trial, step: int, score: float) -> Decision:
-        decision = super().report(trial, step, score)
+    def report(self, trial: Trial, step: int, score: float, **further: Any) -> Decision:
+        decision = super().report(trial, step, score, **further)
         if trial.number not in _STOPPED:
             return decision
         self.tell(trial, stopped="stopped by the check")

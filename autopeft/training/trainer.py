@@ -199,6 +199,18 @@ class Trainer:
             # The cache holds what the training's precision computes.
             cache = setup.fp32_cache if precision == "fp32" else NO_ACCELERATION
             setup = replace(setup, precision=precision, cache=cache)
+        return self.score(setup, split, rows=rows, with_text=with_text, n_draws=n_draws)
+
+    def score(
+        self,
+        setup: TrainingSetup,
+        split: SplitName,
+        *,
+        rows: IntArray | None = None,
+        with_text: bool = True,
+        n_draws: int = 0,
+    ) -> Evaluation:
+        """Score a split of another setup, as `evaluate` does; its time is booked likewise."""
         watch = Stopwatch(setup.cache)
         is_trained = self.step >= self._train.steps
         spare = _SPARE * self.train_seconds if is_trained else 0.0

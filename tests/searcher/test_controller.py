@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -455,3 +456,63 @@ def test_an_ask_takes_less_than_a_third_of_a_second_at_a_thousand_trials_and_64_
         assert controller.ask().origin == "search"
         spent.append(time.process_time() - began)
     assert np.median(spent) < 0.3, spent
+
+
+def _forgetful(**settings: Any) -> SearchController:
+    topology = Topology(4, {"attn.q": (64, 64), "attn.v": (64, 64)})
+    space = SearchSpace.from_source({"methods": ["lora", "ia3"]}, topology)
+    names = ["accuracy", "trainable_params", "forgetting"]
+    return SearchController(space, names, **settings)
+
+
+def test_the_sampler_follows_two_qualities() -> None:
+    """Where forgetting grows with the rate and quality with the size, the front holds both ends."""
+    controller = _forgetful(seed=1, n_baselines=2, n_portfolio=2)
+    for _ in range(30):
+        trial = controller.ask()
+        assert trial is not None
+        score = math.log1p(trial.costs.trainable_params) / 10
+        controller.tell(
+            trial, score, measured={"forgetting": 50 * trial.train.learning_rate - 0.05}
+        )
+    origins = [trial.origin for trial in controller.trials()]
+    assert "search" in origins
+    late = [t.values["forgetting"] for t in controller.trials() if t.origin == "search"]
+    early = [t.values["forgetting"] for t in controller.trials() if t.origin == "design"]
+    assert np.mean(late) < np.mean(early)
+
+
+def test_a_trial_over_a_limit_on_a_quality_is_complete_and_off_the_front(tmp_path: Path) -> None:
+    storage = tmp_path / "study.db"
+    limits = ["forgetting <= 0.05"]
+    controller = _forgetful(constraints=limits, storage=storage, study_name="s")
+    for forgetting in (0.01, 0.2):
+        trial = controller.ask()
+        assert trial is not None
+        controller.tell(trial, forgetting, measured={"forgetting": forgetting})
+    trial = controller.ask()
+    assert trial is not None
+    with pytest.raises(ValueError, match="must hold 'forgetting'"):
+        controller.tell(trial, 0.5)
+    kept, over = (t for t in controller.trials() if t.state == "complete")
+    assert (kept.broken, over.broken) == ((), ("forgetting<=0.05",))
+    assert controller.front() == (kept,)
+    assert [t.number for t in controller.study.best_trials] == [kept.number]
+    resumed = _forgetful(constraints=limits, storage=storage, study_name="s", resume=True)
+    assert resumed.trials()[:2] == (kept, over)
+
+
+def test_a_trial_that_forgets_less_is_not_pruned_for_its_quality() -> None:
+    controller = _forgetful(seed=0, n_baselines=0, n_portfolio=0, audit_share=0.0)
+    for forgetting, score in ((0.5, 0.9), (0.4, 0.8), (0.6, 0.7), (0.5, 0.85), (0.7, 0.6)) * 3:
+        trial = controller.ask()
+        assert trial is not None
+        assert trial.train.steps > 30
+        controller.report(trial, 10, score, further={"forgetting": forgetting})
+        controller.tell(trial, score, measured={"forgetting": forgetting})
+    trial = controller.ask()
+    assert trial is not None
+    told = {"forgetting": 0.0}
+    assert controller.report(trial, 10, 0.1, further=told) is Decision.CONTINUE
+    attributes = controller.study.trials[trial.number].user_attrs
+    assert attributes["further"] == {"10": told}

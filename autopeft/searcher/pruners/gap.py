@@ -28,6 +28,9 @@ TRAIN_KEY = "train"
 SITES_KEY = "n_sites"
 """User attribute of a trial with its number of adapters, in a search of autopeft."""
 
+FURTHER_KEY = "further"
+"""User attribute of a trial with its further qualities at rungs: step -> name -> number."""
+
 _REMEDY = (
     'set them before it reports, trial.set_user_attr("price", {"seconds": 12.0}), '
     "or give GapPruner(costs=function of the parameters)"
@@ -81,6 +84,9 @@ class GapPruner(BasePruner):
     than six complete trials, none is stopped. So a rung that tells little stops only what is
     hopeless.
 
+    With further qualities, a trial is compared only with those that are no worse in any of them at
+    the same step, either. So it is never stopped where it is not known to be dominated.
+
     It works in any Optuna study, of one or several objectives. Where there are several, Optuna's
     own `Trial.report` and `Trial.should_prune` refuse to work; `prunable` makes them.
 
@@ -91,6 +97,8 @@ class GapPruner(BasePruner):
             None: the study's other objectives by their metric names, where known costs replace
             measured ones (FLOPs and the number of adapters the latency); all of the price if they
             have no names. With one objective, none.
+        further: Metric names, among the study's other objectives, of further qualities: they are
+            reported in the user attribute "further" of a trial, {step: {name: number}}.
         objective: Index of the objective that trials report, the quality. The others are minimized.
         n_steps: Steps of a whole training; None for the trial's user attribute "train", a mapping
             with "steps". Without either, every rung may stop a trial.
@@ -126,6 +134,7 @@ class GapPruner(BasePruner):
         eta: float = 3.0,
         *,
         costs: str | Sequence[str] | CostFunction | None = None,
+        further: Sequence[str] = (),
         objective: int = 0,
         n_steps: int | None = None,
         n_warmup_steps: int = 0,
@@ -147,6 +156,8 @@ class GapPruner(BasePruner):
             raise SettingsError("n_steps", n_steps, "`n_steps >= 1` must hold", "use 1 or more")
         self._eta = float(eta)
         self._costs = (costs,) if isinstance(costs, str) else costs
+        self._further = tuple(further)
+        self._signs: tuple[float, ...] = ()
         self._objective = objective
         self._n_steps = n_steps
         self._n_warmup_steps = n_warmup_steps
@@ -188,16 +199,22 @@ class GapPruner(BasePruner):
             problem = f"the study has {len(directions)} objectives"
             raise UserError("objective", self._objective, problem, "give an index from 0")
         quality = directions.pop(self._objective)
+        names = list(study.metric_names or ())
+        found = {name: study.directions[names.index(name)] for name in self._further}
+        self._signs = tuple(1.0 if d == StudyDirection.MINIMIZE else -1.0 for d in found.values())
+        for direction in found.values():
+            directions.remove(direction)
         if StudyDirection.MAXIMIZE in directions:
             shown = [each.name.lower() for each in study.directions]
             problem = f"beside objective {self._objective}, the reported one, all are minimized"
             remedy = "give GapPruner(objective=index of the quality that trials report)"
             raise UserError("directions", shown, problem, remedy)
         self._sign = 1.0 if quality == StudyDirection.MAXIMIZE else -1.0
-        names = self._cost_names(study)
-        self._reader = TrialCosts(names, PRICE_KEY, _REMEDY)
-        self._counts_sites = "latency_ms" in (names or ()) and SITES_KEY in trial.user_attrs
-        self._table, self._open = RungTable(len(self._costs_of(trial))), {}
+        costs = self._cost_names(study)
+        self._reader = TrialCosts(costs, PRICE_KEY, _REMEDY)
+        self._counts_sites = "latency_ms" in (costs or ()) and SITES_KEY in trial.user_attrs
+        self._table = RungTable(len(self._costs_of(trial)), len(self._further))
+        self._open = {}
         self._study = weakref.ref(study)
 
     def _cost_names(self, study: optuna.study.Study) -> Sequence[str] | None:
@@ -206,7 +223,11 @@ class GapPruner(BasePruner):
         if self._costs is not None or len(study.directions) == 1:
             return self._costs or ()
         names = study.metric_names
-        return names and [name for i, name in enumerate(names) if i != self._objective]
+        return names and [
+            name
+            for i, name in enumerate(names)
+            if i != self._objective and name not in self._further
+        ]
 
     def _update(self, study: optuna.study.Study, asking: FrozenTrial) -> None:
         """Read the trials that are new, or have changed since the last call."""
@@ -225,7 +246,8 @@ class GapPruner(BasePruner):
             for step, score in trial.intermediate_values.items():
                 # A failed trial's early scores count: its plan did reach them.
                 if step >= self._n_warmup_steps:
-                    self._table.report(number, step, self._sign * score)
+                    further = self._further_of(trial, step)
+                    self._table.report(number, step, self._sign * score, further)
             if trial.state == TrialState.COMPLETE:
                 self._table.end(number, self._sign * trial.values[self._objective])
 
@@ -238,6 +260,14 @@ class GapPruner(BasePruner):
             # FLOPs alone do not stand for latency: IA3 has none, but its calls take time.
             costs.append(float(trial.user_attrs.get(SITES_KEY, np.nan)))
         return costs
+
+    def _further_of(self, trial: FrozenTrial, step: int) -> list[float]:
+        """Return a trial's further qualities at a step, smaller is better; NaN: not known."""
+        if not self._further:
+            return []
+        told = trial.user_attrs.get(FURTHER_KEY, {}).get(str(step), {})
+        values = [float(told.get(name, np.nan)) for name in self._further]
+        return [sign * value for sign, value in zip(self._signs, values, strict=True)]
 
     def _known_costs(self, trial: FrozenTrial, *, is_asking: bool) -> list[float]:
         try:
@@ -255,4 +285,4 @@ class GapPruner(BasePruner):
 
 def gap_pruner(rungs: Rungs) -> GapPruner:
     """Return the pruner of a search that names "gap"."""
-    return GapPruner(rungs.eta, n_deviations=_N_DEVIATIONS)
+    return GapPruner(rungs.eta, further=rungs.further, n_deviations=_N_DEVIATIONS)

@@ -26,11 +26,13 @@ class Rungs:
         first: Steps at the first rung.
         last: Steps of a whole training.
         eta: Ratio between rungs.
+        further: Names of the objectives that are qualities beside the reported one.
     """
 
     first: int = 1
     last: int = 100
     eta: float = 3.0
+    further: tuple[str, ...] = ()
 
 
 _KINDS = "a pruner of Optuna, its class, or a function of the search's rungs that returns one"

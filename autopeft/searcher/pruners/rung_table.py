@@ -31,15 +31,19 @@ class RungTable:
 
     Args:
         n_costs: Number of costs; 0 if all trials cost the same.
+        n_further: Number of further qualities that trials report beside the score. A trial is
+            behind only such others that are no worse in these, at the same step, either.
     """
 
-    def __init__(self, n_costs: int) -> None:
+    def __init__(self, n_costs: int, n_further: int = 0) -> None:
         self._n = 0
         self._costs = np.zeros((0, n_costs))
         self._first = np.zeros(0)  # step of the first report, inf without one
         self._final = np.zeros(0)  # NaN for a trial that is not complete
         self._scores: dict[int, Array] = {}  # by step, NaN without a report
         self._best: dict[int, Array] = {}  # by step, best score of others that cost no more
+        self._n_further = n_further
+        self._further: dict[int, Array] = {}  # by step, smaller is better, NaN without a report
 
     def __len__(self) -> int:
         return self._n
@@ -61,7 +65,7 @@ class RungTable:
             self._costs[number] = row
             if np.isfinite(self._first[number]):
                 for step, scores in self._scores.items():
-                    self._best[step] = _best_of_cheaper(scores, self._costs)
+                    self._best[step] = _best_of_cheaper(scores, self._paid(step))
 
     def _grow(self, n: int) -> None:
         extra = max(n, 64)
@@ -71,20 +75,37 @@ class RungTable:
         for table, fill in ((self._scores, np.nan), (self._best, -np.inf)):
             for step in table:
                 table[step] = np.append(table[step], np.full(extra, fill))
+        for step, rows in self._further.items():
+            self._further[step] = np.vstack([rows, np.full((extra, self._n_further), np.nan)])
 
-    def report(self, number: int, step: int, score: float) -> None:
-        """Add a trial's score, larger is better; a second one at the same step is ignored."""
+    def _paid(self, step: int) -> Array:
+        """Return what each trial pays for its score at a step: costs, and further qualities.
+
+        One that is not known is NaN, which is neither more nor less than any other.
+        """
+        if not self._n_further:
+            return self._costs
+        return np.column_stack([self._costs, self._further[step]])
+
+    def report(self, number: int, step: int, score: float, further: Sequence[float] = ()) -> None:
+        """Add a trial's score, larger is better; a second one at the same step is ignored.
+
+        The further qualities are such that smaller is better; NaN: not known.
+        """
         if step not in self._scores:
             self._scores[step] = np.full(len(self._first), np.nan)
             self._best[step] = np.full(len(self._first), -np.inf)
+            self._further[step] = np.full((len(self._first), self._n_further), np.nan)
         scores, best = self._scores[step], self._best[step]
         if not np.isnan(scores[number]):
             return
         score = float(bounded(score)) if np.isfinite(score) else _WORST
-        mine = self._costs[number]
-        costs_more = (self._costs >= mine).all(axis=1)
+        if self._n_further:
+            self._further[step][number] = further
+        paid = self._paid(step)
+        costs_more = (paid >= paid[number]).all(axis=1)
         best[costs_more] = np.maximum(best[costs_more], score)
-        is_cheaper = (self._costs <= mine).all(axis=1) & ~np.isnan(scores)
+        is_cheaper = (paid <= paid[number]).all(axis=1) & ~np.isnan(scores)
         best[number] = scores[is_cheaper].max(initial=-np.inf)
         scores[number] = score
         self._first[number] = min(self._first[number], step)
@@ -105,10 +126,11 @@ class RungTable:
             n_deviations: Standard deviations of the prediction by which it must fall short.
         """
         steps = [s for s, scores in self._scores.items() if scores[number] > -np.inf]
-        scores = self._scores[max(s for s in steps if s <= last_step)]
+        step = max(s for s in steps if s <= last_step)
+        scores, paid = self._scores[step], self._paid(step)
         if scores[number] == _WORST:
             return True
-        costs_no_more = (self._costs <= self._costs[number]).all(axis=1)
+        costs_no_more = (paid <= paid[number]).all(axis=1)
         to_beat = self._final[costs_no_more & ~np.isnan(self._final)].max(initial=-np.inf)
         known = ~np.isnan(self._final) & (scores > _WORST)
         if known.sum() < _FEWEST:
@@ -149,8 +171,9 @@ class RungTable:
         left = (self._costs <= self._costs[number]).all(axis=1)
         left[number] = False
         for step in steps:
-            scores = self._scores[step]
-            if (scores[left] > scores[number]).any():
+            scores, paid = self._scores[step], self._paid(step)
+            is_better = scores > scores[number]
+            if (left & is_better & (paid <= paid[number]).all(axis=1)).any():
                 return True
             left &= np.isnan(scores)
         return False
@@ -219,7 +242,7 @@ def passes(scores: Array, gaps: Array, n_started: int, eta: float, *, is_first: 
 
 
 def _best_of_cheaper(scores: Array, costs: Array) -> Array:
-    """Return the best score among the others that cost no more, from scratch; -inf without any."""
+    """Return the best score among the others that pay no more, from scratch; -inf without any."""
     best = np.full(len(scores), -np.inf)
     for number in np.flatnonzero(~np.isnan(scores)):
         costs_more = (costs >= costs[number]).all(axis=1)

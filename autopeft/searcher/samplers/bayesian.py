@@ -14,6 +14,7 @@ from autopeft.searcher.samplers.ehvi import (
     decompose,
     expected_hypervolume_improvement,
 )
+from autopeft.searcher.samplers.further_qualities import FurtherQualities
 from autopeft.searcher.samplers.gp import Earlier, Embedding, Features, GaussianProcess, log_params
 from autopeft.searcher.samplers.observations import Observations
 from autopeft.searcher.samplers.registry import Problem
@@ -80,8 +81,10 @@ class BayesianSampler(StratifiedSampler):
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
         self.warm_start = problem.warm_start or WarmStart()
-        self.costs = CostModel(self.space, self.objectives, self.prices)
+        costs = [o for o in self.objectives[1:] if o.is_cost]
+        self.costs = CostModel(self.space, [self.objectives[0], *costs], self.prices)
         self._embedding = Embedding(self.space.grid, self.log_cost_range())
+        self.further = FurtherQualities(self.objectives, self.constraints, self._embedding)
         self.model = GaussianProcess(self._embedding)
         self.success = SuccessModel()
         self._observations: Observations | None = None
@@ -100,7 +103,7 @@ class BayesianSampler(StratifiedSampler):
             return self._design(trials)
         # Use the model's means: a trial that was only lucky should not set the bar.
         mean, _ = self.model.predict(self._features(observations.points))
-        costs = self._observed_costs(observations)
+        costs = self._with_further(self._observed_costs(observations), observations.points)
         boxes = self._boxes(observations, mean, costs)
         parents = self._parents(observations, mean, costs)
         best = self._maximize(boxes, self._candidates(parents))
@@ -130,7 +133,7 @@ class BayesianSampler(StratifiedSampler):
             worst, weight = self.costs.worst, _SPREAD_WEIGHT
         boxes = decompose(costs[rows], mean[rows], worst, float(mean.min()))
         gains = expected_hypervolume_improvement(boxes, log_costs, expected, weight * spread)
-        return choices[int(np.argmax(gains * self.success.predict(self._features(choices))))]
+        return choices[int(np.argmax(gains * self._chance(self._features(choices))))]
 
     def is_guided(self, trials: Sequence[Trial]) -> bool:
         """Return whether an earlier search predicts this one's trials."""
@@ -162,6 +165,7 @@ class BayesianSampler(StratifiedSampler):
         history = self.history
         observations = Observations.of(history, _N_OBSERVATIONS)
         self.costs.fit(history.trials)
+        self.further.fit(history, self._features)
         self._fit_model(observations)
         if self._earlier:
             self.model.learn_trust()
@@ -194,20 +198,25 @@ class BayesianSampler(StratifiedSampler):
 
     def _boxes(self, observations: Observations, mean: Array, costs: Array) -> Decomposition:
         """Divide the cost space at the members of the front."""
-        is_final = np.flatnonzero(observations.is_final)
+        is_broken = np.array([t is not None and bool(t.broken) for t in observations.trials])
+        is_final = np.flatnonzero(observations.is_final & ~is_broken)
         mean, costs = mean[is_final], costs[is_final]
-        outside = self.history.outside
+        history = self.history
+        outside = [i for i in history.outside if not history.trials[i].broken]
         if outside:
-            mean = np.append(mean, self.history.qualities()[outside])
-            logs = [self.costs.observed(self.history.trials[i]) for i in outside]
+            mean = np.append(mean, history.qualities()[outside])
+            trials = [history.trials[i] for i in outside]
+            logs = [np.append(self.costs.observed(t), self.further.observed(t)) for t in trials]
             costs = np.vstack([costs, logs])
-        floor = float(observations.values[is_final].min())
+        floor = float(observations.values[observations.is_final].min())
         for point, value in zip(observations.points, observations.values, strict=True):
             if not point.options.any():
                 # A candidate that is worse than no adapter is not worth its cost.
                 floor = max(floor, float(value))
         keep = non_dominated(np.column_stack([mean, -costs]))
-        worst = np.maximum(self.costs.worst, costs.max(axis=0, initial=-np.inf))
+        n_costs = len(self.costs.worst)
+        largest = costs[:, :n_costs].max(axis=0, initial=-np.inf)
+        worst = np.append(np.maximum(self.costs.worst, largest), self.further.worst)
         return decompose(costs[keep], mean[keep], worst, floor)
 
     def _observed_costs(self, observations: Observations) -> Array:
@@ -217,6 +226,14 @@ class BayesianSampler(StratifiedSampler):
             if trial is not None:
                 logs[row] = self.costs.observed(trial)
         return logs
+
+    def _with_further(self, costs: Array, points: Sequence[Point]) -> Array:
+        """Return costs with the means of the further qualities as columns beside them."""
+        return np.column_stack([costs, self.further.predict(self._features(points))[0]])
+
+    def _chance(self, features: Features) -> Array:
+        """Return the probability that a candidate trains and keeps all limits, shape (n,)."""
+        return self.success.predict(features) * self.further.chance(features)
 
     def _features(self, points: Sequence[Point]) -> Features:
         return self._embedding.of(points, self.space)
@@ -230,7 +247,8 @@ class BayesianSampler(StratifiedSampler):
         if self._earlier:
             points = (*points, *self.warm_start.points)
             mean = np.append(mean, self.model.predict(self._earlier.features)[0])
-            costs = np.vstack([costs, self.costs.predict(self.warm_start.points)])
+            earlier = self.warm_start.points
+            costs = np.vstack([costs, self._with_further(self.costs.predict(earlier), earlier)])
         oriented = np.column_stack([mean, -costs])
         first = non_dominated(oriented)
         rest = np.flatnonzero(~first)
@@ -289,8 +307,15 @@ class BayesianSampler(StratifiedSampler):
         """Return the expected improvement per effort, shape (n,); -1 above a limit on size."""
         features = self._features(points)
         mean, spread = self.model.predict(features)
-        gains = expected_hypervolume_improvement(boxes, log_costs, mean, _SPREAD_WEIGHT * spread)
-        gains = gains * self.success.predict(features)
+        further, deviation = self.further.predict(features)
+        gains = expected_hypervolume_improvement(
+            boxes,
+            np.column_stack([log_costs, further]),
+            mean,
+            _SPREAD_WEIGHT * spread,
+            _SPREAD_WEIGHT * np.column_stack([np.zeros_like(log_costs), deviation]),
+        )
+        gains = gains * self._chance(features)
         gains = gains / (_OVERHEAD + self.costs.effort(points)) ** _EFFORT_POWER
         return np.where(self._log_params(points) <= self.log_cost_range()[1] + 1e-9, gains, -1.0)
 

@@ -32,7 +32,7 @@ class CostModel:
 
     Args:
         space: The search space.
-        objectives: Quality first; the rest are costs.
+        objectives: Quality first; the rest are costs, no further qualities.
         pricer: Prices candidates.
     """
 

@@ -1,13 +1,17 @@
-"""Expected hypervolume improvement when costs are known and only quality is uncertain."""
+"""Expected hypervolume improvement when costs are known and qualities are uncertain.
+
+One quality leads. A further one is a column beside the costs, oriented alike, with a spread.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr
+from scipy.special import ndtr, ndtri
 
 Array = NDArray[np.float64]
 
@@ -17,6 +21,9 @@ _MAX_EXACT = 2
 _N_RAYS, _MAX_CELLS = 256, 4096
 """Rays that sample more costs than that, and the number of cells on all that are used."""
 
+_N_DRAWS = 16
+"""Draws of uncertain columns, where the volume has no closed form."""
+
 
 class Decomposition(Protocol):
     """The cost space divided into cells, each with the best quality so far at its cost."""
@@ -25,8 +32,13 @@ class Decomposition(Protocol):
     def best(self) -> Array:
         """Best quality at no more than the cell's cost, shape (n_cells,); larger is better."""
 
-    def volumes(self, costs: Array) -> Array:
-        """Return the volume of each cell that costs of shape (m, n_costs) can afford.
+    def volumes(self, costs: Array, spread: Array | None = None) -> Array:
+        """Return the expected volume of each cell that costs of shape (m, n_costs) can afford.
+
+        Args:
+            costs: Costs, or their means.
+            spread: Standard deviations of normal ones that are independent, 0 where a cost is
+                known, shape (m, n_costs); None: all are known.
 
         Returns:
             Shape (m, n_cells).
@@ -47,11 +59,14 @@ class BoxDecomposition:
     highs: Array
     best: Array
 
-    def volumes(self, costs: Array) -> Array:
-        """See `Decomposition`."""
+    def volumes(self, costs: Array, spread: Array | None = None) -> Array:
+        """See `Decomposition`; exact."""
         volumes = np.ones((len(costs), len(self.best)))
-        for low, high, cost in zip(self.lows.T, self.highs.T, costs.T, strict=True):
-            volumes *= np.maximum(high - np.maximum(low, cost[:, None]), 0.0)
+        spreads = np.zeros_like(costs) if spread is None else spread
+        for low, high, cost, each in zip(
+            self.lows.T, self.highs.T, costs.T, spreads.T, strict=True
+        ):
+            volumes *= _below(high, cost, each) - _below(low, cost, each)
         return volumes
 
 
@@ -80,12 +95,36 @@ class RayDecomposition:
     best: Array
     unit: float
 
-    def volumes(self, costs: Array) -> Array:
-        """See `Decomposition`."""
+    def volumes(self, costs: Array, spread: Array | None = None) -> Array:
+        """See `Decomposition`; with a spread, the mean over draws that all candidates share."""
+        if spread is not None and spread.any():
+            draws = _normal_draws(costs.shape[1])
+            sampled = [self.volumes(costs + spread * draw) for draw in draws]
+            return np.asarray(np.mean(sampled, axis=0))
         reach = _reach(costs, self.worst, self.rays) ** len(self.worst)
         reached = np.minimum(reach[:, self.ray_of], self.outer)
         volumes: Array = self.unit * np.maximum(reached - self.inner, 0.0)
         return volumes
+
+
+def _below(edge: Array, cost: Array, spread: Array) -> Array:
+    """Return the expected length from a cost up to an edge, 0 above it; (m, n_cells)."""
+    length = edge - cost[:, None]
+    known: Array = np.maximum(length, 0.0)
+    if not spread.any():
+        return known
+    deviation = np.maximum(spread, 1e-12)[:, None]
+    z = np.maximum(length / deviation, -40.0)  # Nothing is left there, and squares are finite.
+    expected: Array = deviation * (z * ndtr(z) + np.exp(-0.5 * z**2) / np.sqrt(2.0 * np.pi))
+    return np.where(spread[:, None] > 0, expected, known)
+
+
+@cache
+def _normal_draws(n_columns: int) -> Array:
+    """Return evenly spread draws of independent normal numbers, shape (_N_DRAWS, n_columns)."""
+    quantiles = ndtri((np.arange(_N_DRAWS) + 0.5) / _N_DRAWS)
+    rng = np.random.default_rng(0)
+    return np.stack([rng.permutation(quantiles) for _ in range(n_columns)], axis=1)
 
 
 def decompose(
@@ -172,18 +211,20 @@ def _reach(costs: Array, worst: Array, rays: Array) -> Array:
 
 
 def expected_hypervolume_improvement(
-    cells: Decomposition, costs: Array, mean: Array, spread: Array
+    cells: Decomposition, costs: Array, mean: Array, spread: Array, cost_spread: Array | None = None
 ) -> Array:
     """Return the expected hypervolume improvement of each candidate on its own.
 
-    It is exact up to two costs. With more, it is that of a sample of the cost space, whose size
-    does not depend on their number.
+    It is exact up to two costs, uncertain ones included. With more, it is that of a sample of the
+    cost space, whose size does not depend on their number.
 
     Args:
         cells: The current front, see `decompose`.
-        costs: Known costs, shape (m, n_costs).
+        costs: Costs, and means of further qualities, shape (m, n_costs).
         mean: Expected quality, shape (m,).
         spread: Standard deviation of the quality, shape (m,), positive.
+        cost_spread: That of the costs, shape (m, n_costs), 0 for a known one; None: all are known.
+            Given its plan, qualities are independent.
 
     Returns:
         Shape (m,), in quality times the product of the costs' units.
@@ -192,7 +233,7 @@ def expected_hypervolume_improvement(
     volume of the part of the cell that the candidate can afford. Hypervolume by random directions:
     Zhang and Golovin, 2020.
     """
-    volumes = cells.volumes(costs)
+    volumes = cells.volumes(costs, cost_spread)
     row, cell = np.nonzero(volumes)
     z = (mean[row] - cells.best[cell]) / spread[row]
     density = np.exp(-0.5 * z**2) / np.sqrt(2.0 * np.pi)

@@ -154,6 +154,7 @@ class WrappedSampler:
     ) -> None:
         self.origin = "search"
         self._objectives = fallback.objectives
+        self._limits = [limit for limit in fallback.constraints if limit.is_measured]
         self._encoding = encoding
         self._fallback = fallback
         self._distributions = {name: distribution(r) for name, r in encoding.parameters.items()}
@@ -207,12 +208,15 @@ class WrappedSampler:
                         params=self._encoding.encode(point),
                         distributions=self._distributions,
                         values=self._values(trial),
+                        constraints=self._excess(trial),
                     )
                 )
         self._n_followed = len(history.ended)
 
     def _tell(self, number: int, key: PointKey, trial: Trial) -> None:
         if trial.state == "complete":
+            for name, excess in self._excess(trial).items():
+                self._constrain(number, name, excess)
             self._scratch.tell(number, self._values(trial))
         elif trial.state == "pruned":
             self._tell_pruned(number)
@@ -224,9 +228,16 @@ class WrappedSampler:
         if len(self._objectives) == 1:
             self._scratch.tell(number, state=TrialState.FAIL)
             return
-        trial = self._scratch.get_trials(deepcopy=False)[number]
-        optuna.trial.Trial(self._scratch, trial._trial_id).set_constraint("pruned", 1.0)
+        self._constrain(number, "pruned", 1.0)
         self._scratch.tell(number, state=TrialState.PRUNED)
+
+    def _constrain(self, number: int, name: str, value: float) -> None:
+        trial = self._scratch.get_trials(deepcopy=False)[number]
+        optuna.trial.Trial(self._scratch, trial._trial_id).set_constraint(name, value)
+
+    def _excess(self, trial: Trial) -> dict[str, float]:
+        """Return by how much a complete trial is above each limit on a measured value."""
+        return {limit.text: limit.excess(trial.measured) for limit in self._limits}
 
     def _values(self, trial: Trial) -> list[float]:
         return [float(v) for v in bounded([trial.values[o.name] for o in self._objectives])]

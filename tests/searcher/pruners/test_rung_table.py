@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -34,6 +35,35 @@ def test_a_table_that_grows_report_by_report_holds_the_gaps(
         is_peer = (costs <= costs[number]).all(axis=1) & (np.arange(n) != number)
         expected.append(scores[is_peer].max(initial=-np.inf) - scores[number])
     assert table.gaps_at(3, np.arange(n)).tolist() == expected
+
+
+def test_only_what_is_no_worse_in_every_quality_beats_a_trial() -> None:
+    table = RungTable(1, 1)
+    for number in range(4):
+        table.add(number, [1.0])
+    table.report(0, 3, 0.9, [0.5])  # better, but it forgets more than 1
+    table.report(1, 3, 0.5, [0.1])
+    table.report(2, 3, 0.4, [0.6])  # dominated by both
+    table.report(3, 3, 0.1, [math.nan])  # nobody knows
+    gaps = table.gaps_at(3, np.arange(4))
+    assert gaps.tolist() == [pytest.approx(-0.4), -math.inf, 0.5, -math.inf]
+    assert table.gap_to_stop(2, 9.0, 3.0, 2) > 0
+    assert [table.gap_to_stop(number, 9.0, 3.0, 2) for number in (1, 3)] == [0.0, 0.0]
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(0, 10_000), st.integers(2, 90))
+def test_no_trial_is_beaten_but_by_one_that_dominates_it(seed: int, n: int) -> None:
+    rng = np.random.default_rng(seed)
+    paid, scores = rng.integers(0, 4, (n, 2)).astype(float), rng.integers(0, 5, n).astype(float)
+    table = RungTable(1, 1)
+    for number in range(n):
+        table.add(number, [paid[number, 0]])
+        table.report(number, 3, scores[number], [paid[number, 1]])
+    for number in range(n):
+        others = (paid <= paid[number]).all(axis=1) & (np.arange(n) != number)
+        if not (scores[others] > scores[number]).any():
+            assert table.gap_to_stop(number, 9.0, 3.0, 2) == 0.0
 
 
 def curves(finals: Sequence[float], scores: Sequence[float]) -> RungTable:

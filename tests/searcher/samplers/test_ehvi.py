@@ -48,6 +48,29 @@ def test_the_gain_agrees_with_sampling() -> None:
     assert gain == pytest.approx(np.mean(draws), abs=0.01)
 
 
+@pytest.mark.parametrize("n_known", [1, 2])
+def test_a_further_quality_is_an_uncertain_cost(n_known: int) -> None:
+    """Of two uncertain qualities, the gain is the mean over draws of both."""
+    rng = np.random.default_rng(1)
+    n_costs = n_known + 1  # Three are sampled along rays, two are exact.
+    costs, quality = rng.random((6, n_costs)), rng.random(6)
+    cells = decompose(costs, quality, np.ones(n_costs), 0.0)
+    cost, spread = rng.random((3, n_costs)), np.zeros((3, n_costs))
+    spread[:, -1] = [0.1, 0.3, 0.6]
+    mean, deviation = np.array([0.5, 0.7, 0.9]), np.array([0.1, 0.2, 0.3])
+    gains = expected_hypervolume_improvement(cells, cost, mean, deviation, spread)
+    reference = np.append(0.0, -np.ones(n_costs))
+    front = np.column_stack([quality, -costs])
+    before = hypervolume(front, reference)
+    for k in range(3):
+        draws = []
+        for _ in range(3000):
+            drawn = np.append(rng.normal(mean[k], deviation[k]), -rng.normal(cost[k], spread[k]))
+            draws.append(hypervolume(np.vstack([front, drawn]), reference) - before)
+        tolerance = 4 * np.std(draws) / np.sqrt(len(draws))
+        assert gains[k] == pytest.approx(np.mean(draws), rel=0.15 * (n_known - 1), abs=tolerance)
+
+
 def test_without_costs_it_is_expected_improvement() -> None:
     boxes = decompose(np.zeros((2, 0)), np.array([0.1, 0.5]), np.zeros(0), 0.0)
     gains = expected_hypervolume_improvement(
