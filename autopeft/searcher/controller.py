@@ -477,13 +477,14 @@ class SearchController:
                 values[cost.name] = measured[cost.name]
             else:
                 raise ValueError(f"measured must hold {cost.name!r}, but got {sorted(measured)}")
-        bad = [name for name, value in values.items() if not math.isfinite(value)]
-        if bad:
-            self._fail(trial, f"{bad[0]} is {values[bad[0]]}")
-            return
         lacking = [limit.name for limit in self._limits if limit.name not in measured]
         if lacking:
             raise ValueError(f"measured must hold {lacking[0]!r}, but got {sorted(measured)}")
+        checked = {**values, **{limit.name: measured[limit.name] for limit in self._limits}}
+        bad = [name for name, value in checked.items() if not math.isfinite(value)]
+        if bad:
+            self._fail(trial, f"{bad[0]} is {checked[bad[0]]}")
+            return
         excess = {limit.text: limit.excess(measured) for limit in self._limits}
         broken = tuple(sorted(text for text, much in excess.items() if not much <= 0))
         ended = {"values": values, "measured": measured, "broken": broken}

@@ -7,9 +7,9 @@ rate and with the size of the adapter, more in some layers and with some methods
 it is told with noise. What is reported is the hypervolume of what was tried (true quality, log cost
 and true forgetting on the scale of its square root), as a share of that of everything that any of
 the samplers tried on the landscape.
-`autopeft` is driven through `SearchController`, recipes and baselines included; `stock-` samplers
-are Optuna's own on the plain parameters. `stock-qlognehvi` is BoTorch's, through optuna-integration
-(`pip install optuna-integration botorch`); it is left out unless it is named.
+`autopeft` and `random` are driven through `SearchController`, recipes and baselines included;
+`stock-` samplers are Optuna's own on the plain parameters. `stock-qnehvi` is BoTorch's, through
+`pip install optuna-integration botorch`; it is left out unless it is named.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 
 import numpy as np
 import optuna
@@ -31,6 +32,7 @@ from rich.table import Table
 
 from autopeft import SearchController
 from autopeft.plan import Candidate
+from autopeft.searcher.samplers.registry import SAMPLERS
 from autopeft.searcher.space.space import SearchSpace
 from autopeft.searcher.study import distribution
 from autopeft.utils.pareto import hypervolume, non_dominated
@@ -83,20 +85,21 @@ class Forgetting:
         return self.truth(candidate, response) + float(draw.normal(0.0, _NOISE))
 
 
-def _qlognehvi(seed: int) -> BaseSampler:
-    from optuna_integration import BoTorchSampler
-    from optuna_integration.botorch import logehvi_candidates_func
-
-    return BoTorchSampler(seed=seed, candidates_func=logehvi_candidates_func)
-
-
-_STOCK: Mapping[str, Callable[[int], BaseSampler]] = {**STOCK, "stock-qlognehvi": _qlognehvi}
+def _qnehvi(seed: int) -> BaseSampler:
+    # Left out of the environment of the project: nothing else needs it.
+    botorch = import_module("optuna_integration.botorch.botorch")
+    function = botorch.qnehvi_candidates_func
+    sampler: BaseSampler = botorch.BoTorchSampler(seed=seed, candidates_func=function)
+    return sampler
 
 
-def _ours(kind: str, seed: int, space: SearchSpace) -> Iterator[Candidate]:
+_STOCK: Mapping[str, Callable[[int], BaseSampler]] = {**STOCK, "stock-qnehvi": _qnehvi}
+
+
+def _ours(name: str, kind: str, seed: int, space: SearchSpace) -> Iterator[Candidate]:
     response, forgetting = Response.draw(kind, seed, space), Forgetting.draw(seed, space)
     names = ["accuracy", "trainable_params", "forgetting"]
-    controller = SearchController(space, names, seed=seed, pruner="none")
+    controller = SearchController(space, names, sampler=name, seed=seed, pruner="none")
     while True:
         trial = controller.ask()
         assert trial is not None, "the space is vast"
@@ -112,7 +115,7 @@ def _stock(name: str, kind: str, seed: int, space: SearchSpace) -> Iterator[Cand
     rows = {key: (distribution(row), row) for key, row in space.parameters.items()}
     fixed = {key: kind for key, (kind, _) in rows.items()}
     while True:
-        is_static = name in ("stock-gp", "stock-qlognehvi")
+        is_static = name in ("stock-gp", "stock-qnehvi")
         trial = study.ask(fixed if is_static else None)
         candidate = space.decode(trial.params or suggest(trial, rows))
         cost = math.log(max(response.cost(candidate), 1.0))
@@ -146,13 +149,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--landscapes", default="additive,interactions,rate")
-    parser.add_argument("--samplers", default="autopeft,stock-tpe,stock-nsga2,stock-random")
+    parser.add_argument("--samplers", default="autopeft,random,stock-tpe,stock-nsga2,stock-random")
     parser.add_argument("--trials", type=int, default=50)
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
     for given, known in (
         (options.landscapes, tuple(KINDS)),
-        (options.samplers, ("autopeft", *_STOCK)),
+        (options.samplers, (*SAMPLERS, *_STOCK)),
     ):
         for name in given.split(","):
             if name not in known:
@@ -167,9 +170,8 @@ def main() -> None:
             tried: dict[str, Array] = {}
             for name in options.samplers.split(","):
                 began = time.perf_counter()
-                run = _ours(kind, seed, space)
-                if name != "autopeft":
-                    run = _stock(name, kind, seed, space)
+                search = _stock if name in _STOCK else _ours
+                run = search(name, kind, seed, space)
                 candidates = [next(run) for _ in range(options.trials)]
                 seconds[name] = (time.perf_counter() - began) / options.trials
                 tried[name] = _points(candidates, kind, seed, space)
