@@ -21,7 +21,7 @@ _MAX_EXACT = 2
 _N_RAYS, _MAX_CELLS = 256, 4096
 """Rays that sample more costs than that, and the number of cells on all that are used."""
 
-_N_DRAWS = 16
+_N_DRAWS = 8
 """Draws of uncertain columns, where the volume has no closed form."""
 
 
