@@ -64,7 +64,7 @@ def test_a_further_quality_is_an_uncertain_cost(n_known: int) -> None:
     before = hypervolume(front, reference)
     for k in range(3):
         draws = []
-        for _ in range(3000):
+        for _ in range(1000):
             drawn = np.append(rng.normal(mean[k], deviation[k]), -rng.normal(cost[k], spread[k]))
             draws.append(hypervolume(np.vstack([front, drawn]), reference) - before)
         tolerance = 4 * np.std(draws) / np.sqrt(len(draws))
