@@ -1,0 +1,56 @@
+"""A member as an experiment of peft's suite, which becomes a row of a prior again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import peft
+import pytest
+from click.testing import CliRunner
+from searches import SHORT
+
+import autopeft
+from autopeft import cli
+from autopeft.comparing.prior_file import add_to_prior
+from autopeft.errors import UserError
+from autopeft.searcher.samplers.prior import read_prior
+
+pytestmark = pytest.mark.filterwarnings("default")
+
+
+def test_a_member_goes_to_the_suite_and_back(
+    tiny_model: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    folder, to = tmp_path / "run", tmp_path / "experiment"
+    space = {"methods": {"lora": {"ranks": [2]}}, "placements": {"qv": ["attn.q", "attn.v"]}}
+    settings = {**SHORT, "model": str(tiny_model), "data": str(tiny_data), "output": str(folder)}
+    result = autopeft.search(
+        settings, space={**space, "granularity": "model"}, compress=False, progress=False
+    )
+    member = result.best
+    words = ["export", str(folder), "--format", "hf-comparison", "--to", str(to)]
+    done = CliRunner().invoke(cli.app, words, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert "were not measured: null" in done.output
+    (config,) = to.rglob("adapter_config.json")
+    assert config.parent.parent == to / "experiments" / "lora"
+    assert peft.PeftConfig.from_pretrained(str(config.parent)).r == 2
+    parameters = json.loads((config.parent / "training_params.json").read_text())
+    assert parameters["max_steps"] == SHORT["steps"]
+    assert parameters["optimizer_kwargs"]["lr"] == member.candidate.train.learning_rate
+    (path,) = (to / "results").iterdir()
+    row = json.loads(path.read_text())
+    assert row["train_info"]["num_trainable_params"] == member.entry.price.trainable_params
+    assert row["train_info"]["accelerator_memory_max"] is None
+    assert row["train_info"]["metrics"][-1]["test accuracy"] == member.objectives["accuracy"]
+    with pytest.raises(UserError, match="leave --for and --push-to out"):
+        autopeft.export(folder, format="hf-comparison", server="vllm", to=tmp_path / "other")
+    assert row["run_info"]["peft_config"]["target_modules"] == ["query", "value"]
+    add_to_prior([to], tmp_path / "prior.json")
+    (known,) = read_prior(tmp_path / "prior.json")
+    assert (known.method, known.rank, known.roles) == ("lora", 2, ("attn.q", "attn.v"))
+    assert known.quality == member.objectives["accuracy"]
+    (member.folder / "adapter_config.json").unlink()
+    with pytest.raises(UserError, match="no single configuration of peft holds"):
+        autopeft.export(folder, format="hf-comparison", to=tmp_path / "other")
