@@ -30,15 +30,16 @@ from autopeft.reporting.markup import front_markdown
 from autopeft.reporting.record import AdapterScore, BudgetReport, SearchRecord
 from autopeft.reporting.write import write_report
 from autopeft.result import SearchResult
-from autopeft.searcher.controller import INTERRUPTED, SearchController
+from autopeft.searcher.controller import SearchController
+from autopeft.searcher.join import Shared, check_reachable, read_shared
 from autopeft.searcher.owner import StudyOwner
 from autopeft.searcher.samplers.prior import PriorRow, point_of, read_prior
 from autopeft.searcher.samplers.warm_start import WarmStartTrial, warm_start_trials
 from autopeft.searcher.space.space import SearchSpace
-from autopeft.searcher.study import read_study
+from autopeft.searcher.study import StudyExists, read_study
 from autopeft.searcher.untried_lora import chance_of_better_lora
 from autopeft.settings import SearchSettings
-from autopeft.trial import Trial
+from autopeft.trial import INTERRUPTED, Trial
 from autopeft.utils.folder_lock import BEAT_SECONDS, FolderLock
 from autopeft.utils.formatting import counted, one_line
 from autopeft.utils.remote_folder import PUSH_SECONDS
@@ -116,6 +117,32 @@ class Session:
     def _run(self, settings: SearchSettings) -> SearchResult:
         self._callbacks.callbacks = [*self._callbacks.callbacks, *make_trackers(settings.report_to)]
         prior = self._prior(settings)
+        if settings.join:
+            check_reachable(settings)
+        try:
+            ready, controller = self._begun(settings, prior)
+        except StudyExists:
+            if not settings.join:
+                raise
+            # Another search has begun the study meanwhile.
+            ready, controller = self._begun(settings, prior)
+        spent = replace(
+            self._before,
+            seconds=self._before.seconds + time.monotonic() - self._began,
+            # An interrupted trial is run again, so it is not spent.
+            trials=controller.n_spent,
+        )
+        self._budget = BudgetTracker(ready.budget, ready.plan.confirm_share, spent)
+        return self._work(ready, controller, self._budget)
+
+    def _begun(
+        self, settings: SearchSettings, prior: Sequence[PriorRow]
+    ) -> tuple[PreparedSearch, SearchController]:
+        """Prepare the search, write its folder, and open its study."""
+        shared = read_shared(settings) if settings.join else None
+        if shared is not None:
+            self._note(f"joins the study {settings.study_name}, with its seed, {shared.seed}")
+            settings = shared.adopted(settings)
         ready = prepare(settings, note=self._note, phase=self._phase)
         with self._phase("startup"):
             inputs = self._checked_inputs(ready)
@@ -123,6 +150,8 @@ class Session:
                 ready = replace(ready, plan=self._reopened(ready.plan))
             else:
                 ready = fitted(ready, settings, began=self._began, note=self._note)
+            if shared is not None:
+                shared.check(ready.settings, inputs)
             with self._discarded_on_error():
                 # Keep what the user asked for: a resumed search looks at its machine again.
                 self._workspace.create(
@@ -137,15 +166,12 @@ class Session:
                 self._workspace.remember("plan", ready.plan)
                 if prior:
                     self._workspace.remember("prior_rows", to_plain(prior))
-                controller = self._open(ready, prior)
-        spent = replace(
-            self._before,
-            seconds=self._before.seconds + time.monotonic() - self._began,
-            # An interrupted trial is run again, so it is not spent.
-            trials=sum(o.reason != INTERRUPTED for o in controller.trials()),
-        )
-        self._budget = BudgetTracker(ready.budget, ready.plan.confirm_share, spent)
-        return self._work(ready, controller, self._budget)
+                if settings.join:
+                    begun = Shared.of(ready.settings, inputs)
+                    controller = self._open_joined(ready, prior, begun, is_new=shared is None)
+                else:
+                    controller = self._open(ready, prior)
+        return ready, controller
 
     def _checked_inputs(self, ready: PreparedSearch) -> Inputs:
         """Return digests of data and model; a search that is resumed must have the same."""
@@ -257,6 +283,19 @@ class Session:
             return self._open_study(ready, prior, is_resumed=False)
         return self._open_study(ready, prior, is_resumed=self._is_resumed)
 
+    def _open_joined(
+        self, ready: PreparedSearch, prior: Sequence[PriorRow], shared: Shared, *, is_new: bool
+    ) -> SearchController:
+        self._owner = StudyOwner(
+            self._workspace.id(),
+            self._workspace.inode,
+            folder=self._workspace.shown,
+            shared=shared.to_plain(),
+        )
+        # What was in the study of a search that is resumed must be there.
+        is_there = not is_new or (self._is_resumed and self._workspace.has_study())
+        return self._open_study(ready, prior, is_resumed=is_there)
+
     def _open_study(
         self, ready: PreparedSearch, prior: Sequence[PriorRow], *, is_resumed: bool
     ) -> SearchController:
@@ -266,7 +305,8 @@ class Session:
             ready.objectives,
             sampler=settings.sampler,
             pruner=settings.pruner,
-            seed=settings.seed,
+            # Searches that share a study propose different candidates.
+            seed=int(self._workspace.id(), 16) % 2**31 if settings.join else settings.seed,
             storage=self._workspace.storage(settings),
             prices=ready.prices,
             constraints=ready.constraints,
@@ -362,9 +402,12 @@ class Session:
                 shown = view(record)
                 write_report(shown, record.trials, self._workspace.folder)
                 try:
-                    notes = [front_markdown(shown), *self._attach(controller, shown)]
-                    controller.conclude("\n\n".join(notes))
-                    controller.remember("verdict", shown.verdict.text)
+                    if is_complete and self._owner is not None:
+                        self._owner.note_confirmed()
+                    if self._owner is None or self._owner.has_last_word:
+                        notes = [front_markdown(shown), *self._attach(controller, shown)]
+                        controller.conclude("\n\n".join(notes))
+                        controller.remember("verdict", shown.verdict.text)
                 except StorageFailure as failure:  # The folder has it all.
                     self._note(f"the study's last note is missing: {failure.reason}")
                 result = SearchResult(self._workspace.folder, shown, settings.model)

@@ -364,6 +364,11 @@ class SearchSettings:
     study_name: str | None = _setting(
         None, "Name of the Optuna study. By default, the name of the output folder."
     )
+    join: bool = _setting(
+        False,
+        "Share the study with other searches: begin it in `storage` under `study_name`, or join it "
+        "where it is there. No candidate is trained twice.",
+    )
     report_to: tuple[str, ...] = _setting(
         (),
         "Trackers that the search reports to: mlflow, wandb, trackio, tensorboard, or the name or "

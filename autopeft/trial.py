@@ -20,6 +20,8 @@ State = Literal["running", "complete", "pruned", "failed"]
 INTERRUPTED = "interrupted"
 """Reason of a trial that was running when its search was killed."""
 
+DUPLICATE = "another search of this study began this candidate first"
+"""Reason of a trial that was not trained; nothing but the study knows of it."""
 
 TIME_UP = "the search's share of the budget ended"
 """Reason of a trial that was stopped by the clock, not by the pruner."""

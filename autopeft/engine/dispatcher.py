@@ -38,7 +38,7 @@ from autopeft.engine.search_plan import (
 )
 from autopeft.engine.watch import Watch
 from autopeft.searcher.controller import SearchController
-from autopeft.searcher.losses import MAX_RETRIES, Losses, confirmation_key, trial_key
+from autopeft.searcher.losses import MAX_RETRIES, confirmation_key, trial_key
 from autopeft.settings import SearchSettings
 from autopeft.training.step_clock import Deadline
 from autopeft.trial import TIME_UP, Decision, Trial
@@ -165,7 +165,7 @@ class Dispatcher:
         self._running: dict[tuple[str, str, int], _Running] = {}
         self._queue: deque[Job] = deque()
         self._early: deque[Job] = deque()
-        self._losses = Losses(controller.study)
+        self._losses = controller.losses
         self._lost: deque[tuple[Job, Trial | None, str]] = deque()
         self._watch = self.new_watch()
         self._confirmed = set(store.done())
@@ -208,6 +208,9 @@ class Dispatcher:
                 return job
             if any(running.trial is not None for running in self._running.values()):
                 return self._early_confirmation()
+            if who := self._controller.confirmed_by():
+                self._leave_confirmation(who)
+                return None
             self._begin_confirmation()
         if self.phase == "confirmation":
             job = self._next_confirmation()
@@ -292,6 +295,8 @@ class Dispatcher:
 
     def _plan_early_confirmations(self) -> None:
         """Queue the confirmations of the reference, if its trial is complete."""
+        if self._controller.is_shared:
+            return  # Another search may be the one that confirms.
         for trial in self._controller.trials():
             if trial.origin == "reference" and trial.state == "complete":
                 self._early.append(Job("confirm", trial.candidate, trial.costs, self._seeds[0]))
@@ -317,6 +322,16 @@ class Dispatcher:
         self._needed = _needed([nominee.trial for nominee in kept])
         scored = {digest for digest, _ in self._confirmed | self._begun}
         self._enqueue([n.trial.digest for n in kept if n.trial.digest not in scored])
+
+    def _leave_confirmation(self, who: str) -> None:
+        """End the search: another one that shares the study confirms."""
+        text = (
+            f"nothing is confirmed here: {who}; what ends later is confirmed by `autopeft resume` "
+            "of that folder with a larger budget"
+        )
+        self.warnings.append(text)
+        self.say(text)
+        self._enter("done")
 
     def _choose(self, max_finalists: int) -> tuple[Nominee, ...]:
         """Return those that would be confirmed if the search ended now."""

@@ -172,6 +172,7 @@ class SearchController:
         self._sampler = make_sampler(
             sampler, Problem(space, self.objectives, self.prices, self.constraints, seed, known)
         )
+        self._search = owner.search if owner is not None and owner.is_shared else ""
         self._store = StudyStore(
             storage,
             study_name,
@@ -180,12 +181,15 @@ class SearchController:
             make_pruner(pruner, Rungs(max(1, round(steps / eta**2)), steps, eta, self._further)),
             resume=resume,
         )
+        self._owner = owner
         if owner is not None:
             owner.claim(self._store.study)
+        self.losses = Losses(self.study, self._search)
         self._lock = threading.RLock()
         self._proposed: tuple[Candidate, str, Price] | None = None  # not written yet
         self._unsure: set[int] = set()  # trials whose last write failed
         self._n_ended_elsewhere = 0
+        self._others: set[int] = set()  # trials of the other searches that share the study
         self._undecided: dict[int, int] = {}  # the step at which they were to be pruned or not
         self._trials: dict[int, Trial] = {}
         self._front: tuple[Trial, ...] = ()
@@ -210,14 +214,17 @@ class SearchController:
         No candidate is handed out twice, none that breaks a constraint at all.
         """
         with self._lock:
-            # Kept until it is written: after an error, the next call hands it out.
-            if self._proposed is None:
-                self._proposed = self._next()
-            if self._proposed is None:
-                return None
-            trial = self._start(*self._proposed)
-            self._proposed = None
-            return trial
+            while True:
+                self.follow()
+                # Kept until it is written: after an error, the next call hands it out.
+                if self._proposed is None:
+                    self._proposed = self._next()
+                if self._proposed is None:
+                    return None
+                trial = self._start(*self._proposed)
+                self._proposed = None
+                if trial is not None:
+                    return trial
 
     def _next(self) -> tuple[Candidate, str, Price] | None:
         """Return what is handed out next, with its origin and price."""
@@ -337,12 +344,65 @@ class SearchController:
         for point in self.space.enumerate(limit=20_000):
             yield point, "search"
 
-    def _start(self, candidate: Candidate, origin: str, price: Price) -> Trial:
+    def _start(self, candidate: Candidate, origin: str, price: Price) -> Trial | None:
+        """Create the trial; None if another search that shares the study did so before."""
         params = self._readable.of(candidate)
-        trial = self._store.start(candidate, price, origin, params, self._distributions)
-        self._add(trial)
-        self._digests.add(trial.digest)
+        trial = self._store.start(
+            candidate, price, origin, params, self._distributions, search=self._search
+        )
+        self._digests.add(candidate.digest)
+        if trial is not None:
+            self._add(trial)
         return trial
+
+    # --- the other searches that share the study --------------------------------------------------
+
+    def follow(self) -> None:
+        """Take over what the other searches that share the study have begun and ended."""
+        if not self._search:
+            return
+        with self._lock:
+            ended = {n for n, trial in self._trials.items() if trial.state != "running"}
+            for trial in self._store.of_others(self._search, ended):
+                is_known = trial.number in self._trials
+                if not is_known and trial.state == "running" and trial.digest in self._digests:
+                    continue  # Its search is about to drop it.
+                self._others.add(trial.number)
+                self._trials[trial.number] = trial
+                self._counts[trial.origin] += not is_known
+                if trial.state != "running":
+                    self._count_end(trial)
+                self._digests.add(trial.digest)
+                if trial.reason == INTERRUPTED and all(
+                    other.reason == INTERRUPTED
+                    for other in self._trials.values()
+                    if other.digest == trial.digest
+                ):
+                    self._digests.remove(trial.digest)
+
+    def confirmed_by(self) -> str:
+        """Return who confirms the front of a study that is shared; "": this search.
+
+        To be called once this search has ended its trials; it may wait for the others to decide.
+        """
+        if self._owner is None or not self._search:
+            return ""
+        who = self._owner.confirmed_by()
+        self.follow()
+        return who
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other searches may share the study."""
+        return bool(self._search)
+
+    @property
+    def n_spent(self) -> int:
+        """Number of this search's own trials that have ended and are not run again."""
+        return sum(
+            trial.number not in self._others and trial.reason != INTERRUPTED
+            for trial in self.trials()
+        )
 
     # --- reporting and telling -------------------------------------------------------------------
 
@@ -566,15 +626,20 @@ class SearchController:
         return changed
 
     def _note_end(self, trial: Trial) -> None:
+        self._count_end(trial)
         if trial.reason == INTERRUPTED:
-            self._counts[trial.origin] -= 1  # Its candidate is trained again.
             return
-        self._counts[trial.state] += 1
         self.last_ended = trial
         if trial.origin in _STARTS and trial.state == "failed" and trial.reason != INTERRUPTED:
             self._try_lower(trial, self._queue.appendleft)
         elif trial.origin == "portfolio" and self._learned_nothing(trial):
             self._try_lower(trial, self._queue.append)  # The other recipes come first.
+
+    def _count_end(self, trial: Trial) -> None:
+        if trial.reason == INTERRUPTED:
+            self._counts[trial.origin] -= 1  # Its candidate is trained again.
+            return
+        self._counts[trial.state] += 1
         if trial.state == "complete":
             members = sorted((*self._front, trial), key=lambda member: member.number)
             self._front = front_of(members, self.objectives)
@@ -686,11 +751,16 @@ class SearchController:
         """Take over a study's trials; those left running failed when their search was killed."""
         interrupted: list[tuple[Candidate, str]] = []
         suspects: list[tuple[Candidate, str]] = []
-        losses = Losses(self.study)
-        for trial in self._store.trials():
+        stored, owners = self._store.trials(), self._store.owners()
+        running = {owners.get(t.number, "") for t in stored if t.state == "running"}
+        living = self._owner.living(running) if self._owner is not None and self._search else ()
+        for trial in stored:
+            search = owners.get(trial.number, "")
+            if search != self._search:
+                self._others.add(trial.number)
             self._add(trial)
-            n_deaths = losses.of(trial_key(trial.digest))
-            if trial.state == "running":
+            n_deaths = self.losses.of(trial_key(trial.digest))
+            if trial.state == "running" and search not in living:
                 self._fail(trial, INTERRUPTED if n_deaths <= MAX_RETRIES else died(n_deaths))
                 trial = self._trials[trial.number]
             if trial.state == "failed" and trial.reason == INTERRUPTED:

@@ -6,6 +6,7 @@ but not for ever: a candidate that kills whatever trains it must not end the sea
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -36,6 +37,8 @@ class Losses:
 
     Args:
         study: The Optuna study.
+        search: The search's id in a study that several share, each of which keeps its own counts;
+            "" where it has the study alone.
 
     Example:
         >>> import optuna
@@ -46,14 +49,20 @@ class Losses:
         1
     """
 
-    def __init__(self, study: Any) -> None:
+    def __init__(self, study: Any, search: str = "") -> None:
         self._study = study
-        kept: Mapping[str, int] = study.user_attrs.get(_KEY, {})
-        self._deaths = dict(kept)
+        self._key = f"{_KEY}:{search}" if search else _KEY
+        kept: Mapping[str, Mapping[str, int]] = {
+            key: counts for key, counts in study.user_attrs.items() if key.startswith(_KEY)
+        }
+        self._deaths = dict(kept.get(self._key, {}))
+        # A trial that is taken over has those that its search has counted.
+        others = (counts for key, counts in kept.items() if key != self._key)
+        self._of_others = sum(map(Counter, others), Counter[str]())
 
     def of(self, key: str) -> int:
         """Return how often a process has died of a job."""
-        return self._deaths.get(key, 0)
+        return self._deaths.get(key, 0) + self._of_others[key]
 
     def add(self, keys: Iterable[str]) -> None:
         """Count one death of each job."""
@@ -64,7 +73,7 @@ class Losses:
         self._change(keys, -1)
 
     def _change(self, keys: Iterable[str], by: int) -> None:
-        changed = {key: self.of(key) + by for key in keys}
+        changed = {key: self._deaths.get(key, 0) + by for key in keys}
         deaths = {key: n for key, n in (self._deaths | changed).items() if n > 0}
-        self._study.set_user_attr(_KEY, deaths)
+        self._study.set_user_attr(self._key, deaths)
         self._deaths = deaths

@@ -125,7 +125,7 @@ def open_to_read(storage: str | Path | BaseStorage) -> BaseStorage:
     if isinstance(storage, BaseStorage):
         return storage
     text = str(storage)
-    file = _sqlite_file(text) if "://" in text else text
+    file = file_of(text)
     if file is not None and not Path(file).is_file():
         raise StorageError("storage", file, "no such file", "check the folder and its settings")
     shown = shown_place(storage)
@@ -134,6 +134,11 @@ def open_to_read(storage: str | Path | BaseStorage) -> BaseStorage:
     with _errors_named(text):
         inner = _sqlite(Path(file), is_read_only=True)
         return ReadOnlyStorage(RetryingStorage(inner, shown), shown)
+
+
+def file_of(storage: str) -> str | None:
+    """Return the file of a storage, which need not exist; None for a server."""
+    return _sqlite_file(storage) if "://" in storage else storage
 
 
 def _sqlite_file(url: str) -> str | None:

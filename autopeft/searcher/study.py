@@ -12,8 +12,8 @@ from __future__ import annotations
 import logging
 import math
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -50,7 +50,7 @@ from autopeft.searcher.storage import (
     shown_place,
 )
 from autopeft.searcher.trial_note import trial_note
-from autopeft.trial import State, Trial, facts
+from autopeft.trial import DUPLICATE, INTERRUPTED, State, Trial, facts
 from autopeft.utils.extremes import one_nan
 from autopeft.utils.formatting import one_line
 from autopeft.utils.quiet import ignored, silence
@@ -86,6 +86,14 @@ def distribution(row: Mapping[str, Any]) -> BaseDistribution:
         return IntDistribution(row["low"], row["high"], log=row.get("log", False))
     # A step would make Optuna complain of rounding; positions are snapped when decoded.
     return FloatDistribution(row["low"], row["high"], log=row.get("log", False))
+
+
+OWNER_KEY = "autopeft:owner"
+"""System attribute of a trial in a study that several searches share: the id of its search."""
+
+
+class StudyExists(StorageError):
+    """The storage holds a study of this name already."""
 
 
 class TrialEnded(Exception):
@@ -141,7 +149,7 @@ class StudyStore:
                 with ignored(optuna.exceptions.ExperimentalWarning):
                     self.study.set_metric_names(names)
         except optuna.exceptions.DuplicatedStudyError:
-            raise StorageError(
+            raise StudyExists(
                 "study_name", name, "the storage holds a study of this name", "resume it or rename"
             ) from None
         except (KeyError, ValueError):
@@ -183,10 +191,15 @@ class StudyStore:
         origin: str,
         params: Mapping[str, Any],
         distributions: Mapping[str, BaseDistribution],
-    ) -> Trial:
+        *,
+        search: str = "",
+    ) -> Trial | None:
         """Create a running trial in one transaction.
 
         After an error it may be called again: what the failed call did create is found.
+
+        In a study that several searches share, `search` is the id of this one. Of their trials of
+        one candidate the first is kept: None if it is not this one.
 
         Its parameters are for people and Optuna's plots; nothing reads them back. A study that goes
         on in another space keeps those whose kind is still the same, as Optuna demands.
@@ -206,7 +219,7 @@ class StudyStore:
                 **facts(candidate, costs),
                 PRICE_KEY: to_plain(costs),
             },
-            system_attrs={TOKEN_KEY: token},
+            system_attrs={TOKEN_KEY: token} | ({OWNER_KEY: search} if search else {}),
         )
         self._unsure = (candidate.digest, token)
         study_id = self.study._study_id
@@ -215,8 +228,45 @@ class StudyStore:
             trial_id = self._storage.create_new_trial(study_id, template_trial=template)
         number = self._storage.get_trial_number_from_id(trial_id)
         self._ids[number] = trial_id
+        is_kept = not search or self._is_first(number, candidate.digest)
+        if not is_kept:
+            with suppress(TrialEnded):
+                self.fail(number, DUPLICATE)
         self._unsure = None
-        return Trial(number, candidate, costs, origin)
+        return Trial(number, candidate, costs, origin) if is_kept else None
+
+    def _is_first(self, number: int, digest: str) -> bool:
+        """Return whether no earlier trial of a candidate counts.
+
+        The storage gives numbers in the order of transactions: whoever has a number sees all lower
+        ones.
+        """
+        return not any(
+            trial.number < number
+            and trial.state in STATES
+            and trial.user_attrs.get("digest") == digest
+            and trial.user_attrs.get(REASON_KEY) not in (INTERRUPTED, DUPLICATE)
+            for trial in self.study.get_trials(deepcopy=False)
+        )
+
+    def of_others(self, search: str, ended: Container[int]) -> tuple[Trial, ...]:
+        """Return the trials of the other searches that share the study, but those in `ended`."""
+        found = []
+        for frozen in self.study.get_trials(deepcopy=False):
+            if frozen.number in ended or frozen.system_attrs.get(OWNER_KEY) == search:
+                continue
+            if is_trial(frozen):
+                self._ids[frozen.number] = frozen._trial_id
+                found.append(read_trial(frozen, self._objectives))
+        return tuple(found)
+
+    def owners(self) -> Mapping[int, str]:
+        """Return trial number -> id of its search, in a study that searches share."""
+        return {
+            trial.number: str(trial.system_attrs[OWNER_KEY])
+            for trial in self.study.get_trials(deepcopy=False)
+            if OWNER_KEY in trial.system_attrs
+        }
 
     def _is_allowed(self, name: str, kind: BaseDistribution) -> bool:
         """Return whether Optuna allows a parameter of this kind beside those of earlier trials."""
@@ -370,8 +420,15 @@ def read_trials(study: optuna.study.Study, objectives: Sequence[Objective]) -> t
     return tuple(
         read_trial(frozen, objectives)
         for frozen in study.get_trials(deepcopy=False)
-        if frozen.state in STATES and PLAN_KEY in frozen.user_attrs
+        if is_trial(frozen)
     )
+
+
+def is_trial(frozen: FrozenTrial) -> bool:
+    """Return whether one of Optuna's trials was handed out by a search and counts."""
+    attributes = frozen.user_attrs
+    is_dropped = frozen.state == TrialState.FAIL and attributes.get(REASON_KEY) == DUPLICATE
+    return frozen.state in STATES and PLAN_KEY in attributes and not is_dropped
 
 
 def read_trial(

@@ -7,7 +7,10 @@ import shutil
 import socket
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 _USER = "postgres"
 
@@ -34,6 +37,24 @@ def _binaries() -> Path | None:
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     path = str(found[-1]) if found else shutil.which("initdb")
     return Path(path).parent if path else None
+
+
+@contextmanager
+def closed_connections() -> Iterator[None]:
+    """Close what the pools of storages hold: psycopg complains of connections that are left."""
+    from sqlalchemy import event
+    from sqlalchemy.pool import Pool
+
+    seen: list[Any] = []
+
+    def note(connection: Any, _: Any) -> None:
+        seen.append(connection)
+
+    event.listen(Pool, "connect", note)
+    yield
+    event.remove(Pool, "connect", note)
+    for connection in seen:
+        connection.close()
 
 
 class PostgresServer:

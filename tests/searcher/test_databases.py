@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 from optuna.storages._grpc.server import make_server
-from postgres import PostgresServer, missing
+from postgres import PostgresServer, closed_connections, missing
 from sqlalchemy import event
-from sqlalchemy.pool import Pool
 
 import autopeft
 from autopeft.costs.topology import Topology
@@ -40,17 +39,9 @@ def told(search: SearchController, n: int) -> None:
 
 @pytest.fixture(autouse=True)
 def all_connections_are_closed() -> Iterator[None]:
-    """Close what the pools of storages hold: psycopg complains of connections that are left."""
-    seen: list[Any] = []
-
-    def note(connection: Any, _: Any) -> None:
-        seen.append(connection)
-
-    event.listen(Pool, "connect", note)
-    yield
-    event.remove(Pool, "connect", note)
-    for connection in seen:
-        connection.close()
+    """Leave no connection behind."""
+    with closed_connections():
+        yield
 
 
 @pytest.fixture(scope="module")
