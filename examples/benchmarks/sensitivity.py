@@ -31,9 +31,10 @@ from autopeft.advice.measured import Measured, MeasuredSite, Setting, worths
 from autopeft.engine.executor import Executor
 from autopeft.engine.messages import Job, RungMessage
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
-from autopeft.prepare import PreparedSearch, prepare, versions
+from autopeft.prepare import PreparedSearch, prepare
 from autopeft.settings import SearchSettings
 from autopeft.utils.serialize import from_plain, strict_json
+from autopeft.utils.versions import versions
 
 _CACHE = "~/.cache/autopeft"
 _COMMON = {"max_test_rows": 50, "rungs": 1, "workers": 1, "seed": 0}
