@@ -14,6 +14,9 @@ from autopeft.engine.watch import Watch
 
 _WORKER = "this process"
 
+_SIGNAL: int = getattr(signal, "SIGVTALRM", signal.SIGINT)
+"""Interrupts the main thread. Not SIGINT, which a job in the background of a shell ignores."""
+
 _STUCK = (
     "this process hangs ({}) and does not react; end it with `kill -9` and resume the search, with "
     "--backend ray if it hangs again, which replaces such workers"
@@ -25,7 +28,7 @@ class Hung(Exception):
 
 
 class LocalWatch:
-    """Watches the main thread from another one, and interrupts it as Ctrl-C does.
+    """Watches the main thread from another one, and interrupts it with a signal of its own.
 
     Python raises in the main thread as soon as what runs in C returns or can be interrupted. What
     does neither cannot be ended from within a process, nor can what runs in another thread; then
@@ -47,16 +50,23 @@ class LocalWatch:
         self._is_watching = False
         self._hung: str | None = None
         self._is_told = False
-        self._is_main = threading.current_thread() is threading.main_thread()
+        is_main = threading.current_thread() is threading.main_thread()
+        self._can_interrupt = is_main and hasattr(signal, "pthread_kill")
+        self._handler: Any = None
         self._thread = threading.Thread(target=self._look_often, name="watch", daemon=True)
 
     def __enter__(self) -> LocalWatch:
+        if self._can_interrupt:
+            self._handler = signal.signal(_SIGNAL, signal.default_int_handler)
         self._thread.start()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._is_left.set()
         self._thread.join()
+        if self._can_interrupt:
+            # None: a handler that was not set from Python.
+            signal.signal(_SIGNAL, signal.SIG_DFL if self._handler is None else self._handler)
 
     @contextmanager
     def watching(self, seconds_left: float, *, is_starting: bool = False) -> Iterator[None]:
@@ -100,18 +110,11 @@ class LocalWatch:
         problem = self._watch.problem(_WORKER, is_over=is_over)
         if problem is None:
             return
-        if self._hung is None and self._is_main and _interrupt():
+        if self._hung is None and self._can_interrupt:
             self._hung = problem
+            signal.pthread_kill(threading.main_thread().ident or 0, _SIGNAL)
             self._watch.end(_WORKER)  # From now on it may be silent for as long again.
         elif not self._is_told:
             self._is_told = True
             # The main thread does not call them meanwhile.
             self._tell(_STUCK.format(problem))
-
-
-def _interrupt() -> bool:
-    """Interrupt the main thread as Ctrl-C does; return whether it takes notice of that."""
-    if not callable(signal.getsignal(signal.SIGINT)):
-        return False
-    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-    return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -201,7 +202,11 @@ def test_a_job_that_hangs_is_interrupted_and_fails(
     monkeypatch.setattr(local_backend, "make_executor", SleepingExecutor)
     monkeypatch.setattr(FakeDispatcher, "seconds_left", seconds_left)
     monkeypatch.setattr(FakeDispatcher, "hang_seconds", hang_seconds)
-    seen = run(2, {}).seen
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # As in the background of a script.
+    try:
+        seen = run(2, {}).seen
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert "no sign of progress for" in seen[0][0]
     assert seen[1][0] == "diverged"
 
