@@ -13,6 +13,7 @@ import pytest
 import autopeft
 from autopeft.errors import StorageError
 from autopeft.utils import files
+from autopeft.utils.folder_lock import is_of_lock
 
 SHORT: dict[str, Any] = {
     "metric": "accuracy",
@@ -76,7 +77,7 @@ def test_it_is_one_line_and_the_search_goes_on_later(
     assert "No space left on device" in line
     assert "make room there" in line
     assert "\n" not in line
-    assert not [path for path in folder.rglob(".*") if path.suffix not in (".lock",)]
+    assert not [path for path in folder.rglob(".*") if not is_of_lock(path)]
     fill("")
     result = autopeft.resume(folder, backend="local")
     assert result.view.is_complete

@@ -26,6 +26,7 @@ from autopeft.models.merging import merged
 from autopeft.models.method_hooks import ADAPTER_NAME
 from autopeft.models.saving import PEFT_ROOT, TASK_TYPES, head_tensors, whole_modules
 from autopeft.serving.servers import MAX_RANK
+from autopeft.utils.device import in_double
 
 _TOLERANCE = 1e-5
 """Share of a change's norm that counts as rounding."""
@@ -131,8 +132,7 @@ def factorize(change: torch.Tensor, *, max_rank: int, rounding: float = 0.0) -> 
         max_rank: The highest rank allowed.
         rounding: Norm of the rounding error in the change.
     """
-    # MPS has no double precision.
-    here = (change.cpu() if change.device.type == "mps" else change).double()
+    here = in_double(change)
     no_more = max(_TOLERANCE * float(here.norm()), rounding)
     return _cut(Directions.of_change(here, max_rank=max_rank, no_more=no_more), max_rank, no_more)
 

@@ -142,6 +142,18 @@ def memory_bytes(device: Device) -> int | None:
     return min((int(each.total_memory) for each in found), default=None)
 
 
+def in_double(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor in double precision; on the host where its device has none.
+
+    Example:
+        >>> import torch
+        >>> from autopeft.utils.device import in_double
+        >>> in_double(torch.ones(2)).dtype
+        torch.float64
+    """
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
+
+
 def sent(tensor: torch.Tensor, device: Device) -> torch.Tensor:
     """Return a host's tensor on a device. Nobody waits for the copy."""
     if not is_accelerator(device):

@@ -15,7 +15,9 @@ import pytest
 
 _SCRIPT = """
 import sys
+import time
 from pathlib import Path
+import ray
 from ray.cluster_utils import Cluster
 import autopeft
 
@@ -36,6 +38,8 @@ class ComeAndGo(autopeft.Callback):
             cluster.add_node(num_cpus=2)
         if self.ended == 6:
             cluster.remove_node(leaving, allow_graceful=False)
+            while sum(node["Alive"] for node in ray.nodes()) > 3:
+                time.sleep(0.2)  # Until the head has noticed.
 
 result = autopeft.search(
     model=model, data=data, output=output, budget="20trials", steps=12, batch_size=8,

@@ -63,7 +63,8 @@ def test_the_driver_leaves_a_device_to_its_workers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked, ready = prepared("sft", tmp_path)
-    settings = replace(ready.settings, backend="ray", gpus_per_worker=2.0)
+    # A precision that was measured here would stay.
+    settings = replace(ready.settings, backend="ray", gpus_per_worker=2.0, precision="auto")
     there = replace(ready, device=NAME, settings=settings)
     measured: list[Any] = []
 

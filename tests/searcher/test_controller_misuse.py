@@ -25,7 +25,7 @@ from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
 from autopeft.searcher.controller import Decision, SearchController
 from autopeft.searcher.space.space import SearchSpace
 from autopeft.searcher.study import read_trials
-from autopeft.trial import Trial
+from autopeft.trial import DUPLICATE, INTERRUPTED, Trial
 from autopeft.utils.pareto import non_dominated
 
 SPACE = SearchSpace.from_source(
@@ -191,7 +191,9 @@ class Misuse(RuleBasedStateMachine):
         assert controller.trials() == tuple(t for t in stored if t.state != "running")
         assert controller.running() == tuple(t for t in stored if t.state == "running")
         assert controller.counts() == {
-            state: sum(t.state == state for t in stored)
+            state: sum(
+                t.state == state and t.reason not in (INTERRUPTED, DUPLICATE) for t in stored
+            )
             for state in ("complete", "pruned", "failed")
         }
         complete = [t for t in stored if t.state == "complete"]

@@ -138,7 +138,7 @@ def test_what_fits_nowhere_is_told_and_no_study_is_an_error(tmp_path: Path) -> N
         SearchController(
             other, TWO, warm_start=[t for t in earlier if t.candidate.plan.specs[-1].layer > 1]
         )
-    with pytest.raises(StorageError, match="no such study"):
+    with pytest.raises(StorageError, match="no such file"):
         read_study(f"sqlite:///{tmp_path / 'study.db'}", "none")
 
 
