@@ -77,6 +77,7 @@ def test_two_searches_that_begin_at_once_share_one_study(
     assert other["complete"] is last["complete"] is True
 
 
+@pytest.mark.nightly
 def test_a_killed_search_is_taken_over_and_then_resumed(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,7 +29,7 @@ def killed(*flags: str) -> str:
     return done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(200)
 def test_a_few_kills() -> None:
     assert "4 kills, 0 problems" in killed("--kills=4", "--seed=1", "--kinds=function,journal")
