@@ -600,13 +600,14 @@ def export(
         written = export_experiment(result, member, target)
         return Exported(written.folder, format=EXPERIMENT, missing=written.lines)
     is_copied = chosen_format(format, server) == "peft"
+    settings = Workspace(result.folder).settings()
     exported = export_adapter(
         result.base_model,
         member.folder,
         target,
         format=format,
         server=server,
-        rows=None if is_copied else validation_rows(Workspace(folder).settings()),
+        rows=None if is_copied else validation_rows(settings),
         max_rank=max_rank,
         allow_lossy=allow_lossy,
         device=device or "cpu",
@@ -622,7 +623,7 @@ def export(
         plan=plan,
         serve=exported.serve,
         head_file=exported.head_file,
-        servable=Workspace(folder).settings().servable or "",
+        servable=settings.servable or "",
     )
     write_text(target / "README.md", card)
     if push_to is not None:

@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from searches import SHORT as SEARCH
+from stand_in import trained
 
 import autopeft
 from autopeft import api
@@ -27,16 +27,6 @@ SHORT: dict[str, Any] = {
     **{"steps": 9, "rungs": 1, "budget": "3trials", "max_finalists": 1, "confirm_seeds": 1},
     **{"metric": "accuracy", "backend": "local", "progress": False},
 }
-
-
-def trained(candidate: autopeft.Candidate, *, seed: int, report: autopeft.TrialReport) -> Any:
-    """Stand in for a training: more adapters are better."""
-    level = 0.5 + 0.4 * (1 - float(2.0 ** (-sum(s.rank or 1 for s in candidate.plan.specs) / 10)))
-    (report.folder / "weights.txt").write_text(candidate.digest)
-    if not report.is_confirming:
-        return {"accuracy": level}
-    rows = np.random.default_rng(1).random(200) < level
-    return {"accuracy": level, "test_accuracy": rows.mean()}, rows.astype(float)
 
 
 class Held:

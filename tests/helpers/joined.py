@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from stand_in import trained
 
 import autopeft
 from autopeft.searcher import join, owner
@@ -23,7 +23,7 @@ LOG, HANG_AT = "JOINED_LOG", "JOINED_HANG_AT"
 
 
 def logged(candidate: autopeft.Candidate, *, seed: int, report: autopeft.TrialReport) -> Any:
-    """Stand in for a training: more adapters are better."""
+    """Stand in for a training, and log it."""
     kind = "confirm" if report.is_confirming else "search"
     log = os.open(os.environ[LOG], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.write(log, f"{kind} {candidate.digest} {seed}\n".encode())
@@ -32,12 +32,7 @@ def logged(candidate: autopeft.Candidate, *, seed: int, report: autopeft.TrialRe
     if len(lines()) == int(os.environ.get(HANG_AT, 0)):
         time.sleep(100)
     time.sleep(0.1)
-    level = 0.5 + 0.4 * (1 - float(2.0 ** (-sum(s.rank or 1 for s in candidate.plan.specs) / 10)))
-    (report.folder / "weights.txt").write_text(candidate.digest)
-    if not report.is_confirming:
-        return {"accuracy": level}
-    rows = np.random.default_rng(1).random(200) < level
-    return {"accuracy": level, "test_accuracy": rows.mean()}, rows.astype(float)
+    return trained(candidate, seed=seed, report=report)
 
 
 def lines(kind: str = "") -> list[tuple[str, ...]]:
