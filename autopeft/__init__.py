@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from autopeft.comparing.compare import AdapterComparison
     from autopeft.confirm.verdict import Verdict
     from autopeft.costs import Price, PriceTable, Topology
-    from autopeft.costs.objectives import Objective, register_cost
+    from autopeft.costs.objectives import Cost, Objective, register_cost
     from autopeft.engine.backend import Backend, register_backend
     from autopeft.engine.callback import Callback, SearchStart
     from autopeft.engine.dispatcher import Dispatcher
@@ -66,7 +66,7 @@ _NAMES = {
     "autopeft.comparing.compare": ("AdapterComparison",),
     "autopeft.confirm.verdict": ("Verdict",),
     "autopeft.costs": ("Price", "PriceTable", "Topology"),
-    "autopeft.costs.objectives": ("Objective", "register_cost"),
+    "autopeft.costs.objectives": ("Cost", "Objective", "register_cost"),
     "autopeft.engine.backend": ("Backend", "register_backend"),
     "autopeft.engine.callback": ("Callback", "SearchStart"),
     "autopeft.engine.dispatcher": ("Dispatcher",),
@@ -112,6 +112,7 @@ __all__ = [
     "Callback",
     "Candidate",
     "Column",
+    "Cost",
     "Decision",
     "Dispatcher",
     "EncodedSplit",

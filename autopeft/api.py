@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from autopeft.costs.constraints import parse_bytes
 from autopeft.costs.objectives import COSTS, Cost, find_beside, with_costs
 from autopeft.costs.price import PricedRow, PriceList
 from autopeft.engine.backend import BACKENDS, check_backend
+from autopeft.engine.budget import Budget
 from autopeft.engine.callback import as_callbacks
 from autopeft.errors import SearchInterrupted, SettingsError, StorageError
 from autopeft.integrations.trackers.registry import TRACKERS
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from autopeft.comparing.compare import AdapterComparison
     from autopeft.comparing.recorded import TableJudgement
     from autopeft.models.export import Exported
+    from autopeft.reporting.converted import Converted
     from autopeft.result import SearchResult
     from autopeft.tasks.preview import Preview
 
@@ -97,6 +99,7 @@ def search(
     with _interruptible(workspace), workspace.copied(), workspace.held(is_new=True) as lock:
         with saved_inputs(given, workspace.folder) as plain:
             asked = merge_settings(plain, {})
+            asked.check_sources()  # Before the imports below, which take seconds.
             return _search(workspace, asked, callbacks, lock=lock, is_shown=progress)
 
 
@@ -188,6 +191,7 @@ def merge_settings(
 ) -> SearchSettings:
     """Return settings from any source, with `overrides` on top."""
     merged = SearchSettings.from_mapping(_as_text(_given(settings, overrides)))
+    Budget.parse(merged.budget)
     check_task(merged.task)
     check_backend(merged.backend)
     for cost in merged.objectives:
@@ -285,7 +289,7 @@ def _price(asked: SearchSettings) -> PriceList:
     with paused_gc():
         import numpy as np
 
-        from autopeft.prepare import prepare
+        from autopeft.preparing.prepare import prepare
     lines: list[str] = []
     # Nothing is trained, so the machine is not measured.
     ready = prepare(replace(asked, workers=asked.workers or 1), note=lines.append, must_fit=False)
@@ -359,7 +363,8 @@ def compare(
         held_out: No adapter has seen any row of the data: score all of them.
         any_base: Score an adapter that names another base model too.
         output: Folder to write `compare.json` and `compare.png` to; None: nothing is written.
-        **overrides: Settings of model, data and task, as for `search`.
+        **overrides: Settings of model, data and task, as for `search`; with `retain` and `also`,
+            further qualities are scored too.
 
     Returns:
         Scores, costs, and which of the differences are shown.
@@ -463,7 +468,8 @@ def init(model: Any, data: Any, *, to: str | Path = "search.yaml", **overrides: 
     with saved_inputs(given, target.with_name(f"{target.stem}_inputs")) as plain:
         asked = merge_settings(plain, {})
         with paused_gc():
-            from autopeft.prepare import expand, load_task
+            from autopeft.preparing.paths import expand
+            from autopeft.preparing.task_data import load_task
             from autopeft.settings_file import settings_text
         encoded, task = load_task(expand(asked))
         write_text(target, settings_text(asked, task, encoded))
@@ -497,7 +503,8 @@ def preview(
     with saved_inputs(_given(settings, overrides), None) as plain:
         asked = merge_settings(plain, {})
         with paused_gc():
-            from autopeft.prepare import expand, load_task
+            from autopeft.preparing.paths import expand
+            from autopeft.preparing.task_data import load_task
             from autopeft.tasks.preview import preview_of
         data, task = load_task(expand(asked))
     return preview_of(data, task, n_rows)
@@ -534,6 +541,8 @@ def export(
     device: str | None = None,
     dtype: str | None = None,
     max_shard_size: str | None = None,
+    requantize: bool = False,
+    score: bool = False,
     push_to: str | None = None,
 ) -> Exported:
     """Write one member as an adapter, as one LoRA or as a model, with tokenizer and model card.
@@ -552,6 +561,11 @@ def export(
         device: Where to compute, as torch names it; default: the CPU.
         dtype: Type of a merged model's weights; default: the base model's own.
         max_shard_size: For "merged": the largest file of weights; None: "5GB".
+        requantize: For "merged", where the search had a quantized base model: merge into its
+            dequantized weights and quantize the result in the same way.
+        score: Score what was written on the test split, beside the member itself; the search's
+            report shows both from then on. Not for "peft", which is a copy, and not while another
+            process uses the search's folder.
         push_to: Repository on the hub to push the folder to, such as "user/name".
 
     Returns:
@@ -572,63 +586,111 @@ def export(
     if format == EXPERIMENT and (server is not None or push_to is not None):
         problem = "holds no adapter that a server loads or the hub shows"
         raise SettingsError("format", format, problem, "leave --for and --push-to out")
+    if format == EXPERIMENT and (score or requantize):
+        name = "score" if score else "requantize"
+        problem = f"format={format} holds the scores that the search measured, and no weights"
+        raise SettingsError(name, True, problem, "leave it out")
     if server is not None:
         find_server(server)
     if push_to is not None:
         from autopeft.utils.hub import check_repo, push_folder
 
         check_repo(push_to)
-    result = SearchResult.read(folder)
-    member = result.pick(pick)
-    target = Path(to).expanduser()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise StorageError("to", str(to), "is taken", "name a folder that does not exist")
-    if member.folder is None:
-        raise SettingsError(
-            "pick", pick, "was not confirmed, so no adapter was saved", "pick a member of the front"
+    workspace = Workspace(folder)
+    # Nothing else changes the run's files from before they are read until the score is in them.
+    with workspace.changed() if score else nullcontext():
+        result = SearchResult.read(folder)
+        member = result.pick(pick)
+        target = Path(to).expanduser()
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise StorageError("to", str(to), "is taken", "name a folder that does not exist")
+        if member.folder is None:
+            raise SettingsError(
+                "pick",
+                pick,
+                "was not confirmed, so no adapter was saved",
+                "pick a member of the front",
+            )
+        if max_rank is not None and max_rank < 1:
+            raise SettingsError("max_rank", max_rank, "`max_rank >= 1` must hold", "use e.g. 64")
+        with paused_gc():
+            from autopeft.comparing.converted import ExportScorer
+            from autopeft.comparing.experiment import export_experiment
+            from autopeft.models.export import (
+                MAX_SHARD_SIZE,
+                Exported,
+                chosen_format,
+                export_adapter,
+            )
+            from autopeft.preparing.task_data import validation_rows
+            from autopeft.reporting.converted import read_converted
+            from autopeft.reporting.model_card import model_card
+        if max_shard_size is not None:
+            parse_bytes("max_shard_size", max_shard_size)
+        if format == EXPERIMENT:
+            written = export_experiment(result, member, target)
+            return Exported(written.folder, format=EXPERIMENT, missing=written.lines)
+        is_copied = chosen_format(format, server) == "peft"
+        settings = workspace.settings()
+        scorer = None
+        if score:
+            if is_copied:
+                problem = "peft is a copy of the member, which was scored"
+                raise SettingsError(
+                    "score", True, problem, "leave it out, or convert: --format lora"
+                )
+            read_converted(result.folder)  # What is damaged ends the export before it is written.
+            scorer = ExportScorer(settings, result.view.data.fingerprint, device or "cpu")
+        exported = export_adapter(
+            result.base_model,
+            member.folder,
+            target,
+            format=format,
+            server=server,
+            rows=None if is_copied else validation_rows(settings),
+            max_rank=max_rank,
+            allow_lossy=allow_lossy,
+            device=device or "cpu",
+            dtype=dtype,
+            max_shard_size=max_shard_size or MAX_SHARD_SIZE,
+            requantize=requantize,
+            scorer=scorer,
         )
-    if max_rank is not None and max_rank < 1:
-        raise SettingsError("max_rank", max_rank, "`max_rank >= 1` must hold", "use e.g. 64")
-    with paused_gc():
-        from autopeft.comparing.experiment import export_experiment
-        from autopeft.models.export import MAX_SHARD_SIZE, Exported, chosen_format, export_adapter
-        from autopeft.prepare import validation_rows
-        from autopeft.reporting.model_card import model_card
-    if max_shard_size is not None:
-        parse_bytes("max_shard_size", max_shard_size)
-    if format == EXPERIMENT:
-        written = export_experiment(result, member, target)
-        return Exported(written.folder, format=EXPERIMENT, missing=written.lines)
-    is_copied = chosen_format(format, server) == "peft"
-    settings = Workspace(result.folder).settings()
-    exported = export_adapter(
-        result.base_model,
-        member.folder,
-        target,
-        format=format,
-        server=server,
-        rows=None if is_copied else validation_rows(settings),
-        max_rank=max_rank,
-        allow_lossy=allow_lossy,
-        device=device or "cpu",
-        dtype=dtype,
-        max_shard_size=max_shard_size or MAX_SHARD_SIZE,
-    )
-    plan = read_json(member.folder / "plan.json", dict[str, Any], remedy="resume the search")
-    card = model_card(
-        result.view,
-        member.digest,
-        format=exported.format,
-        notes=exported.notes(),
-        plan=plan,
-        serve=exported.serve,
-        head_file=exported.head_file,
-        servable=settings.servable or "",
-    )
-    write_text(target / "README.md", card)
+        if scorer is not None:
+            converted = scorer.converted(member, exported)
+            exported = replace(exported, converted=converted.line(result.view.quality))
+            result = _shown_with(result, converted, workspace)
+        plan = read_json(member.folder / "plan.json", dict[str, Any], remedy="resume the search")
+        card = model_card(
+            result.view,
+            member.digest,
+            format=exported.format,
+            notes=exported.notes(),
+            plan=plan,
+            serve=exported.serve,
+            head_file=exported.head_file,
+            servable=settings.servable or "",
+        )
+        write_text(target / "README.md", card)
     if push_to is not None:
         return replace(exported, pushed_to=push_folder(target, push_to))
     return exported
+
+
+def _shown_with(result: SearchResult, converted: Converted, workspace: Workspace) -> SearchResult:
+    """Add what an export scored to a search's folder, and write its report again."""
+    from autopeft.reporting.converted import add_converted
+    from autopeft.reporting.front_json import write_front
+    from autopeft.reporting.trials_csv import read_trials
+    from autopeft.reporting.write import with_converted, write_pages
+    from autopeft.workspace import FRONT
+
+    with workspace.copied():
+        add_converted(result.folder, converted)
+        shown = with_converted(result.view, result.folder)
+        write_front(shown, result.folder / FRONT)
+        write_pages(shown, read_trials(result.folder / "trials.csv"), result.folder)
+    return replace(result, view=shown)
 
 
 def dashboard(folder: str | Path, *, host: str = "127.0.0.1", port: int = 8080) -> None:

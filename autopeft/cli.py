@@ -7,7 +7,7 @@ import sys
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 DEBUG = "AUTOPEFT_DEBUG"
 """Environment variable; if it is set, errors show their traceback."""
 
-_REPEATED = ("objectives", "constraints")
+_REPEATED = ("objectives", "constraints", "also")
 _INIT = frozenset(
     "task columns task_options metric max_length on_long validation test data_name data_revision "
     "model_revision".split()
@@ -40,7 +40,8 @@ _ADVISE = _INIT - {"metric"} | frozenset(
 )
 """Settings that are flags of `autopeft advise`."""
 _COMPARE = _ADVISE - {"space"} | frozenset(
-    "metric max_test_rows precision attn_implementation generation_rows".split()
+    "metric max_test_rows precision attn_implementation generation_rows retain retain_rows "
+    "also".split()
 )
 """Settings that are flags of `autopeft compare`."""
 _TYPES: dict[str, Any] = {"int": int, "float": float}
@@ -56,7 +57,7 @@ def _settings_options(*, only: frozenset[str] | None = None) -> Callable[[Any], 
             names = ["--" + field.name.replace("_", "-")]
             if field.type == "bool":
                 names = [f"{names[0]}/--no-{names[0][2:]}"]
-            if field.name in _REPEATED:
+            if field.name in _REPEATED and field.name.endswith("s"):
                 names.append(names[0].removesuffix("s"))
             kind = str(field.type).split("|")[0].strip()
             is_switch = kind == "bool" and field.type != "bool"
@@ -285,6 +286,14 @@ def report(folder: str) -> None:
     "--dtype", help="merged: type of the weights, e.g. bfloat16. [default: the base model's]"
 )
 @click.option("--max-shard-size", help="merged: the largest file of weights. [default: 5GB]")
+@click.option(
+    "--requantize",
+    is_flag=True,
+    help="merged: store the weights as the search had them, e.g. in 4 bits.",
+)
+@click.option(
+    "--score", is_flag=True, help="Score what was written on the test split, for the report too."
+)
 @click.option("--push-to", metavar="USER/NAME", help="Also push it to this repository of the hub.")
 def export(folder: str, format_: str | None, **flags: Any) -> None:
     """Write one member of the front in FOLDER as an adapter, as one LoRA or as a merged model."""
@@ -386,11 +395,22 @@ def _conclude(result: SearchResult) -> None:
         echo(f"best adapter: autopeft export {result.folder} --pick best --format peft --to FOLDER")
 
 
+def _commonest(reasons: Sequence[str]) -> str:
+    kind, count = Counter(map(without_numbers, reasons)).most_common(1)[0]
+    shown = next(reason for reason in reasons if without_numbers(reason) == kind)
+    return f"{count} of {len(reasons)} failed with: {shown}"
+
+
 def _check_completed(result: SearchResult) -> None:
-    """Raise a TrainingFailure with the commonest reason if every adapter's trial failed."""
+    """Raise a TrainingFailure with the commonest reason if all trials or confirmations failed."""
     counts = result.view.trials
     # The empty plan is scored even where no adapter can be trained.
     if counts.get("complete", 0) > 1:
+        if not result.view.is_complete and not result.view.is_confirmed:
+            told = [line.partition(" failed: ") for line in result.view.warnings]
+            reasons = [why for what, _, why in told if what.startswith("confirming ")]
+            text = f"no finalist was confirmed; {_commonest(reasons)}"
+            raise TrainingFailure(f"{text}; mend it, then `autopeft resume {result.folder}`")
         return
     if not any(counts.values()):
         raise TrainingFailure(
@@ -405,14 +425,11 @@ def _check_completed(result: SearchResult) -> None:
         if not others or any(trial.state != "failed" for trial in others):
             return
     reasons = [trial.reason for trial in trials if trial.state == "failed" and trial.reason]
-    kinds = Counter(map(without_numbers, reasons))
     ended = ", ".join(f"{n} {state}" for state, n in counts.items() if n)
     what = "no trial of an adapter" if counts.get("complete") else "no trial"
     text = f"{what} was completed ({ended})"
-    if kinds:
-        kind, count = kinds.most_common(1)[0]
-        shown = next(r for r in reasons if without_numbers(r) == kind)
-        text += f"; {count} of {len(reasons)} failed with: {shown}"
+    if reasons:
+        text += f"; {_commonest(reasons)}"
     raise TrainingFailure(
         f"{text}; all is kept in {result.folder}, where trials.csv has each reason"
     )

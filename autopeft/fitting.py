@@ -5,7 +5,10 @@ from __future__ import annotations
 from autopeft.errors import SettingsError
 from autopeft.models.backbone import Backbone, build_from_config
 from autopeft.models.loading import base_dtype, load_config, position_limit
-from autopeft.prepare import Note, expand, load_of, load_task, meta_of
+from autopeft.preparing.notes import Note
+from autopeft.preparing.paths import expand
+from autopeft.preparing.pricing import load_of, meta_of
+from autopeft.preparing.task_data import load_task
 from autopeft.profiling.fits import RANK, Fitting, Load
 from autopeft.profiling.output_positions import n_logits
 from autopeft.settings import SearchSettings

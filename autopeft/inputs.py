@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +34,14 @@ class Inputs:
         rows: Which source rows are in which split.
         model: The configuration, and samples of the weights.
         tokenizer: The files of tokenizer, chat template and processor.
+        second: Quality -> the rows that measure it, and how (settings `retain`, `also`).
     """
 
     data: str = ""
     rows: str = ""
     model: str = ""
     tokenizer: str = ""
+    second: Mapping[str, str] = field(default_factory=dict)
 
     def check_same(self, now: Inputs, *, model: str, data: object) -> None:
         """Check that a search that is resumed has what it was begun with.
@@ -61,16 +63,28 @@ class Inputs:
             return
         # Another tokenizer makes other rows: the first that differs is the cause.
         name, problem = next(iter(changed.items()))
+        if name == "second":
+            raise _second_changed(self.second, now.second)
         is_data = name in ("rows", "data")
-        field, value = ("data", str(data)) if is_data else ("model", model)
+        setting, value = ("data", str(data)) if is_data else ("model", model)
         error: type[UserError] = DataError if is_data else ModelError
-        remedy = f"restore the {field}, or begin a new search with --warm-start on this folder"
-        raise error(field, value, problem, remedy)
+        raise error(setting, value, problem, f"restore the {setting}, {_ANEW}")
+
+
+def _second_changed(before: Mapping[str, str], now: Mapping[str, str]) -> UserError:
+    """Return the error of the first further quality that would be measured on something else."""
+    names = [name for name in (*before, *now) if before.get(name) != now.get(name)]
+    setting = "also" if "." in names[0] else "retain"
+    return DataError(setting, names[0], _PROBLEMS["second"], f"restore its file, {_ANEW}")
+
+
+_ANEW = "or begin a new search with --warm-start on this folder"
 
 
 _PROBLEMS = {
     "model": "configuration or weights are not those that the search was begun with",
     "tokenizer": "tokenizer or chat template are not those that the search was begun with",
+    "second": "changed since the search was begun: its trials were scored on other rows",
     "rows": "changed since the search was begun: rows of the test would have been trained on",
     "data": "changed since the search was begun: the rows have other contents",
 }
@@ -86,10 +100,12 @@ def model_digests(model: str) -> tuple[str, str]:
     if not folder.is_dir():
         return "", ""
     weights = sorted({path for pattern in _WEIGHTS for path in folder.glob(pattern)})
-    return _digest([folder / "config.json", *weights]), _digest(folder / n for n in _TOKENIZER)
+    tokenizer = (folder / name for name in _TOKENIZER)
+    return files_digest([folder / "config.json", *weights]), files_digest(tokenizer)
 
 
-def _digest(paths: Iterable[Path]) -> str:
+def files_digest(paths: Iterable[Path]) -> str:
+    """Return a digest of the files among these: all of small ones, samples of large ones."""
     found = hashlib.sha256()
     for path in filter(Path.is_file, paths):
         size = path.stat().st_size

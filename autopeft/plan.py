@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Any
 
 from autopeft.errors import SpaceError
-from autopeft.utils.serialize import from_plain, to_plain
+from autopeft.utils.serialize import from_plain, to_float, to_plain
 
 MODEL = "model"
 """The role of an adapter on the whole model; a plan has at most one, at layer 0."""
@@ -154,6 +154,14 @@ class AdapterPlan:
         return cls(from_plain(kind, rows, field="plan", remedy=_REPAIR, error=SpaceError))
 
 
+_NUMBERS = ("learning_rate", "alpha_ratio", "dropout", "weight_decay", "warmup_fraction", "alpha")
+"""Settings of a training that are numbers."""
+
+
+def _is_whole(value: Any) -> bool:
+    return hasattr(value, "__index__") and not isinstance(value, bool)
+
+
 @dataclass(frozen=True)
 class TrainSettings:
     """How a plan is trained: AdamW, linear warmup, then linear decay to zero.
@@ -192,6 +200,9 @@ class TrainSettings:
         object.__setattr__(
             self, "method_rates", tuple(sorted((str(m), float(r)) for m, r in self.method_rates))
         )
+        for name in _NUMBERS:
+            if to_float(value := getattr(self, name)) is None and (name, value) != ("alpha", None):
+                raise SpaceError(name, value, "must be a number", "use e.g. 0.1")
         rates = [self.learning_rate, *(rate for _, rate in self.method_rates)]
         if not all(math.isfinite(rate) and rate > 0 for rate in rates):
             raise SpaceError("learning_rate", rates, "must be finite and above 0", "use e.g. 1e-3")
@@ -205,11 +216,11 @@ class TrainSettings:
             value = getattr(self, name)
             if not 0.0 <= value < math.inf:
                 raise SpaceError(name, value, "must be finite and not below 0", "use 0.0")
-        if self.steps < 1 or self.batch_size < 1:
+        if not all(_is_whole(count) and count >= 1 for count in (self.steps, self.batch_size)):
             raise SpaceError(
                 "steps",
                 (self.steps, self.batch_size),
-                "steps and batch_size must be at least 1",
+                "steps and batch_size must be whole numbers from 1",
                 "use e.g. steps=100, batch_size=16",
             )
 

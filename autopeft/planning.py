@@ -25,7 +25,8 @@ from autopeft.engine.speed import measure_speed
 from autopeft.errors import SettingsError, TrainingFailure
 from autopeft.models.loading import base_dtype
 from autopeft.plan import Candidate
-from autopeft.prepare import Note, PreparedSearch
+from autopeft.preparing.notes import Note
+from autopeft.preparing.prepared import PreparedSearch
 from autopeft.searcher.space.initial_design import N_BASELINES, N_PORTFOLIO
 from autopeft.settings import SearchSettings
 from autopeft.training.precision import Precision
@@ -87,7 +88,7 @@ def fitted(
         n_workers=ready.settings.workers or 1,
         n_train=len(data.train),
         batch_size=ready.settings.rows_per_step,
-        n_validation=len(data.validation),
+        n_validation=ready.n_scored,
         test_share=ready.test_share,
         eta=ready.settings.eta,
         earliest_rung=ready.earliest_rung,

@@ -12,6 +12,7 @@ from autopeft.confirm.verdict import Verdict
 from autopeft.errors import AdapterError, SettingsError
 from autopeft.plan import Candidate
 from autopeft.reporting.columns import badges, rows_of
+from autopeft.reporting.converted import Converted
 from autopeft.reporting.front_json import read_front
 from autopeft.reporting.front_view import FrontEntry, FrontView
 from autopeft.reporting.markup import front_html
@@ -198,6 +199,14 @@ class SearchResult:
         return tuple(self._member(entry) for entry in self.view.front)
 
     @property
+    def converted(self) -> tuple[Converted, ...]:
+        """Members as `autopeft export --score` wrote them, with their own test quality.
+
+        Without those whose weights have changed since, as when a search is resumed.
+        """
+        return self.view.converted
+
+    @property
     def best(self) -> Member | None:
         """The pick; None if no finalist was confirmed or none keeps the rule."""
         entry = self.view.find(self.view.best) if self.view.best else None
@@ -224,22 +233,28 @@ class SearchResult:
 
         Args:
             which: "best", "knee", "baseline", the start of a digest, or a limit such as
-                "trainable_params<=50k", which picks the member within it that is best on
-                validation.
+                "trainable_params<=50k" or "serving_latency_ms<=50", which picks the member within
+                it that is best on validation.
 
         Raises:
             SettingsError: if no member, or more than one, matches.
         """
-        from autopeft.costs.constraints import Constraint
+        from autopeft.confirm.pick import check_pick
+        from autopeft.costs.constraints import is_limit
         from autopeft.trial import oriented
         from autopeft.utils.pareto import knee
 
-        if "<" in which:
-            limit, quality = Constraint.parse(which), self.view.quality
-            kept = [entry for entry in self.view.front if limit.allows(entry.price)]
+        if is_limit(which) and (limit := check_pick(which)) is not None:
+            quality = self.view.quality
+            told = [(entry, {**entry.further, **entry.objectives}) for entry in self.view.front]
+            if limit.is_measured and not any(limit.name in values for _, values in told):
+                problem = f"this search did not measure {limit.name}"
+                remedy = "name it in the objectives or constraints of a search"
+                raise SettingsError("pick", which, problem, remedy)
+            kept = [entry for entry, values in told if limit.is_kept(entry.price, values)]
             if not kept:
                 raise SettingsError(
-                    "pick", which, "no member of the front is within it", "raise the limit"
+                    "pick", which, "no member of the front is within it", "give a wider limit"
                 )
             top = max(kept, key=lambda e: quality.sign() * e.validation.get(quality.name, 0.0))
             return self._member(top)
@@ -253,8 +268,10 @@ class SearchResult:
         entries = self.view.entries()
         found = [e for e in entries if len(which) >= 3 and e.digest.startswith(which)]
         if len(found) != 1:
-            known = ", ".join(e.digest[:8] for e in entries)
-            problem = "names several members" if found else "no such member"
-            remedy = f"use best, knee, baseline, a limit or one of {known}"
+            problem = "names several members" if found else f"no such member in {self.folder}"
+            there = ("best", self.best), ("knee", self.view.front), ("baseline", self.baseline)
+            known = [name for name, member in there if member]
+            known += [e.digest[:8] for e in entries]
+            remedy = f"use a limit or one of {', '.join(known)}" if known else "resume the search"
             raise SettingsError("pick", which, problem, remedy)
         return self._member(found[0])

@@ -11,6 +11,7 @@ from threading import Lock
 from typing import Any
 
 from autopeft.confirm.finalists import confirmed_finalists, mark_lora_baselines, tuned_lora
+from autopeft.confirm.over_limit import loras_over_limits
 from autopeft.confirm.race import seeds_of
 from autopeft.confirm.store import ConfirmationStore
 from autopeft.confirm.verdict import UntriedLora, judge
@@ -24,7 +25,8 @@ from autopeft.errors import StorageError, StorageFailure, UserError
 from autopeft.inputs import Inputs, model_digests, rows_digest
 from autopeft.integrations.trackers.registry import destinations, make_trackers
 from autopeft.planning import fitted
-from autopeft.prepare import PreparedSearch, prepare
+from autopeft.preparing.prepare import prepare
+from autopeft.preparing.prepared import PreparedSearch
 from autopeft.reporting.front_view import FrontView, view
 from autopeft.reporting.markup import front_markdown
 from autopeft.reporting.record import AdapterScore, BudgetReport, SearchRecord
@@ -180,6 +182,7 @@ class Session:
             ready.data.fingerprint if ready.data is not None else "",
             rows_digest(ready.splits()),
             *model_digests(settings.model),
+            {each.name: each.fingerprint for each in ready.data.second} if ready.data else {},
         )
         if self._is_resumed:
             # Earlier versions kept the rows of the splits alone.
@@ -395,12 +398,11 @@ class Session:
             # Entered first: Ray sets its own handler of SIGTERM when it starts.
             with named_errors(settings.backend), backend, terminable():
                 run_all(backend, settings.backend, dispatcher)
-            is_complete = True
+            is_complete = dispatcher.has_answer
         finally:
             with uninterrupted(), self._phase("report"):
                 record = self._record(ready, controller, dispatcher, store, is_complete)
-                shown = view(record)
-                write_report(shown, record.trials, self._workspace.folder)
+                shown = write_report(view(record), record.trials, self._workspace.folder)
                 try:
                     if is_complete and self._owner is not None:
                         self._owner.note_confirmed()
@@ -462,6 +464,7 @@ class Session:
                 n_proposals=n_proposals,
                 looks=store.looks(),
                 untried=lambda gain: _untried(controller.space, quality, trials, gain),
+                no_lora=loras_over_limits(trials, confirmed, limits),
             )
         # Who reads a verdict may resume the search because of it.
         store.note_look(seeds_of(confirmed))

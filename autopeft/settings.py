@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from autopeft.costs.objectives import COSTS, QUALITIES
+from autopeft.costs.objectives import COSTS, quality_beside
 from autopeft.errors import SettingsError
 from autopeft.plan import TrainSettings
 from autopeft.serving.servers import SERVERS
 from autopeft.utils.formatting import middle_cut
 from autopeft.utils.serialize import finite, from_plain, to_plain
+from autopeft.utils.text_files import NamedTwice, unlike_names
 from autopeft.utils.yaml_files import parse_yaml
 
 AUTO = "auto"
@@ -122,6 +124,11 @@ class SearchSettings:
     retain_rows: int = _setting(
         32, "Windows of `max_length` tokens, or rows, of `retain` that are scored.", minimum=1
     )
+    also: tuple[str | Mapping[str, Any], ...] = _setting(
+        (),
+        "Settings files of further tasks on which what is trained is scored too: data, task, "
+        "columns and metric of each. The metric of squad.yaml is the quality squad.METRIC.",
+    )
 
     # Search
     space: str | Mapping[str, Any] | None = _setting(
@@ -151,19 +158,33 @@ class SearchSettings:
     objectives: tuple[str, ...] = _setting(
         ("trainable_params",),
         f"Costs to minimize beside the quality, one or more of {', '.join(COSTS.registered)}, or "
-        "a registered one; also forgetting, beside a cost (see retain).",
+        "a registered one; beside a cost also forgetting (see retain) and metrics of further tasks "
+        "such as squad.f1 (see also). tokens_per_second is maximized, beside another cost.",
     )
     constraints: tuple[str, ...] = _setting(
         (),
         "Limits on the costs, such as trainable_params<=200k or trainable_params<=0.1%. "
-        "Candidates over a limit are not trained. With retain also forgetting<=0.05: trials over "
-        "it are not on the front.",
+        "Candidates over a limit are not trained. Also limits on what is only measured: "
+        "serving_latency_ms<=50, tokens_per_second>=20, with retain forgetting<=0.05, and with "
+        "also squad.f1>=0.6: trials that break one are not on the front.",
     )
     servable: str | None = _setting(
         None,
         f"Draw only plans that can be exported for a server with nothing lost: "
         f"{', '.join(SERVERS)}.",
         choices=tuple(SERVERS),
+    )
+    serving_dtype: str = _setting(
+        "bfloat16",
+        "Type of the weights with which serving_latency_ms and tokens_per_second are measured.",
+        choices=("bfloat16", "float16", "float32"),
+    )
+    serving_batch_size: int = _setting(1, "Rows with which they are measured.", minimum=1)
+    serving_prompt_tokens: int = _setting(
+        128, "Tokens of each of these rows; images and sounds are as they are.", minimum=1
+    )
+    serving_new_tokens: int = _setting(
+        32, "Tokens generated for each of these rows, for tokens_per_second.", minimum=3
     )
     sampler: str = _setting(
         "autopeft",
@@ -194,7 +215,8 @@ class SearchSettings:
     pick: str = _setting(
         "one_se",
         "How `best` is chosen from the front: one_se (the cheapest within one standard error of "
-        "the best), knee, best_quality, or a limit such as trainable_params<=50k.",
+        "the best), knee, best_quality, or a limit such as trainable_params<=50k or, if it is "
+        "measured, serving_latency_ms<=50.",
         resumable=True,
     )
     seed: int = _setting(0, "Random seed of the search, the splits and the trainings.", minimum=0)
@@ -399,6 +421,17 @@ class SearchSettings:
         values: dict[str, Any] = finite(to_plain(self))
         return values
 
+    def check_sources(self, *, needs_data: bool = True) -> None:
+        """Refuse settings that name no model, or no data where training needs some.
+
+        Raises:
+            SettingsError: naming the setting.
+        """
+        needs_data = needs_data and not self.evaluate
+        for name in ("model", "data") if needs_data else ("model",):
+            if not getattr(self, name):
+                raise SettingsError(name, "", "is missing", f"give --{name}")
+
     @property
     def rows_per_step(self) -> int:
         """Rows per optimizer step; the usual ones where they are still to be planned."""
@@ -437,10 +470,10 @@ class SearchSettings:
             raise SettingsError(
                 "trials_per_worker", self.trials_per_worker, problem, "leave it out"
             )
-        if self.objectives and not set(self.objectives).difference(QUALITIES):
+        if self.objectives and all(map(quality_beside, self.objectives)):
             problem = "must name a cost beside the qualities"
-            value, remedy = list(self.objectives), "add one, e.g. trainable_params,forgetting"
-            raise SettingsError("objectives", value, problem, remedy)
+            remedy = f"add one, e.g. trainable_params,{','.join(self.objectives)}"
+            raise SettingsError("objectives", list(self.objectives), problem, remedy)
         if not self.objectives or len(set(self.objectives)) < len(self.objectives):
             problem = "must name at least one cost, each once"
             raise SettingsError(
@@ -531,9 +564,16 @@ _SWITCHES = ("gradient_checkpointing", "torch_compile")
 _LISTS = ("objectives", "constraints", "report_to")
 """Settings that may be written as one text with commas."""
 
+_ALONE = ("also",)
+"""Settings that are a list, of which one may be written alone."""
+
 
 def _parse_flag(key: str, value: Any) -> Any:
     """Return what a flag's text stands for where a setting is a list or a mapping."""
+    if key in _ALONE and isinstance(value, str | os.PathLike | Mapping):
+        value = [value]
+    if key in _ALONE and isinstance(value, list | tuple):
+        return [os.fspath(item) if isinstance(item, os.PathLike) else item for item in value]
     if key in _LISTS and isinstance(value, str):
         value = [value]
     if key in _LISTS and isinstance(value, list | tuple):
@@ -546,7 +586,10 @@ def _parse_flag(key: str, value: Any) -> Any:
         pairs = [part.partition("=") for part in value.split(",") if part.strip()]
         if not all(left.strip() and right.strip() for left, _, right in pairs):
             raise SettingsError(key, value, "must be name=value pairs", f"use e.g. {_PAIRS[key]}")
-        named = {left.strip(): right.strip() for left, _, right in pairs}
+        try:
+            named = unlike_names((left.strip(), right.strip()) for left, _, right in pairs)
+        except NamedTwice as wrong:
+            raise SettingsError(key, value, str(wrong), "name it once") from None
         return {k: _number_or_text(v) for k, v in named.items()} if key == "task_options" else named
     if key == "space" and isinstance(value, str) and value.lstrip().startswith("{"):
         remedy = "use e.g. {methods: [lora], layers: last:4}"

@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-import yaml
-
 from autopeft.settings import SearchSettings
 from autopeft.tasks.base import Task
 from autopeft.tasks.data import TaskData
+from autopeft.utils.yaml_files import to_yaml
 
 _WIDTH = 98
 
@@ -93,12 +92,12 @@ def _comment(lines: list[str]) -> str:
 
 def _yaml(values: Mapping[str, Any]) -> str:
     """Return each setting as a line."""
-    options: dict[str, Any] = {"sort_keys": False, "allow_unicode": True, "width": 10_000}
+    options: dict[str, Any] = {"allow_unicode": True, "width": 10_000}
     texts = []
     for name, value in values.items():
         if isinstance(value, list | dict):
-            inside = yaml.safe_dump(value, default_flow_style=True, **options)
+            inside = to_yaml(value, default_flow_style=True, **options)
             texts.append(f"{name}: {inside}")
         else:
-            texts.append(yaml.safe_dump({name: value}, **options))
+            texts.append(to_yaml({name: value}, **options))
     return "".join(texts)

@@ -128,6 +128,14 @@ class Trial:
         """The candidate's identity."""
         return self.candidate.digest
 
+    def value(self, name: str) -> float:
+        """Return what a complete trial told: an objective, or what was measured beside them.
+
+        Raises:
+            KeyError: if it told no such value.
+        """
+        return self.values[name] if name in self.values else self.measured[name]
+
 
 Outcome = Trial
 """The name that a trial that has ended had in the first edition."""

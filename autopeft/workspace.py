@@ -6,22 +6,21 @@ import os
 import shlex
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from glob import iglob
 from pathlib import Path
 from typing import Any, TypeVar
-
-import yaml
 
 from autopeft.errors import SettingsError, StorageError
 from autopeft.settings import FORMER_DEFAULTS, RENAMED, SearchSettings
 from autopeft.utils.files import remove_drafts, write_text
-from autopeft.utils.folder_lock import FolderLock, is_of_lock
+from autopeft.utils.folder_lock import BEAT_SECONDS, FolderLock, is_of_lock
 from autopeft.utils.remote_folder import PUSH_SECONDS, RemoteFolder, is_url
 from autopeft.utils.serialize import read_json, strict_json
 from autopeft.utils.timer import Timer
-from autopeft.utils.yaml_files import read_yaml
+from autopeft.utils.yaml_files import read_yaml, to_yaml
 
 T = TypeVar("T")
 
@@ -32,6 +31,10 @@ STUDY = "study.db"
 FRONT = "front.json"
 _SAVED = {"model": "model", "data": "data", "validation": "data", "test": "data"}
 """Setting -> folder of what was given as an object, see `autopeft.saved_inputs`."""
+
+_ROWS = ("data", "validation", "test")
+_PATHS = ("model", *_ROWS, "retain", "also", "warm_start", "prior", "storage")
+"""Settings that may be paths."""
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
@@ -114,6 +117,16 @@ class Workspace:
         finally:
             lock.release(is_unused=is_unused and not (self.folder / SETTINGS).exists())
 
+    @contextmanager
+    def changed(self) -> Iterator[None]:
+        """Hold the folder of a search while something else than a search changes its files.
+
+        Raises:
+            StorageError: if there is no search, or another process uses the folder.
+        """
+        with self.held(is_new=False) as lock, Timer(lock.beat, BEAT_SECONDS):
+            yield
+
     def check_free(self) -> None:
         """Check that a new search can be written here."""
         folder, remedy = self.folder, "choose another --output"
@@ -134,8 +147,9 @@ class Workspace:
     def create(self, settings: SearchSettings) -> None:
         """Create the folder and write the settings into it, with the name of their study."""
         settings = replace(settings, study_name=self.study_name(settings))
-        text = yaml.safe_dump(settings.to_mapping(), sort_keys=False)
+        text = to_yaml(settings.to_mapping())
         write_text(self.folder / SETTINGS, text)
+        self.remember("began_in", os.getcwd())
 
     def discard(self) -> None:
         """Remove what a new search has written before a mistake was found; no other file."""
@@ -161,13 +175,24 @@ class Workspace:
         return self._here(found)
 
     def _here(self, settings: SearchSettings) -> SearchSettings:
-        """Return settings that find in this folder what was saved in it, if it was moved."""
+        """Return settings that find what they name, from any folder and wherever this one is.
+
+        Relative paths are seen from where the search was begun, as long as something is there. What
+        was saved in this folder is in it, if it was moved.
+        """
         if not settings.output:
             return settings
         before = Path(settings.output).expanduser()
         # Earlier versions did not write the name of the study: it was that of the folder.
         name = settings.study_name or before.absolute().name
-        moved: dict[str, Any] = {"output": str(self.folder), "study_name": name}
+        began_in = self.recall("began_in", str)
+        moved: dict[str, Any] = {}
+        if began_in is not None and began_in != os.getcwd():
+            place = Path(began_in)
+            moved = {name: _seen_from(place, getattr(settings, name)) for name in _PATHS}
+            if isinstance(settings.space, str) and Path(settings.space).suffix:  # Else, a name.
+                moved["space"] = _seen_from(place, settings.space)
+        moved |= {"output": str(self.folder), "study_name": name}
         for name, part in _SAVED.items():
             value = getattr(settings, name)
             if isinstance(value, str) and Path(value).is_relative_to(before / part):
@@ -235,6 +260,23 @@ class Workspace:
         if not (other.folder / SETTINGS).exists() or other.folder.samefile(self.folder):
             return None  # It was moved.
         return other.folder if other.recall("id", str) == self.recall("id", str) else None
+
+
+def _seen_from(place: Path, value: Any) -> Any:
+    """Return a path, or several, as they were meant in a folder, if they are still there."""
+    if isinstance(value, str) and value:
+        scheme = _SQLITE if value.startswith(_SQLITE) else ""
+        path = place / value.removeprefix(scheme)
+        is_there = os.path.exists(path) or next(iglob(str(path)), None) is not None
+        return f"{scheme}{path}" if is_there else value
+    if isinstance(value, tuple | list):
+        return tuple(_seen_from(place, each) for each in value)
+    if isinstance(value, Mapping):
+        return {k: _seen_from(place, each) if k in _ROWS else each for k, each in value.items()}
+    return value
+
+
+_SQLITE = "sqlite:///"
 
 
 @dataclass(frozen=True)

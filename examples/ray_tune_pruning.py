@@ -121,6 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cpus", type=int, default=2)
     options = parser.parse_args(arguments)
     ray.init(
+        address="local",  # Not another user's cluster on this machine.
         num_cpus=options.cpus,
         include_dashboard=False,
         log_to_driver=False,

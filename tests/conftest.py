@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
 import csv
 import os
 import random
+import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -21,6 +26,10 @@ from autopeft.utils.hardware import n_cores
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+# trackio reads its folder when it is imported, whoever does that first: not the user's.
+os.environ["TRACKIO_DIR"] = tempfile.mkdtemp(prefix="trackio-")
+atexit.register(shutil.rmtree, os.environ["TRACKIO_DIR"], ignore_errors=True)
+
 # No deadline: test machines are shared, so an example's duration says nothing about the code.
 # CI draws the same examples every time, so that a failure comes from the change.
 settings.register_profile("autopeft", deadline=None, derandomize="CI" in os.environ)
@@ -29,6 +38,14 @@ settings.load_profile("autopeft")
 GOOD = ("good", "fine", "great", "lovely", "warm")
 BAD = ("bad", "poor", "awful", "cold", "dull")
 PLAIN = ("the", "film", "was", "a", "plot", "and", "scene", "actor", "very", "so")
+
+
+@pytest.fixture
+def hangup_heeded() -> Iterator[None]:
+    """SIGHUP as a terminal sends it, also where the tests run under nohup, which searches heed."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 def pytest_xdist_auto_num_workers() -> int:
@@ -76,6 +93,35 @@ def nothing_given_is_left() -> Iterator[None]:
             for name in given._given | ({*given._items} if module == "evaluate" else set()):
                 given._items.pop(name, None)
             given._given.clear()
+
+
+_PRICES: dict[object, Any] = {}
+"""Price tables that searches of this process have measured."""
+
+
+@pytest.fixture(autouse=True)
+def a_model_is_priced_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hundreds of searches of the same tiny model need its price table; measuring takes a second.
+
+    The tests of `autopeft.profiling` measure their own.
+    """
+    pricing: Any = sys.modules.get("autopeft.preparing.pricing")
+    if pricing is None:
+        return
+    measured, measure = pricing.price_table, sys.modules["autopeft.profiling.measure"]
+
+    def once(meta: Any, **given: Any) -> Any:
+        config = meta.model.config
+        key = (
+            measure.is_here(given["device"]),  # Some tests pretend a device.
+            *(str(meta.model), config.to_json_string(), config._attn_implementation),
+            *(repr(meta.layout), meta.head, meta.quantization, repr(sorted(given.items()))),
+        )
+        if key not in _PRICES:
+            _PRICES[key] = measured(meta, **given)
+        return _PRICES[key]
+
+    monkeypatch.setattr(pricing, "price_table", once)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -59,6 +59,19 @@ def test_help_needs_neither_torch_nor_ray(fresh_python: Callable[[str], str]) ->
     assert fresh_python(code) == "[]"
 
 
+@pytest.mark.parametrize("flags", [[], ["--model=m", "--data=d", "--budget=5"]])
+def test_a_mistake_in_the_flags_of_a_search_is_told_before_slow_imports(
+    flags: list[str], fresh_python: Callable[[str], str], tmp_path: Path
+) -> None:
+    arguments = ["search", f"--output={tmp_path / 'run'}", *flags]
+    code = (
+        "import sys; from click.testing import CliRunner; from autopeft import cli;"
+        f"done = CliRunner().invoke(cli.app, {arguments!r}); assert done.exception;"
+        "print([m for m in ('torch', 'ray', 'transformers', 'optuna') if m in sys.modules])"
+    )
+    assert fresh_python(code) == "[]"
+
+
 @pytest.mark.parametrize(
     ("arguments", "hint"),
     [

@@ -15,7 +15,7 @@ from optuna.samplers import RandomSampler
 import autopeft
 from autopeft.engine.evaluate import EVALUATORS
 from autopeft.errors import SettingsError
-from autopeft.prepare import prepare
+from autopeft.preparing.prepare import prepare
 from autopeft.searcher.pruners.registry import PRUNERS
 from autopeft.searcher.samplers.registry import SAMPLERS
 from autopeft.settings import SearchSettings

@@ -13,8 +13,9 @@ from report_samples import interrupted, make_record
 from tokenizers import processors
 
 from autopeft import api, cli
-from autopeft.errors import DataError, ModelError, TrainingFailure
-from autopeft.prepare import load_task, prepare
+from autopeft.errors import DataError, ModelError, SettingsError, TrainingFailure
+from autopeft.preparing.prepare import prepare
+from autopeft.preparing.task_data import load_task
 from autopeft.reporting.front_view import view
 from autopeft.result import SearchResult
 from autopeft.settings import SearchSettings
@@ -42,6 +43,20 @@ def test_a_budget_that_ends_before_the_first_trial_is_a_failure(
     error = capsys.readouterr().err
     assert "budget ended before the first" in error
     assert "autopeft resume runs/short --budget" in error
+
+
+def test_a_member_that_is_not_there_is_not_proposed() -> None:
+    shown = view(make_record(8))
+    result = SearchResult(Path("runs/short"), replace(shown, best=None, baseline=None), "model")
+    with pytest.raises(SettingsError) as raised:
+        result.pick("best")
+    known = ", ".join(entry.digest[:8] for entry in shown.entries())
+    assert str(raised.value) == (
+        "pick='best': no such member in runs/short; use a limit or one of knee, " + known
+    )
+    none = replace(interrupted(make_record(8)), trials=(), front=(), baseline=None, reference=None)
+    with pytest.raises(SettingsError, match="resume the search"):
+        SearchResult(Path("runs/short"), view(none), "model").pick("knee")
 
 
 @pytest.mark.parametrize("command", ["price", "advise"])

@@ -61,7 +61,7 @@ def fill(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
         ("score.json", "local"),
         ("front.json", "local"),
         ("report.html", "local"),
-        ("score.json", "ray"),
+        pytest.param("score.json", "ray", marks=pytest.mark.nightly),
     ],
 )
 def test_it_is_one_line_and_the_search_goes_on_later(

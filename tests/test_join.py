@@ -52,10 +52,14 @@ def front_json(folder: Path) -> dict[str, Any]:
     return content
 
 
+@pytest.mark.parametrize(
+    "backend", ["local", pytest.param("ray", marks=[pytest.mark.nightly, pytest.mark.timeout(600)])]
+)
 def test_two_searches_that_begin_at_once_share_one_study(
-    tiny_model: Path, tmp_path: Path, storage: str
+    tiny_model: Path, tmp_path: Path, storage: str, backend: str
 ) -> None:
     common = {**SHORT, "model": str(tiny_model), "storage": storage, "budget": "5trials"}
+    common |= {"backend": backend, "workers": 2 if backend == "ray" else None}
     names = {"a": 0, "b": 1}
     both = [
         begun({**common, "output": str(tmp_path / name), "seed": seed})

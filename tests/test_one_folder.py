@@ -55,11 +55,14 @@ def test_a_running_search_has_its_folder_alone(tiny_model: Path, tmp_path: Path)
     thread.start()
     assert held.began.wait(100)
     before = {p: p.read_bytes() for p in folder.rglob("*.yaml")}
-    running = f"a search runs in this folder: process {os.getpid()} on .* since"
+    running = f"is in use by process {os.getpid()} on .* since"
     with pytest.raises(StorageError, match=running):
         autopeft.search(model=str(tiny_model), evaluate=trained, output=folder, **SHORT)
     with pytest.raises(StorageError, match=running):
         autopeft.resume(folder, evaluate=trained, progress=False)
+    # What `export --score` adds to front.json would be lost, or undo what the search writes.
+    with pytest.raises(StorageError, match=running):
+        autopeft.export(folder, score=True, to=tmp_path / "out")
     # Who only reads is not locked out.
     with pytest.raises(SettingsError, match="no result yet"):
         autopeft.report(folder)
@@ -182,6 +185,7 @@ def test_a_copy_is_another_search(searched: Path, tmp_path: Path) -> None:
     assert moved.id() == name
 
 
+@pytest.mark.usefixtures("hangup_heeded")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_search_that_is_terminated_while_it_prepares_leaves_nothing(
     number: signal.Signals, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -194,6 +198,7 @@ def test_a_search_that_is_terminated_while_it_prepares_leaves_nothing(
     assert not folder.exists()
 
 
+@pytest.mark.usefixtures("hangup_heeded")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_terminated_search_is_saved_and_resumed(
     number: signal.Signals, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -12,7 +12,7 @@ import pytest
 from autopeft.engine.search_plan import SearchPlan, Speed
 from autopeft.errors import SettingsError
 from autopeft.planning import check_budget, fitted
-from autopeft.prepare import prepare
+from autopeft.preparing.prepare import prepare
 from autopeft.session import Session
 from autopeft.settings import SearchSettings
 from autopeft.workspace import Workspace

@@ -21,7 +21,7 @@ from autopeft.engine.executor import Executor
 from autopeft.engine.messages import Job, RungMessage
 from autopeft.errors import UserError
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
-from autopeft.prepare import prepare
+from autopeft.preparing.prepare import prepare
 from autopeft.settings import SearchSettings
 from autopeft.utils.quiet import quiet_peft, quiet_transformers
 
@@ -206,8 +206,7 @@ def test_shared_rows_are_left_out_and_counted(tiny_llama: Path, rows: Path, tmp_
     settings = _asked(tiny_llama, rows, tmp_path, retain=str(path))
     data = prepare(SearchSettings.from_mapping(settings)).data
     assert data is not None
-    assert data.retained is not None
-    assert len(data.retained.rows) == 2
+    assert len(data.second[0].data.test) == 2
     assert any("4 rows left out that the search's data have too" in note for note in data.notes)
 
 
@@ -246,3 +245,5 @@ def test_forgetting_needs_something_to_retain(
 def test_forgetting_stands_beside_a_cost(tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="must name a cost beside the qualities"):
         SearchSettings.from_mapping(_asked(tiny_llama, rows, tmp_path, objectives=["forgetting"]))
+    with pytest.raises(UserError, match=r"add one, e.g. trainable_params,squad.f1$"):
+        SearchSettings.from_mapping({"objectives": "squad.f1"})

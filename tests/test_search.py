@@ -227,7 +227,7 @@ def test_the_result_in_python(result: SearchResult) -> None:
     # Members of one size may differ in latency, so that the limit admits more than the first.
     admitted = [m for m in result.front if m.entry.price.trainable_params <= limit]
     assert result.pick(f"trainable_params<={limit}") in admitted
-    with pytest.raises(SettingsError, match="raise the limit"):
+    with pytest.raises(SettingsError, match="give a wider limit"):
         result.pick("trainable_params<=1")
     model = result.best.load()
     assert model.config.num_labels == 2
@@ -249,21 +249,6 @@ def test_export_gives_an_adapter_and_a_model(result: SearchResult, tmp_path: Pat
         torch.testing.assert_close(plain(ids).logits, loaded(ids).logits, rtol=1e-4, atol=1e-5)
     with pytest.raises(StorageError, match="taken"):
         autopeft.export(result.folder, pick="best", to=merged)
-
-
-def test_a_model_may_be_named_by_a_relative_path(
-    tiny_model: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tiny_model.parent)
-    result = autopeft.search(
-        {**RAY, "budget": "3trials", "confirm_seeds": 1, "workers": 1},
-        model=tiny_model.name,
-        data=os.path.relpath(tiny_data),
-        output=str(tmp_path / "run"),
-    )
-    assert front_of(result)["trials"] == {"complete": 3, "pruned": 0, "failed": 0}
-    monkeypatch.chdir(tmp_path)
-    assert autopeft.load_adapter(str(tiny_model), result.front[0].folder)
 
 
 def test_report_writes_the_pages_anew(result: SearchResult) -> None:
@@ -341,7 +326,7 @@ def test_a_killed_search_is_resumed_without_loss(
         start_new_session=True,
     )
     until = time.monotonic() + 300
-    while time.monotonic() < until and n_finished(folder / "study.db") < 4:
+    while time.monotonic() < until and n_finished(folder / "study.db") < 3:
         assert process.poll() is None, "the search ended by itself"
         time.sleep(0.2)
     os.killpg(process.pid, signal.SIGKILL)
@@ -351,7 +336,7 @@ def test_a_killed_search_is_resumed_without_loss(
     storage = f"sqlite:///{folder}/study.db"
     before = optuna.load_study(study_name="killed", storage=storage).trials
     finished = {t.user_attrs["digest"]: t for t in before if t.state.is_finished()}
-    assert len(finished) >= 4
+    assert len(finished) >= 3
 
     result = autopeft.resume(folder)
     after = optuna.load_study(study_name="killed", storage=storage).trials

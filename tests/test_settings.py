@@ -62,6 +62,11 @@ def test_roles_may_be_mapped_in_yaml_or_by_a_flag() -> None:
             SearchSettings.from_mapping({"role_map": wrong})
 
 
+def test_a_flag_that_names_a_pair_twice_is_refused() -> None:
+    with pytest.raises(SettingsError, match=r"columns=.*: names 'text' twice; name it once"):
+        SearchSettings.from_mapping({"columns": "text=a, text=b"})
+
+
 def test_none_stands_for_the_default() -> None:
     settings = SearchSettings.from_mapping({"steps": None, "max_validation_rows": None})
     assert settings == SearchSettings()

@@ -132,3 +132,70 @@ def test_a_search_that_was_killed_as_it_wrote_its_settings_can_be_begun_again(
         (workspace.folder / left).touch()
     with workspace.held(is_new=True):
         assert not list(workspace.folder.glob("*.draft"))
+
+
+def test_relative_paths_are_those_of_the_folder_where_the_search_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Regression: from elsewhere, neither `resume` nor `export` found the model."""
+    began, other = tmp_path / "began", tmp_path / "other"
+    for name in ("model", "rows", "earlier", "runs"):
+        (began / name).mkdir(parents=True)
+    for name in (
+        "a.csv",
+        "rows/1.jsonl",
+        "text.txt",
+        "prior.json",
+        "s.db",
+        "squad.jsonl",
+        "own.yaml",
+    ):
+        (began / name).touch()
+    (other / "model").mkdir(parents=True)  # Another one.
+    given: dict[str, Any] = {
+        "model": "model",
+        "data": ("a.csv", "rows/*.jsonl"),
+        "validation": "hub/rows",
+        "retain": "text.txt",
+        "also": ({"name": "squad", "data": "squad.jsonl", "metric": "loss"},),
+        "warm_start": "earlier",
+        "prior": "prior.json",
+        "storage": "sqlite:///s.db",
+        "space": "own.yaml",
+        "output": "runs/first",
+    }
+    monkeypatch.chdir(began)
+    Workspace("runs/first").create(SearchSettings(**given))
+    assert Workspace("runs/first").settings() == SearchSettings(**given, study_name="first")
+    monkeypatch.chdir(other)
+    found = Workspace("../began/runs/first").settings()
+    assert found.model == str(began / "model")
+    assert found.data == (str(began / "a.csv"), str(began / "rows/*.jsonl"))
+    assert found.validation == "hub/rows"
+    assert found.retain == str(began / "text.txt")
+    assert found.also[0]["data"] == str(began / "squad.jsonl")
+    assert (found.warm_start, found.prior) == (str(began / "earlier"), str(began / "prior.json"))
+    assert found.storage == f"sqlite:///{began / 's.db'}"
+    assert found.space == str(began / "own.yaml")
+    # Moved with all that it names, it is used as before.
+    shutil.move(began, tmp_path / "moved")
+    monkeypatch.chdir(tmp_path / "moved")
+    assert Workspace("runs/first").settings().model == "model"
+
+
+def test_data_saved_in_a_folder_is_found_from_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run" / "data").mkdir(parents=True)
+    (tmp_path / "run" / "data" / "train.jsonl").touch()
+    settings = SearchSettings(data="run/data/train.jsonl", output="run", space="default")
+    Workspace("run").create(settings)
+    (tmp_path / "default").mkdir()
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    found = Workspace("../run").settings()
+    data = found.data
+    assert found.space == "default"
+    assert isinstance(data, str)
+    assert Path(data).samefile(tmp_path / "run" / "data" / "train.jsonl")

@@ -10,7 +10,6 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
 
 from autopeft import methods
 from autopeft.advice.measure import SiteScores, linear_sites, measure_sites
@@ -22,11 +21,13 @@ from autopeft.errors import ModelError, SettingsError, SpaceError
 from autopeft.methods import LINEAR_ROLES
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
 from autopeft.plan_text import layer_ranges, plan_summary, role_word
-from autopeft.prepare import PreparedSearch, prepare
+from autopeft.preparing.prepare import prepare
+from autopeft.preparing.prepared import PreparedSearch
 from autopeft.searcher.space.space import SearchSpace
 from autopeft.settings import SearchSettings
 from autopeft.utils.formatting import counted, human_bytes, human_count
 from autopeft.utils.quiet import quiet_transformers
+from autopeft.utils.yaml_files import to_yaml
 
 if TYPE_CHECKING:
     import pandas
@@ -315,7 +316,7 @@ def _command(settings: SearchSettings, space: Mapping[str, Any]) -> str:
         elif isinstance(value, list | tuple):
             value = ",".join(map(str, value))
         words += [flag, str(value)]
-    flow = yaml.safe_dump(dict(space), default_flow_style=True, sort_keys=False, width=10**6)
+    flow = to_yaml(dict(space), default_flow_style=True, width=10**6)
     words += ["--space", flow.strip(), "--output", "runs/advised"]
     return shlex.join(words)
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import nn
 
+from autopeft.comparing.further import FurtherScores, FurtherValue, check_finite
 from autopeft.comparing.judging import Judgement, Scored, judge
 from autopeft.comparing.loading import Opened, Opener, base_summary
-from autopeft.comparing.sources import Source, find_sources
+from autopeft.comparing.sources import BASE, Source, find_sources
 from autopeft.confirm.finalists import SeedScore
 from autopeft.confirm.intervals import Interval, quality_interval
 from autopeft.costs import Price, PriceTable
@@ -22,7 +23,7 @@ from autopeft.costs.objectives import Objective
 from autopeft.engine.job_execution import N_DRAWS
 from autopeft.errors import DataError, SettingsError
 from autopeft.models.loading import base_dtype
-from autopeft.prepare import prepare
+from autopeft.preparing.prepare import prepare
 from autopeft.settings import SearchSettings
 from autopeft.tasks.data import EncodedSplit, TaskData
 from autopeft.training.evaluation import evaluate
@@ -33,9 +34,6 @@ from autopeft.utils.pareto import non_dominated
 
 if TYPE_CHECKING:
     import pandas
-
-BASE = "no adapter"
-"""Name of the base model among what is compared."""
 
 UNTRAINED = "its new head is untrained, so it is compared with nothing"
 """Note of a base model that has no head for the task."""
@@ -56,8 +54,9 @@ class Entry:
         trainable_params: Parameters that were trained; None where its files do not tell.
         file_bytes: Size of its tensors on disk.
         price: What training it costs, as `autopeft price` says; None where no plan says what it is.
-        is_on_front: Whether no other is better and as small.
+        is_on_front: Whether no other is better and as small, and as good in each further quality.
         note: What a user should know of it; "" if nothing.
+        further: Further qualities by name, such as "forgetting" (settings `retain`, `also`).
     """
 
     name: str
@@ -72,6 +71,7 @@ class Entry:
     price: Price | None = None
     is_on_front: bool = False
     note: str = ""
+    further: Mapping[str, FurtherValue] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, repr=False)
@@ -85,6 +85,7 @@ class AdapterComparison:
         n_rows: Rows that were scored.
         source: The file of the rows.
         judgement: Which of them differ.
+        further: Further qualities that were scored.
 
     Example:
         >>> found = autopeft.compare(
@@ -102,6 +103,7 @@ class AdapterComparison:
     n_rows: int
     source: str
     judgement: Judgement
+    further: tuple[Objective, ...] = ()
 
     def __repr__(self) -> str:
         return f"<AdapterComparison on {counted(self.n_rows, 'row')}: {self.judgement.headline}>"
@@ -125,12 +127,17 @@ class AdapterComparison:
         for each in self.entries:
             low, high = each.interval or (math.nan, math.nan)
             peak = None if each.price is None else each.price.peak_memory_bytes
+            further: dict[str, float] = {}
+            for name, found in each.further.items():
+                ends = found.interval or (math.nan, math.nan)
+                further |= {name: found.value, f"{name}_low": ends[0], f"{name}_high": ends[1]}
             rows.append(
                 {
                     "name": each.name,
                     self.objective.name: each.quality,
                     f"{self.objective.name}_low": low,
                     f"{self.objective.name}_high": high,
+                    **further,
                     "trainable_params": each.trainable_params,
                     "file_bytes": each.file_bytes,
                     "peak_memory_bytes": peak,
@@ -164,7 +171,7 @@ def compare_adapters(
     if settings.evaluate is not None:
         problem = "trains by itself, so autopeft cannot score what it trained"
         raise SettingsError("evaluate", settings.evaluate, problem, "leave it out, and name data")
-    sources = find_sources(paths, pick, settings)
+    sources = find_sources(paths, pick, settings, is_held_out=is_held_out)
     lines: list[str] = []
     # Nothing is trained, so the machine is not measured.
     ready = prepare(replace(settings, workers=1), note=lines.append, must_fit=False)
@@ -183,8 +190,9 @@ def compare_adapters(
         takes_any_base,
     )
     rows = data.test
-    lines = [lines[0].splitlines()[0], *_said(rows, bound.labels, is_held_out=is_held_out)]
-    scores = list(_scores(sources, opener, ready.prices))
+    notes = [note for note in data.notes if note.startswith(("retain: ", "also "))]
+    lines = [lines[0].splitlines()[0], *_said(rows, bound.labels, is_held_out=is_held_out), *notes]
+    scores = _scores(sources, opener, ready.prices)
     is_base_ready = not scores[0][0].note
     arms = [Scored(entry.name, (score,), entry.name != BASE) for entry, score in scores]
     judgement = judge(
@@ -196,13 +204,15 @@ def compare_adapters(
     entries = sorted(
         (entry for entry, _ in scores), key=lambda e: -bound.quality.sign() * e.quality
     )
+    further = tuple(second.quality for second in data.second)
     return AdapterComparison(
         tuple(lines),
-        tuple(_with_front(entries, bound.quality)),
+        tuple(_with_front(entries, bound.quality, further)),
         bound.quality,
         len(rows),
         rows.source,
         judgement,
+        further,
     )
 
 
@@ -238,8 +248,8 @@ def _said(rows: EncodedSplit, labels: tuple[str, ...], *, is_held_out: bool) -> 
 
 def _scores(
     sources: Sequence[Source], opener: Opener, prices: PriceTable
-) -> Iterator[tuple[Entry, SeedScore]]:
-    """Yield the base model and each source with its score; one is loaded at a time."""
+) -> list[tuple[Entry, SeedScore]]:
+    """Return the base model and each source with its score; one is loaded at a time."""
     backbone, task, data = opener.base(), opener.task, opener.data
     precision: Precision = "bf16" if opener.dtype == "bfloat16" else "fp32"
     only_test = replace(data, splits={"test": data.test})
@@ -247,14 +257,26 @@ def _scores(
     data = replace(data, splits={**data.splits, **found.splits})
     setup = TrainingSetup(task, data, opener.device, precision)
     alone = Source(BASE, Path(), "model", UNTRAINED if backbone.head else "")
-    yield _scored_entry(
-        alone, Opened(backbone.model, base_summary(backbone), 0), setup, is_base=True
+    opened = Opened(backbone.model, base_summary(backbone), 0)
+    scores = [_scored_entry(alone, opened, setup, is_base=True)]
+    further = FurtherScores(
+        data,
+        backbone.model,
+        BASE,
+        device=opener.device,
+        precision=precision,
+        seed=opener.settings.seed,
     )
-    del backbone
+    further.add(BASE, backbone.model)
+    del backbone, opened
     for source in sources:
         gc.collect()  # A model holds circles, and two large ones may not fit.
         opened = opener.open(source)
-        yield _scored_entry(source, opened, setup, opener.priced(opened, prices))
+        scores.append(_scored_entry(source, opened, setup, opener.priced(opened, prices)))
+        further.add(source.name, opened.model)
+        del opened
+    values = further.values()
+    return [(replace(e, further=values.get(e.name, {})), score) for e, score in scores]
 
 
 def _scored_entry(
@@ -266,6 +288,8 @@ def _scored_entry(
     is_base: bool = False,
 ) -> tuple[Entry, SeedScore]:
     score, quality = _score(opened.model, setup), setup.task.quality
+    for name in dict.fromkeys((quality.name, "loss")):
+        check_finite(source.name, name, score.test[name])
     entry = Entry(
         name=source.name,
         folder="" if is_base else str(source.folder),
@@ -296,13 +320,19 @@ def _score(model: nn.Module, setup: TrainingSetup) -> SeedScore:
     )
 
 
-def _with_front(entries: Sequence[Entry], quality: Objective) -> list[Entry]:
-    """Return the entries with those marked that are on the front of quality and size."""
+def _with_front(
+    entries: Sequence[Entry], quality: Objective, further: Sequence[Objective]
+) -> list[Entry]:
+    """Return the entries with those marked that are on the front of qualities and size."""
     size = size_name(entries)
     points = [
-        [quality.sign() * e.quality, -float(getattr(e, size))]
+        [
+            quality.sign() * e.quality,
+            -float(getattr(e, size)),
+            *(each.sign() * e.further[each.name].value for each in further),
+        ]
         if e.note != UNTRAINED
-        else [math.nan, math.nan]
+        else [math.nan] * (2 + len(further))
         for e in entries
     ]
     keep = non_dominated(points)

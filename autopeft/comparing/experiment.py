@@ -37,6 +37,10 @@ _ADAMW = "adamw"
 """The value of the setting `optimizer` that is the suite's AdamW."""
 
 
+_OTHER_LINES = ("test accuracy", "forgetting")
+"""Columns whose null has a line of its own."""
+
+
 @dataclass(frozen=True)
 class Experiment:
     """A written experiment.
@@ -74,9 +78,9 @@ def export_experiment(result: SearchResult, member: Member, target: Path) -> Exp
     method = str(config["peft_type"]).lower()
     short = result.base_model.rstrip("/").rpartition("/")[2]
     recipe = f"{short}-{member.digest[:8]}"
-    parameters = _train_parameters(member, saved, settings)
-    score, lines = _score(member, saved)
-    row = {
+    parameters = _train_parameters(member, saved, result)
+    score, lines = _score(member, saved, settings)
+    row: dict[str, Any] = {
         "run_info": {
             "created_at": result.view.started,
             "total_time": None,
@@ -105,6 +109,7 @@ def export_experiment(result: SearchResult, member: Member, target: Path) -> Exp
             "pytorch_info": None,
         },
     }
+    lines += _null_lines(row)
     with replaced_folder(target) as draft:
         place = draft / "experiments" / method / recipe
         write_text(place / CONFIG_FILE, strict_json(config))
@@ -142,14 +147,12 @@ def _with_short_names(config: dict[str, Any], member: Member, n_layers: int) -> 
     return {**config, "target_modules": names}
 
 
-def _train_parameters(
-    member: Member, saved: SavedPlan, settings: Mapping[str, Any]
-) -> dict[str, Any]:
+def _train_parameters(member: Member, saved: SavedPlan, result: SearchResult) -> dict[str, Any]:
     """Return the training parameters that are known, as the suite names them."""
     train = member.candidate.train
     known = {
         "model_id": saved.base_model,
-        "max_seq_length": settings.get("max_length"),
+        "max_seq_length": result.view.data.max_length or None,
         "batch_size": train.batch_size,
         "max_steps": train.steps,
         "seed": saved.extra.get("seed"),
@@ -163,17 +166,25 @@ def _train_parameters(
     return {name: value for name, value in known.items() if value is not None}
 
 
-def _score(member: Member, saved: SavedPlan) -> tuple[dict[str, Any], list[str]]:
-    """Return the suite's metrics of the training whose adapter was saved, and what it lacks."""
+def _score(
+    member: Member, saved: SavedPlan, settings: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the suite's metrics of the training whose adapter was saved, and what it lacks.
+
+    The suite's forgetting is another quantity: the loss at each token's own place, on rows of
+    Wikipedia (peft, `method_comparison/MetaMathQA/run.py`, `calculate_mean_per_token_loss`).
+    """
     train, seed = member.candidate.train, saved.extra.get("seed")
-    test = next((line.test for line in member.entry.seeds if line.seed == seed), {})
-    lines = [
-        "the rate falls linearly after a warm-up; the suite's schedules are cosine and none",
-        "the suite's memory, total time and training loss were not measured: null",
-    ]
+    mine = next((line for line in member.entry.seeds if line.seed == seed), None)
+    test = mine.test if mine else {}
+    lines = ["the rate falls linearly after a warm-up; the suite's schedules are cosine and none"]
     if "accuracy" not in test:
         names = ", ".join(sorted(test)) or "nothing"
         lines.append(f"the suite's test accuracy is null: {names} was measured")
+    line = "the suite's forgetting is null: it is measured on its own rows, in another way"
+    if mine and (found := mine.further.get("forgetting")) is not None:
+        line += f"; that of {settings.get('retain')} is {found:+.4f}"
+    lines.append(line)
     score = {
         "step": train.steps,
         "test accuracy": test.get("accuracy"),
@@ -183,6 +194,22 @@ def _score(member: Member, saved: SavedPlan) -> tuple[dict[str, Any], list[str]]
         "forgetting": None,
     }
     return score, lines
+
+
+def _null_lines(row: Mapping[str, Any]) -> list[str]:
+    """Return which of a training's columns are null, but for those of other lines."""
+    run, train = row["run_info"], row["train_info"]
+    parameters = _nulls(run["train_config"])
+    unknown = [*_nulls(run), *_nulls(train), *_nulls(train["metrics"][-1])]
+    measured = [name for name in unknown if name not in _OTHER_LINES]
+    return [
+        f"not measured, so null: {', '.join(measured)}; also commits and the machine",
+        f"the suite takes its default of {', '.join(parameters)}; they are null in the result",
+    ]
+
+
+def _nulls(row: Mapping[str, Any]) -> list[str]:
+    return [name for name, value in row.items() if value is None]
 
 
 def _data_name(settings: Mapping[str, Any]) -> str:

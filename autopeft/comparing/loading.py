@@ -15,8 +15,10 @@ from autopeft.models.adapter_files import TENSOR_FILE, SavedPlan
 from autopeft.models.attention import use_attention
 from autopeft.models.backbone import Backbone, load_backbone
 from autopeft.models.loading import load_config
+from autopeft.models.peft_config import read_peft_config
 from autopeft.models.peft_plan import plan_of_peft
-from autopeft.models.saving import PEFT_ROOT, load_attached, place_peft_folder, read_peft_config
+from autopeft.models.quantization import NONE
+from autopeft.models.saving import PEFT_ROOT, load_attached, place_peft_folder
 from autopeft.plan import Candidate
 from autopeft.plan_text import plan_summary
 from autopeft.settings import SearchSettings
@@ -127,14 +129,21 @@ class Opener:
         )
         self._ready(attached.backbone)
         candidate = self._as_trained_here(saved.candidate)
-        return Opened(
-            attached.model, plan_summary(candidate.plan), _trained(attached.model), candidate
-        )
+        method = plan_summary(candidate.plan)
+        if saved.quantization != settings.quantization:
+            here = "whole" if settings.quantization == NONE else settings.quantization
+            there = "whole" if saved.quantization == NONE else saved.quantization
+            method += f"; trained over {there} weights, scored over {here} ones"
+        return Opened(attached.model, method, _trained(attached.model), candidate)
 
     def _peft(self, source: Source) -> Opened:
         """Load a peft folder of others."""
         config = read_peft_config(source.folder)
         self._check_base(source, config.base_model_name_or_path)
+        if config.is_prompt and config.peft_type != "PREFIX_TUNING":
+            # Scores are read at the places of a row's own tokens.
+            problem = f"is {config.peft_type}: its virtual tokens move the tokens of each row"
+            raise AdapterError("adapter", str(source.folder), problem, "leave it out")
         backbone = self.base()
         model = place_peft_folder(backbone.model, source.folder, is_trainable=True)
         self._check_head(source, backbone)

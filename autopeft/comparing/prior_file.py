@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -13,7 +13,7 @@ from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from autopeft.errors import DataError, StorageError, UserError
-from autopeft.methods import LINEAR_ROLES, Method
+from autopeft.methods import LINEAR_ROLES, Method, all_methods
 from autopeft.models.layout import roles_of_name
 from autopeft.models.peft_plan import fitting_methods
 from autopeft.searcher.samplers.prior import PriorRow, read_prior
@@ -21,12 +21,15 @@ from autopeft.utils.files import write_text
 from autopeft.utils.formatting import counted
 from autopeft.utils.quiet import quiet_peft
 from autopeft.utils.serialize import from_plain, read_json, strict_json
+from autopeft.utils.text_files import MAX_JSON_BYTES, Unreadable, parse_json, read_text
 
 SUCCESS, FAILED = "success", "failed"
 """What the suite says of a training that ended, and of one that did not."""
 
 _ALL_LINEAR = "all-linear"
 """peft's word for all linear modules of the blocks."""
+
+_REMEDY = "give a result file as peft's method_comparison writes it"
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,7 @@ def add_to_prior(paths: Sequence[str | Path], to: str | Path) -> Added:
     left_out: Counter[str] = Counter()
     for file in files:
         try:
-            rows.append(row_of(_read(file)))
+            rows.append(_row_in(file))
         except _LeftOut as why:
             left_out[str(why)] += 1
     fresh = [row for row in dict.fromkeys(rows) if row not in known]
@@ -157,24 +160,28 @@ def _files(paths: Sequence[str | Path]) -> list[Path]:
 
 
 def _is_result(file: Path) -> bool:
+    """Return whether a file is a result, or may have been one; reading it tells the damage."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
+        content = parse_json(read_text(file, max_bytes=MAX_JSON_BYTES))
+    except Unreadable:
+        return True
     return isinstance(content, dict) and {"run_info", "train_info"} <= set(content)
 
 
-def _read(file: Path) -> ResultFile:
-    remedy = "give a result file as peft's method_comparison writes it"
-    row = read_json(file, dict[str, Any], field="prior", remedy=remedy, error=DataError)
+def _row_in(file: Path) -> PriorRow:
+    content = read_json(file, dict[str, Any], field="prior", remedy=_REMEDY, error=DataError)
     try:
-        return from_plain(ResultFile, row, field="content", allow_unknown=True)
+        return row_of(from_plain(ResultFile, content, field="content", allow_unknown=True))
     except UserError as error:
-        raise DataError("prior", str(file), error.mistake, remedy) from None
+        raise DataError("prior", str(file), error.mistake, _REMEDY) from None
 
 
 def row_of(result: ResultFile) -> PriorRow:
-    """Return a result as a row of a prior."""
+    """Return a result as a row of a prior.
+
+    Raises:
+        UserError: if one of its values is none that a training can have.
+    """
     train, run = result.run_info.train_config, result.run_info
     if run.peft_config is None:
         raise _LeftOut("full fine-tuning")
@@ -190,21 +197,32 @@ def row_of(result: ResultFile) -> PriorRow:
         raise _LeftOut("its modules have unlike ranks")
     if getattr(config, "layers_to_transform", None) is not None:
         raise _LeftOut("it adapts some blocks of a number that is unknown")
-    rate = train.optimizer_kwargs.get("lr")
+    if getattr(config, "exclude_modules", None):
+        raise _LeftOut("it leaves out some of the modules that it names")
     data = "+".join(sorted(result.meta_info.dataset_info)) or "unknown data"
     return PriorRow(
         setting=f"{train.model_id} on {data}",
         method=method.name,
         roles=_roles(config, method),
-        rank=int(getattr(config, method.rank_argument)) if method.takes_rank else 0,
+        rank=_rank(config, method),
         quality=_quality(result.train_info),
-        learning_rate=float(rate) if isinstance(rate, int | float) and rate > 0 else None,
+        learning_rate=_rate(train.optimizer_kwargs),
     )
 
 
 def _config(row: Mapping[str, Any]) -> PeftConfig:
-    """Return peft's configuration; what this peft does not know of it is passed over."""
+    """Return peft's configuration; what this peft does not know of it is passed over.
+
+    peft takes values of any type, so those that are read here are checked.
+    """
     kind = row.get("peft_type")
+    mine = [method for method in all_methods() if method.peft_type == kind]
+    types: dict[str, Any] = {"target_modules": tuple[str, ...] | str | None}
+    types |= {method.rank_argument: int for method in mine if method.takes_rank}
+    types |= {method.dropout_argument: float for method in mine if method.dropout_argument}
+    for name, of_type in types.items():
+        if name in row:
+            from_plain(of_type, row[name], field=_argument(name))
     try:
         build = PEFT_TYPE_TO_CONFIG_MAPPING[kind]
         known = {each.name for each in fields(build) if each.init} - {"peft_type"}
@@ -234,11 +252,40 @@ def _roles(config: Any, method: Method) -> tuple[str, ...]:
     return tuple(sorted({role for (role,) in named}, key=LINEAR_ROLES.index))
 
 
+def _argument(name: str) -> str:
+    return f"content.run_info.peft_config.{name}"
+
+
+def _rank(config: Any, method: Method) -> int:
+    if not method.takes_rank:
+        return 0
+    name = method.rank_argument
+    rank = int(getattr(config, name))
+    if rank < 1:
+        raise DataError(_argument(name), rank, f"`{name} >= 1` must hold", _REMEDY)
+    return rank
+
+
+def _rate(arguments: Mapping[str, Any]) -> float | None:
+    """Return the learning rate; None for one that is not told."""
+    field = "content.run_info.train_config.optimizer_kwargs.lr"
+    if (value := arguments.get("lr")) is None:
+        return None
+    rate = from_plain(float, value, field=field)
+    if not 0 < rate < math.inf:
+        raise DataError(field, rate, "must be finite and above 0", _REMEDY)
+    return rate
+
+
 def _quality(info: TrainInfo) -> float | None:
     """Return the accuracy on the test split; None for a training that failed."""
     if info.status == FAILED:
         return None
+    field = "content.train_info.metrics[-1].test accuracy"
     value = info.metrics[-1].get("test accuracy") if info.metrics else None
-    if not isinstance(value, int | float):
+    if value is None:
         raise _LeftOut("it has no test accuracy")
-    return float(value)
+    accuracy = from_plain(float, value, field=field)
+    if not 0 <= accuracy <= 1:
+        raise DataError(field, accuracy, "must be a share of rows, from 0 to 1", _REMEDY)
+    return accuracy

@@ -26,7 +26,8 @@ class Line:
     """One line of a table.
 
     Attributes:
-        name: What was trained; lines of one name are trainings that differ in their seed.
+        name: What was trained; lines of one name are trainings that differ in their seed, scored on
+            the same rows.
         score: Share of the test rows.
         n_rows: Test rows.
         n_seeds: Trainings that the score is the mean of.

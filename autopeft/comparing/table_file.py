@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from autopeft.comparing.recorded import Line
 from autopeft.errors import DataError, SettingsError
+from autopeft.tasks.cells import Cell, row_name, shown
 from autopeft.tasks.columns import Column, find_columns
 from autopeft.tasks.reading import Table, read
 
@@ -17,6 +18,9 @@ _COLUMNS = (
     Column("rows", "number", "its test rows", False, names=("n_rows", "test_rows")),
     Column("seeds", "number", "its seeds", False, names=("n_seeds", "confirm_seeds")),
 )
+
+_COUNTS = {"rows": (2, 10**12), "seeds": (1, 1000)}
+"""Role -> least and largest number; a larger one is that of another column."""
 
 
 def read_lines(
@@ -30,13 +34,16 @@ def read_lines(
         columns: Role -> column, for columns of other names.
 
     Raises:
-        DataError: if a column is missing, or a cell is no number or no share.
+        DataError: if a column is missing, a cell is empty, no number or no share, or lines of one
+            name have unlike numbers of rows.
         SettingsError: if the number of test rows is not known.
     """
     tables = read("table", source)
     table = next(iter(tables.values()))
-    if rows is not None and rows < 2:
-        raise SettingsError("rows", rows, "`rows >= 2` must hold", "give the number of test rows")
+    least, most = _COUNTS["rows"]
+    if rows is not None and not (least <= rows <= most and rows == int(rows)):
+        problem = f"must be a whole number from {least} to {most:,}"
+        raise SettingsError("rows", rows, problem, "give the number of test rows")
     named = dict(columns or {})
     roles = [column.role for column in _COLUMNS]
     for role in named:
@@ -48,50 +55,86 @@ def read_lines(
     if len({line.name for line in lines}) < 2:
         problem = "holds fewer than two names to compare"
         raise DataError("table", table.source, problem, "give a line for each method")
+    _check_rows(lines, table.source)
     return lines
 
 
 def _lines(table: Table, found: Mapping[str, str], rows: int | None) -> Iterator[Line]:
-    def numbers(role: str) -> list[float | None]:
-        if role not in found:
-            return [None] * table.n_rows
-        return [_number(table, role, v, i) for i, v in enumerate(table.columns[found[role]], 1)]
+    def cells(role: str) -> list[Cell]:
+        column = found[role]
+        values = enumerate(table.columns[column], 1)
+        return [Cell(role, column, number, value, table.source) for number, value in values]
 
-    scores = [_known(table, "score", value, i) for i, value in enumerate(numbers("score"), 1)]
-    if min(scores, default=0.0) < 0 or max(scores, default=0.0) > 100:
-        problem = "holds scores below 0 or above 100, whose error nobody can tell from the rows"
-        raise DataError("score", found["score"], problem, "give shares of rows, such as accuracies")
-    is_percent = max(scores, default=0.0) > 1
-    n_rows, n_seeds = numbers("rows"), numbers("seeds")
-    names = table.columns[found["name"]]
+    def counts(role: str, default: int | None) -> list[int | None]:
+        if role not in found:
+            return [default] * table.n_rows
+        return [default if cell.is_missing else _count(cell) for cell in cells(role)]
+
+    names = [_written(cell) for cell in cells("name")]
+    scores = _shares(cells("score"))
+    n_rows, n_seeds = counts("rows", rows), counts("seeds", 1)
     for i, (name, score, own, seeds) in enumerate(
         zip(names, scores, n_rows, n_seeds, strict=True), 1
     ):
-        count = rows if own is None else int(own)
-        if count is None:
-            problem = f"line {i} of {table.source} does not tell its test rows"
+        if own is None:
+            problem = f"{row_name(i, table.source)} does not tell its test rows"
             raise SettingsError("rows", None, problem, "give --rows N, or a column rows")
-        if count < 2 or (seeds is not None and seeds < 1):
-            problem = f"line {i} of {table.source} has {count} rows and {seeds} seeds"
-            raise DataError("table", table.source, problem, "give 2 rows and 1 seed at least")
-        yield Line(str(name), score / 100 if is_percent else score, count, int(seeds or 1))
+        yield Line(name, score, own, seeds or 1)
 
 
-def _number(table: Table, role: str, value: Any, line: int) -> float | None:
-    if value is None or value == "":
-        return None
+def _check_rows(lines: Sequence[Line], source: str) -> None:
+    """Refuse lines of one name with unlike numbers of rows, whose mean has no binomial error."""
+    known: dict[str, int] = {}
+    for line in lines:
+        first = known.setdefault(line.name, line.n_rows)
+        if line.n_rows != first:
+            problem = f"{line.name} has lines of {first:,} and of {line.n_rows:,} test rows"
+            raise DataError("table", source, problem, "give them names of their own")
+
+
+def _shares(cells: Sequence[Cell]) -> list[float]:
+    """Return scores as shares.
+
+    A number with a percent sign is a hundredth. Those without one are shares, and percentages if
+    one of them is above 1.
+    """
+    written = [_written(cell) for cell in cells]
+    is_signed = [text.endswith("%") for text in written]
+    numbers = [_number(c, text.removesuffix("%")) for c, text in zip(cells, written, strict=True)]
+    is_percent = any(n > 1 for n, signed in zip(numbers, is_signed, strict=True) if not signed)
+    shares = []
+    for cell, number, signed in zip(cells, numbers, is_signed, strict=True):
+        if is_percent and not signed and 0 < number <= 1:
+            problem = f"holds {shown(cell.value)} among percentages, which may be a share"
+            cell.fail(problem, f"write {number:g}% or {100 * number:g}%")
+        share = number / 100 if is_percent or signed else number
+        if not 0 <= share <= 1:
+            problem = f"holds {shown(cell.value)}, no share, whose error the rows do not tell"
+            cell.fail(problem, "give shares of rows, such as accuracies: 0 to 1, or 0% to 100%")
+        shares.append(share)
+    return shares
+
+
+def _written(cell: Cell) -> str:
+    if cell.is_missing:
+        cell.fail("has none", "fill it in, or leave the row out")
+    return cell.text().strip()
+
+
+def _count(cell: Cell) -> int:
+    number = _number(cell, _written(cell))
+    least, most = _COUNTS[cell.role]
+    if not (number.is_integer() and least <= number <= most):
+        problem = f"holds {shown(cell.value)}, no whole number from {least} to {most:,}"
+        cell.fail(problem, "correct it, or name another column")
+    return int(number)
+
+
+def _number(cell: Cell, text: str) -> float:
     try:
-        number = float(str(value).strip().removesuffix("%"))
+        number = float(text)
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        problem = f"line {line} of {table.source} is no number"
-        raise DataError(role, value, problem, "correct it, or name another column")
+        cell.fail(f"is no number ({shown(cell.value)})", "correct it, or name another column")
     return number
-
-
-def _known(table: Table, role: str, value: float | None, line: int) -> float:
-    if value is None:
-        problem = f"line {line} of {table.source} has none"
-        raise DataError(role, "", problem, "fill it in, or leave the line out")
-    return value

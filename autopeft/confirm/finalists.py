@@ -15,6 +15,9 @@ from autopeft.costs.objectives import Objective
 from autopeft.plan import AdapterPlan, Candidate
 from autopeft.trial import Trial, front_of
 
+FURTHER_SECONDS = ("retain_seconds", "also_seconds")
+"""Measured values: the time to score what is retained, and the further tasks."""
+
 
 @dataclass(frozen=True)
 class SeedScore:
@@ -33,7 +36,8 @@ class SeedScore:
             the resamples, so draws of the same position are paired. Shape (n_draws,).
         is_held_out: Whether `test` is of rows that the search has not seen; a training function of
             the user's may not score any.
-        further: Qualities that are of other rows than those of the task, such as "forgetting".
+        further: Qualities that are of other rows than those of the task, such as "forgetting" or
+            "squad.f1", and measured costs that are no objectives but metered or limited.
     """
 
     seed: int
@@ -100,18 +104,28 @@ class Finalist:
         return sum(values) / len(values)
 
     def further(self) -> dict[str, float]:
-        """Return the mean of each further quality over the seeds."""
-        names = {name for seed in self.seeds for name in seed.further}
-        return {n: sum(s.further[n] for s in self.seeds) / len(self.seeds) for n in sorted(names)}
+        """Return the mean over the seeds of what all of them tell beside the objectives."""
+        return _means([seed.further for seed in self.seeds])
+
+    def measured(self) -> dict[str, float]:
+        """Return the mean over the seeds of each objective, and of what is told beside them."""
+        return {**_means([seed.objectives for seed in self.seeds]), **self.further()}
 
     def broken(self, limits: Sequence[Constraint]) -> tuple[str, ...]:
-        """Return those limits on further qualities that the mean over the seeds breaks."""
-        found = self.further()
+        """Return those limits on measured values that the mean over the seeds breaks."""
+        found = self.measured()
         return tuple(each.text for each in limits if not each.excess(found) <= 0)
 
     def best_seed(self, quality: Objective) -> SeedScore:
         """Return the retraining with the best validation quality."""
         return max(self.seeds, key=lambda seed: quality.sign() * seed.validation[quality.name])
+
+
+def _means(seeds: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the mean of each value that all seeds tell."""
+    told = [set(seed) for seed in seeds]
+    names = set.intersection(*told) if told else set()
+    return {name: sum(seed[name] for seed in seeds) / len(seeds) for name in sorted(names)}
 
 
 @dataclass(frozen=True)
@@ -132,23 +146,51 @@ class Compressed:
 
 
 @dataclass(frozen=True)
+class Retraining:
+    """What confirming one finalist takes.
+
+    Attributes:
+        seconds: Of one seed.
+        n_begun: Seeds until now.
+    """
+
+    seconds: float
+    n_begun: int = 0
+
+    def missing(self, n_seeds: float) -> float:
+        """Return how many retrainings it lacks of so many."""
+        return max(0.0, n_seeds - self.n_begun)
+
+    def left(self, n_seeds: float) -> float:
+        """Return the seconds of the retrainings that it lacks of so many."""
+        return self.seconds * self.missing(n_seeds)
+
+
+@dataclass(frozen=True)
 class Nominee:
     """A trial to confirm.
 
     Attributes:
         seconds: Expected seconds of one retraining, scoring included.
         scoring_seconds: The scoring part of that.
+        n_begun: Its retrainings until now, those of earlier sessions included.
     """
 
     trial: Trial
     seconds: float
     scoring_seconds: float = 0.0
+    n_begun: int = 0
+
+    @property
+    def retraining(self) -> Retraining:
+        """What confirming it takes."""
+        return Retraining(self.seconds, self.n_begun)
 
     @classmethod
     def of(cls, trial: Trial, test_share: float) -> Nominee:
         """Expect what the trial took, and the test split's scoring."""
         scoring = trial.measured.get("validation_seconds", 0.0) * (1.0 + test_share)
-        scoring += trial.measured.get("retain_seconds", 0.0)
+        scoring += sum(trial.measured.get(name, 0.0) for name in FURTHER_SECONDS)
         return cls(trial, trial.measured.get("train_seconds", 0.0) + scoring, scoring)
 
 

@@ -13,7 +13,7 @@ from autopeft.confirm.comparison import (
     row_variance,
 )
 from autopeft.confirm.finalists import Finalist
-from autopeft.costs.constraints import Constraint
+from autopeft.costs.constraints import Constraint, is_limit
 from autopeft.costs.objectives import Objective
 from autopeft.errors import SettingsError
 from autopeft.utils.pareto import knee, one_standard_error
@@ -26,7 +26,7 @@ def check_pick(rule: str) -> Constraint | None:
     """Return the limit that a pick rule states, or None for a named rule."""
     if rule in PICKS:
         return None
-    if "<" not in rule and "\u2264" not in rule:
+    if not is_limit(rule):
         remedy = f"use {', '.join(PICKS)}, or a limit such as trainable_params<=50k"
         raise SettingsError("pick", rule, "no such rule", remedy)
     try:
@@ -44,7 +44,8 @@ def pick_best(
         finalists: The reference is picked only if there is nothing else.
         objectives: Quality first; the cost is the second.
         rule: "one_se": the cheapest within one standard error of the best; "knee": the knee of the
-            front; "best_quality"; or a limit such as "trainable_params<=50k": the best within it.
+            front; "best_quality"; or a limit such as "trainable_params<=50k": the best within it,
+            by the mean over its seeds where it is measured.
 
     Returns:
         None if there is no finalist, or none within the limit.
@@ -52,7 +53,7 @@ def pick_best(
     limit = check_pick(rule)
     rows = [f for f in finalists if f.seeds and f.origin != "reference"]
     if limit is not None:
-        rows = [f for f in rows if limit.allows(f.costs)]
+        rows = [f for f in rows if limit.is_kept(f.costs, f.measured())]
     else:
         rows = rows or [f for f in finalists if f.seeds]
     if not rows:

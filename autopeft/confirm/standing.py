@@ -96,10 +96,14 @@ class Standing:
         return any_of([member.answer for member in self.members])
 
 
-def why_unknown(finalists: Sequence[Finalist]) -> str | None:
-    """Return why these finalists cannot be compared, or None if they can."""
+def why_unknown(finalists: Sequence[Finalist], no_lora: str | None = None) -> str | None:
+    """Return why these finalists cannot be compared, or None if they can.
+
+    `no_lora` is why there is no LoRA baseline among them, as far as it is known.
+    """
     if not any(f.origin == "baseline" and f.seeds for f in finalists):
-        return "no LoRA baseline was confirmed"
+        text = "no LoRA baseline was confirmed"
+        return text if no_lora is None else f"{text}: {no_lora}"
     if not any(f.origin not in ("baseline", "reference") and f.seeds for f in finalists):
         return "nothing but LoRA was confirmed"
     if all(len(f.seeds) < 2 for f in finalists):

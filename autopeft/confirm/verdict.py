@@ -108,6 +108,7 @@ def judge(
     n_proposals: int | None = None,
     looks: Looks | None = None,
     untried: Callable[[float], UntriedLora | None] | None = None,
+    no_lora: str | None = None,
     seed: int = 0,
 ) -> Verdict:
     """Compare the front with the tuned LoRA, member by member and in one sentence.
@@ -128,9 +129,10 @@ def judge(
             account for them. None: the number of seeds was set in advance.
         untried: The chance that a LoRA which was not tried exceeds the tuned one by so much. If
             one is more likely than not to make up for the gain, a yes becomes undecided.
+        no_lora: Why no LoRA is among the finalists; None: it is, or nothing says why.
         seed: Of the bootstrap.
     """
-    if why := why_unknown(finalists):
+    if why := why_unknown(finalists, no_lora):
         return undecided(why)
     quality, cost = quality_and_cost(objectives)
     found = standing_of(finalists, objectives, looks=looks, seed=seed)

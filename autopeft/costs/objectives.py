@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload
 
 from autopeft.errors import SettingsError
-from autopeft.utils.registry import Registry, blamed
+from autopeft.utils.registry import Registry, blamed, import_object
 
 if TYPE_CHECKING:
     from autopeft.costs.price import Price
@@ -54,25 +55,94 @@ class Objective:
 
 CostFunction = Callable[["Price", "AdapterPlan"], float]
 
-COST_PROXIES: Mapping[str, str] = {"train_seconds": "train_flops", "latency_ms": "inference_flops"}
-"""Cost that is only measured -> known cost that is roughly proportional to it."""
+Measure = Callable[[Any], float]
+"""Measures a cost of an `autopeft.training.measuring.Trained` on its worker."""
+
+OpenMeter = Callable[[str, int], Callable[[], float]]
+"""Takes the kind of a worker's devices and their number; returns what reads a counter that rises.
+Raises a UserError that says why, where there is nothing to read."""
+
+CheckCost = Callable[[Any, Any, str], None]
+"""Takes the settings, the task and the kind of device; raises a SettingsError where a search with
+them cannot measure the cost."""
 
 
 @dataclass(frozen=True)
 class Cost(Objective):
-    """A cost to minimize.
+    """A cost. What is called so is minimized, but a measured one may be a speed to maximize.
+
+    A known cost has a `function`; one that only a worker can tell has `measure` or `meter`. These
+    two and `check` may be given as `module:name`, which is imported where it is used.
 
     Attributes:
         function: Computes a registered cost from a candidate's price and plan before training; None
             for the costs in `Price` and for measured ones.
+        measure: Measures it once, after a training.
+        meter: Opens a counter, such as of energy; the cost is by how much it rises in the steps of
+            a training. It is also reported where it is no objective, if a worker can open it.
+        proxy: The known cost that it is roughly proportional to: it predicts a measured cost, and
+            stands for it where trials are pruned. "inference_flops" and "adapter_bytes" are also
+            for costs of each adapted site.
+        check: Says before the search starts that it cannot be measured.
+        heading: For the column of a table; default: the name.
+        description: What it is, and how it is measured; names of settings in braces stand for
+            their values.
+
+    Example:
+        >>> def n_hooks(trained):  # Adapters that hook into the model are slow to serve.
+        ...     return float(sum(len(m._forward_hooks) for m in trained.model.modules()))
+        >>> cost = autopeft.Cost("n_hooks", measure=n_hooks, proxy="adapter_bytes")
+        >>> autopeft.register_cost(cost) is cost
+        True
+        >>> settings = autopeft.SearchSettings(model="gpt2", data="a.csv", objectives=["n_hooks"])
     """
 
+    direction: Direction = "minimize"
     function: CostFunction | None = None
+    measure: Measure | str | None = None
+    meter: OpenMeter | str | None = None
+    proxy: str = "train_flops"
+    check: CheckCost | str | None = None
+    heading: str = ""
+    description: str = ""
 
     @property
     def is_cost(self) -> bool:
         """True, also for a cost that is only measured."""
         return True
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether only a worker can tell it."""
+        return not self.is_known and self.function is None
+
+    @property
+    def is_of_sites(self) -> bool:
+        """Whether each adapted site adds to it, however small: its calls take time."""
+        return not self.is_known and self.proxy in ("inference_flops", "adapter_bytes")
+
+    def amount(self, value: Any) -> Any:
+        """Return what is minimized: the value, or of a speed to maximize its inverse."""
+        return value if self.direction == "minimize" else 1.0 / value
+
+    def checked(self, value: Any, where: str) -> float:
+        """Return a value of the cost as a number.
+
+        Raises:
+            SettingsError: if it is no number of at least 0.
+        """
+        if isinstance(value, str | bytes):  # float() would read it.
+            raise TypeError(f"it returns {value!r}, not a number")
+        number = float(value)
+        if not (math.isfinite(number) and number >= 0.0):
+            problem = f"must be a number of at least 0, but is {number} for {where}"
+            raise SettingsError("cost", self.name, problem, "correct the function")
+        return number
+
+    def part(self, name: str) -> Any:
+        """Return `measure`, `meter` or `check`; one given as `module:name` is imported."""
+        found = getattr(self, name)
+        return import_object(name, found) if isinstance(found, str) else found
 
     def of(self, price: Price, plan: AdapterPlan) -> float:
         """Return the cost of a candidate.
@@ -83,18 +153,16 @@ class Cost(Objective):
         if self.function is None:
             return price.value(self.name)
         with blamed("cost", self.name, "its function fails", "correct the function"):
-            value = self.function(price, plan)
-            if isinstance(value, str | bytes):  # float() would read it.
-                raise TypeError(f"it returns {value!r}, not a number")
-            value = float(value)
-        if not (math.isfinite(value) and value >= 0.0):
-            problem = f"must be a number of at least 0, but is {value} for {price}"
-            raise SettingsError("cost", self.name, problem, "correct the function")
-        return value
+            return self.checked(self.function(price, plan), f"{price}")
 
 
 def _as_cost(name: str, part: Any) -> Cost:
     if isinstance(part, Cost):
+        n_ways = sum(way is not None for way in (part.function, part.measure, part.meter))
+        if n_ways > 1 or (part.is_known and (part.measure or part.meter)):
+            raise TypeError("must be known before training, measured or metered, one of them")
+        if part.direction == "maximize" and (part.is_known or part.function is not None):
+            raise TypeError("must be minimized: only a measured cost may be a speed to maximize")
         return part
     if callable(part) and not isinstance(part, type):
         unit = str(getattr(part, "unit", ""))
@@ -120,7 +188,7 @@ def register_cost(name: Any = None, function: Any = None, *, unit: str = "") -> 
     """Register a cost that is known before training, to be an objective or to have a limit.
 
     A call, or a decorator of the function. A package offers one with an entry point of the group
-    `autopeft.costs`.
+    `autopeft.costs`. A cost that is only measured is registered as a `Cost`.
 
     Args:
         name: Its name in settings; as a bare decorator, that of the function.
@@ -157,19 +225,102 @@ def register_cost(name: Any = None, function: Any = None, *, unit: str = "") -> 
     return COSTS.door(name, function, wrap)
 
 
+_SERVING = "autopeft.training.serving_cost"
+
 for _cost in (
-    Cost("trainable_params", "minimize", "parameters", is_known=True),
-    Cost("adapter_bytes", "minimize", "bytes", is_known=True),
-    Cost("train_flops", "minimize", "FLOPs", is_known=True),
-    Cost("peak_memory_bytes", "minimize", "bytes", is_known=True),
-    Cost("train_seconds", "minimize", "seconds"),
-    Cost("latency_ms", "minimize", "ms"),
+    Cost(
+        "trainable_params",
+        unit="parameters",
+        is_known=True,
+        heading="params",
+        description="trainable parameters",
+    ),
+    Cost("adapter_bytes", unit="bytes", is_known=True, heading="size", description="adapter size"),
+    Cost("train_flops", unit="FLOPs", is_known=True, heading="FLOPs", description="training FLOPs"),
+    Cost(
+        "peak_memory_bytes",
+        unit="bytes",
+        is_known=True,
+        heading="memory",
+        description="peak training memory",
+    ),
+    Cost(
+        "train_seconds",
+        unit="seconds",
+        measure="autopeft.training.measuring:train_seconds",
+        heading="time",
+        description="training time",
+    ),
+    Cost(
+        "latency_ms",
+        unit="ms",
+        measure="autopeft.training.latency:latency_ms",
+        proxy="inference_flops",
+        heading="latency",
+        description="latency",
+    ),
+    Cost(
+        "serving_latency_ms",
+        unit="ms",
+        measure=f"{_SERVING}:serving_latency_ms",
+        proxy="inference_flops",
+        check=f"{_SERVING}:check_text",
+        heading="served",
+        description="latency as served: merged where that is exact, {serving_dtype}, batch "
+        "{serving_batch_size}, {serving_prompt_tokens} prompt tokens",
+    ),
+    Cost(
+        "tokens_per_second",
+        unit="tokens/s",
+        direction="maximize",
+        measure=f"{_SERVING}:tokens_per_second",
+        proxy="inference_flops",
+        check=f"{_SERVING}:check_generates",
+        heading="speed",
+        description="speed of generation as served: merged where that is exact, {serving_dtype}, "
+        "batch {serving_batch_size}, {serving_new_tokens} tokens after {serving_prompt_tokens}",
+    ),
+    Cost(
+        "adapter_load_ms",
+        unit="ms",
+        measure=f"{_SERVING}:adapter_load_ms",
+        proxy="adapter_bytes",
+        heading="load",
+        description="time from the adapter's files to the model that has it",
+    ),
+    Cost(
+        "energy_joules",
+        unit="J",
+        meter="autopeft.training.energy:open_energy",
+        check="autopeft.training.energy:check_energy",
+        heading="energy",
+        description="energy of training: of the accelerators, or the process's share of the CPUs'",
+    ),
 ):
     register_cost(_cost.name, _cost)
 
 
+def check_costs(objectives: Sequence[Objective], settings: Any, task: Any, device: str) -> None:
+    """Check that a search with these settings can measure what it optimizes.
+
+    Args:
+        objectives: The quality first.
+        settings: The search's settings.
+        task: Its task.
+        device: Kind of the workers' devices, as torch names it.
+
+    Raises:
+        SettingsError: if it cannot.
+    """
+    for cost in (o for o in objectives if isinstance(o, Cost) and o.check is not None):
+        cost.part("check")(settings, task, device)
+
+
 QUALITIES: Mapping[str, Objective] = {"forgetting": Objective("forgetting", "minimize", "nats")}
 """Qualities that may stand beside the leading one, by name. See the setting `retain`."""
+
+_OF_SECOND_TASK = re.compile(r"(?P<task>[A-Za-z_][\w-]*)\.(?P<metric>[A-Za-z_][\w-]*)")
+"""Name of the metric of a second task, such as squad.f1. See the setting `also`."""
 
 
 _MINIMIZED = frozenset("loss perplexity error mse rmse mae wer cer".split())
@@ -185,8 +336,29 @@ def default_direction(name: str) -> Direction:
     return "minimize" if words[0] != "neg" and _MINIMIZED & set(words) else "maximize"
 
 
+def quality_beside(name: str) -> Objective | None:
+    """Return the quality of that name that may stand beside the leading one; None: it is none.
+
+    It is one of `QUALITIES`, or the metric of a second task, whose direction the words of its name
+    tell here; the task itself may know better.
+
+    Example:
+        >>> from autopeft.costs.objectives import quality_beside
+        >>> quality_beside("squad.f1").direction, quality_beside("notes.loss").direction
+        ('maximize', 'minimize')
+        >>> quality_beside("trainable_params") is None
+        True
+    """
+    if name in QUALITIES:
+        return QUALITIES[name]
+    match = _OF_SECOND_TASK.fullmatch(name)
+    if match is None or name in COSTS:
+        return None
+    return Objective(name, default_direction(match["metric"]))
+
+
 def objective(name: str) -> Objective:
-    """The objective of that name: one of `QUALITIES`, a cost from `COSTS`, else a quality metric.
+    """The objective of that name: a further quality, a cost from `COSTS`, else a quality metric.
 
     Raises:
         SettingsError: if the name is empty.
@@ -195,9 +367,7 @@ def objective(name: str) -> Objective:
         raise SettingsError("objectives", name, "an objective needs a name", "use e.g. accuracy")
     if name in COSTS or ":" in name:
         return find_cost("objectives", name)
-    if name in QUALITIES:
-        return QUALITIES[name]
-    return Objective(name, default_direction(name))
+    return quality_beside(name) or Objective(name, default_direction(name))
 
 
 class Pricer(Protocol):
@@ -221,6 +391,23 @@ class WithCosts:
         return replace(price, others={**price.others, **others})
 
 
+def by_rank(objectives: Iterable[Objective]) -> list[Objective]:
+    """Return what stands beside the quality in the order of a search.
+
+    First costs to minimize, the first of which finalists are compared at, then speeds to maximize,
+    then further qualities.
+
+    Raises:
+        SettingsError: if there is no cost to minimize.
+    """
+    ranked = sorted(objectives, key=lambda o: (not o.is_cost, o.direction == "maximize"))
+    if ranked and ranked[0].direction == "maximize":
+        problem = "is maximized, and adapters are compared at a cost that is minimized"
+        remedy = f"add one, e.g. trainable_params,{ranked[0].name}"
+        raise SettingsError("objectives", ranked[0].name, problem, remedy)
+    return ranked
+
+
 def find_cost(field: str, value: Any) -> Cost:
     """Return the cost that a setting names; one given as `module:function` or object is registered.
 
@@ -234,13 +421,33 @@ def find_cost(field: str, value: Any) -> Cost:
 
 
 def find_beside(value: Any) -> Objective:
-    """Return what the setting `objectives` names: one of `QUALITIES`, or a cost.
+    """Return what the setting `objectives` names: a further quality, or a cost.
 
     Raises:
         SettingsError: if there is no such cost.
     """
-    found = QUALITIES.get(value) if isinstance(value, str) else None
+    found = quality_beside(value) if isinstance(value, str) else None
     return found or find_cost("objectives", value)
+
+
+def reported_beside(measured: Mapping[str, float], limited: Iterable[str] = ()) -> dict[str, float]:
+    """Return those of measured values that reports show where they are no objectives.
+
+    Further qualities, costs that a worker's meter tells, and those that have a limit.
+
+    Args:
+        measured: Measured values by name.
+        limited: Names of measured costs that have a limit.
+    """
+    registered = {name: COSTS[name] for name in COSTS.registered if name in measured}
+    shown = {name for name, cost in registered.items() if cost.meter is not None} | {*limited}
+    return {n: v for n, v in measured.items() if n in shown or quality_beside(n) is not None}
+
+
+def proxy_of(name: str) -> str:
+    """Return the known cost that stands for one that is only measured; others stand as they are."""
+    cost = COSTS[name] if name in COSTS.registered else None
+    return cost.proxy if cost is not None and cost.is_measured else name
 
 
 def with_costs(prices: Pricer, names: Iterable[str]) -> Pricer:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import operator
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
+from autopeft.errors import SpaceError
 from autopeft.methods.base import Shape as Shape
 from autopeft.plan import MODEL
 
@@ -30,6 +33,9 @@ class Topology:
             does.
         is_quantized: Whether weights are stored in 4 or 8 bits, which not all methods support.
 
+    Raises:
+        SpaceError: if a count or a shape is not made of whole numbers.
+
     Example:
         >>> topology = autopeft.Topology(2, {"attn.q": (64, 64), "mlp.down": (64, 256)})
         >>> topology.shape(1, "mlp.down")
@@ -45,6 +51,35 @@ class Topology:
     transposed_roles: tuple[str, ...] = ()
     is_quantized: bool = False
 
+    def __post_init__(self) -> None:
+        for name in ("n_layers", "n_heads", "head_params", "n_encoder_layers"):
+            if not _is_count(value := getattr(self, name)):
+                raise SpaceError(name, value, "must be a whole number from 0", "use e.g. 2")
+        for name, example in _MAPPINGS.items():
+            if not isinstance(value := getattr(self, name), Mapping):
+                raise SpaceError(name, value, "must be a mapping", f"use e.g. {example}")
+        shapes = {role: _checked("shapes", role, role, each) for role, each in self.shapes.items()}
+        object.__setattr__(self, "shapes", shapes)
+        overrides: dict[tuple[int, str], Shape | None] = {}
+        for site, each in self.overrides.items():
+            if not (isinstance(site, tuple) and len(site) == 2 and _is_count(site[0])):
+                problem, example = "a key must be (layer, role)", _MAPPINGS["overrides"]
+                raise SpaceError("overrides", site, problem, f"use e.g. {example}")
+            overrides[site] = None if each is None else _checked("overrides", site, site[1], each)
+        object.__setattr__(self, "overrides", overrides)
+
+    def without(self, roles: Collection[str]) -> Topology:
+        """Return the same model with no sites of these roles.
+
+        Example:
+            >>> topology = autopeft.Topology(2, {"attn.q": (64, 64), "mlp.down": (64, 256)})
+            >>> topology.without({"mlp.down"}).roles(0)
+            ('attn.q',)
+        """
+        kept = {role: shape for role, shape in self.shapes.items() if role not in roles}
+        others = {site: shape for site, shape in self.overrides.items() if site[1] not in roles}
+        return replace(self, shapes=kept, overrides=others)
+
     def shape(self, layer: int, role: str) -> Shape | None:
         """Return (out, in) at a site, or None if the model has no such site."""
         if not 0 <= layer < self.n_layers or (role == MODEL and layer):
@@ -57,3 +92,26 @@ class Topology:
         """Return the roles of one block, in no particular order."""
         extra = [role for at, role in self.overrides if at == layer and role not in self.shapes]
         return tuple(r for r in (*self.shapes, *extra) if self.shape(layer, r) is not None)
+
+
+_MAPPINGS = {"shapes": '{"attn.q": (64, 64)}', "overrides": '{(0, "attn.q"): (32, 64)}'}
+"""Field that is a mapping -> an example of it."""
+
+
+def _is_count(value: Any) -> bool:
+    try:
+        return not isinstance(value, bool) and operator.index(value) >= 0
+    except TypeError:
+        return False
+
+
+def _checked(name: str, key: Any, role: Any, shape: Any) -> Shape:
+    """Return a shape as a tuple, or raise a SpaceError that names it."""
+    wanted = ("out", "in", "experts") if str(role).startswith("experts.") else ("out", "in")
+    is_shape = isinstance(shape, list | tuple) and all(_is_count(size) for size in shape)
+    if not isinstance(role, str) or not is_shape or len(shape) != len(wanted):
+        problem = f"must be ({', '.join(wanted)}) in whole numbers"
+        raise SpaceError(
+            f"{name}[{key!r}]", shape, problem, f"use e.g. {(64, 64, 4)[: len(wanted)]}"
+        )
+    return tuple(shape)

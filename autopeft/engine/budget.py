@@ -152,16 +152,22 @@ class BudgetTracker:
             flops=spent.flops + flops,
         )
 
-    def left(self, *, confirming: bool = False) -> Budget | None:
-        """Return what is left, with the reserve if `confirming`; None if any limit is used up."""
+    def left(self, *, confirming: bool = False, again: bool = False) -> Budget | None:
+        """Return what is left; None if any limit is used up.
+
+        Args:
+            confirming: Whether the reserve counts, and the number of trials does not.
+            again: Whether it is for another try of a trial, which is counted already.
+        """
         share = 1.0 if confirming else 1.0 - self.confirm_share
         limits, spent = self.budget, self.spent
         seconds = None if limits.seconds is None else limits.seconds * share - spent.seconds
         flops = None if limits.flops is None else limits.flops * share - spent.flops
         trials = None if limits.trials is None else limits.trials - spent.trials
-        binding = [seconds, flops] if confirming else [seconds, flops, trials]
+        uncounted = confirming or again
+        binding = [seconds, flops] if uncounted else [seconds, flops, trials]
         if any(limit is not None and limit <= 0 for limit in binding):
             return None
-        if confirming and seconds is None and flops is None:
+        if uncounted and seconds is None and flops is None:
             return limits
-        return Budget(seconds, None if confirming else trials, flops, limits.text)
+        return Budget(seconds, None if uncounted else trials, flops, limits.text)

@@ -22,28 +22,35 @@ def affordable(
 ) -> tuple[Nominee, ...]:
     """Return as many nominees as the time left pays for, at `n_seeds` trainings each on average.
 
-    The tuned LoRAs and the reference are never dropped. Front members are dropped from the middle
-    outwards, so that the cheapest and the best stay. `worker_seconds` is the time left, over all
-    workers.
+    The tuned LoRAs, the reference and what is confirmed with a seed already are never dropped.
+    Front members are dropped from the middle outwards, so that the cheapest and the best stay.
+    `worker_seconds` is the time left, over all workers.
     """
     kept = list(nominees)
-    while len(kept) > _N_NEEDED and sum(n.seconds for n in kept) * n_seeds > worker_seconds:
+    while len(kept) > _N_NEEDED and _seconds(kept, n_seeds) > worker_seconds:
         front = [n for n in kept if n.trial.origin not in ("baseline", "reference")]
-        if len(front) <= 2:
+        inner = [n for n in front[1:-1] if not n.n_begun]
+        if not inner:
             break
-        kept.remove(front[len(front) // 2])
+        kept.remove(inner[len(inner) // 2])
     return tuple(kept)
+
+
+def _seconds(nominees: Sequence[Nominee], n_seeds: float) -> float:
+    """Return the seconds of the retrainings that are missing."""
+    return sum(nominee.retraining.left(n_seeds) for nominee in nominees)
 
 
 def affordable_cuts(
     nominees: Sequence[Nominee], *, worker_seconds: float, n_seeds: float
 ) -> frozenset[str]:
     """Return the digests of the nominees whose cuts to lower ranks the time left pays for."""
-    left = worker_seconds * _COMPRESSION_MARGIN - sum(n.seconds for n in nominees) * n_seeds
+    left = worker_seconds * _COMPRESSION_MARGIN - _seconds(nominees, n_seeds)
     chosen = []
     for nominee in nominees:
         if can_be_cut(nominee.trial.candidate):
-            left -= nominee.scoring_seconds * len(CUT_DIVISORS) * n_seeds
+            n_missing = nominee.retraining.missing(n_seeds)
+            left -= nominee.scoring_seconds * len(CUT_DIVISORS) * n_missing
             if left < 0:
                 break
             chosen.append(nominee.trial.digest)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from autopeft.confirm.finalists import Nominee, choose_finalists, confirmed_finalists
+from autopeft.confirm.finalists import Nominee, Retraining, choose_finalists, confirmed_finalists
 from autopeft.confirm.race import expected_seeds, next_seeds, reserved_seeds, seeds_of
 from autopeft.confirm.store import ConfirmationStore
 from autopeft.engine.budget import Budget, BudgetTracker
@@ -52,6 +52,9 @@ _N_REVISING, _REVISE_EVERY = 4, 1.05
 """The plan is revised once so many adapters are trained to their end, then at each trial, later at
 each twentieth more."""
 
+_N_RECENT = 1000
+"""What a trial takes is the median of so many, the last ones."""
+
 _CHANGED = 1.25
 """A plan of so many times more or fewer trials is worth a line."""
 
@@ -60,8 +63,7 @@ _CHANGED = 1.25
 class _Running:
     """A job that a worker runs; `flops` and worker `seconds` are those that its trial has reported.
 
-    `at` is what it last told between messages. One that `may_use_all` may go on to the end of the
-    whole budget.
+    One that `may_use_all` may go on to the end of the whole budget.
     """
 
     job: Job
@@ -69,7 +71,6 @@ class _Running:
     started: float
     flops: float = 0.0
     seconds: float = 0.0
-    at: StepMessage | None = None
     may_use_all: bool = False
 
 
@@ -163,6 +164,7 @@ class Dispatcher:
         self._on_progress = on_progress
         self._callbacks = callbacks or CallbackList()
         self._running: dict[tuple[str, str, int], _Running] = {}
+        self._steps: dict[tuple[str, str, int], StepMessage] = {}  # what running jobs last told
         self._queue: deque[Job] = deque()
         self._early: deque[Job] = deque()
         self._losses = controller.losses
@@ -171,11 +173,11 @@ class Dispatcher:
         self._confirmed = set(store.done())
         self._plan_early_confirmations()
         self._scored: tuple[int, bool] | None = None
-        self._n_confirmed = 0
+        self._n_confirmed = self._n_unconfirmed = 0
         self._n_to_confirm = 0
         self._needed: set[str] = set()
         self._longest_job = 0.0
-        self._complete_seconds: list[float] = []
+        self._complete_seconds: deque[float] = deque(maxlen=_N_RECENT)
         self._has_adapter = any(map(_is_adapter, controller.trials()))
         self._failures: deque[str] = deque(maxlen=STORM)
         self._has_trained = self._is_hopeless = False
@@ -186,6 +188,11 @@ class Dispatcher:
         self._has_heard = False
         self.activity = Activity()
         self.warnings: list[str] = []
+
+    @property
+    def has_answer(self) -> bool:
+        """Whether what was to be confirmed is, or there was nothing; not if each one failed."""
+        return bool(self._confirmed) or not self._n_unconfirmed
 
     @property
     def _seeds(self) -> range:
@@ -261,7 +268,7 @@ class Dispatcher:
                 if not self._is_too_late(job):
                     self._note_start(job, None)
                     return job
-            elif self._tick() is not None and not self._is_hopeless:
+            elif self._tick(again=True) is not None and not self._is_hopeless:
                 return self._start_trial(job, trial)
             self._fail(job, trial, f"{reason}; the budget left no time to try again")
             self._notify()
@@ -335,12 +342,14 @@ class Dispatcher:
 
     def _choose(self, max_finalists: int) -> tuple[Nominee, ...]:
         """Return those that would be confirmed if the search ended now."""
-        return choose_finalists(
+        chosen = choose_finalists(
             self._controller.trials(),
             self._controller.objectives,
             max_finalists=max_finalists,
             test_share=self._test_share,
         )
+        n_begun = Counter(digest for digest, _ in self._confirmed | self._begun)
+        return tuple(replace(each, n_begun=n_begun[each.trial.digest]) for each in chosen)
 
     def _enqueue(self, wanted: Sequence[str]) -> None:
         jobs = confirmation_jobs(
@@ -558,7 +567,7 @@ class Dispatcher:
         pace = self._pace() if self.phase == "search" else None
         self._plan = revised(
             self._plan,
-            self._training_seconds,
+            self._retrainings,
             budget=limit,
             seconds_left=self.seconds_left,
             n_workers=self._n_workers,
@@ -591,11 +600,14 @@ class Dispatcher:
             self._controller.limit_portfolio(plan.n_portfolio or 0)
         self._callbacks.call("on_message", text)
 
-    def _training_seconds(self, max_finalists: int) -> list[float]:
-        """Return what a training takes of each that would be confirmed now, or that is to come."""
-        known = [n.seconds for n in self._choose(max_finalists) if n.trial.plan.specs]
-        mean = statistics.fmean(known) if known else 0.0
-        return known + [mean] * (max_finalists + N_BASIC - len(known))
+    def _retrainings(self, max_finalists: int) -> list[Retraining]:
+        """Return what confirming each takes that would be confirmed now, or that is to come."""
+        chosen = [nominee for nominee in self._choose(max_finalists) if nominee.trial.plan.specs]
+        known = [nominee.retraining for nominee in chosen]
+        if self.phase != "search":
+            return known
+        mean = statistics.fmean(each.seconds for each in known) if known else 0.0
+        return known + [Retraining(mean)] * (max_finalists + N_BASIC - len(known))
 
     def _pace(self) -> Pace:
         now = time.monotonic()
@@ -618,6 +630,7 @@ class Dispatcher:
             self._controller.tell(trial, failed=reason)
             self._note_failure(reason)
         else:
+            self._n_unconfirmed += 1
             self.warnings.append(f"confirming {job.candidate.digest} failed: {reason}")
 
     def lose(self, job: Job, reason: str) -> None:
@@ -631,6 +644,7 @@ class Dispatcher:
             self.fail(job, f"{reason}; so did {n_deaths - 1} others before")
             return
         del self._running[job.key]
+        self._steps.pop(job.key, None)
         self._watch.end(job.key)
         self._lost.append((replace(job, is_alone=True), running.trial, reason))
         self._notify()
@@ -671,6 +685,7 @@ class Dispatcher:
 
     def _end(self, job: Job) -> None:
         running = self._running.pop(job.key, None)
+        self._steps.pop(job.key, None)
         self._watch.end(job.key)
         if running is not None:
             seconds = time.monotonic() - running.started
@@ -713,8 +728,8 @@ class Dispatcher:
                 if key in self._running:
                     self._watch.beat(key, beat.cpu_seconds, is_starting=beat.is_starting)
         for step in steps:
-            if (running := self._running.get(step.job)) is not None:
-                running.at = step
+            if step.job in self._running:
+                self._steps[step.job] = step
                 self._watch.sign(step.job)
         self._notify()
         return tuple(self._hung())
@@ -733,12 +748,15 @@ class Dispatcher:
             if problem is not None:
                 yield HungJob(running.job, problem)
 
-    def _tick(self) -> Budget | None:
-        """Spend the time since the last tick; return what the search has left, None if nothing."""
+    def _tick(self, *, again: bool = False) -> Budget | None:
+        """Spend the time since the last tick; return what the search has left, None if nothing.
+
+        `again`: for another try of a trial.
+        """
         now = time.monotonic()
         self._budget.spend(seconds=now - self._ticked)
         self._ticked = now
-        return self._budget.left()
+        return self._budget.left(again=again)
 
     def _is_past_deadline(self, running: _Running) -> bool:
         """Return whether the search has used up the seconds or FLOPs that a trial may use."""
@@ -811,6 +829,6 @@ class Dispatcher:
             self._n_confirmed,
             self._n_to_confirm,
             self.seconds_left,
-            tuple(running.at for running in self._running.values() if running.at is not None),
+            tuple(self._steps.values()),
         )
         self._on_progress(progress)

@@ -150,9 +150,9 @@ class TrialReport:
         self._send(int(number), value)
 
 
-def _number(value: Any) -> float | None:
-    """Return a finite number as a float; None for others."""
-    number = to_float(value)
+def _number(value: Any, *, truth: bool = False) -> float | None:
+    """Return a finite number, or with `truth` a truth value, as a float; None for others."""
+    number = to_float(value, truth=truth)
     return number if number is not None and math.isfinite(number) else None
 
 
@@ -177,7 +177,7 @@ def parse_result(result: Any, quality: str) -> tuple[dict[str, float], tuple[flo
     bad = [name for name in (quality, TEST + quality) if name in found and found[name] is None]
     if bad:
         raise TrainingFailure(f"{bad[0]} is {metrics[bad[0]]!r}; return a finite number")
-    scores = [_number(row) for row in rows]
+    scores = [_number(row, truth=True) for row in rows]
     if None in scores:
         place = scores.index(None)
         raise TrainingFailure(f"the quality of row {place} is {rows[place]!r}; return numbers")

@@ -5,9 +5,17 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Sequence
 
-from autopeft.engine.job_execution import JOB_ERRORS, JobExecution
+from autopeft.engine.job_execution import JobExecution
 from autopeft.engine.loaded_model import LoadedModel
-from autopeft.engine.messages import Job, Message, OnStep, WorkerContext, ignore_step, is_final
+from autopeft.engine.messages import (
+    JOB_ERRORS,
+    Job,
+    Message,
+    OnStep,
+    WorkerContext,
+    ignore_step,
+    is_final,
+)
 from autopeft.errors import MultiAdapterError
 from autopeft.models.multi_adapter import can_share_batch_in
 from autopeft.training.multi_trainer import MultiTrainer

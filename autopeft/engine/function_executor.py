@@ -11,7 +11,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from autopeft.confirm.finalists import SeedScore
-from autopeft.costs.objectives import COSTS, QUALITIES
+from autopeft.costs.objectives import COSTS, reported_beside
 from autopeft.engine.evaluate import (
     EVALUATORS,
     TEST,
@@ -250,12 +250,13 @@ class _Call:
     def _measured(self, metrics: dict[str, float]) -> dict[str, float]:
         """Return the measured costs: those that the function returned, and its seconds."""
         measured = {"train_seconds": self._seconds, "validation_seconds": 0.0}
-        for name in self._context.objectives[1:]:
+        for name in self._context.measured[1:]:
             is_known = (name in COSTS and COSTS[name].is_known) or ":" in name
             if is_known or name in measured:
                 continue
             if name not in metrics:
-                raise TrainingFailure(f"evaluate returned no {name!r}, which is an objective")
+                what = "has a limit" if name in self._context.limited else "is an objective"
+                raise TrainingFailure(f"evaluate returned no {name!r}, which {what}")
             measured[name] = metrics[name]
         return measured
 
@@ -278,5 +279,5 @@ class _Call:
             test_rows=tuple(sign * row for row in rows),
             objectives=objectives,
             is_held_out=is_held_out,
-            further={name: measured[name] for name in QUALITIES if name in measured},
+            further=reported_beside(measured, self._context.limited),
         )

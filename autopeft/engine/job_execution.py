@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from autopeft.confirm.finalists import CUT_DIVISORS, Compressed, SeedScore
 from autopeft.costs import Price
-from autopeft.costs.objectives import QUALITIES
+from autopeft.costs.objectives import reported_beside, with_costs
 from autopeft.engine.loaded_model import LoadedModel
 from autopeft.engine.messages import (
     Activity,
@@ -26,8 +26,9 @@ from autopeft.models.attach import Attached, attach
 from autopeft.models.rank_cut import TrainedLora
 from autopeft.models.saving import save_adapter
 from autopeft.plan import Candidate
-from autopeft.tasks.data import OutputScale
-from autopeft.training.latency import measure_latency_ms
+from autopeft.tasks.data import OutputScale, SplitName
+from autopeft.training.measuring import Trained, measure_costs
+from autopeft.training.second_scores import measure_all
 from autopeft.training.step_clock import StepClock
 from autopeft.training.trainer import Trainer
 from autopeft.utils.formatting import one_line
@@ -35,11 +36,6 @@ from autopeft.utils.scratch import scratch_folder
 
 N_DRAWS = 1000
 """Resamples of the test rows, for a quality that is no mean over them."""
-
-JOB_ERRORS = (Exception, SystemExit)
-"""Out of memory, a diverged loss, a module that rejects its adapter, a mistake in a user's method,
-a script of theirs that exits: the job fails with its reason, and the worker with its loaded model
-lives on."""
 
 _HALVED = (
     "a step with {} rows does not fit into the device's memory, so its gradient is computed from "
@@ -83,6 +79,7 @@ class JobExecution:
             clock=self._clock,
             # A finalist's bad seeds count: without them, the mean of the others would flatter it.
             ends_early=self.job.kind == "search",
+            meters=self._base.meters,
         )
 
     def failure(self, error: BaseException) -> FailureMessage | TimeUpMessage:
@@ -117,36 +114,38 @@ class JobExecution:
         is_last = self._next_rung == len(rungs)
         seconds = training.evaluation_seconds - before
         if is_last:
-            measured = self._measure(training, validation_seconds=seconds)
+            measured = self._measure(training, "validation", validation_seconds=seconds)
         else:
             measured = self._further(training)
         warning = _HALVED.format(self.job.candidate.train.batch_size) if training.is_halved else ""
         warning = warning or self._base.problem
         return RungMessage(report, is_last, measured, self._new_activity(), warning)
 
-    def _measure(self, training: Trainer, *, validation_seconds: float = 0.0) -> dict[str, float]:
+    def _measure(
+        self, training: Trainer, split: SplitName, *, validation_seconds: float = 0.0
+    ) -> dict[str, float]:
         context = self._base.context
         measured = {
             "train_seconds": training.train_seconds,
             "validation_seconds": validation_seconds,
         }
-        if "latency_ms" in context.objectives:
-            measured["latency_ms"] = measure_latency_ms(
-                training.attached.model,
-                self._base.setup.data,
-                device=context.device,
-                precision=self._base.test_precision,
-            )
-        if self._base.retention is not None:
-            measured |= self._base.retention.measure(training)
-        return measured
+        trained = Trained(
+            training.attached,
+            self._base.setup.data,
+            self._base.setup.task,
+            context.settings,
+            context.device,
+            self._base.test_precision,
+            training.train_seconds,
+        )
+        measured |= training.metered | measure_costs(context.measured, trained)
+        return measured | measure_all(self._base.second, training, split)
 
     def _further(self, training: Trainer) -> dict[str, float]:
         """Return the further qualities at a rung, which the pruner compares; {} if none matters."""
-        retention = self._base.retention
-        if retention is None or "forgetting" not in self._base.context.objectives:
-            return {}
-        return retention.measure(training)
+        context = self._base.context
+        compared = [each for each in self._base.second if each.second.name in context.objectives]
+        return measure_all(compared, training, "validation", context.settings.rung_rows)
 
     def _confirm(self, training: Trainer) -> ConfirmMessage:
         job = self.job
@@ -162,7 +161,7 @@ class JobExecution:
         # As users who load the adapter will run it.
         precision = self._base.test_precision
         test = training.evaluate("test", precision=precision, n_draws=N_DRAWS)
-        measured = self._measure(training)
+        measured = self._measure(training, "test")
         objectives = {names[0]: test.metrics[names[0]]}
         for name in names[1:]:
             objectives[name] = float(measured[name] if name in measured else costs.value(name))
@@ -173,7 +172,7 @@ class JobExecution:
             test_rows=tuple(map(float, test.rows)),
             test_draws=tuple(map(float, test.draws)) if test.draws is not None else (),
             objectives=objectives,
-            further={name: measured[name] for name in QUALITIES if name in measured},
+            further=reported_beside(measured, self._base.context.limited),
         )
 
     def _files(self, attached: Attached) -> dict[str, bytes]:
@@ -206,8 +205,9 @@ class JobExecution:
 
     def _compress(self, training: Trainer) -> Iterator[Compressed]:
         """Yield the trained LoRA cut to fewer parameters; the last of them stays attached."""
-        job, prices, attached = self.job, self._base.context.prices, training.attached
-        assert prices is not None, "a search that trains itself has prices"
+        job, table, attached = self.job, self._base.context.prices, training.attached
+        assert table is not None, "a search that trains itself has prices"
+        prices = with_costs(table, job.costs.others)
         trained, paid = TrainedLora(attached), job.costs
         train = job.candidate.train
         for candidate in job.cuts or [Candidate(p, train) for p in trained.cuts(CUT_DIVISORS)]:
@@ -219,6 +219,7 @@ class JobExecution:
             scoring = self._training_of(attached, own)
             # Producing it cost the training that it was cut from.
             scoring.train_seconds = training.train_seconds
+            scoring.metered = dict(training.metered)
             costs = replace(
                 own, train_flops=paid.train_flops, peak_memory_bytes=paid.peak_memory_bytes
             )

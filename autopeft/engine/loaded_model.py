@@ -8,21 +8,21 @@ from pathlib import Path
 
 from autopeft.engine.messages import WorkerContext
 from autopeft.errors import TrainingFailure
-from autopeft.models.attention import attention_in, use_attention
+from autopeft.models.attention import use_attention
 from autopeft.models.backbone import Backbone, load_backbone
 from autopeft.models.loading import base_dtype
 from autopeft.plan import Candidate
 from autopeft.profiling.output_positions import narrow_modules
 from autopeft.settings import AUTO
-from autopeft.tasks.base import Task
-from autopeft.tasks.data import EncodedSplit, SplitName, TaskData
 from autopeft.tasks.registry import named_task
 from autopeft.training.activation_cache import DEVICE_SHARE, MEMORY_SHARE, ActivationCache
 from autopeft.training.compilation import BlockCompiler
+from autopeft.training.evaluation import with_base_model
 from autopeft.training.last_block import LastBlock
+from autopeft.training.measuring import open_meters
 from autopeft.training.packing import Packing
-from autopeft.training.precision import Precision, autocast, choose_precision, rounded_once
-from autopeft.training.retention import Retention
+from autopeft.training.precision import Precision, choose_precision
+from autopeft.training.second_scores import SecondScore
 from autopeft.training.setup import TrainingSetup
 from autopeft.utils.device import is_accelerator
 from autopeft.utils.versions import mismatch, versions
@@ -37,7 +37,8 @@ class LoadedModel:
         setup: How it is trained, without the activation cache.
         test_precision: Precision in which the test split is scored, as users run the adapter: fp32,
             unless the frozen weights are bf16 themselves.
-        retention: Measures what trained adapters make the model forget; None: nothing is retained.
+        meters: Counters of costs that rise in each training, by name; see `Cost.meter`.
+        second: Score what is trained on other rows too: on text to retain, and on further tasks.
     """
 
     def __init__(self, context: WorkerContext) -> None:
@@ -75,7 +76,9 @@ class LoadedModel:
         is_bf16 = dtype == "bfloat16"
         precision = "bf16" if is_bf16 else choose_precision(asked, device, model.config)
         self.test_precision: Precision = "bf16" if is_bf16 else "fp32"
-        data = self._with_base_model(task, data, precision)
+        # The trainings' precision; but the test split is scored as users run the adapter.
+        ways = {name: self.test_precision if name == "test" else precision for name in data.splits}
+        data = with_base_model(model, task, data, device, ways)
         self.setup = TrainingSetup(
             task,
             data,
@@ -87,7 +90,11 @@ class LoadedModel:
         if settings.packing:
             packing = Packing(task, data, device=device, precision=precision)
             self.setup = replace(self.setup, packing=packing)
-        self.retention = Retention.of(model, self.setup, settings, self.test_precision)
+        n_devices = settings.devices_per_worker
+        self.meters = open_meters(context.measured, device, n_devices)
+        self.second = tuple(
+            SecondScore.of(each, model, device, self.test_precision) for each in data.second
+        )
         self._cache: ActivationCache | None = None
         if settings.activation_cache:
             self._cache = ActivationCache(
@@ -115,20 +122,6 @@ class LoadedModel:
                 model, layout.blocks[-1], modules, task, context.window, precision=precision
             )
             self.setup = replace(self.setup, last_block=last_block)
-
-    def _with_base_model(self, task: Task, data: TaskData, precision: Precision) -> TaskData:
-        """Return the data with what the base model tells, each split in its own precision.
-
-        That of the trainings; but the test split is scored as users run the adapter.
-        """
-        splits: dict[SplitName, EncodedSplit] = {}
-        model, device = self.backbone.model, self.context.device
-        for name, split in data.splits.items():
-            way = self.test_precision if name == "test" else precision
-            with autocast(way, device), rounded_once(model, way, device), attention_in(way, model):
-                found = task.on_base_model(model, replace(data, splits={name: split}), device)
-            splits[name] = found.splits[name]
-        return replace(data, splits=splits)
 
     def leave_room_for(self, candidates: Sequence[Candidate]) -> None:
         """Keep no more states of the cache on the device than training these leaves room for."""

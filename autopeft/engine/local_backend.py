@@ -10,7 +10,7 @@ from autopeft.engine.dispatcher import Dispatcher
 from autopeft.engine.executors import JobExecutor, make_executor
 from autopeft.engine.job_queue import JobQueue
 from autopeft.engine.local_watch import Hung, LocalWatch
-from autopeft.engine.messages import FailureMessage, Job, StepMessage, WorkerContext
+from autopeft.engine.messages import JOB_ERRORS, FailureMessage, Job, StepMessage, WorkerContext
 from autopeft.errors import AutoPeftError, TrainingFailure
 from autopeft.utils.formatting import one_line
 from autopeft.utils.hardware import one_thread
@@ -103,7 +103,7 @@ class _Worker:
                     messages = executor.advance()
             except AutoPeftError:
                 raise
-            except (Exception, SystemExit) as error:
+            except JOB_ERRORS as error:
                 self._abandon(error)
                 reason = f"the worker failed: {one_line(error)[:400]}"
                 messages = {index: FailureMessage(reason) for index in running}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from asyncio import CancelledError
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -20,6 +21,12 @@ if TYPE_CHECKING:
     from autopeft.tasks.data import TaskData
 
 
+JOB_ERRORS = (Exception, SystemExit, GeneratorExit, CancelledError)
+"""Out of memory, a diverged loss, a module that rejects its adapter, a mistake in a user's method,
+a script of theirs that exits, a task of asyncio's that is canceled: the job fails with its reason,
+and the worker with its loaded model lives on."""
+
+
 @dataclass(frozen=True)
 class WorkerContext:
     """What a worker needs to know, sent to it once.
@@ -29,6 +36,7 @@ class WorkerContext:
             function of the user's trains.
         rungs: Steps at which a search job reports; the last one is its end.
         objectives: Names of the objectives, the quality first.
+        limited: Names of measured costs that are no objectives but have a limit.
         device: Type of the workers' device, as torch names it.
         window: Name of the task's window that holds every hidden state the model's head reads; None
             if the head reads all positions, or if that is unknown.
@@ -69,6 +77,12 @@ class WorkerContext:
     base_model: tuple[str, str | None] | None = None
     is_elastic: bool = False
     versions: Mapping[str, str] = field(default_factory=dict)
+    limited: tuple[str, ...] = ()
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """Names of all that is to be told of a training: the objectives, and what has a limit."""
+        return (*self.objectives, *self.limited)
 
     def left_beside(self, candidates: Sequence[Candidate]) -> float:
         """Return the bytes that training candidates together leaves on the device; inf: unknown."""

@@ -9,7 +9,7 @@ import socket
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler  # noqa: E402
 from ray.tune.search import Searcher  # noqa: E402
 
 from autopeft.engine.ray_board import Beat, DriverBoard, kill_worker  # noqa: E402
+from autopeft.engine.ray_exit import ExitNotice  # noqa: E402
 from autopeft.engine.ray_files import offer  # noqa: E402
 from autopeft.engine.ray_nodes import alive, n_workers  # noqa: E402
 from autopeft.engine.ray_worker import GROUP, MESSAGES, AdapterTrainable, JobGroup  # noqa: E402
@@ -365,6 +366,15 @@ def start_for(context: WorkerContext) -> None:
     )
 
 
+def log_of_driver() -> Path | None:
+    """Return the log that Ray's library keeps of this process; None if there is none."""
+    node = ray._private.worker._global_node
+    if node is None:
+        return None
+    folder = Path(node.get_logs_dir_path())
+    return next(folder.glob(f"python-core-driver-*_{os.getpid()}.log"), None)
+
+
 class RayBackend(Backend):
     """Runs jobs on a Ray cluster, or on a small local Ray that lives as long as the search.
 
@@ -376,6 +386,7 @@ class RayBackend(Backend):
         self._n_workers = context.settings.workers or 1
         self._is_ours = False
         self._is_alone = False
+        self._notice = ExitStack()
 
     def __enter__(self) -> RayBackend:
         """Start or join Ray.
@@ -383,21 +394,25 @@ class RayBackend(Backend):
         Raises:
             SettingsError: if no cluster answers at the address.
         """
+        settings = self._context.settings
         self._is_ours = not ray.is_initialized()
-        if not self._is_ours:
-            return self
-        address = self._context.settings.ray_address
-        if address is None:
-            start_for(self._context)
-            self._is_alone = True
-            return self
-        join(address)
+        with ExitStack() as stack:
+            notice = stack.enter_context(ExitNotice(settings.output))
+            if self._is_ours and settings.ray_address is not None:
+                join(settings.ray_address)
+            elif self._is_ours:
+                start_for(self._context)
+                self._is_alone = True
+            if (log := log_of_driver()) is not None:
+                notice.read(log)
+            self._notice = stack.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:
         """Stop or leave a Ray that was started or joined on entering."""
-        if self._is_ours:
-            ray.shutdown()
+        with self._notice:
+            if self._is_ours:
+                ray.shutdown()
 
     def _room(self) -> int:
         """Return how many workers the nodes that are there have room for, of those wanted."""

@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 from autopeft.costs import PriceTable
 from autopeft.engine.devices import Devices, devices_here
 from autopeft.engine.messages import WorkerContext
-from autopeft.engine.ray_backend import join, ray, start_for
+from autopeft.engine.ray_backend import join, log_of_driver, ray, start_for
+from autopeft.engine.ray_exit import ExitNotice
 from autopeft.engine.ray_files import offer, with_model
 from autopeft.engine.ray_nodes import accelerator_types, alive, gpus_of
 from autopeft.engine.search_plan import Speed
@@ -111,14 +112,8 @@ def speed_there(
     if address is not None:
         with connected(address):
             return _on_free_worker(gpus, _speed, offer(context), *given)
-    is_ours = not ray.is_initialized()
-    if is_ours:
-        start_for(context)
-    try:
+    with _noticed(not ray.is_initialized(), lambda: start_for(context)):
         return _on_free_worker(gpus, _speed, None, *given)
-    finally:
-        if is_ours:
-            ray.shutdown()
 
 
 def _speed(
@@ -144,11 +139,21 @@ def connected(address: str) -> Iterator[None]:
     Raises:
         SettingsError: if no cluster answers at the address.
     """
-    if ray.is_initialized():
+    with _noticed(not ray.is_initialized(), lambda: join(address)):
+        yield
+
+
+@contextmanager
+def _noticed(is_ours: bool, start: Callable[[], None]) -> Iterator[None]:
+    """Start Ray for the block, unless it runs."""
+    if not is_ours:
         yield
         return
-    join(address)
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    with ExitNotice(None) as notice:
+        start()
+        try:
+            if (log := log_of_driver()) is not None:
+                notice.read(log)
+            yield
+        finally:
+            ray.shutdown()

@@ -16,6 +16,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 from autopeft.engine.messages import WorkerContext
 from autopeft.models.checkpoint import is_local_only
+from autopeft.utils.scratch import ensure_copy
 
 _CHUNK = 64 * 2**20
 """Bytes that travel at once, so that a large model does not fill the object store."""
@@ -106,7 +107,7 @@ def with_model(context: WorkerContext, files: Any) -> WorkerContext:
     elif here is not None or not is_local_only(settings.model):
         return context  # In the hub's cache of this node, or to be had from the hub.
     base = Path(context.cache_folder or tempfile.gettempdir())
-    base.mkdir(mode=0o700, parents=True, exist_ok=True)
+    ensure_copy(base)
     folder = base / f"model-{wanted.identity}"
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():

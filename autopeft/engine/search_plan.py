@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from autopeft.confirm.finalists import Retraining
 from autopeft.confirm.race import EXTRA_SEEDS, n_rounds, reserved_seeds
 from autopeft.errors import SettingsError
 from autopeft.plan import TrainSettings
@@ -42,6 +43,21 @@ without an adapter is scored only.)"""
 
 
 @dataclass(frozen=True)
+class TextSpeed:
+    """What generating the text of one task takes.
+
+    Attributes:
+        row: Seconds of a row.
+        n_rows: Rows of a split that text is generated for.
+        is_at_rungs: Whether it is generated at rungs too, for as many rows as are scored there.
+    """
+
+    row: float
+    n_rows: int
+    is_at_rungs: bool = False
+
+
+@dataclass(frozen=True)
 class Speed:
     """What a worker takes, in seconds.
 
@@ -50,12 +66,14 @@ class Speed:
         row: Scoring a validation row.
         start: Attaching a candidate, and all else that each training takes once.
         fixed: What of a step does not depend on its rows.
+        texts: Generating text, for the search's task and for further tasks.
     """
 
     step: float
     row: float
     start: float
     fixed: float = 0.0
+    texts: tuple[TextSpeed, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -226,8 +244,16 @@ def training_seconds(plan: SearchPlan, speed: Speed, work: Workload) -> float:
     *early, _end = rung_steps(plan.steps, work.eta, plan.rungs, earliest=work.earliest_rung)
     n_early = len(early)
     rows = work.n_validation + n_early * min(plan.rung_rows, work.n_validation)
+    scoring = rows * speed.row + _text_seconds(speed)
+    for text in speed.texts:
+        scoring += n_early * text.is_at_rungs * min(plan.rung_rows, text.n_rows) * text.row
     share = _PRUNED if n_early else 1.0
-    return speed.start + share * (_steps_seconds(plan, speed, work) + rows * speed.row)
+    return speed.start + share * (_steps_seconds(plan, speed, work) + scoring)
+
+
+def _text_seconds(speed: Speed) -> float:
+    """Return the seconds of generating the text of a whole split."""
+    return sum(text.n_rows * text.row for text in speed.texts)
 
 
 def _steps_seconds(plan: SearchPlan, speed: Speed, work: Workload) -> float:
@@ -238,18 +264,22 @@ def _steps_seconds(plan: SearchPlan, speed: Speed, work: Workload) -> float:
 def confirmation_seconds(plan: SearchPlan, speed: Speed, work: Workload) -> float:
     """Return the wall seconds that the confirmations take."""
     scoring = work.n_validation * (1.0 + work.test_share) * speed.row
+    scoring += 2 * _text_seconds(speed)  # Of both splits: it has a limit, so they are alike.
     training = speed.start + _steps_seconds(plan, speed, work) + scoring
-    trainings = [training] * (plan.max_finalists + N_BASIC)
+    trainings = [Retraining(training)] * (plan.max_finalists + N_BASIC)
     return _race_seconds(trainings, plan.confirm_seeds, work.n_workers) + scoring / work.n_workers
 
 
-def _race_seconds(trainings: Sequence[float], n_seeds: int, n_workers: int) -> float:
-    """Return the wall seconds of a race, given the seconds of one training of each finalist.
+def _race_seconds(trainings: Sequence[Retraining], n_seeds: int, n_workers: int) -> float:
+    """Return the wall seconds of what is left of a race.
 
     In each round, workers wait for the last training.
     """
-    waits = n_rounds(n_seeds) * max(trainings, default=0.0) * (1.0 - 1.0 / n_workers)
-    return reserved_seeds(n_seeds) * sum(trainings) / n_workers + waits
+    n_left = n_rounds(n_seeds) - min((each.n_begun for each in trainings), default=0)
+    longest = max((each.seconds for each in trainings), default=0.0)
+    waits = max(0, n_left) * longest * (1.0 - 1.0 / n_workers)
+    work = sum(each.left(reserved_seeds(n_seeds)) for each in trainings)
+    return work / n_workers + waits
 
 
 def _share(seconds: float, budget: float) -> float:
@@ -281,7 +311,7 @@ class Pace:
 
 def revised(
     plan: SearchPlan,
-    nominees: Callable[[int], Sequence[float]],
+    nominees: Callable[[int], Sequence[Retraining]],
     *,
     budget: float,
     seconds_left: float,
@@ -296,8 +326,8 @@ def revised(
 
     Args:
         plan: As it is.
-        nominees: Takes the most finalists; returns the seconds of one training of each that would
-            be confirmed now.
+        nominees: Takes the most finalists; returns what confirming each takes that would be
+            confirmed now.
         budget: Seconds of the whole budget.
         seconds_left: Seconds left of it.
         n_workers: Trainings at once.

@@ -5,20 +5,25 @@ from __future__ import annotations
 import statistics
 import time
 import warnings
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from autopeft.costs import PriceTable
 from autopeft.engine.executor import Executor
-from autopeft.engine.messages import FailureMessage, Job, RungMessage, WorkerContext
-from autopeft.engine.search_plan import Speed
+from autopeft.engine.messages import JOB_ERRORS, FailureMessage, Job, RungMessage, WorkerContext
+from autopeft.engine.search_plan import Speed, TextSpeed
 from autopeft.errors import TrainingFailure
+from autopeft.models.attach import attach
 from autopeft.plan import Candidate
+from autopeft.tasks.data import SplitName, TaskData
 from autopeft.training.batching import padded_tokens
-from autopeft.training.evaluation import token_budget
+from autopeft.training.evaluation import evaluate, token_budget
 from autopeft.training.precision import Precision
+from autopeft.training.second_scores import SecondScore
+from autopeft.training.setup import TrainingSetup
+from autopeft.utils.formatting import one_line
 from autopeft.utils.hardware import n_cores, one_thread
 from autopeft.utils.quiet import quiet_transformers
 
@@ -27,6 +32,9 @@ _RUNGS = (1, 2, 3, 5, 7, 9)
 
 _ENOUGH_SECONDS = 3.0
 _N_SCORED = 32
+_FEW_TEXTS, _QUICK_SECONDS = 4, 1.0
+"""Rows that text is generated for at first, and seconds below which it is for `_N_SCORED` rows."""
+
 _SHARED = 1.25
 """Workers on one machine share its memory's bandwidth."""
 
@@ -61,19 +69,11 @@ def measure_speed(
     data = context.data
     assert data is not None, "functions are not measured"
     n_train = 8 * measured.train.batch_size
-    few = {
-        name: split.first(n_train if name == "train" else _N_SCORED)
-        for name, split in data.splits.items()
-    }
+    few = _first(data, n_train)
     settings = replace(
         context.settings, rung_rows=_N_SCORED, activation_cache=False, torch_compile=False
     )
-    context = replace(
-        context,
-        data=replace(data, splits=few, retained=None),
-        settings=settings,
-        rungs=(*_RUNGS, 10**6),
-    )
+    context = replace(context, data=few, settings=settings, rungs=(*_RUNGS, 10**6))
     jobs = [_job(measured, prices, context)]
     if few_rows is not None and few_rows < measured.train.batch_size:
         smaller = replace(measured, train=replace(measured.train, batch_size=few_rows))
@@ -83,14 +83,15 @@ def measure_speed(
         began = time.perf_counter()
         executor = Executor(context)
         loading = time.perf_counter() - began
-        found = [_timed(executor, job, n_rows=len(few["validation"])) for job in jobs]
+        found = [_timed(executor, job, n_rows=len(few.validation)) for job in jobs]
+        texts = _texts(executor, measured, data)
     flops = [prices.price(candidate).train_flops for candidate in average]
     share = float(np.mean(flops)) / jobs[0].costs.train_flops if flops else 1.0
     is_elsewhere = settings.ray_address is not None or context.device != "cpu"
     crowd = crowding(n_workers, None if is_elsewhere else n_cores())
     # Few rows are of many lengths, so they are padded more than all of them are.
     budget = token_budget(context.device, prices.vocabulary)
-    padded = [padded_tokens(rows["validation"].lengths, budget) for rows in (data.splits, few)]
+    padded = [padded_tokens(rows.validation.lengths, budget) for rows in (data, few)]
     first = found[0]
     row = crowd * first.row * padded[0] / padded[1]
     # What is no arithmetic (attaching, Python) does not shrink with the candidate.
@@ -100,7 +101,8 @@ def measure_speed(
         ratio = few_rows / measured.train.batch_size
         fixed = (found[1].step - ratio * first.step) / (1.0 - ratio)
         fixed = max(0.0, min(crowd * fixed, step))
-    speed = Speed(step, row, crowd * first.start, fixed)
+    texts = tuple(replace(text, row=crowd * text.row) for text in texts)
+    speed = Speed(step, row, crowd * first.start, fixed, texts)
     return speed, loading, executor.setup.precision
 
 
@@ -149,3 +151,77 @@ def _timed_rungs(executor: Executor, *, n_rows: int) -> Speed:
         if steps and time.perf_counter() - began > _ENOUGH_SECONDS:
             break
     return Speed(statistics.median(steps), statistics.median(rows), start)
+
+
+def _first(data: TaskData, n_train: int) -> TaskData:
+    """Return the first rows of each split, without further tasks."""
+    splits = {
+        name: split.first(n_train if name == "train" else _N_SCORED)
+        for name, split in data.splits.items()
+    }
+    return replace(data, splits=splits, second=())
+
+
+@dataclass(frozen=True)
+class _Written:
+    """A split that text is generated for: a few rows, and how many there are."""
+
+    setup: TrainingSetup
+    split: SplitName
+    n_rows: int
+    is_at_rungs: bool
+
+
+def _texts(executor: Executor, candidate: Candidate, data: TaskData) -> tuple[TextSpeed, ...]:
+    """Time the generation of text with a candidate attached, for each task whose metric needs it.
+
+    Raises:
+        TrainingFailure: if it fails.
+    """
+    try:
+        written = list(_written(executor, data))
+        if not written:
+            return ()
+        attached = attach(executor.backbone, candidate, seed=0)
+        try:
+            return tuple(
+                TextSpeed(_row_seconds(executor, each), each.n_rows, each.is_at_rungs)
+                for each in written
+            )
+        finally:
+            attached.detach()
+    except JOB_ERRORS as error:
+        raise TrainingFailure(one_line(error)) from error
+
+
+def _written(executor: Executor, data: TaskData) -> Iterator[_Written]:
+    setup, context = executor.setup, executor.context
+    if setup.task.needs_text():
+        n_rows = min(len(data.validation), setup.task.settings.generation_rows)
+        yield _Written(setup, "validation", n_rows, is_at_rungs=False)
+    for second in data.second:
+        if second.is_over_base:
+            continue  # A loss; making it ready would score all of its rows.
+        split = second.split("validation")
+        few = replace(second, data=_first(second.data, 0))
+        score = SecondScore.of(
+            few, executor.backbone.model, context.device, executor.test_precision
+        )
+        if score.has_text:
+            n_rows = min(len(second.data.splits[split]), second.settings.generation_rows)
+            yield _Written(score.setup, split, n_rows, second.name in context.objectives)
+
+
+def _row_seconds(executor: Executor, written: _Written) -> float:
+    """Return what the text of a row takes beyond reading it."""
+    for n in (_FEW_TEXTS, _N_SCORED):
+        rows = np.arange(min(n, written.n_rows), dtype=np.int64)
+        seconds = []
+        for with_text in (False, True):
+            began = time.perf_counter()
+            model, split = executor.backbone.model, written.split
+            evaluate(model, written.setup, split, rows=rows, with_text=with_text)
+            seconds.append(time.perf_counter() - began)
+        if len(rows) < n or seconds[1] > _QUICK_SECONDS:
+            break
+    return max(0.0, seconds[1] - seconds[0]) / len(rows)

@@ -24,12 +24,18 @@ from autopeft.models.quantization import NONE, scheme_of
 from autopeft.plan import Candidate
 from autopeft.utils.files import write_text
 from autopeft.utils.serialize import from_plain, read_json
+from autopeft.utils.text_files import MAX_JSON_BYTES, Unreadable, parse_json, read_text
 
 SCHEMA = 1
 PLAN_FILE = "plan.json"
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
 HEAD_FILE = "head.safetensors"
+PART = "part-"
+"""Start of the name of a part's folder."""
+
+_OWN_KEYS = frozenset({"auto_class", "replaces_head", "role_map"})
+"""Keys of `plan.json` that no other program's file of that name has."""
 
 _SAFE_MODEL_KWARGS = frozenset(
     {"num_labels", "id2label", "label2id", "problem_type", "pad_token_id"}
@@ -127,6 +133,27 @@ class SavedPlan:
         return saved
 
 
+def holds_plan(folder: Path) -> bool:
+    """Return whether a folder has a `plan.json` of autopeft's; a damaged one counts.
+
+    Other programs write files of that name too, also beside an adapter of plain peft.
+    """
+    path = folder / PLAN_FILE
+    if not path.is_file():
+        return False
+    try:
+        content = parse_json(read_text(path, max_bytes=MAX_JSON_BYTES))
+    except Unreadable:
+        return True
+    return not isinstance(content, dict) or not _OWN_KEYS.isdisjoint(content)
+
+
+def tensor_files(folder: Path) -> list[Path]:
+    """Return the files of tensors of a saved adapter, and none of what lies beside them."""
+    names = (TENSOR_FILE, HEAD_FILE, f"{PART}*/{TENSOR_FILE}")
+    return [file for name in names for file in sorted(folder.glob(name))]
+
+
 @dataclass(frozen=True)
 class _ModelKwargs:
     """The types of the loader arguments that a file may set."""
@@ -167,10 +194,11 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 
 
 def read_tensors(path: Path, expected: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Read a safetensors file and check its names and shapes against the expected tensors.
+    """Read a safetensors file and check its tensors against the expected ones.
 
     Raises:
-        AdapterError: if the file is missing, a pickle or damaged, or if names or shapes differ.
+        AdapterError: if the file is missing, a pickle or damaged, if names, shapes or kinds of
+            numbers differ, or if a number is not finite.
     """
     if not path.is_file():
         pickles = [f.name for pattern in _PICKLES for f in path.parent.glob(pattern)]
@@ -197,4 +225,29 @@ def read_tensors(path: Path, expected: Mapping[str, torch.Tensor]) -> dict[str, 
                 path,
                 f"{name} has shape {tuple(tensor.shape)}, but {tuple(expected[name].shape)} fits",
             )
+        check_numbers(path, name, tensor, expected[name].dtype)
     return found
+
+
+def check_numbers(path: Path, name: str, tensor: torch.Tensor, dtype: torch.dtype) -> None:
+    """Check that the numbers of a file's tensor mean the same in the type where they will be.
+
+    torch casts complex numbers, whole numbers and truth values without a word.
+
+    Raises:
+        AdapterError: if they are of another kind, or not finite in that type.
+    """
+    if _kind(tensor.dtype) != _kind(dtype):
+        own, other = (str(each).removeprefix("torch.") for each in (tensor.dtype, dtype))
+        raise damaged(path, f"{name} is {own}, and {other} is needed")
+    if dtype.is_floating_point and not tensor.to(dtype).float().isfinite().all():
+        raise damaged(path, f"{name} holds numbers that are not finite")
+
+
+def _kind(dtype: torch.dtype) -> str:
+    """Return what the values of a type are."""
+    if dtype == torch.bool:
+        return "truth value"
+    if dtype.is_complex:
+        return "complex"
+    return "float" if dtype.is_floating_point else "integer"

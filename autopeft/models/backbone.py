@@ -318,8 +318,12 @@ def _output_parameters(model: Any) -> list[str]:
     larger = copy.deepcopy(model.config)
     larger.num_labels = larger.num_labels + 1
     with torch.device("meta"), quiet_transformers():
-        other = dict(type(model)(larger).named_parameters())
-    return [n for n, p in model.named_parameters() if n in other and other[n].shape != p.shape]
+        # Both without weights: those of the model itself may be packed in 4 bits.
+        own, other = (
+            dict(type(model)(config).named_parameters())
+            for config in (copy.deepcopy(model.config), larger)
+        )
+    return [n for n, p in own.items() if n in other and other[n].shape != p.shape]
 
 
 def _check_weights(backbone: Backbone) -> None:

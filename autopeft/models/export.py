@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_file
 
 from autopeft.errors import AdapterError, ModelError, SettingsError
-from autopeft.models.adapter_files import HEAD_FILE
+from autopeft.models.adapter_files import HEAD_FILE, SavedPlan
 from autopeft.models.attach import Attached
-from autopeft.models.backbone import load_backbone, load_processor, load_tokenizer
+from autopeft.models.backbone import load_processor, load_tokenizer
 from autopeft.models.gguf_lora import write_gguf, write_modelfile
 from autopeft.models.loading import own_dtype, prepare_config, restore_config
 from autopeft.models.lora_conversion import export_lora
 from autopeft.models.merging import cast, merged
 from autopeft.models.quantization import NONE
+from autopeft.models.requantize import (
+    check_requantizable,
+    dequantize_into,
+    load_written,
+    quantized_copy,
+)
 from autopeft.models.saving import checked_dtype, load_adapter, load_attached, save_adapter
-from autopeft.serving.servers import MAX_RANK, check_export, find_server
+from autopeft.models.served import as_served
+from autopeft.serving.older_names import add_older_names
+from autopeft.serving.servers import MAX_RANK, Server, check_export, find_server
 from autopeft.utils.files import replaced_folder
 from autopeft.utils.quiet import quiet_transformers
 
@@ -53,6 +62,11 @@ class Exported:
         format: The format.
         server: The server that it was written for; "" if for none.
         serve: The command that serves it; "" if there is none.
+        quantization: How the weights of a merged model are stored.
+        is_lossy: Whether it may answer otherwise than the adapter, beyond rounding: some layers
+            were approximated, or it has other weights than those that the adapter was trained over.
+        converted: Its quality on the test split beside the adapter's, in one line; "" if it was not
+            scored.
         pushed_to: Address on the hub; "" if it was not pushed.
     """
 
@@ -67,6 +81,9 @@ class Exported:
     format: str = "peft"
     server: str = ""
     serve: str = ""
+    quantization: str = NONE
+    is_lossy: bool = False
+    converted: str = ""
     pushed_to: str = ""
 
     def notes(self) -> list[str]:
@@ -81,7 +98,19 @@ class Exported:
                 f"largest logit difference on {self.n_rows} validation rows: "
                 f"{self.largest_difference:.2g} (logits up to {self.largest_logit:.3g})"
             )
+        if self.converted:
+            lines.append(f"as exported: {self.converted}")
         return lines
+
+
+class Scorer(Protocol):
+    """Scores what was written, as other programs load it."""
+
+    def see_base(self, model: Any) -> None:
+        """Take what the task needs of the base model without adapters."""
+
+    def score(self, model: Any) -> None:
+        """Score the model that was written."""
 
 
 def chosen_format(format: str | None, server: str | None) -> str:
@@ -113,6 +142,8 @@ def export_adapter(
     device: str = "cpu",
     dtype: str | None = None,
     max_shard_size: str = MAX_SHARD_SIZE,
+    requantize: bool = False,
+    scorer: Scorer | None = None,
 ) -> Exported:
     """Write a saved adapter in another format; the target appears only when it is complete.
 
@@ -131,9 +162,12 @@ def export_adapter(
             fp32. For other formats: of the base model's weights while it is exported; default:
             "float32".
         max_shard_size: For "merged": the largest file of weights, such as "5GB".
+        requantize: For "merged": merge into the dequantized weights of a quantized base model, and
+            quantize the result in the same way; else it is merged into the whole weights.
+        scorer: Scores what was written; not for "peft", which is a copy.
 
     Raises:
-        SettingsError: if there is no such format, server or type.
+        SettingsError: if there is no such format, server or type, or nothing to quantize again.
         AdapterError: if the adapter cannot be loaded, merged or converted, or the server would not
             load it.
     """
@@ -142,17 +176,49 @@ def export_adapter(
     is_merged = format == "merged"
     asked = checked_dtype(dtype or FLOAT)
     where = {"device": device, "dtype": FLOAT if is_merged else asked}
+    if requantize:
+        if not is_merged:
+            problem = f"format={format} holds no weights of the base model"
+            raise SettingsError("requantize", True, problem, "use --format merged")
+        check_requantizable(SavedPlan.read(Path(folder)).quantization)
     given = attached = load_attached(base_model, folder, **where)
+    if found is not None and (problem := found.refused(**as_served(given.backbone))):
+        raise _refusal(found, problem)
+    quantization = given.backbone.quantization
     weights = dtype or own_dtype(base_model, revision=attached.backbone.revision)
     place = Path(target)
     own = None if rows is None or format == "peft" else _logits(attached.model, rows)
-    if format != "peft" and attached.backbone.quantization != NONE:
+    if format != "peft" and quantization != NONE:
         # Merging needs full precision: a quantized weight would lose the change.
         attached = load_attached(base_model, folder, quantization=NONE, **where)
-    exported = Exported(place, format=format, server=server or "")
+    if format != "peft" and given is not attached:
+        given.detach()
+    if requantize:
+        dequantize_into(given.backbone, attached)
+    if scorer is not None:
+        with _parked(attached) if given is attached else nullcontext():
+            scorer.see_base(given.backbone.model)
+    exported = Exported(
+        place,
+        format=format,
+        server=server or "",
+        quantization=quantization if requantize else NONE,
+        is_lossy=is_merged and quantization != NONE,
+    )
     with replaced_folder(place) as draft, TemporaryDirectory() as spare:
         if format == "peft":
             save_adapter(attached, draft)
+        elif requantize:
+            export_merged(attached, spare)
+            quantized_copy(
+                Path(spare),
+                draft,
+                attached.backbone,
+                quantization=quantization,
+                device=device,
+                dtype=weights,
+                max_shard_size=max_shard_size,
+            )
         elif is_merged:
             export_merged(attached, draft, dtype=weights, max_shard_size=max_shard_size)
         else:
@@ -165,32 +231,44 @@ def export_adapter(
                 allow_lossy=allow_lossy,
                 rank_for=(lambda largest: largest) if found is None else found.rank_for,
                 head_apart=format == "gguf" or not (found is None or found.takes_head),
+                joined=() if found is None else found.joined,
             )
             rank = next(iter(conversion.factors.values())).rank
             head_file = HEAD_FILE if (lora / HEAD_FILE).is_file() else ""
-            exported = replace(exported, lost=conversion.lost, rank=rank, head_file=head_file)
+            lost = conversion.lost
+            exported = replace(
+                exported, lost=lost, rank=rank, head_file=head_file, is_lossy=bool(lost)
+            )
             if format == "gguf":
                 write_gguf(conversion.factors, attached.model.config, draft)
                 write_modelfile(base_model, draft)
                 if head_file:
                     shutil.copy(lora / HEAD_FILE, draft)
-            if own is not None:
+            if own is not None or scorer is not None:
                 given.detach()
-                exported = _compared(exported, own, _loaded_lora(given.backbone.model, lora), rows)
+                written = _loaded_lora(given.backbone.model, lora)
+                exported = _judged(exported, own, written, rows, scorer)
+        if is_merged:
+            add_older_names(draft)
         missing = _write_companions(attached, base_model, draft)
-        broken = [] if server is None else check_export(draft, server)
-        if broken:
-            problem = broken[0].removeprefix(f"{server}: ")
-            raise AdapterError("for", server, problem, "export it as merged")
+        broken = [] if found is None else check_export(draft, found.name)
+        if found is not None and broken:
+            raise _refusal(found, broken[0].removeprefix(f"{found.name}: "))
         if place.exists():
             place.rmdir()  # Raises an error if it holds anything.
-    if is_merged and own is not None:
+    if is_merged and (own is not None or scorer is not None):
         auto_class = attached.backbone.auto_class
         del attached, given  # Two models would not fit where one does.
-        written = load_backbone(str(place), auto_class=auto_class, device=device, dtype=weights)
-        exported = _compared(exported, own, written.model, rows)
+        written = load_written(place, auto_class, device=device, dtype=weights)
+        exported = _judged(exported, own, written, rows, scorer)
     serve = "" if found is None else found.serve_command(base_model, str(target), exported.rank)
     return replace(exported, missing=missing, serve=serve)
+
+
+def _refusal(server: Server, problem: str) -> AdapterError:
+    """Return the error for an export that a server would not load."""
+    remedy = "use --for transformers" if server.is_for_models else "export it as merged"
+    return AdapterError("for", server.name, problem, remedy)
 
 
 def _loaded_lora(base: Any, folder: Path) -> Any:
@@ -198,6 +276,25 @@ def _loaded_lora(base: Any, folder: Path) -> Any:
     if (folder / HEAD_FILE).is_file():
         base.load_state_dict(load_file(folder / HEAD_FILE), strict=False)
     return load_adapter(base, folder)
+
+
+@contextmanager
+def _parked(attached: Attached) -> Iterator[None]:
+    """Take a candidate out of its model in this context."""
+    attached.park()
+    try:
+        yield
+    finally:
+        attached.unpark()
+
+
+def _judged(
+    exported: Exported, own: torch.Tensor | None, model: Any, rows: Any, scorer: Scorer | None
+) -> Exported:
+    """Compare the logits of what was written with the adapter's own, and score it."""
+    if scorer is not None:
+        scorer.score(model)
+    return exported if own is None else _compared(exported, own, model, rows)
 
 
 def _compared(exported: Exported, own: torch.Tensor, model: Any, rows: Any) -> Exported:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,46 +10,11 @@ import torch
 
 from autopeft.errors import AdapterError
 from autopeft.models.lora_conversion import Factors
+from autopeft.serving.gguf_names import ARCHITECTURES
 from autopeft.utils.files import write_text
 
 GGUF_FILE = "adapter.gguf"
 MODEL_FILE = "Modelfile"
-
-
-@dataclass(frozen=True)
-class _Architecture:
-    """How llama.cpp's `convert_hf_to_gguf.py` treats the linear modules of a type of model.
-
-    Attributes:
-        name: Its name in GGUF.
-        permutes: Whether the rows of queries and keys are reordered, for rotary embeddings that
-            rotate neighboring dimensions instead of the two halves of a head.
-        prefix: Start of the modules' names that GGUF leaves out.
-    """
-
-    name: str
-    permutes: bool = False
-    prefix: str = ""
-
-
-_ARCHITECTURES: Mapping[str, _Architecture] = {
-    "llama": _Architecture("llama", permutes=True),
-    "mistral": _Architecture("llama", permutes=True),
-    "granite": _Architecture("granite", permutes=True),
-    "smollm3": _Architecture("smollm3", permutes=True),
-    "qwen2": _Architecture("qwen2"),
-    "qwen3": _Architecture("qwen3"),
-    "gemma": _Architecture("gemma"),
-    "gemma2": _Architecture("gemma2"),
-    "gemma3_text": _Architecture("gemma3"),
-    "phi3": _Architecture("phi3"),
-    "olmo2": _Architecture("olmo2"),
-    "starcoder2": _Architecture("starcoder2"),
-    "gpt2": _Architecture("gpt2"),
-    "bert": _Architecture("bert", prefix="bert."),
-}
-"""Type of model in transformers -> architecture; those whose modules llama.cpp neither joins nor
-splits (read in its `conversion/`)."""
 
 
 def write_gguf(factors: Mapping[str, Factors], config: Any, folder: Path) -> Path:
@@ -71,13 +35,13 @@ def write_gguf(factors: Mapping[str, Factors], config: Any, folder: Path) -> Pat
             "format", "gguf", "needs the package gguf", 'pip install "autopeft[gguf]"'
         ) from None
     text = config.get_text_config()
-    known = _ARCHITECTURES.get(text.model_type)
+    known = ARCHITECTURES.get(text.model_type)
     if known is None:
         raise AdapterError(
             "format",
             "gguf",
             f"models of type {text.model_type} have no known GGUF names",
-            f"export as merged, or use one of {', '.join(_ARCHITECTURES)}",
+            f"export as merged, or use one of {', '.join(ARCHITECTURES)}",
         )
     kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
     names = gguf.get_tensor_name_map(kinds[known.name], text.num_hidden_layers)

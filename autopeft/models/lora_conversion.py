@@ -25,6 +25,7 @@ from autopeft.models.low_rank import Directions
 from autopeft.models.merging import merged
 from autopeft.models.method_hooks import ADAPTER_NAME
 from autopeft.models.saving import PEFT_ROOT, TASK_TYPES, head_tensors, whole_modules
+from autopeft.serving.joined import Joined, absent
 from autopeft.serving.servers import MAX_RANK
 from autopeft.utils.device import in_double
 
@@ -161,6 +162,7 @@ def export_lora(
     allow_lossy: bool = False,
     rank_for: Callable[[int], int] = lambda largest: largest,
     head_apart: bool = False,
+    joined: Sequence[Joined] = (),
 ) -> Conversion:
     """Write a candidate as one standard LoRA folder; all modules have one rank, which is alpha.
 
@@ -172,6 +174,8 @@ def export_lora(
         rank_for: Returns the rank to write, given the largest rank of a module.
         head_apart: Write a new head to `head.safetensors`, by its names in the model, and not into
             the LoRA.
+        joined: Modules that the reader computes as one; those that it needs and the plan leaves
+            out get factors of zeros.
 
     Returns:
         The LoRA, and what was lost.
@@ -195,9 +199,9 @@ def export_lora(
     if not conversion.factors:
         raise AdapterError("format", "lora", "no layer can be a LoRA", "export as peft or merged")
     rank = rank_for(max(found.rank for found in conversion.factors.values()))
-    conversion = replace(
-        conversion, factors={path: f.padded(rank) for path, f in conversion.factors.items()}
-    )
+    factors = {path: found.padded(rank) for path, found in conversion.factors.items()}
+    factors |= _of_zeros(attached.model, absent(factors, joined), rank)
+    conversion = replace(conversion, factors=dict(sorted(factors.items())))
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     backbone = attached.backbone
@@ -229,6 +233,16 @@ def export_lora(
     if head and head_apart:
         write_tensors(folder / HEAD_FILE, head)
     return conversion
+
+
+def _of_zeros(model: nn.Module, paths: Sequence[str], rank: int) -> dict[str, Factors]:
+    """Return factors that change nothing, for those of the paths at which a module is linear."""
+    modules = dict(model.named_modules())
+    linear = {path: m for path in paths if isinstance(m := modules.get(path), nn.Linear)}
+    return {
+        path: Factors(torch.zeros(rank, m.in_features), torch.zeros(m.out_features, rank))
+        for path, m in linear.items()
+    }
 
 
 def _wrapper_of(path: str, parameters: Sequence[str], attached: Attached) -> str:

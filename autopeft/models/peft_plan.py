@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import fields
 from typing import Any
 
@@ -70,9 +71,11 @@ def _is(method: Method, config: Any, *, is_strict: bool) -> bool:
     Not strictly, it may differ in how it was initialized, which a trained adapter does not tell.
     """
     rank = getattr(config, method.rank_argument) if method.rank_argument else 0
-    arguments = method.peft_config(rank, _train(method, config))
-    with quiet_peft():
+    arguments, made = method.peft_config(rank, _train(method, config)), None
+    with quiet_peft(), suppress(ValueError):  # A method has rules on ranks of its own.
         made = PEFT_TYPE_TO_CONFIG_MAPPING[arguments.pop("peft_type")](**arguments)
+    if made is None:
+        return False
     free = _PLACES | {method.alpha_argument, method.dropout_argument, method.input_side_argument}
     free |= {pattern for _, pattern in method.rank_patterns}
     return all(

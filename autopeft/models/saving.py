@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import peft
 import torch
 from peft import PeftModel
-from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils.save_and_load import get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import nn
 
 from autopeft.costs import check_plan
@@ -21,11 +19,13 @@ from autopeft.errors import AdapterError, ModelError, SettingsError, SpaceError
 from autopeft.models.adapter_files import (
     CONFIG_FILE,
     HEAD_FILE,
+    PART,
     PLAN_FILE,
-    REMEDY,
     TENSOR_FILE,
     SavedPlan,
+    check_numbers,
     damaged,
+    holds_plan,
     read_tensors,
     write_tensors,
 )
@@ -33,9 +33,9 @@ from autopeft.models.attach import Attached, Part, attach, constants
 from autopeft.models.backbone import Backbone, load_backbone, load_tokenizer
 from autopeft.models.method_hooks import ADAPTER_NAME, hooks_for, no_boft_extension
 from autopeft.models.output_scale import in_unit
+from autopeft.models.peft_config import check_before_peft, read_peft_config, tensor_shapes
 from autopeft.models.quantization import NONE, is_quantized
 from autopeft.utils.quiet import ignored, quiet_peft
-from autopeft.utils.serialize import read_json
 
 PEFT_ROOT = "base_model.model."
 """Start of every module's name in peft's files, where the tuner is `PeftModel.base_model`."""
@@ -133,7 +133,7 @@ def part_folders(parts: tuple[Part, ...]) -> tuple[str, ...]:
     """Return the folder of each part; a single one has the whole folder."""
     if len(parts) == 1:
         return (".",)
-    return tuple(f"part-{i}-{part.group.method.name}" for i, part in enumerate(parts))
+    return tuple(f"{PART}{i}-{part.group.method.name}" for i, part in enumerate(parts))
 
 
 class _LikePeftModel(nn.Module):
@@ -206,7 +206,7 @@ def load_adapter(
         problem = "is for a base model given by name; this one is loaded already"
         raise SettingsError(name, value, problem, "move the model itself")
     where = {"device": device or "cpu", "dtype": checked_dtype(dtype or "float32")}
-    if not (folder / PLAN_FILE).is_file() and (folder / CONFIG_FILE).is_file():
+    if not holds_plan(folder) and (folder / CONFIG_FILE).is_file():
         model = _load_foreign(base, folder, **where)
     else:
         attached = load_attached(base, folder, **where)
@@ -252,10 +252,9 @@ def load_attached(
     on the `device` and has weights of the `dtype`; the adapter's stay fp32.
     """
     folder = Path(folder)
-    if not (folder / PLAN_FILE).is_file():
-        raise AdapterError(
-            "adapter", str(folder), f"has no {PLAN_FILE}", "use a folder autopeft saved"
-        )
+    if not holds_plan(folder):
+        problem = f"has no {PLAN_FILE} of autopeft's"
+        raise AdapterError("adapter", str(folder), problem, "use a folder autopeft saved")
     saved = SavedPlan.read(folder)
     if quantization is not None:
         saved = replace(saved, quantization=quantization)
@@ -371,32 +370,6 @@ def _set_part(part: Part, tensors: Mapping[str, torch.Tensor]) -> None:
     hooks_for(part.group.method.name).after_load(part.layers)
 
 
-@dataclass(frozen=True)
-class ForeignConfig:
-    """What autopeft itself reads of an `adapter_config.json`; peft reads all of it."""
-
-    peft_type: str | None = None
-    base_model_name_or_path: str | None = None
-    task_type: str | None = None
-    modules_to_save: tuple[str, ...] | None = None
-    megatron_config: Any = None
-    tokenizer_kwargs: Any = None
-
-
-def read_peft_config(folder: Path) -> ForeignConfig:
-    """Read and check the configuration of a peft folder that autopeft did not write."""
-    path = folder / CONFIG_FILE
-    config = read_json(path, ForeignConfig, field="adapter", remedy=REMEDY, error=AdapterError)
-    for name in ("megatron_config", "tokenizer_kwargs"):
-        if getattr(config, name) is not None:
-            # peft imports the module, or passes the arguments, that the file names.
-            raise damaged(path, f"sets {name}, which is refused")
-    if config.peft_type not in PEFT_TYPE_TO_CONFIG_MAPPING:
-        problem = f"is of the type {config.peft_type}, which peft {peft.__version__} does not know"
-        raise AdapterError("adapter", str(folder), problem, "install the peft that saved it")
-    return config
-
-
 def _load_foreign(
     base: str | nn.Module, folder: Path, *, device: str = "cpu", dtype: str = "float32"
 ) -> Any:
@@ -433,11 +406,18 @@ def place_peft_folder(base: nn.Module, folder: Path, *, is_trainable: bool = Fal
     if not (folder / TENSOR_FILE).is_file():
         read_tensors(folder / TENSOR_FILE, {})
     config = read_peft_config(folder)
+    check_before_peft(folder, base)
     try:
         # peft reads an attribute of transformers by its old name (no upstream issue known), and
         # warns of tensors that a folder lacks, which are checked below.
         with quiet_peft(), ignored(FutureWarning), ignored(UserWarning), no_boft_extension():
-            model = PeftModel.from_pretrained(base, str(folder), is_trainable=is_trainable).eval()
+            # peft loads a prompt to be used only, so what was trained is marked here.
+            is_prompt = is_trainable and config.is_prompt
+            model = PeftModel.from_pretrained(
+                base, str(folder), is_trainable=is_trainable and not is_prompt
+            ).eval()
+            if is_prompt:
+                _unfreeze_prompt(model)
     except Exception as error:  # Files of others raise errors of many types.
         text = " ".join(str(error).split())[:300]
         if any(words in text for words in _OTHER_BASE):
@@ -445,39 +425,47 @@ def place_peft_folder(base: nn.Module, folder: Path, *, is_trainable: bool = Fal
             problem = f"does not fit the base model ({text})"
             raise AdapterError("adapter", str(folder), problem, remedy) from error
         raise damaged(folder, f"peft cannot load it ({text})") from error
-    _check_names(model, folder)
+    _check_tensors(model, folder)
     return model
 
 
-def _check_names(model: PeftModel, folder: Path) -> None:
-    """Check that peft placed every tensor of a folder: it leaves out what it does not know."""
-    with safe_open(folder / TENSOR_FILE, "pt") as file:
-        found = set(file.keys())
+def _unfreeze_prompt(model: PeftModel) -> None:
+    for name, parameter in model.named_parameters():
+        if name.startswith("prompt_encoder.") or f".modules_to_save.{ADAPTER_NAME}." in name:
+            parameter.requires_grad_(True)
+
+
+def _check_tensors(model: PeftModel, folder: Path) -> None:
+    """Check that peft placed every tensor of a folder as it is.
+
+    peft leaves out what it does not know, and casts numbers of any kind.
+    """
+    path = folder / TENSOR_FILE
     with quiet_peft():
         least, most = (
-            set(get_peft_model_state_dict(model, save_embedding_layers=with_embeddings))
+            get_peft_model_state_dict(model, save_embedding_layers=with_embeddings)
             for with_embeddings in (False, True)
         )
-    for names, problem in ((least - found, "lacks"), (found - most, "has, and its type has no,")):
-        if names:
-            raise damaged(
-                folder / TENSOR_FILE, f"{problem} {len(names)} tensors, the first {min(names)}"
-            )
+    with safe_open(path, "pt") as file:
+        found = set(file.keys())
+        for names, problem in (
+            (set(least) - found, "lacks"),
+            (found - set(most), "has, and its type has no,"),
+        ):
+            if names:
+                raise damaged(path, f"{problem} {len(names)} tensors, the first {min(names)}")
+        for name in sorted(found):
+            check_numbers(path, name, file.get_tensor(name), most[name].dtype)
 
 
 def _head_of_files(folder: Path, heads: Sequence[str]) -> dict[str, Any]:
     """Return how many outputs the head in a peft folder has, as an argument for `load_backbone`."""
     widths = []
-    try:
-        with safe_open(folder / TENSOR_FILE, "pt") as file:
-            for name in list(file.keys()):
-                shape = file.get_slice(name).get_shape()
-                path = name.removeprefix(PEFT_ROOT)
-                is_head = any(path.startswith(f"{head}.") for head in heads)
-                if is_head and path.endswith("weight") and len(shape) == 2:
-                    widths.append(int(shape[0]))
-    except (SafetensorError, OSError) as error:
-        raise damaged(folder / TENSOR_FILE, f"is not a safetensors file ({error})") from error
+    for name, shape in tensor_shapes(folder).items():
+        path = name.removeprefix(PEFT_ROOT)
+        is_head = any(path.startswith(f"{head}.") for head in heads)
+        if is_head and path.endswith("weight") and len(shape) == 2:
+            widths.append(shape[0])
     return {"num_labels": min(widths)} if widths else {}
 
 

@@ -100,8 +100,23 @@ _PRODUCTS = ("grouped_mm", "_grouped_mm", "bmm", "matmul")
 """Functions of torch that models multiply their experts with."""
 
 
+_WITH_SCRATCH: tuple[Sources, ...] = (frozenset(), frozenset({HIDDEN}))
+"""Sources of the runs of which it counts what they hold at once."""
+
+
 class BlockProbe:
-    """One block, run alone with gradients starting at chosen sources."""
+    """One block, run alone with gradients starting at chosen sources.
+
+    Args:
+        model: The fake model.
+        block: The block.
+        roles: Role -> paths of its modules.
+        call: What it is called with.
+        encoder_output: What the encoder returns, if there is one.
+        context_numbers: Storage -> number of what several blocks share; new ones are added.
+        has_flops: Whether to count FLOPs; else those of backward passes are 0.
+        has_memory: Whether to count what is kept and what is held at once; else they are 0.
+    """
 
     def __init__(
         self,
@@ -111,7 +126,11 @@ class BlockProbe:
         call: BlockCall,
         encoder_output: torch.Tensor | None,
         context_numbers: dict[int, int],
+        *,
+        has_flops: bool = True,
+        has_memory: bool = True,
     ) -> None:
+        self.has_flops, self.has_memory = has_flops, has_memory
         self.block = block
         self.call = call
         self.runs: dict[Sources, tuple[Run, _Seen]] = {}
@@ -226,6 +245,7 @@ class BlockProbe:
             return self.runs[sources]
         seen = _Seen()
         args, kwargs = self._arguments(sources)
+        has_scratch = self.has_memory and sources in _WITH_SCRATCH
         norms = [p for m in self.modules.get("norm", ()) for p in m.parameters(recurse=False)]
         with ExitStack() as stack:
             if "norm" in sources:
@@ -242,6 +262,9 @@ class BlockProbe:
                 lambda: first_tensor(self.block(*args, **kwargs)),
                 not_kept=self.model,
                 shared=self.context,
+                has_backward=self.has_flops or has_scratch,
+                has_saved=self.has_memory,
+                has_scratch=has_scratch,
             )
         self.runs[sources] = run, seen
         return run, seen

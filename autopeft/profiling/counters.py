@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -152,6 +153,9 @@ def run_and_count(
     not_kept: nn.Module,
     shared: Mapping[int, float] | None = None,
     live: LiveBytes | None = None,
+    has_backward: bool = True,
+    has_saved: bool = True,
+    has_scratch: bool = True,
 ) -> Run:
     """Count a forward pass, and a backward pass if the result requires a gradient.
 
@@ -160,6 +164,9 @@ def run_and_count(
         not_kept: A model whose parameters and buffers are not counted as kept.
         shared: Storages that are not counted in `saved_bytes` but reported.
         live: Counts what is held; `forward` may restart it.
+        has_backward: Whether to run backward; else its FLOPs are 0.
+        has_saved: Whether to count what is kept; else nothing is.
+        has_scratch: Whether to count what is held at once, which takes longest; else it is 0.
 
     Returns:
         The counts. A tensor counts as kept if autograd still holds it at the end of the forward
@@ -173,8 +180,10 @@ def run_and_count(
         held.append(weakref.ref(kept))
         return kept
 
-    with FlopCount() as counter, live or LiveBytes() as held_bytes:
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.tensor):
+    held_bytes = live or LiveBytes()
+    with FlopCount() as counter, held_bytes if has_scratch else nullcontext():
+        hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.tensor)
+        with hooks if has_saved else nullcontext():
             result = forward()
         forward_flops = counter.flops
         own = {storage_id(t) for t in (*not_kept.parameters(), *not_kept.buffers())}
@@ -185,7 +194,7 @@ def run_and_count(
                 if key not in own:
                     sizes[key] = max(sizes.get(key, 0.0), size)
             del kept
-        if result.requires_grad:
+        if result.requires_grad and has_backward:
             torch.autograd.backward(result, torch.ones_like(result))
         backward_flops = counter.flops - forward_flops
     kept_shared = frozenset(sizes).intersection(shared or {})
@@ -194,7 +203,7 @@ def run_and_count(
         forward_flops,
         backward_flops,
         saved,
-        max(0.0, held_bytes.peak - saved),
+        max(0.0, held_bytes.peak - saved) if has_scratch else 0.0,
         frozenset(sizes) - kept_shared,
         kept_shared,
     )

@@ -40,8 +40,10 @@ def takes_end_tokens(config: Any, auto_class: str, counts: Collection[int]) -> b
             model = small_model(config, auto_class)
         except Exception:  # A model that cannot be this small; nothing is known about it.
             return None
+        # Encoder-decoders without a head of their own do not make their decoder's input themselves.
+        decoded = {"decoder_input_ids": ids} if getattr(config, "is_encoder_decoder", False) else {}
         try:
-            model(input_ids=ids, attention_mask=torch.ones_like(ids))
+            model(input_ids=ids, attention_mask=torch.ones_like(ids), **decoded)
         except Exception:
             return False
     return True

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import nn
@@ -121,10 +122,12 @@ def _table(
     `largest` are the sequences and their tokens in the step that needs most memory.
     """
     with prompted(model, backbone.layout, prompt_size) as prompt:
-        flops = _measure(model, backbone, topology, batch_size, mean, device, prompt, inputs)
-        memory = flops
-        if largest != (batch_size, mean):
-            memory = _measure(model, backbone, topology, *largest, device, prompt, inputs)
+        measure = partial(_measure, model, backbone, topology, device, prompt, inputs)
+        if largest == (batch_size, mean):
+            flops = memory = measure(*largest)
+        else:
+            flops = measure(batch_size, mean, has_memory=False)
+            memory = measure(*largest, has_flops=False)
     blocks = tuple(_combine(f, m) for f, m in zip(flops.blocks, memory.blocks, strict=True))
     table = replace(
         memory,
@@ -166,13 +169,19 @@ def _measure(
     model: nn.Module,
     backbone: Backbone,
     topology: Topology,
-    rows: int,
-    length: int,
     device: str,
     prompt: Sequence[nn.Parameter],
     inputs: InputShape,
+    rows: int,
+    length: int,
+    *,
+    has_flops: bool = True,
+    has_memory: bool = True,
 ) -> PriceTable:
-    """Measure a fake model on rows of one length, with the parameters of its prompt."""
+    """Measure a fake model on rows of one length, with the parameters of its prompt.
+
+    Without FLOPs or memory, only the other is right in the table: measuring it takes less time.
+    """
     whole, captured = _first_that_runs(model, backbone, rows, length, device, inputs)
     calls, encoder_output = captured.calls, captured.encoder_output
     paths = backbone.layout.blocks
@@ -192,7 +201,11 @@ def _measure(
             if at == layer and role not in ("block", MODEL)
         }
         block = model.get_submodule(paths[layer])
-        probe = BlockProbe(model, block, roles, calls[layer], encoder_output, context_numbers)
+        probe = BlockProbe(
+            *(model, block, roles, calls[layer], encoder_output, context_numbers),
+            has_flops=has_flops,
+            has_memory=has_memory,
+        )
         blocks.append(probe.price())
     kinds = tuple(distinct.index(name) for name in names)
     ends = whole.ends(calls)

@@ -9,41 +9,55 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from autopeft.costs.objectives import COSTS, QUALITIES, Objective
+from autopeft.costs.objectives import COSTS, Objective, objective, quality_beside
 from autopeft.reporting.front_view import FrontEntry, FrontView
 from autopeft.utils.formatting import human_value
 
 Kind = Literal["number", "text", "adapter", "digest"]
 
 _NAMES: Mapping[str, tuple[str, str]] = {
-    "trainable_params": ("params", "trainable parameters"),
-    "adapter_bytes": ("size", "adapter size"),
-    "train_flops": ("FLOPs", "training FLOPs"),
-    "peak_memory_bytes": ("memory", "peak training memory"),
-    "train_seconds": ("time", "training time"),
-    "latency_ms": ("latency", "latency"),
-    "forgetting": ("forgetting", "forgetting: the loss on the retained text over the bare base's"),
+    "forgetting": ("forgetting", "forgetting: the loss on the retained text over the bare base's")
 }
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a front's table: a cell shows `text` and is sorted by `value`."""
+    """One column of a front's table: a cell shows `text` and is sorted by `value`.
+
+    Where there is no room, columns that are no objectives go first.
+    """
 
     heading: str
     text: Callable[[FrontEntry], str]
     value: Callable[[FrontEntry], float | str]
     kind: Kind = "text"
+    is_objective: bool = False
 
 
 def heading(name: str) -> str:
     """Return an objective's short name, for a column."""
-    return _NAMES.get(name, (name, name))[0]
+    cost = COSTS[name] if name in COSTS.registered else None
+    return (cost.heading if cost is not None else "") or _NAMES.get(name, (name, name))[0]
 
 
-def full_name(name: str) -> str:
-    """Return an objective's name in full, for an axis or a fact."""
-    return _NAMES.get(name, (name, name))[1]
+def full_name(name: str, settings: Mapping[str, object] | None = None) -> str:
+    """Return an objective's name in full, for an axis or a fact.
+
+    Args:
+        name: Of the objective.
+        settings: Of the search; how a cost is measured names some of them.
+    """
+    cost = COSTS[name] if name in COSTS.registered else None
+    if cost is None or not cost.description:
+        return _NAMES.get(name, (name, name))[1]
+    return cost.description.format_map(_Known(settings or {}))
+
+
+class _Known(dict[str, object]):
+    """Settings, of which an earlier version may have lacked some."""
+
+    def __missing__(self, name: str) -> str:
+        return "?"
 
 
 def split_name(shown: FrontView, is_confirmed: bool) -> str:
@@ -116,7 +130,7 @@ def front_columns(shown: FrontView) -> list[Column]:
         def text(entry: FrontEntry) -> str:
             return with_margin(entry, cost)
 
-        return Column(heading(cost.name), text, lambda e: e.objectives[cost.name], "number")
+        return Column(heading(cost.name), text, lambda e: e.objectives[cost.name], "number", True)
 
     return [
         Column(
@@ -128,6 +142,7 @@ def front_columns(shown: FrontView) -> list[Column]:
             shown.quality.name,
             lambda e: quality_text(shown, e),
             lambda e: e.objectives[shown.quality.name],
+            is_objective=True,
         ),
         Column(
             "rate",
@@ -148,20 +163,20 @@ def facts(shown: FrontView, entry: FrontEntry) -> list[tuple[str, str]]:
             _long(entry, shown.quality),
         )
     ]
-    rows += [(full_name(cost.name), _long(entry, cost)) for cost in shown.costs]
+    rows += [(full_name(cost.name, shown.settings), _long(entry, cost)) for cost in shown.costs]
     names = {cost.name for cost in shown.costs}
     others = [COSTS[name] for name in (*COSTS.registered, *entry.price.others) if name in COSTS]
     rows += [
-        (full_name(cost.name), _exact(entry.price.value(cost.name), cost))
+        (full_name(cost.name, shown.settings), _exact(entry.price.value(cost.name), cost))
         for cost in dict.fromkeys(others)
         if cost.is_known
         and cost.name not in names
         and (cost.function is None or cost.name in entry.price.others)
     ]
     rows += [
-        (full_name(name), human_value(value, QUALITIES[name].unit))
+        (full_name(name, shown.settings), human_value(value, objective(name).unit))
         for name, value in entry.further.items()
-        if name in QUALITIES and name not in names
+        if name not in names and (quality_beside(name) is not None or name in COSTS.registered)
     ]
     if entry.broken:
         rows.append(("breaks", ", ".join(entry.broken)))
@@ -177,8 +192,27 @@ def facts(shown: FrontView, entry: FrontEntry) -> list[tuple[str, str]]:
         score = entry.adapter_score
         text = f"{metrics_text(score.metrics)} on {score.n_rows} {score.split} rows"
         rows.append((f"saved weights (seed {score.seed})", text))
+    rows += [("as exported", line) for line in converted_lines(shown, entry.digest)]
     trial = "" if entry.trial is None else f"trial {entry.trial}, "
     return [*rows, ("origin", f"{trial}{entry.origin}")]
+
+
+def converted_lines(shown: FrontView, digest: str | None = None) -> list[str]:
+    """Return the test quality of members in the form of an export, one line each.
+
+    Where it is of other weights than those saved now, the line says that alone.
+
+    Args:
+        shown: The search.
+        digest: Of one member; None for all, each line with its digest.
+    """
+    lines = [(each, each.line(shown.quality)) for each in shown.converted]
+    lines += [(each, each.outdated) for each in shown.outdated]
+    return [
+        line if digest else f"{each.digest[:8]}: {line}"
+        for each, line in lines
+        if digest in (None, each.digest)
+    ]
 
 
 def training_facts(entry: FrontEntry) -> list[tuple[str, str]]:

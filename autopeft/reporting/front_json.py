@@ -62,6 +62,8 @@ def front_to_json(shown: FrontView) -> dict[str, Any]:
         "dominated_finalists": [_entry_json(entry) for entry in shown.dominated_finalists],
         "unconfirmed": [_entry_json(entry) for entry in shown.unconfirmed],
         "fidelity": to_plain(shown.fidelity),
+        "converted": to_plain(shown.converted),
+        "outdated": to_plain(shown.outdated),
         "intervals": METHOD,
         "model": shown.model,
         "task": shown.task,
@@ -134,6 +136,9 @@ def _check(shown: FrontView) -> None:
     entries = [*shown.front, *shown.dominated_finalists, *shown.unconfirmed, *others]
     if len(entries) > _MOST_ENTRIES:
         raise wrong("front", len(entries), f"at most {_MOST_ENTRIES:,} candidates are read")
+    for form in shown.converted:
+        if names[0] not in form.metrics:
+            raise wrong("converted", form.digest, f"lacks the value of {names[0]!r}")
     for entry in entries:
         lacking = [name for name in names if name not in entry.objectives]
         if lacking:

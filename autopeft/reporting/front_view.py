@@ -14,9 +14,11 @@ from autopeft.confirm.pick import pick_best
 from autopeft.confirm.pruning_audit import Fidelity, fidelity
 from autopeft.confirm.verdict import Verdict, undecided
 from autopeft.costs import Price
-from autopeft.costs.objectives import QUALITIES, Objective
+from autopeft.costs.constraints import limited_costs
+from autopeft.costs.objectives import Objective, reported_beside
 from autopeft.plan import Candidate
 from autopeft.plan_text import plan_summary
+from autopeft.reporting.converted import Converted
 from autopeft.reporting.record import AdapterScore, BudgetReport, SearchRecord
 from autopeft.tasks.summary import DataSummary
 from autopeft.trial import INTERRUPTED, Trial, oriented
@@ -55,8 +57,8 @@ class FrontEntry:
         is_confirmed: True if it was retrained and scored on the test split.
         compressed_from: Digest of the finalist whose trained LoRA was cut to these ranks.
         dominated_by: Digest of a member of the front that dominates it.
-        further: Qualities of other rows than the task's, such as "forgetting": means over the
-            seeds, or those of its trial.
+        further: Qualities of other rows than the task's, such as "forgetting" or "squad.f1", and
+            costs of meters, such as "energy_joules": means over the seeds, or those of its trial.
         broken: Limits on these that it breaks, so that it is not on the front.
     """
 
@@ -113,6 +115,8 @@ class FrontView:
             function of the user's scores no others.
         is_complete: False if the search was interrupted, or every trial of an adapter failed.
         fidelity: How well the rungs predicted the end, and the cost of pruning; None if unknown.
+        converted: Members in the form of an export, with their test quality in it.
+        outdated: The same, scored with other weights than those that are saved now.
     """
 
     objectives: tuple[Objective, ...]
@@ -137,6 +141,8 @@ class FrontView:
     is_held_out: bool = True
     is_complete: bool = True
     fidelity: Fidelity | None = None
+    converted: tuple[Converted, ...] = ()
+    outdated: tuple[Converted, ...] = ()
 
     @property
     def has_failed(self) -> bool:
@@ -287,7 +293,7 @@ def _unconfirmed(record: SearchRecord, trial: Trial) -> FrontEntry:
         adapter_score=score,
         origin=trial.origin,
         trial=trial.number,
-        further={name: trial.measured[name] for name in QUALITIES if name in trial.measured},
+        further=reported_beside(trial.measured, limited_costs(record.limits, values)),
         broken=trial.broken,
     )
 

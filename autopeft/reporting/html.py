@@ -47,6 +47,7 @@ def _report() -> Template:
     )
     made.globals.update(
         badges=columns.badges,
+        converted_lines=columns.converted_lines,
         facts=columns.facts,
         quality_text=columns.quality_text,
         site_rows=_site_rows,

@@ -66,7 +66,7 @@ def drawings(shown: FrontView, trials: Sequence[Trial]) -> dict[str, Drawing]:
     result = {}
     for number, cost in enumerate(shown.costs):
         name = "front" if number == 0 else f"front_{cost.name}"
-        caption = f"{shown.quality.name} against {full_name(cost.name)}"
+        caption = f"{shown.quality.name} against {full_name(cost.name, shown.settings)}"
         result[name] = Drawing(caption, partial(front_plot, trials, shown, cost))
     caption = "Score at each rung. A cross ends a trial that was pruned or failed."
     result["curves"] = Drawing(caption, lambda: curves_plot(trials, shown))
@@ -109,13 +109,15 @@ def front_plot(trials: Sequence[Trial], shown: FrontView, cost: Objective) -> Fi
     """
     figure = Figure(figsize=(8, 4.6), layout="constrained")
     axes = figure.add_subplot()
-    axes.set_title(f"{shown.quality.name} against {full_name(cost.name)}")
+    axes.set_title(f"{shown.quality.name} against {full_name(cost.name).partition(':')[0]}")
     axes.set_ylabel(f"{shown.quality.name} {shown.quality.unit}".strip())
     axes.margins(0.06, 0.08)
     seen = _draw_trials(axes, trials, shown.quality, cost)
     entries = [e for e in (*shown.front, *shown.dominated_finalists) if e.candidate.plan.specs]
-    cost_axis(axes, cost, [*seen, *(entry.objectives[cost.name] for entry in entries)])
+    values = [*seen, *(entry.objectives[cost.name] for entry in entries)]
+    cost_axis(axes, cost, values, label=full_name(cost.name, shown.settings))
     _draw_front(axes, shown, cost)
+    _draw_converted(axes, shown, cost)
     if shown.reference is not None:
         label = f"no adapter ({split_name(shown, shown.reference.is_confirmed)})"
         height = float(bounded(shown.reference.objectives[shown.quality.name]))
@@ -125,9 +127,9 @@ def front_plot(trials: Sequence[Trial], shown: FrontView, cost: Objective) -> Fi
     return figure
 
 
-def cost_axis(axes: Axes, cost: Objective, values: Sequence[float]) -> None:
+def cost_axis(axes: Axes, cost: Objective, values: Sequence[float], label: str = "") -> None:
     """Label the cost axis; make it logarithmic where all values are positive."""
-    axes.set_xlabel(full_name(cost.name))
+    axes.set_xlabel(label or full_name(cost.name))
     finite = [value for value in values if math.isfinite(value)]
     if finite and min(finite) > 0:
         axes.set_xscale("log")
@@ -204,6 +206,24 @@ def _draw_front(axes: Axes, shown: FrontView, cost: Objective) -> None:
             font: dict[str, Any] = {"fontsize": 8, "fontweight": "bold", "color": WHITE}
             place: dict[str, Any] = {"ha": "center", "va": "center_baseline"}
             axes.text(x, y, number, zorder=height + 0.5, **place, **font)
+
+
+def _draw_converted(axes: Axes, shown: FrontView, cost: Objective) -> None:
+    """Draw members as they were exported as hollow squares, at the cost of the member itself."""
+    labeled: set[bool] = set()
+    for number, form in enumerate(shown.converted):
+        entry = shown.find(form.digest)
+        if entry is None:
+            continue
+        place = [entry.objectives[cost.name], form.value(shown.quality)]
+        x, y = bounded(place).tolist()
+        label = "as exported, lossy" if form.lossy else "as exported"
+        name = None if form.lossy in labeled else label
+        color = RED if form.lossy else GREEN
+        look: dict[str, Any] = {"marker": "s", "facecolors": "none", "s": 90, "lw": 1.6}
+        gid = f"converted-{number}-{form.digest}"
+        axes.scatter([x], [y], edgecolors=color, label=name, zorder=99, gid=gid, **look)
+        labeled.add(form.lossy)
 
 
 def _draw_entry(axes: Axes, entry: FrontEntry, quality: str, cost: Objective, **look: Any) -> None:

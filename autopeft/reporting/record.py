@@ -50,7 +50,7 @@ class SearchRecord:
         versions: Version by package.
         started: ISO 8601 time, as `ended`.
         is_complete: False if the search was interrupted.
-        limits: Limits on further qualities; a finalist that breaks one is not on the front.
+        limits: Limits on measured values; a finalist that breaks one is not on the front.
     """
 
     settings: Mapping[str, Any]

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
 from autopeft.costs.objectives import COSTS
 from autopeft.costs.price import PriceList
 from autopeft.plan_text import plan_summary
-from autopeft.reporting.columns import VERSUS, badges, front_columns, heading, rows_of, split_name
+from autopeft.reporting.columns import (
+    VERSUS,
+    Column,
+    badges,
+    converted_lines,
+    front_columns,
+    heading,
+    rows_of,
+    split_name,
+)
 from autopeft.reporting.front_view import FrontEntry, FrontView
 from autopeft.reporting.record import BudgetReport
 from autopeft.utils.formatting import counted, human_count, human_seconds, human_value
 
 _MARKS = {"the pick": "*", "tuned LoRA": "L"}
+
+_ADAPTER_WIDTH = 16
+"""Cells that a column of adapters needs at least."""
 
 
 def plain_table() -> Table:
@@ -27,18 +42,45 @@ def _mark(shown: FrontView, entry: FrontEntry, number: str) -> str:
     return number + "".join(_MARKS[name] for name in badges(shown, entry))
 
 
-def front_table(shown: FrontView) -> Table:
+def front_tables(shown: FrontView, width: int) -> tuple[list[Table], Table | None]:
     """Return the front, cheapest first, with the tuned LoRA and the reference beside it.
 
-    The adapter has a column if there is room for one (a single cost), else use `adapter_table`.
+    Every objective is shown in full. Where one table lacks the room, the last columns that are no
+    objectives move to the second part, and objectives continue in further tables under the same
+    marks. The adapter is in the first part only with a single cost, and if there is room.
+
+    Args:
+        shown: The search.
+        width: Of the terminal, in cells.
+
+    Returns:
+        The tables of the objectives, and the one of adapters; None if they are in the former.
     """
-    columns = front_columns(shown)
-    if len(shown.costs) > 1:
-        columns = [column for column in columns if column.kind != "adapter"]
+    number, *columns, adapter = front_columns(shown)
+    if len(shown.costs) == 1 and _width(shown, [number, *columns]) + _ADAPTER_WIDTH <= width:
+        return [_table(shown, [number, *columns, adapter])], None
+    moved: list[Column] = []
+    for column in [column for column in reversed(columns) if not column.is_objective]:
+        if _width(shown, [number, *columns]) <= width:
+            break
+        columns.remove(column)
+        moved.insert(0, column)
+    parts = [[number]]
+    for column in columns:
+        if len(parts[-1]) > 1 and _width(shown, [*parts[-1], column]) > width:
+            parts.append([number])
+        parts[-1].append(column)
+    return [_table(shown, part) for part in parts], _table(shown, [number, *moved, adapter])
+
+
+def _table(shown: FrontView, columns: Sequence[Column]) -> Table:
+    """Return a table of some columns, the number first."""
     table = plain_table()
     for column in columns:
         if column.kind == "adapter":
-            table.add_column(column.heading, ratio=1, overflow="fold")
+            # It takes the room that the others leave.
+            ratio = 1 if any(each.is_objective for each in columns) else None
+            table.add_column(column.heading, ratio=ratio, overflow="fold")
         else:
             table.add_column(
                 column.heading.strip("#"),
@@ -55,16 +97,9 @@ def front_table(shown: FrontView) -> Table:
     return table
 
 
-def adapter_table(shown: FrontView) -> Table:
-    """Return the plans of the rows of `front_table`, under the same marks."""
-    number, *_, adapter = front_columns(shown)
-    table = plain_table()
-    table.add_column("", no_wrap=True)
-    table.add_column(adapter.heading, overflow="fold")
-    for entry in rows_of(shown):
-        style = "bold" if entry.digest == shown.best else ""
-        table.add_row(_mark(shown, entry, number.text(entry)), adapter.text(entry), style=style)
-    return table
+def _width(shown: FrontView, columns: Sequence[Column]) -> int:
+    """Return the cells that a table takes if nothing is cut."""
+    return Console(width=10_000).measure(_table(shown, columns)).maximum
 
 
 def budget_table(budget: BudgetReport) -> Table:
@@ -82,17 +117,32 @@ def budget_table(budget: BudgetReport) -> Table:
     return table
 
 
+@dataclass(frozen=True)
+class _Summary:
+    """The summary of a search, laid out for the terminal that shows it."""
+
+    shown: FrontView
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield from _summary(self.shown, options.max_width)
+
+
 def summary(shown: FrontView) -> RenderableType:
     """Return what is printed when a search ends: verdict, front, legend, budget, warnings."""
+    return _Summary(shown)
+
+
+def _summary(shown: FrontView, width: int) -> list[RenderableType]:
     parts: list[RenderableType] = [Text(shown.verdict.text, style="bold"), Text("")]
-    parts.append(front_table(shown))
+    tables, adapters = front_tables(shown, width)
+    parts += tables
     split = split_name(shown, shown.is_confirmed)
     legend = f"{shown.quality.name} on the {split} split, ± half a 95 % interval;"
     parts.append(Text(f"{legend}\n* the pick, L the tuned LoRA, - not on the front", style="dim"))
     if shown.verdict.levels:
         parts.append(Text(VERSUS, style="dim"))
-    if len(shown.costs) > 1:
-        parts.append(adapter_table(shown))
+    if adapters is not None:
+        parts.append(adapters)
     hidden = len(shown.dominated_finalists) + len(shown.unconfirmed)
     if hidden:
         text = f"Not on the front, but in front.json: {hidden} more."
@@ -103,8 +153,9 @@ def summary(shown: FrontView) -> RenderableType:
     parts += [Text(""), Text(trials), budget_table(shown.budget)]
     if shown.fidelity is not None:
         parts.append(Text(f"Rungs: {shown.fidelity.text()}."))
+    parts += [Text(f"As exported: {line}") for line in converted_lines(shown)]
     parts += [Text(f"Warning: {line}") for line in shown.warnings]
-    return Group(*parts)
+    return parts
 
 
 def price_table(prices: PriceList) -> RenderableType:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from autopeft.errors import SettingsError, UserError
 from autopeft.plan import Candidate
+from autopeft.searcher.owner import StudyOwner
 from autopeft.utils.extremes import one_nan
 from autopeft.utils.formatting import one_line
 from autopeft.utils.registry import describe
@@ -37,6 +38,36 @@ def check_numbers(seed: Any, eta: Any, audit_share: Any, **counts: Any) -> None:
     ratio = to_float(eta)
     if ratio is None or not 1.0 < ratio < math.inf:
         raise SettingsError("eta", eta, "`eta > 1` must hold", "use 3")
+
+
+def checked_items(name: str, value: Any, kinds: tuple[type, ...], remedy: str) -> tuple[Any, ...]:
+    """Return a list that a controller is made with.
+
+    Raises:
+        SettingsError: if it is no list, or one of its items is of another kind.
+    """
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        raise SettingsError(name, value, "must be a list", remedy)
+    items = tuple(value)
+    for item in items:
+        if not isinstance(item, kinds):
+            wanted = " or ".join("text" if kind is str else kind.__name__ for kind in kinds)
+            raise SettingsError(name, item, f"each item must be {wanted}", remedy)
+    return items
+
+
+def check_parts(prices: Any, owner: Any, resume: Any) -> None:
+    """Check the other parts that a controller is made with.
+
+    Raises:
+        SettingsError: if one is of the wrong kind.
+    """
+    if prices is not None and not callable(getattr(prices, "price", None)):
+        raise SettingsError("prices", prices, "has no method `price`", "use a PriceTable, or None")
+    if not isinstance(owner, StudyOwner | None):
+        raise SettingsError("owner", owner, "must be a StudyOwner", "leave it out")
+    if not isinstance(resume, bool):
+        raise SettingsError("resume", resume, "must be True or False", "use True")
 
 
 def checked_number(name: str, value: Any) -> float:

@@ -23,18 +23,21 @@ from typing import Any
 import numpy as np
 
 from autopeft.costs import Price, PriceTable
-from autopeft.costs.constraints import Constraint, parse_constraints
+from autopeft.costs.constraints import Constraint, limited_costs, parse_constraints
 from autopeft.costs.objectives import Objective, Pricer, objective, with_costs
 from autopeft.errors import SettingsError
 from autopeft.plan import Candidate
 from autopeft.searcher.arguments import (
     check_numbers,
+    check_parts,
     checked_candidate,
+    checked_items,
     checked_measured,
     checked_memory,
     checked_number,
     checked_step,
 )
+from autopeft.searcher.latest_trials import LatestTrials
 from autopeft.searcher.losses import MAX_RETRIES, Losses, died, trial_key
 from autopeft.searcher.owner import StudyOwner
 from autopeft.searcher.pruners.registry import Rungs, make_pruner
@@ -78,7 +81,8 @@ class SearchController:
             .log.
         prices: Prices candidates; None for prices computed from the space's topology.
         constraints: Limits such as "trainable_params<=200k"; `ask` returns no candidate over one.
-            One on a quality, such as "forgetting<=0.05", keeps complete trials off the front.
+            One on what is only measured, such as "serving_latency_ms<=50", "forgetting<=0.05" or
+            "squad.f1>=0.6", keeps complete trials off the front; `tell` needs the value.
         study_name: Name of the study in the storage; None for a generated one.
         n_baselines: Number of LoRA trials at the start, from `space.baselines`; later, one in
             six trials is another one. None for a number that suits most budgets; 0 for none.
@@ -134,6 +138,18 @@ class SearchController:
             remedy = "use SearchSpace.from_source"
             raise SettingsError("space", space, "must be a SearchSpace", remedy)
         check_numbers(seed, eta, audit_share, n_baselines=n_baselines, n_portfolio=n_portfolio)
+        check_parts(prices, owner, resume)
+        constraints = checked_items(
+            "constraints", constraints, (str, Constraint), "use e.g. ['trainable_params<=200k']"
+        )
+        warm_start = checked_items(
+            "warm_start", warm_start, (WarmStartTrial,), "use `warm_start_trials`, or leave it out"
+        )
+        rows: tuple[PriorRow, ...] = (
+            read_prior(prior)
+            if isinstance(prior, str | Path)
+            else checked_items("prior", prior, (PriorRow,), "give a file or rows, or leave it out")
+        )
         self.space = space
         self.objectives = _objectives(objectives)
         table: Pricer = prices or PriceTable.from_topology(
@@ -144,6 +160,11 @@ class SearchController:
         )
         self._further = tuple(o.name for o in self.objectives[1:] if not o.is_cost)
         self._limits = tuple(limit for limit in self.constraints if limit.is_measured)
+        qualities = [limit for limit in self._limits if limit.is_of_quality]
+        directions = {limit.name: limit.quality for limit in reversed(qualities)}
+        directions |= {o.name: o for o in self.objectives if o.name in directions}
+        for limit in qualities:
+            limit.check_direction(directions[limit.name])
         names = [cost.name for cost in self.objectives[1:]]
         names += [limit.name for limit in self.constraints]
         self.prices = with_costs(table, names)
@@ -151,7 +172,6 @@ class SearchController:
         self._readable = ReadableParams(space)
         self._distributions = {n: distribution(r) for n, r in self._readable.parameters.items()}
         self._check_constraints()
-        rows = read_prior(prior) if isinstance(prior, (str, Path)) else prior
         known = WarmStart.of(warm_start, space, rows)
         if rows and not known.n_rows:
             raise SettingsError(
@@ -178,7 +198,18 @@ class SearchController:
             study_name,
             self.objectives,
             OptunaAdapter(space, self.objectives, self.prices, self._sampler),
-            make_pruner(pruner, Rungs(max(1, round(steps / eta**2)), steps, eta, self._further)),
+            make_pruner(
+                pruner,
+                Rungs(
+                    max(1, round(steps / eta**2)),
+                    steps,
+                    eta,
+                    self._further,
+                    self._compared_costs(),
+                    # Trials are compared by the other limited values.
+                    tuple(q.text for q in qualities if q.name not in self._further),
+                ),
+            ),
             resume=resume,
         )
         self._owner = owner
@@ -191,7 +222,7 @@ class SearchController:
         self._n_ended_elsewhere = 0
         self._others: set[int] = set()  # trials of the other searches that share the study
         self._undecided: dict[int, int] = {}  # the step at which they were to be pruned or not
-        self._trials: dict[int, Trial] = {}
+        self._trials = LatestTrials()
         self._front: tuple[Trial, ...] = ()
         self.last_ended: Trial | None = None  # in this run
         self._counts: Counter[str] = Counter()  # trials by state and by origin
@@ -205,6 +236,17 @@ class SearchController:
         self._load()
         self.last_ended = None
         self._enqueue_start(initial_design.N_PORTFOLIO if n_portfolio is None else n_portfolio)
+
+    def _compared_costs(self) -> tuple[str, ...] | None:
+        """Return the costs that the pruner compares, None where they are the objectives.
+
+        A trial may be the only one that keeps a limit: others stop it only if they cost no more in
+        what is limited, as far as known costs tell.
+        """
+        limited = limited_costs(self._limits, [o.name for o in self.objectives])
+        if not limited:
+            return None
+        return (*(o.name for o in self.objectives[1:] if o.is_cost), *limited)
 
     # --- asking ----------------------------------------------------------------------------------
 
@@ -246,7 +288,7 @@ class SearchController:
     def _can_skip_starts(self) -> bool:
         """Return whether earlier searches, proven here, tell more than the recipes left."""
         is_recipe = self._queue[0][1] == "portfolio"
-        return is_recipe and self._sampler.is_guided(tuple(self._trials.values()))
+        return is_recipe and self._sampler.is_guided(self._trials)
 
     def _safer(self, candidate: Candidate, origin: str) -> tuple[Candidate, str]:
         """Lower the rate of a start where trials of as high a rate have only failed."""
@@ -263,7 +305,7 @@ class SearchController:
         point = point_of(candidate)
         as_high = [
             trial.state == "failed"
-            for trial in self._trials.values()
+            for trial in self._trials
             if trial.state != "running" and trial.reason != INTERRUPTED and trial.plan.specs
             if point and (other := point_of(trial.candidate)) and other.position >= point.position
         ]
@@ -279,18 +321,16 @@ class SearchController:
 
     def _baseline_due(self) -> Candidate | None:
         """Now and then another LoRA, so that LoRA is tuned as hard as everything else."""
+        if not self._n_baselines or not self._loras:
+            return None
         # A failed one tells half as much.
-        failed = [
-            trial.state == "failed"
-            for trial in self._trials.values()
-            if trial.origin == "baseline" and trial.reason != INTERRUPTED
-        ]
+        failed = [trial.state == "failed" for trial in self._trials.baselines()]
         n_baselines = len(failed) - sum(failed) / 2
         n_searched = self._counts["search"] + self._counts["design"]
-        if not self._n_baselines or n_baselines > self._n_baselines + n_searched / _ONE_LORA_IN:
+        if n_baselines > self._n_baselines + n_searched / _ONE_LORA_IN:
             return None
         while self._loras:
-            point = self._sampler.propose_baseline(tuple(self._trials.values()), self._loras)
+            point = self._sampler.propose_baseline(self._trials, self._loras)
             candidate = self.space.encoder.to_candidate(point)
             is_acceptable = self._acceptable(candidate) is not None
             self._loras = [other for other in self._loras if other is not point]
@@ -335,7 +375,7 @@ class SearchController:
     def _points(self) -> Iterator[tuple[Point, str]]:
         """Yield proposals with their origin, then random points, then all of a small space."""
         for _ in range(_N_TRIES):
-            point = self._sampler.propose(tuple(self._trials.values()))
+            point = self._sampler.propose(self._trials)
             yield point, self._sampler.origin
         sampler = self.space.point_sampler
         for attempt in range(300):
@@ -362,20 +402,20 @@ class SearchController:
         if not self._search:
             return
         with self._lock:
-            ended = {n for n, trial in self._trials.items() if trial.state != "running"}
+            ended = {trial.number for trial in self._trials if trial.state != "running"}
             for trial in self._store.of_others(self._search, ended):
-                is_known = trial.number in self._trials
+                is_known = self._trials.of(trial.number) is not None
                 if not is_known and trial.state == "running" and trial.digest in self._digests:
                     continue  # Its search is about to drop it.
                 self._others.add(trial.number)
-                self._trials[trial.number] = trial
+                self._trials.put(trial)
                 self._counts[trial.origin] += not is_known
                 if trial.state != "running":
                     self._count_end(trial)
                 self._digests.add(trial.digest)
                 if trial.reason == INTERRUPTED and all(
                     other.reason == INTERRUPTED
-                    for other in self._trials.values()
+                    for other in self._trials
                     if other.digest == trial.digest
                 ):
                     self._digests.remove(trial.digest)
@@ -470,8 +510,7 @@ class SearchController:
         """Return whether it is one of the first baselines, which are trained to the end."""
         if trial.origin != "baseline":
             return False
-        ended = [t.state == "complete" for t in self._trials.values() if t.origin == "baseline"]
-        return sum(ended) < self._n_baselines
+        return sum(t.state == "complete" for t in self._trials.baselines()) < self._n_baselines
 
     def _why(self, gap: float) -> str:
         """Return what the pruner's gap means; a score that is no number has none worth naming."""
@@ -480,7 +519,7 @@ class SearchController:
 
     def _is_audit_due(self) -> bool:
         """Return whether the stop just decided is one that is not carried out."""
-        n_audited = sum(trial.audited_at > 0 for trial in self._trials.values())
+        n_audited = self._trials.n_audited
         n_stops = 1 + n_audited + self._counts["pruned"]
         return math.floor(n_stops * self._audit_share + self._audit_offset) > n_audited
 
@@ -566,7 +605,7 @@ class SearchController:
         with self._changing(trial):
             self._store.write_note(ended)
             yield
-            self._trials[trial.number] = ended
+            self._trials.put(ended)
             self._note_end(ended)
 
     # --- writing comes first: what a failed write left is read before the next change -------------
@@ -588,9 +627,9 @@ class SearchController:
 
     def _read_again(self, number: int) -> None:
         """Take over what the study holds of a trial."""
-        stored = self._store.read(self._trials[number])
+        stored = self._store.read(self._known(number))
         self._unsure.discard(number)
-        self._trials[number] = stored
+        self._trials.put(stored)
         if stored.state != "running":
             self._note_end(stored)
 
@@ -608,21 +647,27 @@ class SearchController:
         """Return the latest value of a trial that was handed out."""
         if not isinstance(trial, Trial):
             raise ValueError(f"needs a Trial as `ask` returned it, but got {describe(trial)}")
-        latest = self._trials.get(trial.number)
+        latest = self._trials.of(trial.number)
         if latest is None or latest.candidate != trial.candidate:
             raise ValueError(f"trial {trial.number} was not handed out by this controller")
         if trial.number in self._unsure:
             self._read_again(trial.number)
-        return self._trials[trial.number]
+        return self._known(trial.number)
+
+    def _known(self, number: int) -> Trial:
+        trial = self._trials.of(number)
+        assert trial is not None, number
+        return trial
 
     def _add(self, trial: Trial) -> None:
-        self._trials[trial.number] = trial
+        self._trials.put(trial)
         self._counts[trial.origin] += 1
         if trial.state != "running":
             self._note_end(trial)
 
     def _put(self, trial: Trial, **changes: Any) -> Trial:
-        changed = self._trials[trial.number] = replace(trial, **changes)
+        changed = replace(trial, **changes)
+        self._trials.put(changed)
         return changed
 
     def _note_end(self, trial: Trial) -> None:
@@ -655,12 +700,12 @@ class SearchController:
 
         Only for the first trial of a plan: where nothing can be learned, no rate helps.
         """
-        bare = next((t for t in self._trials.values() if t.origin == "reference"), None)
+        bare = next((t for t in self._trials if t.origin == "reference"), None)
         if trial.state != "complete" or bare is None or bare.state != "complete":
             return False
         quality = self.objectives[0]
         gain = quality.sign() * (trial.values[quality.name] - bare.values[quality.name])
-        others = (t for t in self._trials.values() if t.number != trial.number)
+        others = (t for t in self._trials if t.number != trial.number)
         return gain <= 0.0 and all(t.plan != trial.plan for t in others)
 
     # --- reading ---------------------------------------------------------------------------------
@@ -669,7 +714,7 @@ class SearchController:
         """Return every trial that has ended, by number."""
         with self._lock:
             self._settle()
-            return tuple(t for _, t in sorted(self._trials.items()) if t.state != "running")
+            return tuple(t for t in self._trials.by_number() if t.state != "running")
 
     def latest(self, trial: Trial) -> Trial:
         """Return what has become of a trial that `ask` returned."""
@@ -680,7 +725,7 @@ class SearchController:
         """Return every trial that has not ended."""
         with self._lock:
             self._settle()
-            return tuple(t for t in self._trials.values() if t.state == "running")
+            return tuple(t for t in self._trials if t.state == "running")
 
     def counts(self) -> dict[str, int]:
         """Return the number of ended trials by state: complete, pruned, failed.
@@ -762,7 +807,7 @@ class SearchController:
             n_deaths = self.losses.of(trial_key(trial.digest))
             if trial.state == "running" and search not in living:
                 self._fail(trial, INTERRUPTED if n_deaths <= MAX_RETRIES else died(n_deaths))
-                trial = self._trials[trial.number]
+                trial = self._known(trial.number)
             if trial.state == "failed" and trial.reason == INTERRUPTED:
                 again = interrupted if n_deaths < MAX_RETRIES else suspects
                 again.append((trial.candidate, trial.origin))
@@ -824,9 +869,8 @@ def _thinned(candidates: Sequence[Candidate], n_most: int = 4) -> list[Candidate
 
 
 def _objectives(given: Sequence[Objective | str]) -> tuple[Objective, ...]:
-    if isinstance(given, str) or not all(isinstance(o, str | Objective) for o in given):
-        raise SettingsError("objectives", given, "must be a list of names", "use ['accuracy']")
-    found = tuple(objective(o) if isinstance(o, str) else o for o in given)
+    items = checked_items("objectives", given, (str, Objective), "use e.g. ['accuracy']")
+    found = tuple(objective(item) if isinstance(item, str) else item for item in items)
     if not found:
         raise SettingsError("objectives", [], "needs a quality objective", "use e.g. accuracy")
     if len({o.name for o in found}) < len(found):

@@ -42,6 +42,8 @@ class Figure:
 class DashboardWriter:
     """Write a note and learning curves to a study, at most once per interval.
 
+    With many trials it takes a while; the interval is then so long that it takes 1 % of the time.
+
     Args:
         study: The study that the dashboard shows.
         objectives: Quality first.
@@ -54,19 +56,21 @@ class DashboardWriter:
         self._study = study
         self._objectives = tuple(objectives)
         self._seconds = seconds
-        self._last = float("-inf")
+        self._next = float("-inf")
 
     @property
     def is_due(self) -> bool:
         """Whether the interval has passed."""
-        return time.monotonic() - self._last >= self._seconds
+        return time.monotonic() >= self._next
 
     def post(self, trials: Sequence[Trial]) -> None:
         """Write the state of the search."""
+        began = time.monotonic()
         save_note(self._study, note(trials, self._objectives))
         curves: Any = learning_curves(trials, self._objectives[0])
         save_plotly_graph_object(self._study, curves, graph_object_id="learning-curves")
-        self._last = time.monotonic()
+        now = time.monotonic()
+        self._next = now + max(self._seconds, 100.0 * (now - began))
 
 
 @dataclass(frozen=True)

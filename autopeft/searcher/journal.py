@@ -9,10 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.storages.journal._storage import JournalOperation
 
 from autopeft.errors import StorageError
 
 _CHUNK = 2**16
+
+_SYNCED = frozenset(
+    {
+        JournalOperation.CREATE_STUDY,
+        JournalOperation.DELETE_STUDY,
+        JournalOperation.SET_STUDY_USER_ATTR,
+        JournalOperation.SET_TRIAL_STATE_VALUES,
+    }
+)
+"""Records that are on the disk when the call returns, with all before them. What a running trial
+tells survives the process, not the machine: if that dies, the trial is trained again. To wait for
+the disk takes longer than all else that a report does."""
 
 
 class CheckedJournal(JournalFileBackend):
@@ -41,7 +54,8 @@ class CheckedJournal(JournalFileBackend):
                     view = memoryview(text)
                     while len(view):
                         view = view[file.write(view) :]
-                    os.fsync(file.fileno())
+                    if any(log["op_code"] in _SYNCED for log in logs):
+                        os.fsync(file.fileno())
                 except BaseException:
                     # A full disk takes a part of a line.
                     file.truncate(end)
@@ -53,6 +67,8 @@ class CheckedJournal(JournalFileBackend):
 def _cut_unfinished(file: Any, shown: str) -> int:
     """Cut the file after its last whole line, and go there; return its length."""
     end: int = file.seek(0, os.SEEK_END)
+    if end and file.seek(end - 1) >= 0 and file.read(1) == b"\n":
+        return end
     size = end
     while end:
         start = max(0, end - _CHUNK)

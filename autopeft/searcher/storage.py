@@ -125,15 +125,25 @@ def open_to_read(storage: str | Path | BaseStorage) -> BaseStorage:
     if isinstance(storage, BaseStorage):
         return storage
     text = str(storage)
-    file = file_of(text)
-    if file is not None and not Path(file).is_file():
-        raise StorageError("storage", file, "no such file", "check the folder and its settings")
-    shown = shown_place(storage)
+    check_file(text)
+    file, shown = file_of(text), shown_place(storage)
     if file is None or file.endswith(".log"):
         return ReadOnlyStorage(open_storage(text), shown)
     with _errors_named(text):
         inner = _sqlite(Path(file), is_read_only=True)
         return ReadOnlyStorage(RetryingStorage(inner, shown), shown)
+
+
+def check_file(storage: str | Path) -> None:
+    """Check that the file of a storage is there: SQLite would make an empty one.
+
+    Raises:
+        StorageError: if it is not.
+    """
+    file = file_of(str(storage))
+    if file is not None and not Path(file).is_file():
+        remedy = "restore it, or check the folder and its settings"
+        raise StorageError("storage", file, "no such file", remedy)
 
 
 def file_of(storage: str) -> str | None:

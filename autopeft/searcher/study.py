@@ -43,6 +43,7 @@ from autopeft.searcher.pruners.gap import FURTHER_KEY, PRICE_KEY, TRAIN_KEY, Gap
 from autopeft.searcher.pruners.prunable import PRUNED
 from autopeft.searcher.storage import (
     TOKEN_KEY,
+    check_file,
     created_trial,
     open_storage,
     open_to_read,
@@ -65,6 +66,9 @@ _CONSTRAINT = "constraints:"
 
 PLAN_KEY, ORIGIN_KEY, REASON_KEY, MEASURED_KEY = "plan", "origin", "reason", "measured"
 """User attributes of a trial, beside its costs and train settings (`searcher/pruners/gap.py`)."""
+
+_N_NOTES = 2000
+"""Number of trials that have a note: whoever reads one attribute of a study reads all notes."""
 
 AUDIT_KEY = "audited_at"
 """User attribute: the step at which a trial would have been stopped but continued."""
@@ -129,6 +133,8 @@ class StudyStore:
         silence("optuna", logging.WARNING)
         if not (name is None or isinstance(name, str)):
             raise StorageError("study_name", name, "must be text", "give a name")
+        if resume and isinstance(storage, str | Path):
+            check_file(storage)
         opened = open_storage(storage)
         shown = name if storage is None else shown_place(storage)
         directions = [objective.direction for objective in objectives]
@@ -172,6 +178,8 @@ class StudyStore:
         self._board: DashboardWriter | None = None
         self._unsure: tuple[str, str] | None = None  # digest and token of a start that failed
         self._partly: set[int] = set()  # trials with a write that failed
+        self._written: set[int] = set()  # trials whose scores the gap pruner has not read
+        self._is_shared = False
         trials = self.study.get_trials(deepcopy=False)
         self._ids = {trial.number: trial._trial_id for trial in trials}
         self._kinds: dict[str, BaseDistribution] = {}
@@ -222,6 +230,7 @@ class StudyStore:
             system_attrs={TOKEN_KEY: token} | ({OWNER_KEY: search} if search else {}),
         )
         self._unsure = (candidate.digest, token)
+        self._is_shared = self._is_shared or bool(search)
         study_id = self.study._study_id
         trial_id = created_trial(self._storage, study_id, token) if is_retry else None
         if trial_id is None:
@@ -283,6 +292,7 @@ class StudyStore:
     def read(self, trial: Trial) -> Trial:
         """Return what the study holds of a trial."""
         found = self.frozen(trial.number)
+        self._written.add(trial.number)
         return read_trial(found, self._objectives, trial.candidate, trial.costs)
 
     @contextmanager
@@ -306,6 +316,7 @@ class StudyStore:
         further: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
         """Store a rung's score, and its further qualities."""
+        self._written.add(number)
         with self._writing(number):
             if further:  # First: whoever reads the score reads them.
                 told = self.frozen(number).user_attrs.get(FURTHER_KEY, {})
@@ -317,7 +328,12 @@ class StudyStore:
         trial = self.frozen(number)
         pruner = self.study.pruner
         if isinstance(pruner, GapPruner):
-            return pruner.gap(self.study, trial)
+            # What nobody else writes need not be looked for among tens of thousands of trials.
+            written = self._written - {number}
+            changed = None if self._is_shared else [self.frozen(each) for each in sorted(written)]
+            gap = pruner.gap(self.study, trial, changed)
+            self._written.clear()
+            return gap
         shown = describe(getattr(pruner, "inner", pruner))
         with blamed("pruner", shown, "prune fails", passing=(StorageInternalError,)):
             return 1.0 if pruner.prune(self.study, trial) else 0.0
@@ -337,13 +353,14 @@ class StudyStore:
         Each limit on a measured value is a constraint of Optuna: `excess` says by how much the
         trial is above it, and Optuna's front lacks those that are.
         """
+        self._written.add(number)
         with self._writing(number):
             if measured or number in self._partly:
                 self._attribute(number, MEASURED_KEY, dict(measured))
             self._constrain(number, 0.0)
             for name, much in excess.items():
                 self._set_constraint(number, name, much)
-            self.study.tell(number, list(values), state=TrialState.COMPLETE)
+            self._end(number, TrialState.COMPLETE, list(map(float, values)))
 
     def prune(self, number: int, reason: str, gap: float = 1.0) -> None:
         """Mark the trial pruned.
@@ -354,7 +371,7 @@ class StudyStore:
         with self._writing(number):
             self._attribute(number, REASON_KEY, reason)
             self._constrain(number, gap if gap > 0 and math.isfinite(gap) else 1.0)
-            self.study.tell(number, state=TrialState.PRUNED)
+            self._end(number, TrialState.PRUNED)
 
     def note_audit(self, number: int, step: int) -> None:
         """Record that the trial continues past a rung that would have stopped it."""
@@ -365,7 +382,14 @@ class StudyStore:
         """Mark the trial failed."""
         with self._writing(number):
             self._attribute(number, REASON_KEY, reason)
-            self.study.tell(number, state=TrialState.FAIL)
+            self._end(number, TrialState.FAIL)
+
+    def _end(self, number: int, state: TrialState, values: list[float] | None = None) -> None:
+        if state == TrialState.PRUNED and len(self._objectives) == 1:
+            self.study.tell(number, state=state)  # It makes the last score the trial's value.
+        else:
+            # Optuna's `tell` does no more, but asks for the study and the trial again.
+            self._storage.set_trial_state_values(self._ids[number], state, values)
 
     def _attribute(self, number: int, key: str, value: Any) -> None:
         self._storage.set_trial_user_attr(self._ids[number], key, value)
@@ -383,8 +407,8 @@ class StudyStore:
         return isinstance(self.study.pruner, GapPruner)
 
     def write_note(self, trial: Trial) -> None:
-        """Write the note of an ended trial that optuna-dashboard shows."""
-        if not isinstance(self._storage, InMemoryStorage):
+        """Write the note of an ended trial that optuna-dashboard shows, if it is an early one."""
+        if trial.number < _N_NOTES and not isinstance(self._storage, InMemoryStorage):
             from autopeft.searcher.dashboard import save_trial_note
 
             save_trial_note(

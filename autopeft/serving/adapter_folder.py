@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -11,9 +12,14 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from autopeft.errors import AdapterError
+from autopeft.utils.expressions import endless
 from autopeft.utils.serialize import read_json
 
 _FACTOR = re.compile(r"^(?P<path>.+)\.(lora_(?P<side>[AB])\.weight|lora_(?P<gguf>[ab]))$")
+
+PEFT_ROOT = "base_model.model."
+"""Start of the names that PEFT gives tensors."""
+
 _REMEDY = "name a folder that `autopeft export` or PEFT wrote"
 
 
@@ -28,6 +34,10 @@ class AdapterFolder:
         gguf: Settings of the GGUF file; None if there is none.
         gguf_shapes: Tensor of that file -> shape, in torch's order.
         has_model: Whether it holds a whole model, with `config.json` and weights.
+        model_config: Content of `config.json`; empty if there is none.
+        base_config: Content of the `config.json` of an adapter's base model; empty if it is not
+            on this machine.
+        base_modules: Paths of the base model's modules for adapters; () if they are unknown.
     """
 
     folder: Path
@@ -36,6 +46,9 @@ class AdapterFolder:
     gguf: Mapping[str, Any] | None = None
     gguf_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     has_model: bool = False
+    model_config: Mapping[str, Any] = field(default_factory=dict)
+    base_config: Mapping[str, Any] = field(default_factory=dict)
+    base_modules: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, folder: str | Path) -> AdapterFolder:
@@ -47,23 +60,20 @@ class AdapterFolder:
         folder = Path(folder).expanduser()
         if not folder.is_dir():
             raise AdapterError("adapter", str(folder), "no such folder", _REMEDY)
-        config: dict[str, Any] = {}
-        if (folder / "adapter_config.json").is_file():
-            config = read_json(
-                folder / "adapter_config.json",
-                dict[str, Any],
-                field="adapter",
-                remedy="save or download it again",
-                error=AdapterError,
-            )
         settings, gguf_shapes = _read_gguf(folder)
+        model_config = _settings(folder / "config.json")
+        config = _settings(folder / "adapter_config.json")
+        shapes = _shapes(folder / "adapter_model.safetensors")
+        _check_expressions(folder, config, shapes)
         return cls(
             folder,
             config,
-            _shapes(folder / "adapter_model.safetensors"),
+            shapes,
             settings,
             gguf_shapes,
-            (folder / "config.json").is_file() and any(folder.glob("model*.safetensors")),
+            bool(model_config) and any(folder.glob("model*.safetensors")),
+            model_config,
+            _base_config(config),
         )
 
     @property
@@ -72,14 +82,18 @@ class AdapterFolder:
         return tuple(name for name in self.shapes if not _FACTOR.match(name))
 
     def modules(self) -> Iterator[tuple[str, int, float]]:
-        """Yield each module's path, the rank of its tensors and the scaling that peft gives it."""
+        """Yield each module's path, the rank of its tensors and the scaling that peft gives it.
+
+        A module whose tensors have rank 0 is none.
+        """
         ranks = {
             match["path"]: shape[0]
             for name, shape in self.shapes.items()
-            if (match := _FACTOR.match(name)) and match["side"] == "A" and shape
+            if (match := _FACTOR.match(name)) and match["side"] == "A" and shape and shape[0]
         }
         for path, rank in ranks.items():
-            own = self.rank_of(path) or rank
+            given = self.rank_of(path)
+            own = given if given > 0 else rank
             alpha = _of_pattern(self.config.get("alpha_pattern"), path, self.number("lora_alpha"))
             yield path, rank, alpha / (own**0.5 if self.config.get("use_rslora") else own)
 
@@ -87,13 +101,19 @@ class AdapterFolder:
         """Return the rank that the configuration gives a module; 0 if it names none."""
         return _of_pattern(self.config.get("rank_pattern"), path, self.number("r"))
 
+    def is_of_parameters(self, path: str) -> bool:
+        """Return whether a module's factors are of bare parameters: of all experts, in one."""
+        named = self.config.get("target_parameters")
+        holders = [str(n).rpartition(".")[0] for n in named] if isinstance(named, list) else []
+        place = "." + re.sub(r"(\.base_layer)+$", "", path)
+        return any(place.endswith(f".{holder}") for holder in holders)
+
     def number(self, name: str) -> float:
         """Return a number of the configuration; 0 if it has none."""
-        value = self.config.get(name)
-        return float(value) if isinstance(value, int | float) else 0.0
+        return _number(self.config.get(name)) or 0.0
 
     def unpaired(self) -> list[str]:
-        """Return the modules that have one factor of the two, or whose factors do not fit."""
+        """Return the modules without two factors of one rank: matrices that are not empty."""
         sides: dict[str, dict[str, tuple[int, ...]]] = {}
         for name, shape in {**self.shapes, **self.gguf_shapes}.items():
             if match := _FACTOR.match(name):
@@ -102,17 +122,82 @@ class AdapterFolder:
         return [
             path
             for path, own in sides.items()
-            if set(own) != {"A", "B"} or own["A"][:1] != own["B"][-1:]
+            if set(own) != {"A", "B"} or not _fit(own["A"], own["B"])
         ]
+
+
+def _fit(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
+    """Return whether two shapes are factors of one matrix."""
+    return min(len(a), len(b)) > 1 and a[0] == b[-1] and min(*a, *b) > 0
 
 
 def _of_pattern(pattern: object, path: str, default: float) -> float:
     """Return a module's value as peft finds it: a key is the end of its path, or an expression."""
-    path = path.removeprefix("base_model.model.")
+    path = path.removeprefix(PEFT_ROOT)
     for key, value in pattern.items() if isinstance(pattern, Mapping) else ():
-        if re.match(rf"(.*\.)?({key})$", path) and isinstance(value, int | float):
-            return float(value)
+        number = _number(value)
+        if number is not None and _matches(key, path):
+            return number
     return default
+
+
+def _matches(key: str, path: str) -> bool:
+    try:
+        return bool(re.match(rf"(.*\.)?({key})$", path))
+    except re.error:  # A rule tells it.
+        return False
+
+
+def _number(value: object) -> float | None:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+def _check_expressions(
+    folder: Path, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Check that the configuration's expressions can be matched with the names of modules."""
+    names = [match["path"].removeprefix(PEFT_ROOT) for match in map(_FACTOR.match, shapes) if match]
+    if problem := endless(config, names):
+        path = str(folder / "adapter_config.json")
+        raise AdapterError("adapter", path, problem, "name the modules in a list")
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    return read_json(
+        path,
+        dict[str, Any],
+        field="adapter",
+        remedy="save or download it again",
+        error=AdapterError,
+    )
+
+
+def _base_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the configuration of an adapter's base model, if it is on this machine."""
+    base, revision = config.get("base_model_name_or_path"), config.get("revision")
+    if not isinstance(base, str) or not base:
+        return {}
+    path = Path(base).expanduser() / "config.json"
+    if not path.is_file():
+        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import HFValidationError
+
+        given = revision if isinstance(revision, str) else None
+        try:
+            found = try_to_load_from_cache(base, "config.json", revision=given)
+        except HFValidationError:  # A folder that is elsewhere.
+            return {}
+        if not isinstance(found, str):
+            return {}
+        path = Path(found)
+    try:
+        return _settings(path)
+    except AdapterError:  # Not this folder's.
+        return {}
 
 
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:

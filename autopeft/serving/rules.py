@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from autopeft.serving.adaptable import unlike
 from autopeft.serving.adapter_folder import AdapterFolder
+from autopeft.serving.gguf_names import ARCHITECTURES
+from autopeft.serving.joined import Joined, absent
+from autopeft.serving.older_names import TEXT, older_names
 
 
 @dataclass(frozen=True)
@@ -16,11 +21,18 @@ class Rule:
         text: What must hold.
         source: Project and file that it was read in.
         broken: Returns what breaks it in a folder; "" if nothing does.
+        is_of_model: Whether the base model's configuration alone breaks it, whatever is trained.
     """
 
     text: str
     source: str
     broken: Callable[[AdapterFolder], str]
+    is_of_model: bool = False
+
+    def problem(self, adapter: AdapterFolder) -> str:
+        """Return the rule with what breaks it in a folder, in a line; "" if nothing does."""
+        what = self.broken(adapter)
+        return f"must hold: {self.text}; {what} ({self.source})" if what else ""
 
 
 def _some(names: object) -> str:
@@ -61,6 +73,34 @@ def is_set(name: str, *, but: object = None) -> Callable[[AdapterFolder], str]:
         return f"{name} is {value}" if value and value != but else ""
 
     return broken
+
+
+def is_expression(name: str, *, but: Sequence[str] = ()) -> Callable[[AdapterFolder], str]:
+    """Return a check for a setting that must be a list, or one of the words `but`."""
+
+    def broken(adapter: AdapterFolder) -> str:
+        value = adapter.config.get(name)
+        return f"{name} is {value!r}" if isinstance(value, str) and value not in but else ""
+
+    return broken
+
+
+def without_siblings(joined: Sequence[Joined]) -> Callable[[AdapterFolder], str]:
+    """Return a check for modules that must have factors because others beside them have."""
+
+    def broken(adapter: AdapterFolder) -> str:
+        found = absent((path for path, _, _ in adapter.modules()), joined)
+        return f"without {_some(found)}" if found else ""
+
+    return broken
+
+
+def changes_base(adapter: AdapterFolder) -> str:
+    """Return the start of the weights, if PEFT changes the base model's weights for it on load."""
+    start = adapter.config.get("init_lora_weights")
+    harmless = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
+    is_harmless = not isinstance(start, str) or start.lower() in harmless
+    return "" if is_harmless else f"init_lora_weights is {start}"
 
 
 def strange(adapter: AdapterFolder) -> str:
@@ -123,7 +163,7 @@ def rank_of_no_pattern(adapter: AdapterFolder) -> str:
     unlike = [
         f"{path} has {own}, not {adapter.rank_of(path):.0f}"
         for path, own, _ in adapter.modules()
-        if own != adapter.rank_of(path)
+        if own != adapter.rank_of(path) and not adapter.is_of_parameters(path)
     ]
     return _some(unlike) if unlike else ""
 
@@ -144,9 +184,43 @@ def rank_above(limit: int) -> Callable[[AdapterFolder], str]:
     return broken
 
 
+def base_is(architectures: Collection[str]) -> Callable[[AdapterFolder], str]:
+    """Return a check for architectures that the base model must not have."""
+
+    def broken(adapter: AdapterFolder) -> str:
+        found = adapter.base_config.get("architectures")
+        name = found[0] if isinstance(found, list) and found else None
+        return f"it is {name}" if isinstance(name, str) and name in architectures else ""
+
+    return broken
+
+
+def modules_unlike(names: Collection[str]) -> Callable[[AdapterFolder], str]:
+    """Return a check that modules have known names: all that are adapted, or one of the model's."""
+
+    def broken(adapter: AdapterFolder) -> str:
+        found = unlike([path for path, _, _ in adapter.modules()], names)
+        if not found and len(strangers := unlike(adapter.base_modules, names)) == len(
+            adapter.base_modules
+        ):
+            found = strangers
+        return _some(found) if found else ""
+
+    return broken
+
+
 def no_gguf(adapter: AdapterFolder) -> str:
     """Return whether there is no GGUF file."""
     return "there is no .gguf file" if adapter.gguf is None else ""
+
+
+def without_gguf_names(adapter: AdapterFolder) -> str:
+    """Return the type of a model whose modules have no known names in GGUF."""
+    given = adapter.model_config or adapter.base_config
+    text = given.get(TEXT)
+    config = text if isinstance(text, Mapping) else given
+    kind = str(config.get("model_type", ""))
+    return f"model_type is {kind}" if kind and kind not in ARCHITECTURES else ""
 
 
 def gguf_is(name: str, value: str) -> Callable[[AdapterFolder], str]:
@@ -181,3 +255,39 @@ def no_modelfile(adapter: AdapterFolder) -> str:
 def no_model(adapter: AdapterFolder) -> str:
     """Return whether it is no whole model."""
     return "" if adapter.has_model else "it holds no config.json and model*.safetensors"
+
+
+def no_language_model(adapter: AdapterFolder) -> str:
+    """Return whether a whole model has another head than one for the next token."""
+    found = adapter.model_config.get("architectures")
+    names = [str(name) for name in found] if isinstance(found, list) else []
+    known = ("CausalLM", "LMHeadModel", "ConditionalGeneration")
+    return "" if not names or any(end in name for name in names for end in known) else names[0]
+
+
+def without_older_names(adapter: AdapterFolder) -> str:
+    """Return the settings of a whole model that only transformers 5 would find."""
+    absent = _absent(adapter.model_config, older_names(adapter.model_config))
+    return _some(absent) if absent else ""
+
+
+def _absent(config: Mapping[str, Any], older: Mapping[str, Any], place: str = "") -> list[str]:
+    """Return the older names that a configuration lacks, with what they should be."""
+    absent = []
+    for name, value in older.items():
+        if name == TEXT:
+            absent += _absent(config[TEXT], value, f"{TEXT}.")
+        elif config.get(name) != value:
+            absent.append(f"{place}{name} is {config.get(name)}, not {value}")
+    return absent
+
+
+def model_quantized_by(*schemes: str) -> Callable[[AdapterFolder], str]:
+    """Return a check for schemes that a whole model must not be quantized by."""
+
+    def broken(adapter: AdapterFolder) -> str:
+        found = adapter.model_config.get("quantization_config")
+        scheme = found.get("quant_method") if isinstance(found, dict) else None
+        return f"quant_method is {scheme}" if scheme in schemes else ""
+
+    return broken

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from autopeft.errors import AdapterError, SettingsError
 from autopeft.methods.base import EXPERT_ROLES, LINEAR_ROLES, Method, Shape
-from autopeft.serving import rules
+from autopeft.serving import readable, rules
+from autopeft.serving.adaptable import SGLANG_MODULES, VLLM_WITHOUT_LORA, unlike
 from autopeft.serving.adapter_folder import AdapterFolder
+from autopeft.serving.joined import Joined, absent
 from autopeft.serving.rules import Rule
 from autopeft.utils.serialize import nearest
 
@@ -26,6 +29,9 @@ class Server:
         format: The format that it loads; one of `autopeft.models.export.FORMATS`.
         rules: What must hold for a folder.
         ranks: The ranks that it can reserve, ascending; () if it takes any.
+        modules: Names of the modules that it can adapt; empty if any.
+        joined: Modules that it computes as one; exports hold factors of zeros for those that its
+            loader needs and the plan leaves out.
         takes_head: Whether it loads a new head from the adapter's own files.
         takes_experts: Whether it loads adapters of experts, which are bare parameters.
         command: How it is started, with fields base, folder and rank; "" if it is a library.
@@ -35,6 +41,8 @@ class Server:
     format: str
     rules: tuple[Rule, ...]
     ranks: tuple[int, ...] = ()
+    modules: frozenset[str] = frozenset()
+    joined: tuple[Joined, ...] = ()
     takes_head: bool = False
     takes_experts: bool = False
     command: str = ""
@@ -48,6 +56,43 @@ class Server:
     def is_for_models(self) -> bool:
         """Whether it loads whole models, with the adapter merged."""
         return self.format == "merged"
+
+    def refused(
+        self,
+        config: Mapping[str, Any],
+        *,
+        base: Mapping[str, Any] | None = None,
+        modules: tuple[str, ...] = (),
+    ) -> str:
+        """Return the rule that every export over a base model breaks; "" if none must.
+
+        Args:
+            config: Content of the model's `config.json`, with the head that is trained.
+            base: The same of the base model as it is; default: `config`.
+            modules: Paths of its modules for adapters; () if they are unknown.
+        """
+        base = config if base is None else base
+        adapter = AdapterFolder(Path(), model_config=config, base_config=base, base_modules=modules)
+        problems = (rule.problem(adapter) for rule in self.rules if rule.is_of_model)
+        return next(filter(None, problems), "")
+
+    def unserved_roles(self, places: Mapping[tuple[int, str], tuple[str, ...]]) -> tuple[str, ...]:
+        """Return the roles whose modules it can adapt at no rank.
+
+        Args:
+            places: (layer, role) -> paths of its modules, of a whole model.
+        """
+        paths = {path for at in places.values() for path in at}
+        roles = {
+            role: None
+            for (_, role), at in places.items()
+            if role in LINEAR_ROLES
+            and (
+                (self.modules and unlike(at, self.modules))
+                or not paths.issuperset(absent(at, self.joined))
+            )
+        }
+        return tuple(roles)
 
     def takes_method(self, method: Method) -> bool:
         """Return whether it can load what a method becomes, at some site and rank."""
@@ -87,13 +132,35 @@ _PEFT_HELPER = "vllm: vllm/lora/peft_helper.py"
 _VLLM_WEIGHTS = "vllm: vllm/lora/lora_model.py"
 _SGLANG_CONFIG = "sglang: python/sglang/srt/lora/lora_config.py"
 _SGLANG = "sglang: python/sglang/srt/lora/lora.py"
+_SGLANG_TARGETS = "sglang 0.5.23: python/sglang/srt/lora/lora_manager.py"
 _CONVERTER = "llama.cpp: convert_lora_to_gguf.py"
 _LLAMA_ADAPTER = "llama.cpp: src/llama-adapter.cpp"
 _LLAMA_SCALE = "llama.cpp: src/llama-adapter.h"
+_MLX = "mlx-lm: mlx_lm/utils.py"
 _PEFT_SAVE = "peft: src/peft/utils/save_and_load.py"
 
 _ADAPTER = Rule("is a PEFT folder with safetensors", _PEFT_SAVE, rules.no_adapter)
+_NUMBERS = Rule(
+    "r, lora_alpha and their patterns hold numbers that PEFT can scale by",
+    "peft: src/peft/tuners/lora/layer.py",
+    readable.wrong_numbers,
+)
+_IS_TARGETED = "each module with factors is named by target_modules"
 _PAIRS = Rule("each module has a lora_A and a lora_B of one rank", _PEFT_SAVE, rules.unpaired)
+
+_PLAIN_BASE = Rule(
+    "leaves the base model's weights as they are",
+    "peft: src/peft/tuners/lora/layer.py",
+    rules.changes_base,
+)
+
+# Its loader reads the factors of the needed ones without a look. A key without one of its own is
+# zeros of the value's shape, and an up projection zeros of the gate's.
+_SGLANG_JOINED = (
+    Joined(("q_proj", "k_proj", "v_proj"), needed=("q_proj", "v_proj")),
+    Joined(("gate_proj", "up_proj"), needed=("gate_proj",)),
+    Joined(("q_a_proj", "kv_a_proj_with_mqa"), needed=("q_a_proj", "kv_a_proj_with_mqa")),
+)
 
 _GGUF = (
     Rule("is a GGUF file", _LLAMA_ADAPTER, rules.no_gguf),
@@ -102,10 +169,18 @@ _GGUF = (
     Rule("adapter.lora.alpha is above 0", _LLAMA_SCALE, rules.gguf_without_alpha),
     Rule("each tensor has a lora_a and a lora_b of one rank", _LLAMA_ADAPTER, rules.unpaired),
     Rule("holds only the factors of tensors", _LLAMA_ADAPTER, rules.gguf_strange),
+    Rule(
+        "is of a model whose modules have known GGUF names",
+        "llama.cpp: conversion",
+        rules.without_gguf_names,
+        is_of_model=True,
+    ),
     # What follows is about a PEFT folder that is yet to be converted.
+    _NUMBERS,
     Rule("peft_type is LORA", _CONVERTER, rules.not_lora),
     Rule("holds only lora_A and lora_B, no head or embeddings", _CONVERTER, rules.strange),
     Rule("is no DoRA", _CONVERTER, rules.is_set("use_dora")),
+    _PLAIN_BASE,
     Rule("scales each module by lora_alpha / its own rank", _LLAMA_SCALE, rules.own_rank_scaling),
 )
 
@@ -117,6 +192,17 @@ SERVERS: Mapping[str, Server] = {
             "lora",
             (
                 _ADAPTER,
+                _NUMBERS,
+                Rule(
+                    "tensors have the names by which PEFT finds them",
+                    _PEFT_SAVE,
+                    readable.unknown_names,
+                ),
+                Rule(
+                    _IS_TARGETED,
+                    "peft: src/peft/tuners/tuners_utils.py",
+                    readable.untargeted("all-linear"),
+                ),
                 _PAIRS,
                 Rule(
                     "each module has the rank that the configuration gives it",
@@ -132,6 +218,7 @@ SERVERS: Mapping[str, Server] = {
             "lora",
             (
                 _ADAPTER,
+                _NUMBERS,
                 Rule("peft_type is LORA", _PEFT_HELPER, rules.not_lora),
                 Rule("adapts no bare parameters", _PEFT_HELPER, rules.is_set("target_parameters")),
                 Rule(
@@ -139,8 +226,30 @@ SERVERS: Mapping[str, Server] = {
                     _PEFT_HELPER,
                     rules.missing("r", "lora_alpha", "target_modules"),
                 ),
-                Rule("has no modules_to_save", _PEFT_HELPER, rules.is_set("modules_to_save")),
+                Rule(
+                    "is of a model whose class supports LoRA in vLLM 0.32.0",
+                    "vllm: vllm/model_executor/models/registry.py",
+                    rules.base_is(VLLM_WITHOUT_LORA),
+                    is_of_model=True,
+                ),
+                Rule(
+                    "has no modules_to_save (vLLM 0.32.0 applies one, classifier or score, "
+                    "where it serves a cross-encoder)",
+                    "vllm: vllm/lora/model_manager.py",
+                    rules.is_set("modules_to_save"),
+                ),
                 Rule("is no DoRA", _PEFT_HELPER, rules.is_set("use_dora")),
+                _PLAIN_BASE,
+                *(
+                    Rule(f"has no {name}", _PEFT_HELPER, rules.is_set(name))
+                    for name in (
+                        "lora_bias",
+                        "alora_invocation_tokens",
+                        "layer_replication",
+                        "use_bdlora",
+                        "use_qalora",
+                    )
+                ),
                 Rule("trains no bias", _PEFT_HELPER, rules.is_set("bias", but="none")),
                 Rule(
                     f"r is at most {_VLLM_RANKS[-1]}",
@@ -161,6 +270,7 @@ SERVERS: Mapping[str, Server] = {
             "lora",
             (
                 _ADAPTER,
+                _NUMBERS,
                 Rule("peft_type is LORA", _SGLANG, rules.not_lora),
                 Rule(
                     "adapts no bare parameters", _SGLANG_CONFIG, rules.is_set("target_parameters")
@@ -170,7 +280,24 @@ SERVERS: Mapping[str, Server] = {
                     _SGLANG_CONFIG,
                     rules.missing("r", "lora_alpha", "target_modules"),
                 ),
+                Rule(
+                    "target_modules is a list of names",
+                    _SGLANG_TARGETS,
+                    rules.is_expression("target_modules", but=("all", "all-linear")),
+                ),
+                Rule(
+                    "adapts modules by names that SGLang 0.5.23 has shapes for",
+                    "sglang: python/sglang/srt/lora/utils.py",
+                    rules.modules_unlike(SGLANG_MODULES),
+                    is_of_model=True,
+                ),
+                Rule(
+                    _IS_TARGETED,
+                    "sglang 0.5.23: python/sglang/srt/lora/mem_pool.py",
+                    readable.untargeted("all", "all-linear"),
+                ),
                 Rule("is no DoRA", _SGLANG_CONFIG, rules.is_set("use_dora")),
+                _PLAIN_BASE,
                 Rule(
                     "each module has rank r",
                     "sglang: python/sglang/srt/lora/mem_pool.py",
@@ -179,7 +306,14 @@ SERVERS: Mapping[str, Server] = {
                 Rule("scales all modules by lora_alpha / r", _SGLANG, rules.sglang_scaling),
                 Rule("holds only lora_A and lora_B", _SGLANG, rules.strange),
                 _PAIRS,
+                Rule(
+                    "modules that are computed as one have factors together (zeros will do)",
+                    "sglang 0.5.23: python/sglang/srt/lora/lora.py",
+                    rules.without_siblings(_SGLANG_JOINED),
+                ),
             ),
+            modules=SGLANG_MODULES,
+            joined=_SGLANG_JOINED,
             command="python -m sglang.launch_server --model-path {base} --enable-lora "
             "--max-lora-rank {rank} --lora-paths adapter={folder}",
         ),
@@ -198,7 +332,20 @@ SERVERS: Mapping[str, Server] = {
         Server(
             "mlx",
             "merged",
-            (Rule("is a whole model", "mlx-lm: mlx_lm/utils.py", rules.no_model),),
+            (
+                Rule("is a whole model", _MLX, rules.no_model),
+                Rule("is a language model", _MLX, rules.no_language_model, is_of_model=True),
+                Rule(
+                    "is not quantized by bitsandbytes",
+                    _MLX,
+                    rules.model_quantized_by("bitsandbytes"),
+                ),
+                Rule(
+                    "config.json has the older names too, which many of its models read",
+                    "mlx-lm: mlx_lm/models/llama.py",
+                    rules.without_older_names,
+                ),
+            ),
             command="mlx_lm.server --model {folder}",
         ),
         Server(
@@ -228,6 +375,31 @@ def find_server(name: str, *, field: str = "for") -> Server:
     return SERVERS[name]
 
 
+def check_servable(
+    name: str,
+    config: Mapping[str, Any],
+    *,
+    base: Mapping[str, Any] | None = None,
+    modules: tuple[str, ...] = (),
+) -> None:
+    """Check that a server can load what is trained over a base model.
+
+    Args:
+        name: The server, as in the setting `servable`.
+        config: Content of the model's `config.json`, with the head that is trained.
+        base: The same of the base model as it is; default: `config`.
+        modules: Paths of its modules for adapters; () if they are unknown.
+
+    Raises:
+        SettingsError: if no export over that model could be written for it.
+    """
+    given: dict[str, Any] = {"base": base, "modules": modules}
+    if problem := find_server(name, field="servable").refused(config, **given):
+        others = [each.name for each in SERVERS.values() if not each.refused(config, **given)]
+        remedy = f"use one of {', '.join(others)}, or leave it out"
+        raise SettingsError("servable", name, problem, remedy)
+
+
 def check_export(folder: str | Path, server: str) -> list[str]:
     """Return the rules of a server that an adapter's folder breaks, one line each.
 
@@ -247,7 +419,7 @@ def check_export(folder: str | Path, server: str) -> list[str]:
     """
     adapter = AdapterFolder.read(folder)
     return [
-        f"{server}: must hold: {rule.text}; {what} ({rule.source})"
+        f"{server}: {problem}"
         for rule in find_server(server).rules
-        if (what := rule.broken(adapter))
+        if (problem := rule.problem(adapter))
     ]

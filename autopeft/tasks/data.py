@@ -11,6 +11,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from autopeft.costs.objectives import Objective
+from autopeft.settings import SearchSettings
 from autopeft.tasks.summary import DataSummary
 
 SplitName = Literal["train", "validation", "test"]
@@ -197,19 +199,6 @@ class EncodedSplit:
 
 
 @dataclass(frozen=True)
-class Retained:
-    """What the model should not forget, encoded.
-
-    Attributes:
-        rows: The windows or rows that are scored.
-        task: Name of the task whose loss is taken.
-    """
-
-    rows: EncodedSplit
-    task: str
-
-
-@dataclass(frozen=True)
 class OutputScale:
     """What a model's output is in the unit of the data: shift + factor * output.
 
@@ -263,7 +252,8 @@ class TaskData:
         available: Split name -> rows that there were, where a setting took fewer.
         replaces_head: Whether the model's output layer is new even if its checkpoint has one.
         usage: Python that uses the trained model; see `Task.usage`.
-        retained: What the model should not forget; None: nothing is measured.
+        second: What a trained model is scored on beside these rows: text that it should not forget,
+            and further tasks.
     """
 
     task: str
@@ -280,7 +270,7 @@ class TaskData:
     available: Mapping[SplitName, int] = field(default_factory=dict)
     replaces_head: bool = False
     usage: str = ""
-    retained: Retained | None = None
+    second: tuple[SecondTask, ...] = ()
 
     @property
     def train(self) -> EncodedSplit:
@@ -316,16 +306,16 @@ class TaskData:
     @property
     def n_bytes(self) -> int:
         """Size of all arrays, which the workers share."""
-        return sum(a.nbytes for split in self.splits.values() for _, a in split.arrays())
+        own = sum(a.nbytes for split in self.splits.values() for _, a in split.arrays())
+        return own + sum(each.data.n_bytes for each in self.second)
 
     @cached_property
     def fingerprint(self) -> str:
-        """First 16 hex digits of a SHA-256 over all arrays and labels."""
+        """First 16 hex digits of a SHA-256 over all arrays and labels, those of `second` too."""
         digest = hashlib.sha256(repr((self.task, self.labels, self.pad_id)).encode())
-        splits = [self.splits[name] for name in SPLITS]
-        if self.retained is not None:
-            splits.append(self.retained.rows)
-        for split in splits:
+        for second in self.second:
+            digest.update(second.fingerprint.encode())
+        for split in (self.splits[name] for name in SPLITS if name in self.splits):
             for key, array in split.arrays():
                 digest.update(f"{key}{array.dtype}{array.shape}".encode())
                 digest.update(np.ascontiguousarray(array).tobytes())
@@ -388,3 +378,52 @@ class TaskData:
             most_targets=most,
             **shares,
         )
+
+
+@dataclass(frozen=True)
+class SecondTask:
+    """Rows of another source than the search's, on which what it trains is scored too.
+
+    Attributes:
+        quality: What the score is to the search: "forgetting", or NAME.METRIC.
+        metric: Its name in the second task.
+        settings: Name the second task, its metric and its options.
+        data: The encoded rows: those of "validation" score trials, those of "test" finalists. With
+            "test" alone, it scores both. Labels and the scale of outputs are the search's.
+        is_over_base: Whether the score of the bare base model is subtracted, so that it counts
+            what the training changed.
+
+    Example:
+        >>> from autopeft.costs.objectives import Objective
+        >>> rows = autopeft.EncodedSplit(
+        ...     np.array([2, 7, 3], np.int32), np.array([0, 3]), np.array([0]), "notes.txt"
+        ... )
+        >>> data = TaskData("sft", {"test": rows}, labels=(), pad_id=0)
+        >>> settings = autopeft.SearchSettings(task="sft")
+        >>> second = SecondTask(Objective("forgetting", "minimize"), "loss", settings, data, True)
+        >>> second.split("validation"), second.name
+        ('test', 'forgetting')
+    """
+
+    quality: Objective
+    metric: str
+    settings: SearchSettings
+    data: TaskData
+    is_over_base: bool = False
+
+    @property
+    def name(self) -> str:
+        """Name of the quality."""
+        return self.quality.name
+
+    def split(self, name: SplitName) -> SplitName:
+        """Return the split that is scored where the search scores its split of that name."""
+        return name if name in self.data.splits else "test"
+
+    @property
+    def fingerprint(self) -> str:
+        """First 16 hex digits of a SHA-256 over its rows, and over how they are scored."""
+        settings = self.settings
+        options = tuple(sorted((settings.task_options or {}).items()))
+        scored = (self.name, self.metric, settings.generation_rows, options, self.is_over_base)
+        return hashlib.sha256(repr((scored, self.data.fingerprint)).encode()).hexdigest()[:16]

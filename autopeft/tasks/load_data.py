@@ -16,10 +16,13 @@ from autopeft.tasks.data import SPLITS, EncodedSplit, SplitName, TaskData
 from autopeft.tasks.encoding import UNLIMITED, covering_length, padding_id, tokenizer_limit
 from autopeft.tasks.examples import Examples
 from autopeft.tasks.reading import Table, read
-from autopeft.tasks.splitting import SHARES, stratified_parts, stratified_sample
+from autopeft.tasks.splitting import SHARES, spread_parts, stratified_parts, stratified_sample
 
 MIN_ROWS: Mapping[SplitName, int] = {"train": 8, "validation": 4, "test": 4}
 """Fewest usable rows of a split."""
+
+_SCORED_SHARES: Mapping[str, float] = {"validation": 0.5, "test": 0.5}
+"""Of rows that are only scored: none are trained on."""
 
 _HUB_SPLITS: Mapping[SplitName, tuple[str, ...]] = {
     "train": ("train",),
@@ -35,6 +38,7 @@ def load_data(
     given: Mapping[SplitName, Table],
     *,
     model_limit: int | None = None,
+    scored_with: TaskData | None = None,
 ) -> TaskData:
     """Clean, split, check and encode the data of a search.
 
@@ -49,9 +53,12 @@ def load_data(
         processor: What the task encodes with: the model's tokenizer or processor.
         given: The sources, from `read_tables`.
         model_limit: Longest sequence that the model takes, in tokens; None: unknown.
+        scored_with: What the model is trained on, where these rows are only scored: there is no
+            train split, and labels and the scale of the outputs are its. Without test rows of their
+            own, half of the rows are; likewise for validation.
 
     Raises:
-        DataError: if the data cannot be learned from; before any training.
+        DataError: if the data cannot be learned from, or not be scored; before any training.
     """
     cleaned: dict[SplitName, Examples] = {}
     unused: list[str] = []
@@ -68,9 +75,12 @@ def load_data(
         if len(rows) or is_wanted:
             cleaned[name] = rows
         else:
-            unused.append(f"{table.source} is not used: {'; '.join(rows.dropped)}")
-    task.check_rows(cleaned["train"])
-    splits, duplicates = _split(cleaned, task, settings.seed)
+            why = "; ".join(rows.dropped) or "it has no rows"
+            unused.append(f"{table.source} is not used: {why}")
+    if scored_with is None:
+        task.check_rows(cleaned["train"])
+    shares = SHARES if scored_with is None else _SCORED_SHARES
+    splits, duplicates = _split(cleaned, task, settings.seed, shares)
     limits: Mapping[SplitName, int | None] = {
         "train": settings.max_train_rows,
         "validation": settings.max_validation_rows,
@@ -83,10 +93,12 @@ def load_data(
         sample = stratified_sample(task.strata(rows), limits[name], settings.seed)
         splits[name] = rows.take(sample)
     _check_sizes(splits, cleaned, duplicates, task)
-    labels = task.labels_of(splits)
-    output_scale = task.output_scale(splits)
+    if scored_with is None:
+        labels, output_scale = task.labels_of(splits), task.output_scale(splits)
+    else:
+        labels, output_scale = scored_with.labels, scored_with.output_scale
     max_length, encoded = _max_length(settings, task, processor, splits, labels, model_limit)
-    for name in SPLITS:
+    for name in splits:
         if name not in encoded:
             encoded[name] = task.encode(processor, splits[name], labels, max_length)
         _check_encoded(name, encoded[name], max_length)
@@ -99,7 +111,7 @@ def load_data(
         dropped.update(split.dropped)
     return TaskData(
         task=task.name,
-        splits={name: encoded[name] for name in SPLITS},
+        splits={name: encoded[name] for name in SPLITS if name in encoded},
         labels=labels,
         pad_id=padding_id(processor),
         input_names=task.input_names,
@@ -116,7 +128,7 @@ def load_data(
         columns=task.find_columns(settings.column_names(), given["train"]),
         available=available,
         replaces_head=task.replaces_head(labels),
-        usage=task.usage(splits["train"], max_length),
+        usage=task.usage(splits["train"], max_length) if scored_with is None else "",
     )
 
 
@@ -218,9 +230,9 @@ def _is_named(settings: SearchSettings, name: SplitName) -> bool:
 
 
 def _split(
-    given: Mapping[SplitName, Examples], task: Task, seed: int
+    given: Mapping[SplitName, Examples], task: Task, seed: int, shares: Mapping[str, float]
 ) -> tuple[dict[SplitName, Examples], dict[SplitName, int]]:
-    """Return all three splits, and how many rows of each were dropped as those of a later one."""
+    """Return the splits of `shares`, and how many rows of each were dropped as a later one's."""
     splits = dict(given)
     duplicates: dict[SplitName, int] = {}
     seen: set[Hashable] = set()
@@ -231,13 +243,21 @@ def _split(
             duplicates[name] = int((~fresh).sum())
             splits[name] = splits[name].take(np.flatnonzero(fresh).astype(np.int64))
             seen.update(keys)
-    wanted: list[SplitName] = [n for n in SPLITS if n == "train" or n not in splits]
-    rows = splits["train"]
-    shares = [SHARES[name] for name in wanted]
-    parts = stratified_parts(_keys(rows, task), task.strata(rows), shares, seed)
-    for name, part in zip(wanted, parts, strict=True):
-        splits[name] = rows.take(part)
-    return splits, duplicates
+    wanted: list[SplitName] = [
+        n for n in SPLITS if n in shares and (n == "train" or n not in splits)
+    ]
+    rows = splits.pop("train")
+    if wanted:
+        sizes, strata = [shares[name] for name in wanted], task.strata(rows)
+        if "train" not in shares and 2 * len(set(strata)) > len(rows):
+            strata = [0] * len(rows)  # Each is of a kind of its own, and equal parts have none.
+        keys = _keys(rows, task)
+        parts = stratified_parts(keys, strata, sizes, seed)
+        if any(len(part) < MIN_ROWS[name] for name, part in zip(wanted, parts, strict=True)):
+            parts = spread_parts(keys, strata, sizes, seed)  # Strata of a row or two fill few.
+        for name, part in zip(wanted, parts, strict=True):
+            splits[name] = rows.take(part)
+    return {name: splits[name] for name in SPLITS if name in splits}, duplicates
 
 
 def _keys(rows: Examples, task: Task) -> list[Hashable]:
@@ -251,8 +271,7 @@ def _check_sizes(
     task: Task,
 ) -> None:
     """Raise a DataError, with the cause, if a split is too small to learn from or to score."""
-    for name in SPLITS:
-        rows = splits[name]
+    for name, rows in splits.items():
         if len(rows) >= MIN_ROWS[name]:
             continue
         source = given.get(name, given["train"])
@@ -268,6 +287,8 @@ def _check_sizes(
             remedy = "give rows that differ, or name other columns with --columns"
         elif source.dropped:
             remedy = "fill in what is missing, or name other columns with --columns"
+        elif name not in given:
+            remedy = f"give more rows, or a file of {name} rows (`{name}`)"
         if causes:
             problem += f" ({'; '.join(causes)})"
         raise DataError(

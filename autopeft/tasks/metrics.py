@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,8 +16,9 @@ from autopeft.costs.objectives import UNBOUNDED, Direction, Objective, default_d
 from autopeft.errors import SettingsError
 from autopeft.tasks.tag_metrics import TAG_METRICS
 from autopeft.tasks.text_metrics import ERROR_RATES, TEXT_METRICS, by_row, regex_match
+from autopeft.utils.formatting import one_line
 from autopeft.utils.registry import Registry, blamed
-from autopeft.utils.serialize import nearest
+from autopeft.utils.serialize import nearest, to_float
 
 F = TypeVar("F")
 FloatArray = NDArray[np.float64]
@@ -414,13 +416,16 @@ def evaluate_metric(
     """
     n_rows = len(targets)
     assert len(predictions) == n_rows, "one prediction for each target"
+    # A function may write into what it gets, and others get it too.
+    targets, predictions, prompts = map(copy.deepcopy, (targets, predictions, prompts))
     with blamed("metric", metric.name, f"fails on {n_rows} rows", _remedy(metric)):
         returned = _called(metric, targets, predictions, prompts)
-    try:
-        values = np.asarray(returned, dtype=float)
-    except (TypeError, ValueError):
-        raise _wrong(metric, f"returns a {type(returned).__name__}", n_rows) from None
-    if values.shape not in ((), (n_rows,)) or (values.shape == () and returned is None):
+    values = _numbers(returned)
+    if values is None:
+        raise _wrong(metric, f"returns a {type(returned).__name__}", n_rows)
+    if isinstance(values, str):
+        raise _wrong(metric, f"returns a {type(returned).__name__} of {values}", n_rows)
+    if values.shape not in ((), (n_rows,)):
         raise _wrong(metric, f"returns an array of shape {values.shape}", n_rows)
     if not np.isfinite(values).all():
         where = "" if values.ndim == 0 else f" for row {int(np.argmin(np.isfinite(values))) + 1}"
@@ -428,6 +433,27 @@ def evaluate_metric(
     if values.shape == (n_rows,):
         return float(values.mean()), values
     return float(values), None
+
+
+def _numbers(returned: Any) -> FloatArray | str | None:
+    """Return a number, or numbers and truth values of rows, as an array of any shape.
+
+    Returns:
+        None for what holds no numbers; the type of the first item that is none.
+    """
+    try:
+        if np.ndim(returned) == 0:
+            number = to_float(returned)
+            return None if number is None else np.array(number)
+        items = np.asarray(returned)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    if items.dtype.kind in "biuf":
+        return items.astype(float)
+    numbers = [to_float(item, truth=True) for item in items.flat]
+    if None in numbers:
+        return type(items.flat[numbers.index(None)]).__name__.rstrip("_")
+    return np.array(numbers, dtype=float).reshape(items.shape)
 
 
 def _called(metric: Metric, targets: Any, predictions: Any, prompts: Any) -> Any:
@@ -493,7 +519,7 @@ def bootstrap_draws(
     n_rows = len(targets)
     draws = np.empty(n)
     for i in range(n):
-        generator = np.random.default_rng([seed, i])
+        generator, reason = np.random.default_rng([seed, i]), ""
         for _ in range(N_REDRAWS):
             index = generator.integers(n_rows, size=n_rows)
             if rows is not None:
@@ -503,19 +529,24 @@ def bootstrap_draws(
                 taken = None if prompts is None else _take(prompts, index)
                 value = _called(metric, _take(targets, index), _take(predictions, index), taken)
                 draws[i] = float(value)
-            except Exception:
+            except Exception as error:
+                reason = f" ({one_line(error)[:200]})"
                 continue
+            reason = f" ({draws[i]})"
             if np.isfinite(draws[i]):
                 break
         else:
             raise SettingsError(
                 "metric",
                 metric.name,
-                f"is undefined on {N_REDRAWS} resamples of {n_rows} rows in a row",
+                f"is undefined on {N_REDRAWS} resamples of {n_rows} rows in a row{reason}",
                 "give more rows to test on, or use another metric",
             )
     return draws
 
 
 def _take(values: Any, index: NDArray[np.int64]) -> Any:
-    return values[index] if isinstance(values, np.ndarray) else [values[i] for i in index]
+    """Return rows as the caller's own, which it may write into."""
+    if isinstance(values, np.ndarray):
+        return values[index]
+    return copy.deepcopy([values[i] for i in index])

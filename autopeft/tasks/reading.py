@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import glob
+import json
 import os
 import re
 import sys
@@ -19,6 +20,7 @@ from autopeft.tasks.csv_layout import FileError, check_names
 from autopeft.tasks.file_bytes import MAX_BYTES, file_suffix
 from autopeft.tasks.files import (
     Columns,
+    check_arrow,
     dataset_columns,
     is_data_file,
     read_columns,
@@ -144,6 +146,7 @@ def _read(
     if path.is_file():
         _refuse_hub_settings(name, revision)
         return {"train": _read_files([path], max_bytes, is_named=True)}
+    _refuse_special(path)
     if glob.has_magic(source):
         matches = sorted(glob.glob(str(path), recursive=True))
         files = [Path(match) for match in matches if Path(match).is_file()]
@@ -157,6 +160,19 @@ def _read(
     if _is_path(source):
         raise FileError("no such file or folder", f"check the path{_alike(path)}")
     return _read_hub(field, source, name, revision)
+
+
+def _refuse_special(path: Path) -> None:
+    """Raise a FileError for a pipe, device or socket: none can be read twice, and some never end.
+
+    What is no file at all, or cannot be looked at, passes.
+    """
+    try:
+        is_special = path.exists() and not path.is_file() and not path.is_dir()
+    except (OSError, ValueError):
+        return
+    if is_special:
+        raise FileError("is a pipe or device, not a file", "write its rows to a file and name that")
 
 
 def _is_path(source: str) -> bool:
@@ -243,6 +259,7 @@ def _read_files(paths: Sequence[Path], max_bytes: int, *, is_named: bool) -> Tab
 
 def _read_one(path: Path, max_bytes: int, is_named: bool) -> tuple[Columns, tuple[str, ...]]:
     if not path.is_file():
+        _refuse_special(path)
         raise FileError(f"there is no file {str(path)!r}", f"check the path{_alike(path)}")
     try:
         return read_columns(path, max_bytes)
@@ -257,8 +274,14 @@ def _read_folder(field: str, folder: Path, name: str | None, max_bytes: int) -> 
     import datasets
 
     folder = folder.resolve()
+    if not folder.name:
+        raise FileError("is the root of the file system", "name a folder of data")
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         try:
+            for state in folder.rglob("state.json"):
+                # Only its own: caches of datasets may lie beside them.
+                for file in json.loads(state.read_bytes()).get("_data_files", ()):
+                    check_arrow(state.parent / file["filename"])
             saved = datasets.load_from_disk(str(folder))
         except Exception as error:  # of Arrow, json and the file system
             raise FileError(
@@ -293,21 +316,65 @@ def _read_folder(field: str, folder: Path, name: str | None, max_bytes: int) -> 
         str(split): _read_files([Path(each) for each in files[split]], max_bytes, is_named=False)
         for split in files
     }
-    notes = _left_out(folder, {Path(each).resolve() for split in files for each in files[split]})
+    paths = [str(each) for split in files for each in files[split]]
+    used = {Path(each).resolve() for each in paths}
+    rest = _unused(folder, used)
+    is_named = any("train" in each.removeprefix(str(folder)) for each in paths)
+    if list(tables) == ["train"] and not is_named:
+        _check_other_kinds(rest, used, set(tables["train"].columns), max_bytes)
+    notes = _left_out(folder, rest, used)
     return {
         split: Table(f"{folder.name}:{split}", table.columns, (*table.notes, *notes))
         for split, table in tables.items()
     }
 
 
-def _left_out(folder: Path, used: set[Path]) -> tuple[str, ...]:
-    """Return a note of the data files that are not among those used: datasets takes one kind."""
+def _unused(folder: Path, used: set[Path]) -> list[Path]:
+    """Return the data files of a folder that are not among those used."""
     others = [path for path in folder.rglob("*") if path.is_file() and is_data_file(path)]
-    rest = sorted(path.name for path in others if path.resolve() not in used)
-    if not rest:
-        return ()
-    shown = ", ".join(rest[:3]) + (f" and {len(rest) - 3} more" if len(rest) > 3 else "")
-    return (f"{folder.name}: {shown} left out, because the folder's splits are in other files",)
+    return sorted((p for p in others if p.resolve() not in used), key=lambda path: path.name)
+
+
+def _check_other_kinds(
+    rest: Sequence[Path], used: set[Path], columns: set[str], max_bytes: int
+) -> None:
+    """Raise a FileError if files of another kind have the same columns.
+
+    Where no name tells splits, datasets takes the files of one kind: the most frequent one, or any.
+    """
+    for path in rest:
+        if file_suffix(path) in {".txt", *map(file_suffix, used)}:
+            continue
+        try:
+            found, _ = read_columns(path, max_bytes)
+        except FileError:
+            continue  # Perhaps no data.
+        if set(found) == columns:
+            one = min(each.name for each in used)
+            raise FileError(
+                f"has the same columns in files of two kinds, {one} and {path.name}",
+                "name all of them, as a list or by a pattern such as 'folder/*', or keep one kind",
+            )
+
+
+def _left_out(folder: Path, rest: Sequence[Path], used: set[Path]) -> tuple[str, ...]:
+    """Return notes of the data files that are not used."""
+    kinds = sorted({file_suffix(path) for path in used})
+    others = [path.name for path in rest if file_suffix(path) not in kinds]
+    alike = [path.name for path in rest if file_suffix(path) in kinds]
+    reasons = (
+        (alike, "splits are in other files"),
+        (others, f"rows are in files of one kind ({', '.join(kinds)})"),
+    )
+    return tuple(
+        f"{folder.name}: {_first(names)} left out, because the folder's {why}"
+        for names, why in reasons
+        if names
+    )
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 # Hub

@@ -9,16 +9,18 @@ from typing import Any
 
 import numpy as np
 
+from autopeft.costs.objectives import QUALITIES
 from autopeft.errors import DataError
 from autopeft.settings import SearchSettings
 from autopeft.tasks.base import Task
 from autopeft.tasks.csv_layout import FileError
-from autopeft.tasks.data import IGNORED, EncodedSplit, Retained, TaskData
+from autopeft.tasks.data import IGNORED, EncodedSplit, SecondTask, TaskData
 from autopeft.tasks.encoding import flat, split_of
 from autopeft.tasks.examples import Examples
 from autopeft.tasks.file_bytes import decoded, file_suffix
 from autopeft.tasks.reading import Table, read
-from autopeft.tasks.registry import find_task
+from autopeft.tasks.registry import named_task
+from autopeft.tasks.shared_rows import without_shared
 from autopeft.utils.formatting import counted
 
 LANGUAGE = "sft"
@@ -36,14 +38,17 @@ _CHARACTERS = 64
 _UNNAMED: Mapping[str, Any] = {
     **dict.fromkeys(("text", "text_pair", "label", "prompt", "completion", "columns"), None),
     **dict.fromkeys(("metric", "task_options"), None),
-    "packing": False,
 }
 """Settings of the search's own rows, which say nothing of retained ones."""
 
 
-def retained_task(name: str, settings: SearchSettings) -> Task:
-    """Return the task that scores retained rows, with none of the search's columns and metrics."""
-    return find_task(name).configured(replace(settings, task=name, **_UNNAMED))
+def retained_settings(task: Task, settings: SearchSettings) -> SearchSettings:
+    """Return the settings that score retained rows.
+
+    A decoder has none of the search's columns and metrics; another model is scored by its own task.
+    """
+    own = replace(settings, task=task.name, retain=None, also=(), packing=False)
+    return replace(own, task=LANGUAGE, **_UNNAMED) if task.is_autoregressive else own
 
 
 def load_retained(
@@ -84,9 +89,11 @@ def load_retained(
         if error.field == "retain":
             raise
         raise DataError("retain", settings.retain, error.problem, error.remedy) from error
-    name = LANGUAGE if task.is_autoregressive else task.name
+    own = retained_settings(task, settings)
+    kept = replace(data, task=own.task or task.name, splits={"test": rows}, second=(), notes=())
+    forgetting = SecondTask(QUALITIES["forgetting"], "loss", own, kept, is_over_base=True)
     notes = (*data.notes, f"retain: {note}; the bare model's loss on it is measured once a worker")
-    return replace(data, retained=Retained(rows, name), notes=notes)
+    return replace(data, second=(*data.second, forgetting), notes=notes)
 
 
 def _has_own_loss(task: Task, data: TaskData) -> bool:
@@ -100,7 +107,10 @@ def _encoded(
     """Return the rows to score, and what they are."""
     assert settings.retain is not None, "checked before"
     table = _table(settings)
-    table, n_shared = _without_shared(table, given)
+    remedy = "give text that the model should still know, not what it is trained on"
+    n_all = table.n_rows
+    table, _ = without_shared("retain", table, given, remedy, is_text=task.is_autoregressive)
+    n_shared = n_all - table.n_rows
     shared = f", {counted(n_shared, 'row')} left out that the search's data have too"
     n_most, length = settings.retain_rows, data.max_length
     if task.is_autoregressive and table.column_names == ["text"]:
@@ -108,7 +118,9 @@ def _encoded(
         text = text or "\n".join(str(value) for value in table.columns["text"] if value is not None)
         rows = _windows(processor, text, length, n_most, table.source)
     else:
-        scoring = retained_task(LANGUAGE, settings) if task.is_autoregressive else task
+        scoring = task
+        if task.is_autoregressive:
+            scoring = named_task(retained_settings(task, settings))
         scoring.processor = processor
         cleaned = scoring.clean(table)
         first = cleaned.take(np.arange(min(n_most, len(cleaned)), dtype=np.int64))
@@ -156,35 +168,3 @@ def _windows(processor: Any, text: str, length: int, n_most: int, source: str) -
     rows = Examples({}, np.arange(len(windows), dtype=np.int64), source)
     labels = [[IGNORED, *window[1:]] for window in windows]
     return split_of(rows, windows, token_arrays={"labels": flat(labels).astype(np.int32)})
-
-
-def _without_shared(table: Table, given: tuple[Table, ...]) -> tuple[Table, int]:
-    """Return the rows that the search's data do not have, and how many they have, too.
-
-    Raises:
-        DataError: if they have all.
-    """
-    known = {key for other in given for key in _keys(other)}
-    keys = _keys(table)
-    kept = [row for row, key in enumerate(keys) if key not in known]
-    n_shared = len(keys) - len(kept)
-    if not kept:
-        raise DataError(
-            "retain",
-            table.source,
-            f"all {counted(n_shared, 'row')} are also in the search's data",
-            "give text that the model should still know, not what it is trained on",
-        )
-    if not n_shared:
-        return table, 0
-    columns = {name: [values[row] for row in kept] for name, values in table.columns.items()}
-    return replace(table, columns=columns), n_shared
-
-
-def _keys(table: Table) -> list[str]:
-    """Return what each row says, whatever its columns are called and in which order they are."""
-    cells = zip(*table.columns.values(), strict=True)
-    return [
-        "\n".join(sorted(" ".join(str(cell).split()) for cell in row if cell is not None))
-        for row in cells
-    ]

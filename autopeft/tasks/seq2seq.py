@@ -119,6 +119,13 @@ class Seq2Seq(LanguageTask):
             kept = without(empty, len(rows))
             sources, targets = [sources[row] for row in kept], [targets[row] for row in kept]
             rows, cut = rows.take(kept), cut - empty
+        end = getattr(processor, "eos_token_id", None)
+        notes: tuple[str, ...] = ()
+        if endless := sum(end not in target for target in targets):
+            notes = (
+                f"{endless} of {len(targets)} targets have no end token, so a model does not learn "
+                "to stop there",
+            )
         start = self._start_id()
         shifted = [[start, *target[:-1]] for target in targets]
         offsets = np.cumsum([0, *map(len, targets)], dtype=np.int64)
@@ -131,6 +138,7 @@ class Seq2Seq(LanguageTask):
             },
             n_truncated=len(cut),
             dropped=dropped,
+            notes=notes,
         )
 
     def _start_id(self) -> int:

@@ -31,16 +31,11 @@ def stratified_parts(
     Returns:
         One sorted int64 array of row indices per part; together they are 0..n-1, each once.
     """
-    groups: dict[Hashable, list[int]] = {}
-    for row, key in enumerate(keys):
-        groups.setdefault(key, []).append(row)
-    by_stratum: dict[Hashable, list[list[int]]] = {}
-    for rows in groups.values():
-        by_stratum.setdefault(strata[rows[0]], []).append(rows)
+    by_stratum = _grouped(keys, strata)
     generator = np.random.default_rng(seed)
     fractions = np.asarray(shares, dtype=np.float64) / sum(shares)
     parts: list[list[int]] = [[] for _ in shares]
-    for members in by_stratum.values():
+    for members in by_stratum:
         total = sum(map(len, members))
         missing = fractions * total
         for index in generator.permutation(len(members)):
@@ -48,6 +43,48 @@ def stratified_parts(
             parts[part].extend(members[index])
             missing[part] -= len(members[index])
     return [np.sort(np.asarray(part, dtype=np.int64)) for part in parts]
+
+
+def spread_parts(
+    keys: Sequence[Hashable], strata: Sequence[Hashable], shares: Sequence[float], seed: int
+) -> list[IntArray]:
+    """Split row indices as `stratified_parts` does, where strata are too small to fill each part.
+
+    There, the few keys of each stratum would all go to the largest parts, so that a part could get
+    none. Here, the parts have their shares of all rows: one key of each stratum goes to the first
+    part as long as that is below its share, and the others, in turns of the strata, to the part
+    that is farthest below its share.
+
+    Args and returns: see `stratified_parts`.
+    """
+    generator = np.random.default_rng(seed)
+    turns: list[list[list[int]]] = []
+    for members in _grouped(keys, strata):
+        for turn, index in enumerate(generator.permutation(len(members))):
+            if turn == len(turns):
+                turns.append([])
+            turns[turn].append(members[index])
+    missing = np.asarray(shares, dtype=np.float64) / sum(shares) * len(keys)
+    parts: list[list[int]] = [[] for _ in shares]
+    for turn, members in enumerate(turns):
+        for index in generator.permutation(len(members)):
+            rows = members[index]
+            is_first = turn == 0 and missing[0] >= len(rows)
+            part = 0 if is_first else int(np.argmax(missing))
+            parts[part].extend(rows)
+            missing[part] -= len(rows)
+    return [np.sort(np.asarray(part, dtype=np.int64)) for part in parts]
+
+
+def _grouped(keys: Sequence[Hashable], strata: Sequence[Hashable]) -> list[list[list[int]]]:
+    """Return the rows of each key, by the stratum of the key's first row."""
+    groups: dict[Hashable, list[int]] = {}
+    for row, key in enumerate(keys):
+        groups.setdefault(key, []).append(row)
+    by_stratum: dict[Hashable, list[list[int]]] = {}
+    for rows in groups.values():
+        by_stratum.setdefault(strata[rows[0]], []).append(rows)
+    return list(by_stratum.values())
 
 
 def stratified_sample(strata: Sequence[Hashable], limit: int | None, seed: int) -> IntArray:

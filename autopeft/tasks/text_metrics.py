@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autopeft.errors import SettingsError
+from autopeft.utils.serialize import to_float
 
 FloatArray = NDArray[np.float64]
 Texts = Sequence[str]
@@ -227,12 +228,13 @@ def _user_rows(
             raise SettingsError("metric", name, problem, "return one number per row")
         return returned
     values = [function(*row) for row in zip(*columns, strict=True)]
-    for row, value in enumerate(values):
-        if np.ndim(value) != 0 or isinstance(value, str) or value is None:
+    numbers = [to_float(value, truth=True) for value in values]
+    for row, (value, number) in enumerate(zip(values, numbers, strict=True)):
+        if number is None or np.ndim(value) != 0:
             problem = f"returns {value!r:.60} for row {row + 1}, but must return one number per row"
             remedy = "correct the function, or set its attribute `batched` to take all rows at once"
             raise SettingsError("metric", name, problem, remedy)
-    return np.array(values, dtype=float)
+    return np.array(numbers, dtype=float)
 
 
 ERROR_RATES: Mapping[str, Callable[..., float]] = {

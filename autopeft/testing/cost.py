@@ -18,7 +18,8 @@ def check_cost(cost: Any) -> None:
     """Check that a cost can be an objective or have a limit.
 
     For candidates of the default space, and for the empty plan, it is a finite number of at least
-    0, the same each time, also in another process.
+    0, the same each time, also in another process. Of a measured one, only that it can be sent to a
+    worker.
 
     Args:
         cost: The function of price and plan, the `Cost`, or its name.
@@ -37,9 +38,12 @@ def check_cost(cost: Any) -> None:
     """
     part = COSTS.resolve("cost", cost)
     require = Requirement(f"cost {part.name}")
-    require.that(part.direction == "minimize", "costs are minimized")
+    is_measured = part.measure is not None or part.meter is not None
+    require.that(is_measured or part.direction == "minimize", "known costs are minimized")
     if part.function is None:
-        return  # One of autopeft's own: in `Price`, or measured.
+        if is_measured:
+            require.pickled(part)
+        return  # In `Price`, or only a worker can tell it.
     elsewhere = require.pickled(part)
     space, table = plain_space(), plain_prices()
     rng = np.random.default_rng(0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -67,7 +66,7 @@ def check_metric(metric: Any) -> None:
 
 
 class _Given:
-    """The metric for some targets; it must not change what it is given."""
+    """The metric for some targets."""
 
     def __init__(self, metric: Metric, require: Requirement, targets: Any) -> None:
         self._metric, self._require, self._targets = metric, require, targets
@@ -75,11 +74,8 @@ class _Given:
     def __call__(self, predictions: Any) -> float:
         prompts = [f"question {n}" for n in range(_N_ROWS)]
         prompts = prompts if self._metric.needs == "text" else []
-        targets, predicted = copy.deepcopy((self._targets, predictions))
         with self._require.no_error(f"computing it from {self._metric.needs}"):
-            value, _ = evaluate_metric(self._metric, targets, predicted, prompts)
-        is_same = _equal(targets, self._targets) and _equal(predicted, predictions)
-        self._require.that(is_same, "changes the arrays that it is given; copy them first")
+            value, _ = evaluate_metric(self._metric, self._targets, predictions, prompts)
         return value
 
 
@@ -109,9 +105,3 @@ def _drawn(rng: np.random.Generator, words: Sequence[str]) -> list[str]:
 
 def _taken(values: Any, order: Any) -> Any:
     return values[order] if isinstance(values, np.ndarray) else [values[i] for i in order]
-
-
-def _equal(first: Any, second: Any) -> bool:
-    if isinstance(first, np.ndarray):
-        return np.array_equal(first, second)
-    return bool(first == second)

@@ -16,7 +16,7 @@ from autopeft.engine.loaded_model import LoadedModel
 from autopeft.engine.messages import WorkerContext
 from autopeft.models.attach import Attached, attach
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
-from autopeft.prepare import load_task
+from autopeft.preparing.task_data import load_task
 from autopeft.saved_inputs import saved_inputs
 from autopeft.settings import SearchSettings
 from autopeft.tasks.base import Task

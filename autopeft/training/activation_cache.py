@@ -51,6 +51,7 @@ from autopeft.utils.device import (
 )
 from autopeft.utils.files import is_full
 from autopeft.utils.hardware import available_memory_bytes
+from autopeft.utils.scratch import ensure_copy
 
 FILL_TOKENS = 4096
 """Padded tokens computed at once when filling."""
@@ -418,7 +419,7 @@ def reserve(path: Path, size: int, limit: int, n_sequences: int) -> None:
     Raises:
         OSError: if the limit or the disk has no room.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    ensure_copy(path.parent)
     with FileLock(path.parent / ".lock"):
         if path.exists():
             os.utime(path)

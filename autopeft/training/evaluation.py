@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 
 from autopeft.models.attention import attention_in
-from autopeft.tasks.base import Evaluation
+from autopeft.tasks.base import Evaluation, Task
 from autopeft.tasks.batch import collate
-from autopeft.tasks.data import SplitName
+from autopeft.tasks.data import EncodedSplit, SplitName, TaskData
 from autopeft.training.batching import IntArray, evaluation_batches, rung_sample
-from autopeft.training.precision import autocast, rounded_once
+from autopeft.training.precision import Precision, autocast, rounded_once
 from autopeft.training.setup import TrainingSetup
 from autopeft.utils.device import kind_of
 
@@ -96,6 +97,31 @@ def evaluate(
                 generated = setup.task.generate(model, setup.data, split, chosen, device)
     joined = _joined(np.concatenate(order), scored)
     return setup.task.summarize(joined, source, wanted, generated=generated, n_draws=n_draws)
+
+
+def with_base_model(
+    model: torch.nn.Module,
+    task: Task,
+    data: TaskData,
+    device: str,
+    precisions: Mapping[SplitName, Precision],
+) -> TaskData:
+    """Return the data with what the base model tells, each split in its own precision.
+
+    Args:
+        model: The base model without adapters.
+        task: Asks it, see `Task.on_base_model`.
+        data: The encoded data.
+        device: Device of the model.
+        precisions: Split -> precision in which it is scored.
+    """
+    splits: dict[SplitName, EncodedSplit] = {}
+    for name, split in data.splits.items():
+        way = precisions[name]
+        with autocast(way, device), rounded_once(model, way, device), attention_in(way, model):
+            found = task.on_base_model(model, replace(data, splits={name: split}), device)
+        splits[name] = found.splits[name]
+    return replace(data, splits=splits)
 
 
 def _score(

@@ -1,4 +1,4 @@
-"""Measures the latency of a model."""
+"""Measures the latency of a model with its adapters attached."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ import torch
 from autopeft.models.attention import attention_in
 from autopeft.tasks.batch import collate
 from autopeft.tasks.data import TaskData
+from autopeft.training.measuring import Trained
 from autopeft.training.precision import Precision, autocast, seconds_of
+
+
+def latency_ms(trained: Trained) -> float:
+    """Return the latency of a trained candidate, as `measure_latency_ms` measures it."""
+    return measure_latency_ms(
+        trained.model, trained.data, device=trained.device, precision=trained.precision
+    )
 
 
 def measure_latency_ms(

@@ -14,6 +14,7 @@ from autopeft.tasks.batch import collate
 from autopeft.training.acceleration import TOLERANCE, verified
 from autopeft.training.attention import training_attention
 from autopeft.training.batching import IntArray
+from autopeft.training.measuring import Metering
 from autopeft.training.precision import rounded_once
 from autopeft.training.setup import TrainingSetup
 from autopeft.training.stopwatch import Stopwatch
@@ -72,13 +73,14 @@ class MultiTrainer:
         trained = tuple(self._trainers.values())
         before = [trainer.step for trainer in trained]
         watch = Stopwatch(self.setup.cache)
+        metering = Metering(trained[0].meters if trained else {})
         for trainer in trained:
             trainer.clock.resume(trainer.step)
         try:
-            with training_attention(self.setup.precision, self.setup.device):
+            with metering.running(), training_attention(self.setup.precision, self.setup.device):
                 while any(trainer.step < to_step for trainer in self._trainers.values()):
                     self._one_step()
-            synchronize(self.setup.device)
+                synchronize(self.setup.device)
         finally:
             done = [trainer.step - step for trainer, step in zip(trained, before, strict=True)]
             seconds, cache_seconds = watch.seconds(), watch.cache_seconds()
@@ -87,6 +89,8 @@ class MultiTrainer:
                 share = n_steps / sum(done) if any(done) else 1 / len(trained)
                 trainer.train_seconds += seconds * share
                 trainer.cache_seconds += cache_seconds * share
+                of_steps = seconds / max(seconds + cache_seconds, 1e-9)
+                trainer.add_metered(metering.risen, share * of_steps)
 
     def _one_step(self) -> None:
         rows = [trainer.next_rows() for trainer in self._trainers.values()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -24,6 +24,7 @@ from autopeft.training.checkpointing import recomputed
 from autopeft.training.compilation import CompiledSteps
 from autopeft.training.evaluation import evaluate
 from autopeft.training.loss_watch import LossWatch
+from autopeft.training.measuring import Meter, Metering
 from autopeft.training.optimizers import make_optimizer
 from autopeft.training.precision import Precision, rounded_once
 from autopeft.training.setup import TrainingSetup
@@ -57,6 +58,7 @@ class Trainer:
             on a CPU, scoring a thousand rows costs as much as thirty steps. None: all.
         clock: Ends the training at its deadline, with an `OutOfTime`, and tells how far it is.
         ends_early: Whether a loss far above its start ends the training.
+        meters: Counters that are read around its steps, by the name of the cost.
 
     Attributes:
         step: Optimizer steps done.
@@ -66,6 +68,8 @@ class Trainer:
             of `train_seconds`: whether a trial pays for them depends on the trials before.
         cache_seconds: Seconds spent on filling the activation cache. Not part of the others,
             because later trainings reuse what is cached.
+        metered: By how much each of the meters rose while steps were made, of the share of that
+            time that is in `train_seconds`.
         is_halved: Whether a step did not fit into the device's memory: since then, micro-batches
             are half as large. Once is enough; then the training fails.
     """
@@ -81,6 +85,7 @@ class Trainer:
         rung_rows: int | None = None,
         clock: StepClock | None = None,
         ends_early: bool = True,
+        meters: Mapping[str, Meter] | None = None,
     ) -> None:
         self.attached = attached
         self.setup = setup
@@ -93,6 +98,8 @@ class Trainer:
         self.train_seconds = 0.0
         self.evaluation_seconds = 0.0
         self.cache_seconds = 0.0
+        self.meters = dict(meters or {})
+        self.metered = dict.fromkeys(self.meters, 0.0)
         self.is_halved = False
         self._next_stop = train.steps
         self._groups = [g for g in attached.parameter_groups() if len(g.parameters)]
@@ -159,22 +166,32 @@ class Trainer:
         """Train up to a step without evaluating; raises as `advance` does."""
         to_step = min(to_step, self._train.steps)
         watch, compile_seconds = Stopwatch(self.setup.cache), self.compile_seconds
+        metering = Metering(self.meters if self.step < to_step else {})
         self._next_stop = to_step
         self.clock.resume(self.step)
         train_adapters_only(self._model)
         try:
             with (
+                metering.running(),
                 self._random.resumed(),
                 training_attention(self.setup.precision, self.setup.device),
                 rounded_once(self._model, self.setup.precision, self.setup.device),
             ):
                 while self.step < to_step:
                     self._one_step()
-            self._check_losses()
-            synchronize(self.setup.device)
+                self._check_losses()
+                synchronize(self.setup.device)
         finally:
-            self.train_seconds += watch.seconds() - (self.compile_seconds - compile_seconds)
-            self.cache_seconds += watch.cache_seconds()
+            seconds, cache_seconds = watch.seconds(), watch.cache_seconds()
+            own = seconds - (self.compile_seconds - compile_seconds)
+            self.train_seconds += own
+            self.cache_seconds += cache_seconds
+            self.add_metered(metering.risen, own / max(seconds + cache_seconds, 1e-9))
+
+    def add_metered(self, risen: Mapping[str, float], share: float) -> None:
+        """Add a share of what meters told while steps were made, as of their time."""
+        for name, value in risen.items():
+            self.metered[name] = self.metered.get(name, 0.0) + share * value
 
     def evaluate(
         self,

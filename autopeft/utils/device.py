@@ -117,6 +117,14 @@ def numbered(device: Device, count: int) -> tuple[str, ...]:
     return tuple(f"{kind}:{index}" for index in range(count))
 
 
+def ids_of(device: Device, count: int) -> tuple[str, ...]:
+    """Return the ids that NVIDIA's tools give the first devices of a type; () for other makers."""
+    if torch.device(device).type != "cuda" or torch.version.hip is not None:
+        return ()
+    found = (_module(device).get_device_properties(i).uuid for i in range(count))
+    return tuple(f"GPU-{each}" for each in found)
+
+
 def free_memory_of(device: Device, count: int) -> dict[str, float]:
     """Return the name and the free memory of each of the first devices of a kind.
 

@@ -6,15 +6,23 @@ import errno
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 
 from autopeft.errors import StorageError
+from autopeft.utils.abandoned import held, remove, remove_abandoned
 from autopeft.utils.formatting import one_line
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DRAFT = ".draft"
+_LOCK = f".lock{_DRAFT}"
+"""End of the name of a draft's lock: what a killed process has left of both is a draft."""
+
+# Folders that this process holds, with their device and inode.
+_HELD: dict[Path, tuple[int, int] | None] = {}
 
 
 def is_full(error: OSError) -> bool:
@@ -44,7 +52,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def _write_bytes(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_parent(path)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_DRAFT)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -56,6 +64,41 @@ def _write_bytes(path: Path, content: bytes) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def hold(folder: Path) -> None:
+    """Write into this folder only as long as it is the one that it is now.
+
+    A folder that is removed or moved while a search runs would be made again, without its study.
+    """
+    _HELD.update({place: _identity(folder) for place in (folder.absolute(), folder.resolve())})
+
+
+def let_go(folder: Path) -> None:
+    """Take back what `hold` said."""
+    for place in (folder.absolute(), folder.resolve()):
+        _HELD.pop(place, None)
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    try:
+        status = folder.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _make_parent(path: Path) -> None:
+    """Make the folder of a file, but no folder again that is held."""
+    for place in path.absolute().parents:
+        if place in _HELD and _identity(place) != _HELD[place]:
+            raise StorageError(
+                "output",
+                str(place),
+                "was removed or moved in the meantime; nothing is written there",
+                "`autopeft resume` of the folder where it is now goes on",
+            )
+    path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def write_text(path: Path, content: str) -> None:
@@ -106,7 +149,8 @@ def contained(folder: Path, name: str | Path) -> Path:
 def replaced_folder(target: Path) -> Iterator[Path]:
     """Yield an empty folder to write to; when the block ends, sync it and replace `target` with it.
 
-    If the block raises, `target` is left unchanged.
+    If the block raises, `target` is left unchanged. What a killed process has begun to write for it
+    is removed by the next; what another one is writing is not.
 
     Raises:
         StorageError: if the disk is full or the folder cannot be written.
@@ -120,17 +164,27 @@ def replaced_folder(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def _replaced_folder(target: Path) -> Iterator[Path]:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=_DRAFT))
+    _make_parent(target)
+    start = f".{target.name}."
+    for left in target.parent.glob(f"{escape(start)}*{_LOCK}"):
+        remove_abandoned(_draft_of(left), left)
+    lock = held(target.parent / f"{start}{uuid.uuid4().hex[:8]}{_LOCK}")
+    draft = _draft_of(Path(lock.lock_file))
     try:
+        draft.mkdir(mode=0o700)
         yield draft
         for path in draft.rglob("*"):
             if path.is_file():
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
-        draft.chmod(0o755)  # mkdtemp makes it private to the user
+        draft.chmod(0o755)  # It was private to the user.
         if target.exists():
             shutil.rmtree(target)
         os.replace(draft, target)
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        remove(draft, lock)
+
+
+def _draft_of(lock: Path) -> Path:
+    """Return the folder whose lock this is."""
+    return lock.with_name(lock.name.removesuffix(_LOCK) + _DRAFT)

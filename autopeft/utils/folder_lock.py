@@ -19,7 +19,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from autopeft.errors import StorageError
-from autopeft.utils.files import write_text
+from autopeft.utils.files import hold, let_go, write_text
 from autopeft.utils.serialize import read_json, strict_json
 
 _LOCK, _HOLDER = ".lock", ".holder.json"
@@ -96,6 +96,7 @@ class FolderLock:
                 if lives(last, self._last):
                     self._lock.release()
                     raise self._taken()
+            hold(folder)
             self.beat()
         except OSError as error:
             reason = error.strerror or type(error).__name__
@@ -130,7 +131,7 @@ class FolderLock:
         return StorageError(
             "output",
             str(self._folder),
-            f"a search runs in this folder: {who}",
+            f"is in use by {who}",
             "wait for it or stop it, or choose another folder",
         )
 
@@ -145,6 +146,7 @@ class FolderLock:
         Args:
             is_unused: Whether to remove what the lock has made, the folder if it is empty included.
         """
+        let_go(self._folder)
         with suppress(OSError):
             (self._folder / _HOLDER).unlink(missing_ok=True)
         if is_unused:

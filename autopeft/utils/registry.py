@@ -318,9 +318,10 @@ def _is_same(known: _Item, item: _Item) -> bool:
 
 def _definition(part: Any) -> tuple[str, str] | None:
     """Return module and name of what defines a part; None for an anonymous one."""
-    made = getattr(part, "function", None) or (
-        part if hasattr(part, "__qualname__") else type(part)
-    )
+    ways = (getattr(part, name, None) for name in ("function", "measure", "meter"))
+    made = next(filter(None, ways), part if hasattr(part, "__qualname__") else type(part))
+    if isinstance(made, str):
+        return "", made
     module, name = getattr(made, "__module__", None), getattr(made, "__qualname__", "")
     return None if not module or name.endswith("<lambda>") else (module, name)
 

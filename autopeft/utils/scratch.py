@@ -6,7 +6,6 @@ not when the system kills it for lack of memory; so the next search removes such
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,26 +13,23 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from autopeft.utils.abandoned import held, remove, remove_abandoned
 from autopeft.utils.files import not_written
 
 _PREFIX = "autopeft-"
 _LOCK = ".lock"
 
+# Of the copies that this process made.
+_COPIES: dict[Path, FileLock] = {}
+
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """Make a temporary folder and remove it on exit, with those that dead processes left behind.
-
-    A lock beside each folder says that its process is alive; process numbers would not, because
-    each container has its own.
-    """
-    _remove_abandoned()
-    # Lock first, so that another process never sees the folder without its lock.
-    name = tempfile.mktemp(prefix=_PREFIX)
-    lock = FileLock(name + _LOCK)
-    with suppress(NotImplementedError):  # Without file locks, nothing is ever cleaned up.
-        lock.acquire()
-    folder = Path(name)
+    """Make a temporary folder and remove it on exit, with those that dead processes left behind."""
+    for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*{_LOCK}"):
+        remove_abandoned(left.with_suffix(""), left)
+    folder = Path(tempfile.mktemp(prefix=_PREFIX))
+    lock = held(Path(f"{folder}{_LOCK}"))
     try:
         try:
             folder.mkdir(mode=0o700)
@@ -41,27 +37,32 @@ def scratch_folder() -> Iterator[Path]:
             raise not_written("TMPDIR", folder.parent, error) from error
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
+        remove(folder, lock)
+
+
+def ensure_copy(folder: Path) -> None:
+    """Make a scratch folder where it is missing, with a lock that this process holds.
+
+    It is missing on a machine that did not make it, and where it was removed because its maker
+    died; workers may live on for seconds. Without a lock, what they write would stay for good.
+    """
+    if folder.is_dir():
+        return
+    lock = FileLock(f"{folder}{_LOCK}")
+    with suppress(Timeout, NotImplementedError):  # Another worker of this machine made it.
+        lock.acquire(timeout=0)
+        _COPIES[folder] = lock
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 def remove_copy(folder: str | None) -> None:
     """Remove what a worker on another machine has written under a scratch folder's name.
 
-    Where the lock beside it is, the folder is that of the process that made it, and stays.
+    Where the process that made the folder lives, it stays.
     """
-    if folder is not None and not Path(folder + _LOCK).exists():
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _remove_abandoned() -> None:
-    for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*{_LOCK}"):
-        lock = FileLock(path)
-        try:
-            lock.acquire(timeout=0)
-        except (Timeout, OSError, NotImplementedError):
-            continue  # Alive, or another user's.
-        shutil.rmtree(path.with_suffix(""), ignore_errors=True)
-        path.unlink(missing_ok=True)
+    if folder is None:
+        return
+    if (lock := _COPIES.pop(Path(folder), None)) is not None:
         lock.release()
+    if Path(folder).exists():
+        remove_abandoned(Path(folder), Path(folder + _LOCK))

@@ -232,17 +232,28 @@ def _unknown(
             yield from _unknown(inner, item, *place, key)
 
 
-def to_float(value: Any) -> float | None:
+def to_float(value: Any, *, truth: bool = False) -> float | None:
     """Return a number as a float, also one of numpy or a tensor; None for what is none.
+
+    Text, truth values, complex numbers and times are none, whatever library holds them.
+
+    Args:
+        value: What may be a number.
+        truth: Take a truth value as 0 or 1.
 
     Example:
         >>> from autopeft.utils.serialize import to_float
         >>> to_float("3"), to_float(True), to_float(3)
         (None, None, 3.0)
     """
-    if isinstance(value, str | bytes | bool):
-        return None
+    kind = getattr(getattr(value, "dtype", None), "kind", None)
     try:
-        return float(value)
-    except (TypeError, ValueError, ArithmeticError):  # An integer may be too large for a float.
-        return None
+        plain = value.item() if hasattr(value, "item") else value
+        # A clongdouble and a time in nanoseconds have no plain value that tells them.
+        if kind in ("c", "m", "M") or (isinstance(plain, bool) and not truth):
+            return None
+        if not hasattr(plain, "__float__") and not hasattr(plain, "__index__"):
+            return None  # float() would read text and bytes.
+        return float(plain)
+    except (TypeError, ValueError, ArithmeticError, RuntimeError):
+        return None  # An integer may be too large for a float.

@@ -56,9 +56,8 @@ def _handled(signals: tuple[signal.Signals, ...], handler: Any) -> Iterator[None
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {
-        each: signal.getsignal(each) for each in signals if signal.getsignal(each) != signal.SIG_IGN
-    }
+    present = {each: signal.getsignal(each) for each in signals}
+    before = {each: now for each, now in present.items() if now is not signal.SIG_IGN}
     try:
         for each in before:
             signal.signal(each, handler)

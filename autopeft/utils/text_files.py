@@ -38,6 +38,34 @@ class Unreadable(ValueError):
     """A file's text or values cannot be used; the message completes "the file ..."."""
 
 
+class NamedTwice(Unreadable):
+    """A mapping of a file has a name twice, and of its values only the last would count.
+
+    Args:
+        name: The name.
+        where: Its places, such as "at lines 3 and 8".
+    """
+
+    def __init__(self, name: str, where: str = "") -> None:
+        super().__init__(f"names {name!r} twice {where}".rstrip())
+
+
+def unlike_names(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Return pairs as a mapping, or raise a NamedTwice if two have the same name.
+
+    Example:
+        >>> from autopeft.utils.text_files import unlike_names
+        >>> unlike_names([("rank", 8), ("alpha", 16)])
+        {'rank': 8, 'alpha': 16}
+    """
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise NamedTwice(name)
+        found[name] = value
+    return found
+
+
 def read_text(path: Path | Traversable, *, max_bytes: int) -> str:
     """Return the text of a file in UTF-8, with or without its byte order mark.
 
@@ -73,12 +101,12 @@ def parse_json(text: str) -> Any:
     """Return the values of JSON that is not too deep, with numbers that can be computed with.
 
     Raises:
-        Unreadable: if it is not JSON, too deep, or holds a number without end.
+        Unreadable: if it is not JSON, too deep, names a key twice, or holds a number without end.
     """
     if not text.strip():
         raise Unreadable("is not JSON (it is empty)")
     try:
-        data = json.loads(text, parse_int=whole_number)
+        data = json.loads(text, object_pairs_hook=unlike_names, parse_int=whole_number)
     except RecursionError:
         raise Unreadable(TOO_DEEP) from None
     except Unreadable:

@@ -29,7 +29,8 @@ from autopeft.engine.loaded_model import LoadedModel
 from autopeft.errors import TrainingFailure
 from autopeft.models.attach import attach
 from autopeft.plan import Candidate, TrainSettings
-from autopeft.prepare import PreparedSearch, prepare
+from autopeft.preparing.prepare import prepare
+from autopeft.preparing.prepared import PreparedSearch
 from autopeft.settings import SearchSettings
 from autopeft.training.trainer import Trainer
 from autopeft.utils.ranks import rank_correlation

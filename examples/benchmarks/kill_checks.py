@@ -176,7 +176,8 @@ def _check_repeats(log: Sequence[Line], found: Found) -> None:
     over: set[tuple[str, int, bool]] = set()
     ends, n_kills = {(r["digest"], False) for r in _of(log, "begin")}, 0
     for row in log:
-        if row["event"] == "kill":
+        # A kill takes a moment, in which a training may begin; a session ends before the next call.
+        if row["event"] in ("kill", "killed", "call"):
             n_kills += 1
         elif row["event"] == "begin" or (row["event"] == "handed_out" and not ends):
             key = (row["digest"], row.get("seed", 0), row.get("confirms", False))

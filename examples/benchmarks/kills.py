@@ -12,10 +12,11 @@ log that trainings and driver wrote with the study and the run folder. Searches 
 - ray: the function in two workers of a local Ray;
 - cluster: the function on a Ray cluster of three nodes that outlives the driver.
 
-Killed are the driver (SIGKILL), its process group, the driver by SIGTERM, a process of Ray, a node,
-the database. A kill comes after a random number of lines of the log and up to 0.3 s more, so during
-start-up, search, confirmation and report. At the end no process, lock, temporary folder or shared
-memory of a search may be left.
+Killed are the driver (SIGKILL), its process group, the driver by SIGTERM, a worker, a process of
+Ray's own (raylet, agents, the head's server), a node, the database. A kill comes after a random
+number of lines of the log and up to 0.3 s more, so during start-up, search, confirmation and
+report. If Ray ends the driver because it has lost a process of its own, the last line must say so.
+At the end no process, lock, temporary folder or shared memory of a search may be left.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ _WAYS = {
     "journal": ("driver", "group", "term"),
     "postgres": ("driver", "term", "database", "database"),
     "training": ("driver", "group", "term"),
-    "ray": ("driver", "group", "term", "worker", "worker"),
+    "ray": ("driver", "group", "term", "worker", "engine", "engine"),
     "cluster": ("driver", "term", "worker", "node", "node"),
 }
 _MOST_LINES = {"training": 30, "ray": 70, "cluster": 70}
@@ -91,6 +92,7 @@ class Killed:
         self._server: Any = None
         self._cluster: Any = None
         self.seconds, self.n_sessions = 0.0, 0
+        self._is_killed = False  # The last session, perhaps after its last report.
         self.snapshots: list[kill_checks.Ended] = []
         os.environ[kill_search.LOG] = str(self.log)
         model, data = assets
@@ -120,7 +122,7 @@ class Killed:
         child = self._fork()
         self.n_sessions += 1
         n_lines = self._chance.randrange(_MOST_LINES.get(self.kind, 100))
-        pause, status, is_killed = 0.3 * self._chance.random(), None, False
+        pause, status, killed_by = 0.3 * self._chance.random(), None, None
         until = time.monotonic() + _TOO_LONG
         while status is None:
             time.sleep(0.002)
@@ -132,15 +134,28 @@ class Killed:
             if way and status is None and self.log.read_bytes().count(b"\n") >= before + n_lines:
                 time.sleep(pause)
                 if (status := _exit_status(child)) is None:
-                    is_killed = self._kill(way, child)
+                    if self._kill(way, child):
+                        killed_by = way
+                        kill_search.note("killed", way=way)
                     way = None
         call = next(r for r in kill_checks.read_log(self.log)[before:] if r["event"] == "call")
         self.seconds += time.time() - call["at"]
         self.snapshots.append(self._stored())
-        wanted = (0, -signal.SIGKILL, -signal.SIGTERM, 130) if is_killed else (0,)
-        if status not in wanted:
+        self._is_killed = status == -signal.SIGKILL
+        if killed_by == "engine" and status == 1:
+            self._check_told()
+        elif status not in ((0, -signal.SIGKILL, -signal.SIGTERM, 130) if killed_by else (0,)):
             raise RuntimeError(f"the search ended with {status}; see {self._output}")
-        return is_killed
+        return killed_by is not None
+
+    def _check_told(self) -> None:
+        """Check that the user was told, last of all, that Ray ended the process."""
+        told = "autopeft: Ray ended the search's process"
+        if _until_none(lambda: [] if told in self._last_line() else [self._last_line()], 5.0):
+            raise RuntimeError(f"Ray ended the search without a word; see {self._output}")
+
+    def _last_line(self) -> str:
+        return (self._output.read_text().splitlines() or [""])[-1]
 
     def _stored(self) -> kill_checks.Ended:
         return kill_checks.ended(kill_checks.stored_trials(self.storage, self.folder.name))
@@ -159,6 +174,8 @@ class Killed:
             os.dup2(file, 1)
             os.dup2(file, 2)
             os.environ |= {"TMPDIR": str(self.temporary), "RAY_TMPDIR": str(self.temporary)}
+            # By default, a driver waits for a lost head for a minute.
+            os.environ["RAY_gcs_rpc_server_reconnect_timeout_s"] = "5"
             tempfile.tempdir = None
             signal.signal(signal.SIGINT, signal.default_int_handler)
             kill_search.search(self.folder, self.settings)
@@ -175,17 +192,18 @@ class Killed:
 
     def _kill(self, way: str, child: int) -> bool:
         """Kill something; return False if there was nothing to kill."""
-        if way == "worker":
-            # A raylet dies with its agents, which is the loss of a node.
+        if way in ("worker", "engine"):
             marked = _marked(self.log).items()
-            workers = [p for p, text in marked if text.startswith("ray::") and "Agent" not in text]
-            if not workers:
+            found = [
+                p for p, text in marked if (_is_engine if way == "engine" else _is_worker)(text)
+            ]
+            if not found:
                 return False
-            self._note(way)
+            kill_search.note("kill", way=way)
             with suppress(ProcessLookupError):
-                os.kill(self._chance.choice(workers), signal.SIGKILL)
+                os.kill(self._chance.choice(found), signal.SIGKILL)
             return True
-        self._note(way)
+        kill_search.note("kill", way=way)
         if way == "node":
             self._cluster.replace_node(self._chance)
         elif way == "database":
@@ -197,9 +215,6 @@ class Killed:
         else:
             os.kill(child, signal.SIGTERM if way == "term" else signal.SIGKILL)
         return True
-
-    def _note(self, way: str) -> None:
-        kill_search.note("kill", way=way)
 
     def is_complete(self) -> bool:
         """Return whether the last report says so."""
@@ -226,10 +241,21 @@ class Killed:
         if left := _until_none(lambda: list(_marked(self.log).values())):
             problems.append(f"processes left: {left}")
         scratch = [p.name for p in self.temporary.glob("autopeft-*")]
-        partial = [str(p) for p in self.folder.rglob(".*") if p.name not in (".lock",)]
+        # Who is killed cannot take back its note beside the lock; whoever has the lock ignores it.
+        locks = (".lock", ".holder.json") if self._is_killed else (".lock",)
+        partial = [str(p) for p in self.folder.rglob(".*") if p.name not in locks]
         if scratch or partial:
             problems.append(f"files left: {scratch + partial}")
         return problems
+
+
+def _is_engine(text: str) -> bool:
+    """Return whether a command line is that of a process of Ray's own."""
+    return "/site-packages/ray/" in text or (text.startswith("ray::") and "Agent" in text)
+
+
+def _is_worker(text: str) -> bool:
+    return text.startswith("ray::") and "Agent" not in text
 
 
 def _exit_status(child: int) -> int | None:
@@ -305,12 +331,19 @@ def _serve_cluster(pipe: Any, temporary: Path) -> None:
     cluster.shutdown()
 
 
-def run(kinds: tuple[str, ...], n_kills: int, seed: int, place: Path, most_seconds: float) -> Total:
-    """Kill searches of these kinds in turn."""
+def run(
+    kinds: tuple[str, ...],
+    n_kills: int,
+    seed: int,
+    place: Path,
+    most_seconds: float,
+    only: tuple[str, ...] = (),
+) -> Total:
+    """Kill searches of these kinds in turn, if need be in these ways only."""
     chance, total = random.Random(seed), Total()
     assets = kill_search.write_assets(place)
     began = time.monotonic()
-    shm = set(Path("/dev/shm").iterdir())
+    shm = _shared()
     number = 0
     while total.kills.total() < n_kills and time.monotonic() - began < most_seconds:
         kind = kinds[number % len(kinds)]
@@ -322,7 +355,8 @@ def run(kinds: tuple[str, ...], n_kills: int, seed: int, place: Path, most_secon
         ways: list[str] = []
         try:
             while not killed.is_complete():
-                way = chance.choice(_WAYS[kind]) if len(ways) < n_left else None
+                possible = [way for way in _WAYS[kind] if not only or way in only]
+                way = chance.choice(possible) if len(ways) < n_left else None
                 if killed.session(way) and way:
                     ways.append(way)
             found = killed.check()
@@ -342,9 +376,14 @@ def run(kinds: tuple[str, ...], n_kills: int, seed: int, place: Path, most_secon
     return total
 
 
+def _shared() -> set[Path]:
+    # Others may keep folders there, such as an MLflow server.
+    return {path for path in Path("/dev/shm").iterdir() if path.is_file()}
+
+
 def _own(before: set[Path]) -> list[Path]:
     """Return new files in shared memory that no living process has mapped."""
-    new = set(Path("/dev/shm").iterdir()) - before
+    new = _shared() - before
     mapped = ""
     for entry in Path("/proc").glob("[0-9]*/maps") if new else ():
         with suppress(OSError):
@@ -360,6 +399,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", default=",".join(KINDS))
+    parser.add_argument("--ways", default="", help="such as driver,worker [default: all]")
     parser.add_argument("--minutes", type=float, default=60.0, help="begin no search after them")
     options = parser.parse_args()
     kinds = tuple(options.kinds.split(","))
@@ -370,7 +410,10 @@ def main() -> None:
     paths = (str(_HERE), str(Path(autopeft.__file__).parents[1]), os.environ.get("PYTHONPATH", ""))
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     place = Path(tempfile.mkdtemp(prefix="k"))
-    total = run(kinds, options.kills, options.seed, place, 60 * options.minutes)
+    ways = tuple(filter(None, options.ways.split(",")))
+    if wrong := [kind for kind in kinds if ways and not set(ways) & set(_WAYS.get(kind, ()))]:
+        parser.error(f"--ways {options.ways}: none of them ends {', '.join(wrong)}")
+    total = run(kinds, options.kills, options.seed, place, 60 * options.minutes, ways)
     table = Table("kind", "searches", "kills", "of what", "trained again")
     for kind in kinds:
         ways = {way: n for (k, way), n in total.kills.items() if k == kind}

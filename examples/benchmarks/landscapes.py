@@ -16,7 +16,8 @@ named `stock-` are Optuna's own in the plain loop one would write, on the plain 
 or a file of rows.
 `whole-tpe` is TPE on what a practitioner would search: one method, placement and rank in the last
 k layers, and the rate.
-Without `--samplers` the two that need torch (gp, stock-gp) and seconds an ask are left out.
+`whole-qlognehvi` (BoTorch) and `whole-primo` (NePS) search the same; see `rivals.py`.
+Without `--samplers` those that need seconds an ask (gp, stock-gp and these two) are left out.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from responses import BASE_QUALITY, KINDS, Response, make_space
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from rivals import RIVALS, WholePlans
 
 from autopeft import SearchController
 from autopeft.plan import Candidate
@@ -63,8 +65,8 @@ STOCK: Mapping[str, Callable[[int], BaseSampler]] = {
     "stock-random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
     "whole-tpe": lambda seed: optuna.samplers.TPESampler(seed=seed),
 }
-_ALL = (*SAMPLERS, *STOCK)
-_SLOW = ("gp", "stock-gp")
+_ALL = (*SAMPLERS, *STOCK, *RIVALS)
+_SLOW = ("gp", "stock-gp", *RIVALS)
 _QUICK = {"landscapes": "additive", "samplers": "autopeft,stock-random", "trials": 25, "seeds": 1}
 
 
@@ -179,7 +181,7 @@ def _jobs(options: argparse.Namespace) -> Iterator[Job]:
     n_rounds = 5 if options.quick else 80
     samplers, landscapes = options.samplers.split(","), options.landscapes.split(",")
     for seed, sampler, landscape in itertools.product(seeds, samplers, landscapes):
-        for pruner in ["none"] if sampler in STOCK else options.pruners.split(","):
+        for pruner in ["none"] if sampler not in SAMPLERS else options.pruners.split(","):
             yield Job(landscape, sampler, pruner, seed, options.trials, n_rounds, options.prior)
 
 
@@ -196,7 +198,7 @@ def _prepare(ground: tuple[str, int, int]) -> None:
 def _run(job: Job) -> Run:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     response = Response.draw(job.landscape, job.seed, _space())
-    search = _stock if job.sampler in STOCK else _ours
+    search = _ours if job.sampler in SAMPLERS else _stock if job.sampler in STOCK else _rival
     rows = []
     for row in search(job, response):
         rows.append(row)
@@ -301,6 +303,27 @@ def _stock(job: Job, response: Response) -> Iterator[Tried]:
         cost = _measured(response, candidate).get("latency_ms", response.cost(candidate))
         study.tell(trial, [score, float(np.log(max(cost, 1.0)))])
         yield Tried(candidate, score, 1.0, spent)
+
+
+def _rival(job: Job, response: Response) -> Iterator[Tried]:
+    """A search of another project; it may train in parts."""
+    worst = (-BASE_QUALITY, Oracle(response, _space()).log_range[1])
+    rival = RIVALS[job.sampler](WholePlans(_space()), worst, job.seed)
+    while True:
+        began = time.perf_counter()
+        asked = rival.ask()
+        spent = time.perf_counter() - began
+        candidate = asked.candidate
+        if response.fails(candidate):
+            rival.tell(None)
+            yield Tried(candidate, math.nan, asked.work, spent)
+            continue
+        score = (
+            response(candidate) if asked.share == 1 else response.score_at(candidate, asked.share)
+        )
+        cost = _measured(response, candidate).get("latency_ms", response.cost(candidate))
+        rival.tell([-score, math.log(max(cost, 1.0))])
+        yield Tried(candidate, score if asked.share == 1 else math.nan, asked.work, spent)
 
 
 def _whole(trial: optuna.Trial) -> Point:

@@ -35,7 +35,8 @@ from autopeft.costs import Topology, is_legal
 from autopeft.engine.executor import Executor
 from autopeft.engine.messages import FailureMessage, Job, RungMessage
 from autopeft.plan import MODEL, AdapterPlan, Candidate, LayerSpec, TrainSettings
-from autopeft.prepare import PreparedSearch, prepare
+from autopeft.preparing.prepare import prepare
+from autopeft.preparing.prepared import PreparedSearch
 from autopeft.settings import SearchSettings
 
 _SETTINGS = {

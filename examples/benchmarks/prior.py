@@ -34,7 +34,8 @@ from scipy.stats import spearmanr
 from autopeft.engine.executor import Executor
 from autopeft.engine.messages import FailureMessage, Job, RungMessage
 from autopeft.plan import Candidate
-from autopeft.prepare import PreparedSearch, prepare
+from autopeft.preparing.prepare import prepare
+from autopeft.preparing.prepared import PreparedSearch
 from autopeft.searcher.samplers.gp import Embedding, GaussianProcess, log_params
 from autopeft.searcher.samplers.prior import PriorRow, normal_scores, point_of, read_prior
 from autopeft.searcher.space.encoding import Encoder, Point

@@ -41,7 +41,8 @@ from autopeft.models.attach import Attached, attach
 from autopeft.models.method_hooks import ADAPTER_NAME
 from autopeft.models.rank_cut import TrainedLora
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
-from autopeft.prepare import PreparedSearch, prepare
+from autopeft.preparing.prepare import prepare
+from autopeft.preparing.prepared import PreparedSearch
 from autopeft.settings import SearchSettings
 from autopeft.training.acceleration import NO_ACCELERATION
 from autopeft.training.trainer import Trainer

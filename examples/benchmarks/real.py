@@ -39,7 +39,8 @@ from autopeft.engine.executor import Executor
 from autopeft.engine.job_execution import JOB_ERRORS, JobExecution
 from autopeft.engine.messages import FailureMessage, Job, RungMessage
 from autopeft.plan import Candidate
-from autopeft.prepare import PreparedSearch, prepare
+from autopeft.preparing.prepare import prepare
+from autopeft.preparing.prepared import PreparedSearch
 from autopeft.searcher.controller import Decision
 from autopeft.searcher.space.space import SearchSpace
 from autopeft.searcher.study import distribution

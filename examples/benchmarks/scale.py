@@ -8,7 +8,10 @@ training takes `--seconds`, give or take a third, and the driver's time for each
 and counts as time that those workers wait who come in the meantime.
 
 Told are reports a second of driver time, the time of an ask, how much of their time workers wait,
-and the driver's memory. At the end every decision is compared with the study: none may be lost.
+and the driver's memory; of each kind of call also what the last tenth took, because nothing may
+grow with the study. Where Linux tells it, the time in which other processes had the processor does
+not count: a driver has a core of its own. At the end, or at a SIGTERM, every decision is compared
+with the study: none may be lost.
 """
 
 from __future__ import annotations
@@ -17,7 +20,9 @@ import argparse
 import heapq
 import itertools
 import resource
+import signal
 import statistics
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -38,6 +43,9 @@ from autopeft.trial import RungReport
 
 _RUNGS = (11, 33, 100)
 
+_TELL_EVERY = 10_000
+"""Reports between two lines that tell how far a run is."""
+
 
 @dataclass
 class Seen:
@@ -46,6 +54,7 @@ class Seen:
     asks: list[float] = field(default_factory=list)
     reports: list[float] = field(default_factory=list)
     waited: float = 0.0
+    waited_at_start: float = 0.0
     trained: float = 0.0
     decisions: Counter[str] = field(default_factory=Counter)
 
@@ -60,7 +69,6 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=600.0, help="of one whole training")
     parser.add_argument("--sampler", default="autopeft")
     parser.add_argument("--storage", help="Optuna storage; by default a journal file")
-    parser.add_argument("--ahead", type=int, help="jobs that wait for workers; by default as Ray's")
     parser.add_argument("--quick", action="store_true", help="a few seconds, to see that it runs")
     options = parser.parse_args()
     if options.quick:
@@ -71,6 +79,8 @@ def main() -> None:
             storage, Path(folder), options.workers, options.reports, options.seconds,
             options.sampler,
         )  # fmt: skip
+        # Before the study is read a second time.
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         states = Counter(trial.state for trial in read_study(storage, "scale")[0])
     lost = {state: n - states[state] for state, n in seen.decisions.items() if n != states[state]}
     n_reports, driver = len(seen.reports), sum(seen.reports) + sum(seen.asks)
@@ -78,10 +88,12 @@ def main() -> None:
     table.add_row("workers", f"{options.workers:,}")
     table.add_row("reports, trials", f"{n_reports:,}, {len(seen.asks):,}")
     table.add_row("reports a second of driver time", f"{n_reports / driver:,.0f}")
-    table.add_row("ms a report: mean, largest", _ms(seen.reports))
-    table.add_row("ms an ask: mean, largest", _ms(seen.asks))
-    table.add_row("workers wait", f"{seen.waited / (seen.waited + seen.trained):.2%}")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    table.add_row("ms a report: mean, last tenth, largest", _ms(seen.reports))
+    table.add_row("ms an ask: mean, last tenth, largest", _ms(seen.asks))
+    offered = seen.waited + seen.trained
+    table.add_row("workers wait", f"{seen.waited / offered:.2%}")
+    table.add_row("the same, but for their first job", _later(seen))
+    table.add_row("seconds until all train", f"{sum(seen.asks[: options.workers]):.1f}")
     table.add_row("driver's peak memory", f"{peak:.2f} GiB")
     table.add_row("decisions that the study lacks", str(sum(lost.values())))
     Console().print(table)
@@ -89,8 +101,25 @@ def main() -> None:
         raise SystemExit(f"lost: {lost}")
 
 
+def _seconds() -> float:
+    """Return a time that stands still while the process is ready but others have the processor."""
+    try:
+        with open("/proc/thread-self/schedstat", encoding="ascii") as file:
+            ready = int(file.read().split()[1]) / 1e9
+    except OSError:
+        ready = 0.0
+    return time.perf_counter() - ready
+
+
 def _ms(seconds: list[float]) -> str:
-    return f"{1e3 * statistics.fmean(seconds):.2f}, {1e3 * max(seconds):.0f}"
+    last = seconds[-max(1, len(seconds) // 10) :]
+    means = [f"{1e3 * statistics.fmean(part):.2f}" for part in (seconds, last)]
+    return f"{', '.join(means)}, {1e3 * max(seconds):.0f}"
+
+
+def _later(seen: Seen) -> str:
+    waited = seen.waited - seen.waited_at_start
+    return f"{waited / (waited + seen.trained):.2%}"
 
 
 def simulate(
@@ -123,9 +152,9 @@ def simulate(
 
     def hand_out(free_at: float) -> None:
         nonlocal now
-        began = time.perf_counter()
+        began = _seconds()
         job = dispatcher.next_job()
-        seen.asks.append(time.perf_counter() - began)
+        seen.asks.append(_seconds() - began)
         assert job is not None
         now += seen.asks[-1]
         seen.waited += now - free_at
@@ -134,7 +163,10 @@ def simulate(
 
     for _ in range(n_workers):
         hand_out(0.0)
-    while len(seen.reports) < n_reports:
+    seen.waited_at_start = seen.waited
+    ended: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: ended.append(number))
+    while len(seen.reports) < n_reports and not ended:
         at, _, job, index = heapq.heappop(events)
         now = max(now, at)
         score = response(job.candidate)
@@ -151,9 +183,12 @@ def simulate(
         )
         step = _RUNGS[index] - (_RUNGS[index - 1] if index else 0)
         length = seconds * step / _RUNGS[-1]
-        began = time.perf_counter()
-        goes_on = dispatcher.take(job, RungMessage(report, is_last, {}, Activity(train=length)))
-        seen.reports.append(time.perf_counter() - began)
+        message = RungMessage(report, is_last, {}, Activity(train=length))
+        began = _seconds()
+        goes_on = dispatcher.take(job, message)
+        seen.reports.append(_seconds() - began)
+        if len(seen.reports) % _TELL_EVERY == 0:
+            print(f"{len(seen.reports):,} reports, {len(seen.asks):,} trials", file=sys.stderr)
         now += seen.reports[-1]
         seen.waited += now - at
         seen.trained += length

@@ -25,7 +25,7 @@ from rich.table import Table
 from autopeft.engine.loaded_model import LoadedModel
 from autopeft.models.attach import attach
 from autopeft.plan import Candidate
-from autopeft.prepare import prepare
+from autopeft.preparing.prepare import prepare
 from autopeft.settings import SearchSettings
 from autopeft.tasks.data import SplitName
 from autopeft.training.precision import Precision

@@ -31,7 +31,8 @@ from autopeft.advice.measured import Measured, MeasuredSite, Setting, worths
 from autopeft.engine.executor import Executor
 from autopeft.engine.messages import Job, RungMessage
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
-from autopeft.prepare import PreparedSearch, prepare
+from autopeft.preparing.prepare import prepare
+from autopeft.preparing.prepared import PreparedSearch
 from autopeft.settings import SearchSettings
 from autopeft.utils.serialize import from_plain, strict_json
 from autopeft.utils.versions import versions

@@ -49,7 +49,8 @@ from autopeft.engine.worker_environment import worker_environment
 from autopeft.models.attach import Attached, attach
 from autopeft.models.backbone import Backbone
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
-from autopeft.prepare import PreparedSearch, prepare
+from autopeft.preparing.prepare import prepare
+from autopeft.preparing.prepared import PreparedSearch
 from autopeft.searcher.controller import SearchController
 from autopeft.searcher.space.space import SearchSpace
 from autopeft.settings import SearchSettings

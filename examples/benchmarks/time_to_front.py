@@ -30,7 +30,8 @@ from rich.console import Console
 from rich.table import Table
 from speed import user_rows
 
-from autopeft.prepare import PreparedSearch, prepare
+from autopeft.preparing.prepare import prepare
+from autopeft.preparing.prepared import PreparedSearch
 from autopeft.settings import SearchSettings
 from autopeft.tasks.data import SplitName
 

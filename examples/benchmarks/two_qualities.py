@@ -8,8 +8,9 @@ it is told with noise. What is reported is the hypervolume of what was tried (tr
 and true forgetting on the scale of its square root), as a share of that of everything that any of
 the samplers tried on the landscape.
 `autopeft` and `random` are driven through `SearchController`, recipes and baselines included;
-`stock-` samplers are Optuna's own on the plain parameters. `stock-qnehvi` is BoTorch's, through
-`pip install optuna-integration botorch`; it is left out unless it is named.
+`stock-` samplers are Optuna's own on the plain parameters. `whole-qlognehvi` (BoTorch) and
+`whole-primo` (NePS) of `rivals.py` are left out unless they are named; what PriMO trains in part
+counts as far as it was trained, and a part of a training forgets as much less as it learns less.
 """
 
 from __future__ import annotations
@@ -17,18 +18,17 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 
 import numpy as np
 import optuna
 from landscapes import STOCK, suggest
 from numpy.typing import NDArray
-from optuna.samplers import BaseSampler
 from responses import BASE_QUALITY, KINDS, TOPOLOGY, Response, make_space
 from rich.console import Console
 from rich.table import Table
+from rivals import RIVALS, WholePlans
 
 from autopeft import SearchController
 from autopeft.plan import Candidate
@@ -85,18 +85,20 @@ class Forgetting:
         return self.truth(candidate, response) + float(draw.normal(0.0, _NOISE))
 
 
-def _qnehvi(seed: int) -> BaseSampler:
-    # Left out of the environment of the project: nothing else needs it.
-    botorch = import_module("optuna_integration.botorch.botorch")
-    function = botorch.qnehvi_candidates_func
-    sampler: BaseSampler = botorch.BoTorchSampler(seed=seed, candidates_func=function)
-    return sampler
+@dataclass(frozen=True)
+class Tried:
+    """One training.
+
+    Attributes:
+        candidate: What was trained; None: in part only.
+        work: Share of a whole training.
+    """
+
+    candidate: Candidate | None
+    work: float = 1.0
 
 
-_STOCK: Mapping[str, Callable[[int], BaseSampler]] = {**STOCK, "stock-qnehvi": _qnehvi}
-
-
-def _ours(name: str, kind: str, seed: int, space: SearchSpace) -> Iterator[Candidate]:
+def _ours(name: str, kind: str, seed: int, space: SearchSpace) -> Iterator[Tried]:
     response, forgetting = Response.draw(kind, seed, space), Forgetting.draw(seed, space)
     names = ["accuracy", "trainable_params", "forgetting"]
     controller = SearchController(space, names, sampler=name, seed=seed, pruner="none")
@@ -105,25 +107,54 @@ def _ours(name: str, kind: str, seed: int, space: SearchSpace) -> Iterator[Candi
         assert trial is not None, "the space is vast"
         measured = {"forgetting": forgetting(trial.candidate, response)}
         controller.tell(trial, score=response(trial.candidate), measured=measured)
-        yield trial.candidate
+        yield Tried(trial.candidate)
 
 
-def _stock(name: str, kind: str, seed: int, space: SearchSpace) -> Iterator[Candidate]:
+def _stock(name: str, kind: str, seed: int, space: SearchSpace) -> Iterator[Tried]:
     response, forgetting = Response.draw(kind, seed, space), Forgetting.draw(seed, space)
     directions = ["maximize", "minimize", "minimize"]
-    study = optuna.create_study(directions=directions, sampler=_STOCK[name](seed))
+    study = optuna.create_study(directions=directions, sampler=STOCK[name](seed))
     rows = {key: (distribution(row), row) for key, row in space.parameters.items()}
     fixed = {key: kind for key, (kind, _) in rows.items()}
     while True:
-        is_static = name in ("stock-gp", "stock-qnehvi")
-        trial = study.ask(fixed if is_static else None)
+        trial = study.ask(fixed if name == "stock-gp" else None)
         candidate = space.decode(trial.params or suggest(trial, rows))
         cost = math.log(max(response.cost(candidate), 1.0))
         study.tell(trial, [response(candidate), cost, forgetting(candidate, response)])
-        yield candidate
+        yield Tried(candidate)
 
 
-def _points(candidates: list[Candidate], kind: str, seed: int, space: SearchSpace) -> Array:
+def _rival(name: str, kind: str, seed: int, space: SearchSpace) -> Iterator[Tried]:
+    response, forgetting = Response.draw(kind, seed, space), Forgetting.draw(seed, space)
+    rival = RIVALS[name](WholePlans(space), (-BASE_QUALITY, response.log_range[1], _WORST), seed)
+    while True:
+        asked = rival.ask()
+        score = response(asked.candidate)
+        grown = 1.0
+        if asked.share < 1:
+            part = response.score_at(asked.candidate, asked.share)
+            grown = (part - BASE_QUALITY) / (score - BASE_QUALITY)
+            score = part
+        cost = math.log(max(response.cost(asked.candidate), 1.0))
+        rival.tell([-score, cost, grown * forgetting(asked.candidate, response)])
+        yield Tried(asked.candidate if asked.share == 1 else None, asked.work)
+
+
+def _until(run: Iterator[Tried], marks: Sequence[int]) -> list[list[Candidate]]:
+    """Return what was trained to its end within the work of so many trainings, for each mark."""
+    found: list[list[Candidate]] = []
+    ended: list[Candidate] = []
+    work = 0.0
+    for mark in marks:
+        while work < mark - 1e-9:
+            row = next(run)
+            work += row.work
+            ended += [] if row.candidate is None else [row.candidate]
+        found.append(list(ended))
+    return found
+
+
+def _points(candidates: Sequence[Candidate], kind: str, seed: int, space: SearchSpace) -> Array:
     """Return true values as distances from the reference point, shape (n, 3); larger is better."""
     response, forgetting = Response.draw(kind, seed, space), Forgetting.draw(seed, space)
     high = response.log_range[1]
@@ -155,7 +186,7 @@ def main() -> None:
     options = parser.parse_args()
     for given, known in (
         (options.landscapes, tuple(KINDS)),
-        (options.samplers, (*SAMPLERS, *_STOCK)),
+        (options.samplers, (*SAMPLERS, *STOCK, *RIVALS)),
     ):
         for name in given.split(","):
             if name not in known:
@@ -167,17 +198,16 @@ def main() -> None:
         found: dict[str, list[list[float]]] = {}
         seconds: dict[str, float] = {}
         for seed in range(options.seeds):
-            tried: dict[str, Array] = {}
+            tried: dict[str, list[Array]] = {}
             for name in options.samplers.split(","):
                 began = time.perf_counter()
-                search = _stock if name in _STOCK else _ours
+                search = _ours if name in SAMPLERS else _stock if name in STOCK else _rival
                 run = search(name, kind, seed, space)
-                candidates = [next(run) for _ in range(options.trials)]
+                tried[name] = [_points(each, kind, seed, space) for each in _until(run, marks)]
                 seconds[name] = (time.perf_counter() - began) / options.trials
-                tried[name] = _points(candidates, kind, seed, space)
-            best = _volume(np.concatenate(list(tried.values())))
-            for name, points in tried.items():
-                found.setdefault(name, []).append([_volume(points[:m]) / best for m in marks])
+            best = _volume(np.concatenate([points[-1] for points in tried.values()]))
+            for name, by_mark in tried.items():
+                found.setdefault(name, []).append([_volume(each) / best for each in by_mark])
         for name, shares in found.items():
             means = [f"{value:.3f}" for value in np.mean(shares, axis=0)]
             table.add_row(kind, name, *means, f"{seconds[name]:.2f}")

@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification
 from autopeft.advice.measure import _Observer, linear_sites, measure_sites
 from autopeft.engine.loaded_model import LoadedModel
 from autopeft.methods import LINEAR_ROLES
-from autopeft.prepare import prepare
+from autopeft.preparing.prepare import prepare
 from autopeft.settings import SearchSettings
 from autopeft.tasks.batch import Batch
 

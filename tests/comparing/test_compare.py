@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +15,13 @@ import pytest
 import torch
 import transformers as hf
 from click.testing import CliRunner
+from rich.console import Console
+from safetensors.torch import load_file, save_file
 
 import autopeft
 from autopeft import cli
+from autopeft.comparing.further import check_finite
+from autopeft.comparing.show import comparison_text
 from autopeft.errors import UserError
 from autopeft.utils.quiet import quiet_peft, quiet_transformers
 
@@ -191,6 +196,7 @@ def decoders(
     ids = tokenizer("the film was [UNK] a good plot [SEP]", return_tensors="pt").input_ids
     for name, steps in (("trained", 20), ("zero", 0)):
         model = hf.AutoModelForCausalLM.from_pretrained(tiny_llama)
+        torch.manual_seed(0)
         config = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj", "down_proj"])
         adapted = peft.get_peft_model(model, config)
         _train(adapted, {"input_ids": ids}, ids, steps)
@@ -212,6 +218,131 @@ def test_a_decoders_adapters_are_compared_with_the_base_model(
     shown = {(p.better, p.worse) for p in compared.judgement.pairs if p.is_shown}
     assert ("trained", "no adapter") in shown
     assert compared.judgement.headline.startswith("trained is the best")
+
+
+def test_a_prefix_is_scored_as_plain_peft_does_and_virtual_tokens_are_refused(
+    decoders: tuple[Path, dict[str, Path]], tiny_llama: Path, tmp_path: Path
+) -> None:
+    data, _ = decoders
+    configs = {"prefix": peft.PrefixTuningConfig, "prompt": peft.PromptTuningConfig}
+    for name, config in configs.items():
+        torch.manual_seed(3)
+        bare = hf.AutoModelForCausalLM.from_pretrained(tiny_llama)
+        made = config(task_type="CAUSAL_LM", num_virtual_tokens=3)
+        model = peft.get_peft_model(bare, made)
+        torch.nn.init.normal_(next(model.prompt_encoder.parameters()))
+        model.save_pretrained(tmp_path / name)
+    settings: dict[str, Any] = {"model": str(tiny_llama), "data": str(data), "held_out": True}
+    found = autopeft.compare(tmp_path / "prefix", **settings).entry("prefix")
+    bare = hf.AutoModelForCausalLM.from_pretrained(tiny_llama)
+    model = peft.PeftModel.from_pretrained(bare, tmp_path / "prefix").eval()
+    assert found.trainable_params == sum(p.numel() for p in model.prompt_encoder.parameters())
+    tokenizer, losses = hf.AutoTokenizer.from_pretrained(tiny_llama), []
+    for row in map(json.loads, data.read_text().splitlines()):
+        text = f"{row['prompt']}{row['completion']} [SEP]"
+        ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
+        with torch.inference_mode():
+            logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]
+        each = torch.nn.functional.cross_entropy(logits[3:-1], ids[0, 4:], reduction="none")
+        losses += each.tolist()
+    assert found.metrics["loss"] == pytest.approx(sum(losses) / len(losses), abs=1e-5)
+    with pytest.raises(UserError, match="is PROMPT_TUNING: its virtual tokens move the tokens"):
+        autopeft.compare(tmp_path / "prompt", **settings)
+
+
+@pytest.fixture(scope="module")
+def forgetting(
+    decoders: tuple[Path, dict[str, Path]],
+    tiny_llama: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Compared:
+    """The decoders' adapters with a text to retain, of windows of unlike length."""
+    data, folders = decoders
+    folder = tmp_path_factory.mktemp("retained")
+    words = "bad poor awful scene actor very so the film".split()
+    lines = [" ".join(words[n % 7 : n % 7 + 2 + n % 3]) for n in range(20)]
+    own = {"name": "own", "task": "sft", "metric": "token_accuracy"}
+    (folder / "kept.csv").write_text("text,source\n" + "".join(f"{w},x\n" for w in lines))
+    found = autopeft.compare(
+        [folders["trained"], folders["zero"]],
+        model=str(tiny_llama),
+        data=str(data),
+        task="sft",
+        retain=str(folder / "kept.csv"),
+        also={**own, "data": str(folder / "kept.csv")},
+        output=folder / "out",
+    )
+    return found, folder
+
+
+def test_forgetting_is_the_loss_over_the_bare_bases(
+    forgetting: Compared, decoders: tuple[Path, dict[str, Path]], tiny_llama: Path
+) -> None:
+    found, folder = forgetting
+    tokenizer = hf.AutoTokenizer.from_pretrained(tiny_llama)
+    lines = [line.split(",")[0] for line in (folder / "kept.csv").read_text().splitlines()[1:]]
+
+    def row_losses(model: torch.nn.Module) -> list[tuple[float, int]]:
+        ids = [tokenizer(f"{line}[SEP]", return_tensors="pt").input_ids for line in lines]
+        return [(float(model(input_ids=i, labels=i).loss), i.shape[1] - 1) for i in ids]
+
+    def total(losses: list[tuple[float, int]]) -> float:
+        return sum(loss * n for loss, n in losses) / sum(n for _, n in losses)
+
+    with quiet_transformers(), quiet_peft(), torch.inference_mode():
+        bare = row_losses(hf.AutoModelForCausalLM.from_pretrained(tiny_llama).eval())
+        fresh = hf.AutoModelForCausalLM.from_pretrained(tiny_llama)
+        adapted = peft.PeftModel.from_pretrained(fresh, decoders[1]["trained"]).eval()
+        trained_rows = row_losses(adapted)
+        over = total(trained_rows) - total(bare)
+    trained = found.entry("trained").further["forgetting"]
+    assert trained.value == pytest.approx(over, abs=1e-5)
+    assert trained.interval is not None
+    low, high = trained.interval
+    assert low < over < high
+    # It is paired by rows, each as heavy as it has tokens.
+    pairs = zip(trained_rows, bare, strict=True)
+    parts = [n * (loss - before - over) for (loss, n), (before, _) in pairs]
+    error = math.sqrt(sum(part**2 for part in parts)) / sum(n for _, n in bare)
+    assert 1.7 * error < (high - low) / 2 < 2.5 * error
+
+
+def test_an_adapter_that_does_nothing_forgets_nothing(forgetting: Compared) -> None:
+    found, _ = forgetting
+    assert found.entry("no adapter").further["forgetting"].value == 0
+    zero = found.entry("zero").further["forgetting"]
+    assert zero.value == pytest.approx(0, abs=1e-6)
+    assert zero.interval == pytest.approx((0, 0), abs=1e-6)
+    assert found.entry("zero").further["own.token_accuracy"].value == pytest.approx(
+        found.entry("no adapter").further["own.token_accuracy"].value
+    )
+
+
+def test_forgetting_is_in_the_table_the_files_and_the_plots(forgetting: Compared) -> None:
+    found, folder = forgetting
+    console = Console(width=120)
+    with console.capture() as capture:
+        console.print(comparison_text(found))
+    text = capture.get()
+    assert "forgetting is over the base model" in text
+    assert "forgetting of zero: +0.0000 (+0.0000 to +0.0000): not shown" in text
+    trained = found.entry("trained").further["forgetting"]
+    assert trained.interval is not None
+    low, high = trained.interval
+    answer = "shown" if low > 0 or high < 0 else "not shown"
+    line = f"forgetting of trained: {trained.value:+.4f} ({low:+.4f} to {high:+.4f}): {answer}\n"
+    assert line in text
+    assert "own.token_accuracy of no adapter: 0." in text
+    assert "own.token_accuracy" in text
+    assert "on the front of quality, size, forgetting and own.token_accuracy" in text
+    row = json.loads((folder / "out" / "compare.json").read_text())
+    assert [each["name"] for each in row["further"]] == ["forgetting", "own.token_accuracy"]
+    told = {e["name"]: e["further"]["forgetting"]["value"] for e in row["entries"]}
+    assert told["trained"] == found.entry("trained").further["forgetting"].value
+    assert (folder / "out" / "compare_forgetting.png").read_bytes().startswith(b"\x89PNG")
+    table = found.to_pandas()
+    cells = table.loc["trained"].to_dict()
+    assert cells["forgetting_low"] < cells["forgetting"] < cells["forgetting_high"]
 
 
 # Mistakes
@@ -262,6 +393,37 @@ def test_a_folder_that_does_not_fit_is_one_line(
     with pytest.raises(UserError, match=problem) as caught:
         autopeft.compare(folder, model=str(tiny_model), data=str(tiny_data))
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_score_that_is_no_number_is_refused_not_ranked(
+    decoders: tuple[Path, dict[str, Path]], tiny_llama: Path, tmp_path: Path
+) -> None:
+    data, folders = decoders
+    broken = tmp_path / "broken"
+    shutil.copytree(folders["zero"], broken)
+    tensors = load_file(broken / "adapter_model.safetensors")
+    for tensor in tensors.values():
+        tensor.fill_(3e38)  # Finite, but no product of two is.
+    save_file(tensors, broken / "adapter_model.safetensors", {"format": "pt"})
+    settings: dict[str, Any] = {"model": str(tiny_llama), "data": str(data), "held_out": True}
+    with pytest.raises(UserError, match="adapter='broken': has a loss of nan; leave it out"):
+        autopeft.compare([broken, folders["trained"]], **settings)
+    with pytest.raises(UserError, match="adapter='x': has a forgetting of inf; leave it out"):
+        check_finite("x", "forgetting", math.inf)
+
+
+def test_a_lora_of_rank_1_with_further_options_of_pefts_is_compared(
+    decoders: tuple[Path, dict[str, Path]], tiny_llama: Path, tmp_path: Path
+) -> None:
+    config = peft.LoraConfig(
+        task_type="CAUSAL_LM", r=1, target_modules=["q_proj"], trainable_token_indices=[7]
+    )
+    bare = hf.AutoModelForCausalLM.from_pretrained(tiny_llama)
+    peft.get_peft_model(bare, config).save_pretrained(tmp_path / "odd")
+    settings: dict[str, Any] = {"model": str(tiny_llama), "data": str(decoders[0])}
+    found = autopeft.compare(tmp_path / "odd", held_out=True, **settings)
+    losses = [found.entry(name).metrics["loss"] for name in ("odd", "no adapter")]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
 
 
 def test_a_model_of_another_shape_or_without_a_head_is_refused(

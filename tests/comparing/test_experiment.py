@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import peft
 import pytest
@@ -12,6 +15,7 @@ from searches import SHORT
 
 import autopeft
 from autopeft import cli
+from autopeft.comparing.experiment import export_experiment
 from autopeft.comparing.prior_file import add_to_prior
 from autopeft.errors import UserError
 from autopeft.searcher.samplers.prior import read_prior
@@ -32,7 +36,7 @@ def test_a_member_goes_to_the_suite_and_back(
     words = ["export", str(folder), "--format", "hf-comparison", "--to", str(to)]
     done = CliRunner().invoke(cli.app, words, catch_exceptions=False)
     assert done.exit_code == 0, done.output
-    assert "were not measured: null" in done.output
+    assert "not measured, so null: total_time, peft_branch, " in " ".join(done.output.split())
     (config,) = to.rglob("adapter_config.json")
     assert config.parent.parent == to / "experiments" / "lora"
     assert peft.PeftConfig.from_pretrained(str(config.parent)).r == 2
@@ -41,6 +45,11 @@ def test_a_member_goes_to_the_suite_and_back(
     assert parameters["optimizer_kwargs"]["lr"] == member.candidate.train.learning_rate
     (path,) = (to / "results").iterdir()
     row = json.loads(path.read_text())
+    assert parameters["max_seq_length"] == result.view.data.max_length > 0
+    for part in ("run_info", "train_info"):
+        nulls = [name for name, value in _items(row[part]) if value is None]
+        assert nulls
+        assert all(name in done.output for name in nulls)
     assert row["train_info"]["num_trainable_params"] == member.entry.price.trainable_params
     assert row["train_info"]["accelerator_memory_max"] is None
     assert row["train_info"]["metrics"][-1]["test accuracy"] == member.objectives["accuracy"]
@@ -51,6 +60,39 @@ def test_a_member_goes_to_the_suite_and_back(
     (known,) = read_prior(tmp_path / "prior.json")
     assert (known.method, known.rank, known.roles) == ("lora", 2, ("attn.q", "attn.v"))
     assert known.quality == member.objectives["accuracy"]
+    _forgetting_is_told_and_not_taken_for_the_suites(result, tmp_path / "forgot")
     (member.folder / "adapter_config.json").unlink()
     with pytest.raises(UserError, match="no single configuration of peft holds"):
         autopeft.export(folder, format="hf-comparison", to=tmp_path / "other")
+
+
+def _forgetting_is_told_and_not_taken_for_the_suites(
+    result: autopeft.SearchResult, to: Path
+) -> None:
+    view, member = result.view, result.best
+    view = replace(view, settings={**view.settings, "retain": "kept.txt"})
+    seeds = tuple(replace(line, further={"forgetting": 0.02}) for line in member.entry.seeds)
+    member = replace(member, entry=replace(member.entry, seeds=seeds))
+    made = export_experiment(replace(result, view=view), member, to)
+    assert "; that of kept.txt is +0.0200" in " ".join(made.lines)
+    (path,) = (to / "results").iterdir()
+    assert json.loads(path.read_text())["train_info"]["metrics"][-1]["forgetting"] is None
+
+
+def _items(row: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Names and values of a result, but for those of peft's own configuration."""
+    for name, value in row.items():
+        inner = value[-1] if name == "metrics" else value
+        if name == "peft_config":
+            continue
+        if isinstance(inner, dict):
+            yield from _items(inner)
+        else:
+            yield name, value
+
+
+@pytest.mark.parametrize("name", ["score", "requantize"])
+def test_what_an_experiment_has_not_is_refused(name: str, tmp_path: Path) -> None:
+    asked: dict[str, Any] = {name: True}
+    with pytest.raises(UserError, match=f"{name}=True: format=hf-comparison holds .* leave it out"):
+        autopeft.export(tmp_path, format="hf-comparison", to=tmp_path / "other", **asked)

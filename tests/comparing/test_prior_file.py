@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +114,8 @@ def test_rows_are_added_once(tmp_path: Path) -> None:
         ({"more": {"lora_bias": True}}, "as it is set up is no method"),
         ({"more": {"rank_pattern": {"q_proj": 4}}}, "unlike ranks"),
         ({"more": {"layers_to_transform": [0]}}, "some blocks of a number that is unknown"),
+        ({"more": {"exclude_modules": ["layers.1"]}}, "leaves out some of the modules"),
+        ({"config": {"peft_type": "OFT", "r": 8, "oft_block_size": 0}}, "is no method of autopeft"),
         ({"more": {"target_modules": ["layers.0.q_proj"]}}, "named block by block"),
         ({"more": {"target_modules": ["c_proj"]}}, "known for several roles"),
         ({"more": {"target_modules": ".*q_proj"}}, "not listed by name"),
@@ -130,6 +134,47 @@ def test_what_is_no_row_is_counted_and_told(
     with pytest.raises(UserError, match="no result gives a row of a prior"):
         add_to_prior(files[1:], tmp_path / "new.json")
     assert not (tmp_path / "new.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "mistake"),
+    [
+        ({"more": {"r": "8"}}, "peft_config.r='8': must be a whole number"),
+        ({"more": {"r": 8.5}}, "peft_config.r=8.5: must be a whole number"),
+        ({"more": {"r": 0}}, "peft_config.r=0: `r >= 1` must hold"),
+        ({"more": {"r": -4}}, "peft_config.r=-4: `r >= 1` must hold"),
+        ({"more": {"lora_dropout": "none"}}, "peft_config.lora_dropout='none': must be a number"),
+        ({"more": {"target_modules": [1, 2]}}, "peft_config.target_modules[0]=1: must be text"),
+        ({"more": {"target_modules": {"q_proj": 1}}}, "peft_config.target_modules="),
+        ({"rate": {"lr": "1e-4"}}, "optimizer_kwargs.lr='1e-4': must be a number"),
+        ({"rate": {"lr": True}}, "optimizer_kwargs.lr=True: must be a number"),
+        ({"rate": {"lr": math.inf}}, "optimizer_kwargs.lr=inf: must be finite and above 0"),
+        ({"rate": {"lr": -1e-4}}, "optimizer_kwargs.lr=-0.0001: must be finite and above 0"),
+        ({"test": {"test accuracy": "0.5"}}, "test accuracy='0.5': must be a number"),
+        ({"test": {"test accuracy": True}}, "test accuracy=True: must be a number"),
+        ({"test": {"test accuracy": math.nan}}, "test accuracy=nan: must be a share of rows"),
+        ({"test": {"test accuracy": 62.5}}, "test accuracy=62.5: must be a share of rows"),
+        ({"test": {"test accuracy": -3}}, "test accuracy=-3.0: must be a share of rows"),
+    ],
+)
+def test_an_impossible_value_is_named_with_its_file(
+    change: dict[str, Any], mistake: str, tmp_path: Path
+) -> None:
+    files = [_result(tmp_path, "good"), _result(tmp_path, "odd", **change)]
+    with pytest.raises(UserError, match=re.escape(mistake)) as caught:
+        add_to_prior(files, tmp_path / "prior.json")
+    assert "odd.json" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+    assert not (tmp_path / "prior.json").exists()
+
+
+def test_a_cut_off_file_among_the_results_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "results"
+    folder.mkdir()
+    whole = _result(folder, "lora").read_text(encoding="utf-8")
+    (folder / "odd.json").write_text(whole[:100], encoding="utf-8")
+    with pytest.raises(UserError, match=r"odd\.json': is not JSON"):
+        add_to_prior([folder], tmp_path / "prior.json")
 
 
 def test_a_mistake_is_one_line(tmp_path: Path) -> None:

@@ -93,16 +93,60 @@ def test_the_command_reads_csv_in_percent_and_writes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("written", "gain"),
+    [
+        (("70%", "0.743"), 0.043),
+        (("70", "74.3%"), 0.043),
+        (("0.5%", "0.9%"), 0.004),
+        (("0.5 %", "74.3"), 0.738),
+        (("0", "74.3"), 0.743),
+        (("0.5", "0.9"), 0.4),
+    ],
+)
+def test_a_percent_sign_is_a_hundredth_whatever_the_other_cells_hold(
+    written: tuple[str, str], gain: float
+) -> None:
+    table = [{"name": name, "score": text} for name, text in zip("ab", written, strict=True)]
+    (pair,) = autopeft.compare_table(table, rows=1319).judgement.pairs
+    assert pair.better == "b"
+    assert pair.found.gain == pytest.approx(gain)
+
+
+def test_lines_of_one_name_with_unlike_rows_are_refused_in_any_order() -> None:
+    table = [
+        {"name": "a", "score": 0.9, "rows": 100_000},
+        {"name": "a", "score": 0.5, "rows": 10},
+        {"name": "b", "score": 0.7, "rows": 10},
+    ]
+    for lines in (table, table[::-1]):
+        with pytest.raises(UserError, match=r"a has lines of .*; give them names of their own"):
+            autopeft.compare_table(lines, seed_sd=0.0)
+    apart = [{**row, "name": f"{row['name']} on {row['rows']}"} for row in table]
+    assert len(autopeft.compare_table(apart, seed_sd=0.0).judgement.order) == 3
+
+
+@pytest.mark.parametrize(
     ("table", "given", "problem"),
     [
         (_PR, {}, "does not tell its test rows; give --rows N"),
-        (_PR, {"rows": 1}, "`rows >= 2` must hold"),
+        (_PR, {"rows": 1}, "rows=1: must be a whole number from 2"),
         (_PR, {"rows": 100, "seed_sd": -1.0}, "`0 <= seed_sd < 1` must hold"),
         (_PR[:1], {"rows": 100}, "fewer than two names"),
         ([{"a": "x", "score": 0.5}], {"rows": 100}, "is recognized as what was trained"),
         ([*_PR, {"name": "c", "score": "high"}], {"rows": 100}, "is no number"),
-        ([*_PR, {"name": "c", "score": None}], {"rows": 100}, "line 3 of .* has none"),
-        ([*_PR, {"name": "c", "score": -2.0}], {"rows": 100}, "below 0 or above 100"),
+        ([*_PR, {"name": "c", "score": None}], {"rows": 100}, "row 3 of .* has none"),
+        ([*_PR, {"name": "c", "score": -2.0}], {"rows": 100}, "row 3 of .* holds -2.0, no share"),
+        ([*_PR, {"name": "c", "score": "101%"}], {"rows": 100}, "row 3 of .* holds 101%, no share"),
+        ([*_PR, {"name": "c", "score": 70}], {"rows": 100}, "row 1 .*; write 0.699% or 69.9%"),
+        ([{**row, "rows": "50%"} for row in _PR], {}, "rows='rows': row 1 of .* is no number"),
+        ([{**row, "rows": 1319.9} for row in _PR], {}, "row 1 of .* holds 1319.9, no whole number"),
+        ([{**row, "rows": "1"} for row in _PR], {}, "holds 1, no whole number from 2"),
+        ([{**row, "rows": 1e300} for row in _PR], {}, "rows='rows': row 1 .* no whole number"),
+        ([{**row, "seeds": "1.9"} for row in _PR], {"rows": 100}, "holds 1.9, no whole number"),
+        ([{**row, "seeds": 10**9} for row in _PR], {"rows": 100}, "whole number from 1 to 1,000"),
+        ([*_PR, {"name": " ", "score": 0.7}], {"rows": 100}, "name='name': row 3 of .* has none"),
+        ([*_PR, {"name": None, "score": 0.7}], {"rows": 100}, "name='name': row 3 of .* has none"),
+        (_PR, {"rows": 100.5}, "rows=100.5: must be a whole number"),
         (_PR, {"rows": 100, "columns": {"skore": "x"}}, "has no such column"),
         ("nowhere.csv", {"rows": 100}, "table='nowhere.csv'"),
     ],

@@ -258,6 +258,18 @@ def test_picks() -> None:
         pick_best(rows, OBJECTIVES, rule="cheapest")
 
 
+def test_a_pick_within_a_limit_on_what_is_measured() -> None:
+    rows = field(5, 0.80, [(0.83, 9_000), (0.828, 3_000), (0.60, 400)])[:3]
+    timed = [
+        replace(row, seeds=tuple(replace(s, further={"latency_ms": 1.0 + i}) for s in row.seeds))
+        for i, row in enumerate(rows)
+    ]
+    best = max(timed[:2], key=lambda row: row.mean("accuracy", "validation"))
+    assert pick_best(timed, OBJECTIVES, rule="latency_ms<=2.5") == best.digest
+    assert pick_best(timed, OBJECTIVES, rule="latency_ms<=0.1") is None
+    assert pick_best(rows, OBJECTIVES, rule="latency_ms<=9") is None
+
+
 def with_draws(finalists: Sequence[Finalist], n_draws: int = 1500) -> list[Finalist]:
     """The same finalists, whose quality is given on resamples of the rows instead of by row."""
     n_rows = len(finalists[0].seeds[0].test_rows)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from autopeft.costs import Price
-from autopeft.costs.constraints import Constraint, parse_constraints
+from autopeft.costs.constraints import Constraint, check_limits, limited_costs, parse_constraints
+from autopeft.costs.objectives import objective
 from autopeft.errors import SettingsError
+from autopeft.settings import SearchSettings
 
 
 @pytest.mark.parametrize(
@@ -30,7 +35,9 @@ def test_constraints_are_read(text: str, limit: float) -> None:
     [
         "trainable_params>=5",
         "accuracy<=0.5",
-        "latency_ms<=3",
+        "latency_ms<=3mm",
+        "latency_ms<=0",
+        "no_such_ms<=3",
         "trainable_params<=5parsecs",
         "adapter_bytes<=0.1%",
         "trainable_params<=0",
@@ -53,3 +60,80 @@ def test_a_price_is_within_or_not() -> None:
     assert limit.allows(Price(10, 40, 1.0, 1))
     assert not limit.allows(Price(11, 44, 1.0, 1))
     assert parse_constraints([limit]) == (limit,)
+
+
+def test_a_quality_that_is_maximized_has_a_lower_limit() -> None:
+    (limit,) = parse_constraints(["squad.f1 >= 0.6"])
+    assert (limit.name, limit.text, limit.is_measured) == ("squad.f1", "squad.f1>=0.6", True)
+    assert limit.allows(Price(10, 40, 1.0, 1))
+    assert limit.excess({"squad.f1": 0.5}) == pytest.approx(0.1)
+    assert limit.excess({"squad.f1": 0.6}) == 0
+    limit.check_direction(objective("squad.f1"))
+    with pytest.raises(SettingsError, match=r"squad.loss is minimized, .* use squad.loss<=2"):
+        parse_constraints(["squad.loss>=2"])[0].check_direction(objective("squad.loss"))
+
+
+@pytest.mark.parametrize(
+    ("text", "limit", "is_lower"),
+    [
+        ("serving_latency_ms<=50", 50.0, False),
+        ("latency_ms <= 1.5ms", 1.5, False),
+        ("train_seconds<90 seconds", 90.0, False),
+        ("energy_joules<=2kJ", None, False),
+        ("energy_joules<=2k", 2000.0, False),
+        ("tokens_per_second >= 20", 20.0, True),
+    ],
+)
+def test_a_limit_on_a_measured_cost(text: str, limit: float | None, is_lower: bool) -> None:
+    if limit is None:
+        with pytest.raises(SettingsError, match="no such unit 'kj'"):
+            Constraint.parse(text)
+        return
+    found = Constraint.parse(text)
+    assert (found.limit, found.is_lower, found.is_measured) == (limit, is_lower, True)
+    assert found.measured_cost is not None
+    assert " " not in found.text
+    price = Price(10, 40, 1.0, 1)
+    assert found.allows(price)  # Nobody knows before training.
+    assert not found.is_kept(price, {})
+    for factor, is_kept in ((0.9, not is_lower), (1.0, True), (1.1, is_lower)):
+        assert found.is_kept(price, {found.name: factor * limit}) is is_kept
+
+
+def test_a_measured_cost_is_limited_where_it_is_worse() -> None:
+    with pytest.raises(SettingsError, match=r"use latency_ms<=3"):
+        Constraint.parse("latency_ms>=3")
+    with pytest.raises(SettingsError, match=r"is maximized, .* use tokens_per_second>=20"):
+        Constraint.parse("tokens_per_second<=20")
+
+
+def test_limited_costs_are_those_that_are_measured_and_no_objectives() -> None:
+    texts = ["latency_ms<=3", "forgetting<=1", "trainable_params<=9", "train_seconds<=1"]
+    limits = parse_constraints([*texts, "latency_ms<=2"])
+    assert limited_costs(limits) == ("latency_ms", "train_seconds")
+    assert limited_costs(limits, ["accuracy", "train_seconds"]) == ("latency_ms",)
+
+
+def test_a_limit_that_cannot_be_measured_is_refused_by_its_own_name() -> None:
+    task: Any = SimpleNamespace(name="labels", auto_class="AutoModelForSequenceClassification")
+    limits = parse_constraints(["tokens_per_second>=20", "trainable_params<=9"])
+    settings = SearchSettings(model="m", data="d")
+    with pytest.raises(SettingsError, match=r"^constraint='tokens_per_second>=20': labels") as told:
+        check_limits(limits, settings, task, "cpu")
+    assert "\n" not in str(told.value)
+    check_limits(limits[1:], settings, task, "cpu")
+
+
+def test_a_lower_limit_on_what_is_minimized_is_refused() -> None:
+    with pytest.raises(SettingsError, match=r"forgetting is minimized, .* use forgetting<=0.1"):
+        parse_constraints(["forgetting>=0.1"])
+    with pytest.raises(SettingsError, match="is a cost, which has an upper limit"):
+        parse_constraints(["trainable_params>=10"])
+
+
+def test_what_is_no_limit_of_a_quality_is_refused_with_an_example_of_one() -> None:
+    for text in ("squad.f1", "squad.f1>=abc", "squad.f1>=0.5k", "forgetting<=50m"):
+        with pytest.raises(SettingsError, match=r"of a quality squad\.f1>=0\.6"):
+            parse_constraints([text])
+    with pytest.raises(SettingsError, match=r"use .*, NAME\.METRIC of a further task"):
+        parse_constraints(["nonsense<=3"])

@@ -6,16 +6,28 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from restored import restored
 
 import autopeft
 from autopeft.api import merge_settings
 from autopeft.costs import Price
 from autopeft.costs.constraints import Constraint
-from autopeft.costs.objectives import COSTS, default_direction, find_cost, objective, with_costs
+from autopeft.costs.objectives import (
+    COSTS,
+    by_rank,
+    default_direction,
+    find_beside,
+    find_cost,
+    objective,
+    proxy_of,
+    with_costs,
+)
 from autopeft.errors import SettingsError
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
 from autopeft.reporting.trials_csv import read_trials, trials_csv
+from autopeft.searcher.samplers.cost_model import CostModel
 
 TOPOLOGY = autopeft.Topology(3, {"attn.q": (16, 16), "attn.v": (16, 16)})
 PLAN = AdapterPlan([LayerSpec(1, "attn.q", "lora", 2)])
@@ -24,10 +36,8 @@ PRICE = Price(64, 256, 1.0, 1)
 
 @pytest.fixture(autouse=True)
 def _as_before() -> Iterator[None]:
-    before = dict(COSTS._items)
-    yield
-    COSTS._items.clear()
-    COSTS._items.update(before)
+    with restored(COSTS):
+        yield
 
 
 def depth(price: Any, plan: Any) -> float:
@@ -124,3 +134,57 @@ def test_settings_name_a_cost_by_path_or_give_it(
         merge_settings({"objectives": ["rnet"]}, {})
     # The pages of a search are written again without what computed its costs.
     assert autopeft.SearchSettings(objectives=("gone:cost",)).objectives == ("gone:cost",)
+
+
+def test_measured_costs_are_registered_as_a_third_partys_would() -> None:
+    cost = autopeft.Cost("swap_ms", measure="package.module:swap_ms", proxy="adapter_bytes")
+    assert autopeft.register_cost(cost) is cost
+    assert (COSTS["swap_ms"].is_known, COSTS["swap_ms"].is_of_sites) == (False, True)
+    assert proxy_of("swap_ms") == "adapter_bytes"
+    assert [proxy_of(n) for n in ("adapter_bytes", "accuracy")] == ["adapter_bytes", "accuracy"]
+    other = autopeft.Cost("swap_ms", measure="package.module:another")
+    with pytest.raises(SettingsError, match="the name is registered twice"):
+        autopeft.register_cost(other)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"measure": "a:b", "meter": "a:b"},
+        {"measure": "a:b", "is_known": True},
+        {"function": depth, "is_known": True, "direction": "maximize"},
+    ],
+)
+def test_a_cost_is_known_measured_or_metered(wrong: Any) -> None:
+    with pytest.raises(SettingsError, match="must be ") as caught:
+        autopeft.register_cost(autopeft.Cost("odd", **wrong))
+    assert "\n" not in str(caught.value)
+
+
+def test_the_cost_that_adapters_are_compared_at_is_minimized() -> None:
+    names = ("forgetting", "tokens_per_second", "latency_ms")
+    ranked = by_rank(map(find_beside, names))
+    assert [o.name for o in ranked] == ["latency_ms", "tokens_per_second", "forgetting"]
+    with pytest.raises(SettingsError, match=r"add one, e\.g\. trainable_params,tokens_per_second"):
+        by_rank([find_beside("tokens_per_second")])
+
+
+def test_a_speed_is_maximized_and_predicted(tmp_path: Path) -> None:
+    space = autopeft.SearchSpace.from_source({"methods": ["lora", "ia3"]}, TOPOLOGY)
+    objectives = ["accuracy", "trainable_params", "tokens_per_second"]
+    controller = autopeft.SearchController(space, objectives, seed=0)
+    speeds = []
+    for number in range(24):
+        trial = controller.ask()
+        speeds.append(1000.0 / (10.0 + len(trial.plan.specs)))
+        controller.report(trial, 30, 0.01 * number)
+        controller.tell(trial, score=0.5, measured={"tokens_per_second": speeds[-1]})
+    front = controller.front()
+    # Of equal quality and size, the fastest is left.
+    assert max(t.values["tokens_per_second"] for t in front) == max(speeds)
+    model = CostModel(space, controller.objectives, autopeft.PriceTable.from_topology(TOPOLOGY))
+    model.fit(controller.trials())
+    few, many = space.baselines()[0], space.baselines()[-1]
+    logs = model.predict([space.encoder.point_of(each) for each in (few, many)])[:, 1]
+    expected = [(10.0 + len(each.plan.specs)) / 1000.0 for each in (few, many)]
+    assert np.exp(logs) == pytest.approx(expected, rel=0.05)

@@ -59,6 +59,9 @@ def test_a_topology_knows_its_sites() -> None:
     assert _TOPOLOGY.shape(-1, "attn.q") is None
     assert "norm" not in _TOPOLOGY.roles(0)
     assert set(_TOPOLOGY.roles(1)) == set(_SHAPES)
+    fewer = _TOPOLOGY.without({"attn.q"})
+    assert all(fewer.shape(layer, "attn.q") is None for layer in range(4))
+    assert set(fewer.roles(1)) == set(_SHAPES) - {"attn.q"}
 
 
 @pytest.mark.parametrize(

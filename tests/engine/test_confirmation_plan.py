@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from autopeft.confirm.finalists import Nominee
@@ -41,6 +43,17 @@ NOMINEES = [
 def test_front_members_are_dropped_from_the_middle(seconds: float, ranks: list[int]) -> None:
     kept = affordable(NOMINEES, worker_seconds=seconds, n_seeds=2)
     assert [n.trial.number for n in kept] == ranks
+
+
+def test_what_is_confirmed_takes_no_time_and_is_not_dropped() -> None:
+    begun = [replace(n, n_begun=1) if n in NOMINEES[2:5] else n for n in NOMINEES]
+    for seconds in (1.0, 100.0, 1e3):
+        kept = affordable(begun, worker_seconds=seconds, n_seeds=2)
+        assert {n.trial.number for n in NOMINEES[2:5]} <= {n.trial.number for n in kept}
+    fewer = affordable(NOMINEES, worker_seconds=50.0, n_seeds=2)
+    assert len(affordable(begun, worker_seconds=50.0, n_seeds=2)) > len(fewer)
+    done = [replace(n, n_begun=2) for n in NOMINEES]
+    assert affordable(done, worker_seconds=0.0, n_seeds=2) == tuple(done)
 
 
 @pytest.mark.parametrize(("spare", "numbers"), [(12.0, [8, 16]), (11.0, [8]), (5.0, [])])

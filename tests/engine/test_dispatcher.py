@@ -344,6 +344,29 @@ def test_the_confirmation_follows_the_trials_and_ends_in_time(
         assert any("up to 6 finalists with up to 3 seeds each" in line for line in search.lines)
 
 
+@pytest.mark.parametrize("pace", [0.7, 0.8])
+def test_a_larger_budget_adds_the_confirmations_that_a_smaller_one_ended_before(
+    pace: float, tmp_path: Path, clock: FakeClock
+) -> None:
+    plan = replace(SearchPlan.of(SearchSettings()), n_trials=41)
+    search = TimedSearch(tmp_path, "600s", clock, pace, plan=plan)
+    done = {job.key for job in search.run()}
+    told = r"the budget ended before (\d+) confirmations?; `autopeft resume`"
+    n_promised = sum(int(n) for n in re.findall(told, "\n".join(search.dispatcher.warnings)))
+    assert n_promised
+    # As a resume does, with the sizes of the first plan; what is left is for confirmations.
+    search.budget = BudgetTracker(Budget.parse("660s"), 0.6, search.budget.spent)
+    search.dispatcher = Dispatcher(
+        search.controller, search.budget, search.store, SearchSettings(workers=1), plan=plan
+    )
+    search.dispatcher.start()
+    more = search.run()
+    assert {job.kind for job in more} == {"confirm"}
+    assert not done & {job.key for job in more}
+    assert len(more) >= n_promised
+    assert clock.now - 1000.0 <= 660.0 * 1.02
+
+
 def test_a_search_that_is_slower_than_planned_says_so_and_keeps_its_own_half(
     tmp_path: Path, clock: FakeClock
 ) -> None:
@@ -465,6 +488,19 @@ def test_a_job_whose_worker_dies_is_tried_twice_more_alone(kind: str, tmp_path: 
     told += search.dispatcher.warnings
     assert len(told) == 1
     assert told[0].endswith("the worker died; so did 2 others before")
+
+
+def test_the_last_trial_is_tried_again_too(tmp_path: Path) -> None:
+    search = FakeSearch(tmp_path, "6trials")
+    handed: list[Job] = []
+    while (job := search.dispatcher.next_job()) is not None:
+        handed.append(job)
+        if len(handed) == 6:
+            search.dispatcher.lose(job, "the worker died")
+        else:
+            search.work(job)
+    assert handed[5].key == handed[6].key
+    assert search.controller.counts() == {"complete": 6, "pruned": 0, "failed": 0}
 
 
 def test_one_death_is_no_failure(tmp_path: Path) -> None:

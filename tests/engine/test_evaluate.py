@@ -53,7 +53,8 @@ def test_a_result_is_metrics_perhaps_with_rows() -> None:
     )
     rows = np.array([1.0, 0.0, 1.0, 0.0])
     found = {"accuracy": 0.9, "test_accuracy": 0.5}
-    assert parse_result((found, rows), "accuracy") == (found, (1.0, 0.0, 1.0, 0.0))
+    for same in (rows, rows == 1.0, [True, False, True, False]):
+        assert parse_result((found, same), "accuracy") == (found, (1.0, 0.0, 1.0, 0.0))
 
 
 @pytest.mark.parametrize(
@@ -65,6 +66,8 @@ def test_a_result_is_metrics_perhaps_with_rows() -> None:
         ({}, "evaluate returned no metrics without 'accuracy'"),
         ({"accuracy": float("nan")}, "accuracy is nan; return a finite number"),
         ({"accuracy": 0.5, "test_accuracy": None}, "test_accuracy is None"),
+        ({"accuracy": np.bool_(True)}, "accuracy is "),
+        (({"accuracy": 0.5}, np.array(["1", "0"])), "the quality of row 0 is "),
         (({"accuracy": 0.5}, [1.0, None]), "the quality of row 1 is None"),
         (({"accuracy": 0.9}, [1.0, 0.0]), "the mean of the rows is 0.5, but accuracy is 0.9"),
     ],

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from fake_clock import FakeClock
+from restored import restored
 from safetensors.torch import load_file
 from tiny_models import assert_same_state, random_plan, state_of
 
 from autopeft.costs import Price
+from autopeft.costs.objectives import COSTS, Cost
 from autopeft.engine import executor as executor_module
 from autopeft.engine import loaded_model
 from autopeft.engine.executor import Executor
@@ -29,7 +32,8 @@ from autopeft.engine.messages import (
 )
 from autopeft.errors import MultiAdapterError
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
-from autopeft.prepare import PreparedSearch, prepare
+from autopeft.preparing.prepare import prepare
+from autopeft.preparing.prepared import PreparedSearch
 from autopeft.settings import SearchSettings
 from autopeft.tasks.batch import Batch
 from autopeft.training import precision, step_clock
@@ -43,8 +47,8 @@ from autopeft.training.trainer import Trainer
 
 _STEPS = 80
 _COSTS = Price(1, 4, 8e6, 1000)
-_TRIALS = 160
-_PLANS = 20
+_TRIALS = 80
+_PLANS = 16
 
 
 @pytest.fixture(scope="module")
@@ -422,7 +426,7 @@ def _held() -> int:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_hundreds_of_trials_leave_nothing_behind(tiny_model: Path, tiny_data: Path) -> None:
+def test_many_trials_leave_nothing_behind(tiny_model: Path, tiny_data: Path) -> None:
     settings = {"steps": 2, "batch_size": 4, "max_length": 16, "precision": "bf16"}
     settings |= {"max_validation_rows": 8, "budget": "9trials"}
     executor = Executor(
@@ -458,3 +462,41 @@ def test_a_worker_with_another_torch_says_so(ready: PreparedSearch) -> None:
     assert isinstance(message, RungMessage)
     assert f"torch {torch.__version__.partition('+')[0]}" in message.warning
     assert "the driver 1.0.0" in message.warning
+
+
+@pytest.fixture
+def registered_costs() -> Iterator[None]:
+    with restored(COSTS):
+        COSTS.register("n_hooks", Cost("n_hooks", measure=lambda trained: 7.0))
+        ticks = count()
+        COSTS.register("ticks", Cost("ticks", meter=lambda *_: lambda: float(next(ticks))))
+        yield
+
+
+def test_a_registered_cost_is_measured_once_and_a_meter_in_every_training(
+    ready: PreparedSearch, registered_costs: None
+) -> None:
+    context = ready.context()
+    executor = Executor(replace(context, objectives=(context.objectives[0], "n_hooks")))
+    job = _jobs("confirm")[0]
+    executor.begin([job])
+    message = executor.advance()[0]
+    assert isinstance(message, ConfirmMessage)
+    assert message.score.objectives["n_hooks"] == 7.0
+    # It is read before and after the steps, and counts as far as they took the time.
+    assert message.score.further == {"ticks": pytest.approx(1.0, abs=0.2)}
+
+
+def test_trainings_in_one_batch_share_what_a_meter_tells(
+    ready: PreparedSearch, registered_costs: None
+) -> None:
+    executor = Executor(ready.context())
+    executor.begin(_jobs())
+    for _ in ready.rungs:
+        last = executor.advance()
+    assert executor.trains_together
+    told = [
+        message.measured["ticks"] for message in last.values() if isinstance(message, RungMessage)
+    ]
+    assert len(told) == 3
+    assert sum(told) == pytest.approx(len(ready.rungs), abs=0.5)

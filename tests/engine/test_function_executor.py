@@ -31,11 +31,13 @@ CANDIDATE = Candidate(AdapterPlan([]), TrainSettings(1e-3, steps=9))
 COSTS = Price(0, 0, 900.0, 10, 0.0)
 
 
-def executor_of(function: Callable[..., Any], **settings: Any) -> FunctionExecutor:
+def executor_of(
+    function: Callable[..., Any], limited: tuple[str, ...] = (), **settings: Any
+) -> FunctionExecutor:
     name = EVALUATORS.text("evaluate", function)
     made = SearchSettings(model="m", evaluate=name, metric="accuracy", **settings)
     objectives = ("accuracy", *made.objectives)
-    return FunctionExecutor(WorkerContext(made, None, (3, 9), objectives, "cpu"))
+    return FunctionExecutor(WorkerContext(made, None, (3, 9), objectives, "cpu", limited=limited))
 
 
 def job(kind: Any = "search") -> Job:
@@ -185,6 +187,21 @@ def test_a_measured_cost_must_be_returned() -> None:
     message = executor.advance()[0]
     assert isinstance(message, FailureMessage)
     assert "returned no 'latency_ms'" in message.reason
+
+
+def test_a_cost_with_a_limit_must_be_returned_and_is_told_beside_the_objectives() -> None:
+    returned = {"accuracy": 0.9, "test_accuracy": 0.8}
+    executor = executor_of(lambda *_, **__: dict(returned), limited=("latency_ms",))
+    executor.begin([job()])
+    message = executor.advance()[0]
+    assert isinstance(message, FailureMessage)
+    assert "returned no 'latency_ms', which has a limit" in message.reason
+    returned["latency_ms"] = 3.0
+    executor.begin([job("confirm")])
+    confirmed = executor.advance()[0]
+    assert isinstance(confirmed, ConfirmMessage)
+    assert confirmed.score.further == {"latency_ms": 3.0}
+    assert "latency_ms" not in confirmed.score.objectives
 
 
 def test_an_interrupted_search_does_not_wait_for_a_report() -> None:

@@ -15,7 +15,7 @@ from autopeft.costs import Price
 from autopeft.engine.executor import Executor
 from autopeft.engine.messages import ConfirmMessage, Job, Message, RungMessage, WorkerContext
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
-from autopeft.prepare import load_task
+from autopeft.preparing.task_data import load_task
 from autopeft.saved_inputs import saved_inputs
 from autopeft.settings import SearchSettings
 from autopeft.tasks.reading import read

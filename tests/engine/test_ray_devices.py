@@ -16,7 +16,7 @@ from autopeft.engine.devices import Devices
 from autopeft.errors import SettingsError, TrainingFailure
 
 options = {"include_dashboard": False, "log_to_driver": False, "object_store_memory": 10**8}
-context = ray.init(num_cpus=3, num_gpus=2, **options)
+context = ray.init("local", num_cpus=3, num_gpus=2, **options)
 address = context.address_info["address"]
 try:
     ray_devices.cluster_devices(address)

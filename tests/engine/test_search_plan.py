@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autopeft.confirm.finalists import Retraining
 from autopeft.engine.search_plan import (
     ENOUGH_TRIALS,
     LEAST_ROWS,
@@ -15,6 +16,7 @@ from autopeft.engine.search_plan import (
     Pace,
     SearchPlan,
     Speed,
+    TextSpeed,
     Workload,
     choose_plan,
     confirmation_seconds,
@@ -62,6 +64,18 @@ def test_a_budget_that_cannot_pay_gets_the_most_it_buys_and_says_what_would() ->
     minutes = int(text.partition("m would pay")[0].rpartition(" ")[2])
     larger = replace(WORK, budget=60.0 * minutes, seconds=60.0 * minutes - 50)
     assert choose_plan(slower(12), larger, {}).n_trials >= ENOUGH_TRIALS
+
+
+def test_generated_text_counts_at_the_end_at_rungs_and_in_confirmations() -> None:
+    plan = SearchPlan(steps=100, rungs=3, rung_rows=64)
+    end = TextSpeed(row=0.5, n_rows=200)
+    for text, n_generated in ((end, 200), (replace(end, is_at_rungs=True), 200 + 64)):
+        slow = replace(SPEED, texts=(text, text))
+        more = training_seconds(plan, slow, WORK) - training_seconds(plan, SPEED, WORK)
+        assert more == pytest.approx(0.8 * 2 * 0.5 * n_generated)
+        assert confirmation_seconds(plan, slow, WORK) > confirmation_seconds(plan, SPEED, WORK)
+        n_trials = [priced(plan, speed, WORK, {}).n_trials for speed in (slow, SPEED)]
+        assert n_trials[0] < n_trials[1]
 
 
 QUICKSTART = replace(WORK, budget=465, seconds=440, test_share=1.25)
@@ -201,12 +215,26 @@ def revise(
     """The budget is 1800 s; a training takes 30 s, that of the dearest nominee `dear`."""
     return revised(
         plan,
-        lambda n: [30.0] * (n + 1) + [dear],
+        lambda n: [Retraining(30.0)] * (n + 1) + [Retraining(dear)],
         budget=1800.0,
         seconds_left=left,
         n_workers=n_workers,
         pace=pace,
     )
+
+
+def test_what_is_confirmed_already_takes_nothing_of_the_budget_left() -> None:
+    def left_of_a_race(n_begun: int, seconds_left: float) -> SearchPlan:
+        begun = [Retraining(30.0, n_begun)] * 4
+        return revised(
+            FRUGAL, lambda n: begun, budget=1800.0, seconds_left=seconds_left, n_workers=2
+        )
+
+    # Four trainings of 30 s on two workers: 2.4 seeds each, and a wait in each of three rounds.
+    assert thorough(left_of_a_race(0, 190.0)) == (6, 3)
+    assert thorough(left_of_a_race(0, 188.0)) < (6, 3)
+    assert thorough(left_of_a_race(2, 40.0)) == (6, 3)
+    assert thorough(left_of_a_race(3, 0.0)) == (6, 3)
 
 
 @given(

@@ -16,18 +16,19 @@ from autopeft.engine.messages import WorkerContext
 from autopeft.engine.ray_devices import _speed as speed_on_worker
 from autopeft.engine.speed import crowding, measure_speed
 from autopeft.planning import fitted
-from autopeft.prepare import PreparedSearch, prepare
+from autopeft.preparing.prepare import prepare
+from autopeft.preparing.prepared import PreparedSearch
 from autopeft.saved_inputs import saved_inputs
 from autopeft.settings import SearchSettings
 from autopeft.tasks.registry import TASKS
 from autopeft.testing.tiny_models import save_model
 
 
-def prepared(task: str, folder: Path) -> tuple[SearchSettings, PreparedSearch]:
+def prepared(task: str, folder: Path, **more: Any) -> tuple[SearchSettings, PreparedSearch]:
     rows, settings = DATA[task]
     cells = [[row[name] for row in rows] for name in rows[0]]
     model = save_model(TASKS.resolve("task", task).auto_class, cells, folder / "tiny")
-    given: dict[str, Any] = {"model": str(model), "data": rows, "task": task, **settings}
+    given: dict[str, Any] = {"model": str(model), "data": rows, "task": task, **settings, **more}
     with saved_inputs({**given, "backend": "local", "budget": "9m"}, folder) as plain:
         asked = SearchSettings.from_mapping(plain)
         return asked, prepare(asked)
@@ -51,6 +52,29 @@ def test_every_task_can_be_measured(
     assert all(math.isfinite(number) and number > 0 for number in numbers)
     assert precision in ("fp32", "bf16")
     assert planned.plan.n_trials >= 40
+
+
+def test_text_that_is_generated_is_timed_for_further_tasks_as_for_the_search(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "asked.csv"
+    lines = [f"scene {n} was,very {w} so awful" for n, w in enumerate(["poor", "bad"] * 20)]
+    file.write_text("\n".join(["prompt,completion", *lines]) + "\n")
+    asked = {"name": "asked", "data": str(file), "metric": "token_f1", "generation_rows": 10}
+    read = {"name": "read", "data": str(file), "metric": "loss"}
+    _, ready = prepared(
+        "sft",
+        tmp_path,
+        metric="exact_match",
+        generation_rows=4,
+        also=[asked, read],
+        objectives=["trainable_params", "asked.token_f1"],
+    )
+    candidate = ready.space.baselines()[0]
+    speed, _, _ = measure_speed(ready.context(), candidate, [candidate], ready.prices)
+    assert [(text.n_rows, text.is_at_rungs) for text in speed.texts] == [(4, False), (10, True)]
+    # A row of text is several forward passes.
+    assert all(text.row > speed.row > 0 for text in speed.texts)
 
 
 def test_more_workers_than_cores_take_turns() -> None:

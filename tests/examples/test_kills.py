@@ -36,9 +36,31 @@ def test_a_few_kills() -> None:
 
 
 @pytest.mark.nightly
+@pytest.mark.timeout(600)
+def test_drivers_whose_workers_are_on_a_cluster() -> None:
+    flags = ("--kills=3", "--seed=2", "--kinds=cluster", "--ways=driver")
+    assert "3 kills, 0 problems" in killed(*flags)
+
+
+@pytest.mark.nightly
 @pytest.mark.timeout(7200)
 def test_a_hundred_kills() -> None:
     assert "100 kills, 0 problems" in killed("--kills=100", "--seed=0")
+
+
+@pytest.mark.parametrize(
+    ("between", "n_problems"),
+    [(("kill",), 1), (("kill", "killed"), 0), (("kill", "call"), 0), ((), 1)],
+)
+def test_a_training_begins_again_only_after_a_kill(
+    between: tuple[str, ...], n_problems: int
+) -> None:
+    """One may have begun while something was being killed: after the kill's first line."""
+    begin = {"event": "begin", "digest": "a", "seed": 1, "confirms": False}
+    before, after = ([{"event": event} for event in part] for part in (between[:1], between[1:]))
+    found = kill_checks.Found()
+    kill_checks._check_repeats([*before, begin, *after, begin], found)
+    assert len(found.problems) == n_problems, found
 
 
 class _Stops(autopeft.Callback):

@@ -40,7 +40,8 @@ def test_an_optuna_study_is_pruned() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_run_of_ray_tune_is_pruned() -> None:
+def test_a_run_of_ray_tune_is_pruned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # It joins no cluster of others.
     flags = {"seeds": "1", "trials": "8", "epochs": "15", "schedulers": "gap"}
     pairs = [(f"--{name}", value) for name, value in flags.items()]
     (row,) = means("ray_tune_pruning.py", *itertools.chain(*pairs)).values()

@@ -69,6 +69,7 @@ def test_the_quickstart_ends_with_a_front(tmp_path: Path) -> None:
     assert front["verdict"]["text"] in printed
 
 
+@pytest.mark.nightly
 def test_the_decoder_is_fine_tuned(tmp_path: Path) -> None:
     fetch("--smollm2")
     front, _ = search(

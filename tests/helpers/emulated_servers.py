@@ -38,8 +38,20 @@ def as_vllm(model: Any, folder: Path, *, max_lora_rank: int = 16) -> Any:
 
 
 def as_sglang(model: Any, folder: Path) -> Any:
-    """One rank and one scaling for all modules, of the configuration; no patterns."""
+    """One rank and one scaling for all modules, of the configuration; no patterns.
+
+    Queries, keys and values go into one buffer, which starts at the queries and asks for the
+    values; gate and up into another, which starts at the gate. What no buffer takes is lost.
+    """
     config, factors = _files(folder)
+    if isinstance(config["target_modules"], str):
+        raise Refused(f"target_modules={config['target_modules']}")
+    for path in factors:
+        parent, _, name = path.rpartition(".")
+        start = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}.get(name)
+        needed = [start] if start else ["v_proj"] if name == "q_proj" else []
+        if any(f"{parent}.{each}" not in factors for each in needed):
+            raise Refused(f"{path} without {needed}")
     for path, (a, b) in factors.items():
         if len(a) != config["r"]:
             raise Refused(f"shape of {path}")

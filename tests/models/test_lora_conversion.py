@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from peft import PeftModel
+from peft import LoHaConfig, PeftModel, convert_to_lora, get_peft_model
 from safetensors.torch import load_file
 from tiny_models import (
     assert_same_state,
@@ -174,6 +174,21 @@ def test_factors_of_a_low_rank_change_are_exact_and_as_small_as_can_be(
     assert found.rank <= rank
     assert found.error == 0.0
     torch.testing.assert_close((found.b @ found.a).double(), change, rtol=1e-4, atol=1e-4)
+
+
+def test_the_nearest_lora_is_that_of_pefts_own_conversion() -> None:
+    path = "model.layers.0.self_attn.q_proj"
+    model = get_peft_model(
+        build("llama").model, LoHaConfig(r=4, target_modules=[path], init_weights=False)
+    )
+    change: torch.Tensor = model.get_submodule(f"base_model.model.{path}").get_delta_weight(
+        "default"
+    )
+    _, tensors = convert_to_lora(model, rank=3)
+    a, b = (tensors[f"base_model.model.{path}.lora_{which}.weight"] for which in "AB")
+    found = factorize(change.detach(), max_rank=3)
+    torch.testing.assert_close(found.b @ found.a, b @ a, rtol=1e-4, atol=1e-6)
+    assert found.error > 0
 
 
 def test_no_change_at_all_is_a_lora_of_rank_one() -> None:

@@ -163,6 +163,19 @@ def test_a_quantized_model_differs_in_little_but_its_size(
     assert prices[scheme].forward_flops == prices["none"].forward_flops
 
 
+@pytest.mark.parametrize("scheme", _INSTALLED)
+def test_a_head_that_is_replaced_is_told_from_packed_weights(
+    folders: dict[str, str], scheme: str
+) -> None:
+    loaded = load_backbone(
+        folders["bert"],
+        auto_class=KINDS["bert"].auto_class,
+        quantization=scheme,
+        replaces_head=True,
+    )
+    assert loaded.head == ("classifier",)
+
+
 @pytest.mark.parametrize(("method", "scheme"), covering(_BEARING, _INSTALLED, each=1))
 def test_what_bears_a_quantized_base_trains_and_comes_back(
     folders: dict[str, str], method: str, scheme: str, tmp_path: Path

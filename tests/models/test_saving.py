@@ -123,10 +123,13 @@ def test_peft_loads_what_was_trained_over_conv1d(method: str, tmp_path: Path) ->
     torch.testing.assert_close(logits_of(theirs, batch_for(backbone)), logits)
 
 
-def test_a_peft_folder_is_loaded_without_our_plan(tmp_path: Path) -> None:
+@pytest.mark.parametrize("other", [None, '{"my": "notes"}'])
+def test_a_peft_folder_is_loaded_without_our_plan(other: str | None, tmp_path: Path) -> None:
     backbone = build("llama")
     logits = _saved(backbone, _plan_of(backbone, "lora"), tmp_path)
     (tmp_path / "plan.json").unlink()
+    if other is not None:
+        (tmp_path / "plan.json").write_text(other)  # Another program's file.
     loaded = load_adapter(build("llama").model, tmp_path)
     assert isinstance(loaded, peft.PeftModel)
     assert torch.equal(logits_of(loaded, batch_for(backbone)), logits)
@@ -290,6 +293,21 @@ def _reshape(tensors: dict[str, torch.Tensor]) -> None:
     tensors[name] = tensors[name][:, :-1].contiguous()
 
 
+def _each(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Path], None]:
+    """Changes every tensor of the file."""
+    return _tensors(lambda tensors: tensors.update({n: change(t) for n, t in tensors.items()}))
+
+
+_NO_NUMBERS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "complex": (_each(lambda t: t * (1 + 1j)), "is complex64, and float32 is needed"),
+    "whole numbers": (_each(lambda t: t.long()), "is int64, and float32 is needed"),
+    "truth values": (_each(lambda t: t.bool()), "is bool, and float32 is needed"),
+    "not a number": (_each(lambda t: t * float("nan")), "numbers that are not finite"),
+    "beyond fp32": (_each(lambda t: (t.double() + 1) * 1e300), "numbers that are not finite"),
+}
+"""Spoiled tensors -> the message, in a folder of autopeft's or of another program."""
+
+
 _SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
     "unknown method": (_edit_plan(method="lorra"), "method='lorra': no such method"),
     "rank 0": (_edit_plan(rank=0), "`1 <= rank <= 32` must hold"),
@@ -314,6 +332,7 @@ _SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing tensor": (_tensors(_drop), "lacks 1 tensors"),
     "tensor too many": (_tensors(lambda t: t.update(x=torch.ones(1))), "has 1 tensors too many"),
     "wrong shape": (_tensors(_reshape), "has shape"),
+    **_NO_NUMBERS,
 }
 
 
@@ -433,13 +452,34 @@ def test_a_peft_folder_whose_tensors_do_not_fit_is_refused(
         load_adapter(build("bert").model, tmp_path)
 
 
+@pytest.mark.parametrize("case", sorted(_NO_NUMBERS))
+def test_a_peft_folder_without_finite_numbers_is_refused(case: str, tmp_path: Path) -> None:
+    plan = AdapterPlan([LayerSpec(0, "attn.q", "lora", 2)])
+    save_adapter(attach(build("bert"), candidate_of(plan), seed=0), tmp_path)
+    (tmp_path / "plan.json").unlink()
+    spoil, problem = _NO_NUMBERS[case]
+    spoil(tmp_path)
+    with pytest.raises(AdapterError, match=f"base_model.model.*{problem}"):
+        load_adapter(build("bert").model, tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float8_e4m3fn])
+def test_a_shorter_type_of_numbers_is_loaded(dtype: torch.dtype, tmp_path: Path) -> None:
+    plan = AdapterPlan([LayerSpec(0, "attn.q", "lora", 2)])
+    save_adapter(attach(build("bert"), candidate_of(plan), seed=0), tmp_path)
+    _each(lambda t: t.to(dtype))(tmp_path)
+    load_adapter(build("bert").model, tmp_path)
+    (tmp_path / "plan.json").unlink()
+    load_adapter(build("bert").model, tmp_path)
+
+
 def test_a_damaged_peft_file_is_one_line(tmp_path: Path) -> None:
     plan = AdapterPlan([LayerSpec(0, "attn.q", "lora", 2)])
     save_adapter(attach(build("bert"), candidate_of(plan), seed=0), tmp_path)
     (tmp_path / "plan.json").unlink()
     path = tmp_path / "adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(AdapterError, match="peft cannot load it"):
+    with pytest.raises(AdapterError, match="is not a safetensors file"):
         load_adapter(build("bert").model, tmp_path)
 
 

@@ -200,6 +200,27 @@ def test_a_prefix_is_switched_off_and_taken_out_by_peft() -> None:
     assert not any(isinstance(m, GatedPrefixLayer) for m in base.modules())
 
 
+@pytest.mark.parametrize("is_prefixed", [True, False])
+def test_a_block_is_compiled_whole_with_a_prefix_and_beside_one(is_prefixed: bool) -> None:
+    """Attaching a prefix patches what all attentions of this process ask for their function."""
+    model, _ = _prefixed("bert")
+    if not is_prefixed:
+        model = build("bert").model
+    block, n_graphs = model.bert.encoder.layer[0], 0
+
+    def backend(graph: Any, _inputs: Any) -> Any:
+        nonlocal n_graphs
+        n_graphs += 1
+        return graph.forward
+
+    states = torch.randn(2, 5, model.config.hidden_size)
+    plain = block(states)
+    torch.compiler.reset()
+    compiled = torch.compile(block.forward, backend=backend, dynamic=True)(states)
+    assert n_graphs == 1
+    torch.testing.assert_close(compiled, plain)
+
+
 def test_checkpointed_blocks_give_the_same_gradients() -> None:
     gradients = []
     for is_checkpointed in (False, True):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
+from covering import covering
 from tiny_models import batch_for
 from torch.utils.flop_counter import FlopCounterMode
 from training_samples import split_of
@@ -202,10 +203,16 @@ _PACKS = {
 }
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("kind", sorted(_KINDS))
-@pytest.mark.parametrize("pack", sorted(_PACKS))
-def test_candidates_that_are_trained_together_are_priced(kind: str, pack: str, dtype: str) -> None:
+@pytest.mark.parametrize(
+    ("pack", "over"),
+    covering(
+        sorted(_PACKS),
+        [(kind, dtype) for kind in sorted(_KINDS) for dtype in ("float32", "bfloat16")],
+        each=2,
+    ),
+)
+def test_candidates_that_are_trained_together_are_priced(pack: str, over: tuple[str, str]) -> None:
+    kind, dtype = over
     backbone, table = _known(kind, dtype)
     train = TrainSettings(1e-3, steps=2, batch_size=_ROWS)
     candidates = [Candidate(AdapterPlan(specs), train) for specs in _PACKS[pack]]

@@ -1,13 +1,14 @@
 import io
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 from report_samples import hostile, interrupted, make_record
 from rich.console import Console
 
-from autopeft.costs.objectives import objective
-from autopeft.reporting.columns import facts
-from autopeft.reporting.front_view import view
+from autopeft.costs.objectives import Objective, objective
+from autopeft.reporting.columns import facts, front_columns, rows_of
+from autopeft.reporting.front_view import FrontEntry, FrontView, view
 from autopeft.reporting.tables import budget_table, summary
 
 
@@ -64,6 +65,60 @@ def test_several_costs_fit_too() -> None:
     assert any(line.split()[:2] == ["6L", "lora"] for line in lines)
     reference = next(line for line in lines if record.reference[:8] in line)
     assert "3.01 KiB" in reference  # 770 parameters, priced though never confirmed
+
+
+def _with_objectives(names: Sequence[str]) -> FrontView:
+    """A front with further objectives, each of which has other values, with intervals."""
+    shown = view(make_record())
+
+    def more(entry: FrontEntry, at: int) -> FrontEntry:
+        values = {name: 0.111 * (1 + k) + 0.001 * at for k, name in enumerate(names)}
+        intervals = {name: (value - 0.02, value + 0.02) for name, value in values.items()}
+        return replace(
+            entry,
+            objectives={**entry.objectives, **values},
+            objectives_ci={**entry.objectives_ci, **intervals},
+        )
+
+    assert shown.baseline is not None
+    assert shown.reference is not None
+    return replace(
+        shown,
+        objectives=(*shown.objectives, *(Objective(name, "maximize") for name in names)),
+        front=tuple(more(entry, at) for at, entry in enumerate(shown.front)),
+        baseline=more(shown.baseline, 50),
+        reference=more(shown.reference, 51),
+    )
+
+
+@pytest.mark.parametrize("n_objectives", range(1, 8))
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_every_objective_is_shown_in_full(n_objectives: int, width: int) -> None:
+    shown = _with_objectives([f"task{k}.token_f1" for k in range(n_objectives)])
+    text = text_of(summary(shown), width)
+    assert "…" not in text
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= width
+    for column in front_columns(shown):
+        if column.kind == "adapter":
+            continue
+        assert column.heading.strip("#") in text
+        for entry in rows_of(shown):
+            assert column.text(entry)[: 8 if column.kind == "digest" else None] in text
+    # Each row has its mark in each table.
+    n_tables = sum(line.split()[:1] == ["6L"] for line in lines)
+    assert n_tables == sum(line.split()[:1] == ["5*"] for line in lines) >= 2
+
+
+def test_four_objectives_stay_side_by_side_at_80_columns() -> None:
+    record = make_record()
+    costs = map(objective, ("train_flops", "adapter_bytes", "peak_memory_bytes"))
+    shown = view(replace(record, objectives=(*record.objectives, *costs)))
+    lines = text_of(summary(shown)).splitlines()
+    row = next(line for line in lines if line.split()[:1] == ["5*"])
+    assert row.split() == "5* 662d628d 23k 1.07T 90 KiB 286 MiB 0.802 ±0.037 0.0023".split()
+    # What does not fit is beside the adapter.
+    assert any(line.split()[:4] == ["5*", "ties", "+0.002", "ia3"] for line in lines)
 
 
 def test_an_empty_run_prints() -> None:

@@ -516,3 +516,143 @@ def test_a_trial_that_forgets_less_is_not_pruned_for_its_quality() -> None:
     assert controller.report(trial, 10, 0.1, further=told) is Decision.CONTINUE
     attributes = controller.study.trials[trial.number].user_attrs
     assert attributes["further"] == {"10": told}
+
+
+def test_a_trial_over_a_limit_on_a_quality_prunes_no_others() -> None:
+    """It is not on the front, so what it beats may be."""
+    topology = Topology(4, {"attn.q": (64, 64), "attn.v": (64, 64)})
+    space = SearchSpace.from_source({"methods": ["lora", "ia3"]}, topology)
+    decisions = []
+    for forgetting in (0.01, 0.2):
+        controller = SearchController(
+            space,
+            TWO[:1],
+            constraints=["forgetting<=0.05"],
+            n_baselines=0,
+            n_portfolio=0,
+            audit_share=0.0,
+        )
+        for i in range(12):
+            trial = controller.ask()
+            assert trial is not None
+            controller.report(trial, 10, 0.8 + 0.001 * i)
+            controller.tell(trial, 0.8 + 0.001 * i, measured={"forgetting": forgetting})
+        trial = controller.ask()
+        assert trial is not None
+        decisions.append(controller.report(trial, 10, 0.1))
+    assert decisions == [Decision.STOP, Decision.CONTINUE]
+
+
+def test_a_quality_to_maximize_has_a_lower_limit_which_the_sampler_follows() -> None:
+    topology = Topology(4, {"attn.q": (64, 64), "attn.v": (64, 64)})
+    space = SearchSpace.from_source({"methods": ["lora", "ia3"]}, topology)
+    controller = SearchController(
+        space,
+        ["accuracy", "trainable_params", "squad.f1"],
+        seed=1,
+        n_baselines=2,
+        n_portfolio=2,
+        constraints=["squad.f1>=0.5"],
+    )
+    assert [o.direction for o in controller.objectives] == ["maximize", "minimize", "maximize"]
+    for _ in range(30):
+        trial = controller.ask()
+        assert trial is not None
+        f1 = max(0.0, 0.9 - 300 * trial.train.learning_rate)
+        controller.tell(
+            trial, math.log1p(trial.costs.trainable_params) / 10, measured={"squad.f1": f1}
+        )
+    assert all(t.values["squad.f1"] >= 0.5 and not t.broken for t in controller.front())
+    shares = [
+        np.mean([bool(t.broken) for t in controller.trials() if t.origin == origin])
+        for origin in ("search", "design")
+    ]
+    assert shares[0] < shares[1]
+
+
+def test_a_limit_on_a_measured_cost_keeps_trials_off_the_front() -> None:
+    topology = Topology(4, {"attn.q": (64, 64), "attn.v": (64, 64)})
+    space = SearchSpace.from_source({"methods": ["lora", "ia3"]}, topology)
+    limits = ["latency_ms <= 6", "tokens_per_second >= 10"]
+    controller = SearchController(space, TWO, constraints=limits)
+    for latency, speed in ((5.0, 20.0), (7.0, 20.0), (5.0, 9.0)):
+        trial = controller.ask()
+        assert trial is not None
+        told = {"latency_ms": latency, "tokens_per_second": speed}
+        controller.tell(trial, latency / 10, measured=told)
+    trial = controller.ask()
+    assert trial is not None
+    with pytest.raises(ValueError, match="must hold 'tokens_per_second'"):
+        controller.tell(trial, 0.5, measured={"latency_ms": 3.0})
+    complete = [t for t in controller.trials() if t.state == "complete"]
+    assert [t.broken for t in complete] == [(), ("latency_ms<=6",), ("tokens_per_second>=10",)]
+    assert controller.front() == (complete[0],)
+    assert [t.number for t in controller.study.best_trials] == [complete[0].number]
+
+
+def test_a_trial_of_fewer_sites_is_not_pruned_where_the_latency_has_a_limit() -> None:
+    """What is better may be over the limit; fewer sites may be the only way to keep it."""
+    topology = Topology(4, {"attn.q": (64, 64), "attn.v": (64, 64)})
+    space = SearchSpace.from_source({"methods": {"lora": {"ranks": [1, 2, 8]}}}, topology)
+
+    def plan(layers: int, rank: int, rate: float) -> Candidate:
+        specs = [
+            LayerSpec(i, role, "lora", rank) for i in range(layers) for role in topology.shapes
+        ]
+        return Candidate(AdapterPlan(specs), TrainSettings(rate, steps=space.base.steps))
+
+    decisions = []
+    for limits in ([], ["latency_ms<=6"]):
+        controller = SearchController(
+            space, TWO, constraints=limits, n_baselines=0, n_portfolio=0, audit_share=0.0
+        )
+        # Smaller and better, but at all sites.
+        plans = [plan(4, 1, 1e-3 * (1 + i)) for i in range(12)]
+        controller.ask()  # the reference
+        for candidate in plans:
+            controller.enqueue(candidate)
+        controller.enqueue(plan(2, 8, 1e-3))
+        for i, _ in enumerate(plans):
+            trial = controller.ask()
+            assert trial is not None
+            controller.report(trial, 10, 0.8 + 0.001 * i)
+            controller.tell(trial, 0.8 + 0.001 * i, measured={"latency_ms": 9.0})
+        slow = controller.ask()
+        assert slow is not None
+        assert len(slow.plan.specs) == 4
+        decisions.append(controller.report(slow, 10, 0.1))
+    assert decisions == [Decision.STOP, Decision.CONTINUE]
+
+
+def test_a_limit_in_the_wrong_direction_is_refused() -> None:
+    with pytest.raises(SettingsError, match=r"use squad.f1>=0.5"):
+        _forgetful(constraints=["squad.f1>=0.5", "squad.f1<=0.5"])
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ({"objectives": None}, "objectives=None: must be a list"),
+        ({"objectives": [3]}, "objectives=3: each item must be text or Objective"),
+        ({"constraints": 3}, "constraints=3: must be a list"),
+        ({"constraints": [None]}, "constraints=None: each item"),
+        ({"constraints": "trainable_params<=1000"}, "must be a list"),
+        ({"warm_start": 3}, "warm_start=3: must be a list"),
+        ({"warm_start": [3]}, "warm_start=3: each item"),
+        ({"prior": 3}, "prior=3: must be a list"),
+        ({"prior": [3]}, "prior=3: each item"),
+        ({"prices": 3}, "prices=3: has no method `price`"),
+        ({"owner": 3}, "owner=3: must be a StudyOwner"),
+        ({"resume": "no"}, "resume='no': must be True or False"),
+    ],
+)
+def test_what_a_controller_is_made_with_is_checked(given: dict[str, Any], problem: str) -> None:
+    with pytest.raises(SettingsError, match=problem):
+        SearchController(SPACE, **{"objectives": TWO, **given})
+
+
+def test_lists_may_be_iterators() -> None:
+    limits = iter(["trainable_params<=100k"])
+    controller = SearchController(SPACE, iter(TWO), constraints=limits)  # type: ignore[arg-type]
+    assert [o.name for o in controller.objectives] == list(TWO)
+    assert len(controller.constraints) == 1

@@ -59,6 +59,15 @@ def test_each_trial_that_ended_has_a_note(tmp_path: Path) -> None:
     assert notes[5] == ""
 
 
+def test_only_the_first_trials_have_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever reads one attribute of a study reads all of them: tens of thousands are too many."""
+    monkeypatch.setattr("autopeft.searcher.study._N_NOTES", 2)
+    study = searched(tmp_path / "study.log", n=4).study
+    attributes = study._storage.get_study_system_attrs(study._study_id)
+    notes = [get_note_from_system_attrs(attributes, t._trial_id)["body"] for t in study.trials]
+    assert [bool(note) for note in notes] == [True, True, False, False]
+
+
 def test_learning_curves_are_a_plotly_figure() -> None:
     trials = searched().trials()
     drawn = go.Figure(json.loads(learning_curves(trials, OBJECTIVES[0]).to_json()))

@@ -94,7 +94,7 @@ def test_other_samplers_ask_on_too(sampler: str) -> None:
 def test_a_model_that_fails_is_replaced_by_chance_and_counted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def broken(*_: Any) -> None:
+    def broken(*_: Any, **named: Any) -> None:
         raise ValueError("array must not contain infs or NaNs")
 
     monkeypatch.setattr(GaussianProcess, "fit", broken)

@@ -79,3 +79,17 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_record(
     assert path.read_bytes().endswith(b"\n")
     search.tell(trial, score=0.9)
     assert controller(path, resume=True).trials() == search.trials()
+
+
+def test_only_what_ends_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A running trial is trained again if the machine dies: a disk is slower than all the rest."""
+    search = controller(tmp_path / "a.log")
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    trial = search.ask()
+    search.report(trial, step=1, score=0.5)
+    assert not synced
+    search.tell(trial, score=0.5)
+    assert len(synced) == 1
+    search.remember("key", 1)
+    assert len(synced) == 2

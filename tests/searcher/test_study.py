@@ -114,6 +114,15 @@ def test_tpe_goes_on_after_a_pruned_trial_with_rungs_in_a_study_of_two_direction
     assert 0 <= made.study.ask(X).params["x"] <= 1
 
 
+@pytest.mark.parametrize("name", ["study.db", "study.log"])
+def test_a_file_that_is_gone_is_not_made_again(name: str, tmp_path: Path) -> None:
+    store(str(tmp_path / name))
+    (tmp_path / name).unlink()
+    with pytest.raises(StorageError, match=f"{name}': no such file; restore it"):
+        store(str(tmp_path / name), resume=True)
+    assert not (tmp_path / name).exists()
+
+
 def test_a_taken_name_asks_to_resume_and_resuming_needs_the_study(tmp_path: Path) -> None:
     place = f"sqlite:///{tmp_path}/a.db"
     store(place)

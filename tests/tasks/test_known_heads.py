@@ -15,7 +15,7 @@ import transformers as hf
 from searches import loads, logits_of, searched
 
 import autopeft
-from autopeft.prepare import prepare
+from autopeft.preparing.prepare import prepare
 from autopeft.settings import SearchSettings
 from autopeft.tasks.labels import in_order
 from autopeft.tasks.registry import find_task

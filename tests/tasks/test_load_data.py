@@ -16,6 +16,7 @@ from autopeft.tasks.examples import Examples
 from autopeft.tasks.load_data import load_data, read_tables
 from autopeft.tasks.reading import Table
 from autopeft.tasks.registry import make_task
+from autopeft.tasks.splitting import SHARES
 from autopeft.tasks.text_classification import TextClassification
 
 
@@ -158,6 +159,9 @@ def test_a_split_of_the_source_that_is_not_used_is_told(encoder_tokenizer: Any) 
     given: dict[SplitName, Table] = {"train": train, "validation": broken, "test": hidden}
     data = load_data(task.settings, task, encoder_tokenizer, given)
     assert "d:test is not used: the label is missing" in data.notes
+    given["test"] = Table("d:test", {"text": [], "label": []})
+    notes = load_data(task.settings, task, encoder_tokenizer, given).notes
+    assert "d:test is not used: it has no rows" in notes
     assert any(note.startswith("d:validation is not used: label=") for note in data.notes)
 
 
@@ -217,6 +221,49 @@ def test_prompts_and_completions(tmp_path: Path, name: str, request: pytest.Fixt
     ]
     assert data.pad_id == tokenizer.eos_token_id
     assert data.length_statistics(16).mean_targets == 2.0
+
+
+@pytest.mark.parametrize("n_each", [2, 3, 4])
+def test_few_rows_of_each_completion_reach_every_split(
+    tmp_path: Path, decoder_tokenizer: Any, n_each: int
+) -> None:
+    rows = [{"prompt": f"review w{i} :", "completion": f" w{i % 20}"} for i in range(20 * n_each)]
+    settings = SearchSettings(data=write_csv(tmp_path / "d.csv", rows), task="sft")
+    data = load(settings, decoder_tokenizer)
+    for name, share in SHARES.items():
+        assert len(data.splits[name]) == pytest.approx(share * len(rows), abs=1)
+    again = load(settings, decoder_tokenizer)
+    assert again.fingerprint == data.fingerprint
+
+
+def test_completions_that_all_differ_leave_test_rows(
+    tmp_path: Path, decoder_tokenizer: Any
+) -> None:
+    rows = [{"prompt": f"review w{i} :", "completion": f" w{i}"} for i in range(30)]
+    settings = SearchSettings(
+        data=write_csv(tmp_path / "d.csv", rows[:20]),
+        validation=write_csv(tmp_path / "v.csv", rows[20:]),
+        task="sft",
+    )
+    data = load(settings, decoder_tokenizer)
+    assert [len(data.splits[name]) for name in SPLITS] == [15, 10, 5]
+
+
+def test_each_of_many_small_classes_is_trained_on(tmp_path: Path, encoder_tokenizer: Any) -> None:
+    rows = [{"text": f"good w{i}", "label": f"c{i % 30}"} for i in range(60)]
+    data = load(SearchSettings(data=write_csv(tmp_path / "d.csv", rows)), encoder_tokenizer)
+    assert [len(data.splits[name]) for name in SPLITS] == [39, 9, 12]
+    assert len(set(data.train.row_arrays["labels"].tolist())) == 30
+
+
+def test_too_few_rows_to_split_are_refused_with_the_remedy(
+    tmp_path: Path, decoder_tokenizer: Any
+) -> None:
+    rows = [{"prompt": f"review w{i} :", "completion": f" w{i}"} for i in range(18)]
+    settings = SearchSettings(data=write_csv(tmp_path / "d.csv", rows), task="sft")
+    remedy = r"there are 3; give more rows, or a file of validation rows \(`validation`\)$"
+    with pytest.raises(DataError, match=remedy):
+        load(settings, decoder_tokenizer)
 
 
 def test_a_long_prompt_loses_its_beginning(tmp_path: Path, starting_tokenizer: Any) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import pickle
 from collections.abc import Iterator
+from decimal import Decimal
 from typing import Any, cast
 
 import numpy as np
 import pytest
+from restored import restored
 from scipy import stats
 from sklearn import metrics as sk
 
@@ -32,10 +34,8 @@ VALUES, GUESSES = _RNG.normal(size=20), _RNG.normal(size=20)
 
 @pytest.fixture(autouse=True)
 def _as_before() -> Iterator[None]:
-    before = dict(METRICS._items)
-    yield
-    METRICS._items.clear()
-    METRICS._items.update(before)
+    with restored(METRICS):
+        yield
 
 
 def value(metric: Any, targets: Any, predictions: Any) -> float:
@@ -154,6 +154,8 @@ def test_a_function_gives_a_number_or_a_value_per_row() -> None:
     mean, rows = evaluate_metric(metric, TARGETS, LABELS)
     assert (mean, rows is not None) == (0.625, True)
     assert evaluate_metric(find_metric(lambda t, p: 0.5), TARGETS, LABELS) == (0.5, None)
+    halves = np.array([Decimal("0.5")] * len(TARGETS))
+    assert evaluate_metric(find_metric(lambda t, p: halves), TARGETS, LABELS)[0] == 0.5
 
 
 @pytest.mark.parametrize(
@@ -164,7 +166,14 @@ def test_a_function_gives_a_number_or_a_value_per_row() -> None:
         (np.ones(7), r"returns an array of shape \(7,\)"),
         ([1.0], r"returns an array of shape \(1,\)"),
         ("good", "returns a str"),
-        (None, "metric='mine': "),
+        (None, "metric='mine': returns a NoneType"),
+        ("0.5", "returns a str"),
+        (True, "returns a bool"),
+        (np.array("0.5"), "returns a ndarray"),
+        (1 + 2j, "returns a complex"),
+        (["0.5"] * 8, "returns a list of str"),
+        (np.ones(8, dtype=complex), "returns a ndarray of complex"),
+        ([0.5] * 7 + [None], "returns a list of NoneType"),
     ],
 )
 def test_what_a_function_returns_is_checked(returned: Any, problem: str) -> None:
@@ -236,6 +245,30 @@ def test_draws_of_two_models_are_paired() -> None:
     assert first != pytest.approx(bootstrap_draws(metric, VALUES, GUESSES, 50, seed=4))
 
 
+def test_a_function_that_writes_into_its_arguments_changes_nothing_for_others() -> None:
+    def writes(targets: Any, predictions: Any) -> float:
+        targets -= predictions
+        return float((targets == 0).mean())
+
+    targets, predictions = TARGETS.copy(), LABELS.copy()
+    metric = Metric("writes", "maximize", writes, "labels")
+    draws = bootstrap_draws(metric, targets, predictions, 40, seed=0)
+    assert (targets == TARGETS).all()
+    assert (predictions == LABELS).all()
+    pure = Metric("pure", "maximize", lambda t, p: float((t == p).mean()), "labels")
+    assert draws == pytest.approx(bootstrap_draws(pure, TARGETS, LABELS, 40, seed=0))
+    assert draws.std() > 0
+
+    def sorts(prompts: Any, references: Any, texts: Any) -> float:
+        texts.sort()
+        references[0].append("another")
+        return float(len(references[0]))
+
+    references = [["a"], ["b"]]
+    assert evaluate_metric(Metric("sorts", "maximize", sorts, "text"), references, ["b", "a"], None)
+    assert references == [["a"], ["b"]]
+
+
 def test_an_undefined_resample_is_drawn_again() -> None:
     targets = np.array([1, 0, 0, 0])  # A third of the resamples have one class.
     scores = np.array([[0.1, 0.9], [0.8, 0.2], [0.05, 0.95], [0.7, 0.3]])
@@ -247,7 +280,9 @@ def test_an_undefined_resample_is_drawn_again() -> None:
 def test_a_metric_that_stays_undefined_is_told() -> None:
     calls = iter([0.5])
     metric = Metric("once", "maximize", lambda t, p: next(calls, float("nan")), "labels")
-    with pytest.raises(SettingsError, match="once': is undefined on 100 resamples of 8 rows"):
+    with pytest.raises(
+        SettingsError, match=r"once': is undefined on 100 resamples of 8 rows in a row \(nan\)"
+    ):
         bootstrap_draws(metric, TARGETS, LABELS, 2, seed=0)
 
 
@@ -256,3 +291,16 @@ def test_metrics_know_their_range() -> None:
     assert find_metric("pearson").objective.bounds == (-1, 1)
     assert find_metric("r2").objective.bounds == (-math.inf, 1)
     assert find_metric("margin").objective.bounds == UNBOUNDED
+
+
+def test_why_a_metric_stays_undefined_is_told() -> None:
+    calls = iter([0.5])
+
+    def fails(targets: Any, predictions: Any) -> float:
+        for value in calls:
+            return value
+        raise MemoryError("no room")
+
+    metric = Metric("fails", "maximize", fails, "labels")
+    with pytest.raises(SettingsError, match=r"100 resamples .* \(MemoryError: no room\); give"):
+        bootstrap_draws(metric, TARGETS, LABELS, 2, seed=0)

@@ -29,7 +29,8 @@ from autopeft.engine.messages import WorkerContext
 from autopeft.errors import SettingsError
 from autopeft.models.attach import attach
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
-from autopeft.prepare import PreparedSearch, prepare
+from autopeft.preparing.prepare import prepare
+from autopeft.preparing.prepared import PreparedSearch
 from autopeft.settings import SearchSettings
 from autopeft.tasks.batch import Batch, collate
 from autopeft.tasks.conversations import read_rows

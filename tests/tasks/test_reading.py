@@ -8,6 +8,7 @@ import io
 import json
 import lzma
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -403,6 +404,25 @@ def test_saved_datasets_are_read(tmp_path: Path) -> None:
     assert "save_to_disk" in failure(str(tmp_path / "one"))
 
 
+def test_arrow_files_with_false_offsets_are_refused(tmp_path: Path) -> None:
+    """Arrow reads where they point, and that ends the process."""
+    rows = datasets.Dataset.from_dict({"text": ["aaaa", "bbbb", "cccc"]})
+    rows.save_to_disk(str(tmp_path / "saved"))
+    (file,) = (tmp_path / "saved").glob("*.arrow")
+    raw = file.read_bytes()
+    offsets = np.array([0, 4, 8, 12], np.int32).tobytes()
+    assert raw.count(offsets) == 1
+    shutil.copy(file, tmp_path / "rows.arrow")
+    assert one(str(tmp_path / "rows.arrow")).columns == {"text": ["aaaa", "bbbb", "cccc"]}
+    (tmp_path / "saved" / "cache-of-datasets.arrow").write_bytes(b"cut")
+    assert one(str(tmp_path / "saved")).columns == {"text": ["aaaa", "bbbb", "cccc"]}
+    false = np.array([0, 4, 2**30, 12], np.int32).tobytes()
+    for path in (file, tmp_path / "rows.arrow"):
+        path.write_bytes(raw.replace(offsets, false))
+    for source in ("saved", "rows.arrow"):
+        assert "out of bounds" in failure(str(tmp_path / source))
+
+
 def test_image_folders_are_opened_but_not_decoded(tmp_path: Path) -> None:
     for label in ("cat", "dog"):
         folder = tmp_path / "images" / label
@@ -447,6 +467,14 @@ def test_parquet_keeps_values(tmp_path: Path) -> None:
     content = (tmp_path / "d.parquet").read_bytes()
     (tmp_path / "d.parquet").write_bytes(content[:-10])
     assert "cannot be read as Parquet" in failure(str(tmp_path / "d.parquet"))
+
+
+@pytest.mark.parametrize("columns", [{}, {"text": [], "label": []}])
+def test_parquet_without_rows_or_columns_has_no_rows(
+    tmp_path: Path, columns: dict[str, list[str]]
+) -> None:
+    pd.DataFrame(columns, dtype="str").to_parquet(tmp_path / "d.parquet")
+    assert "there are no rows in it" in failure(str(tmp_path / "d.parquet"))
 
 
 def test_conll_lines_become_sentences(tmp_path: Path) -> None:
@@ -602,10 +630,36 @@ def test_names_may_look_like_patterns(tmp_path: Path) -> None:
 def test_files_of_a_folder_that_are_not_read_are_said(tmp_path: Path) -> None:
     for i in range(3):
         write(tmp_path / f"{i}.csv", f"text\n{i}\n")
-    write(tmp_path / "late.jsonl", '{"text": "late"}\n')
+    write(tmp_path / "about.json", '{"title": "late"}\n')
+    write(tmp_path / "LICENSE.txt", "free\n")
     table = one(str(tmp_path))
     assert table.columns["text"] == ["0", "1", "2"]
-    assert any("late.jsonl left out" in note for note in table.notes)
+    why = "because the folder's rows are in files of one kind (.csv)"
+    assert any(f"LICENSE.txt, about.json left out, {why}" in note for note in table.notes)
+    write(tmp_path / "train.csv", "text\na\n")
+    table = one(str(tmp_path))
+    assert table.columns["text"] == ["a"]
+    why = "because the folder's splits are in other files"
+    assert any(f"0.csv, 1.csv, 2.csv left out, {why}" in note for note in table.notes)
+
+
+def test_rows_in_files_of_two_kinds_are_not_halved(tmp_path: Path) -> None:
+    write(tmp_path / "a.csv", "text\na\n")
+    write(tmp_path / "b.jsonl", '{"text": "b"}\n')
+    problem = "same columns in files of two kinds, b.jsonl and a.csv; name all of them"
+    assert problem in failure(str(tmp_path))
+    assert one(str(tmp_path / "*")).columns["text"] == ["a", "b"]
+    (tmp_path / "a.csv").rename(tmp_path / "train.csv")
+    table = one(str(tmp_path))  # Its name says which file it is.
+    assert table.columns["text"] == ["a"]
+    assert any("b.jsonl left out" in note for note in table.notes)
+
+
+def test_pipes_and_devices_are_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for source in ("/dev/zero", str(tmp_path / "pipe"), [tmp_path / "pipe"]):
+        assert "is a pipe or device, not a file" in failure(source)
+    assert "data='/': is the root of the file system" in failure("/")
 
 
 def test_a_format_for_tensors_does_not_change_values() -> None:

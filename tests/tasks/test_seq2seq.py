@@ -77,6 +77,16 @@ def data_of(task: Seq2Seq, tokenizer: Any, n: int = 12) -> TaskData:
     return TaskData(task.name, splits, (), pad_id=0, input_names=task.input_names)
 
 
+@pytest.mark.parametrize(("end", "told"), [("[SEP]", False), (None, True), ("film", True)])
+def test_targets_without_an_end_token_are_told(
+    end: str | None, told: bool, encoder_tokenizer: Any
+) -> None:
+    encoder_tokenizer.eos_token = end
+    task = Seq2Seq().configured(SearchSettings(), tiny("t5").config)
+    notes = task.encode(encoder_tokenizer, rows_of(12), (), 12).notes
+    assert any("12 of 12 targets have no end token" in note for note in notes) is told
+
+
 @pytest.mark.parametrize("name", ["t5", "bart"])
 def test_loss_is_that_of_transformers(name: str, encoder_tokenizer: Any) -> None:
     model = tiny(name)

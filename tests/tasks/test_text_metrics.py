@@ -6,6 +6,7 @@ import builtins
 from decimal import Decimal
 from typing import Any
 
+import numpy as np
 import pytest
 
 import autopeft
@@ -168,6 +169,12 @@ def test_a_batched_function_gets_all_rows() -> None:
         rows_of(lengths, ["a", "b"], ["abc", "a"])
     lengths.batched = True  # type: ignore[attr-defined]
     assert rows_of(lengths, ["a", "b"], ["abc", "a"]) == [3, 1]
+
+
+@pytest.mark.parametrize("value", [b"1", np.array("1"), 1j])
+def test_a_value_of_a_row_that_is_no_number_is_refused(value: Any) -> None:
+    with pytest.raises(SettingsError, match="for row 1, but must return one number per row"):
+        rows_of(lambda prompt, reference, text: value, ["a", "b"], ["abc", "a"])
 
 
 def test_a_function_with_other_arguments_is_refused() -> None:

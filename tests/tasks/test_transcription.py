@@ -15,7 +15,7 @@ from tones import as_array, as_bytes, name_of, tone, transcriber
 from autopeft.errors import SettingsError
 from autopeft.models.backbone import build_meta
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
-from autopeft.prepare import prepare
+from autopeft.preparing.prepare import prepare
 from autopeft.profiling.fake_tensors import InputShape
 from autopeft.profiling.measure import price_table
 from autopeft.settings import SearchSettings

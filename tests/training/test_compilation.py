@@ -99,9 +99,9 @@ def _n_graphs() -> int:
     ("way", "precision"),
     [
         ({}, "fp32"),
-        ({}, "bf16"),
+        pytest.param({}, "bf16", marks=pytest.mark.nightly),
         ({"recomputed": _BLOCKS[1:]}, "bf16"),
-        ({"micro_batch_tokens": 40}, "fp32"),
+        pytest.param({"micro_batch_tokens": 40}, "fp32", marks=pytest.mark.nightly),
         ({"cache": True}, "bf16"),
     ],
 )
@@ -184,7 +184,11 @@ def test_what_computes_something_else_is_not_used(
     classification_data: TaskData, bert_with_lora: Build
 ) -> None:
     def wrong(graph: Any, _inputs: Any) -> Any:
-        return lambda *inputs: tuple(1.5 * each for each in graph.forward(*inputs))
+        # Of sizes, which a graph may return too, nothing is changed.
+        return lambda *inputs: tuple(
+            1.5 * each if isinstance(each, torch.Tensor) else each
+            for each in graph.forward(*inputs)
+        )
 
     compiler = BlockCompiler(must_pay=False, backend=wrong)
     plain = _trained(_training(bert_with_lora(), classification_data, None))
@@ -309,7 +313,7 @@ def test_compiling_ends_at_the_deadline(
     assert training.compile_seconds == pytest.approx(30.0)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 def test_inductor_compiles_blocks(classification_data: TaskData, bert_with_lora: Build) -> None:
     found = []

@@ -78,13 +78,33 @@ def test_what_a_killed_process_had_begun_to_write_is_removed(tmp_path: Path, kin
     place = tmp_path / "state" / "spent.json"
     dies = [sys.executable, "-c", _DIES, str(place), kind]
     assert subprocess.run(dies, check=False).returncode == 9
-    (left,) = place.parent.iterdir()
+    left = next(path for path in place.parent.iterdir() if not path.name.endswith(".lock.draft"))
     for kept in (place.parent / ".notes", tmp_path / "notes.draft"):
         kept.touch()
     remove_drafts(tmp_path, "spent.json")
     assert left.exists()
     remove_drafts(tmp_path)
     assert {path.name for path in tmp_path.rglob("*")} == {"state", ".notes", "notes.draft"}
+
+
+def test_what_a_killed_export_left_goes_with_the_next_and_what_another_writes_stays(
+    tmp_path: Path,
+) -> None:
+    """Regression: a draft stayed beside the target for good."""
+    target = tmp_path / "out[1]"
+    dies = [sys.executable, "-c", _DIES, str(target), "folder"]
+    with replaced_folder(target) as draft:
+        (draft / "weights").touch()
+        before = set(tmp_path.iterdir())
+        assert subprocess.run(dies, check=False).returncode == 9
+        assert len(set(tmp_path.iterdir()) - before) == 2  # a draft and its lock
+        with replaced_folder(tmp_path / "other"):
+            pass
+        with replaced_folder(target) as second:
+            (second / "weights").touch()
+        assert set(tmp_path.iterdir()) == before | {target, tmp_path / "other"}
+        assert (draft / "weights").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"out[1]", "other"}
 
 
 def test_a_link_does_not_lead_out_of_a_folder(tmp_path: Path) -> None:

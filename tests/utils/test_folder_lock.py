@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ import pytest
 
 from autopeft.errors import StorageError
 from autopeft.utils import folder_lock
+from autopeft.utils.files import replaced_folder, write_text
 from autopeft.utils.folder_lock import FolderLock, Holder, is_of_lock
 from autopeft.utils.serialize import strict_json
 
@@ -117,3 +119,29 @@ def test_a_damaged_record_blocks_nobody(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_made_is_one_line() -> None:
     with pytest.raises(StorageError, match="cannot be written"):
         FolderLock(Path("/proc/no/run"))
+
+
+@pytest.mark.parametrize("change", ["removed", "moved", "linked elsewhere"])
+def test_a_held_folder_that_is_gone_is_not_made_again(change: str, tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    lock = FolderLock(folder)
+    if change == "removed":
+        shutil.rmtree(folder)
+    else:
+        folder.rename(elsewhere)
+    if change == "linked elsewhere":
+        (tmp_path / "other").mkdir()
+        folder.symlink_to("other")
+
+    def publish() -> None:
+        with replaced_folder(folder / "adapters" / "one"):
+            pass
+
+    state = folder / "state" / "spent.json"
+    for write in (lock.beat, lambda: write_text(state, "{}"), publish):
+        with pytest.raises(StorageError, match="run': was removed or moved in the meantime"):
+            write()
+    assert not (folder / "state").exists()
+    assert not (folder / "adapters").exists()
+    lock.release()
+    write_text(state, "{}")

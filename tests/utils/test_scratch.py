@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from autopeft.utils.scratch import remove_copy, scratch_folder
+from autopeft.utils.scratch import ensure_copy, remove_copy, scratch_folder
 
 _HOLD = """
 import sys
@@ -26,9 +26,22 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def _holder() -> tuple[subprocess.Popen[str], Path]:
+_COPY = """
+import sys
+from pathlib import Path
+from autopeft.utils.scratch import ensure_copy
+ensure_copy(Path(sys.argv[1]))
+print(sys.argv[1], flush=True)
+sys.stdin.read()
+"""
+
+
+def _holder(code: str = _HOLD, *arguments: str) -> tuple[subprocess.Popen[str], Path]:
     process = subprocess.Popen(
-        [sys.executable, "-c", _HOLD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout is not None
     return process, Path(process.stdout.readline().strip())
@@ -63,6 +76,58 @@ def test_what_a_killed_process_left_is_removed_by_the_next_and_what_a_live_one_h
         alive.communicate(timeout=10)
         killed.communicate()
     assert alive.returncode == 0
+    assert list(temporary.iterdir()) == []
+
+
+def test_what_a_worker_writes_while_it_is_removed_goes_with_the_next(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers of Ray live on for seconds after their driver."""
+    killed, left = _holder()
+    killed.kill()
+    killed.communicate()
+    with monkeypatch.context() as patched:
+
+        def remove(folder: Path, ignore_errors: bool) -> None:
+            assert ignore_errors
+            (folder / "states").write_bytes(b"2")
+
+        patched.setattr("shutil.rmtree", remove)
+        with scratch_folder() as folder:
+            assert left.exists()
+    assert folder.exists()
+    with scratch_folder():
+        assert not left.exists()
+        assert not folder.exists()
+    assert list(temporary.iterdir()) == []
+
+
+def test_what_a_worker_writes_after_its_search_was_removed_goes_when_it_is_dead(
+    temporary: Path,
+) -> None:
+    place = temporary / "autopeft-removed"
+    worker, _ = _holder(_COPY, str(place))
+    with scratch_folder():
+        assert place.is_dir()
+    worker.kill()
+    worker.communicate()
+    assert place.is_dir()
+    with scratch_folder():
+        assert not place.exists()
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_copy_of_two_workers_goes_with_the_first_that_made_it(temporary: Path) -> None:
+    place = temporary / "autopeft-elsewhere"
+    worker, _ = _holder(_COPY, str(place))
+    try:
+        ensure_copy(place)
+        remove_copy(str(place))
+        assert place.is_dir()
+    finally:
+        worker.communicate()
+    ensure_copy(place)
+    remove_copy(str(place))
     assert list(temporary.iterdir()) == []
 
 

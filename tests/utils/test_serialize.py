@@ -6,6 +6,8 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
+from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -13,9 +15,10 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+import torch
 
 from autopeft.errors import AdapterError, DataError, SettingsError, SpaceError, StorageError
-from autopeft.utils.serialize import finite, from_plain, read_json, strict_json, to_plain
+from autopeft.utils.serialize import finite, from_plain, read_json, strict_json, to_float, to_plain
 
 
 @dataclass(frozen=True)
@@ -171,3 +174,34 @@ def test_a_damaged_file_is_one_clear_line(tmp_path: Path, text: str | None, prob
     assert len(str(caught.value).splitlines()) == 1
     with pytest.raises(AdapterError, match=r"^adapter.*send it again"):
         read_json(path, Whole, field="adapter", remedy="send it again", error=AdapterError)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("0.5", b"7", bytearray(b"7"), True, 1j, None, [1.0], 10**400),
+        *(np.bool_(True), np.array(True), np.array("0.5"), np.array(b"7"), np.str_("1")),
+        *(np.array("0.5", dtype=object), np.complex64(1 + 2j), np.array(1 + 2j), np.zeros(2)),
+        *(np.clongdouble(1), np.datetime64("2020-01-01", "ns"), np.timedelta64(3, "ns")),
+        *(torch.tensor(True), torch.tensor(1 + 2j), torch.zeros(2), torch.zeros((), device="meta")),
+    ],
+)
+def test_text_truth_complex_values_and_times_are_no_numbers(value: Any) -> None:
+    assert to_float(value) is None
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(0.5, Decimal("0.5"), Fraction(1, 2), np.float16(0.5), np.longdouble(0.5), np.array(0.5)),
+        *(np.array(Decimal("0.5")), torch.tensor(0.5, dtype=torch.bfloat16)),
+        torch.tensor(0.5, requires_grad=True),
+    ],
+)
+def test_numbers_of_other_libraries_are_numbers(value: Any) -> None:
+    assert to_float(value) == 0.5
+
+
+def test_truth_values_are_numbers_where_rows_are_counted() -> None:
+    for value in (True, np.bool_(True), np.array(True), torch.tensor(True)):
+        assert to_float(value, truth=True) == 1.0

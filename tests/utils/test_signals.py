@@ -11,6 +11,7 @@ import pytest
 from autopeft.utils.signals import postponed, terminable, uninterrupted
 
 
+@pytest.mark.usefixtures("hangup_heeded")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_terminated_block_is_interrupted(number: signal.Signals) -> None:
     before = signal.getsignal(number)

@@ -29,6 +29,7 @@ def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
         (b"[" * 20_000, "nested deeper than 64"),
         (b'{"a":' * 100 + b"1" + b"}" * 100, "nested deeper than 64"),
         (b'{"a": ' + b"1" * 5000 + b"}", "a number of 5000 digits"),
+        (b'{"a": [{"b": 1, "b": 2}]}', "names 'b' twice"),
     ],
 )
 def test_a_hostile_json_file_is_one_line(tmp_path: Path, content: bytes, problem: str) -> None:
@@ -75,6 +76,11 @@ _BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("a: !!bool perhaps", "does not allow"),
         ("a: !!int many", "does not allow"),
         ("a: 1\x00", "is not YAML"),
+        ("a: 1\nb: 2\na: 3", r"names 'a' twice at lines 1 and 3; name it once"),
+        ("a: {lora: [2], 'lora': [8]}", "names 'lora' twice"),
+        ("a: {1: [2], 0x1: [8]}", "names '0x1' twice"),
+        ("a: [{b: {c: 1, c: 1}}]", "names 'c' twice"),
+        ("<<: {a: 1}\n<<: {a: 2}", "names '<<' twice"),
     ],
 )
 def test_hostile_yaml_is_one_line(text: str, problem: str) -> None:

@@ -11,8 +11,8 @@ Each query head has its own prefix, even where several heads share the keys of t
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,12 +68,12 @@ class GatedPrefixLayer(StandInLayer):
         layer: Any = self  # peft's half of it
         if layer.disable_adapters:
             return self.base_layer(*args, **kwargs)
-        call = _Call(self)
-        token = _CURRENT.set(call)
+        call, around = _Call(self), _RUNNING.call
+        _RUNNING.call = call
         try:
             result = self.base_layer(*args, **kwargs)
         finally:
-            _CURRENT.reset(token)
+            _RUNNING.call = around
         if not call.is_answered:
             raise RuntimeError(
                 f"{type(self.base_layer).__name__} did not look its attention function up: "
@@ -126,13 +126,23 @@ class _Call:
         return (output + added.to(output.dtype), *rest)
 
 
-_CURRENT: ContextVar[_Call | None] = ContextVar("current prefix", default=None)
-"""The layer whose attention runs in this thread."""
+class _Running(threading.local):
+    """The pass whose attention runs in this thread.
+
+    No `ContextVar`: `torch.compile` cannot trace one, and `get_interface` is asked in every
+    attention of this process.
+    """
+
+    def __init__(self) -> None:
+        self.call: _Call | None = None
+
+
+_RUNNING = _Running()
 
 
 @functools.cache
 def _listen() -> None:
-    """Patch transformers' table of attention functions to consult `_CURRENT`, once.
+    """Patch transformers' table of attention functions to consult `_RUNNING`, once.
 
     Attentions of transformers look their function (eager, SDPA, flash, ...) up there at every pass.
     Registering a function would need another configuration in each adapted module; this leaves the
@@ -144,7 +154,7 @@ def _listen() -> None:
     @functools.wraps(usual)
     def get_interface(table: AttentionInterface, *args: Any, **kwargs: Any) -> Any:
         function = usual(table, *args, **kwargs)
-        call = _CURRENT.get()
+        call = _RUNNING.call
         return function if call is None else functools.partial(call.attend, function)
 
     AttentionInterface.get_interface = get_interface

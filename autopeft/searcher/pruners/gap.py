@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,13 @@ from optuna.trial import FrozenTrial, TrialState
 from autopeft.errors import SettingsError, UserError
 from autopeft.searcher.pruners.registry import Rungs
 from autopeft.searcher.pruners.rung_table import RungTable, last_stopping_step
-from autopeft.searcher.pruners.trial_costs import CostFunction, TrialCosts, computed_price
+from autopeft.searcher.pruners.trial_costs import (
+    CostFunction,
+    TrialCosts,
+    computed_price,
+    counts_sites,
+    stand_in,
+)
 
 PRICE_KEY = "price"
 """User attribute of a trial with its price: cost name -> number, or one number."""
@@ -87,6 +93,8 @@ class GapPruner(BasePruner):
     With further qualities, a trial is compared only with those that are no worse in any of them at
     the same step, either. So it is never stopped where it is not known to be dominated.
 
+    With limits, a trial that is complete and breaks one stops no others: it is not on the front.
+
     It works in any Optuna study, of one or several objectives. Where there are several, Optuna's
     own `Trial.report` and `Trial.should_prune` refuse to work; `prunable` makes them.
 
@@ -99,6 +107,8 @@ class GapPruner(BasePruner):
             have no names. With one objective, none.
         further: Metric names, among the study's other objectives, of further qualities: they are
             reported in the user attribute "further" of a trial, {step: {name: number}}.
+        limits: Names of constraints of the trials, as `Trial.set_constraint` takes them; one is
+            broken above 0.
         objective: Index of the objective that trials report, the quality. The others are minimized.
         n_steps: Steps of a whole training; None for the trial's user attribute "train", a mapping
             with "steps". Without either, every rung may stop a trial.
@@ -135,6 +145,7 @@ class GapPruner(BasePruner):
         *,
         costs: str | Sequence[str] | CostFunction | None = None,
         further: Sequence[str] = (),
+        limits: Sequence[str] = (),
         objective: int = 0,
         n_steps: int | None = None,
         n_warmup_steps: int = 0,
@@ -157,6 +168,7 @@ class GapPruner(BasePruner):
         self._eta = float(eta)
         self._costs = (costs,) if isinstance(costs, str) else costs
         self._further = tuple(further)
+        self._limits = tuple(limits)
         self._signs: tuple[float, ...] = ()
         self._objective = objective
         self._n_steps = n_steps
@@ -174,13 +186,28 @@ class GapPruner(BasePruner):
         """Return whether the trial should stop; see the class."""
         return self.gap(study, trial) > 0
 
-    def gap(self, study: optuna.study.Study, trial: FrozenTrial) -> float:
-        """Return the gap for which the trial should stop, in the score's unit; 0.0 to continue."""
+    def gap(
+        self,
+        study: optuna.study.Study,
+        trial: FrozenTrial,
+        changed: Iterable[FrozenTrial] | None = None,
+    ) -> float:
+        """Return the gap for which the trial should stop, in the score's unit; 0.0 to continue.
+
+        Args:
+            study: The study.
+            trial: The trial that has reported.
+            changed: All other trials that have reported or are complete since the last call of the
+                study; None, always, to find them in the study, which takes longer the more trials
+                it has.
+        """
         last_step = last_stopping_step(self._steps_of(trial))
         with _LOCK:
             if self._study is None or self._study() is not study:
                 self._start(study, trial)
-            self._update(study, trial)
+                changed = None
+            for each in self._changed(study, trial) if changed is None else (*changed, trial):
+                self._read(each, trial)
             gap = self._table.gap_to_stop(trial.number, last_step, self._eta, self._min_peers)
             if gap > 0 and self._n_deviations is not None:
                 if not self._table.is_hopeless(trial.number, last_step, self._n_deviations):
@@ -204,6 +231,10 @@ class GapPruner(BasePruner):
         self._signs = tuple(1.0 if d == StudyDirection.MINIMIZE else -1.0 for d in found.values())
         for direction in found.values():
             directions.remove(direction)
+        for name, direction in zip(names, study.directions, strict=False):
+            # A known cost, which is minimized, stands for a speed that is only measured.
+            if direction == StudyDirection.MAXIMIZE and stand_in(name) != name:
+                directions.remove(direction)
         if StudyDirection.MAXIMIZE in directions:
             shown = [each.name.lower() for each in study.directions]
             problem = f"beside objective {self._objective}, the reported one, all are minimized"
@@ -212,7 +243,7 @@ class GapPruner(BasePruner):
         self._sign = 1.0 if quality == StudyDirection.MAXIMIZE else -1.0
         costs = self._cost_names(study)
         self._reader = TrialCosts(costs, PRICE_KEY, _REMEDY)
-        self._counts_sites = "latency_ms" in (costs or ()) and SITES_KEY in trial.user_attrs
+        self._counts_sites = SITES_KEY in trial.user_attrs and counts_sites(costs or ())
         self._table = RungTable(len(self._costs_of(trial)), len(self._further))
         self._open = {}
         self._study = weakref.ref(study)
@@ -229,8 +260,8 @@ class GapPruner(BasePruner):
             if i != self._objective and name not in self._further
         ]
 
-    def _update(self, study: optuna.study.Study, asking: FrozenTrial) -> None:
-        """Read the trials that are new, or have changed since the last call."""
+    def _changed(self, study: optuna.study.Study, asking: FrozenTrial) -> Iterator[FrozenTrial]:
+        """Yield the trials of a study that are new, or have changed since the last call."""
         trials = study.get_trials(deepcopy=False)
         for number in [*self._open, *range(len(self._table), len(trials))]:
             trial = trials[number]
@@ -242,14 +273,27 @@ class GapPruner(BasePruner):
                 self._open.pop(number, None)
             else:
                 self._open[number] = now
-            self._table.add(number, self._known_costs(trial, is_asking=number == asking.number))
-            for step, score in trial.intermediate_values.items():
-                # A failed trial's early scores count: its plan did reach them.
-                if step >= self._n_warmup_steps:
-                    further = self._further_of(trial, step)
-                    self._table.report(number, step, self._sign * score, further)
-            if trial.state == TrialState.COMPLETE:
-                self._table.end(number, self._sign * trial.values[self._objective])
+            yield trial
+
+    def _read(self, trial: FrozenTrial, asking: FrozenTrial) -> None:
+        """Take a trial's costs, scores and end into the table."""
+        number = trial.number
+        self._table.add(number, self._known_costs(trial, is_asking=number == asking.number))
+        if trial.state == TrialState.COMPLETE and self._breaks_limit(trial):
+            self._table.exclude(number)
+        for step, score in trial.intermediate_values.items():
+            # A failed trial's early scores count: its plan did reach them.
+            if step >= self._n_warmup_steps:
+                further = self._further_of(trial, step)
+                self._table.report(number, step, self._sign * score, further)
+        if trial.state == TrialState.COMPLETE:
+            self._table.end(number, self._sign * trial.values[self._objective])
+
+    def _breaks_limit(self, trial: FrozenTrial) -> bool:
+        if not self._limits:
+            return False
+        excess = trial.constraints
+        return any(not excess.get(name, 0.0) <= 0.0 for name in self._limits)
 
     def _costs_of(self, trial: FrozenTrial) -> list[float]:
         price = trial.user_attrs.get(PRICE_KEY)
@@ -285,4 +329,10 @@ class GapPruner(BasePruner):
 
 def gap_pruner(rungs: Rungs) -> GapPruner:
     """Return the pruner of a search that names "gap"."""
-    return GapPruner(rungs.eta, further=rungs.further, n_deviations=_N_DEVIATIONS)
+    return GapPruner(
+        rungs.eta,
+        costs=rungs.costs,
+        further=rungs.further,
+        limits=rungs.limits,
+        n_deviations=_N_DEVIATIONS,
+    )

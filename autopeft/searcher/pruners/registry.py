@@ -27,12 +27,18 @@ class Rungs:
         last: Steps of a whole training.
         eta: Ratio between rungs.
         further: Names of the objectives that are qualities beside the reported one.
+        costs: Names of the costs that trials are compared by, if these are not the objectives: a
+            measured one with a limit is among them. None: the objectives.
+        limits: Names of the constraints of trials that limit what they are not compared by. A
+            complete trial that breaks one stops no others.
     """
 
     first: int = 1
     last: int = 100
     eta: float = 3.0
     further: tuple[str, ...] = ()
+    costs: tuple[str, ...] | None = None
+    limits: tuple[str, ...] = ()
 
 
 _KINDS = "a pruner of Optuna, its class, or a function of the search's rungs that returns one"

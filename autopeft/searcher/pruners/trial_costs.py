@@ -48,7 +48,7 @@ class TrialCosts:
         return [self._number(name, price, trial) for name in self.names]
 
     def _number(self, name: str, price: Mapping[str, Any], trial: object) -> float:
-        value = price[name] if name in price else price.get(_proxy(name))
+        value = price[name] if name in price else price.get(stand_in(name))
         if value is None:
             problem = f"trial {trial} has no cost {name!r}"
             raise UserError(self._field, dict(price), problem, self._remedy)
@@ -72,9 +72,16 @@ def computed_price(function: CostFunction, trial: object, params: Mapping[str, A
         raise UserError("costs", dict(params), problem, "correct the function") from error
 
 
-def _proxy(name: str) -> str:
+def stand_in(name: str) -> str:
     """Return the known cost that stands for one that autopeft only measures."""
     # Imported late: users of other tools need nothing else of autopeft.
-    from autopeft.costs.objectives import COST_PROXIES
+    from autopeft.costs.objectives import proxy_of
 
-    return COST_PROXIES.get(name, name)
+    return proxy_of(name)
+
+
+def counts_sites(names: Sequence[str]) -> bool:
+    """Return whether each adapted site adds to one of the costs, however small."""
+    from autopeft.costs.objectives import COSTS
+
+    return any(COSTS[name].is_of_sites for name in names if name in COSTS.registered)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -65,7 +66,7 @@ class StratifiedSampler:
 
     def random_point(self) -> Point:
         """Return any point, at a cost that is uniform on a log scale."""
-        cost = self.rng.uniform(*self.log_cost_range())
+        cost = self.rng.uniform(*self._log_cost_range)
         return self.space.point_sampler.at_cost(self.rng, cost)
 
     def is_guided(self, trials: Sequence[Trial]) -> bool:
@@ -82,6 +83,10 @@ class StratifiedSampler:
             return True
         price = self.prices.price(self.space.encoder.to_candidate(point))
         return all(limit.allows(price) for limit in self.constraints)
+
+    @cached_property
+    def _log_cost_range(self) -> tuple[float, float]:
+        return self.log_cost_range()
 
     def log_cost_range(self) -> tuple[float, float]:
         """Return logarithms of the fewest and most trainable parameters that are allowed."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autopeft.searcher.samplers.base import StratifiedSampler
+from autopeft.searcher.samplers.batch import Batch, Front, Scoring
 from autopeft.searcher.samplers.cost_model import CostModel
 from autopeft.searcher.samplers.ehvi import (
     Decomposition,
@@ -16,6 +18,7 @@ from autopeft.searcher.samplers.ehvi import (
 )
 from autopeft.searcher.samplers.further_qualities import FurtherQualities
 from autopeft.searcher.samplers.gp import Earlier, Embedding, Features, GaussianProcess, log_params
+from autopeft.searcher.samplers.limited_costs import LimitedCosts
 from autopeft.searcher.samplers.observations import Observations
 from autopeft.searcher.samplers.registry import Problem
 from autopeft.searcher.samplers.success import SuccessModel
@@ -62,6 +65,16 @@ _RUNNING_PER_ASK = 64
 """A model serves one proposal for each so many running trials: one more result of a thousand that
 are to come changes little, and fitting takes most of an ask."""
 
+_TOLD_PER_ASK = 256
+"""The same for each so many trials that have ended, where many run: a model is fitted anew for
+every 256th part of what is known."""
+
+_N_BATCH = 128
+"""Candidates from which the further proposals of a fit are taken, the best ones."""
+
+_N_ENDED = 3000
+"""The chance of success is learned from those that ended among so many trials, the last ones."""
+
 _EFFORT_POWER = 0.5
 """The improvement is divided by the training effort to this power: 0 maximizes the improvement per
 trial, 1 the improvement per FLOP."""
@@ -85,10 +98,13 @@ class BayesianSampler(StratifiedSampler):
         self.costs = CostModel(self.space, [self.objectives[0], *costs], self.prices)
         self._embedding = Embedding(self.space.grid, self.log_cost_range())
         self.further = FurtherQualities(self.objectives, self.constraints, self._embedding)
+        self.limited = LimitedCosts(self.space, self.constraints, self.prices)
         self.model = GaussianProcess(self._embedding)
         self.success = SuccessModel()
         self._observations: Observations | None = None
         self._n_changes = 0  # of trials, at the last fit
+        self._learned_on = 0  # told trials, where the fits of many running ones learned weights
+        self._batch: Batch | None = None
         self._earlier: Earlier | None = None
         if len(self.warm_start):
             known = self.warm_start
@@ -101,13 +117,22 @@ class BayesianSampler(StratifiedSampler):
         self.origin = "design" if observations is None else "search"
         if observations is None:
             return self._design(trials)
+        while self._batch is not None and (point := self._batch.next()) is not None:
+            if point.key not in self.history.latest and self.is_allowed(point):
+                return point
         # Use the model's means: a trial that was only lucky should not set the bar.
         mean, _ = self.model.predict(self._features(observations.points))
         costs = self._with_further(self._observed_costs(observations), observations.points)
-        boxes = self._boxes(observations, mean, costs)
+        # What this fit has already proposed counts as if it had its expected quality.
+        used = self._batch
+        front = self._front(observations, mean, costs) if used is None else used.front
         parents = self._parents(observations, mean, costs)
-        best = self._maximize(boxes, self._candidates(parents))
-        return best if best is not None else super().propose(trials)
+        best, scored = self._maximize(front.cells, self._candidates(parents))
+        if best is None:
+            return super().propose(trials)
+        if self._n_asks:
+            self._batch = self._batch_of(front, best, scored)
+        return best
 
     def propose_baseline(self, trials: Sequence[Trial], choices: Sequence[Point]) -> Point:
         """Return the baseline that may be the best one, or that improves the baselines' front.
@@ -133,7 +158,7 @@ class BayesianSampler(StratifiedSampler):
             worst, weight = self.costs.worst, _SPREAD_WEIGHT
         boxes = decompose(costs[rows], mean[rows], worst, float(mean.min()))
         gains = expected_hypervolume_improvement(boxes, log_costs, expected, weight * spread)
-        return choices[int(np.argmax(gains * self._chance(self._features(choices))))]
+        return choices[int(np.argmax(gains * self._chance(choices, self._features(choices))))]
 
     def is_guided(self, trials: Sequence[Trial]) -> bool:
         """Return whether an earlier search predicts this one's trials."""
@@ -146,27 +171,42 @@ class BayesianSampler(StratifiedSampler):
         history = self.history
         history.update(trials)
         n_complete = len(history.complete)
-        self._fit_success()
         n_told = n_complete + len(history.outside) + history.n_pruned + len(history.failed)
         if self._earlier:
             n_initial = _N_WARM
         if n_complete < 4 or n_told < n_initial:
+            if not self._n_asks:
+                self._fit_success()
             return None
         n_changes = len(history.trials) + len(history.ended)
-        n_asks = len(history.running) // _RUNNING_PER_ASK
+        n_asks = self._n_asks
+        if n_asks:
+            n_asks = max(n_asks, n_told // _TOLD_PER_ASK)
         # Each proposal is a trial that starts, and mostly one that ended.
         if self._observations is not None and n_changes - self._n_changes < 2 * n_asks:
             return self._observations
         self._n_changes = n_changes
-        self._observations = self._fit_all()
+        self._batch = None
+        self._fit_success()
+        self._observations = self._fit_all(n_told)
         return self._observations
 
-    def _fit_all(self) -> Observations:
+    @property
+    def _n_asks(self) -> int:
+        """Proposals that one fit serves at least; 0 with few running trials: each has its own."""
+        return len(self.history.running) // _RUNNING_PER_ASK
+
+    def _fit_all(self, n_told: int) -> Observations:
         history = self.history
         observations = Observations.of(history, _N_OBSERVATIONS)
         self.costs.fit(history.trials)
         self.further.fit(history, self._features)
-        self._fit_model(observations)
+        self.limited.fit(history.trials)
+        # Of many trials a selection is fitted, always of the same size.
+        learns = n_told > 1.15 * self._learned_on if self._n_asks else None
+        if learns:
+            self._learned_on = n_told
+        self._fit_model(observations, learns)
         if self._earlier:
             self.model.learn_trust()
         pending = [p for i in history.running if (p := history.points[i]) is not None]
@@ -176,28 +216,32 @@ class BayesianSampler(StratifiedSampler):
             # from them.
             mean, spread = self.model.predict(self._features(pending))
             observations = observations.extended(pending, mean, spread)
-            self._fit_model(observations)
+            self._fit_model(observations, None if learns is None else False)
         return observations
 
     def _fit_success(self) -> None:
         history = self.history
         if history.failed:
-            ended = [*history.complete, *history.pruned, *history.failed]
-            points = [p for i in ended if (p := history.points[i]) is not None]
-            self.success.fit(
-                self._features(points), np.arange(len(ended)) < len(ended) - len(history.failed)
+            first = len(history.trials) - _N_ENDED
+            succeeded, failed = (
+                [i for part in parts for i in part[bisect_left(part, first) :]]
+                for parts in ((history.complete, history.pruned), (history.failed,))
             )
+            ended = [*succeeded, *failed]
+            points = [p for i in ended if (p := history.points[i]) is not None]
+            self.success.fit(self._features(points), np.arange(len(ended)) < len(succeeded))
 
-    def _fit_model(self, observations: Observations) -> None:
+    def _fit_model(self, observations: Observations, learns: bool | None) -> None:
         self.model.fit(
             self._features(observations.points),
             observations.values,
             observations.noise,
             self._earlier,
+            learns=learns,
         )
 
-    def _boxes(self, observations: Observations, mean: Array, costs: Array) -> Decomposition:
-        """Divide the cost space at the members of the front."""
+    def _front(self, observations: Observations, mean: Array, costs: Array) -> Front:
+        """Return the members of the front, and what a candidate must exceed."""
         is_broken = np.array([t is not None and bool(t.broken) for t in observations.trials])
         is_final = np.flatnonzero(observations.is_final & ~is_broken)
         mean, costs = mean[is_final], costs[is_final]
@@ -217,7 +261,7 @@ class BayesianSampler(StratifiedSampler):
         n_costs = len(self.costs.worst)
         largest = costs[:, :n_costs].max(axis=0, initial=-np.inf)
         worst = np.append(np.maximum(self.costs.worst, largest), self.further.worst)
-        return decompose(costs[keep], mean[keep], worst, floor)
+        return Front(costs[keep], mean[keep], worst, floor)
 
     def _observed_costs(self, observations: Observations) -> Array:
         """Return log costs, shape (n, n_costs)."""
@@ -231,9 +275,11 @@ class BayesianSampler(StratifiedSampler):
         """Return costs with the means of the further qualities as columns beside them."""
         return np.column_stack([costs, self.further.predict(self._features(points))[0]])
 
-    def _chance(self, features: Features) -> Array:
+    def _chance(self, points: Sequence[Point], features: Features) -> Array:
         """Return the probability that a candidate trains and keeps all limits, shape (n,)."""
-        return self.success.predict(features) * self.further.chance(features)
+        kept = self.further.chance(features) * self.limited.chance(points)
+        chance: Array = self.success.predict(features) * kept
+        return chance
 
     def _features(self, points: Sequence[Point]) -> Features:
         return self._embedding.of(points, self.space)
@@ -273,10 +319,16 @@ class BayesianSampler(StratifiedSampler):
         logs = rng.uniform(low, high, round(share * _N_RANDOM))
         return candidates + [self.space.point_sampler.at_cost(rng, log, 1) for log in logs]
 
-    def _maximize(self, boxes: Decomposition, candidates: list[Point]) -> Point | None:
-        """Return the new candidate of largest improvement after some rounds of local search."""
+    def _maximize(
+        self, boxes: Decomposition, candidates: list[Point]
+    ) -> tuple[Point | None, list[tuple[float, Point]]]:
+        """Return the new candidate of largest improvement after some rounds of local search.
+
+        With it come all that were scored, with their improvements.
+        """
         seen = set()
         scored: list[tuple[float, Point]] = []
+        all_scored: list[tuple[float, Point]] = []
         for _ in range(_N_ROUNDS + 1):
             fresh = []
             for point in candidates:
@@ -286,41 +338,54 @@ class BayesianSampler(StratifiedSampler):
             if not fresh:
                 break
             gains = self._improvements(boxes, fresh, self.costs.predict(fresh))
-            scored += zip(gains.tolist(), fresh, strict=True)
+            all_scored += zip(gains.tolist(), fresh, strict=True)
+            scored += all_scored[-len(fresh) :]
             scored = sorted(scored, key=lambda row: -row[0])[:12]
             leaders = [point for _, point in scored[:8]]
             mutate = self.space.neighborhood.mutate
             candidates = [mutate(point, self.rng) for point in leaders for _ in range(10)]
             for point in leaders[:2]:
                 candidates += self.space.neighborhood.other_rates(point)
-        if not scored:
-            return None
         leaders = [point for _, point in scored]
-        if not self.costs.is_exact:
+        if leaders and not self.costs.is_exact:
             gains = self._improvements(boxes, leaders, self.costs.exact(leaders))
             leaders = [leaders[int(i)] for i in np.argsort(-gains)]
-        return next((point for point in leaders if self.is_allowed(point)), None)
+        best = next((point for point in leaders if self.is_allowed(point)), None)
+        return best, all_scored
+
+    def _batch_of(
+        self, front: Front, first: Point, scored: list[tuple[float, Point]]
+    ) -> Batch | None:
+        """Return what is proposed after the first point, until the model is fitted anew."""
+        best = sorted(scored, key=lambda row: -row[0])[:_N_BATCH]
+        points = [first, *(point for _, point in best if point is not first)]
+        return Batch(front, self._scoring(points, self.costs.predict(points)))
 
     def _improvements(
         self, boxes: Decomposition, points: Sequence[Point], log_costs: Array
     ) -> Array:
         """Return the expected improvement per effort, shape (n,); -1 above a limit on size."""
+        return self._scoring(points, log_costs).improvements(boxes)
+
+    def _scoring(self, points: Sequence[Point], log_costs: Array) -> Scoring:
         features = self._features(points)
         mean, spread = self.model.predict(features)
         further, deviation = self.further.predict(features)
-        gains = expected_hypervolume_improvement(
-            boxes,
+        return Scoring(
+            points,
             np.column_stack([log_costs, further]),
+            _SPREAD_WEIGHT * np.column_stack([np.zeros_like(log_costs), deviation]),
             mean,
             _SPREAD_WEIGHT * spread,
-            _SPREAD_WEIGHT * np.column_stack([np.zeros_like(log_costs), deviation]),
+            self._chance(points, features),
+            (_OVERHEAD + self.costs.effort(points)) ** _EFFORT_POWER,
+            self._log_params(points) <= self._log_cost_range[1] + 1e-9,
         )
-        gains = gains * self._chance(features)
-        gains = gains / (_OVERHEAD + self.costs.effort(points)) ** _EFFORT_POWER
-        return np.where(self._log_params(points) <= self.log_cost_range()[1] + 1e-9, gains, -1.0)
 
     def _design(self, trials: Sequence[Trial]) -> Point:
         """Return a random point whose cost is far from the others', with rarely used methods."""
+        if self._n_asks:
+            return super().propose(trials)  # Among so many, one at random is as far from others.
         points = [point for point in self.history.points if point is not None]
         low, high = self.log_cost_range()
         taken = np.append(np.clip(self._log_params(points), low, high), [low, high])

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autopeft.costs.objectives import COST_PROXIES, COSTS, Objective, Pricer
+from autopeft.costs.objectives import COSTS, Cost, Objective, Pricer, proxy_of
 from autopeft.searcher.samplers.measured_cost import MeasuredCost
 from autopeft.searcher.space.encoding import Point
 from autopeft.searcher.space.space import SearchSpace
@@ -19,6 +20,9 @@ Array = NDArray[np.float64]
 
 _N_PROBES = 6
 
+_MOST = 1000
+"""Complete trials that a measured cost is fitted to."""
+
 _LEAST = 1e-9
 """A smaller cost counts as this much: costs are compared by their logarithms."""
 
@@ -28,7 +32,7 @@ class CostModel:
 
     A cost is modeled as a sum over units, plus a term for the depth of the lowest adapted unit.
     That is exact for trainable parameters and bytes. A cost that is only measured is predicted from
-    a known cost, see `COST_PROXIES`, and from the number of sites by method.
+    a known cost, see `Cost.proxy`, and from the number of sites by method.
 
     Args:
         space: The search space.
@@ -40,7 +44,7 @@ class CostModel:
         self._space = space
         self._pricer = pricer
         self._costs = tuple(objectives[1:])
-        self._known = [COST_PROXIES.get(cost.name, cost.name) for cost in self._costs]
+        self._known = [proxy_of(cost.name) for cost in self._costs]
         self._measured: dict[int, MeasuredCost] = {}  # by index of the cost
         self._tables: dict[str, tuple[Array, Array, float]] = {}
         self._ratios = {name: self._ratio(name) for name in dict.fromkeys(self._known)}
@@ -52,10 +56,11 @@ class CostModel:
         return known and all(ratio is not None for ratio in self._ratios.values())
 
     def fit(self, trials: Sequence[Trial]) -> None:
-        """Fit the costs that are only measured to the complete trials."""
+        """Fit the costs that are only measured to the complete trials, the last `_MOST`."""
         if all(cost.is_known for cost in self._costs):
             return
-        complete = [trial for trial in trials if trial.state == "complete"]
+        last = islice((t for t in reversed(trials) if t.state == "complete"), _MOST)
+        complete = list(last)[::-1]
         if len(complete) < 3:
             return
         sites = np.array([self._sites_of(trial) for trial in complete])
@@ -63,7 +68,7 @@ class CostModel:
             if cost.is_known:
                 continue
             known = np.array([trial.costs.value(self._known[k]) for trial in complete])
-            measured = np.array([trial.values[cost.name] for trial in complete])
+            measured = np.array([_amount(cost, trial) for trial in complete])
             self._measured[k] = MeasuredCost.fit(known, sites, np.clip(measured, _LEAST, LARGEST))
             self.__dict__.pop("worst", None)
 
@@ -89,7 +94,7 @@ class CostModel:
         values = [np.array([trial.costs.value(name)]) for name in self._known]
         logs: Array = self._with_sites(values, self._sites_of(trial)[None])[0]
         if trial.state == "complete":
-            measured = _log(np.array([trial.values[cost.name] for cost in self._costs]))
+            measured = _log(np.array([_amount(cost, trial) for cost in self._costs]))
             logs = np.where(np.isfinite(measured), measured, logs)
         return logs
 
@@ -193,6 +198,14 @@ class CostModel:
         )
         self._tables[name] = depths, extras, cost({})
         return self._tables[name]
+
+
+def _amount(cost: Objective, trial: Trial) -> float:
+    """Return a complete trial's cost, of which less is better: of a speed, the inverse."""
+    value = trial.value(cost.name)
+    if not isinstance(cost, Cost) or cost.direction == "minimize":
+        return value
+    return float(cost.amount(max(value, _LEAST)))
 
 
 def _log(values: Array) -> Array:

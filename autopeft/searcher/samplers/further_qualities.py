@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtr
 
 from autopeft.costs.constraints import Constraint
-from autopeft.costs.objectives import Objective, objective
+from autopeft.costs.objectives import Objective
 from autopeft.searcher.samplers.gp import Embedding, Features, GaussianProcess
 from autopeft.searcher.samplers.observations import History
 from autopeft.searcher.space.encoding import Point
@@ -21,6 +21,9 @@ Array = NDArray[np.float64]
 
 _FEWEST = 4
 """Complete trials that a model needs."""
+
+_MOST = 300
+"""Complete trials that a model is fitted to: the time goes with the cube of their number."""
 
 
 @dataclass(frozen=True)
@@ -120,8 +123,8 @@ class FurtherQualities:
         embedding: Embedding,
     ) -> None:
         found = {o.name: o for o in objectives[1:] if not o.is_cost}
-        limits = [limit for limit in constraints if limit.is_measured]
-        named = {**{limit.name: objective(limit.name) for limit in limits}, **found}
+        limits = [limit for limit in constraints if limit.is_of_quality]
+        named = {**{limit.name: limit.quality for limit in limits}, **found}
         self._parts = [
             FurtherQuality(
                 o, name in found, [each for each in limits if each.name == name], embedding
@@ -131,14 +134,15 @@ class FurtherQualities:
         self._columns = [part for part in self._parts if part.is_objective]
 
     def fit(self, history: History, features: Callable[[Sequence[Point]], Features]) -> None:
-        """Fit to the complete trials of the space."""
+        """Fit to the complete trials of the space, at most the last `_MOST`."""
         if not self._parts or len(history.complete) < _FEWEST:
             return
-        points = [p for i in history.complete if (p := history.points[i]) is not None]
+        complete = history.complete[-_MOST:]
+        points = [p for i in complete if (p := history.points[i]) is not None]
         known = features(points)
-        trials = [history.trials[i] for i in history.complete]
+        trials = [history.trials[i] for i in complete]
         for part in self._parts:
-            part.fit(known, np.array([_value(trial, part.name) for trial in trials]))
+            part.fit(known, np.array([trial.value(part.name) for trial in trials]))
 
     @property
     def worst(self) -> Array:
@@ -154,7 +158,7 @@ class FurtherQualities:
 
     def observed(self, trial: Trial) -> Array:
         """Return the columns of a complete trial, shape (n_columns,)."""
-        return np.array([part.observed(_value(trial, part.name)) for part in self._columns])
+        return np.array([part.observed(trial.value(part.name)) for part in self._columns])
 
     def chance(self, features: Features) -> Array:
         """Return the probability that all limits are kept, shape (n,)."""
@@ -162,8 +166,3 @@ class FurtherQualities:
         for part in self._parts:
             chance *= part.chance(features)
         return chance
-
-
-def _value(trial: Trial, name: str) -> float:
-    """Return a quality of a complete trial; one that is only limited is among its measured ones."""
-    return trial.values[name] if name in trial.values else trial.measured[name]

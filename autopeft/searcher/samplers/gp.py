@@ -264,6 +264,8 @@ class GaussianProcess:
         values: Array,
         extra_noise: Array | None = None,
         earlier: Earlier | None = None,
+        *,
+        learns: bool | None = None,
     ) -> None:
         """Fit to trials.
 
@@ -273,6 +275,8 @@ class GaussianProcess:
             extra_noise: Standard deviations of estimated values, in the values' unit, shape (n,);
                 None for zeros.
             earlier: What earlier searches found. How far each agrees with this one is learned.
+            learns: Whether to learn the weights of the terms again; None: if the number of trials
+                has grown by 15 %, or fallen, since they were learned.
         """
         center, spread = float(np.median(values)), float(np.std(values))
         self._center, self._spread = center, spread if spread > _LEAST_SPREAD else 1.0
@@ -294,7 +298,9 @@ class GaussianProcess:
         )
         self._scales = total, blocks
         parts = terms(features, features, self._scales)
-        if len(values) > 1.15 * self._fitted_on or len(values) < self._fitted_on:
+        if learns is None:
+            learns = len(values) > 1.15 * self._fitted_on or len(values) < self._fitted_on
+        if learns:
             self._learn(self._linked(parts, self._sources))
             self._fitted_on = len(values)
         self._factor(self._linked(parts, self._sources))

@@ -17,6 +17,8 @@ from autopeft.utils.registry import blamed
 class GuardedSampler:
     """Runs a sampler as a `Sampler`, and turns its errors into one line that names it.
 
+    It is given a copy of the trials, which it may keep.
+
     Args:
         name: The setting's value.
         inner: The sampler; its `origin`, `propose_baseline` and `is_guided` are optional.
@@ -33,14 +35,14 @@ class GuardedSampler:
 
     def propose(self, trials: Sequence[Trial]) -> Point:
         """Return the inner sampler's point."""
-        return self._point("propose", self.inner.propose, trials)
+        return self._point("propose", self.inner.propose, tuple(trials))
 
     def propose_baseline(self, trials: Sequence[Trial], choices: Sequence[Point]) -> Point:
         """Return the inner sampler's choice, or else the first."""
         choose = getattr(self.inner, "propose_baseline", None)
         if choose is None:
             return choices[0]
-        return self._point("propose_baseline", choose, trials, choices)
+        return self._point("propose_baseline", choose, tuple(trials), choices)
 
     def is_guided(self, trials: Sequence[Trial]) -> bool:
         """Return what the inner sampler says, or else False."""
@@ -48,7 +50,7 @@ class GuardedSampler:
         if ask is None:
             return False
         with blamed("sampler", self._name, "is_guided fails"):
-            return bool(ask(trials))
+            return bool(ask(tuple(trials)))
 
     def _point(self, what: str, ask: Callable[..., Any], *arguments: Any) -> Point:
         with blamed("sampler", self._name, f"{what} fails"):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autopeft.costs.objectives import Objective
+from autopeft.searcher.latest_trials import LatestTrials
 from autopeft.searcher.pruners.rung_table import Line
 from autopeft.searcher.space.encoding import Point, PointKey
 from autopeft.searcher.space.space import SearchSpace
@@ -42,7 +43,7 @@ class History:
         points: The point of each; None for a candidate outside the space.
         latest: Key of a point -> index of the latest trial of it.
         ended: Indices of the trials that ended, in the order this was noticed.
-        running: Indices of the running trials.
+        running: Indices of the running trials, in order; the keys.
         complete: Indices of the complete trials in the space.
         pruned: Indices of the pruned trials in the space.
         failed: Indices of the trials in the space that failed, unless their search was killed.
@@ -54,6 +55,7 @@ class History:
     def __init__(self, space: SearchSpace, quality: Objective) -> None:
         self._space = space
         self._quality = quality
+        self._source: LatestTrials | None = None
         self._clear()
 
     def _clear(self) -> None:
@@ -61,7 +63,7 @@ class History:
         self.points: list[Point | None] = []
         self.latest: dict[PointKey, int] = {}
         self.ended: list[int] = []
-        self.running: list[int] = []
+        self.running: dict[int, None] = {}
         self.complete: list[int] = []
         self.pruned: list[int] = []
         self.failed: list[int] = []
@@ -69,16 +71,16 @@ class History:
         self.outside: list[int] = []
         self.quality: list[float] = []
         self._scores: dict[int, list[float]] = {}
+        self._n_changes = 0  # of `LatestTrials`, that were read
 
     def update(self, trials: Sequence[Trial]) -> None:
         """Read what changed in all trials, given in the order they were started."""
         n = len(self.trials)
         if len(trials) < n or (n and trials[n - 1].number != self.trials[-1].number):
             self._clear()
+            self._source = None
             n = 0
-        changed = [*self.running, *range(n, len(trials))]
-        self.running = []
-        for index in changed:
+        for index in self._changed(trials, n):
             trial = trials[index]
             if index < n:
                 self.trials[index] = trial
@@ -88,12 +90,22 @@ class History:
                 self.points.append(self._space.encoder.point_of(trial.candidate))
             self._read(index, trial, self.points[index])
 
+    def _changed(self, trials: Sequence[Trial], n: int) -> Iterable[int]:
+        """Return the indices of trials that are new or were running, sorted."""
+        if not isinstance(trials, LatestTrials):
+            return [*self.running, *range(n, len(trials))]
+        # A thousand may run, few of which have changed.
+        changed = trials.changes[self._n_changes if trials is self._source else 0 :]
+        self._source, self._n_changes = trials, len(trials.changes)
+        return sorted({index for index in changed if index >= n or index in self.running})
+
     def _read(self, index: int, trial: Trial, point: Point | None) -> None:
         if point is not None:
             self.latest[point.key] = max(index, self.latest.get(point.key, 0))
         if trial.state == "running":
-            self.running.append(index)
+            self.running[index] = None
             return
+        self.running.pop(index, None)
         self.ended.append(index)
         if trial.state == "complete":
             self.quality[index] = self._quality.sign() * trial.values[self._quality.name]

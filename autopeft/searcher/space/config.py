@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -225,6 +226,9 @@ def read_config(source: str | Path | Mapping[str, Any]) -> SpaceConfig:
     """
     if isinstance(source, Mapping):
         return _parse(source, "custom", is_shipped=False)
+    if not isinstance(source, str | os.PathLike):
+        remedy = "use e.g. 'default' or {'methods': ['lora']}"
+        raise SpaceError("space", source, "must be a name, a file or a mapping", remedy)
     name, file = str(source), Path(source)
     is_shipped = name in available_spaces()
     if not is_shipped and not file.is_file():

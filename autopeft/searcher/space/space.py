@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autopeft.costs import Topology
+from autopeft.errors import SpaceError
 from autopeft.plan import MODEL, Candidate, TrainSettings
 from autopeft.searcher.space import initial_design
 from autopeft.searcher.space.config import SpaceConfig, available_spaces, read_config
@@ -51,6 +52,9 @@ class SearchSpace:
         base: TrainSettings,
         servable: str | None = None,
     ) -> None:
+        if not isinstance(topology, Topology):
+            remedy = 'use e.g. Topology(2, {"attn.q": (64, 64)})'
+            raise SpaceError("topology", topology, "must be a Topology", remedy)
         self.config = config
         self.topology = topology
         self.base = base

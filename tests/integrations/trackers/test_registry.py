@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from restored import restored
 
 import autopeft
 from autopeft.api import merge_settings
@@ -18,10 +19,8 @@ from autopeft.utils.registry import carried
 
 @pytest.fixture(autouse=True)
 def _as_before() -> Iterator[None]:
-    before = dict(TRACKERS._items)
-    yield
-    TRACKERS._items.clear()
-    TRACKERS._items.update(before)
+    with restored(TRACKERS):
+        yield
 
 
 def asked(report_to: Any) -> tuple[str, ...]:

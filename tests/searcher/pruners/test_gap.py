@@ -10,7 +10,7 @@ import optuna
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optuna.trial import TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from autopeft.errors import SettingsError
 from autopeft.searcher.pruners.gap import GapPruner
@@ -184,6 +184,17 @@ def test_latency_is_compared_by_sites_too(n_sites: tuple[int, int], is_stopped: 
     assert [pruner.prune(study, t) for t in study.get_trials()] == [False, is_stopped]
 
 
+def complete_trial(k: int, **more: Any) -> FrozenTrial:
+    """One of some trials that cost 1, whose rungs tell their ends."""
+    return create_trial(
+        state=TrialState.COMPLETE,
+        user_attrs={"price": {"cost0": 1.0}},
+        intermediate_values={0: 0.5 + k / 100},
+        values=[0.8 + k / 100, 1.0],
+        **more,
+    )
+
+
 def test_where_rungs_must_tell_a_trial_is_stopped_only_after_some_are_complete() -> None:
     study = study_of([((1.0,), [0.1])])
     pruner = GapPruner(n_deviations=1.0)
@@ -193,15 +204,19 @@ def test_where_rungs_must_tell_a_trial_is_stopped_only_after_some_are_complete()
 
     for k in range(8):
         assert not is_stopped() or k >= 6
-        study.add_trial(
-            create_trial(
-                state=TrialState.COMPLETE,
-                user_attrs={"price": {"cost0": 1.0}},
-                intermediate_values={0: 0.5 + k / 100},
-                values=[0.8 + k / 100, 1.0],
-            )
-        )
+        study.add_trial(complete_trial(k))
     assert is_stopped()
+
+
+@pytest.mark.parametrize(("limits", "is_stopped"), [((), True), (("forgetting<=0.05",), False)])
+def test_a_complete_trial_over_a_limit_stops_no_others(
+    limits: tuple[str, ...], is_stopped: bool
+) -> None:
+    study = study_of([((1.0,), [0.1])])
+    for k in range(8):
+        study.add_trial(complete_trial(k, constraints={"forgetting<=0.05": 0.3}))
+    pruner = GapPruner(limits=limits, n_deviations=1.0)
+    assert pruner.prune(study, study.get_trials(deepcopy=False)[0]) is is_stopped
 
 
 def test_eta_is_checked() -> None:
@@ -224,3 +239,25 @@ def test_eta_is_checked() -> None:
 def test_wrong_arguments_are_refused(wrong: dict[str, Any], problem: str) -> None:
     with pytest.raises(SettingsError, match=problem):
         GapPruner(**wrong)
+
+
+def test_the_changed_trials_tell_as_much_as_the_whole_study() -> None:
+    """A search knows what it has written, so tens of thousands of trials need not be read."""
+    told, reading = GapPruner(3.0), GapPruner(3.0)
+    rng = np.random.default_rng(0)
+    study = study_of([((float(rng.integers(1, 5)),), ()) for _ in range(40)])
+    storage, ids = study._storage, [trial._trial_id for trial in study.get_trials()]
+    changed: set[int] = set()
+    gaps = []
+    for step in range(3):
+        for number in range(40):
+            storage.set_trial_intermediate_value(ids[number], step, float(rng.integers(0, 9)))
+            trials = study.get_trials(deepcopy=False)
+            if number % 5 == 0:  # Not every report is followed by a decision.
+                changed.add(number)
+                continue
+            others = [trials[each] for each in changed - {number}]
+            gaps.append(told.gap(study, trials[number], others))
+            changed.clear()
+            assert gaps[-1] == reading.gap(study, trials[number])
+    assert sum(gap > 0 for gap in gaps) > 5

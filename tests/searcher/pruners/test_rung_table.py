@@ -37,6 +37,33 @@ def test_a_table_that_grows_report_by_report_holds_the_gaps(
     assert table.gaps_at(3, np.arange(n)).tolist() == expected
 
 
+@settings(deadline=None, max_examples=100)
+@given(st.integers(0, 10_000), st.integers(0, 3), st.integers(2, 80))
+def test_an_excluded_trial_stops_no_others_whenever_it_was_excluded(
+    seed: int, n_costs: int, n: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    costs = rng.integers(0, 5, (n, n_costs)).astype(float)
+    scores = rng.integers(0, 9, n).astype(float)
+    is_excluded = rng.random(n) < 0.3
+    table = RungTable(n_costs)
+    for number in range(n):
+        table.add(number, costs[number])
+        if is_excluded[number] and number % 2:
+            table.exclude(number)
+        table.report(number, 3, scores[number])
+    for number in np.flatnonzero(is_excluded).tolist():
+        table.exclude(number)
+    table.add(0, costs[0] + 1.0)
+    costs[0] += 1.0
+    for number in range(n):
+        is_peer = (costs <= costs[number]).all(axis=1) & (np.arange(n) != number) & ~is_excluded
+        best = scores[is_peer].max(initial=-np.inf)
+        assert table.gaps_at(3, np.array([number])).tolist() == [best - scores[number]]
+        if best <= scores[number]:
+            assert table.gap_to_stop(number, 9.0, 3.0, 2) == 0.0
+
+
 def test_only_what_is_no_worse_in_every_quality_beats_a_trial() -> None:
     table = RungTable(1, 1)
     for number in range(4):
@@ -84,6 +111,13 @@ def test_a_rung_that_tells_all_makes_what_is_behind_hopeless() -> None:
     scores = [final / 2 for final in FINALS]
     assert curves(FINALS, [*scores, 0.44]).is_hopeless(8, 10.0, 1.0)
     assert not curves(FINALS, [*scores, 0.46]).is_hopeless(8, 10.0, 1.0)
+
+
+def test_what_only_an_excluded_trial_beats_is_not_hopeless() -> None:
+    table = curves(FINALS, [*(final / 2 for final in FINALS), 0.42])
+    assert table.is_hopeless(8, 10.0, 1.0)
+    table.exclude(3)
+    assert not table.is_hopeless(8, 10.0, 1.0)
 
 
 def test_where_curves_cross_only_what_is_far_behind_is_hopeless() -> None:

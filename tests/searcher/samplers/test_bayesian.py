@@ -139,9 +139,9 @@ def test_one_model_serves_several_proposals_where_many_trials_run(
     fitted: list[int] = []
     fit = GaussianProcess.fit
 
-    def counted(self: GaussianProcess, features: Features, *rest: Any) -> None:
+    def counted(self: GaussianProcess, features: Features, *rest: Any, **named: Any) -> None:
         fitted.append(len(features.total))
-        fit(self, features, *rest)
+        fit(self, features, *rest, **named)
 
     monkeypatch.setattr(GaussianProcess, "fit", counted)
     keys = set()
@@ -320,7 +320,7 @@ def test_a_history_that_grows_is_the_history_read_at_once() -> None:
     one, two = (Observations.of(found, 100) for found in (grown, at_once))
     assert [t.number for t in one.trials] == [t.number for t in two.trials]
     assert one.values.tolist() == two.values.tolist()
-    assert (grown.running, grown.n_pruned, grown.latest) == ([], 5, at_once.latest)
+    assert (list(grown.running), grown.n_pruned, grown.latest) == ([], 5, at_once.latest)
     assert sorted(grown.ended) == list(range(12))
 
 

@@ -262,6 +262,22 @@ def test_the_remedy_is_of_the_setting_s_own_size() -> None:
         SearchSpace.from_source({"methods": ["lora"], "alpha_ratio": 0}, BERT)
 
 
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ({"source": 3}, "space=3: must be a name, a file or a mapping"),
+        ({"topology": 3}, "topology=3: must be a Topology"),
+        *(({"steps": steps}, "whole numbers from 1") for steps in ("9", 1.5, float("nan"), True)),
+        ({"batch_size": None}, "whole numbers from 1"),
+        ({"weight_decay": "0.1"}, "weight_decay='0.1': must be a number"),
+        ({"warmup_fraction": None}, "warmup_fraction=None: must be a number"),
+    ],
+)
+def test_what_a_space_is_made_with_is_checked(given: dict[str, Any], problem: str) -> None:
+    with pytest.raises(SpaceError, match=problem):
+        SearchSpace.from_source(**{"source": "default", "topology": BERT, **given})
+
+
 def test_a_near_miss_is_guessed() -> None:
     with pytest.raises(SpaceError, match="did you mean 'lora'"):
         SearchSpace.from_source({"methods": ["lorra"]}, BERT)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers as hf
 from searches import searched
 
-from autopeft import prepare as preparing
 from autopeft.costs import Price
 from autopeft.costs.memory import CONTEXT_BYTES
 from autopeft.engine.devices import WORKER_BYTES, Devices
@@ -20,7 +21,9 @@ from autopeft.engine.executor import Executor
 from autopeft.engine.messages import Job
 from autopeft.errors import ModelError, SettingsError, SpaceError
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
-from autopeft.prepare import PreparedSearch, prepare
+from autopeft.preparing import pricing, workers
+from autopeft.preparing.prepare import prepare
+from autopeft.preparing.prepared import PreparedSearch
 from autopeft.settings import SearchSettings
 from autopeft.training.acceleration import NO_ACCELERATION
 from autopeft.training.last_block import LastBlock
@@ -79,6 +82,38 @@ def test_a_search_that_names_no_space_takes_that_of_its_task(
         _prepared(*causal, space={})
 
 
+def test_a_server_that_cannot_load_the_trained_head_is_refused_before_any_training(
+    tiny_model: Path, tiny_data: Path, causal: tuple[Path, Path]
+) -> None:
+    """Regression: `export --for mlx` was the first to refuse a search of a classifier."""
+    with pytest.raises(SettingsError, match="servable='mlx': must hold: is a language model") as at:
+        _prepared(tiny_model, tiny_data, servable="mlx")
+    assert "use one of peft, vllm, llamacpp, ollama, transformers, or leave" in str(at.value)
+    with pytest.raises(SettingsError, match=r"SGLang 0\.5\.23 has shapes for; .*self\.query"):
+        _prepared(tiny_model, tiny_data, servable="sglang")  # A BERT.
+    assert _prepared(tiny_model, tiny_data, servable="transformers").settings.servable
+    assert _prepared(*causal, servable="mlx").settings.servable == "mlx"
+
+
+def test_modules_that_a_server_cannot_adapt_are_not_searched(
+    causal: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """SGLang has no shapes for the output projection and the feed-forward part of OPT."""
+    folder = tmp_path / "opt"
+    shutil.copytree(causal[0], folder, ignore=lambda _, names: [n for n in names if "model" in n])
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "ffn_dim": 48, "num_hidden_layers": 2}
+    vocabulary = hf.AutoConfig.from_pretrained(causal[0]).vocab_size
+    config = hf.OPTConfig(vocab_size=vocabulary, word_embed_proj_dim=32, **sizes)
+    hf.OPTForCausalLM(config).save_pretrained(folder)
+    told: list[str] = []
+    ready = _prepared(folder, causal[1], servable="sglang", note=told.append)
+    assert "servable by sglang: without the modules attn.o, mlp.up, mlp.down" in told
+    for space in (ready.space, ready.with_plan(ready.plan).space):
+        roles = {spec.role for specs in space.grid.sites.values() for spec in specs}
+        assert roles == {"attn.q", "attn.k", "attn.v"}
+    assert _prepared(*causal, servable="sglang").unserved == ()
+
+
 def test_an_encoder_is_read_at_its_first_token(tiny_model: Path, tiny_data: Path) -> None:
     ready = _prepared(tiny_model, tiny_data)
     assert ready.window == "first"
@@ -133,7 +168,7 @@ def test_adapters_in_the_last_block_alone_cost_little(tiny_model: Path, tiny_dat
 def test_what_cannot_be_told_is_computed_whole(
     tiny_model: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("autopeft.prepare.read_positions", lambda *_: None)
+    monkeypatch.setattr("autopeft.preparing.windows.read_positions", lambda *_: None)
     ready = _prepared(tiny_model, tiny_data)
     assert ready.window is None
     assert ready.prices.read_share == 1.0
@@ -167,16 +202,16 @@ def test_prices_know_that_the_activation_cache_has_no_room(
     small = flops(activation_cache_gb=1e-6)
     assert any("the activation cache is off: the training rows need" in line for line in told)
     assert small == flops(activation_cache=False) > flops()
-    monkeypatch.setattr(preparing, "room_on_disk", lambda _: 10)
+    monkeypatch.setattr(pricing, "room_on_disk", lambda _: 10)
     assert flops() < small, "there is memory"
-    monkeypatch.setattr(preparing, "available_memory_bytes", lambda: 10)
+    monkeypatch.setattr(pricing, "available_memory_bytes", lambda: 10)
     told.clear()
     assert flops() == small
     assert any("have no room for them" in line for line in told)
 
 
 def _on(monkeypatch: pytest.MonkeyPatch, devices: Devices) -> None:
-    monkeypatch.setattr(preparing, "find_devices", lambda _: devices)
+    monkeypatch.setattr(workers, "find_devices", lambda _: devices)
 
 
 def test_a_model_that_cannot_fit_is_refused_before_it_is_loaded(

@@ -1,0 +1,1 @@
+"""Reads and checks a search before any training: rows, prices, memory, workers."""
