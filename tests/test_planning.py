@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from autopeft import planning
 from autopeft.engine.search_plan import SearchPlan, Speed
 from autopeft.errors import SettingsError
 from autopeft.planning import check_budget, fitted
@@ -16,6 +17,9 @@ from autopeft.preparing.prepare import prepare
 from autopeft.session import Session
 from autopeft.settings import SearchSettings
 from autopeft.workspace import Workspace
+from tests.helpers.fake_clock import FakeClock
+
+_SLOW = Speed(step=0.5, row=0.1, start=0.1, fixed=0.02)
 
 
 def settings_of(model: Path, data: Path, **changes: Any) -> SearchSettings:
@@ -42,12 +46,32 @@ def test_open_sizes_follow_a_measurement(tiny_model: Path, tiny_data: Path) -> N
     assert plan.steps > ready.plan.steps or plan.steps == 50
 
 
-def test_what_a_budget_cannot_pay_is_told_and_tried(tiny_model: Path, tiny_data: Path) -> None:
-    asked = settings_of(tiny_model, tiny_data, budget="12s", steps=3000)
+def test_what_a_budget_cannot_pay_is_told_and_tried(
+    tiny_model: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autopeft.planning.measure_speed", lambda *_, **__: (_SLOW, 0.1, "fp32"))
+    asked = settings_of(tiny_model, tiny_data, budget="12m", steps=3000)
     lines: list[str] = []
     planned = fitted(prepare(asked), asked, began=time.monotonic(), note=lines.append)
-    assert planned.plan.steps == 3000
+    assert (planned.plan.steps, planned.plan.n_trials) == (3000, 0)
+    assert "may not pay for a single trial" in lines[1]
     assert "would pay for 40" in lines[1]
+
+
+def test_a_budget_that_the_start_has_used_up_is_refused(
+    tiny_model: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = settings_of(tiny_model, tiny_data, budget="20m")
+    ready = prepare(asked)
+    clock = FakeClock().replace_in(monkeypatch, planning)
+
+    def slowly(*_: object, **__: object) -> tuple[Speed, float, str]:
+        clock.now += 1200
+        return _SLOW, 0.1, "fp32"
+
+    monkeypatch.setattr("autopeft.planning.measure_speed", slowly)
+    with pytest.raises(SettingsError, match=r"20m.*took 1200 s; use at least \d+m for one trial"):
+        fitted(ready, asked, began=clock.monotonic(), note=pytest.fail)
 
 
 @pytest.mark.parametrize("budget", ["9trials", "1e12flops"])
@@ -81,8 +105,7 @@ def test_a_smaller_batch_that_is_planned_is_priced_told_and_resumed(
     tiny_model: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = settings_of(tiny_model, tiny_data, budget="7m", batch_size=None)
-    slow = Speed(step=0.5, row=0.1, start=0.1, fixed=0.02)
-    monkeypatch.setattr("autopeft.planning.measure_speed", lambda *_, **__: (slow, 0.1, "fp32"))
+    monkeypatch.setattr("autopeft.planning.measure_speed", lambda *_, **__: (_SLOW, 0.1, "fp32"))
     ready, lines = prepare(asked), list[str]()
     planned = fitted(ready, asked, began=time.monotonic(), note=lines.append)
     n_rows = planned.plan.batch_size
