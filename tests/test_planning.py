@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_clock import FakeClock
 
 from autopeft import planning
 from autopeft.engine.search_plan import SearchPlan, Speed
@@ -17,7 +18,6 @@ from autopeft.preparing.prepare import prepare
 from autopeft.session import Session
 from autopeft.settings import SearchSettings
 from autopeft.workspace import Workspace
-from tests.helpers.fake_clock import FakeClock
 
 _SLOW = Speed(step=0.5, row=0.1, start=0.1, fixed=0.02)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +22,7 @@ from autopeft.confirm.intervals import Interval, quality_interval
 from autopeft.costs import Price, PriceTable
 from autopeft.costs.objectives import Objective
 from autopeft.engine.job_execution import N_DRAWS
-from autopeft.errors import DataError, SettingsError
+from autopeft.errors import AdapterError, AutoPeftError, DataError, SettingsError
 from autopeft.models.loading import base_dtype
 from autopeft.preparing.prepare import prepare
 from autopeft.settings import SearchSettings
@@ -29,7 +30,7 @@ from autopeft.tasks.data import EncodedSplit, TaskData
 from autopeft.training.evaluation import evaluate
 from autopeft.training.precision import Precision
 from autopeft.training.setup import TrainingSetup
-from autopeft.utils.formatting import counted
+from autopeft.utils.formatting import counted, one_line
 from autopeft.utils.pareto import non_dominated
 
 if TYPE_CHECKING:
@@ -272,11 +273,25 @@ def _scores(
     for source in sources:
         gc.collect()  # A model holds circles, and two large ones may not fit.
         opened = opener.open(source)
-        scores.append(_scored_entry(source, opened, setup, opener.priced(opened, prices)))
-        further.add(source.name, opened.model)
+        with _told_of(source):
+            scores.append(_scored_entry(source, opened, setup, opener.priced(opened, prices)))
+            further.add(source.name, opened.model)
         del opened
     values = further.values()
     return [(replace(e, further=values.get(e.name, {})), score) for e, score in scores]
+
+
+@contextmanager
+def _told_of(source: Source) -> Iterator[None]:
+    """Name what cannot be scored; the base model could, on the same rows."""
+    try:
+        yield
+    except AutoPeftError:
+        raise
+    except Exception as error:  # Adapters of others raise errors of many types.
+        problem = f"cannot be scored ({one_line(error)})"
+        remedy = "check that peft runs it on this model, or leave it out"
+        raise AdapterError("adapter", str(source.folder), problem, remedy) from error
 
 
 def _scored_entry(

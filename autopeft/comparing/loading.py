@@ -8,6 +8,7 @@ from typing import Any
 from safetensors import safe_open
 from torch import nn
 
+from autopeft.comparing.prompts import check_prompt
 from autopeft.comparing.sources import Source, is_same_base
 from autopeft.costs import Price, PriceTable
 from autopeft.errors import AdapterError
@@ -140,11 +141,9 @@ class Opener:
         """Load a peft folder of others."""
         config = read_peft_config(source.folder)
         self._check_base(source, config.base_model_name_or_path)
-        if config.is_prompt and config.peft_type != "PREFIX_TUNING":
-            # Scores are read at the places of a row's own tokens.
-            problem = f"is {config.peft_type}: its virtual tokens move the tokens of each row"
-            raise AdapterError("adapter", str(source.folder), problem, "leave it out")
         backbone = self.base()
+        if config.is_prompt:
+            check_prompt(source, config, backbone.model, self.task.auto_class, self.data)
         model = place_peft_folder(backbone.model, source.folder, is_trainable=True)
         self._check_head(source, backbone)
         found = plan_of_peft(model, backbone.layout)
@@ -190,7 +189,12 @@ class Opener:
         """Check that a peft folder has the head that the base model lacks."""
         with safe_open(source.folder / TENSOR_FILE, "pt") as file:
             names = set(file.keys())
-        lacking = [path for path in backbone.head if f"{PEFT_ROOT}{path}.weight" not in names]
+        # Beside a prompt, which changes no module, peft writes the head by a shorter name.
+        lacking = [
+            path
+            for path in backbone.head
+            if not names & {f"{PEFT_ROOT}{path}.weight", f"base_model.{path}.weight"}
+        ]
         if lacking:
             raise AdapterError(
                 "adapter",

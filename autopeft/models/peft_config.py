@@ -44,6 +44,7 @@ class ForeignConfig:
     modules_to_save: tuple[str, ...] | None = None
     megatron_config: Any = None
     tokenizer_kwargs: Any = None
+    num_virtual_tokens: int | None = None
 
     @property
     def is_prompt(self) -> bool:

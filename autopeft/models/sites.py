@@ -91,6 +91,11 @@ def max_positions(base: nn.Module) -> int | None:
     return min(limits) if limits else None
 
 
+def reads_backwards_only(base: nn.Module) -> bool:
+    """Whether tokens attend to earlier ones alone, as a decoder's do."""
+    return any(getattr(module, "is_causal", False) is True for module in base.modules())
+
+
 def _embeddings(base: nn.Module) -> Iterator[tuple[str, nn.Embedding]]:
     for path, module in base.named_modules():
         if isinstance(module, nn.Embedding):

@@ -103,7 +103,9 @@ def learned_logits(
     is_target = _is_target(batch)
     rows, columns = is_target.nonzero()  # (n,), (n,)
     owners = rows if batch.owners is None else batch.owners[is_target]
-    found = np.stack([rows, columns - 1, batch.on_host("labels")[is_target], owners])
+    # Counted from the end: tokens of a prompt may stand before a row's own.
+    places = columns - 1 - is_target.shape[1]
+    found = np.stack([rows, places, batch.on_host("labels")[is_target], owners])
     row, column, targets, owner = sent(torch.from_numpy(found), batch.labels.device)
     with _only_at(model, row, column):
         logits: torch.Tensor = model(**batch.model_inputs(), use_cache=False).logits

@@ -169,7 +169,8 @@ class Generator:
             else:
                 ids = torch.tensor([[*prompt, *tokens]], device=device)
                 logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]
-                logits = logits[len(prompt) - 1 : -1]  # (n tokens, vocabulary)
+                # (n tokens, vocabulary), from the end: virtual tokens may stand before the prompt.
+                logits = logits[-len(tokens) - 1 : -1]
             if not tokens:
                 continue
             logits = logits.float()

@@ -285,6 +285,8 @@ def _is_labeled(split: EncodedSplit) -> NDArray[np.bool_]:
 def _token_losses(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the loss of each token, (b, t), 0 where it has no label; and logits (b, t, n)."""
     logits: torch.Tensor = model(**batch.model_inputs()).logits.float()
+    # Tokens of a prompt may stand before a row's own.
+    logits = logits[:, -batch.labels.shape[1] :]
     losses = functional.cross_entropy(
         logits.transpose(1, 2), batch.labels, reduction="none", ignore_index=IGNORED
     )

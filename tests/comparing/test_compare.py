@@ -220,36 +220,6 @@ def test_a_decoders_adapters_are_compared_with_the_base_model(
     assert compared.judgement.headline.startswith("trained is the best")
 
 
-def test_a_prefix_is_scored_as_plain_peft_does_and_virtual_tokens_are_refused(
-    decoders: tuple[Path, dict[str, Path]], tiny_llama: Path, tmp_path: Path
-) -> None:
-    data, _ = decoders
-    configs = {"prefix": peft.PrefixTuningConfig, "prompt": peft.PromptTuningConfig}
-    for name, config in configs.items():
-        torch.manual_seed(3)
-        bare = hf.AutoModelForCausalLM.from_pretrained(tiny_llama)
-        made = config(task_type="CAUSAL_LM", num_virtual_tokens=3)
-        model = peft.get_peft_model(bare, made)
-        torch.nn.init.normal_(next(model.prompt_encoder.parameters()))
-        model.save_pretrained(tmp_path / name)
-    settings: dict[str, Any] = {"model": str(tiny_llama), "data": str(data), "held_out": True}
-    found = autopeft.compare(tmp_path / "prefix", **settings).entry("prefix")
-    bare = hf.AutoModelForCausalLM.from_pretrained(tiny_llama)
-    model = peft.PeftModel.from_pretrained(bare, tmp_path / "prefix").eval()
-    assert found.trainable_params == sum(p.numel() for p in model.prompt_encoder.parameters())
-    tokenizer, losses = hf.AutoTokenizer.from_pretrained(tiny_llama), []
-    for row in map(json.loads, data.read_text().splitlines()):
-        text = f"{row['prompt']}{row['completion']} [SEP]"
-        ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
-        with torch.inference_mode():
-            logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]
-        each = torch.nn.functional.cross_entropy(logits[3:-1], ids[0, 4:], reduction="none")
-        losses += each.tolist()
-    assert found.metrics["loss"] == pytest.approx(sum(losses) / len(losses), abs=1e-5)
-    with pytest.raises(UserError, match="is PROMPT_TUNING: its virtual tokens move the tokens"):
-        autopeft.compare(tmp_path / "prompt", **settings)
-
-
 @pytest.fixture(scope="module")
 def forgetting(
     decoders: tuple[Path, dict[str, Path]],

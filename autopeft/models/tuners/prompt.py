@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from autopeft.models.sites import can_start_from_embeddings, max_positions
+from autopeft.models.sites import can_start_from_embeddings, max_positions, reads_backwards_only
 from autopeft.models.tuners.common import StandInLayer, StandInModel, TargetedConfig, register
 
 
@@ -49,8 +49,7 @@ class PromptLayer(StandInLayer):
         self.prompt_tuning_tokens = nn.ParameterDict()
         self._names = tuple(inspect.signature(base_layer.forward).parameters)
         self._max_positions = max_positions(base_layer)
-        is_causal = any(getattr(m, "is_causal", False) is True for m in base_layer.modules())
-        self._n_before = 0 if is_causal else 1
+        self._n_before = 0 if reads_backwards_only(base_layer) else 1
 
     def add(self, adapter_name: str, size: int, config: PromptConfig) -> None:
         """Add an adapter, initialized with random tokens of the vocabulary."""
