@@ -1,19 +1,18 @@
-"""The shapes of a checkpoint's tensors, without loading it, and whether the hub can be reached."""
+"""The shapes of a checkpoint's tensors, without loading it, and whether it is here alone."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import huggingface_hub
 from safetensors import SafetensorError, safe_open
 
 from autopeft.errors import ModelError
+from autopeft.utils.online import is_hub_reachable
 from autopeft.utils.serialize import read_json
 
-_PROBE_SECONDS = 4.0
 _CONFIG = "config.json"
 
 
@@ -43,20 +42,6 @@ def check_exists(model: str) -> None:
         raise ModelError("model", model, "no such folder", "check the path")
 
 
-@lru_cache(maxsize=1)
-def _is_hub_reachable() -> bool:
-    """Ask the hub once, briefly: its own client would retry for half a minute."""
-    if huggingface_hub.constants.HF_HUB_OFFLINE:
-        return False
-    try:
-        huggingface_hub.get_session().head(
-            huggingface_hub.constants.ENDPOINT, timeout=_PROBE_SECONDS
-        )
-    except Exception:  # Any error of the HTTP library means that the hub cannot be reached.
-        return False
-    return True
-
-
 @dataclass(frozen=True)
 class _Index:
     """The index file of a checkpoint in several files: the file of each tensor."""
@@ -66,7 +51,7 @@ class _Index:
 
 def is_local_only(model: str) -> bool:
     """Return whether only local files can be used: a folder, or a hub that cannot be reached."""
-    return Path(model).is_dir() or not _is_hub_reachable()
+    return Path(model).is_dir() or not is_hub_reachable()
 
 
 def shapes(model: str, revision: str | None = None) -> dict[str, tuple[int, ...]] | None:
@@ -99,7 +84,7 @@ def _hub_shapes(model: str, revision: str | None) -> dict[str, tuple[int, ...]] 
         found = shapes(str(Path(cached).parent))
         if found is not None:
             return found
-    if not _is_hub_reachable():
+    if not is_hub_reachable():
         return None
     try:
         metadata = huggingface_hub.get_safetensors_metadata(model, revision=revision)

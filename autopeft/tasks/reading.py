@@ -30,6 +30,7 @@ from autopeft.tasks.files import (
 )
 from autopeft.tasks.labels import mapping_in
 from autopeft.utils.formatting import counted
+from autopeft.utils.online import offline_if_unreachable
 from autopeft.utils.quiet import quiet_datasets
 from autopeft.utils.scratch import scratch_folder
 
@@ -385,7 +386,7 @@ def _read_hub(field: str, source: str, name: str | None, revision: str | None) -
     import datasets
 
     try:
-        with quiet_datasets():
+        with quiet_datasets(), offline_if_unreachable():
             loaded = datasets.load_dataset(source, name, revision=revision)
     except Exception as error:
         # load_dataset raises any exception of its readers, the network and the hub client.

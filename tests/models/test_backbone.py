@@ -5,7 +5,6 @@ import socket
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import pytest
 import torch
 import transformers as hf
@@ -119,29 +118,11 @@ def test_a_missing_folder_is_reported_without_asking_the_hub(
 def test_a_hub_id_without_the_hub_is_one_line_and_waits_for_nothing(
     monkeypatch: pytest.MonkeyPatch, connections: list[object]
 ) -> None:
-    monkeypatch.setattr(checkpoint, "_is_hub_reachable", lambda: False)
+    monkeypatch.setattr(checkpoint, "is_hub_reachable", lambda: False)
     with pytest.raises(ModelError, match="the hub cannot be reached") as caught:
         load_backbone("nobody/no-such-model", auto_class=_CLS)
     assert "\n" not in str(caught.value)
     assert connections == []
-
-
-def test_an_unreachable_hub_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-
-    class Session:
-        def head(self, url: str, timeout: float) -> None:
-            asked.append((url, timeout))
-            raise ConnectionError
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(huggingface_hub, "get_session", Session)
-    checkpoint._is_hub_reachable.cache_clear()
-    assert checkpoint.is_local_only("a/b")
-    assert checkpoint.is_local_only("c/d")
-    checkpoint._is_hub_reachable.cache_clear()
-    assert len(asked) == 1
-    assert asked[0][1] <= 5
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
