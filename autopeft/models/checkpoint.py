@@ -38,7 +38,9 @@ def check_exists(model: str) -> None:
                 f"the folder has no {_CONFIG}",
                 "use a folder made by save_pretrained",
             )
-    elif folder.is_file() or looks_like_path(model):
+    elif folder.exists():
+        raise ModelError("model", model, "is no folder", "name the folder that holds the model")
+    elif looks_like_path(model):
         raise ModelError("model", model, "no such folder", "check the path")
 
 

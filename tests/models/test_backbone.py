@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,14 @@ def test_a_hub_id_without_the_hub_is_one_line_and_waits_for_nothing(
         load_backbone("nobody/no-such-model", auto_class=_CLS)
     assert "\n" not in str(caught.value)
     assert connections == []
+
+
+def test_what_is_no_folder_is_said_to_be_none(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").touch()
+    for name in ("pipe", "file"):
+        with pytest.raises(ModelError, match="is no folder"):
+            load_backbone(str(tmp_path / name), auto_class=_CLS)
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
