@@ -429,10 +429,11 @@ def compare_table(
     """
     from autopeft.comparing.recorded import judge_table
     from autopeft.comparing.show import write_table
-    from autopeft.comparing.table_file import read_lines
+    from autopeft.comparing.table_file import is_number, read_lines
 
-    if seed_sd is not None and not 0 <= seed_sd < 1:
-        raise SettingsError("seed_sd", seed_sd, "`0 <= seed_sd < 1` must hold", "use e.g. 0.006")
+    if seed_sd is not None and not (is_number(seed_sd) and 0 <= seed_sd < 1):
+        problem = "a number with `0 <= seed_sd < 1` is needed"
+        raise SettingsError("seed_sd", seed_sd, problem, "use e.g. 0.006")
     found = judge_table(read_lines(table, rows=rows, columns=columns), seed_sd=seed_sd)
     if output is not None:
         write_table(found, Path(output).expanduser())

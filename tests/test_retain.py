@@ -210,6 +210,20 @@ def test_shared_rows_are_left_out_and_counted(tiny_llama: Path, rows: Path, tmp_
     assert any("4 rows left out that the search's data have too" in note for note in data.notes)
 
 
+def test_rows_that_cannot_be_scored_are_counted_and_unknown_columns_refused(
+    tiny_llama: Path, rows: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "kept.jsonl"
+    path.write_text('{"text": "so bad"}\n{"prompt": "so", "completion": "bad"}\n')
+    settings = _asked(tiny_llama, rows, tmp_path, retain=str(path))
+    data = prepare(SearchSettings.from_mapping(settings)).data
+    assert data is not None
+    assert any(", 1 row left out: no completion" in note for note in data.notes)
+    path.write_text('{"a": "so", "b": "bad"}\n')
+    with pytest.raises(UserError, match="'a', 'b'; name its columns text, or prompt and"):
+        prepare(SearchSettings.from_mapping(settings))
+
+
 def test_another_text_than_at_the_start_is_noticed(
     tiny_llama: Path, rows: Path, kept: Path, tmp_path: Path
 ) -> None:

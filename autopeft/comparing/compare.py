@@ -304,7 +304,7 @@ def _scored_entry(
 ) -> tuple[Entry, SeedScore]:
     score, quality = _score(opened.model, setup), setup.task.quality
     for name in dict.fromkeys((quality.name, "loss")):
-        check_finite(source.name, name, score.test[name])
+        check_finite(source.name if is_base else str(source.folder), name, score.test[name])
     entry = Entry(
         name=source.name,
         folder="" if is_base else str(source.folder),

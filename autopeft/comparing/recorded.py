@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from autopeft.comparing.judging import LEVELS, Judgement, Pair, Scored, judge
 from autopeft.confirm.comparison import pooled_seed_variance
@@ -101,14 +102,25 @@ def judge_table(
 def _arms(table: Sequence[Line], rng: np.random.Generator) -> list[Scored]:
     """Return one arm for each name; its draws are scores on other samples of as many rows."""
     arms = []
-    for name in dict.fromkeys(line.name for line in table):
+    # Sorted: the order of the lines says nothing, so it decides no draw and no tie.
+    for name in sorted({line.name for line in table}):
         mine = [line for line in table if line.name == name]
+        mine.sort(key=lambda line: (line.score, line.n_seeds))
         mean = sum(line.score * line.n_seeds for line in mine) / sum(line.n_seeds for line in mine)
-        n_rows = mine[0].n_rows
-        draws = tuple((rng.binomial(n_rows, mean, _N_DRAWS) / n_rows).tolist())
+        draws = tuple(_other_scores(mean, mine[0].n_rows, rng).tolist())
         scores = [line.score for line in mine for _ in range(line.n_seeds)]
         arms.append(Scored(name, tuple(_seed_score(i, s, draws) for i, s in enumerate(scores))))
     return arms
+
+
+def _other_scores(score: float, n_rows: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Draw scores on other samples of as many rows, with the given one as their mean.
+
+    A share of 0 or 1 has an error, too: as in the interval of Agresti and Caffo (2000, "Simple and
+    effective confidence intervals for proportions"), one right and one wrong answer are added.
+    """
+    added = n_rows + 2
+    return (rng.binomial(added, (score * n_rows + 1) / added, _N_DRAWS) - 1) / n_rows
 
 
 def _seed_score(number: int, score: float, draws: tuple[float, ...]) -> SeedScore:

@@ -82,14 +82,18 @@ def find_sources(
         if (folder / SETTINGS).is_file() and (folder / FRONT).is_file():
             found += _members(folder, pick, settings, is_held_out=is_held_out)
         else:
-            found.append(Source(folder.resolve().name, folder, _kind_of(folder)))
+            kind = _kind_of(folder)
+            others = _adapters_in(folder) if kind == "peft" else ()
+            note = f"the adapters in its folders {', '.join(others)} are not compared"
+            found.append(Source(folder.resolve().name, folder, kind, note if others else ""))
     return _named_apart(found)
 
 
 def _kind_of(folder: Path) -> Kind:
     remedy = "name a folder of an adapter, of a model or of a run"
     if not folder.is_dir():
-        raise AdapterError("adapter", str(folder), "no such folder", remedy)
+        problem = "is no folder" if folder.exists() else "no such folder"
+        raise AdapterError("adapter", str(folder), problem, remedy)
     if holds_plan(folder):
         return "autopeft"
     for file, kind in _FILES:
@@ -97,7 +101,14 @@ def _kind_of(folder: Path) -> Kind:
             return kind
     names = ", ".join((PLAN_FILE, *(file for file, _ in _FILES)))
     problem = f"holds no adapter and no model ({names})"
+    if others := _adapters_in(folder):
+        remedy = f"name one of those in it: {', '.join(str(folder / each) for each in others)}"
     raise AdapterError("adapter", str(folder), problem, remedy)
+
+
+def _adapters_in(folder: Path) -> tuple[str, ...]:
+    """Return the names of folders in it that hold an adapter: peft saves several so."""
+    return tuple(sorted(path.parent.name for path in folder.glob(f"*/{CONFIG_FILE}")))
 
 
 _ROWS = ("data", "data_name", "data_revision", "validation", "test", "seed")

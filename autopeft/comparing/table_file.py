@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 from autopeft.comparing.recorded import Line
@@ -41,7 +42,7 @@ def read_lines(
     tables = read("table", source)
     table = next(iter(tables.values()))
     least, most = _COUNTS["rows"]
-    if rows is not None and not (least <= rows <= most and rows == int(rows)):
+    if rows is not None and not (is_number(rows) and least <= rows <= most and rows == int(rows)):
         problem = f"must be a whole number from {least} to {most:,}"
         raise SettingsError("rows", rows, problem, "give the number of test rows")
     named = dict(columns or {})
@@ -57,6 +58,11 @@ def read_lines(
         raise DataError("table", table.source, problem, "give a line for each method")
     _check_rows(lines, table.source)
     return lines
+
+
+def is_number(value: object) -> bool:
+    """Return whether a value is a real number, of numpy too."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _lines(table: Table, found: Mapping[str, str], rows: int | None) -> Iterator[Line]:

@@ -420,6 +420,8 @@ def place_peft_folder(base: nn.Module, folder: Path, *, is_trainable: bool = Fal
                 _unfreeze_prompt(model)
     except Exception as error:  # Files of others raise errors of many types.
         text = " ".join(str(error).split())[:300]
+        if isinstance(error, KeyError):  # Of a head that is saved whole.
+            raise damaged(folder / TENSOR_FILE, f"lacks {text}") from error
         if any(words in text for words in _OTHER_BASE):
             remedy = f"use the model it was trained on: {config.base_model_name_or_path}"
             problem = f"does not fit the base model ({text})"

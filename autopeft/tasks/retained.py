@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +41,9 @@ _UNNAMED: Mapping[str, Any] = {
     **dict.fromkeys(("metric", "task_options"), None),
 }
 """Settings of the search's own rows, which say nothing of retained ones."""
+
+
+_COLUMNS = "name its columns text, or prompt and completion, or messages, or give a text file"
 
 
 def retained_settings(task: Task, settings: SearchSettings) -> SearchSettings:
@@ -88,7 +92,9 @@ def load_retained(
     except DataError as error:
         if error.field == "retain":
             raise
-        raise DataError("retain", settings.retain, error.problem, error.remedy) from error
+        # A decoder's columns cannot be named: --columns names those of the search's own rows.
+        remedy = _COLUMNS if task.is_autoregressive else error.remedy
+        raise DataError("retain", settings.retain, error.problem, remedy) from error
     own = retained_settings(task, settings)
     kept = replace(data, task=own.task or task.name, splits={"test": rows}, second=(), notes=())
     forgetting = SecondTask(QUALITIES["forgetting"], "loss", own, kept, is_over_base=True)
@@ -112,7 +118,7 @@ def _encoded(
     table, _ = without_shared("retain", table, given, remedy, is_text=task.is_autoregressive)
     n_shared = n_all - table.n_rows
     shared = f", {counted(n_shared, 'row')} left out that the search's data have too"
-    n_most, length = settings.retain_rows, data.max_length
+    n_most, length, dropped = settings.retain_rows, data.max_length, Counter[str]()
     if task.is_autoregressive and table.column_names == ["text"]:
         text = _raw_text(settings.retain) if not n_shared else None
         text = text or "\n".join(str(value) for value in table.columns["text"] if value is not None)
@@ -124,21 +130,28 @@ def _encoded(
         scoring.processor = processor
         cleaned = scoring.clean(table)
         first = cleaned.take(np.arange(min(n_most, len(cleaned)), dtype=np.int64))
+        dropped += cleaned.dropped
         try:
             rows = scoring.encode(processor, first, data.labels, length)
         except KeyError as error:
             problem = f"has the label {error}, which the search's data lack"
             raise DataError("retain", table.source, problem, "give rows of its labels") from error
     if not len(rows):
-        why = "; ".join(rows.dropped) or "no row can be scored"
+        why = "; ".join({**dropped, **rows.dropped}) or "no row can be scored"
         raise DataError("retain", settings.retain, why, "give a text, or rows of sft")
+    dropped += rows.dropped
     learned = rows.token_arrays.get("labels")
     n_terms = len(rows) if learned is None else int((learned != IGNORED).sum())
     kind = "window" if table.column_names == ["text"] else "row"
     return rows, (
         f"the first {counted(len(rows), kind)} of {table.source}, of at most {length} tokens, "
-        f"{n_terms:,} losses{shared if n_shared else ''}"
+        f"{n_terms:,} losses{shared if n_shared else ''}{_left_out(dropped)}"
     )
+
+
+def _left_out(dropped: Mapping[str, int]) -> str:
+    parts = (f", {counted(n, 'row')} left out: {why}" for why, n in dropped.items())
+    return "".join(parts)
 
 
 def _table(settings: SearchSettings) -> Table:

@@ -331,6 +331,12 @@ def _pickled(folder: Path) -> None:
     (folder / "adapter_model.bin").write_bytes(b"x")
 
 
+def _headless(folder: Path) -> None:
+    path = folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    save_file({n: t for n, t in tensors.items() if not n.endswith("classifier.bias")}, path)
+
+
 def _emptied(folder: Path) -> None:
     for path in folder.iterdir():
         path.unlink()
@@ -341,6 +347,7 @@ def _emptied(folder: Path) -> None:
     [
         (_emptied, "holds no adapter and no model"),
         (_pickled, "is a pickle"),
+        (_headless, r"lacks 'base_model\.model\.classifier\.bias'; save or download it again"),
         (_edited(peft_type="FUTURE"), "is of the type FUTURE, which peft"),
         (_edited(base_model_name_or_path="org/other"), "was trained on org/other, not on"),
         (_edited(r=3), "does not fit the base model"),
@@ -376,7 +383,7 @@ def test_a_score_that_is_no_number_is_refused_not_ranked(
         tensor.fill_(3e38)  # Finite, but no product of two is.
     save_file(tensors, broken / "adapter_model.safetensors", {"format": "pt"})
     settings: dict[str, Any] = {"model": str(tiny_llama), "data": str(data), "held_out": True}
-    with pytest.raises(UserError, match="adapter='broken': has a loss of nan; leave it out"):
+    with pytest.raises(UserError, match="/broken': has a loss of nan; leave it out"):
         autopeft.compare([broken, folders["trained"]], **settings)
     with pytest.raises(UserError, match="adapter='x': has a forgetting of inf; leave it out"):
         check_finite("x", "forgetting", math.inf)

@@ -77,6 +77,32 @@ def test_what_is_too_close_tells_rows_and_seeds() -> None:
     assert not unknown.judgement.pairs[0].is_shown
 
 
+def test_scores_of_0_and_1_have_an_error_too() -> None:
+    """Regression: their binomial error is 0, so two rows showed a difference."""
+    for n_rows, high, low, is_shown in (
+        (2, 1.0, 0.0, False),
+        (6, 1.0, 0.5, False),
+        (50, 1.0, 0.0, True),
+        (60, 1.0, 0.5, True),
+    ):
+        table = [{"name": "a", "score": high}, {"name": "b", "score": low}]
+        found = autopeft.compare_table(table, rows=n_rows, seed_sd=0.0)
+        (pair,) = found.judgement.pairs
+        assert pair.found.gain == high - low
+        assert pair.found.error > 0
+        assert pair.is_shown == is_shown, (n_rows, high, low)
+        assert "not shown" in autopeft.compare_table(table, rows=n_rows).verdict[0] or not is_shown
+
+
+def test_the_order_of_the_lines_changes_nothing() -> None:
+    scores = {"a": 0.5, "b": 0.52, "c": 0.55, "d": 0.56, "e": 0.6225}
+    table = [{"name": n, "score": s + i * 0.001} for n, s in scores.items() for i in range(2)]
+    orders = (table, table[::-1], table[3:] + table[:3])
+    told = [autopeft.compare_table(order, rows=1000) for order in orders]
+    assert told[0].judgement == told[1].judgement == told[2].judgement
+    assert told[0].verdict == told[1].verdict == told[2].verdict
+
+
 def test_the_command_reads_csv_in_percent_and_writes(tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     path.write_text("recipe,acc\nlora,69.9\ndora,74.0%\n", encoding="utf-8")
@@ -130,7 +156,9 @@ def test_lines_of_one_name_with_unlike_rows_are_refused_in_any_order() -> None:
     [
         (_PR, {}, "does not tell its test rows; give --rows N"),
         (_PR, {"rows": 1}, "rows=1: must be a whole number from 2"),
-        (_PR, {"rows": 100, "seed_sd": -1.0}, "`0 <= seed_sd < 1` must hold"),
+        (_PR, {"rows": "100"}, "rows='100': must be a whole number"),
+        (_PR, {"rows": 100, "seed_sd": -1.0}, "number with `0 <= seed_sd < 1` is needed"),
+        (_PR, {"rows": 100, "seed_sd": "0.01"}, "seed_sd='0.01': a number with"),
         (_PR[:1], {"rows": 100}, "fewer than two names"),
         ([{"a": "x", "score": 0.5}], {"rows": 100}, "is recognized as what was trained"),
         ([*_PR, {"name": "c", "score": "high"}], {"rows": 100}, "is no number"),

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from autopeft.comparing.sources import Source, find_sources, is_same_base
-from autopeft.errors import UserError
+from autopeft.errors import AdapterError, UserError
 from autopeft.result import SearchResult
 from autopeft.settings import SearchSettings
 
@@ -137,3 +137,14 @@ def test_a_plan_of_another_program_makes_no_adapter_autopefts(tmp_path: Path) ->
     (tmp_path / "adapter_config.json").unlink()
     with pytest.raises(UserError, match="holds no adapter and no model"):
         _sources(tmp_path)
+
+
+def test_further_adapters_in_a_folder_are_told(tmp_path: Path) -> None:
+    _folder(tmp_path, "a/adapter_config.json", "a/two/adapter_config.json")
+    _folder(tmp_path, "b/one/adapter_config.json", "b/two/adapter_config.json")
+    (source,) = _sources(tmp_path / "a")
+    assert source.note == "the adapters in its folders two are not compared"
+    with pytest.raises(AdapterError, match=r"name one of those in it: .*b/one, .*b/two$"):
+        _sources(tmp_path / "b")
+    with pytest.raises(AdapterError, match=r"adapter_config\.json': is no folder"):
+        _sources(tmp_path / "a" / "adapter_config.json")
