@@ -14,7 +14,6 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autopeft.costs.constraints import parse_bytes
 from autopeft.costs.objectives import COSTS, Cost, find_beside, with_costs
 from autopeft.costs.price import PricedRow, PriceList
 from autopeft.engine.backend import BACKENDS, check_backend
@@ -25,7 +24,7 @@ from autopeft.integrations.trackers.registry import TRACKERS
 from autopeft.saved_inputs import saved_inputs
 from autopeft.searcher.pruners.registry import PRUNERS
 from autopeft.searcher.samplers.registry import SAMPLERS
-from autopeft.serving.servers import find_server
+from autopeft.serving.servers import chosen_format
 from autopeft.settings import RESUMABLE, SearchSettings
 from autopeft.tasks.registry import TASKS, check_task
 from autopeft.utils.files import write_text
@@ -541,7 +540,7 @@ def export(
     allow_lossy: bool = False,
     device: str | None = None,
     dtype: str | None = None,
-    max_shard_size: str | None = None,
+    max_shard_size: str | int | None = None,
     requantize: bool = False,
     score: bool = False,
     push_to: str | None = None,
@@ -561,7 +560,8 @@ def export(
         allow_lossy: For "lora" and "gguf": take the nearest LoRA where no exact one exists.
         device: Where to compute, as torch names it; default: the CPU.
         dtype: Type of a merged model's weights; default: the base model's own.
-        max_shard_size: For "merged": the largest file of weights; None: "5GB".
+        max_shard_size: For "merged": the largest file of weights, such as "5GB" or "5GiB", or
+            bytes; None: "5GB".
         requantize: For "merged", where the search had a quantized base model: merge into its
             dequantized weights and quantize the result in the same way.
         score: Score what was written on the test split, beside the member itself; the search's
@@ -584,15 +584,17 @@ def export(
     """
     from autopeft.result import SearchResult
 
+    given = {"max_rank": max_rank, "allow_lossy": allow_lossy, "device": device, "dtype": dtype}
+    given |= {"max_shard_size": max_shard_size, "score": score, "requantize": requantize}
     if format == EXPERIMENT and (server is not None or push_to is not None):
         problem = "holds no adapter that a server loads or the hub shows"
         raise SettingsError("format", format, problem, "leave --for and --push-to out")
-    if format == EXPERIMENT and (score or requantize):
-        name = "score" if score else "requantize"
-        problem = f"format={format} holds the scores that the search measured, and no weights"
-        raise SettingsError(name, True, problem, "leave it out")
-    if server is not None:
-        find_server(server)
+    chosen = chosen_format(format, server, others=(EXPERIMENT,))
+    is_copied, place = chosen == "peft", "cpu" if device is None else device
+    for name, value in given.items():
+        if format == EXPERIMENT and value is not None and value is not False:
+            problem = f"format={format} holds the scores that the search measured, and no weights"
+            raise SettingsError(name, value, problem, "leave it out")
     if push_to is not None:
         from autopeft.utils.hub import check_repo, push_folder
 
@@ -612,26 +614,26 @@ def export(
                 "was not confirmed, so no adapter was saved",
                 "pick a member of the front",
             )
-        if max_rank is not None and max_rank < 1:
-            raise SettingsError("max_rank", max_rank, "`max_rank >= 1` must hold", "use e.g. 64")
         with paused_gc():
             from autopeft.comparing.converted import ExportScorer
             from autopeft.comparing.experiment import export_experiment
-            from autopeft.models.export import (
-                MAX_SHARD_SIZE,
-                Exported,
-                chosen_format,
-                export_adapter,
-            )
+            from autopeft.models.export import Exported, check_options, export_adapter
             from autopeft.preparing.task_data import validation_rows
             from autopeft.reporting.converted import read_converted
             from autopeft.reporting.model_card import model_card
-        if max_shard_size is not None:
-            parse_bytes("max_shard_size", max_shard_size)
         if format == EXPERIMENT:
             written = export_experiment(result, member, target)
             return Exported(written.folder, format=EXPERIMENT, missing=written.lines)
-        is_copied = chosen_format(format, server) == "peft"
+        # Before the data are read, which takes its time.
+        check_options(
+            chosen,
+            max_rank=max_rank,
+            allow_lossy=allow_lossy,
+            device=place,
+            dtype=dtype,
+            max_shard_size=max_shard_size,
+            requantize=requantize,
+        )
         settings = workspace.settings()
         scorer = None
         if score:
@@ -641,7 +643,7 @@ def export(
                     "score", True, problem, "leave it out, or convert: --format lora"
                 )
             read_converted(result.folder)  # What is damaged ends the export before it is written.
-            scorer = ExportScorer(settings, result.view.data.fingerprint, device or "cpu")
+            scorer = ExportScorer(settings, result.view.data.fingerprint, place)
         exported = export_adapter(
             result.base_model,
             member.folder,
@@ -651,9 +653,9 @@ def export(
             rows=None if is_copied else validation_rows(settings),
             max_rank=max_rank,
             allow_lossy=allow_lossy,
-            device=device or "cpu",
+            device=place,
             dtype=dtype,
-            max_shard_size=max_shard_size or MAX_SHARD_SIZE,
+            max_shard_size=max_shard_size,
             requantize=requantize,
             scorer=scorer,
         )

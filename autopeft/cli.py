@@ -15,7 +15,7 @@ import click
 
 from autopeft import api
 from autopeft.errors import AutoPeftError, SearchInterrupted, TrainingFailure, printable
-from autopeft.serving.servers import SERVERS
+from autopeft.serving.servers import FORMATS, SERVERS
 from autopeft.serving.servers import check_export as check
 from autopeft.settings import RESUMABLE, SearchSettings
 from autopeft.tasks.registry import TASKS
@@ -259,7 +259,7 @@ def report(folder: str) -> None:
 @click.option(
     "--format",
     "format_",
-    type=click.Choice(["peft", "lora", "merged", "gguf", api.EXPERIMENT]),
+    type=click.Choice([*FORMATS, api.EXPERIMENT]),
     help="peft: the adapter alone; lora: a mixed plan as one LoRA; merged: a full model folder "
     "that transformers loads; gguf: one LoRA for llama.cpp and Ollama; hf-comparison: an "
     "experiment of peft's method_comparison. "
@@ -285,7 +285,9 @@ def report(folder: str) -> None:
 @click.option(
     "--dtype", help="merged: type of the weights, e.g. bfloat16. [default: the base model's]"
 )
-@click.option("--max-shard-size", help="merged: the largest file of weights. [default: 5GB]")
+@click.option(
+    "--max-shard-size", help="merged: the largest file of weights, e.g. 500MiB. [default: 5GB]"
+)
 @click.option(
     "--requantize",
     is_flag=True,

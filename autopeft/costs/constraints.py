@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -29,16 +30,18 @@ _REMEDY = (
 )
 
 
-def parse_bytes(field: str, text: str) -> float:
-    """Return the bytes that a text such as "24GB" or "79.6 GiB" names.
+def parse_bytes(field: str, text: str | float) -> float:
+    """Return the bytes that a text such as "24GB" or "79.6 GiB" names; a number is of bytes.
 
     Raises:
         SettingsError: if it names none.
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-z]*)\s*", text, re.IGNORECASE)
-    if match is None or match[2].lower() not in _BYTES or not float(match[1]):
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-z]*)\s*", f"{text}", re.IGNORECASE)
+    factor = None if match is None else _BYTES.get(match[2].lower())
+    size = 0.0 if match is None or factor is None else float(match[1]) * factor
+    if not 0 < size < math.inf:
         raise SettingsError(field, text, "is no size of a memory", "write e.g. 24GB or 80GiB")
-    return float(match[1]) * _BYTES[match[2].lower()]
+    return size
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from safetensors.torch import load_file
 
+from autopeft.costs.constraints import parse_bytes
 from autopeft.errors import AdapterError, ModelError, SettingsError
 from autopeft.models.adapter_files import HEAD_FILE, SavedPlan
 from autopeft.models.attach import Attached
@@ -28,21 +29,19 @@ from autopeft.models.requantize import (
     load_written,
     quantized_copy,
 )
-from autopeft.models.saving import checked_dtype, load_adapter, load_attached, save_adapter
+from autopeft.models.saving import DTYPES, checked_dtype, load_adapter, load_attached, save_adapter
 from autopeft.models.served import as_served
 from autopeft.serving.older_names import add_older_names
-from autopeft.serving.servers import MAX_RANK, Server, check_export, find_server
+from autopeft.serving.servers import MAX_RANK, Server, check_export, chosen_format, find_server
+from autopeft.utils.device import checked_device
 from autopeft.utils.files import replaced_folder
 from autopeft.utils.quiet import quiet_transformers
-
-FORMATS = ("peft", "lora", "merged", "gguf")
-"""The formats of `export_adapter`."""
 
 FLOAT = "float32"
 """Type in which adapters are computed."""
 
-MAX_SHARD_SIZE = "5GB"
-"""Default of `export_adapter`: the largest file of a merged model."""
+MAX_SHARD_SIZE = 5 * 10**9
+"""Default of `export_adapter`: bytes of the largest file of a merged model."""
 
 
 @dataclass(frozen=True)
@@ -113,22 +112,6 @@ class Scorer(Protocol):
         """Score the model that was written."""
 
 
-def chosen_format(format: str | None, server: str | None) -> str:
-    """Return the format to write: a server's own, if one is named, or else "peft".
-
-    Raises:
-        SettingsError: if there is no such format or server, or the two contradict each other.
-    """
-    if format is not None and format not in FORMATS:
-        raise SettingsError("format", format, "no such format", f"use one of {', '.join(FORMATS)}")
-    if server is None:
-        return format or "peft"
-    own = find_server(server).format
-    if format is not None and format != own:
-        raise SettingsError("format", format, f"--for {server} writes {own}", "drop --format")
-    return own
-
-
 def export_adapter(
     base_model: str,
     folder: str | Path,
@@ -141,7 +124,7 @@ def export_adapter(
     allow_lossy: bool = False,
     device: str = "cpu",
     dtype: str | None = None,
-    max_shard_size: str = MAX_SHARD_SIZE,
+    max_shard_size: str | int | None = None,
     requantize: bool = False,
     scorer: Scorer | None = None,
 ) -> Exported:
@@ -151,7 +134,7 @@ def export_adapter(
         base_model: Folder or hub id of the base model.
         folder: A folder written by `save_adapter`.
         target: Folder to write; it must not exist, or be empty.
-        format: One of `FORMATS`; default: the server's, or "peft".
+        format: One of `autopeft.serving.servers.FORMATS`; default: the server's, or "peft".
         server: The server to write for; see `autopeft.serving.servers`.
         rows: A batch to compare logits on.
         max_rank: For "lora" and "gguf": the highest rank of any module; default: the highest
@@ -161,31 +144,42 @@ def export_adapter(
         dtype: Type of a merged model's weights; default: the base model's own. It is merged in
             fp32. For other formats: of the base model's weights while it is exported; default:
             "float32".
-        max_shard_size: For "merged": the largest file of weights, such as "5GB".
+        max_shard_size: For "merged": the largest file of weights, such as "5GB" or "5GiB", or
+            bytes; default: `MAX_SHARD_SIZE`.
         requantize: For "merged": merge into the dequantized weights of a quantized base model, and
             quantize the result in the same way; else it is merged into the whole weights.
         scorer: Scores what was written; not for "peft", which is a copy.
 
     Raises:
-        SettingsError: if there is no such format, server or type, or nothing to quantize again.
+        SettingsError: if there is no such format, server, type or device, nothing to quantize
+            again, or an option has no effect on the format.
         AdapterError: if the adapter cannot be loaded, merged or converted, or the server would not
             load it.
     """
     format = chosen_format(format, server)
     found = None if server is None else find_server(server)
+    check_options(
+        format,
+        max_rank=max_rank,
+        allow_lossy=allow_lossy,
+        device=device,
+        dtype=dtype,
+        max_shard_size=max_shard_size,
+        requantize=requantize,
+    )
     is_merged = format == "merged"
-    asked = checked_dtype(dtype or FLOAT)
-    where = {"device": device, "dtype": FLOAT if is_merged else asked}
+    where = {"device": device, "dtype": FLOAT if is_merged else dtype or FLOAT}
+    shard = MAX_SHARD_SIZE
+    if max_shard_size is not None:
+        # transformers reads fewer units than are taken here.
+        shard = max(1, int(parse_bytes("max_shard_size", max_shard_size)))
     if requantize:
-        if not is_merged:
-            problem = f"format={format} holds no weights of the base model"
-            raise SettingsError("requantize", True, problem, "use --format merged")
         check_requantizable(SavedPlan.read(Path(folder)).quantization)
     given = attached = load_attached(base_model, folder, **where)
     if found is not None and (problem := found.refused(**as_served(given.backbone))):
         raise _refusal(found, problem)
     quantization = given.backbone.quantization
-    weights = dtype or own_dtype(base_model, revision=attached.backbone.revision)
+    weights = dtype or _stored_dtype(base_model, attached.backbone.revision)
     place = Path(target)
     own = None if rows is None or format == "peft" else _logits(attached.model, rows)
     if format != "peft" and quantization != NONE:
@@ -217,10 +211,10 @@ def export_adapter(
                 quantization=quantization,
                 device=device,
                 dtype=weights,
-                max_shard_size=max_shard_size,
+                max_shard_size=shard,
             )
         elif is_merged:
-            export_merged(attached, draft, dtype=weights, max_shard_size=max_shard_size)
+            export_merged(attached, draft, dtype=weights, max_shard_size=shard)
         else:
             # What peft alone would load of a GGUF file's factors tells the difference.
             lora = draft if format == "lora" else Path(spare)
@@ -263,6 +257,55 @@ def export_adapter(
         exported = _judged(exported, own, written, rows, scorer)
     serve = "" if found is None else found.serve_command(base_model, str(target), exported.rank)
     return replace(exported, missing=missing, serve=serve)
+
+
+def check_options(
+    format: str,
+    *,
+    max_rank: int | None = None,
+    allow_lossy: bool = False,
+    device: str = "cpu",
+    dtype: str | None = None,
+    max_shard_size: str | int | None = None,
+    requantize: bool = False,
+) -> None:
+    """Check the options of `export_adapter`: what they name, and that they have an effect.
+
+    Raises:
+        SettingsError: if one has none on the format, or names no rank, size, type or device.
+    """
+    checked_device(device)
+    if dtype is not None:
+        checked_dtype(dtype)
+    if max_shard_size is not None:
+        parse_bytes("max_shard_size", max_shard_size)
+    if requantize and format != "merged":
+        problem = f"format={format} holds no weights of the base model"
+        raise SettingsError("requantize", True, problem, "use --format merged")
+    if format not in ("lora", "gguf"):
+        name, value = ("allow_lossy", True) if max_rank is None else ("max_rank", max_rank)
+        if max_rank is not None or allow_lossy:
+            problem = f"has no effect on format={format}, which holds no LoRA of one rank"
+            raise SettingsError(name, value, problem, "leave it out, or use --format lora")
+    if format != "merged" and max_shard_size is not None:
+        problem = f"has no effect on format={format}, which holds no weights of the base model"
+        raise SettingsError(
+            "max_shard_size", max_shard_size, problem, "leave it out, or use --format merged"
+        )
+    is_count = isinstance(max_rank, int) and not isinstance(max_rank, bool) and max_rank >= 1
+    if max_rank is not None and not is_count:
+        problem = "must be a whole number, and `max_rank >= 1` must hold"
+        raise SettingsError("max_rank", max_rank, problem, "use e.g. 64")
+
+
+def _stored_dtype(base_model: str, revision: str | None) -> str:
+    """Return the base model's own type of weights, if a merged model can have it."""
+    own = own_dtype(base_model, revision=revision)
+    # What is narrower, or of whole numbers, is stored beside scales that a merge has not.
+    if own not in (*DTYPES, "float64"):
+        problem = f"is the type of the base model's weights, and none of {', '.join(DTYPES)}"
+        raise SettingsError("dtype", own, problem, "give --dtype bfloat16")
+    return own
 
 
 def _refusal(server: Server, problem: str) -> AdapterError:
@@ -356,7 +399,7 @@ def export_merged(
     folder: str | Path,
     *,
     dtype: str = FLOAT,
-    max_shard_size: str = MAX_SHARD_SIZE,
+    max_shard_size: int = MAX_SHARD_SIZE,
 ) -> Path:
     """Write the base model with the adapters merged, for plain transformers.
 
@@ -366,7 +409,7 @@ def export_merged(
         attached: The candidate.
         folder: Folder to write.
         dtype: Type of the weights.
-        max_shard_size: The largest file of weights.
+        max_shard_size: The largest file of weights, in bytes.
 
     Raises:
         AdapterError: if a method in the plan cannot be merged, or the base model is quantized

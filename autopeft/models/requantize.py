@@ -76,7 +76,7 @@ def quantized_copy(
     quantization: str,
     device: str,
     dtype: str,
-    max_shard_size: str,
+    max_shard_size: int,
 ) -> None:
     """Write a merged model again with quantized weights.
 
@@ -87,7 +87,7 @@ def quantized_copy(
         quantization: The scheme.
         device: Where to quantize.
         dtype: Type of what is not quantized.
-        max_shard_size: The largest file of weights.
+        max_shard_size: The largest file of weights, in bytes.
     """
     loaded = load_backbone(
         str(merged),

@@ -35,6 +35,7 @@ from autopeft.models.method_hooks import ADAPTER_NAME, hooks_for, no_boft_extens
 from autopeft.models.output_scale import in_unit
 from autopeft.models.peft_config import check_before_peft, read_peft_config, tensor_shapes
 from autopeft.models.quantization import NONE, is_quantized
+from autopeft.utils.device import checked_device
 from autopeft.utils.quiet import ignored, quiet_peft
 
 PEFT_ROOT = "base_model.model."
@@ -201,11 +202,14 @@ def load_adapter(
     """
     folder = Path(folder).expanduser()
     base = os.path.expanduser(base) if isinstance(base, str) else base
-    if not isinstance(base, str) and (device or dtype):
-        name, value = ("device", device) if device else ("dtype", dtype)
+    if not isinstance(base, str) and (device is not None or dtype is not None):
+        name, value = ("dtype", dtype) if device is None else ("device", device)
         problem = "is for a base model given by name; this one is loaded already"
         raise SettingsError(name, value, problem, "move the model itself")
-    where = {"device": device or "cpu", "dtype": checked_dtype(dtype or "float32")}
+    where = {
+        "device": checked_device("cpu" if device is None else device),
+        "dtype": checked_dtype("float32" if dtype is None else dtype),
+    }
     if not holds_plan(folder) and (folder / CONFIG_FILE).is_file():
         model = _load_foreign(base, folder, **where)
     else:

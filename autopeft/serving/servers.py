@@ -16,6 +16,9 @@ from autopeft.serving.joined import Joined, absent
 from autopeft.serving.rules import Rule
 from autopeft.utils.serialize import nearest
 
+FORMATS = ("peft", "lora", "merged", "gguf")
+"""What is exported: an adapter as it is, as one LoRA, merged, or as one LoRA for llama.cpp."""
+
 MAX_RANK = 128
 """Highest rank of a module of a LoRA by default; few servers take higher ones."""
 
@@ -26,7 +29,7 @@ class Server:
 
     Attributes:
         name: Its name, as `--for` takes it.
-        format: The format that it loads; one of `autopeft.models.export.FORMATS`.
+        format: The format that it loads; one of `FORMATS`.
         rules: What must hold for a folder.
         ranks: The ranks that it can reserve, ascending; () if it takes any.
         modules: Names of the modules that it can adapt; empty if any.
@@ -373,6 +376,28 @@ def find_server(name: str, *, field: str = "for") -> Server:
     if name not in SERVERS:
         raise SettingsError(field, name, "no such server", nearest(name, SERVERS))
     return SERVERS[name]
+
+
+def chosen_format(format: str | None, server: str | None, *, others: tuple[str, ...] = ()) -> str:
+    """Return the format to write: a server's own, if one is named, or else "peft".
+
+    Args:
+        format: As it was asked for.
+        server: Name of a server.
+        others: Further formats, which no server loads.
+
+    Raises:
+        SettingsError: if there is no such format or server, or the two contradict each other.
+    """
+    known = (*FORMATS, *others)
+    if format is not None and format not in known:
+        raise SettingsError("format", format, "no such format", f"use one of {', '.join(known)}")
+    if server is None:
+        return format or "peft"
+    own = find_server(server).format
+    if format is not None and format != own:
+        raise SettingsError("format", format, f"--for {server} writes {own}", "drop --format")
+    return own
 
 
 def check_servable(

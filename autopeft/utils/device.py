@@ -52,6 +52,24 @@ def is_here(device: Device) -> bool:
     return not is_accelerator(device) or torch.device(device).type == accelerator()
 
 
+def checked_device(device: Device) -> str:
+    """Return the name of a device of this machine.
+
+    Raises:
+        SettingsError: if there is no such device here.
+    """
+    found = accelerator()
+    remedy = "use cpu" if found is None else f"use cpu or {found}"
+    try:
+        place = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise SettingsError("device", device, "torch knows no such device", remedy) from None
+    is_beyond = is_accelerator(place) and (place.index or 0) >= n_accelerators()
+    if place.type == "meta" or not is_here(place) or is_beyond:
+        raise SettingsError("device", device, "this machine has none", remedy)
+    return str(place)
+
+
 def kind_of(device: Device) -> Literal["cpu", "accelerator"]:
     """Return the key of tables that hold one value for the CPU and one for any accelerator."""
     return "accelerator" if is_accelerator(device) else "cpu"

@@ -91,8 +91,25 @@ def _items(row: dict[str, Any]) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-@pytest.mark.parametrize("name", ["score", "requantize"])
-def test_what_an_experiment_has_not_is_refused(name: str, tmp_path: Path) -> None:
-    asked: dict[str, Any] = {name: True}
-    with pytest.raises(UserError, match=f"{name}=True: format=hf-comparison holds .* leave it out"):
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("score", True),
+        ("requantize", True),
+        ("allow_lossy", True),
+        ("max_rank", 0),
+        ("max_shard_size", "5GB"),
+        ("dtype", "bfloat16"),
+        ("device", "cpu"),
+    ],
+)
+def test_what_an_experiment_has_not_is_refused(name: str, value: Any, tmp_path: Path) -> None:
+    asked: dict[str, Any] = {name: value}
+    named = f"^{name}={value!r}: format=hf-comparison holds .* leave it out"
+    with pytest.raises(UserError, match=named):
         autopeft.export(tmp_path, format="hf-comparison", to=tmp_path / "other", **asked)
+
+
+def test_the_formats_named_for_an_unknown_one_are_all(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"use one of peft, lora, merged, gguf, hf-comparison$"):
+        autopeft.export(tmp_path, format="foo", to=tmp_path / "other")

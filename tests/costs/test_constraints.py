@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 
 from autopeft.costs import Price
-from autopeft.costs.constraints import Constraint, check_limits, limited_costs, parse_constraints
+from autopeft.costs.constraints import (
+    Constraint,
+    check_limits,
+    limited_costs,
+    parse_bytes,
+    parse_constraints,
+)
 from autopeft.costs.objectives import objective
 from autopeft.errors import SettingsError
 from autopeft.settings import SearchSettings
@@ -48,6 +54,18 @@ def test_constraints_are_read(text: str, limit: float) -> None:
 def test_nonsense_is_refused(text: str) -> None:
     with pytest.raises(SettingsError, match=r"^constraint="):
         Constraint.parse(text, base_params=1000)
+
+
+def test_a_size_is_a_text_or_a_number_of_bytes() -> None:
+    assert [parse_bytes("size", size) for size in ("5GiB", ".5kb", 500, 2e9)] == [
+        5 * 2**30,
+        500,
+        500,
+        2e9,
+    ]
+    for wrong in ("", "5XB", "0", 0, -1, True, "9" * 400 + "GB", float("nan"), float("inf")):
+        with pytest.raises(SettingsError, match=r"^size=.* write e\.g\. 24GB or 80GiB$"):
+            parse_bytes("size", wrong)
 
 
 def test_a_percentage_needs_to_know_of_what() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,53 @@ def test_a_merged_model_has_the_base_models_own_type_in_small_files(tmp_path: Pa
     assert exported.largest_difference is not None
     assert 0.0 < exported.largest_difference < 0.02
     assert torch.isfinite(logits).all()
+
+
+@pytest.mark.parametrize(("size", "is_split"), [("5GiB", False), ("1", True), (20_000, True)])
+def test_a_shard_has_any_size_that_can_be_read(
+    size: str | int, is_split: bool, tmp_path: Path
+) -> None:
+    """Regression: transformers was given the text, and reads fewer units than the check does."""
+    base, adapter, logits = _search_result(tmp_path)
+    options: dict[str, Any] = {"format": "merged", "max_shard_size": size}
+    target = export_adapter(base, adapter, tmp_path / "merged", **options).folder
+    assert (len(list(target.glob("model*.safetensors"))) > 1) == is_split
+    torch.testing.assert_close(
+        logits_of(_plain("bert", target), _text()), logits, rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("format", "options", "named"),
+    [
+        ("merged", {"max_rank": 8}, "^max_rank=8: has no effect on format=merged.*--format lora$"),
+        ("peft", {"max_rank": 8}, "^max_rank=8: has no effect on format=peft"),
+        ("merged", {"allow_lossy": True}, "^allow_lossy=True: has no effect on format=merged"),
+        ("gguf", {"max_shard_size": "1GB"}, "^max_shard_size='1GB': has no effect on format=gguf"),
+        ("merged", {"max_shard_size": ""}, "^max_shard_size='': is no size"),
+        ("merged", {"dtype": ""}, "^dtype='': no such type"),
+        ("merged", {"device": "gpu"}, "^device='gpu': torch knows no such device"),
+        ("lora", {"max_rank": 0}, "^max_rank=0: must be a whole number"),
+        ("lora", {"max_rank": 2.5}, "^max_rank=2.5: must be a whole number"),
+        ("lora", {"requantize": True}, "^requantize=True: format=lora holds no weights"),
+    ],
+)
+def test_an_option_that_is_wrong_or_has_no_effect_is_refused_first(
+    format: str, options: dict[str, Any], named: str, tmp_path: Path
+) -> None:
+    with pytest.raises(SettingsError, match=named) as caught:
+        export_adapter("no/such", tmp_path / "none", tmp_path / "to", format=format, **options)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "to").exists()
+
+
+def test_a_type_that_a_merged_model_cannot_have_is_no_default(tmp_path: Path) -> None:
+    base, adapter, _ = _search_result(tmp_path)
+    config = json.loads((Path(base) / "config.json").read_text())
+    (Path(base) / "config.json").write_text(json.dumps({**config, "dtype": "int8"}))
+    with pytest.raises(SettingsError, match=r"^dtype='int8': is the type of the base model's"):
+        export_adapter(base, adapter, tmp_path / "to", format="merged")
+    export_adapter(base, adapter, tmp_path / "to", format="merged", dtype="bfloat16")
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")

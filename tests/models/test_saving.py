@@ -502,3 +502,18 @@ def test_arguments_of_the_loader_are_checked(
     path.write_text(json.dumps({**json.loads(path.read_text()), "model_kwargs": kwargs}))
     with pytest.raises(AdapterError, match=problem):
         load_adapter(build("bert").model, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("where", "named"),
+    [
+        ({"dtype": ""}, "^dtype='': no such type"),
+        ({"device": "gpu"}, "^device='gpu': torch knows no such device"),
+        ({"device": "meta"}, "^device='meta': this machine has none"),
+    ],
+)
+def test_a_type_or_device_that_does_not_exist_is_refused(
+    where: dict[str, Any], named: str, tmp_path: Path
+) -> None:
+    with pytest.raises(SettingsError, match=named):
+        load_adapter("no/such", tmp_path, **where)

@@ -12,7 +12,7 @@ from tiny_models import build
 
 from autopeft.errors import AdapterError, SettingsError
 from autopeft.serving.older_names import with_older_names
-from autopeft.serving.servers import SERVERS, check_export, check_servable
+from autopeft.serving.servers import SERVERS, check_export, check_servable, chosen_format
 
 # peft asks transformers for an attribute by its old name, and for a config that is only in memory.
 pytestmark = [
@@ -265,3 +265,15 @@ def test_what_cannot_be_checked_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "adapter.gguf").write_bytes(b"none")
     with pytest.raises(AdapterError, match="not a GGUF file"):
         check_export(tmp_path, "ollama")
+
+
+def test_the_format_is_the_servers_or_one_that_exists() -> None:
+    assert [chosen_format(*asked) for asked in ((None, None), ("lora", None), (None, "mlx"))] == [
+        "peft",
+        "lora",
+        "merged",
+    ]
+    with pytest.raises(SettingsError, match=r"use one of peft, lora, merged, gguf, table$"):
+        chosen_format("onnx", None, others=("table",))
+    with pytest.raises(SettingsError, match=r"--for vllm writes lora; drop --format$"):
+        chosen_format("merged", "vllm")

@@ -10,9 +10,11 @@ import torch
 from pretended_device import is_marked, pretended
 
 import autopeft
+from autopeft.errors import SettingsError
 from autopeft.utils.device import (
     RandomState,
     accelerator,
+    checked_device,
     drawn_on_host,
     is_here,
     kind_of,
@@ -125,3 +127,18 @@ def test_a_random_stream_goes_on_where_it_was(device: str) -> None:
         with halves.resumed():
             second = torch.rand(2, device=device)
         assert torch.cat([first, second]).tolist() == expected.tolist()
+
+
+def test_a_device_that_is_not_here_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [checked_device(place) for place in ("cpu", torch.device("cpu"))] == ["cpu", "cpu"]
+    with pytest.raises(SettingsError, match=r"^device='meta': this machine has none; use cpu"):
+        checked_device("meta")
+    for wrong in ("", "gpu", "cuda:", 2.5):
+        with pytest.raises(SettingsError, match="torch knows no such device; use cpu"):
+            checked_device(wrong)  # type: ignore[arg-type]
+    monkeypatch.setattr("autopeft.utils.device.accelerator", lambda: "cuda")
+    monkeypatch.setattr("autopeft.utils.device.n_accelerators", lambda: 2)
+    assert [checked_device(place) for place in ("cuda", "cuda:1")] == ["cuda", "cuda:1"]
+    for beyond in ("cuda:2", "xpu"):
+        with pytest.raises(SettingsError, match=r"this machine has none; use cpu or cuda$"):
+            checked_device(beyond)
