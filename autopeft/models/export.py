@@ -33,7 +33,7 @@ from autopeft.models.saving import DTYPES, checked_dtype, load_adapter, load_att
 from autopeft.models.served import as_served
 from autopeft.serving.older_names import add_older_names
 from autopeft.serving.servers import MAX_RANK, Server, check_export, chosen_format, find_server
-from autopeft.utils.device import checked_device
+from autopeft.utils.device import checked_device, is_out_of_memory
 from autopeft.utils.files import replaced_folder
 from autopeft.utils.quiet import quiet_transformers
 
@@ -63,7 +63,9 @@ class Exported:
         serve: The command that serves it; "" if there is none.
         quantization: How the weights of a merged model are stored.
         is_lossy: Whether it may answer otherwise than the adapter, beyond rounding: some layers
-            were approximated, or it has other weights than those that the adapter was trained over.
+            were approximated, or it has, or is loaded over, other weights than those that the
+            adapter was trained over.
+        trained_over: How those weights were quantized, where they are others; else "none".
         converted: Its quality on the test split beside the adapter's, in one line; "" if it was not
             scored.
         pushed_to: Address on the hub; "" if it was not pushed.
@@ -82,6 +84,7 @@ class Exported:
     serve: str = ""
     quantization: str = NONE
     is_lossy: bool = False
+    trained_over: str = NONE
     converted: str = ""
     pushed_to: str = ""
 
@@ -92,6 +95,8 @@ class Exported:
         if self.head_file:
             loader = self.server or self.format
             lines.append(f"the new head is in {self.head_file}: {loader} holds none")
+        if self.trained_over != NONE:
+            lines.append(f"lossy: {self._other_weights()}")
         if self.largest_difference is not None:
             lines.append(
                 f"largest logit difference on {self.n_rows} validation rows: "
@@ -100,6 +105,15 @@ class Exported:
         if self.converted:
             lines.append(f"as exported: {self.converted}")
         return lines
+
+    def _other_weights(self) -> str:
+        """Return over which weights it was trained, and over which it answers."""
+        trained = f"it was trained over {self.trained_over} weights"
+        if self.quantization != NONE:
+            return f"{trained}, and the merged ones are rounded again"
+        if self.format == "merged":
+            return f"{trained}, and is merged into whole ones"
+        return f"{trained}, and {self.server or 'the code in its card'} loads whole ones"
 
 
 class Scorer(Protocol):
@@ -175,7 +189,8 @@ def export_adapter(
         shard = max(1, int(parse_bytes("max_shard_size", max_shard_size)))
     if requantize:
         check_requantizable(SavedPlan.read(Path(folder)).quantization)
-    given = attached = load_attached(base_model, folder, **where)
+    with _room(device, "its weights"):
+        given = attached = load_attached(base_model, folder, **where)
     if found is not None and (problem := found.refused(**as_served(given.backbone))):
         raise _refusal(found, problem)
     quantization = given.backbone.quantization
@@ -183,8 +198,10 @@ def export_adapter(
     place = Path(target)
     own = None if rows is None or format == "peft" else _logits(attached.model, rows)
     if format != "peft" and quantization != NONE:
-        # Merging needs full precision: a quantized weight would lose the change.
-        attached = load_attached(base_model, folder, quantization=NONE, **where)
+        # Merging needs full precision: a quantized weight would lose the change. And what loads a
+        # LoRA loads the base model as it is saved, which is what it is measured over.
+        with _room(device, f"its whole weights beside those in {quantization}"):
+            attached = load_attached(base_model, folder, quantization=NONE, **where)
     if format != "peft" and given is not attached:
         given.detach()
     if requantize:
@@ -197,7 +214,8 @@ def export_adapter(
         format=format,
         server=server or "",
         quantization=quantization if requantize else NONE,
-        is_lossy=is_merged and quantization != NONE,
+        is_lossy=format != "peft" and quantization != NONE,
+        trained_over=NONE if format == "peft" else quantization,
     )
     with replaced_folder(place) as draft, TemporaryDirectory() as spare:
         if format == "peft":
@@ -230,8 +248,9 @@ def export_adapter(
             rank = next(iter(conversion.factors.values())).rank
             head_file = HEAD_FILE if (lora / HEAD_FILE).is_file() else ""
             lost = conversion.lost
+            is_lossy = exported.is_lossy or bool(lost)
             exported = replace(
-                exported, lost=lost, rank=rank, head_file=head_file, is_lossy=bool(lost)
+                exported, lost=lost, rank=rank, head_file=head_file, is_lossy=is_lossy
             )
             if format == "gguf":
                 write_gguf(conversion.factors, attached.model.config, draft)
@@ -239,8 +258,8 @@ def export_adapter(
                 if head_file:
                     shutil.copy(lora / HEAD_FILE, draft)
             if own is not None or scorer is not None:
-                given.detach()
-                written = _loaded_lora(given.backbone.model, lora)
+                attached.detach()
+                written = _loaded_lora(attached.backbone.model, lora)
                 exported = _judged(exported, own, written, rows, scorer)
         if is_merged:
             add_older_names(draft)
@@ -306,6 +325,20 @@ def _stored_dtype(base_model: str, revision: str | None) -> str:
         problem = f"is the type of the base model's weights, and none of {', '.join(DTYPES)}"
         raise SettingsError("dtype", own, problem, "give --dtype bfloat16")
     return own
+
+
+@contextmanager
+def _room(device: str, what: str) -> Iterator[None]:
+    """Say in this context that the base model finds no memory."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        is_full = isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+        if not is_full and not is_out_of_memory(error):
+            raise
+        problem = f"has no memory to load the base model: {what}"
+        remedy = "use a larger device, or --format peft, which needs no other weights"
+        raise SettingsError("device", device, problem, remedy) from None
 
 
 def _refusal(server: Server, problem: str) -> AdapterError:

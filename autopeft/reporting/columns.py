@@ -102,6 +102,9 @@ def rows_of(shown: FrontView) -> list[FrontEntry]:
     return sorted(rows, key=lambda e: [e.objectives[o.name] for o in shown.costs[:1]])
 
 
+AS_EXPORTED = "as exported"
+"""Name of the facts that tell what exports of an entry scored."""
+
 VERSUS = (
     "vs LoRA: against the best LoRA that costs no more, or the tuned one if all cost more; "
     "ties: no difference shown"
@@ -192,7 +195,7 @@ def facts(shown: FrontView, entry: FrontEntry) -> list[tuple[str, str]]:
         score = entry.adapter_score
         text = f"{metrics_text(score.metrics)} on {score.n_rows} {score.split} rows"
         rows.append((f"saved weights (seed {score.seed})", text))
-    rows += [("as exported", line) for line in converted_lines(shown, entry.digest)]
+    rows += [(AS_EXPORTED, line) for line in converted_lines(shown, entry.digest)]
     trial = "" if entry.trial is None else f"trial {entry.trial}, "
     return [*rows, ("origin", f"{trial}{entry.origin}")]
 

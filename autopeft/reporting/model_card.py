@@ -10,7 +10,7 @@ from typing import Any
 from autopeft import methods
 from autopeft.errors import SettingsError
 from autopeft.plan_text import plan_summary
-from autopeft.reporting.columns import facts, metrics_text, training_facts
+from autopeft.reporting.columns import AS_EXPORTED, facts, metrics_text, training_facts
 from autopeft.reporting.front_view import FrontEntry, FrontView
 from autopeft.tasks.registry import TASKS
 from autopeft.utils.formatting import markdown_text
@@ -70,7 +70,7 @@ def model_card(
             if servable
             else []
         ),
-        *_section("Results", _table(["what", "value"], facts(shown, entry))),
+        *_section("Results", _table(["what", "value"], _results(shown, entry))),
         *(_table(["seed", "validation", "test"], seeds) if seeds else []),
         *([*(f"- {markdown_text(note)}" for note in notes), ""] if notes else []),
         *(_section("Serve", ["```bash", serve.replace("`", "'"), "```", ""]) if serve else []),
@@ -85,6 +85,11 @@ def model_card(
         )
         lines += _section("Versions", [f"{words}.", ""])
     return "\n".join(lines)
+
+
+def _results(shown: FrontView, entry: FrontEntry) -> list[tuple[str, str]]:
+    """Return what is known of a member; a note tells what this export of it scored, if it did."""
+    return [(name, text) for name, text in facts(shown, entry) if name != AS_EXPORTED]
 
 
 def _word(text: str) -> str:
@@ -148,10 +153,14 @@ def _loading(
 ) -> str:
     """Python that loads what the folder holds as `model`, and uses it.
 
-    PEFT alone loads plain LoRA layers; autopeft loads every method.
+    PEFT alone loads plain LoRA layers; autopeft loads every method, over the weights that it was
+    trained over.
     """
     is_lora = all(methods.get(name).holds_lora_factors for name in entry.candidate.plan.methods)
-    if format == "peft" and not (is_lora and len(entry.candidate.plan.methods) == 1):
+    is_plain = is_lora and len(entry.candidate.plan.methods) == 1
+    # transformers alone would load the whole weights of a base model that was quantized.
+    is_quantized = plan.get("quantization", "none") != "none"
+    if format == "peft" and (is_quantized or not is_plain):
         load = f"""import autopeft
 
 checkpoint = {_python(shown.model)}

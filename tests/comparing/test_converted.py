@@ -104,7 +104,8 @@ def test_an_export_of_the_same_form_replaces_the_earlier_score(run: autopeft.Sea
         autopeft.export(run.folder, format=format, score=True, to=run.folder.parent / name)
     found = autopeft.SearchResult.read(run.folder).converted
     (lora,) = [each for each in found if each.format == "lora"]
-    assert not lora.lossy
+    # What serves it loads whole weights, and it was trained over those in 4 bits.
+    assert lora.lossy
     assert lora.metrics["accuracy"] == pytest.approx(lora.member["accuracy"], abs=0.03)
 
 

@@ -263,7 +263,11 @@ def test_exports_go_by_whole_weights(folders: dict[str, str], scheme: str, tmp_p
             folders["bert"], tmp_path / "adapter", tmp_path / format, format=format, rows=batch
         )
         assert exported.largest_difference is not None
-        assert exported.largest_difference < (0.1 if format == "merged" else 1e-3)
+        # What serves a LoRA loads whole weights too.
+        told = float((own - expected).abs().max())
+        assert exported.largest_difference == pytest.approx(told, rel=0.05, abs=1e-5)
+        assert (exported.is_lossy, exported.trained_over) == (True, scheme)
+        assert any(f"lossy: it was trained over {scheme}" in line for line in exported.notes())
     with quiet_transformers():
         plain = hf.AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
     assert not hasattr(plain.config, "quantization_config")
@@ -271,6 +275,83 @@ def test_exports_go_by_whole_weights(folders: dict[str, str], scheme: str, tmp_p
     lora = load_adapter(folders["bert"], tmp_path / "lora")
     torch.testing.assert_close(logits_of(lora, batch), expected, rtol=1e-4, atol=1e-5)
     assert float((own - expected).abs().max()) < 0.1
+
+
+@pytest.mark.parametrize("scheme", [_FOUR_BIT])
+@pytest.mark.parametrize(
+    ("server", "loads"),
+    [("vllm", "vllm loads"), ("ollama", "ollama loads"), (None, "the code in its card loads")],
+)
+def test_a_lora_is_measured_over_the_weights_that_are_served(
+    folders: dict[str, str], scheme: str, server: str | None, loads: str, tmp_path: Path
+) -> None:
+    """Regression: it was measured over the quantized weights, and called exact."""
+    backbone = _load(folders, "llama", scheme)
+    batch = {name: t for name, t in batch_for(backbone).items() if name != "labels"}
+    plan = AdapterPlan([LayerSpec(0, "attn.q", "lora", 4)])
+    with attach(backbone, candidate_of(plan), seed=0) as made:
+        disturb(made)
+        own = logits_of(made.model, batch)
+        save_adapter(made, tmp_path / "adapter")
+    scored: list[Any] = []
+
+    class Scorer:
+        def see_base(self, model: Any) -> None:
+            pass
+
+        def score(self, model: Any) -> None:
+            scored.append(logits_of(model, batch))
+
+    options: dict[str, Any] = {"server": server} if server else {"format": "lora"}
+    exported = export_adapter(
+        folders["llama"],
+        tmp_path / "adapter",
+        tmp_path / "to",
+        rows=batch,
+        scorer=Scorer(),
+        **options,
+    )
+    # PEFT alone, over the base model as it is saved.
+    lora = tmp_path / "to"
+    if server == "ollama":
+        lora = export_adapter(
+            folders["llama"], tmp_path / "adapter", tmp_path / "lora", format="lora"
+        ).folder
+    with quiet_transformers():
+        plain = hf.AutoModelForCausalLM.from_pretrained(folders["llama"])
+    served = logits_of(load_adapter(plain, lora), batch)
+    difference = float((served - own).abs().max())
+    assert exported.largest_difference == pytest.approx(difference, rel=0.01)
+    assert difference > 1e-4
+    torch.testing.assert_close(scored[0], served, rtol=1e-4, atol=1e-5)
+    assert exported.is_lossy
+    (line,) = [line for line in exported.notes() if line.startswith("lossy")]
+    assert line == f"lossy: it was trained over {scheme} weights, and {loads} whole ones"
+
+
+@pytest.mark.parametrize("scheme", [_FOUR_BIT])
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("all"), MemoryError()])
+def test_whole_weights_that_find_no_memory_are_told(
+    folders: dict[str, str],
+    scheme: str,
+    error: Exception,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    backbone = _load(folders, "llama", scheme)
+    plan = AdapterPlan([LayerSpec(0, "attn.q", "lora", 4)])
+    with attach(backbone, candidate_of(plan), seed=0) as made:
+        save_adapter(made, tmp_path / "adapter")
+
+    def load(*given: Any, quantization: str | None = None, **where: Any) -> Any:
+        if quantization == "none":
+            raise error
+        return load_attached(*given, **where)
+
+    monkeypatch.setattr("autopeft.models.export.load_attached", load)
+    with pytest.raises(SettingsError, match="its whole weights beside those in bnb-4bit; use a"):
+        export_adapter(folders["llama"], tmp_path / "adapter", tmp_path / "to", format="lora")
+    assert not (tmp_path / "to").exists()
 
 
 @pytest.mark.parametrize("scheme", [_FOUR_BIT])

@@ -8,6 +8,8 @@ import yaml
 from report_samples import hostile, interrupted, make_record
 
 from autopeft.errors import SettingsError
+from autopeft.reporting.columns import facts
+from autopeft.reporting.converted import Converted
 from autopeft.reporting.front_view import view
 from autopeft.reporting.model_card import model_card
 from autopeft.reporting.record import SearchRecord
@@ -110,6 +112,26 @@ def test_the_card_says_how_to_load_what_the_folder_holds(format: str, line: str)
     card = model_card(shown, shown.front[0].digest, format=format, notes=["all is well"])
     assert line in card
     assert "- all is well" in card
+
+
+def test_an_adapter_over_quantized_weights_is_loaded_over_them() -> None:
+    shown = view(make_record())
+    lora = next(e for e in shown.front if e.candidate.plan.methods == ("lora",))
+    plain, quantized = (
+        model_card(shown, lora.digest, plan={"quantization": scheme})
+        for scheme in ("none", "bnb-4bit")
+    )
+    assert "PeftModel.from_pretrained(model," in plain
+    assert "autopeft.load_adapter(" in quantized
+
+
+def test_the_card_tells_no_score_of_another_export() -> None:
+    shown = view(make_record())
+    entry = shown.front[0]
+    other = Converted(entry.digest, "merged", lossy=True, n_rows=9)
+    shown = replace(shown, converted=(other,), outdated=(other,))
+    assert "as exported" in dict(facts(shown, entry))
+    assert "as exported" not in model_card(shown, entry.digest, format="lora")
 
 
 def test_the_card_says_what_was_dropped_cut_and_noticed() -> None:
