@@ -118,7 +118,8 @@ def resume(
             if no module holds them.
 
     Raises:
-        UserError: if the folder holds no search, or a setting may not change.
+        UserError: if the folder holds no search, or a setting may not change, here or in its
+            settings file.
 
     Example:
         >>> result = autopeft.resume("runs/first", budget="20m")
@@ -127,6 +128,7 @@ def resume(
     """
     workspace = Workspace(folder)
     with _interruptible(workspace), workspace.copied(), workspace.held(is_new=False) as lock:
+        workspace.check_unedited()
         asked = _resumed(workspace.settings(), overrides)
         return _search(workspace, asked, callbacks, lock=lock, is_resumed=True, is_shown=progress)
 

@@ -13,7 +13,9 @@ from glob import iglob
 from pathlib import Path
 from typing import Any, TypeVar
 
-from autopeft.errors import SettingsError, StorageError
+from autopeft.definition import check_unchanged, definition
+from autopeft.errors import SettingsError, StorageError, UserError
+from autopeft.inputs import Inputs
 from autopeft.settings import FORMER_DEFAULTS, RENAMED, SearchSettings
 from autopeft.utils.files import remove_drafts, write_text
 from autopeft.utils.folder_lock import BEAT_SECONDS, FolderLock, is_of_lock
@@ -29,6 +31,9 @@ _STATE = "state"
 SETTINGS = "settings.yaml"
 STUDY = "study.db"
 FRONT = "front.json"
+_DEFINITION = "definition"
+"""Name of what is remembered of the settings that a search was begun with."""
+
 _SAVED = {"model": "model", "data": "data", "validation": "data", "test": "data"}
 """Setting -> folder of what was given as an object, see `autopeft.saved_inputs`."""
 
@@ -148,6 +153,8 @@ class Workspace:
         """Create the folder and write the settings into it, with the name of their study."""
         settings = replace(settings, study_name=self.study_name(settings))
         text = to_yaml(settings.to_mapping())
+        # First: a search that is killed in between has no settings, or none that changed.
+        self.remember(_DEFINITION, definition(settings))
         write_text(self.folder / SETTINGS, text)
         self.remember("began_in", os.getcwd())
 
@@ -165,14 +172,44 @@ class Workspace:
 
     def settings(self) -> SearchSettings:
         """Return the settings of the search in this folder, or raise a StorageError."""
+        return self._here(self._written())
+
+    def check_unedited(self) -> None:
+        """Check that the settings file still defines the search that was begun.
+
+        Budget, workers and the like may be edited, as they may change on resume. A search of an
+        earlier version, which kept no record of what it was begun with, is not compared.
+
+        Raises:
+            UserError: naming the setting, both values and the remedy.
+        """
+        rows = self.recall(_DEFINITION, dict[str, Any])
+        if rows is None:
+            return
+        try:
+            begun = _current(rows)
+        except UserError as wrong:
+            path = self._state(_DEFINITION)
+            raise StorageError(path.name, str(path), wrong.mistake, "delete it") from None
+        now = self._written()
+        digests = self.recall("inputs", Inputs) or Inputs()
+        model = os.path.expanduser(os.path.expandvars(self._here(now).model))
+        check_unchanged(
+            begun,
+            now,
+            file=str(self.folder / SETTINGS),
+            is_digested=bool(digests.model) and os.path.isdir(model),
+        )
+
+    def _written(self) -> SearchSettings:
+        """Return the settings as the file has them."""
         self._check_search()
         rows = read_settings(self.folder / SETTINGS)
         # A search of an earlier version stays usable: its settings may have former names, and
         # columns of all tasks. Columns of these names are recognized anyway.
         if all(name in rows for name in FORMER_DEFAULTS):
             rows = {k: v for k, v in rows.items() if (k, v) not in FORMER_DEFAULTS.items()}
-        found = SearchSettings.from_mapping({RENAMED.get(key, key): rows[key] for key in rows})
-        return self._here(found)
+        return _current(rows)
 
     def _here(self, settings: SearchSettings) -> SearchSettings:
         """Return settings that find what they name, from any folder and wherever this one is.
@@ -260,6 +297,11 @@ class Workspace:
         if not (other.folder / SETTINGS).exists() or other.folder.samefile(self.folder):
             return None  # It was moved.
         return other.folder if other.recall("id", str) == self.recall("id", str) else None
+
+
+def _current(rows: Mapping[str, Any]) -> SearchSettings:
+    """Return settings that may have former names."""
+    return SearchSettings.from_mapping({RENAMED.get(key, key): rows[key] for key in rows})
 
 
 def _seen_from(place: Path, value: Any) -> Any:
