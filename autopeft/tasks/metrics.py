@@ -445,6 +445,8 @@ def _numbers(returned: Any) -> FloatArray | str | None:
         if np.ndim(returned) == 0:
             number = to_float(returned)
             return None if number is None else np.array(number)
+        if np.ma.is_masked(returned):
+            return "masked"  # An array tells what lies below the mask.
         items = np.asarray(returned)
     except (TypeError, ValueError, RuntimeError):
         return None

@@ -222,7 +222,7 @@ def _user_rows(
     starts = [""] * len(texts) if prompts is None else list(prompts)
     columns = [starts, list(references), list(texts)][3 - n_arguments :]
     if getattr(function, "batched", False):
-        returned = np.asarray(function(*columns))
+        returned = np.asanyarray(function(*columns))  # A masked array stays one.
         if returned.shape != (len(texts),):
             problem = f"returns shape {returned.shape} for {len(texts)} rows"
             raise SettingsError("metric", name, problem, "return one number per row")

@@ -38,6 +38,8 @@ def to_plain(value: Any) -> Any:
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return dict(value)
+    if _is_masked(value):
+        return None
     if hasattr(value, "item"):
         return value.item()
     raise TypeError(f"cannot be written as JSON: {type(value).__name__}")
@@ -235,7 +237,8 @@ def _unknown(
 def to_float(value: Any, *, truth: bool = False) -> float | None:
     """Return a number as a float, also one of numpy or a tensor; None for what is none.
 
-    Text, truth values, complex numbers and times are none, whatever library holds them.
+    Text, truth values, complex numbers, times and masked values are none, whatever library holds
+    them.
 
     Args:
         value: What may be a number.
@@ -249,11 +252,19 @@ def to_float(value: Any, *, truth: bool = False) -> float | None:
     kind = getattr(getattr(value, "dtype", None), "kind", None)
     try:
         plain = value.item() if hasattr(value, "item") else value
-        # A clongdouble and a time in nanoseconds have no plain value that tells them.
-        if kind in ("c", "m", "M") or (isinstance(plain, bool) and not truth):
+        # A clongdouble, a time in nanoseconds and a masked value, which is missing, have no plain
+        # value that tells them.
+        if kind in ("c", "m", "M") or _is_masked(value) or (isinstance(plain, bool) and not truth):
             return None
         if not hasattr(plain, "__float__") and not hasattr(plain, "__index__"):
             return None  # float() would read text and bytes.
         return float(plain)
     except (TypeError, ValueError, ArithmeticError, RuntimeError):
         return None  # An integer may be too large for a float.
+
+
+def _is_masked(value: Any) -> bool:
+    """Return whether a number of numpy is missing; its `item()` is what lies below the mask."""
+    mask = getattr(value, "mask", False)
+    # A Series has a method of that name.
+    return not callable(mask) and bool(getattr(mask, "any", lambda: mask)())

@@ -173,6 +173,8 @@ def test_a_function_gives_a_number_or_a_value_per_row() -> None:
         (1 + 2j, "returns a complex"),
         (["0.5"] * 8, "returns a list of str"),
         (np.ones(8, dtype=complex), "returns a ndarray of complex"),
+        (np.ma.masked, "returns a MaskedConstant"),
+        (np.ma.array(np.ones(8), mask=[False] * 7 + [True]), "returns a MaskedArray of masked"),
         ([0.5] * 7 + [None], "returns a list of NoneType"),
     ],
 )

@@ -171,7 +171,7 @@ def test_a_batched_function_gets_all_rows() -> None:
     assert rows_of(lengths, ["a", "b"], ["abc", "a"]) == [3, 1]
 
 
-@pytest.mark.parametrize("value", [b"1", np.array("1"), 1j])
+@pytest.mark.parametrize("value", [b"1", np.array("1"), 1j, np.ma.masked])
 def test_a_value_of_a_row_that_is_no_number_is_refused(value: Any) -> None:
     with pytest.raises(SettingsError, match="for row 1, but must return one number per row"):
         rows_of(lambda prompt, reference, text: value, ["a", "b"], ["abc", "a"])

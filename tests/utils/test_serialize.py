@@ -191,6 +191,16 @@ def test_text_truth_complex_values_and_times_are_no_numbers(value: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    "value", [np.ma.masked, np.ma.array(0.7, mask=True), np.ma.array([0.7], mask=[True])]
+)
+def test_a_masked_value_is_missing(value: Any) -> None:
+    """Regression: it was 0.0, or what lay below the mask (issue 18)."""
+    assert to_float(value) is None
+    assert to_float(np.ma.array(0.5)) == to_float(np.ma.array([0.5], mask=[False])) == 0.5
+    assert strict_json({"a": np.ma.masked}, indent=None) == '{"a": null}\n'
+
+
+@pytest.mark.parametrize(
     "value",
     [
         *(0.5, Decimal("0.5"), Fraction(1, 2), np.float16(0.5), np.longdouble(0.5), np.array(0.5)),
