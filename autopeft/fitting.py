@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from autopeft.errors import SettingsError
 from autopeft.models.backbone import Backbone, build_from_config
+from autopeft.models.layout import check_role_map
 from autopeft.models.loading import base_dtype, load_config, position_limit
 from autopeft.preparing.notes import Note
 from autopeft.preparing.paths import expand
@@ -38,6 +39,7 @@ def fitting(asked: SearchSettings, *, note: Note) -> Fitting:
         meta = build_from_config(
             settings.model, revision=settings.model_revision, role_map=settings.role_map
         )
+        check_role_map(meta.model, meta.layout, settings.role_map)
         load = _load_without_data(settings, meta)
         rows = f"rows of {load.length} tokens (max_length)"
     dtype = base_dtype(DEFAULT, settings.precision)

@@ -170,6 +170,51 @@ def find_layout(
     )
 
 
+def check_role_map(model: nn.Module, layout: Layout, role_map: RoleMap | None) -> None:
+    """Check that each role of a map is that of a module in some block: else it has no effect.
+
+    For the settings of a search. What an adapter was saved with is taken as it is.
+
+    Args:
+        model: The model.
+        layout: As found with the map.
+        role_map: As for `find_layout`.
+
+    Raises:
+        ModelError: naming the role, its path, and the paths that there are.
+    """
+    given = {role: paths for role, paths in (role_map or {}).items() if role != "blocks"}
+    used = {
+        _mapped_role(path.removeprefix(f"{layout.blocks[layer]}."), given)
+        for (layer, role), paths in layout.modules.items()
+        if role not in _FOUND_FROM_OTHERS
+        for path in paths
+    }
+    for role, suffixes in given.items():
+        if role in used:
+            continue
+        paths = [
+            re.sub(r"\.\d+(?=\.|$)", ".*", path)
+            for block in dict.fromkeys(layout.blocks)
+            for path, module in model.get_submodule(block).named_modules()
+            if path and (_is_norm(module) if role == "norm" else _is_linear(module))
+        ]
+        known = [*dict.fromkeys(paths)]
+        taken = [path for path in known if _mapped_role(path, given) == role]
+        kind = "norm" if role == "norm" else "linear module"
+        problem = f"no {kind} of a block has the path that {role} is mapped to"
+        remedy = f"use one of {', '.join(known[:_MOST_SHOWN])}"
+        if taken:
+            problem = f"{role} is one {kind} of a block, and several have it by path or name"
+            remedy = "map it to a whole path, and the others to roles of their own"
+        wanted = suffixes if isinstance(suffixes, str) else ", ".join(suffixes)
+        raise ModelError("role_map", wanted, problem, remedy)
+
+
+_MOST_SHOWN = 12
+"""Paths that an error names."""
+
+
 def _unsearched(
     model: nn.Module, blocks: Sequence[str], modules: Mapping[Site, tuple[str, ...]]
 ) -> dict[str, float]:

@@ -15,6 +15,7 @@ import torch
 from autopeft.costs import PriceTable
 from autopeft.models.attention import use_attention
 from autopeft.models.backbone import Backbone, build_meta
+from autopeft.models.layout import check_role_map
 from autopeft.models.loading import base_dtype
 from autopeft.preparing.notes import Note
 from autopeft.preparing.windows import read_share
@@ -78,6 +79,7 @@ def meta_of(settings: SearchSettings, data: TaskData, task: Task) -> Backbone:
         quantization=settings.quantization,
         replaces_head=data.replaces_head,
     )
+    check_role_map(meta.model, meta.layout, settings.role_map)
     if settings.attn_implementation == "eager":
         # It keeps every pair of tokens, and is priced so. The others need what SDPA needs.
         use_attention("eager", meta.model)

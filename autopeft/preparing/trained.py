@@ -12,7 +12,7 @@ from autopeft.engine.evaluate import EVALUATORS
 from autopeft.errors import SettingsError
 from autopeft.models.attention import check_attention
 from autopeft.models.backbone import Backbone, build_meta
-from autopeft.models.layout import Layout
+from autopeft.models.layout import Layout, check_role_map
 from autopeft.models.loading import load_config, own_auto_class, position_limit
 from autopeft.models.served import as_served
 from autopeft.preparing.notes import Note, Phase
@@ -132,6 +132,7 @@ def read_function(settings: SearchSettings, device: str, note: Note, phase: Phas
             role_map=settings.role_map,
             quantization=settings.quantization,
         )
+        check_role_map(meta.model, meta.layout, settings.role_map)
         _check_servable(settings, meta)
         prices = price_table(
             meta,

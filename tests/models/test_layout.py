@@ -6,7 +6,7 @@ from tiny_models import KINDS, build
 from torch import nn
 
 from autopeft.errors import ModelError
-from autopeft.models.layout import find_layout, role_by_name
+from autopeft.models.layout import check_role_map, find_layout, role_by_name
 
 _ALL = {"attn", "attn.o", "mlp.down", "norm", "block"}
 _SPLIT = _ALL | {"attn.q", "attn.k", "attn.v", "mlp.up"}
@@ -194,6 +194,42 @@ def test_a_role_map_overrides_names() -> None:
 def test_a_wrong_role_map_is_refused(roles: dict[str, str]) -> None:
     with pytest.raises(ModelError):
         find_layout(_OddModel(), role_map=roles)
+
+
+@pytest.mark.parametrize(
+    ("roles", "problem"),
+    [
+        (
+            {"attn.q": "nope.nowhere"},
+            "role_map='nope.nowhere': no linear module of a block has the path that attn.q is "
+            "mapped to; use one of attention.self.query, ",
+        ),
+        ({"attn.q": ["query", "x"], "attn.k": ["a", "b"]}, "role_map='a, b': no linear module"),
+        ({"norm": "query"}, "role_map='query': no norm of a block .*attention.output.LayerNorm"),
+        ({"attn.q": "attention.self"}, "no linear module"),
+        ({"mlp.up": "dense"}, "role_map='dense': mlp.up is one linear module .*several"),
+        # BERT's own query has the role by its name.
+        ({"attn.q": "intermediate.dense"}, "role_map='intermediate.dense': attn.q is one"),
+    ],
+)
+def test_a_role_map_without_effect_is_refused(roles: dict[str, str], problem: str) -> None:
+    """Regression: the prices were the same, with no word (issue 18)."""
+    model = build("bert").model
+    layout = find_layout(model, role_map=roles)  # As of an adapter that was saved with it.
+    with pytest.raises(ModelError, match=problem) as refused:
+        check_role_map(model, layout, roles)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_role_map_with_an_effect_is_taken() -> None:
+    model = build("bert").model
+    for roles in (
+        None,
+        {"mlp.gate": "intermediate.dense"},
+        {"attn.q": ["self.query", "mix.query"], "norm": "output.LayerNorm"},
+        {"blocks": "bert.encoder.layer", "attn.o": "attention.output.dense"},
+    ):
+        check_role_map(model, find_layout(model, role_map=roles), roles)
 
 
 def test_what_has_no_blocks_is_no_transformer() -> None:
