@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from autopeft.costs.constraints import check_no_comma
 from autopeft.costs.objectives import COSTS, quality_beside
 from autopeft.errors import SettingsError
 from autopeft.plan import TrainSettings
@@ -460,6 +461,11 @@ class SearchSettings:
         if gpus > 1.0 and not float(gpus).is_integer():
             problem = "a worker has a part of one GPU, or whole ones"
             raise SettingsError("gpus_per_worker", gpus, problem, f"use {int(gpus)}")
+        for role in _COLUMNS:
+            own, other = getattr(self, role), (self.columns or {}).get(role)
+            if own is not None and other not in (None, own):
+                problem = f"columns names {other!r} for the same role"
+                raise SettingsError(role, own, problem, f"leave out {role}, or columns.{role}")
         for name, allowed in _LOCAL.items() if self.backend == "local" else ():
             value = getattr(self, name)
             if not allowed(value):
@@ -577,6 +583,9 @@ def _parse_flag(key: str, value: Any) -> Any:
     if key in _LISTS and isinstance(value, str):
         value = [value]
     if key in _LISTS and isinstance(value, list | tuple):
+        for item in value if key == "constraints" else ():
+            if isinstance(item, str):
+                check_no_comma(item)
         texts = [item.split(",") if isinstance(item, str) else [item] for item in value]
         parts = [part.strip() if isinstance(part, str) else part for text in texts for part in text]
         return [part for part in parts if part != ""]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from typing import Any
 
 import pytest
 
@@ -146,3 +147,33 @@ def test_what_no_search_can_use_is_refused_at_once(key: str, value: object, hint
     with pytest.raises(SettingsError, match=hint) as caught:
         SearchSettings.from_mapping({key: value})
     assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("given", "remedy"),
+    [
+        ("trainable_params<=1,000", "write 1000"),
+        ("trainable_params <= 1,000,000", "write 1000000"),
+        ("adapter_bytes<=1,500kB,trainable_params<=5", "write 1500"),
+        (["trainable_params<=5", "trainable_params<=12,345"], "write 12345"),
+        ("forgetting<=0,05", "write 0.05"),
+        ("forgetting<=0,125", "write 0.125"),
+    ],
+)
+def test_a_comma_inside_a_number_is_named(given: Any, remedy: str) -> None:
+    """Regression: `constraint='000': cannot be read` (issue 18)."""
+    with pytest.raises(SettingsError, match="a comma separates limits") as refused:
+        SearchSettings.from_mapping({"constraints": given})
+    assert str(refused.value).endswith(remedy)
+    two = SearchSettings.from_mapping({"constraints": "trainable_params<=1k,adapter_bytes<=2kB"})
+    assert two.constraints == ("trainable_params<=1k", "adapter_bytes<=2kB")
+
+
+def test_a_column_that_is_named_twice_is_refused() -> None:
+    """Regression: `columns` won, with no word (issue 18)."""
+    with pytest.raises(SettingsError, match="text='label': columns names 'text' for the same role"):
+        SearchSettings.from_mapping({"text": "label", "columns": {"text": "text"}})
+    with pytest.raises(SettingsError, match=r"label='a': .*leave out label, or columns.label"):
+        SearchSettings(label="a", columns={"label": "b"})
+    same = SearchSettings(text="a", columns={"text": "a", "label": "b"})
+    assert same.column_names() == {"text": "a", "label": "b"}

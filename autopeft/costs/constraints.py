@@ -30,6 +30,26 @@ _REMEDY = (
 )
 
 
+_COMMA = re.compile(r"[<>=≤≥]\s*-?(?P<number>\d[\d.]*,\d[\d.,]*)")
+_GROUPED = re.compile(r"[1-9]\d{0,2}(,\d{3})+(\.\d+)?")
+
+
+def check_no_comma(text: str) -> None:
+    """Check that no number of limits has a comma: it separates limits, and would split the number.
+
+    Raises:
+        SettingsError: naming what to write in its place.
+    """
+    match = _COMMA.search(text)
+    if match is None:
+        return
+    number = match["number"].rstrip(",")
+    is_grouped = _GROUPED.fullmatch(number) is not None
+    plain = number.replace(",", "") if is_grouped else number.replace(",", ".", 1)
+    problem = "a comma separates limits, so that a number has none"
+    raise SettingsError("constraint", text, problem, f"write {plain}")
+
+
 def parse_bytes(field: str, text: str | float) -> float:
     """Return the bytes that a text such as "24GB" or "79.6 GiB" names; a number is of bytes.
 
@@ -129,6 +149,7 @@ class Constraint:
             >>> limit.limit, limit.is_measured, limit.excess({"serving_latency_ms": 52.0})
             (50.0, True, 2.0)
         """
+        check_no_comma(text)
         match = _PATTERN.match(text)
         if match is None:
             raise SettingsError("constraint", text, "cannot be read", _REMEDY)

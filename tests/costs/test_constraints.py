@@ -155,3 +155,9 @@ def test_what_is_no_limit_of_a_quality_is_refused_with_an_example_of_one() -> No
             parse_constraints([text])
     with pytest.raises(SettingsError, match=r"use .*, NAME\.METRIC of a further task"):
         parse_constraints(["nonsense<=3"])
+
+
+def test_a_number_with_a_comma_is_named_where_nothing_splits_it() -> None:
+    for text, number in (("trainable_params<=1,000", "1000"), ("forgetting<=0,05", "0.05")):
+        with pytest.raises(SettingsError, match=f"a comma separates limits.*write {number}"):
+            Constraint.parse(text)
