@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload
 
 from autopeft.errors import SettingsError
@@ -368,6 +368,23 @@ def objective(name: str) -> Objective:
     if name in COSTS or ":" in name:
         return find_cost("objectives", name)
     return quality_beside(name) or Objective(name, default_direction(name))
+
+
+def check_leading(field: str, quality: Objective) -> None:
+    """Check that what leads a search is a quality: its scores would stand for a cost's values.
+
+    Raises:
+        SettingsError: if it is a cost, or has the name of one.
+    """
+    from autopeft.costs.price import Price
+
+    known = {each.name for each in fields(Price)}
+    if quality.is_cost or quality.name in known or quality.name in COSTS:
+        problem = "is a cost, and trials are told the score of a quality"
+        remedy = f"name a quality first, e.g. accuracy,{quality.name}"
+        if field == "metric":
+            remedy = "name what is measured otherwise, e.g. accuracy"
+        raise SettingsError(field, quality.name, problem, remedy)
 
 
 class Pricer(Protocol):

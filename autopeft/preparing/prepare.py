@@ -9,7 +9,14 @@ from functools import partial
 
 from autopeft.confirm.pick import check_pick
 from autopeft.costs.constraints import Constraint, check_limits, limited_costs, parse_constraints
-from autopeft.costs.objectives import COSTS, Objective, by_rank, check_costs, find_beside
+from autopeft.costs.objectives import (
+    COSTS,
+    Objective,
+    by_rank,
+    check_costs,
+    check_leading,
+    find_beside,
+)
 from autopeft.engine.budget import Budget
 from autopeft.engine.search_plan import SearchPlan
 from autopeft.errors import SettingsError
@@ -55,6 +62,7 @@ def prepare(
     read = read_data if settings.evaluate is None else read_function
     found = read(settings, device, note, phase)
     prices, data, task = found.prices, found.data, found.task
+    check_leading("metric", found.quality)
     objectives = (found.quality, *by_rank(map(find_beside, settings.objectives)))
     plan, asked_rungs, asked_workers = SearchPlan.of(settings), settings.rungs, settings.workers
     unserved: tuple[str, ...] = ()

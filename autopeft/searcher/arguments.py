@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 import operator
+import os
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,8 @@ _LAST_STEP = 2**31 - 1
 """Databases keep steps as 32-bit integers."""
 
 
-def check_numbers(seed: Any, eta: Any, audit_share: Any, **counts: Any) -> None:
-    """Check the numbers that a controller is made with; a count may be None.
+def check_numbers(seed: Any, eta: Any, audit_share: Any, **counts: Any) -> tuple[float, float]:
+    """Return eta and audit share as floats; the other numbers are right too, a count may be None.
 
     Raises:
         SettingsError: if one is of the wrong kind, or outside its range.
@@ -36,8 +37,9 @@ def check_numbers(seed: Any, eta: Any, audit_share: Any, **counts: Any) -> None:
     if share is None or not 0.0 <= share <= 1.0:
         raise SettingsError("audit_share", audit_share, "must be from 0 to 1", "use e.g. 0.1")
     ratio = to_float(eta)
-    if ratio is None or not 1.0 < ratio < math.inf:
-        raise SettingsError("eta", eta, "`eta > 1` must hold", "use 3")
+    if ratio is None or not 1.0 < ratio <= _LAST_STEP:
+        raise SettingsError("eta", eta, f"`1 < eta <= {_LAST_STEP}` must hold", "use 3")
+    return ratio, share
 
 
 def checked_items(name: str, value: Any, kinds: tuple[type, ...], remedy: str) -> tuple[Any, ...]:
@@ -82,18 +84,27 @@ def checked_number(name: str, value: Any) -> float:
     return one_nan(number)
 
 
+def checked_count(name: str, value: Any) -> int:
+    """Return a number of things.
+
+    Raises:
+        ValueError: if it is no integer.
+    """
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} must be an integer, but got {describe(value)}") from None
+
+
 def checked_step(step: Any) -> int:
     """Return a number of steps.
 
     Raises:
         ValueError: if it is not an integer from 1 to 2,147,483,647.
     """
-    try:
-        if isinstance(step, bool):
-            raise TypeError
-        number = operator.index(step)
-    except TypeError:
-        raise ValueError(f"step must be an integer, but got {describe(step)}") from None
+    number = checked_count("step", step)
     if not 1 <= number <= _LAST_STEP:
         raise ValueError(f"step must be from 1 to {_LAST_STEP}, but got {number}")
     return number
@@ -128,14 +139,58 @@ def checked_candidate(candidate: Any, price: Callable[[Candidate], None]) -> Can
     return candidate
 
 
+def checked_key(key: Any) -> str:
+    """Return a key of what is kept with the study.
+
+    Raises:
+        ValueError: if it is no text that a storage can hold.
+    """
+    if not isinstance(key, str):
+        raise ValueError(f"a key must be text, but got {describe(key)}")
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"a key holds half a character (a lone surrogate): {key!r}") from None
+    return key
+
+
+def checked_files(
+    folder: Any, files: Any, adapters: Any
+) -> tuple[Path, tuple[Path, ...], dict[str, Path]]:
+    """Return the folder, files and adapters that are to be artifacts of the study.
+
+    Raises:
+        ValueError: if one is no path, or an adapter's name is none of a file.
+    """
+    if isinstance(files, str | bytes) or not isinstance(files, Iterable):
+        raise ValueError(f"files must be a list of paths, but got {describe(files)}")
+    if not isinstance(adapters, Mapping):
+        raise ValueError(f"adapters must map names to folders, but got {describe(adapters)}")
+    for name in adapters:
+        if not isinstance(name, str) or Path(name).name != name or "\0" in name:
+            raise ValueError(f"an adapter's name must be that of a file, but got {name!r}")
+    return (
+        _checked_path("folder", folder),
+        tuple(_checked_path("files", each) for each in files),
+        {name: _checked_path("adapters", each) for name, each in adapters.items()},
+    )
+
+
+def _checked_path(name: str, value: Any) -> Path:
+    if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str):
+        raise ValueError(f"{name} must be a path, but got {describe(value)}")
+    if "\0" in os.fspath(value):
+        raise ValueError(f"{name} holds a NUL character: {os.fspath(value)!r}")
+    return Path(value)
+
+
 def checked_memory(key: Any, value: Any) -> tuple[str, Any]:
     """Return a key, and a value as JSON keeps it.
 
     Raises:
         ValueError: if the key is no text, or JSON cannot hold the value.
     """
-    if not isinstance(key, str):
-        raise ValueError(f"a key must be text, but got {describe(key)}")
+    key = checked_key(key)
     try:
         return key, json.loads(json.dumps(value))
     except (TypeError, ValueError) as error:

@@ -24,14 +24,17 @@ import numpy as np
 
 from autopeft.costs import Price, PriceTable
 from autopeft.costs.constraints import Constraint, limited_costs, parse_constraints
-from autopeft.costs.objectives import Objective, Pricer, objective, with_costs
+from autopeft.costs.objectives import Objective, Pricer, check_leading, objective, with_costs
 from autopeft.errors import SettingsError
 from autopeft.plan import Candidate
 from autopeft.searcher.arguments import (
     check_numbers,
     check_parts,
     checked_candidate,
+    checked_count,
+    checked_files,
     checked_items,
+    checked_key,
     checked_measured,
     checked_memory,
     checked_number,
@@ -42,7 +45,7 @@ from autopeft.searcher.losses import MAX_RETRIES, Losses, died, trial_key
 from autopeft.searcher.owner import StudyOwner
 from autopeft.searcher.pruners.registry import Rungs, make_pruner
 from autopeft.searcher.samplers.optuna_adapters import OptunaAdapter, make_sampler
-from autopeft.searcher.samplers.prior import PriorRow, read_prior
+from autopeft.searcher.samplers.prior import PriorRow, checked_rows, read_prior
 from autopeft.searcher.samplers.registry import Problem
 from autopeft.searcher.samplers.warm_start import WarmStart, WarmStartTrial
 from autopeft.searcher.space import initial_design
@@ -137,7 +140,9 @@ class SearchController:
         if not isinstance(space, SearchSpace):
             remedy = "use SearchSpace.from_source"
             raise SettingsError("space", space, "must be a SearchSpace", remedy)
-        check_numbers(seed, eta, audit_share, n_baselines=n_baselines, n_portfolio=n_portfolio)
+        eta, audit_share = check_numbers(
+            seed, eta, audit_share, n_baselines=n_baselines, n_portfolio=n_portfolio
+        )
         check_parts(prices, owner, resume)
         constraints = checked_items(
             "constraints", constraints, (str, Constraint), "use e.g. ['trainable_params<=200k']"
@@ -148,7 +153,9 @@ class SearchController:
         rows: tuple[PriorRow, ...] = (
             read_prior(prior)
             if isinstance(prior, str | Path)
-            else checked_items("prior", prior, (PriorRow,), "give a file or rows, or leave it out")
+            else checked_rows(
+                checked_items("prior", prior, (PriorRow,), "give a file or rows, or leave it out")
+            )
         )
         self.space = space
         self.objectives = _objectives(objectives)
@@ -355,7 +362,12 @@ class SearchController:
         self._readable.of(candidate)
 
     def limit_portfolio(self, n_portfolio: int) -> None:
-        """Hand out at most so many known recipes of other methods, those handed out included."""
+        """Hand out at most so many known recipes of other methods, those handed out included.
+
+        Raises:
+            ValueError: if it is no integer.
+        """
+        n_portfolio = checked_count("n_portfolio", n_portfolio)
         with self._lock:
             left = n_portfolio - self._counts["portfolio"]
             kept = []
@@ -568,7 +580,10 @@ class SearchController:
             self._store.post(self.trials)
 
     def _complete(self, trial: Trial, score: float, measured: dict[str, float]) -> None:
-        values = {self.objectives[0].name: score}
+        name = self.objectives[0].name
+        if name in trial.costs.others:
+            raise ValueError(f"score would overwrite the cost {name!r}; give the quality its own")
+        values = {name: score}
         for cost in self.objectives[1:]:
             if cost.is_known:
                 values[cost.name] = trial.costs.value(cost.name)
@@ -647,6 +662,8 @@ class SearchController:
         """Return the latest value of a trial that was handed out."""
         if not isinstance(trial, Trial):
             raise ValueError(f"needs a Trial as `ask` returned it, but got {describe(trial)}")
+        if type(trial.number) is not int:
+            raise ValueError(f"a trial's number must be int, but got {describe(trial.number)}")
         latest = self._trials.of(trial.number)
         if latest is None or latest.candidate != trial.candidate:
             raise ValueError(f"trial {trial.number} was not handed out by this controller")
@@ -756,9 +773,14 @@ class SearchController:
     def attach(
         self, folder: Path, files: Sequence[Path], adapters: Mapping[str, Path]
     ) -> tuple[str, ...]:
-        """Attach files to the study for optuna-dashboard; see `searcher.artifacts`."""
+        """Attach files to the study for optuna-dashboard; see `searcher.artifacts`.
+
+        Raises:
+            ValueError: if one is no path, or an adapter's name is none of a file.
+        """
         from autopeft.searcher.artifacts import save_artifacts
 
+        folder, files, adapters = checked_files(folder, files, adapters)
         with self._lock:
             return save_artifacts(self.study, folder, files, adapters)
 
@@ -780,15 +802,19 @@ class SearchController:
         """Keep plain data with the study.
 
         Raises:
-            ValueError: if the value is nothing that JSON can hold.
+            ValueError: if the key is no text, or the value nothing that JSON can hold.
         """
         with self._lock:
             self.study.set_user_attr(*checked_memory(key, value))
 
     def recall(self, key: str, default: Any = None) -> Any:
-        """What `remember` kept."""
+        """What `remember` kept.
+
+        Raises:
+            ValueError: if the key is no text.
+        """
         with self._lock:
-            return self.study.user_attrs.get(key, default)
+            return self.study.user_attrs.get(checked_key(key), default)
 
     # --- starting --------------------------------------------------------------------------------
 
@@ -873,6 +899,7 @@ def _objectives(given: Sequence[Objective | str]) -> tuple[Objective, ...]:
     found = tuple(objective(item) if isinstance(item, str) else item for item in items)
     if not found:
         raise SettingsError("objectives", [], "needs a quality objective", "use e.g. accuracy")
+    check_leading("objectives", found[0])
     if len({o.name for o in found}) < len(found):
         raise SettingsError(
             "objectives", [o.name for o in found], "one is named twice", "name each once"

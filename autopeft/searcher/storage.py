@@ -89,6 +89,8 @@ def open_storage(storage: str | Path | BaseStorage | None) -> BaseStorage:
         raise StorageError("storage", storage, "neither a path nor a URL", _REMEDY)
     text = str(storage)
     shown = shown_place(text)
+    if "\0" in text:  # SQLite would make a file of the name before it.
+        raise StorageError("storage", shown, "holds a NUL character", "remove it")
     if "://" not in text and not text.endswith((".log", ".db")):
         raise StorageError("storage", shown, "neither a URL nor a .db or .log file", _REMEDY)
     with _errors_named(text):

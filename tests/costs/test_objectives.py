@@ -16,7 +16,9 @@ from autopeft.costs import Price
 from autopeft.costs.constraints import Constraint
 from autopeft.costs.objectives import (
     COSTS,
+    Objective,
     by_rank,
+    check_leading,
     default_direction,
     find_beside,
     find_cost,
@@ -188,3 +190,15 @@ def test_a_speed_is_maximized_and_predicted(tmp_path: Path) -> None:
     logs = model.predict([space.encoder.point_of(each) for each in (few, many)])[:, 1]
     expected = [(10.0 + len(each.plan.specs)) / 1000.0 for each in (few, many)]
     assert np.exp(logs) == pytest.approx(expected, rel=0.05)
+
+
+def test_what_leads_a_search_is_a_quality() -> None:
+    """Regression: the score was the value of the cost (issue 18)."""
+    check_leading("objectives", Objective("accuracy", "maximize"))
+    for name in ("trainable_params", "train_seconds", "inference_flops"):
+        with pytest.raises(SettingsError, match=f"metric='{name}': is a cost"):
+            check_leading("metric", Objective(name, "minimize"))
+    with pytest.raises(
+        SettingsError, match=r"name a quality first, e.g. accuracy,trainable_params"
+    ):
+        check_leading("objectives", objective("trainable_params"))

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from autopeft.costs import Price
+from autopeft.costs.objectives import Objective
 from autopeft.costs.topology import Topology
 from autopeft.errors import UserError
 from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
@@ -277,13 +280,93 @@ def test_a_candidate_enqueued_twice_is_handed_out_once() -> None:
         ("audit_share", float("nan")),
         ("audit_share", 2.0),
         ("eta", 0.0),
+        ("eta", 1e300),
+        ("objectives", ["trainable_params"]),
+        ("objectives", ["trainable_params", "accuracy"]),
+        ("objectives", ["latency_ms", "trainable_params"]),
+        ("objectives", [Objective("inference_flops", "minimize"), "trainable_params"]),
+        ("storage", "a\0.db"),
+        ("storage", "sqlite:///a\0.db"),
         ("n_baselines", -1),
         ("n_portfolio", "many"),
         ("storage", 3),
         ("study_name", 3),
     ],
 )
-def test_arguments_of_the_wrong_kind_are_named(name: str, value: Any) -> None:
+def test_arguments_of_the_wrong_kind_are_named(
+    name: str, value: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     given = {"space": SPACE, "objectives": ["accuracy"], name: value}
     with pytest.raises(UserError, match=name):
         SearchController(**given)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("call", "named"),
+    [
+        (lambda c, t: c.limit_portfolio("x"), "n_portfolio must be an integer"),
+        (lambda c, t: c.limit_portfolio(None), "n_portfolio"),
+        (lambda c, t: c.limit_portfolio([1]), "n_portfolio"),
+        (lambda c, t: c.limit_portfolio(2.5), "n_portfolio"),
+        (lambda c, t: c.attach(3, [], {}), "folder must be a path"),
+        (lambda c, t: c.attach("a\0", [], {}), "folder holds a NUL character"),
+        (lambda c, t: c.attach("there", "x", {}), "files must be a list of paths"),
+        (lambda c, t: c.attach("there", [3], {}), "files must be a path"),
+        (lambda c, t: c.attach("there", [], "x"), "adapters must map names to folders"),
+        (lambda c, t: c.attach("there", [], {"a": None}), "adapters must be a path"),
+        (lambda c, t: c.attach("there", [], {"../a": "x"}), "adapter's name .* got '../a'"),
+        (lambda c, t: c.recall([]), "a key must be text"),
+        (lambda c, t: c.recall(3), "a key must be text"),
+        (lambda c, t: c.remember("k\ud800", "x"), "half a character"),
+        (lambda c, t: c.recall("k\ud800"), "half a character"),
+        (lambda c, t: c.tell(replace(t, number=[1]), score=0.5), "number must be int"),
+        (lambda c, t: c.report(replace(t, number=False), 1, 0.5), "number must be int"),
+    ],
+)
+def test_misuse_is_one_line_and_changes_nothing(
+    call: Callable[[SearchController, Any], Any],
+    named: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Regression: these were a TypeError, an AttributeError or SQLite's error (issue 18)."""
+    monkeypatch.chdir(tmp_path)
+    search = controller(storage=tmp_path / "a.db")
+    trial = search.ask()
+    with pytest.raises(ValueError, match=named):
+        call(search, trial)
+    assert (search.running(), search.trials(), search.study.user_attrs.get("k")) == (
+        (trial,),
+        (),
+        None,
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["a.db"]
+
+
+def test_numbers_of_decimal_are_computed_with() -> None:
+    """Regression: the audit added a Decimal to a float once a trial was to be pruned."""
+    search = controller(eta=Decimal(3), audit_share=Decimal("0.5"), n_baselines=0, pruner="gap")
+    decisions = []
+    for number in range(12):
+        trial = search.ask()
+        decisions.append(search.report(trial, 30, 0.9 - 0.07 * number))
+        search.tell(trial, score=0.9 - 0.07 * number)
+    assert Decision.STOP in decisions
+
+
+def test_a_score_overwrites_no_cost() -> None:
+    """Regression: a cost as the first objective had the score as its value (issue 18)."""
+
+    class Priced:
+        """Prices with a cost of the quality's name."""
+
+        def price(self, candidate: Candidate) -> Price:
+            return Price(1, 4, 1.0, 1, others={"accuracy": 3.0})
+
+    search = controller(prices=Priced())
+    trial = search.ask()
+    with pytest.raises(ValueError, match="score would overwrite the cost 'accuracy'"):
+        search.tell(trial, score=0.5)
+    assert search.running() == (trial,)

@@ -155,7 +155,13 @@ def test_numbers_of_other_libraries_are_numbers(number: Any, tmp_path: Path) -> 
     assert controller.trials()[0].measured == {"loss": float(number)}
 
 
-@pytest.mark.parametrize("value", ["0.5", None, True, [0.5], np.array([0.1, 0.2]), 10**400, 1j])
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("0.5", None, True, [0.5], np.array([0.1, 0.2]), 10**400, 1j, Decimal("sNaN")),
+        *(np.ma.masked, np.ma.array(0.5, mask=True), np.str_("0.5"), np.complex64(1)),
+    ],
+)
 def test_what_is_no_number_is_refused_and_changes_nothing(value: Any) -> None:
     controller = SearchController(SPACE, OBJECTIVES, seed=3)
     trial = controller.ask()

@@ -20,7 +20,8 @@ from autopeft.searcher.space.encoding import Point, snap
 from autopeft.searcher.space.grid import Grid
 from autopeft.searcher.space.initial_design import single_method
 from autopeft.searcher.space.space import SearchSpace
-from autopeft.utils.serialize import read_json
+from autopeft.utils.formatting import one_line
+from autopeft.utils.serialize import from_plain, read_json, to_plain
 
 Array = NDArray[np.float64]
 
@@ -54,21 +55,42 @@ class PriorRow:
     learning_rate: float | None = None
 
 
+_REMEDY = "give a JSON list of rows, see guides/first_search.md"
+
+_MAX_RANK = 2**31 - 1
+
+
 def read_prior(path: str | Path) -> tuple[PriorRow, ...]:
     """Read rows from a JSON file, a list of objects with the fields of `PriorRow`.
 
     Raises:
         SettingsError: if the file cannot be read, or a row is damaged.
     """
-    remedy = "give a JSON list of rows, see guides/first_search.md"
     rows = read_json(
-        Path(path), tuple[PriorRow, ...], field="prior", remedy=remedy, error=SettingsError
+        Path(path), tuple[PriorRow, ...], field="prior", remedy=_REMEDY, error=SettingsError
     )
-    for index, row in enumerate(rows):
+    return checked_rows(rows, remedy=_REMEDY)
+
+
+def checked_rows(
+    rows: Sequence[PriorRow], *, remedy: str = "correct the row, or leave it out"
+) -> tuple[PriorRow, ...]:
+    """Return rows whose values have the types and ranges of `PriorRow`; numbers of numpy are taken.
+
+    Raises:
+        SettingsError: naming the first value that has not.
+    """
+    checked = tuple(_typed(index, row, remedy) for index, row in enumerate(rows))
+    for index, row in enumerate(checked):
         low, high = row.depth
         wrong = (
             (not 0 <= low < high <= 1, "depth", row.depth, "`0 <= low < high <= 1` must hold"),
-            (row.rank < 0, "rank", row.rank, "`rank >= 0` must hold"),
+            (
+                not 0 <= row.rank <= _MAX_RANK,
+                "rank",
+                row.rank,
+                f"`0 <= rank <= {_MAX_RANK}` must hold",
+            ),
             (not row.roles, "roles", row.roles, "is empty"),
             (
                 row.quality is not None and not math.isfinite(row.quality),
@@ -77,16 +99,26 @@ def read_prior(path: str | Path) -> tuple[PriorRow, ...]:
                 "is not finite",
             ),
             (
-                row.learning_rate is not None and not row.learning_rate > 0,
+                row.learning_rate is not None and not 0 < row.learning_rate < math.inf,
                 "learning_rate",
                 row.learning_rate,
-                "`learning_rate > 0` must hold",
+                "`0 < learning_rate < inf` must hold",
             ),
         )
         for is_wrong, name, value, problem in wrong:
             if is_wrong:
                 raise SettingsError(f"prior[{index}].{name}", value, problem, remedy)
-    return rows
+    return checked
+
+
+def _typed(index: int, row: PriorRow, remedy: str) -> PriorRow:
+    """Return a row with values of the right types."""
+    place = f"prior[{index}]"
+    try:
+        plain = to_plain(row)
+        return from_plain(PriorRow, plain, field=place, remedy=remedy)
+    except (TypeError, ValueError, OverflowError) as error:  # Of msgspec: no value of JSON.
+        raise SettingsError(place, f"{row!r:.120}", one_line(error), remedy) from None
 
 
 def normal_scores(rows: Sequence[PriorRow]) -> Array:

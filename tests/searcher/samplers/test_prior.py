@@ -10,7 +10,13 @@ import pytest
 from autopeft.costs import Topology
 from autopeft.errors import SettingsError
 from autopeft.searcher.controller import SearchController
-from autopeft.searcher.samplers.prior import PriorRow, normal_scores, point_of, read_prior
+from autopeft.searcher.samplers.prior import (
+    PriorRow,
+    checked_rows,
+    normal_scores,
+    point_of,
+    read_prior,
+)
 from autopeft.searcher.samplers.warm_start import WarmStart
 from autopeft.searcher.space.space import SearchSpace
 
@@ -97,6 +103,30 @@ def test_a_file_is_read_and_its_mistakes_are_named(tmp_path: Path) -> None:
             read_prior(path)
     with pytest.raises(SettingsError, match="prior"):
         read_prior(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("rank", wrong) for wrong in (-3, "x", None, 2.5, True, 10**30)),
+        *(("roles", wrong) for wrong in ((), None, "attn.q", (1,))),
+        *(("depth", wrong) for wrong in ((1, 0), (0,), None, (float("nan"), 1), "ab", (0, 1, 2))),
+        *(("learning_rate", wrong) for wrong in (0, -1, float("nan"), float("inf"), "x", 10**400)),
+        *(("quality", wrong) for wrong in (float("nan"), float("inf"), "x", 10**400, 1j)),
+        *(("setting", wrong) for wrong in (3, None, [], object())),
+        ("method", ["lora"]),
+    ],
+)
+def test_rows_are_checked_as_those_of_a_file_are(name: str, value: Any) -> None:
+    """Regression: a mistake was a traceback of the sampler, or passed (issue 18)."""
+    with pytest.raises(SettingsError, match=r"prior\[1\]") as refused:
+        SearchController(space(), ["accuracy"], prior=[row(), row(**{name: value})])
+    assert "\n" not in str(refused.value)
+
+
+def test_rows_may_hold_numbers_of_numpy() -> None:
+    given = row(rank=np.int64(8), quality=np.float32(0.5), depth=(0, 1), roles=list(QV))
+    assert checked_rows([given]) == (row(),)
 
 
 def test_a_controller_takes_rows_and_refuses_what_fits_nowhere() -> None:
