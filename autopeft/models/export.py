@@ -32,7 +32,14 @@ from autopeft.models.requantize import (
 from autopeft.models.saving import DTYPES, checked_dtype, load_adapter, load_attached, save_adapter
 from autopeft.models.served import as_served
 from autopeft.serving.older_names import add_older_names
-from autopeft.serving.servers import MAX_RANK, Server, check_export, chosen_format, find_server
+from autopeft.serving.servers import (
+    MAX_RANK,
+    SERVERS,
+    Server,
+    check_export,
+    chosen_format,
+    find_server,
+)
 from autopeft.utils.device import checked_device, is_out_of_memory
 from autopeft.utils.files import replaced_folder
 from autopeft.utils.quiet import quiet_transformers
@@ -191,8 +198,14 @@ def export_adapter(
         check_requantizable(SavedPlan.read(Path(folder)).quantization)
     with _room(device, "its weights"):
         given = attached = load_attached(base_model, folder, **where)
-    if found is not None and (problem := found.refused(**as_served(given.backbone))):
-        raise _refusal(found, problem)
+    seen = as_served(given.backbone)
+    if found is not None and (problem := found.refused(**seen)):
+        others = [
+            each.name
+            for each in SERVERS.values()
+            if each.is_for_models >= found.is_for_models and not each.refused(**seen)
+        ]
+        raise AdapterError("for", found.name, problem, f"use --for {' or '.join(others)}")
     quantization = given.backbone.quantization
     weights = dtype or _stored_dtype(base_model, attached.backbone.revision)
     place = Path(target)

@@ -23,7 +23,42 @@ VLLM_WITHOUT_LORA = frozenset(
 )
 """Architectures of transformers that vLLM 0.32.0 serves by a class that is no `SupportsLoRA`
 (`vllm/model_executor/models/registry.py`). What it does not register runs with the layers of
-transformers, which are adapted."""
+transformers, which are adapted, unless it is of `WITHOUT_INTERFACE` or an encoder-decoder."""
+
+VLLM_ENCODER_DECODERS = frozenset(
+    """
+    CohereAsrForConditionalGeneration NemotronParseForConditionalGeneration
+    WhisperForConditionalGeneration
+    """.split()
+)
+"""Encoder-decoders that vLLM 0.32.0 has a class for. Others run with the layers of transformers,
+which it gives the text of a decoder alone (`models/transformers/base.py`): T5, BART and T5Gemma
+end in an error when they are loaded."""
+
+WITHOUT_INTERFACE = frozenset(
+    """
+    big_bird bros canine convbert cpmant cvt data2vec-vision deberta deberta-v2 dinat donut-swin
+    flaubert fsmt funnel gpt_neo gpt_neox_japanese hiera ibert imagegpt layoutlmv2 led levit lilt
+    longformer luke lxmert megatron-bert mpnet mra mvp nystromformer openai-gpt perceiver prophetnet
+    pvt pvt_v2 reformer rembert roformer rwkv sew-d speecht5 squeezebert swiftformer swinv2 tapas
+    timesformer trocr vilt visual_bert wavlm xglm xlm xlnet yoso
+    """.split()
+)
+"""Types of models whose attention transformers 5.19 to 5.24 cannot replace: no class of theirs has
+`is_backend_compatible()` or `_can_set_attn_implementation()`. Neither vLLM 0.32.0 nor SGLang
+0.5.23, which ask for that, has a class of its own for them. A test compares them with
+transformers."""
+
+WITHOUT_BACKEND = WITHOUT_INTERFACE | frozenset(
+    """
+    bart bigbird_pegasus biogpt blenderbot blenderbot-small bloom data2vec-audio falcon fnet git
+    hubert layoutlm longt5 m2m_100 marian markuplm mbart moonshine mt5 nllb-moe pegasus pegasus_x
+    plbart pop2piano seamless_m4t seamless_m4t_v2 speech_to_text splinter switch_transformers t5
+    udop umt5 unispeech unispeech-sat wav2vec2 wav2vec2-bert wav2vec2-conformer
+    """.split()
+)
+"""Types of models that have no `is_backend_compatible()` there, which is all that SGLang 0.5.23
+asks of those it has no class for (`sglang/srt/model_loader/utils.py`)."""
 
 SGLANG_MODULES = frozenset(
     """

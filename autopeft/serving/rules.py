@@ -195,6 +195,41 @@ def base_is(architectures: Collection[str]) -> Callable[[AdapterFolder], str]:
     return broken
 
 
+def base_type_is(types: Collection[str]) -> Callable[[AdapterFolder], str]:
+    """Return a check for types that the base model must not be of."""
+
+    def broken(adapter: AdapterFolder) -> str:
+        kind = adapter.base_config.get("model_type")
+        return f"its type is {kind}" if isinstance(kind, str) and kind in types else ""
+
+    return broken
+
+
+def base_encodes(*, but: Collection[str]) -> Callable[[AdapterFolder], str]:
+    """Return a check that the base model is no encoder-decoder but of some architectures."""
+
+    def broken(adapter: AdapterFolder) -> str:
+        name = _encoder_decoder(adapter.base_config)
+        return f"it is {name}" if name and name not in but else ""
+
+    return broken
+
+
+def encodes(adapter: AdapterFolder) -> str:
+    """Return the name of a whole model that is an encoder-decoder."""
+    name = _encoder_decoder(adapter.model_config)
+    return f"it is {name}" if name else ""
+
+
+def _encoder_decoder(config: Mapping[str, Any]) -> str:
+    """Return the architecture of an encoder-decoder, or its type; "" if it is none."""
+    if config.get("is_encoder_decoder") is not True:
+        return ""
+    found = config.get("architectures")
+    first = found[0] if isinstance(found, list) and found else config.get("model_type")
+    return str(first or "one")
+
+
 def modules_unlike(names: Collection[str]) -> Callable[[AdapterFolder], str]:
     """Return a check that modules have known names: all that are adapted, or one of the model's."""
 

@@ -10,7 +10,14 @@ from typing import Any
 from autopeft.errors import AdapterError, SettingsError
 from autopeft.methods.base import EXPERT_ROLES, LINEAR_ROLES, Method, Shape
 from autopeft.serving import readable, rules
-from autopeft.serving.adaptable import SGLANG_MODULES, VLLM_WITHOUT_LORA, unlike
+from autopeft.serving.adaptable import (
+    SGLANG_MODULES,
+    VLLM_ENCODER_DECODERS,
+    VLLM_WITHOUT_LORA,
+    WITHOUT_BACKEND,
+    WITHOUT_INTERFACE,
+    unlike,
+)
 from autopeft.serving.adapter_folder import AdapterFolder
 from autopeft.serving.joined import Joined, absent
 from autopeft.serving.rules import Rule
@@ -236,6 +243,20 @@ SERVERS: Mapping[str, Server] = {
                     is_of_model=True,
                 ),
                 Rule(
+                    "is of a model that vLLM 0.32.0 has a class for, or whose attention in "
+                    "transformers can be replaced",
+                    "vllm: vllm/model_executor/models/registry.py",
+                    rules.base_type_is(WITHOUT_INTERFACE),
+                    is_of_model=True,
+                ),
+                Rule(
+                    "is of no encoder-decoder that vLLM 0.32.0 has no class for, as it has for "
+                    "Whisper",
+                    "vllm: vllm/model_executor/models/transformers/base.py",
+                    rules.base_encodes(but=VLLM_ENCODER_DECODERS),
+                    is_of_model=True,
+                ),
+                Rule(
                     "has no modules_to_save (vLLM 0.32.0 applies one, classifier or score, "
                     "where it serves a cross-encoder)",
                     "vllm: vllm/lora/model_manager.py",
@@ -289,6 +310,13 @@ SERVERS: Mapping[str, Server] = {
                     rules.is_expression("target_modules", but=("all", "all-linear")),
                 ),
                 Rule(
+                    "is of a model that SGLang 0.5.23 has a class for, or whose attention in "
+                    "transformers can be replaced",
+                    "sglang: python/sglang/srt/model_loader/utils.py",
+                    rules.base_type_is(WITHOUT_BACKEND),
+                    is_of_model=True,
+                ),
+                Rule(
                     "adapts modules by names that SGLang 0.5.23 has shapes for",
                     "sglang: python/sglang/srt/lora/utils.py",
                     rules.modules_unlike(SGLANG_MODULES),
@@ -338,6 +366,12 @@ SERVERS: Mapping[str, Server] = {
             (
                 Rule("is a whole model", _MLX, rules.no_model),
                 Rule("is a language model", _MLX, rules.no_language_model, is_of_model=True),
+                Rule(
+                    "is no encoder-decoder, as mlx-lm 0.32.2 has none",
+                    "mlx-lm: mlx_lm/models",
+                    rules.encodes,
+                    is_of_model=True,
+                ),
                 Rule(
                     "is not quantized by bitsandbytes",
                     _MLX,

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+import transformers as hf
 from peft import IA3Config, LoraConfig, get_peft_model
 from tiny_models import build
 
 from autopeft.errors import AdapterError, SettingsError
+from autopeft.serving.adaptable import WITHOUT_BACKEND, WITHOUT_INTERFACE
 from autopeft.serving.older_names import with_older_names
 from autopeft.serving.servers import SERVERS, check_export, check_servable, chosen_format
 
@@ -163,7 +165,7 @@ def test_older_names_are_missed_where_a_text_model_has_its_settings(tmp_path: Pa
         ("llama", "LlamaForCausalLM", set()),
         ("llama", "LlamaForSequenceClassification", {"mlx"}),
         ("bert", "BertModel", {"mlx"}),
-        ("falcon", "FalconForCausalLM", {"vllm", "llamacpp", "ollama"}),
+        ("falcon", "FalconForCausalLM", {"vllm", "sglang", "llamacpp", "ollama"}),
         ("gpt2", "GPT2LMHeadModel", {"vllm"}),
         ("roberta", "RobertaForTokenClassification", {"vllm", "llamacpp", "ollama", "mlx"}),
         ("gpt_neox", "GPTNeoXForCausalLM", {"llamacpp", "ollama"}),
@@ -277,3 +279,55 @@ def test_the_format_is_the_servers_or_one_that_exists() -> None:
         chosen_format("onnx", None, others=("table",))
     with pytest.raises(SettingsError, match=r"--for vllm writes lora; drop --format$"):
         chosen_format("merged", "vllm")
+
+
+@pytest.mark.parametrize(
+    ("kind", "head", "is_encoder_decoder", "refusing"),
+    [
+        ("t5", "T5ForConditionalGeneration", True, {"vllm", "sglang", "mlx"}),
+        ("bart", "BartForConditionalGeneration", True, {"vllm", "sglang", "mlx"}),
+        ("deberta-v2", "DebertaV2Model", False, {"vllm", "sglang", "mlx"}),
+        ("whisper", "WhisperForConditionalGeneration", True, {"mlx"}),
+        ("llama", "LlamaForCausalLM", False, set()),
+    ],
+)
+def test_a_model_that_a_server_has_no_class_for_is_refused(
+    kind: str, head: str, is_encoder_decoder: bool, refusing: set[str], tmp_path: Path
+) -> None:
+    config = {"model_type": kind, "architectures": [head], "is_encoder_decoder": is_encoder_decoder}
+    servers = ("vllm", "sglang", "mlx")
+    assert {name for name in servers if SERVERS[name].refused(config)} == refusing
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_text(json.dumps(config))
+    folder = _plain_peft(tmp_path / "adapter")
+    path = folder / "adapter_config.json"
+    named = {**json.loads(path.read_text()), "base_model_name_or_path": str(base)}
+    path.write_text(json.dumps(named))
+    for name in ("vllm", "sglang"):
+        found = [line for line in check_export(folder, name) if "has a class for" in line]
+        found += [line for line in check_export(folder, name) if "encoder-decoder" in line]
+        assert bool(found) == (name in refusing)
+
+
+_KNOWN = ("bart", "bloom", "deberta", "deberta-v2", "falcon", "mpnet", "t5", "xlnet")
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        pytest.param(_KNOWN, id="known"),
+        pytest.param(tuple(sorted(WITHOUT_BACKEND)), id="all", marks=pytest.mark.nightly),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_transformers_says_the_same_of_the_models_that_cannot_be_served(
+    kinds: tuple[str, ...],
+) -> None:
+    for kind in kinds:
+        model = hf.models.auto.modeling_auto.MODEL_MAPPING[hf.CONFIG_MAPPING[kind]]
+        for each in model if isinstance(model, tuple) else (model,):
+            assert not each.is_backend_compatible(), kind
+            if kind in WITHOUT_INTERFACE:
+                assert not each._can_set_attn_implementation(), kind
+    assert hf.BertModel.is_backend_compatible()
