@@ -95,7 +95,7 @@ def search(
         raise SettingsError("output", "", "is missing", "give --output FOLDER")
     workspace = Workspace(output)
     given = {**given, "output": str(workspace.folder)}
-    with _interruptible(workspace), workspace.copied(), workspace.held(is_new=True) as lock:
+    with _interruptible(workspace), workspace.held(is_new=True) as lock:
         with saved_inputs(given, workspace.folder) as plain:
             asked = merge_settings(plain, {})
             asked.check_sources()  # Before the imports below, which take seconds.
@@ -127,7 +127,7 @@ def resume(
         True
     """
     workspace = Workspace(folder)
-    with _interruptible(workspace), workspace.copied(), workspace.held(is_new=False) as lock:
+    with _interruptible(workspace), workspace.held(is_new=False) as lock:
         workspace.check_unedited()
         asked = _resumed(workspace.settings(), overrides)
         return _search(workspace, asked, callbacks, lock=lock, is_resumed=True, is_shown=progress)
@@ -664,7 +664,7 @@ def export(
         if scorer is not None:
             converted = scorer.converted(member, exported)
             exported = replace(exported, converted=converted.line(result.view.quality))
-            result = _shown_with(result, converted, workspace)
+            result = _shown_with(result, converted)
         plan = read_json(member.folder / "plan.json", dict[str, Any], remedy="resume the search")
         card = model_card(
             result.view,
@@ -682,7 +682,7 @@ def export(
     return exported
 
 
-def _shown_with(result: SearchResult, converted: Converted, workspace: Workspace) -> SearchResult:
+def _shown_with(result: SearchResult, converted: Converted) -> SearchResult:
     """Add what an export scored to a search's folder, and write its report again."""
     from autopeft.reporting.converted import add_converted
     from autopeft.reporting.front_json import write_front
@@ -690,11 +690,10 @@ def _shown_with(result: SearchResult, converted: Converted, workspace: Workspace
     from autopeft.reporting.write import with_converted, write_pages
     from autopeft.workspace import FRONT
 
-    with workspace.copied():
-        add_converted(result.folder, converted)
-        shown = with_converted(result.view, result.folder)
-        write_front(shown, result.folder / FRONT)
-        write_pages(shown, read_trials(result.folder / "trials.csv"), result.folder)
+    add_converted(result.folder, converted)
+    shown = with_converted(result.view, result.folder)
+    write_front(shown, result.folder / FRONT)
+    write_pages(shown, read_trials(result.folder / "trials.csv"), result.folder)
     return replace(result, view=shown)
 
 

@@ -392,9 +392,9 @@ def _conclude(result: SearchResult) -> None:
     from autopeft.reporting.tables import summary
 
     _print(summary(result.view))
-    echo(f"report: {result.folder / 'report.html'}")
+    echo(f"report: {result.place}/report.html")
     if result.best is not None:
-        echo(f"best adapter: autopeft export {result.folder} --pick best --format peft --to FOLDER")
+        echo(f"best adapter: autopeft export {result.place} --pick best --format peft --to FOLDER")
 
 
 def _commonest(reasons: Sequence[str]) -> str:
@@ -412,12 +412,12 @@ def _check_completed(result: SearchResult) -> None:
             told = [line.partition(" failed: ") for line in result.view.warnings]
             reasons = [why for what, _, why in told if what.startswith("confirming ")]
             text = f"no finalist was confirmed; {_commonest(reasons)}"
-            raise TrainingFailure(f"{text}; mend it, then `autopeft resume {result.folder}`")
+            raise TrainingFailure(f"{text}; mend it, then `autopeft resume {result.place}`")
         return
     if not any(counts.values()):
         raise TrainingFailure(
             "no trial was completed: the budget ended before the first; "
-            f"`autopeft resume {result.folder} --budget` with a larger one continues"
+            f"`autopeft resume {result.place} --budget` with a larger one continues"
         )
     from autopeft.reporting.trials_csv import read_trials
 
@@ -433,7 +433,7 @@ def _check_completed(result: SearchResult) -> None:
     if reasons:
         text += f"; {_commonest(reasons)}"
     raise TrainingFailure(
-        f"{text}; all is kept in {result.folder}, where trials.csv has each reason"
+        f"{text}; all is kept in {result.place}, where trials.csv has each reason"
     )
 
 

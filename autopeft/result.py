@@ -93,9 +93,10 @@ class SearchResult:
     """The result of one search; the output folder holds all of it too.
 
     Attributes:
-        folder: The output folder.
+        folder: The output folder, or its copy on this machine.
         view: All numbers, as in `front.json`.
         base_model: Folder or hub id of the base model.
+        url: Where the folder is copied to, if the search's output is a URL.
 
     Example:
         >>> result = autopeft.SearchResult.read("runs/first")
@@ -106,11 +107,22 @@ class SearchResult:
     folder: Path
     view: FrontView
     base_model: str
+    url: str | None = None
+
+    @property
+    def place(self) -> str:
+        """The output as `resume`, `report` and `export` take it: the URL, or the folder.
+
+        Example:
+            >>> autopeft.SearchResult.read("runs/first").place
+            'runs/first'
+        """
+        return self.url or str(self.folder)
 
     def __repr__(self) -> str:
         n_members = len(self.view.front)
         members = f"{counted(n_members, 'member')} on the front"
-        return f"<SearchResult of {self.folder}: {members}. {self.verdict.text}>"
+        return f"<SearchResult of {self.place}: {members}. {self.verdict.text}>"
 
     def _repr_html_(self) -> str:
         return front_html(self.view)
@@ -187,7 +199,7 @@ class SearchResult:
             raise SettingsError(
                 "folder", str(folder), "the search has no result yet", f"autopeft resume {folder}"
             )
-        return cls(workspace.folder, read_front(path), settings.model)
+        return cls(workspace.folder, read_front(path), settings.model, workspace.url)
 
     def _member(self, entry: FrontEntry) -> Member:
         folder = None if entry.adapter is None else contained(self.folder, entry.adapter)

@@ -18,8 +18,9 @@ from autopeft.confirm.verdict import UntriedLora, judge
 from autopeft.costs.objectives import Objective
 from autopeft.engine.backend import make_backend, named_errors, run_all
 from autopeft.engine.budget import BudgetTracker, Spent
-from autopeft.engine.callback import CallbackList, SearchStart
+from autopeft.engine.callback import CallbackList, Progress, SearchStart
 from autopeft.engine.dispatcher import Dispatcher
+from autopeft.engine.messages import WorkerContext
 from autopeft.engine.search_plan import SearchPlan
 from autopeft.errors import StorageError, StorageFailure, UserError
 from autopeft.inputs import Inputs, model_digests, rows_digest
@@ -86,6 +87,7 @@ class Session:
         self._owner: StudyOwner | None = None
         self._n_workers = 1
         self._beaten = time.monotonic()
+        self._n_told = 0
 
     def run(self, settings: SearchSettings) -> SearchResult:
         """Run the search.
@@ -118,6 +120,7 @@ class Session:
 
     def _run(self, settings: SearchSettings) -> SearchResult:
         self._callbacks.callbacks = [*self._callbacks.callbacks, *make_trackers(settings.report_to)]
+        self._tell_warnings()
         prior = self._prior(settings)
         if settings.join:
             check_reachable(settings)
@@ -262,6 +265,16 @@ class Session:
         same = tuple(name for name in kept.open if getattr(plan, name) == getattr(kept, name))
         return replace(plan, open=same)
 
+    def _progress(self, progress: Progress) -> None:
+        self._tell_warnings()
+        self._callbacks.call("on_progress", progress)
+
+    def _tell_warnings(self) -> None:
+        """Say what the copying found, from this thread: callbacks need not be safe in others."""
+        for text in self._workspace.warnings[self._n_told :]:
+            self._n_told += 1
+            self._note(text)
+
     def _note(self, text: str) -> None:
         self._callbacks.call("on_message", text)
 
@@ -375,7 +388,7 @@ class Session:
             plan=ready.plan,
             trials_per_worker=ready.trials_per_worker,
             test_share=ready.test_share,
-            on_progress=lambda progress: self._callbacks.call("on_progress", progress),
+            on_progress=self._progress,
             callbacks=self._callbacks,
         )
         self._n_workers, self._dispatcher = settings.workers or 1, dispatcher
@@ -394,7 +407,7 @@ class Session:
             self._note(f"reports to {found}")
         try:
             dispatcher.start()
-            backend = make_backend(ready.context())
+            backend = make_backend(self._context(ready))
             # Entered first: Ray sets its own handler of SIGTERM when it starts.
             with named_errors(settings.backend), backend, terminable():
                 run_all(backend, settings.backend, dispatcher)
@@ -412,10 +425,19 @@ class Session:
                         controller.remember("verdict", shown.verdict.text)
                 except StorageFailure as failure:  # The folder has it all.
                     self._note(f"the study's last note is missing: {failure.reason}")
-                result = SearchResult(self._workspace.folder, shown, settings.model)
+                result = SearchResult(
+                    self._workspace.folder, shown, settings.model, self._workspace.url
+                )
                 self._callbacks.call("on_search_end", result)
                 self._workspace.remember("spent", self._spent())
         return result
+
+    def _context(self, ready: PreparedSearch) -> WorkerContext:
+        """Return what the workers need; they name the output as the user does."""
+        context = ready.context()
+        if self._workspace.url is None:
+            return context
+        return replace(context, settings=replace(context.settings, output=self._workspace.url))
 
     def _attach(self, controller: SearchController, shown: FrontView) -> list[str]:
         """Attach the report and the adapters to the study; return what is to be said about it."""
@@ -483,7 +505,12 @@ class Session:
             data=ready.summary(),
             unsearched=ready.unsearched,
             versions=versions(),
-            warnings=(*dispatcher.warnings, *controller.warnings, *self._callbacks.failures),
+            warnings=(
+                *dispatcher.warnings,
+                *controller.warnings,
+                *self._callbacks.failures,
+                *self._workspace.warnings,
+            ),
             started=self._started.isoformat(timespec="seconds"),
             ended=datetime.now(UTC).isoformat(timespec="seconds"),
             is_complete=is_complete,

@@ -19,7 +19,9 @@ from autopeft.inputs import Inputs
 from autopeft.settings import FORMER_DEFAULTS, RENAMED, SearchSettings
 from autopeft.utils.files import remove_drafts, write_text
 from autopeft.utils.folder_lock import BEAT_SECONDS, FolderLock, is_of_lock
-from autopeft.utils.remote_folder import PUSH_SECONDS, RemoteFolder, is_url
+from autopeft.utils.formatting import one_line
+from autopeft.utils.remote_files import check_no_url, is_url
+from autopeft.utils.remote_folder import PUSH_SECONDS, RemoteFolder
 from autopeft.utils.serialize import read_json, strict_json
 from autopeft.utils.timer import Timer
 from autopeft.utils.yaml_files import read_yaml, to_yaml
@@ -57,11 +59,16 @@ class Workspace:
 
     def __init__(self, folder: str | Path) -> None:
         self._remote: RemoteFolder | None = None
+        self.warnings: list[str] = []
+        """What the user is told of the copies at the URL, once each."""
         if is_url(folder):
             self._remote = RemoteFolder(str(folder))
-            self._remote.pull()
             folder = self._remote.local
+        else:
+            check_no_url(folder)
         self.folder = Path(folder).expanduser()
+        if self._remote is not None:
+            self._remote.pull(self.recall("id", str))
 
     @property
     def url(self) -> str | None:
@@ -74,53 +81,89 @@ class Workspace:
         return shlex.quote(self.url or str(self.folder))
 
     @contextmanager
-    def copied(self) -> Iterator[None]:
-        """Copy the folder to its URL, if it has one, at an interval and at the end of the block.
-
-        Raises:
-            StorageError: if the last copy fails.
-        """
-        if self._remote is None:
-            yield
-            return
-        try:
-            with Timer(self._remote.push, PUSH_SECONDS):
-                yield
-        finally:
-            if (self.folder / SETTINGS).exists():
-                self._remote.push()
-
-    @contextmanager
     def held(self, *, is_new: bool) -> Iterator[FolderLock]:
         """Hold the folder for one search, from before its preparation to its end.
+
+        One that has a URL is held there too, and copied there at an interval and at the end.
 
         Args:
             is_new: Whether a search begins: the folder must be free, and nothing stays in it if the
                 block ends without settings.
 
         Raises:
-            StorageError: if another search runs in the folder, or it cannot hold this one.
+            StorageError: if another search runs in the folder, or it cannot hold this one, or the
+                last copy fails.
         """
         if not is_new:
-            self._check_search()
+            self._check_resumable()
         elif not self.folder.is_dir() or not any(map(is_of_lock, self.folder.iterdir())):
             # Nothing is written where there is no search, and none can begin.
             self.check_free()
-        lock = FolderLock(self.folder)
+        lock = FolderLock(self.folder, shown=self.url or "")
         is_unused = is_new
         try:
-            if is_new:
-                remove_drafts(self.folder, SETTINGS)
-                try:
-                    self.check_free()
-                except StorageError:
-                    is_unused = False
-                    raise
-            else:
-                remove_drafts(self.folder)
-            yield lock
+            with self._held_there(lock):
+                if is_new:
+                    remove_drafts(self.folder, SETTINGS)
+                    try:
+                        self.check_free()
+                    except StorageError:
+                        is_unused = False
+                        raise
+                else:
+                    self._check_resumable()
+                    self._note_restored()
+                    remove_drafts(self.folder)
+                with self._copied():
+                    yield lock
         finally:
             lock.release(is_unused=is_unused and not (self.folder / SETTINGS).exists())
+
+    @contextmanager
+    def _held_there(self, lock: FolderLock) -> Iterator[None]:
+        """Hold the folder at its URL, if it has one."""
+        if self._remote is None:
+            yield
+            return
+        with self._remote.held(lock):
+            self._remote.pull(self.recall("id", str))  # Another machine may just have ended.
+            yield
+
+    @contextmanager
+    def _copied(self) -> Iterator[None]:
+        """Copy the folder to its URL, if it has one, at an interval and at the end of the block."""
+        remote = self._remote
+        if remote is None:
+            yield
+            return
+
+        def push() -> None:
+            # Of a search that has not begun there is nothing to resume.
+            search = self.recall("id", str)
+            if search is not None and (self.folder / SETTINGS).exists():
+                remote.push(search)
+
+        try:
+            with Timer(push, PUSH_SECONDS, on_error=self._note_not_copied):
+                yield
+        finally:
+            if (self.folder / SETTINGS).exists():
+                remote.push(self.id())
+            else:
+                remote.withdraw()
+
+    def _note_not_copied(self, error: Exception) -> None:
+        every = f"it is tried again every {PUSH_SECONDS:.0f} s"
+        self._warn(f"the output was not copied: {one_line(error)}; {every}")
+
+    def _note_restored(self) -> None:
+        if self._is_emptied():
+            copy = f"that in {self.folder} is put there"
+            self._warn(f"{self.url} holds no copy of the search: {copy}")
+
+    def _warn(self, text: str) -> None:
+        if text not in self.warnings:
+            self.warnings.append(text)
 
     @contextmanager
     def changed(self) -> Iterator[None]:
@@ -136,18 +179,30 @@ class Workspace:
         """Check that a new search can be written here."""
         folder, remedy = self.folder, "choose another --output"
         parent = next(p for p in [folder, *folder.absolute().parents] if p.exists())
-        if (folder / SETTINGS).exists():
+        if (folder / SETTINGS).exists() and self._is_emptied():
+            problem = f"holds nothing, but {folder} is the copy of a search that was there"
+            remedy = f"put it there again with `autopeft resume {self.shown}`, or move it away"
+        elif (folder / SETTINGS).exists():
             problem = "the folder holds another search"
             remedy = f"continue it with `autopeft resume {self.shown}`, or {remedy}"
         elif folder.exists() and not folder.is_dir():
             problem = "is a file, not a folder"
         elif folder.is_dir() and not all(map(is_of_lock, folder.iterdir())):
             problem = "the folder is not empty"
+            if self._remote is not None:
+                problem = f"{folder}, where its copy would be, is not empty"
+                remedy = f"move that folder away, or {remedy}"
         elif not os.access(parent, os.W_OK):
             problem = f"{parent} is not writable"
+        elif self._remote is not None and not self._remote.is_empty():
+            problem = "the folder is not empty"
         else:
             return
         raise StorageError("output", self.url or str(folder), problem, remedy)
+
+    def _is_emptied(self) -> bool:
+        """Return whether the URL of this folder holds no copy of a search."""
+        return self._remote is not None and not self._remote.has_copy()
 
     def create(self, settings: SearchSettings) -> None:
         """Create the folder and write the settings into it, with the name of their study."""
@@ -169,6 +224,14 @@ class Workspace:
             problem = f"holds no search ({SETTINGS} is missing)"
             remedy = "give the --output folder of a search"
             raise StorageError("folder", self.url or str(self.folder), problem, remedy)
+
+    def _check_resumable(self) -> None:
+        self._check_search()
+        if self._remote is not None and self._is_emptied() and not self._remote.is_empty():
+            # Whose files these are is not known, and some would be written over.
+            problem = f"is not empty and holds no copy of the search in {self.folder}"
+            remedy = f"empty it, or go on there alone: `autopeft resume {self.folder}`"
+            raise StorageError("folder", self.url or "", problem, remedy)
 
     def settings(self) -> SearchSettings:
         """Return the settings of the search in this folder, or raise a StorageError."""
@@ -293,6 +356,8 @@ class Workspace:
         place = self.recall("place", _Place)
         if place is None or place.inode == self.inode:
             return None
+        if self._remote is not None and Path(place.path).name == self.folder.name:
+            return None  # The same URL, seen by another user of this machine.
         other = Workspace(place.path)
         if not (other.folder / SETTINGS).exists() or other.folder.samefile(self.folder):
             return None  # It was moved.

@@ -59,7 +59,15 @@ class Holder:
     @property
     def is_stale(self) -> bool:
         """Whether it has ended, or has not been heard of for too long."""
-        return time.time() - self.heartbeat > STALE_SECONDS
+        return self.is_silent(STALE_SECONDS)
+
+    def is_silent(self, seconds: float) -> bool:
+        """Whether it has ended, or has not been heard of for so long."""
+        return time.time() - self.heartbeat > seconds
+
+    def is_same(self, other: Holder) -> bool:
+        """Whether two records are of one process."""
+        return (self.host, self.pid, self.since) == (other.host, other.pid, other.since)
 
     @property
     def text(self) -> str:
@@ -72,9 +80,14 @@ class FolderLock:
 
     Args:
         folder: The folder; it is made if it does not exist.
+        shown: What the user knows it by, if that is not its path.
 
     Raises:
         StorageError: if another process, or another search of this one, holds the folder.
+
+    Attributes:
+        holder: This process.
+        former: The process that held the folder last, if it was killed, on this machine.
 
     Example:
         >>> from autopeft.utils.folder_lock import FolderLock
@@ -82,16 +95,18 @@ class FolderLock:
         >>> lock.release()
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, shown: str = "") -> None:
+        self._shown = shown or str(folder)
         self._folder = folder
         self._made = [p for p in (folder, *folder.parents) if not p.exists()]
-        self._holder = Holder.here()
+        self.holder = Holder.here()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(folder / _LOCK)
             has_lock = self._acquire()
             last = self._last()
-            if last is not None and not (has_lock and last.host == self._holder.host):
+            self.former = last if has_lock and last and last.host == self.holder.host else None
+            if last is not None and self.former is None:
                 # There are no locks here, or perhaps none across machines.
                 if lives(last, self._last):
                     self._lock.release()
@@ -101,7 +116,7 @@ class FolderLock:
         except OSError as error:
             reason = error.strerror or type(error).__name__
             raise StorageError(
-                "output", str(folder), f"cannot be written ({reason})", "choose another --output"
+                "output", self._shown, f"cannot be written ({reason})", "choose another --output"
             ) from None
 
     def _acquire(self) -> bool:
@@ -130,15 +145,15 @@ class FolderLock:
         who = last.text if last is not None else "another process"
         return StorageError(
             "output",
-            str(self._folder),
+            self._shown,
             f"is in use by {who}",
             "wait for it or stop it, or choose another folder",
         )
 
     def beat(self) -> None:
         """Note that this process is alive."""
-        self._holder = replace(self._holder, heartbeat=time.time())
-        write_text(self._folder / _HOLDER, strict_json(self._holder, indent=None))
+        self.holder = replace(self.holder, heartbeat=time.time())
+        write_text(self._folder / _HOLDER, strict_json(self.holder, indent=None))
 
     def release(self, *, is_unused: bool = False) -> None:
         """Let others use the folder.
@@ -157,23 +172,47 @@ class FolderLock:
         self._lock.release()
 
 
-def lives(last: Holder, read: Callable[[], Holder | None]) -> bool:
+def lives(
+    last: Holder,
+    read: Callable[[], Holder | None],
+    *,
+    watch: float | None = None,
+    stale: float | None = None,
+) -> bool:
     """Return whether a process is alive, by watching its heartbeat.
 
     Args:
         last: As it was read first.
         read: Reads it again.
+        watch: A process whose heartbeat does not change for so many seconds is dead.
+        stale: One whose heartbeat is older is dead without watching it.
     """
-    if last.is_stale:
+    watch, stale = watch or WATCH_SECONDS, stale or STALE_SECONDS
+    if last.is_silent(stale):
         return False
-    until = time.monotonic() + WATCH_SECONDS
+    until = time.monotonic() + watch
     while time.monotonic() < until:
-        time.sleep(min(0.5, WATCH_SECONDS / 10))
+        time.sleep(min(0.5, watch / 10))
         now = read()
-        if now is None or now.is_stale:
+        if now is None or now.is_silent(stale):
             return False  # It has ended meanwhile.
         if now.heartbeat != last.heartbeat:
             return True
+    return False
+
+
+def is_in_use(folder: Path) -> bool:
+    """Return whether a process of this machine holds a folder, without taking it."""
+    if not (folder / _LOCK).exists():
+        return False
+    lock = FileLock(folder / _LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    except (NotImplementedError, OSError):
+        return False
+    lock.release()
     return False
 
 

@@ -7,17 +7,24 @@ import json
 import shutil
 import sqlite3
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass, replace
+from pathlib import Path
+from threading import Lock
 
 from autopeft.errors import StorageError
-from autopeft.utils.folder_lock import is_of_lock
-from autopeft.utils.formatting import one_line
+from autopeft.utils.folder_lock import FolderLock, is_in_use, is_of_lock
+from autopeft.utils.remote_files import RemoteFiles, draft_of, is_inside
+from autopeft.utils.remote_lock import BEAT_SECONDS, RemoteLock, is_of_remote_lock
+from autopeft.utils.serialize import from_plain, strict_json
+from autopeft.utils.timer import Timer
 
-_COUNT = ".copies.json"
-"""Name of the file that says how often the folder was copied there: the larger count is newer."""
+_COPIES = ".copies.json"
+"""Name of the file that says what was copied there; one is beside the copy here, too."""
 
+_ID = "state/id.json"
 _DATABASE = ".db"
 _BESIDE = (".db-journal", ".db-wal", ".db-shm")
 
@@ -25,15 +32,21 @@ PUSH_SECONDS = 30.0
 """From one copy to the next, while a search runs."""
 
 
-def is_url(folder: object) -> bool:
-    """Return whether a folder is named by a URL.
+@dataclass(frozen=True)
+class _Copies:
+    """What was copied to a URL.
 
-    Example:
-        >>> from autopeft.utils.remote_folder import is_url
-        >>> is_url("s3://bucket/runs/first"), is_url("runs/first")
-        (True, False)
+    Attributes:
+        count: How often; 0: the first copy has begun.
+        search: The search's id.
+        token: What tells this copy from all others.
+        files: Everything that was put there, and nothing else: only that is ever removed.
     """
-    return "://" in str(folder)
+
+    count: int
+    search: str = ""
+    token: str = ""
+    files: tuple[str, ...] = ()
 
 
 class RemoteFolder:
@@ -43,9 +56,11 @@ class RemoteFolder:
         url: Such as `s3://bucket/runs/first`, `gs://...`, `file:///mnt/...`.
 
     Raises:
-        StorageError: if its file system is unknown, not installed, or does not answer.
+        StorageError: if it names no folder, or its file system is unknown, not installed, or does
+            not answer.
 
     Attributes:
+        url: The URL, without a slash at its end.
         local: The copy on this machine.
 
     Example:
@@ -54,76 +69,169 @@ class RemoteFolder:
         >>> folder.local.mkdir(parents=True, exist_ok=True)
         >>> (folder.local / "front.json").write_text("{}")
         2
-        >>> folder.push()
+        >>> folder.push("d1")
         >>> RemoteFolder("memory://runs/first").names()
         ('front.json',)
     """
 
     def __init__(self, url: str) -> None:
-        self.url = url.rstrip("/")
-        try:
-            import fsspec
-
-            self._fs, root = fsspec.core.url_to_fs(self.url)
-        except (ImportError, ValueError) as error:
-            problem = f"cannot be opened ({one_line(error)[:200]})"
-            remedy = "install the package of its file system, such as s3fs, or use a folder"
-            raise StorageError("output", url, problem, remedy) from None
-        self._root = str(root).rstrip("/")
+        self._files = RemoteFiles(url)
+        self.url = self._files.url
         digest = hashlib.sha256(self.url.encode()).hexdigest()[:8]
-        name = PurePosixPath(self._root).name or "run"
-        self.local = Path.home() / ".cache" / "autopeft" / "runs" / f"{name}-{digest}"
+        self.local = Path.home() / ".cache" / "autopeft" / "runs" / f"{self._files.name}-{digest}"
+        self._lock: RemoteLock | None = None
+        self._pushing = Lock()  # The last copy may begin while that of the timer goes on.
         self._pushed: dict[str, tuple[int, int]] = {}
+        self._has_written = False
+        self._known: set[str] = set()  # Tokens of the copies that this process has seen or made.
 
     def names(self) -> tuple[str, ...]:
-        """Return the paths of the files that are there, sorted."""
-        self._fs.invalidate_cache()
-        found = self._fs.find(self._root) if self._fs.exists(self._root) else []
-        names = (str(PurePosixPath(path).relative_to(self._root)) for path in found)
-        return tuple(sorted(name for name in names if name != _COUNT))
+        """Return the paths of the files that are there, sorted, without those of the copying."""
+        return tuple(name for name in self._files.names() if not _is_mark(name))
 
-    def pull(self) -> None:
-        """Take what is there, unless the copy here is as new.
+    @contextmanager
+    def held(self, lock: FolderLock) -> Iterator[None]:
+        """Hold the folder at the URL for this process, which holds the copy here by `lock`.
+
+        Raises:
+            StorageError: if another process has it, on whatever machine, or it cannot be written.
+        """
+        owner = RemoteLock(RemoteFiles(self.url, is_alone=True), lock.holder)
+        owner.claim(lock.former)
+        self._lock = owner
+        try:
+            with Timer(owner.beat, BEAT_SECONDS):
+                yield
+        finally:
+            self._lock = None
+            owner.release()
+
+    # --- from there -------------------------------------------------------------------------------
+
+    def pull(self, search: str | None) -> None:
+        """Take what is there, unless the copy here is as new, or a process here works on it.
+
+        Args:
+            search: Id of the search whose copy is here, if there is one.
+
+        Raises:
+            StorageError: if it cannot be read, or holds another search.
+        """
+        with self._named("read"):
+            there, here = self._there(), self._here()
+            if there is None:
+                return
+            if search and there.search and there.search != search:
+                raise StorageError(
+                    "output",
+                    self.url,
+                    f"holds the search {there.search}, and its copy here, {self.local}, is of the "
+                    f"search {search}",
+                    "move that copy away, which keeps it, or choose another URL",
+                )
+            self._known.add(there.token)
+            is_newer = there.count > here.count or (
+                there.count == here.count and there.token != here.token
+            )
+            if there.count == 0 or not is_newer:
+                return
+            if self._lock is None and is_in_use(self.local):
+                return
+            self._clear()
+            # A copy of an earlier version does not say which files are its own.
+            own = set(there.files) if there.token else None
+            for name in self.names():
+                if own is None or name in own:
+                    self._files.get(name, self.local / name)
+            self._note(there)
+
+    def is_empty(self) -> bool:
+        """Return whether nothing is there, except for a lock.
 
         Raises:
             StorageError: if it cannot be read.
         """
         with self._named("read"):
-            there = self._count_there()
-            if there <= self._count_here():
-                return
-            shutil.rmtree(self.local, ignore_errors=True)
-            for name in self.names():
-                target = self.local / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                self._fs.get_file(f"{self._root}/{name}", str(target))
-            self._note(there)
+            return all(
+                is_of_remote_lock(name) or name == draft_of(_COPIES) for name in self._files.top()
+            )
 
-    def push(self) -> None:
-        """Copy what has changed since the last call; remove there what is not here.
+    def has_copy(self) -> bool:
+        """Return whether a search was copied there, or begun to be.
 
         Raises:
-            StorageError: if it cannot be written.
+            StorageError: if it cannot be read.
         """
-        with self._named("written"):
-            here = self._files()
-            for name, seen in here.items():
-                if self._pushed.get(name) != seen:
-                    self._put(name)
-                    self._pushed[name] = seen
-            for name in set(self.names()) - set(here):
-                self._fs.rm_file(f"{self._root}/{name}")
-                self._pushed.pop(name, None)
-            count = max(self._count_there(), self._count_here()) + 1
-            # Last: what is there is whole then.
-            self._fs.pipe_file(f"{self._root}/{_COUNT}", json.dumps(count).encode())
-            self._note(count)
+        with self._named("read"):
+            return self._there() is not None
 
-    def _files(self) -> dict[str, tuple[int, int]]:
+    # --- to there ---------------------------------------------------------------------------------
+
+    def push(self, search: str) -> None:
+        """Copy what has changed since the last call; remove what was copied and is no longer here.
+
+        Args:
+            search: Id of the search.
+
+        Raises:
+            StorageError: if it cannot be written, or another search or process has it by now.
+        """
+        with self._pushing, self._named("written"):
+            if self._lock is not None:
+                self._lock.check()
+            there = self._there()
+            if there is None:
+                self._pushed.clear()
+                there = _Copies(0, search, self._token())
+            self._check_own(there, search)
+            here, own = self._found(), set(there.files)
+            if not own.issuperset(here):
+                # First, so that a kill leaves no file there that is nobody's.
+                self._has_written = True
+                self._write(replace(there, search=search, files=tuple(sorted(own.union(here)))))
+            for name, seen in here.items():
+                if self._pushed.get(name) != seen and self._put(name):
+                    self._pushed[name] = seen
+            for name in own.difference(here):
+                self._files.remove(name)
+                self._pushed.pop(name, None)
+            count = max(there.count, self._here().count) + 1
+            copies = _Copies(count, search, self._token(), tuple(sorted(here)))
+            self._note(copies)  # Before the other, or a reader would take this copy for older.
+            self._write(copies)  # Last: what is there is whole then.
+
+    def withdraw(self) -> None:
+        """Remove what this process has copied there, of a search that was not begun after all.
+
+        Raises:
+            StorageError: if it cannot be removed.
+        """
+        with self._pushing, self._named("removed"):
+            there = self._there() if self._has_written else None
+            if there is not None and there.token and there.token in self._known:
+                for name in there.files:
+                    self._files.remove(name)
+                self._files.remove(_COPIES)
+                self._files.remove_made()
+            (self.local / _COPIES).unlink(missing_ok=True)
+
+    def _check_own(self, there: _Copies, search: str) -> None:
+        if there.token and there.token in self._known:
+            return
+        if there.search and there.search != search:
+            problem = f"holds the search {there.search} by now, and this one is {search}"
+        elif there.token:
+            problem = f"another process has gone on with this search, {search}"
+        else:  # A copy of an earlier version.
+            return
+        remedy = f"what this one has found is in {self.local}: move it away, which keeps it"
+        raise StorageError("output", self.url, problem, remedy)
+
+    def _found(self) -> dict[str, tuple[int, int]]:
         """Return name -> (bytes, time of change) of the files here that are copied."""
         found = {}
         for path in sorted(self.local.rglob("*")):
-            is_passing = path.name.endswith(_BESIDE) or is_of_lock(path) or path.name == _COUNT
+            is_passing = path.name.endswith(_BESIDE) or is_of_lock(path) or path.name == _COPIES
             if is_passing or not path.is_file():
                 continue
             with suppress(FileNotFoundError):  # It was replaced just now.
@@ -131,14 +239,17 @@ class RemoteFolder:
                 found[path.relative_to(self.local).as_posix()] = (stat.st_size, stat.st_mtime_ns)
         return found
 
-    def _put(self, name: str) -> None:
-        target = f"{self._root}/{name}"
-        self._fs.makedirs(str(PurePosixPath(target).parent), exist_ok=True)
+    def _put(self, name: str) -> bool:
+        """Copy one file; return whether it was still here."""
         path = self.local / name
         if path.suffix != _DATABASE:
-            with suppress(FileNotFoundError):  # The next copy has what replaced it.
-                self._fs.put_file(str(path), target)
-            return
+            try:
+                self._files.put(path, name)
+            except FileNotFoundError:
+                if path.exists():
+                    raise
+                return False  # The next copy has what replaced it.
+            return True
         # A database that is written to is copied as of one moment.
         with tempfile.TemporaryDirectory() as folder:
             whole = Path(folder) / "study.db"
@@ -147,29 +258,65 @@ class RemoteFolder:
                 closing(sqlite3.connect(whole)) as copy,
             ):
                 source.backup(copy)
-            self._fs.put_file(str(whole), target)
+            self._files.put(whole, name)
+        return True
 
-    def _count_there(self) -> int:
-        path = f"{self._root}/{_COUNT}"
-        self._fs.invalidate_cache()
-        return int(json.loads(self._fs.cat_file(path))) if self._fs.exists(path) else 0
+    def _token(self) -> str:
+        token = uuid.uuid4().hex
+        self._known.add(token)
+        return token
 
-    def _count_here(self) -> int:
-        path = self.local / _COUNT
-        return int(json.loads(path.read_text())) if path.exists() else 0
+    # --- what was copied --------------------------------------------------------------------------
 
-    def _note(self, count: int) -> None:
+    def _there(self) -> _Copies | None:
+        content = self._files.read(_COPIES)
+        if content is None:
+            return None
+        copies = _read(content)
+        if not copies.search:
+            search = self._files.read(_ID)
+            copies = replace(copies, search=str(json.loads(search)) if search else "")
+        return copies
+
+    def _here(self) -> _Copies:
+        path = self.local / _COPIES
+        return _read(path.read_bytes()) if path.exists() else _Copies(0)
+
+    def _write(self, copies: _Copies) -> None:
+        self._files.write(_COPIES, strict_json(copies, indent=None).encode())
+
+    def _note(self, copies: _Copies) -> None:
         self.local.mkdir(parents=True, exist_ok=True)
-        (self.local / _COUNT).write_text(json.dumps(count))
+        (self.local / _COPIES).write_text(strict_json(copies, indent=None))
+
+    def _clear(self) -> None:
+        """Remove the copy here, except for its lock."""
+        (self.local / _COPIES).unlink(missing_ok=True)
+        for path in list(self.local.iterdir()) if self.local.is_dir() else []:
+            if is_of_lock(path):
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
     @contextmanager
     def _named(self, verb: str) -> Iterator[None]:
-        """Name the errors of a file system in one line; each raises those of its own library."""
-        try:
+        remedy = f"; what there is is in {self.local}" if self.local.exists() else ""
+        with self._files.named(verb, remedy=remedy):
             yield
-        except StorageError:
-            raise
-        except Exception as error:
-            problem = f"cannot be {verb} ({one_line(error)[:200]})"
-            remedy = f"check the address and your rights; what there is is in {self.local}"
-            raise StorageError("output", self.url, problem, remedy) from None
+
+
+def _is_mark(name: str) -> bool:
+    return is_of_remote_lock(name) or name in (_COPIES, draft_of(_COPIES))
+
+
+def _read(content: bytes) -> _Copies:
+    plain = json.loads(content)
+    if isinstance(plain, int):  # Earlier versions noted the count alone.
+        return _Copies(plain)
+    copies = from_plain(
+        _Copies, plain, field=_COPIES, remedy="restore it", error=StorageError, allow_unknown=True
+    )
+    # It is a file of others: no name in it leads out of the folder.
+    return replace(copies, files=tuple(filter(is_inside, copies.files)))

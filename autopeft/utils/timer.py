@@ -17,11 +17,19 @@ class Timer:
     Args:
         function: What is called; it must be safe in another thread.
         seconds: From one call to the next.
+        on_error: Is told what a call raised, in that thread.
     """
 
-    def __init__(self, function: Callable[[], None], seconds: float) -> None:
+    def __init__(
+        self,
+        function: Callable[[], None],
+        seconds: float,
+        *,
+        on_error: Callable[[Exception], None] | None = None,
+    ) -> None:
         self._function = function
         self._seconds = seconds
+        self._on_error = on_error
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="autopeft-timer", daemon=True)
 
@@ -29,8 +37,9 @@ class Timer:
         while not self._is_over.wait(self._seconds):
             try:
                 self._function()
-            except Exception:  # A full disk or a lost database may come back.
-                continue
+            except Exception as error:  # A full disk or a lost database may come back.
+                if self._on_error is not None:
+                    self._on_error(error)
 
     def __enter__(self) -> Timer:
         self._thread.start()
