@@ -8,12 +8,13 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autopeft.costs.constraints import parse_bytes
 from autopeft.costs.objectives import COSTS, Cost, find_beside, with_costs
 from autopeft.costs.price import PricedRow, PriceList
 from autopeft.engine.backend import BACKENDS, check_backend
@@ -27,6 +28,13 @@ from autopeft.searcher.samplers.registry import SAMPLERS
 from autopeft.serving.servers import chosen_format
 from autopeft.settings import RESUMABLE, SearchSettings
 from autopeft.tasks.registry import TASKS, check_task
+from autopeft.utils.arguments import (
+    checked_count,
+    checked_folder,
+    checked_path,
+    checked_target,
+    checked_text,
+)
 from autopeft.utils.files import write_text
 from autopeft.utils.folder_lock import FolderLock
 from autopeft.utils.gc import frozen_gc, paused_gc
@@ -47,6 +55,10 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "hf-comparison"
 """The format of `export` that is an experiment of peft's `method_comparison`."""
+
+_LAST_PORT = 65535
+
+_PICK = "use best, knee, baseline, a digest or a limit"
 
 _SEARCHERS: Mapping[str, Registry[Any]] = {"pruner": PRUNERS, "sampler": SAMPLERS}
 """Setting that may be an object of the driver alone -> its registry."""
@@ -93,7 +105,7 @@ def search(
     output = given.get("output")
     if not output:
         raise SettingsError("output", "", "is missing", "give --output FOLDER")
-    workspace = Workspace(output)
+    workspace = Workspace(checked_folder("output", output))
     given = {**given, "output": str(workspace.folder)}
     with _interruptible(workspace), workspace.held(is_new=True) as lock:
         with saved_inputs(given, workspace.folder) as plain:
@@ -126,7 +138,7 @@ def resume(
         >>> len(result.front) > 0
         True
     """
-    workspace = Workspace(folder)
+    workspace = Workspace(checked_folder("folder", folder))
     with _interruptible(workspace), workspace.held(is_new=False) as lock:
         workspace.check_unedited()
         asked = _resumed(workspace.settings(), overrides)
@@ -208,10 +220,14 @@ def _given(
     settings: SearchSettings | str | Path | Mapping[str, Any] | None, overrides: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return what was given; data and model may be objects."""
-    if isinstance(settings, str | Path):
-        settings = read_settings(settings)
+    if isinstance(settings, str | os.PathLike):
+        settings = read_settings(checked_path("settings", settings, error=SettingsError))
     elif isinstance(settings, SearchSettings):
         settings = {each.name: getattr(settings, each.name) for each in fields(settings)}
+    elif not isinstance(settings, Mapping | None):
+        problem = "must be settings, a file of them, or a mapping"
+        shown = type(settings).__name__
+        raise SettingsError("settings", shown, problem, "use e.g. a file of `autopeft init`")
     given = {key: value for key, value in overrides.items() if value is not None}
     merged = {**(settings or {}), **given}
     return {k: os.fspath(v) if isinstance(v, os.PathLike) else v for k, v in merged.items()}
@@ -270,14 +286,14 @@ def price(
         >>> [row.kind for row in prices.rows][0]
         'no adapter'
     """
+    if fits is not None:
+        parse_bytes("fits", checked_text("fits", fits, 'use e.g. "24GB"'))
     with saved_inputs(_given(settings, overrides), None) as plain:
         asked = merge_settings(plain, {})
         return _price(asked) if fits is None else _fits(asked, fits)
 
 
 def _fits(asked: SearchSettings, text: str) -> PriceList:
-    from autopeft.costs.constraints import parse_bytes
-
     memory = parse_bytes("fits", text)
     with paused_gc():
         from autopeft.fitting import fitting
@@ -384,8 +400,16 @@ def compare(
         >>> found.judgement.headline
         '...'
     """
+    if isinstance(adapters, str | os.PathLike):
+        adapters = [adapters]
+    elif not isinstance(adapters, Iterable):
+        problem = "must be a folder or a list of them"
+        raise SettingsError("adapters", type(adapters).__name__, problem, "give paths of folders")
+    paths = [checked_path("adapters", each, error=SettingsError) for each in adapters]
+    checked_text("pick", pick, _PICK)
+    # Whoever waits for scores must not lose them to a folder that cannot be written.
+    target = None if output is None else checked_target("output", output)
     given = _given(None, {"model": model, "data": data, **overrides})
-    paths = [adapters] if isinstance(adapters, str | os.PathLike) else list(adapters)
     with saved_inputs(given, None) as plain:
         asked = merge_settings(plain, {})
         with paused_gc():
@@ -394,8 +418,8 @@ def compare(
         found = compare_adapters(
             paths, asked, pick=pick, is_held_out=held_out, takes_any_base=any_base
         )
-    if output is not None:
-        write_comparison(found, Path(output).expanduser())
+    if target is not None:
+        write_comparison(found, target)
     return found
 
 
@@ -463,7 +487,7 @@ def init(model: Any, data: Any, *, to: str | Path = "search.yaml", **overrides: 
         >>> "text-classification" in written.read_text()
         True
     """
-    target = Path(to).expanduser()
+    target = checked_target("to", to)
     if target.exists():
         raise StorageError("to", str(to), "exists", "name another file with --to")
     given = _given({"model": model, "data": data}, overrides)
@@ -502,6 +526,7 @@ def preview(
         >>> len(seen.rows)
         3
     """
+    n_rows = checked_count("n_rows", n_rows, least=0, remedy="use e.g. 3")
     with saved_inputs(_given(settings, overrides), None) as plain:
         asked = merge_settings(plain, {})
         with paused_gc():
@@ -586,6 +611,14 @@ def export(
     """
     from autopeft.result import SearchResult
 
+    folder = checked_folder("folder", folder)
+    checked_text("pick", pick, _PICK)
+    target = checked_target("to", to)
+    for argument, text in (("format", format), ("server", server), ("device", device)):
+        if text is not None:
+            checked_text(argument, text, "leave it out, or name one")
+    if max_rank is not None:
+        max_rank = checked_count("max_rank", max_rank, least=1, remedy="use e.g. 64")
     given = {"max_rank": max_rank, "allow_lossy": allow_lossy, "device": device, "dtype": dtype}
     given |= {"max_shard_size": max_shard_size, "score": score, "requantize": requantize}
     if format == EXPERIMENT and (server is not None or push_to is not None):
@@ -606,7 +639,6 @@ def export(
     with workspace.changed() if score else nullcontext():
         result = SearchResult.read(folder)
         member = result.pick(pick)
-        target = Path(to).expanduser()
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise StorageError("to", str(to), "is taken", "name a folder that does not exist")
         if member.folder is None:
@@ -697,8 +729,20 @@ def _shown_with(result: SearchResult, converted: Converted) -> SearchResult:
     return replace(result, view=shown)
 
 
-def dashboard(folder: str | Path, *, host: str = "127.0.0.1", port: int = 8080) -> None:
+def dashboard(
+    folder: str | Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    on_ready: Callable[[str], object] = lambda address: None,
+) -> None:
     """Serve optuna-dashboard for a search until interrupted; it shows, and changes nothing.
+
+    Args:
+        folder: The search's output folder.
+        host: Address to listen on.
+        port: Port to listen on.
+        on_ready: Called with the address once the study is open.
 
     Raises:
         UserError: if the folder holds no search, or the port is taken.
@@ -709,9 +753,13 @@ def dashboard(folder: str | Path, *, host: str = "127.0.0.1", port: int = 8080) 
     from autopeft.searcher.storage import open_to_read
     from autopeft.utils.files import contained
 
-    workspace = Workspace(folder)
+    checked_text("host", host, "use e.g. 127.0.0.1")
+    if checked_count("port", port, least=1, remedy="use e.g. 8080") > _LAST_PORT:
+        raise SettingsError("port", port, f"`port <= {_LAST_PORT}` must hold", "use e.g. 8080")
+    workspace = Workspace(checked_folder("folder", folder))
     storage = open_to_read(workspace.storage(workspace.settings()))
     artifacts = StoredArtifacts(contained(workspace.folder, workspace.artifacts.name))
+    on_ready(f"http://{host}:{port}/")
     try:
         run_server(storage, host, port, artifacts)
     except OSError as error:

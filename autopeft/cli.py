@@ -333,8 +333,11 @@ def check_export(folder: str, server: str) -> int:
 @click.option("--port", default=8080, show_default=True, help="Port to listen on.")
 def dashboard(folder: str, host: str, port: int) -> None:
     """Open optuna-dashboard on the search in FOLDER, running or ended."""
-    echo(f"optuna-dashboard: http://{host}:{port}/  (Ctrl-C ends it)")
-    api.dashboard(folder, host=host, port=port)
+
+    def tell(address: str) -> None:
+        echo(f"optuna-dashboard: {address}  (Ctrl-C ends it)")
+
+    api.dashboard(folder, host=host, port=port, on_ready=tell)
 
 
 @app.group()

@@ -16,6 +16,7 @@ from autopeft.reporting.converted import Converted
 from autopeft.reporting.front_json import read_front
 from autopeft.reporting.front_view import FrontEntry, FrontView
 from autopeft.reporting.markup import front_html
+from autopeft.utils.arguments import checked_folder, checked_text
 from autopeft.utils.files import contained
 from autopeft.utils.formatting import counted
 from autopeft.workspace import FRONT, Workspace
@@ -192,7 +193,7 @@ class SearchResult:
             StorageError: if the folder holds no search.
             SettingsError: if the search has no result yet.
         """
-        workspace = Workspace(folder)
+        workspace = Workspace(checked_folder("folder", folder))
         settings = workspace.settings()
         path = workspace.folder / FRONT
         if not path.exists():
@@ -256,6 +257,7 @@ class SearchResult:
         from autopeft.trial import oriented
         from autopeft.utils.pareto import knee
 
+        checked_text("pick", which, "use best, knee, baseline, a digest or a limit")
         if is_limit(which) and (limit := check_pick(which)) is not None:
             quality = self.view.quality
             told = [(entry, {**entry.further, **entry.objectives}) for entry in self.view.front]

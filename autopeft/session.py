@@ -29,6 +29,7 @@ from autopeft.planning import fitted
 from autopeft.preparing.prepare import prepare
 from autopeft.preparing.prepared import PreparedSearch
 from autopeft.reporting.front_view import FrontView, view
+from autopeft.reporting.lost_trials import check_none_lost
 from autopeft.reporting.markup import front_markdown
 from autopeft.reporting.record import AdapterScore, BudgetReport, SearchRecord
 from autopeft.reporting.write import write_report
@@ -39,7 +40,8 @@ from autopeft.searcher.owner import StudyOwner
 from autopeft.searcher.samplers.prior import PriorRow, point_of, read_prior
 from autopeft.searcher.samplers.warm_start import WarmStartTrial, warm_start_trials
 from autopeft.searcher.space.space import SearchSpace
-from autopeft.searcher.study import StudyExists, read_study
+from autopeft.searcher.storage import shown_place
+from autopeft.searcher.study import StudyExists, read_states, read_study
 from autopeft.searcher.untried_lora import chance_of_better_lora
 from autopeft.settings import SearchSettings
 from autopeft.trial import INTERRUPTED, Trial
@@ -98,6 +100,7 @@ class Session:
         """
         if self._is_resumed:
             self._check_not_copied(settings)
+            self._check_none_lost(settings)
             self._before = self._workspace.recall("spent", Spent) or Spent()
         try:
             with Timer(self._beat, 1.0), Timer(self._beat_study, BEAT_SECONDS):
@@ -117,6 +120,15 @@ class Session:
                 f"is a copy of {original}, and both have one study, outside of their folders",
                 "resume that folder, or begin a new search with --warm-start on this one",
             )
+
+    def _check_none_lost(self, settings: SearchSettings) -> None:
+        """Refuse a study that lost trials: the folder's report would lose them, too."""
+        table = self._workspace.folder / "trials.csv"
+        if not table.is_file() or not self._workspace.has_study():
+            return
+        storage, name = self._workspace.storage(settings), self._workspace.study_name(settings)
+        place = shown_place(storage)
+        check_none_lost(table, read_states(storage, name), place=place, study=name)
 
     def _run(self, settings: SearchSettings) -> SearchResult:
         self._callbacks.callbacks = [*self._callbacks.callbacks, *make_trackers(settings.report_to)]

@@ -12,6 +12,7 @@ from autopeft.costs.objectives import COSTS, quality_beside
 from autopeft.errors import SettingsError
 from autopeft.plan import TrainSettings
 from autopeft.serving.servers import SERVERS
+from autopeft.utils.databases import is_in_memory
 from autopeft.utils.formatting import middle_cut
 from autopeft.utils.serialize import finite, from_plain, to_plain
 from autopeft.utils.text_files import NamedTwice, unlike_names
@@ -423,11 +424,14 @@ class SearchSettings:
         return values
 
     def check_sources(self, *, needs_data: bool = True) -> None:
-        """Refuse settings that name no model, or no data where training needs some.
+        """Refuse settings without a model, without data to train on, or with a study in memory.
 
         Raises:
             SettingsError: naming the setting.
         """
+        if self.storage is not None and is_in_memory(self.storage):
+            problem = "is a database in memory: the study would be lost at the end"
+            raise SettingsError("storage", self.storage, problem, "leave it out, or name a file")
         needs_data = needs_data and not self.evaluate
         for name in ("model", "data") if needs_data else ("model",):
             if not getattr(self, name):

@@ -7,8 +7,10 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +176,29 @@ def test_a_folder_under_another_name_is_resumed(
     (study,) = served[0].get_all_studies()
     assert study.study_name == "first"
     assert len(served[0].get_all_trials(study._study_id)) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("delete from trial_user_attributes where trial_id=2", "trial 1 was .* and is no trial of"),
+        ("update trials set number=0", "has lost 2 of the 3 trials in trials.csv: trial 1"),
+        ("update trials set state='RUNNING' where number=2", "trial 2 was .* and is running"),
+        ("drop table trials", "it has no table trials"),
+    ],
+)
+def test_a_report_is_not_written_without_trials_that_its_study_has_lost(
+    change: str, told: str, searched: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "first"
+    shutil.copytree(searched, folder)
+    with closing(sqlite3.connect(folder / "study.db")) as database:
+        database.execute(change)
+        database.commit()
+    before = {name: (folder / name).read_bytes() for name in ("trials.csv", "front.json")}
+    with pytest.raises(StorageError, match=f"storage='.*study.db': .*{told}"):
+        autopeft.resume(folder, budget="5trials", progress=False)
+    assert {name: (folder / name).read_bytes() for name in before} == before
 
 
 def test_a_copy_is_another_search(searched: Path, tmp_path: Path) -> None:

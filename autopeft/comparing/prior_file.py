@@ -17,6 +17,7 @@ from autopeft.methods import LINEAR_ROLES, Method, all_methods
 from autopeft.models.layout import roles_of_name
 from autopeft.models.peft_plan import fitting_methods
 from autopeft.searcher.samplers.prior import PriorRow, read_prior
+from autopeft.utils.arguments import checked_path, checked_target
 from autopeft.utils.files import write_text
 from autopeft.utils.formatting import counted
 from autopeft.utils.quiet import quiet_peft
@@ -119,8 +120,8 @@ def add_to_prior(paths: Sequence[str | Path], to: str | Path) -> Added:
         SettingsError: if the prior is damaged.
         StorageError: if nothing can be added.
     """
-    files = _files(paths)
-    target = Path(to).expanduser()
+    target = checked_target("to", to)
+    files = _files([checked_path("results", path, error=DataError) for path in paths])
     known = read_prior(target) if target.exists() else ()
     rows: list[PriorRow] = []
     left_out: Counter[str] = Counter()

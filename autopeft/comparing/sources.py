@@ -15,6 +15,7 @@ from autopeft.inputs import model_digests
 from autopeft.models.adapter_files import CONFIG_FILE, PLAN_FILE, holds_plan, tensor_files
 from autopeft.result import SearchResult
 from autopeft.settings import SearchSettings
+from autopeft.utils.arguments import checked_path
 from autopeft.workspace import FRONT, SETTINGS, Workspace
 
 Kind = Literal["autopeft", "peft", "model"]
@@ -78,7 +79,7 @@ def find_sources(
         raise SettingsError("adapters", "", problem, "name folders of adapters, models or runs")
     found: list[Source] = []
     for path in paths:
-        folder = Path(path).expanduser()
+        folder = checked_path("adapters", path, error=AdapterError)
         if (folder / SETTINGS).is_file() and (folder / FRONT).is_file():
             found += _members(folder, pick, settings, is_held_out=is_held_out)
         else:

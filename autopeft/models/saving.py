@@ -35,6 +35,7 @@ from autopeft.models.method_hooks import ADAPTER_NAME, hooks_for, no_boft_extens
 from autopeft.models.output_scale import in_unit
 from autopeft.models.peft_config import check_before_peft, read_peft_config, tensor_shapes
 from autopeft.models.quantization import NONE, is_quantized
+from autopeft.utils.arguments import checked_path, checked_text
 from autopeft.utils.device import checked_device
 from autopeft.utils.quiet import ignored, quiet_peft
 
@@ -172,7 +173,7 @@ def head_tensors(attached: Attached) -> dict[str, torch.Tensor]:
 
 
 def load_adapter(
-    base: str | nn.Module,
+    base: str | Path | nn.Module,
     folder: str | Path,
     *,
     device: str | None = None,
@@ -200,8 +201,11 @@ def load_adapter(
         >>> model.training
         False
     """
-    folder = Path(folder).expanduser()
-    base = os.path.expanduser(base) if isinstance(base, str) else base
+    folder = checked_path("folder", folder, error=AdapterError)
+    if isinstance(base, str | os.PathLike):
+        base = os.path.expanduser(checked_text("base", os.fspath(base), _BASE, error=ModelError))
+    elif not isinstance(base, nn.Module):
+        raise ModelError("base", type(base).__name__, "is neither a name nor a model", _BASE)
     if not isinstance(base, str) and (device is not None or dtype is not None):
         name, value = ("dtype", dtype) if device is None else ("device", device)
         problem = "is for a base model given by name; this one is loaded already"
@@ -231,13 +235,16 @@ DTYPES = ("float32", "bfloat16", "float16")
 """Types of weights to load in."""
 
 
+_BASE = "give the folder, hub id or model that the adapter was trained on"
+
+
 def checked_dtype(dtype: str) -> str:
     """Return the name of a type of weights.
 
     Raises:
         SettingsError: if there is none.
     """
-    if dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise SettingsError("dtype", dtype, "no such type", f"use one of {', '.join(DTYPES)}")
     return dtype
 

@@ -38,7 +38,10 @@ from sqlalchemy.exc import (
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from autopeft.errors import StorageError, StorageFailure
+from autopeft.searcher.damage import check_tables, damage_named, damaged, is_damage, remedy_of
 from autopeft.searcher.journal import CheckedJournal, check_journal
+from autopeft.utils.databases import is_in_memory
+from autopeft.utils.formatting import one_line
 from autopeft.utils.quiet import ignored
 from autopeft.utils.signals import postponed
 
@@ -91,6 +94,9 @@ def open_storage(storage: str | Path | BaseStorage | None) -> BaseStorage:
     shown = shown_place(text)
     if "\0" in text:  # SQLite would make a file of the name before it.
         raise StorageError("storage", shown, "holds a NUL character", "remove it")
+    if is_in_memory(text):
+        problem = "would be lost with this process: it is a database in memory"
+        raise StorageError("storage", shown, problem, "leave it out, or name a file")
     if "://" not in text and not text.endswith((".log", ".db")):
         raise StorageError("storage", shown, "neither a URL nor a .db or .log file", _REMEDY)
     with _errors_named(text):
@@ -108,8 +114,9 @@ def _errors_named(text: str) -> Iterator[None]:
     except Exception as error:
         is_missing = isinstance(error, ImportError)
         kind = text.partition("://")[0].partition("+")[0]
-        remedy = _DRIVERS.get(kind, _REMEDY) if is_missing else _REMEDY
-        problem = f"cannot be opened ({reason_of(error)})"
+        reason = reason_of(error)
+        remedy = _DRIVERS.get(kind, _REMEDY) if is_missing else remedy_of(reason, _REMEDY)
+        problem = f"cannot be opened ({reason})"
         raise StorageError("storage", shown, problem, remedy) from None
 
 
@@ -137,15 +144,17 @@ def open_to_read(storage: str | Path | BaseStorage) -> BaseStorage:
 
 
 def check_file(storage: str | Path) -> None:
-    """Check that the file of a storage is there: SQLite would make an empty one.
+    """Check that the file of a storage is there, and whole: SQLite would make an empty one.
 
     Raises:
-        StorageError: if it is not.
+        StorageError: if it is not, or lacks a table.
     """
     file = file_of(str(storage))
     if file is not None and not Path(file).is_file():
         remedy = "restore it, or check the folder and its settings"
         raise StorageError("storage", file, "no such file", remedy)
+    if file is not None and not file.endswith(".log"):
+        check_tables(Path(file))
 
 
 def file_of(storage: str) -> str | None:
@@ -169,7 +178,9 @@ def _opened(text: str) -> BaseStorage:
         return _proxy(text)
     if "://" not in text and text.endswith(".log"):
         check_journal(Path(text))
-        return JournalStorage(CheckedJournal(text))
+        backend = CheckedJournal(text)
+        with damage_named(text):
+            return JournalStorage(backend)
     return _relational(text) if "://" in text else _sqlite(Path(text))
 
 
@@ -281,7 +292,7 @@ class RetryingStorage(_Storage):
 
     def __init__(self, inner: BaseStorage, shown: str) -> None:
         self.inner = inner
-        self._shown = shown
+        self.shown = shown
         self._is_given_up = False
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
@@ -308,13 +319,15 @@ class RetryingStorage(_Storage):
                 return result
             except Exception as error:
                 if not is_of_storage(error):
+                    if is_damage(call.__name__, error):
+                        raise damaged(self.shown, one_line(error)[:200]) from error
                     raise
                 waited = time.monotonic() - began
                 # After it was given up, the last writes of a search do not wait once more each.
                 if not is_transient(error) or self._is_given_up or waited > PATIENCE_SECONDS:
                     self._is_given_up = True
                     tried = 0.0 if wait == _FIRST_WAIT else waited
-                    raise StorageFailure(self._shown, reason_of(error), tried) from error
+                    raise StorageFailure(self.shown, reason_of(error), tried) from error
                 if waited > _QUIET_SECONDS and not is_told:
                     is_told = True
                     self._tell(reason_of(error))
@@ -327,7 +340,7 @@ class RetryingStorage(_Storage):
 
     def _tell(self, reason: str) -> None:
         warnings.warn(
-            f"storage {self._shown} does not answer ({reason}); it is asked again for "
+            f"storage {self.shown} does not answer ({reason}); it is asked again for "
             f"{PATIENCE_SECONDS:.0f} seconds",
             stacklevel=2,
         )
@@ -343,12 +356,12 @@ class ReadOnlyStorage(_Storage):
 
     def __init__(self, inner: BaseStorage, shown: str) -> None:
         self.inner = inner
-        self._shown = shown
+        self.shown = shown
 
     def _attempt(self, call: Callable[..., T], *arguments: Any, **named: Any) -> T:
         if call.__name__.startswith(("create_", "set_", "delete_", "record_", "fail_")):
             remedy = "write to it with Optuna, or with `autopeft resume`"
-            raise StorageError("storage", self._shown, "is opened to be read alone", remedy)
+            raise StorageError("storage", self.shown, "is opened to be read alone", remedy)
         return call(*arguments, **named)
 
 

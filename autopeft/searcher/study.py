@@ -39,6 +39,16 @@ from autopeft.costs.price import Price
 from autopeft.errors import StorageError, StorageFailure, UserError
 from autopeft.plan import Candidate, TrainSettings
 from autopeft.plan_text import read_plan, write_plan
+from autopeft.searcher.damage import (
+    check_values,
+    checked_numbers,
+    checked_words,
+    damage_named,
+    damaged,
+    place_of,
+    remedy_of,
+    stored_trials,
+)
 from autopeft.searcher.pruners.gap import FURTHER_KEY, PRICE_KEY, TRAIN_KEY, GapPruner
 from autopeft.searcher.pruners.prunable import PRUNED
 from autopeft.searcher.storage import (
@@ -133,6 +143,9 @@ class StudyStore:
         silence("optuna", logging.WARNING)
         if not (name is None or isinstance(name, str)):
             raise StorageError("study_name", name, "must be text", "give a name")
+        if resume and storage is None:
+            problem = "a study that is kept in memory alone cannot be continued"
+            raise StorageError("resume", True, problem, "give its storage, or leave resume out")
         if resume and isinstance(storage, str | Path):
             check_file(storage)
         opened = open_storage(storage)
@@ -164,23 +177,29 @@ class StudyStore:
             ) from None
         except StorageFailure as failure:
             problem = f"cannot be used ({failure.reason})"
-            raise StorageError("storage", shown, problem, "try again once it works") from None
+            remedy = remedy_of(failure.reason, "try again once it works")
+            raise StorageError("storage", shown, problem, remedy) from None
+        except StorageError:
+            raise
         except Exception as error:
             problem = f"cannot be used ({reason_of(error)})"
             raise StorageError("storage", shown, problem, "use another file or URL") from None
-        known = [direction.name.lower() for direction in self.study.directions]
-        if known != directions or (self.study.metric_names or names) != names:
-            raise StorageError(
-                "objectives", names, f"the study has {self.study.metric_names}", "use the same"
-            )
         self._storage = self.study._storage
+        with damage_named(place_of(self._storage), self.study.study_name):
+            known = [direction.name.lower() for direction in self.study.directions]
+            known_names = list(self.study.metric_names or names)
+        if known != directions or known_names != names:
+            asked, there = names, known_names
+            if names == known_names:
+                asked, there = _directed(names, directions), _directed(names, known)
+            raise StorageError("objectives", asked, f"the study has {there}", "use the same")
         self._objectives = tuple(objectives)
         self._board: DashboardWriter | None = None
         self._unsure: tuple[str, str] | None = None  # digest and token of a start that failed
         self._partly: set[int] = set()  # trials with a write that failed
         self._written: set[int] = set()  # trials whose scores the gap pruner has not read
         self._is_shared = False
-        trials = self.study.get_trials(deepcopy=False)
+        trials = stored_trials(self.study)
         self._ids = {trial.number: trial._trial_id for trial in trials}
         self._kinds: dict[str, BaseDistribution] = {}
         for trial in trials:
@@ -266,7 +285,7 @@ class StudyStore:
                 continue
             if is_trial(frozen):
                 self._ids[frozen.number] = frozen._trial_id
-                found.append(read_trial(frozen, self._objectives))
+                found.append(read_trial(frozen, self._objectives, study=self.study))
         return tuple(found)
 
     def owners(self) -> Mapping[int, str]:
@@ -293,7 +312,7 @@ class StudyStore:
         """Return what the study holds of a trial."""
         found = self.frozen(trial.number)
         self._written.add(trial.number)
-        return read_trial(found, self._objectives, trial.candidate, trial.costs)
+        return read_trial(found, self._objectives, trial.candidate, trial.costs, study=self.study)
 
     @contextmanager
     def _writing(self, number: int) -> Iterator[None]:
@@ -439,11 +458,19 @@ class StudyStore:
             self._board.post(trials())
 
 
+def _directed(names: Sequence[str], directions: Sequence[str]) -> list[str]:
+    return [f"{name} ({direction})" for name, direction in zip(names, directions, strict=False)]
+
+
 def read_trials(study: optuna.study.Study, objectives: Sequence[Objective]) -> tuple[Trial, ...]:
-    """Read the trials that a search wrote into a study, by number."""
+    """Read the trials that a search wrote into a study, by number.
+
+    Raises:
+        StorageError: if one is damaged, or missing.
+    """
     return tuple(
-        read_trial(frozen, objectives)
-        for frozen in study.get_trials(deepcopy=False)
+        read_trial(frozen, objectives, study=study)
+        for frozen in stored_trials(study)
         if is_trial(frozen)
     )
 
@@ -460,17 +487,30 @@ def read_trial(
     objectives: Sequence[Objective],
     candidate: Candidate | None = None,
     costs: Price | None = None,
+    *,
+    study: optuna.study.Study | None = None,
 ) -> Trial:
     """Convert one of Optuna's trials; its attributes hold what is None.
 
+    Args:
+        frozen: The trial.
+        objectives: Those of the study.
+        candidate: What it trained, if that is known.
+        costs: What that costs, if it is known.
+        study: The study that it is of, for messages.
+
     Raises:
-        StorageError: if an attribute is damaged or of another type.
+        StorageError: if a value or an attribute is damaged or of another type.
     """
     try:
         return _read_trial(frozen, objectives, candidate, costs)
-    except (UserError, AttributeError, LookupError, TypeError, ValueError) as error:
-        problem = f"is no trial of autopeft ({one_line(error)})"
-        raise StorageError("trial", frozen.number, problem, "use the study of a search") from error
+    except StorageFailure:
+        raise
+    except Exception as error:  # What is stored may be anyone's.
+        said = error.mistake if isinstance(error, UserError) else one_line(error)
+        reason = f"no trial of autopeft: {said}"
+        place, name = ("", "") if study is None else (place_of(study._storage), study.study_name)
+        raise damaged(place, reason, study=name, number=frozen.number) from error
 
 
 def _read_trial(
@@ -480,10 +520,15 @@ def _read_trial(
     costs: Price | None,
 ) -> Trial:
     attributes = frozen.user_attrs
+    check_values(frozen, len(objectives))
     is_complete = frozen.state == TrialState.COMPLETE
     has_reason = frozen.state in (TrialState.PRUNED, TrialState.FAIL)
     # Attributes are written before the state: an ending that was not told to its end has some.
     values = (frozen.values or ()) if is_complete else ()
+    measured = checked_numbers(MEASURED_KEY, attributes.get(MEASURED_KEY, {}))
+    if PLAN_KEY in attributes:  # Else, it is one of a user's own study.
+        for step, told in attributes.get(FURTHER_KEY, {}).items():
+            checked_numbers(f"{FURTHER_KEY}[{int(step)}]", told)
     return Trial(
         frozen.number,
         candidate
@@ -491,12 +536,12 @@ def _read_trial(
             read_plan(attributes[PLAN_KEY]), TrainSettings.from_json(attributes[TRAIN_KEY])
         ),
         costs or from_plain(Price, attributes[PRICE_KEY], field=PRICE_KEY, error=StorageError),
-        str(attributes.get(ORIGIN_KEY, "search")),
+        checked_words(attributes, ORIGIN_KEY, "search"),
         STATES[frozen.state],
         {o.name: v for o, v in zip(objectives, values, strict=False)},
         tuple(sorted(frozen.intermediate_values.items())),
-        str(attributes.get(REASON_KEY, "")) if has_reason else "",
-        {k: one_nan(v) for k, v in attributes.get(MEASURED_KEY, {}).items()} if is_complete else {},
+        checked_words(attributes, REASON_KEY, "") if has_reason else "",
+        {name: one_nan(value) for name, value in measured.items()} if is_complete else {},
         int(attributes.get(AUDIT_KEY, 0)),
         tuple(sorted(n for n, v in frozen.constraints.items() if n != PRUNED and not v <= 0))
         if is_complete
@@ -510,17 +555,35 @@ def read_study(storage: str | Path, name: str) -> tuple[tuple[Trial, ...], tuple
     Raises:
         StorageError: if there is no such study.
     """
-    try:
-        study = optuna.load_study(study_name=name, storage=open_to_read(storage))
-    except (KeyError, ValueError):
-        raise StorageError(
-            "study_name", name, f"{storage} holds no such study", "check the name"
-        ) from None
-    objectives = tuple(
-        replace(
-            objective(name),
-            direction="maximize" if direction == StudyDirection.MAXIMIZE else "minimize",
+    study = _loaded(storage, name)
+    with damage_named(place_of(study._storage), name):
+        objectives = tuple(
+            replace(
+                objective(name),
+                direction="maximize" if direction == StudyDirection.MAXIMIZE else "minimize",
+            )
+            for name, direction in zip(study.metric_names or (), study.directions, strict=False)
         )
-        for name, direction in zip(study.metric_names or (), study.directions, strict=False)
-    )
     return read_trials(study, objectives), objectives
+
+
+def read_states(storage: str | Path, name: str) -> dict[int, State]:
+    """Return trial number -> state of a search's trials in a study, without changing it.
+
+    Raises:
+        StorageError: if there is no such study, or it is damaged.
+    """
+    trials = stored_trials(_loaded(storage, name))
+    return {trial.number: STATES[trial.state] for trial in trials if is_trial(trial)}
+
+
+def _loaded(storage: str | Path, name: str) -> optuna.study.Study:
+    """Return a study, opened to be read alone."""
+    opened = open_to_read(storage)
+    try:
+        return optuna.load_study(study_name=name, storage=opened)
+    except (KeyError, ValueError):
+        place = shown_place(storage)
+        raise StorageError(
+            "study_name", name, f"{place} holds no such study", "check the name"
+        ) from None

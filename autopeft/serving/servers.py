@@ -21,6 +21,7 @@ from autopeft.serving.adaptable import (
 from autopeft.serving.adapter_folder import AdapterFolder
 from autopeft.serving.joined import Joined, absent
 from autopeft.serving.rules import Rule
+from autopeft.utils.arguments import checked_path
 from autopeft.utils.serialize import nearest
 
 FORMATS = ("peft", "lora", "merged", "gguf")
@@ -407,6 +408,8 @@ def find_server(name: str, *, field: str = "for") -> Server:
     Raises:
         SettingsError: if there is none.
     """
+    if not isinstance(name, str):
+        raise SettingsError(field, type(name).__name__, "must be text", f"use {', '.join(SERVERS)}")
     if name not in SERVERS:
         raise SettingsError(field, name, "no such server", nearest(name, SERVERS))
     return SERVERS[name]
@@ -476,7 +479,7 @@ def check_export(folder: str | Path, server: str) -> list[str]:
         >>> autopeft.check_export("exported/for_peft", server="peft")
         []
     """
-    adapter = AdapterFolder.read(folder)
+    adapter = AdapterFolder.read(checked_path("folder", folder, error=AdapterError))
     return [
         f"{server}: {problem}"
         for rule in find_server(server).rules

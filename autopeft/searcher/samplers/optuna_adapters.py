@@ -74,7 +74,7 @@ class OptunaAdapter(BaseSampler):
             known = self._trials.get(other.number)
             is_new = known is None or known.state == "running"
             if is_new and other.number != trial.number and other.state in STATES:
-                self._read(other)
+                self._read(other, study)
         return self.space.encoder.to_params(self.sampler.propose(list(self._trials.values())))
 
     def sample_independent(
@@ -88,10 +88,10 @@ class OptunaAdapter(BaseSampler):
         lowest = getattr(param_distribution, "low", None)
         return getattr(param_distribution, "choices", (lowest,))[0]
 
-    def _read(self, frozen: FrozenTrial) -> None:
+    def _read(self, frozen: FrozenTrial, study: optuna.study.Study) -> None:
         """Keep a trial, unless its parameters are not of this space."""
         if PLAN_KEY in frozen.user_attrs:
-            self._trials[frozen.number] = read_trial(frozen, self.objectives)
+            self._trials[frozen.number] = read_trial(frozen, self.objectives, study=study)
         elif frozen.params:
             try:
                 candidate = self.space.decode(frozen.params)
@@ -99,7 +99,9 @@ class OptunaAdapter(BaseSampler):
                 return
             known = frozen.user_attrs.get(PRICE_KEY, {})
             costs = Price(**{**to_plain(self.pricer.price(candidate)), **known})
-            self._trials[frozen.number] = read_trial(frozen, self.objectives, candidate, costs)
+            self._trials[frozen.number] = read_trial(
+                frozen, self.objectives, candidate, costs, study=study
+            )
 
 
 class AutoPeftSampler(OptunaAdapter):
