@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from autopeft.errors import AutoPeftError, UserError
     from autopeft.integrations.trackers.registry import register_tracker
     from autopeft.methods import register_method
+    from autopeft.models.check_export import check_export
     from autopeft.models.saving import load_adapter
     from autopeft.plan import AdapterPlan, Candidate, LayerSpec, TrainSettings
     from autopeft.result import Member, SearchResult
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
     from autopeft.searcher.samplers.optuna_adapters import AutoPeftSampler
     from autopeft.searcher.samplers.registry import register_sampler
     from autopeft.searcher.space.space import SearchSpace
-    from autopeft.serving.servers import check_export
     from autopeft.settings import SearchSettings
     from autopeft.tasks.base import Evaluation, Task
     from autopeft.tasks.batch import Batch
@@ -76,6 +76,7 @@ _NAMES = {
     "autopeft.errors": ("AutoPeftError", "UserError"),
     "autopeft.integrations.trackers.registry": ("register_tracker",),
     "autopeft.methods": ("register_method",),
+    "autopeft.models.check_export": ("check_export",),
     "autopeft.models.saving": ("load_adapter",),
     "autopeft.plan": ("AdapterPlan", "Candidate", "LayerSpec", "TrainSettings"),
     "autopeft.result": ("Member", "SearchResult"),
@@ -86,7 +87,6 @@ _NAMES = {
     "autopeft.searcher.samplers.optuna_adapters": ("AutoPeftSampler",),
     "autopeft.searcher.samplers.registry": ("register_sampler",),
     "autopeft.searcher.space.space": ("SearchSpace",),
-    "autopeft.serving.servers": ("check_export",),
     "autopeft.settings": ("SearchSettings",),
     "autopeft.tasks.base": ("Evaluation", "Task"),
     "autopeft.tasks.batch": ("Batch",),

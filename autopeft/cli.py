@@ -16,7 +16,6 @@ import click
 from autopeft import api
 from autopeft.errors import AutoPeftError, SearchInterrupted, TrainingFailure, printable
 from autopeft.serving.servers import FORMATS, SERVERS
-from autopeft.serving.servers import check_export as check
 from autopeft.settings import RESUMABLE, SearchSettings
 from autopeft.tasks.registry import TASKS
 from autopeft.utils.formatting import one_line, without_numbers
@@ -317,14 +316,20 @@ def export(folder: str, format_: str | None, **flags: Any) -> None:
 def check_export(folder: str, server: str) -> int:
     """Check whether a server would load the adapter in FOLDER rightly; exit with 1 if not.
 
-    Each broken rule is one line, with the file of the server's source that it was read in.
+    Each broken rule is one line, with the file of the server's source that it was read in. Where
+    the base model is on this machine, its modules are compared with the adapter's tensors.
     """
-    broken = check(folder, server)
-    for line in broken:
+    from autopeft.models.check_export import examine
+
+    found = examine(folder, server)
+    for line in found.broken:
         echo(line)
-    if not broken:
-        echo(f"{folder} keeps the {len(SERVERS[server].rules)} rules of {server}")
-    return 1 if broken else 0
+    if not found.broken:
+        n_rules = len(SERVERS[server].rules)
+        echo(f"{folder} keeps the {n_rules} rules of {server}")
+    for line in found.notes:
+        echo(f"not checked: {line}")
+    return 1 if found.broken else 0
 
 
 @app.command()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.pytorch_utils import Conv1D
 
 from autopeft.errors import AdapterError
 from autopeft.models.lora_conversion import Factors
@@ -67,6 +68,32 @@ def write_gguf(factors: Mapping[str, Factors], config: Any, folder: Path) -> Pat
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def gguf_shapes(model: torch.nn.Module, config: Any) -> dict[str, tuple[int, int]]:
+    """Return GGUF's name of each weight of a model's modules -> (out, in), as far as it is known.
+
+    Args:
+        model: The model; it may be without weights.
+        config: Its configuration.
+    """
+    import gguf
+
+    text = config.get_text_config()
+    known = ARCHITECTURES.get(text.model_type)
+    if known is None:
+        return {}
+    kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
+    names = gguf.get_tensor_name_map(kinds[known.name], text.num_hidden_layers)
+    found: dict[str, tuple[int, int]] = {}
+    for path, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        name = names.get_name(f"{path.removeprefix(known.prefix)}.weight", (".weight",))
+        if name is None or not isinstance(weight, torch.Tensor) or weight.dim() != 2:
+            continue
+        first, second = weight.shape
+        found[name] = (second, first) if isinstance(module, Conv1D) else (first, second)
+    return found
 
 
 def _permuted(path: str, b: torch.Tensor, config: Any) -> torch.Tensor:

@@ -12,6 +12,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from autopeft.errors import AdapterError
+from autopeft.serving.base_fit import BaseFit
+from autopeft.serving.modelfile import Modelfile
 from autopeft.utils.expressions import endless
 from autopeft.utils.serialize import read_json
 
@@ -19,6 +21,9 @@ _FACTOR = re.compile(r"^(?P<path>.+)\.(lora_(?P<side>[AB])\.weight|lora_(?P<gguf
 
 PEFT_ROOT = "base_model.model."
 """Start of the names that PEFT gives tensors."""
+
+PEFT_DEFAULT = 8
+"""What PEFT takes for `r` and for `lora_alpha` where a configuration lacks them."""
 
 _REMEDY = "name a folder that `autopeft export` or PEFT wrote"
 
@@ -38,6 +43,11 @@ class AdapterFolder:
         base_config: Content of the `config.json` of an adapter's base model; empty if it is not
             on this machine.
         base_modules: Paths of the base model's modules for adapters; () if they are unknown.
+        base_folder: Where the base model's `config.json` lies; None if it is not on this machine.
+        base_name: The base model, as `adapter_config.json` or the `Modelfile` names it.
+        modelfile: What the `Modelfile` beside a GGUF file names; None if there is none.
+        gguf_name: Name of the GGUF file.
+        fit: How the tensors fit the base model.
     """
 
     folder: Path
@@ -49,6 +59,11 @@ class AdapterFolder:
     model_config: Mapping[str, Any] = field(default_factory=dict)
     base_config: Mapping[str, Any] = field(default_factory=dict)
     base_modules: tuple[str, ...] = ()
+    base_folder: Path | None = None
+    base_name: str = ""
+    modelfile: Modelfile | None = None
+    gguf_name: str = ""
+    fit: BaseFit = field(default_factory=BaseFit)
 
     @classmethod
     def read(cls, folder: str | Path) -> AdapterFolder:
@@ -60,11 +75,16 @@ class AdapterFolder:
         folder = Path(folder).expanduser()
         if not folder.is_dir():
             raise AdapterError("adapter", str(folder), "no such folder", _REMEDY)
-        settings, gguf_shapes = _read_gguf(folder)
+        gguf_name, settings, gguf_shapes = _read_gguf(folder)
         model_config = _settings(folder / "config.json")
         config = _settings(folder / "adapter_config.json")
         shapes = _shapes(folder / "adapter_model.safetensors")
         _check_expressions(folder, config, shapes)
+        modelfile = None if settings is None else Modelfile.read(folder / "Modelfile")
+        base, revision = config.get("base_model_name_or_path"), config.get("revision")
+        if settings is not None and not config:
+            base = "" if modelfile is None else modelfile.base
+        base_folder = _base_folder(base, revision, folder)
         return cls(
             folder,
             config,
@@ -73,7 +93,11 @@ class AdapterFolder:
             gguf_shapes,
             bool(model_config) and any(folder.glob("model*.safetensors")),
             model_config,
-            _base_config(config),
+            _base_config(base_folder),
+            base_folder=base_folder,
+            base_name=base if isinstance(base, str) else "",
+            modelfile=modelfile,
+            gguf_name=gguf_name,
         )
 
     @property
@@ -91,15 +115,17 @@ class AdapterFolder:
             for name, shape in self.shapes.items()
             if (match := _FACTOR.match(name)) and match["side"] == "A" and shape and shape[0]
         }
+        common = self.number("lora_alpha") if "lora_alpha" in self.config else PEFT_DEFAULT
         for path, rank in ranks.items():
             given = self.rank_of(path)
             own = given if given > 0 else rank
-            alpha = _of_pattern(self.config.get("alpha_pattern"), path, self.number("lora_alpha"))
+            alpha = _of_pattern(self.config.get("alpha_pattern"), path, common)
             yield path, rank, alpha / (own**0.5 if self.config.get("use_rslora") else own)
 
     def rank_of(self, path: str) -> float:
-        """Return the rank that the configuration gives a module; 0 if it names none."""
-        return _of_pattern(self.config.get("rank_pattern"), path, self.number("r"))
+        """Return the rank that PEFT gives a module by the configuration; 0 if that names none."""
+        rank = self.number("r") if "r" in self.config else PEFT_DEFAULT
+        return _of_pattern(self.config.get("rank_pattern"), path, rank)
 
     def is_of_parameters(self, path: str) -> bool:
         """Return whether a module's factors are of bare parameters: of all experts, in one."""
@@ -176,27 +202,29 @@ def _settings(path: Path) -> dict[str, Any]:
     )
 
 
-def _base_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the configuration of an adapter's base model, if it is on this machine."""
-    base, revision = config.get("base_model_name_or_path"), config.get("revision")
-    if not isinstance(base, str) or not base:
-        return {}
-    path = Path(base).expanduser() / "config.json"
-    if not path.is_file():
-        from huggingface_hub import try_to_load_from_cache
-        from huggingface_hub.errors import HFValidationError
+def _base_folder(base: object, revision: object, folder: Path) -> Path | None:
+    """Return where the `config.json` of a base model lies, if it is on this machine."""
+    if not isinstance(base, str) or not base or "\0" in base:
+        return None
+    # Ollama reads a path of a Modelfile from there, and PEFT from where a program runs.
+    for place in (Path(base).expanduser(), folder / base):
+        if (place / "config.json").is_file():
+            return place
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
-        given = revision if isinstance(revision, str) else None
-        try:
-            found = try_to_load_from_cache(base, "config.json", revision=given)
-        except HFValidationError:  # A folder that is elsewhere.
-            return {}
-        if not isinstance(found, str):
-            return {}
-        path = Path(found)
+    given = revision if isinstance(revision, str) else None
     try:
-        return _settings(path)
-    except AdapterError:  # Not this folder's.
+        found = try_to_load_from_cache(base, "config.json", revision=given)
+    except HFValidationError:  # A folder that is elsewhere.
+        return None
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def _base_config(folder: Path | None) -> dict[str, Any]:
+    try:
+        return {} if folder is None else _settings(folder / "config.json")
+    except AdapterError:  # Not the adapter's.
         return {}
 
 
@@ -211,10 +239,10 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
         raise AdapterError("adapter", str(path), problem, "save or download it again") from None
 
 
-def _read_gguf(folder: Path) -> tuple[dict[str, Any] | None, dict[str, tuple[int, ...]]]:
+def _read_gguf(folder: Path) -> tuple[str, dict[str, Any] | None, dict[str, tuple[int, ...]]]:
     files = sorted(folder.glob("*.gguf"))
     if not files:
-        return None, {}
+        return "", None, {}
     try:
         from gguf import GGUFReader
     except ImportError:
@@ -229,4 +257,4 @@ def _read_gguf(folder: Path) -> tuple[dict[str, Any] | None, dict[str, tuple[int
     except Exception as error:  # The reader raises errors of many types.
         problem = f"is not a GGUF file ({' '.join(str(error).split())[:200]})"
         raise AdapterError("adapter", str(files[0]), problem, "write it again") from None
-    return settings, shapes
+    return files[0].name, settings, shapes

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from autopeft.serving.adapter_folder import PEFT_ROOT, AdapterFolder
+from autopeft.serving.targeting import left_out
 
 _OWN_NAMES = frozenset(
     ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE")
@@ -67,6 +68,8 @@ def unknown_names(adapter: AdapterFolder) -> str:
     for name in adapter.shapes:
         if kind not in _OWN_NAMES and not name.startswith(root):
             return f"{name} does not start with {root}"
+        if kind == "LORA" and name.startswith(2 * PEFT_ROOT):
+            return f"{name} starts with {PEFT_ROOT} twice"
         if kind == "LORA" and _MALFORMED.search(name):
             return f"{name} has more than weight after lora_A or lora_B"
     return ""
@@ -81,7 +84,7 @@ def untargeted(*words: str) -> Callable[[AdapterFolder], str]:
 
     def broken(adapter: AdapterFolder) -> str:
         targets = adapter.config.get("target_modules")
-        if not targets or targets in words or adapter.config.get("target_parameters"):
+        if targets is None or targets in words or adapter.config.get("target_parameters"):
             return ""
         if isinstance(targets, str):
             if problem := _no_expression(targets):
@@ -96,6 +99,22 @@ def untargeted(*words: str) -> Callable[[AdapterFolder], str]:
         return f"{paths[0]} is not" if paths else ""
 
     return broken
+
+
+def not_targeted(adapter: AdapterFolder) -> str:
+    """Return a module with factors that the configuration leaves out by another setting."""
+    for path in () if adapter.config.get("target_parameters") else _paths(adapter):
+        if setting := left_out(adapter.config, path):
+            return f"{setting} leaves out {path}"
+    return ""
+
+
+def unknown_type(adapter: AdapterFolder) -> str:
+    """Return the method, if PEFT knows none of that name."""
+    kind = adapter.config.get("peft_type")
+    if adapter.config and (not isinstance(kind, str) or not kind.isupper()):
+        return f"peft_type is {kind!r}"
+    return adapter.fit.unknown_type
 
 
 def _paths(adapter: AdapterFolder) -> list[str]:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from autopeft.serving.adaptable import unlike
-from autopeft.serving.adapter_folder import AdapterFolder
+from autopeft.serving.adapter_folder import PEFT_ROOT, AdapterFolder
 from autopeft.serving.gguf_names import ARCHITECTURES
 from autopeft.serving.joined import Joined, absent
 from autopeft.serving.older_names import TEXT, older_names
+
+_GGUF_FACTORS = (".lora_a", ".lora_b")
 
 
 @dataclass(frozen=True)
@@ -251,11 +256,18 @@ def no_gguf(adapter: AdapterFolder) -> str:
 
 def without_gguf_names(adapter: AdapterFolder) -> str:
     """Return the type of a model whose modules have no known names in GGUF."""
-    given = adapter.model_config or adapter.base_config
-    text = given.get(TEXT)
-    config = text if isinstance(text, Mapping) else given
-    kind = str(config.get("model_type", ""))
+    kind = model_type(adapter.model_config or adapter.base_config)
     return f"model_type is {kind}" if kind and kind not in ARCHITECTURES else ""
+
+
+def model_type(config: Mapping[str, Any]) -> str:
+    """Return the type of a model, or of the text model inside it; "" if it names none."""
+    return str(_text(config).get("model_type", ""))
+
+
+def _text(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    text = config.get(TEXT)
+    return text if isinstance(text, Mapping) else config
 
 
 def gguf_is(name: str, value: str) -> Callable[[AdapterFolder], str]:
@@ -269,22 +281,109 @@ def gguf_is(name: str, value: str) -> Callable[[AdapterFolder], str]:
 
 
 def gguf_without_alpha(adapter: AdapterFolder) -> str:
-    """Return whether the GGUF file names no alpha."""
-    is_absent = adapter.gguf is not None and not adapter.gguf.get("adapter.lora.alpha")
-    return "there is none" if is_absent else ""
+    """Return the alpha of the GGUF file, if it is no number to scale by."""
+    if adapter.gguf is None:
+        return ""
+    alpha = adapter.gguf.get("adapter.lora.alpha")
+    # A whole number or text has another type in the file, at which llama.cpp aborts.
+    if isinstance(alpha, float) and math.isfinite(alpha) and alpha:
+        return ""
+    return "there is none" if alpha is None else f"it is {alpha!r}"
+
+
+def gguf_empty(adapter: AdapterFolder) -> str:
+    """Return whether the GGUF file holds no factors at all."""
+    has_some = any(name.endswith(_GGUF_FACTORS) for name in adapter.gguf_shapes)
+    return "" if adapter.gguf is None or has_some else "it has none"
 
 
 def gguf_strange(adapter: AdapterFolder) -> str:
     """Return the tensors of the GGUF file that are no factors of a LoRA."""
-    known = (".lora_a", ".lora_b", "_norm.weight")
+    known = (*_GGUF_FACTORS, "_norm.weight")
     found = [name for name in adapter.gguf_shapes if not name.endswith(known)]
+    return _some(found) if found else ""
+
+
+def gguf_of_another_architecture(adapter: AdapterFolder) -> str:
+    """Return the architecture of the GGUF file, if it is not the base model's."""
+    if adapter.gguf is None:
+        return ""
+    own = adapter.gguf.get("general.architecture")
+    known = ARCHITECTURES.get(model_type(adapter.base_config))
+    if own and (known is None or own == known.name):
+        return ""
+    needed = "" if known is None else f", and {adapter.base_name} is {known.name}"
+    return f"it is {own!r}{needed}" if own else "there is none"
+
+
+def gguf_of_no_tensor(adapter: AdapterFolder) -> str:
+    """Return the factors of the GGUF file that belong to no weight of the base model."""
+    if adapter.gguf is None:
+        return ""
+    blocks = _text(adapter.base_config).get("num_hidden_layers")
+    found = []
+    for name in adapter.gguf_shapes:
+        place = re.sub(r"\.lora_[ab]$", "", name)
+        block = re.match(r"blk\.(\d+)\.", place)
+        is_beyond = isinstance(blocks, int) and block is not None and int(block[1]) >= blocks
+        if place != name and (is_beyond or not place.endswith(".weight")):
+            found.append(f"{name}, and it has {blocks} blocks" if is_beyond else name)
+    found = found or list(adapter.fit.unknown)
     return _some(found) if found else ""
 
 
 def no_modelfile(adapter: AdapterFolder) -> str:
     """Return whether there is no Modelfile beside the GGUF file."""
-    has_one = adapter.gguf is None or (adapter.folder / "Modelfile").is_file()
-    return "" if has_one else "there is none"
+    return "there is none" if adapter.gguf is not None and adapter.modelfile is None else ""
+
+
+def modelfile_of_other_files(adapter: AdapterFolder) -> str:
+    """Return what the Modelfile lacks to name a base model and the GGUF file."""
+    if adapter.gguf is None or adapter.modelfile is None:
+        return ""
+    if not adapter.modelfile.base:
+        return "it has no FROM"
+    if not adapter.modelfile.adapters:
+        return "it has no ADAPTER"
+    # A folder's GGUF file is meant by the folder's name too.
+    fitting = {adapter.folder.resolve(), (adapter.folder / adapter.gguf_name).resolve()}
+    for name in adapter.modelfile.adapters:
+        if (adapter.folder / Path(name).expanduser()).resolve() in fitting:
+            return ""
+    return f"ADAPTER is {_some(list(adapter.modelfile.adapters))}, not ./{adapter.gguf_name}"
+
+
+def lacks_targets(adapter: AdapterFolder) -> str:
+    """Return the tensors of targeted modules that the adapter lacks."""
+    return _some(list(adapter.fit.missing)) if adapter.config else ""
+
+
+def of_no_module(adapter: AdapterFolder) -> str:
+    """Return the tensors that belong to no module of the base model."""
+    return _some(list(adapter.fit.unknown)) if adapter.config else ""
+
+
+def with_prefix_once(broken: Callable[[AdapterFolder], str]) -> Callable[[AdapterFolder], str]:
+    """Return a check for a reader that takes a prefix which is written twice as if it were once."""
+
+    def on_names_as_read(adapter: AdapterFolder) -> str:
+        fit = adapter.fit
+        meant = {name: PEFT_ROOT + name.replace(PEFT_ROOT, "") for name in fit.unknown}
+        unknown = tuple(name for name in fit.unknown if meant[name] not in fit.missing)
+        missing = tuple(name for name in fit.missing if name not in meant.values())
+        return broken(replace(adapter, fit=replace(fit, missing=missing, unknown=unknown)))
+
+    return on_names_as_read
+
+
+def of_no_target(adapter: AdapterFolder) -> str:
+    """Return the tensors that belong to no module that the configuration targets."""
+    return _some([*adapter.fit.unknown, *adapter.fit.untargeted]) if adapter.config else ""
+
+
+def misshapen(adapter: AdapterFolder) -> str:
+    """Return the tensors that do not have the shapes that the base model needs."""
+    return _some(list(adapter.fit.misshapen))
 
 
 def no_model(adapter: AdapterFolder) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from autopeft.serving.adaptable import (
     unlike,
 )
 from autopeft.serving.adapter_folder import AdapterFolder
+from autopeft.serving.base_fit import BaseFit
 from autopeft.serving.joined import Joined, absent
 from autopeft.serving.rules import Rule
 from autopeft.utils.arguments import checked_path
@@ -147,6 +148,7 @@ _SGLANG_TARGETS = "sglang 0.5.23: python/sglang/srt/lora/lora_manager.py"
 _CONVERTER = "llama.cpp: convert_lora_to_gguf.py"
 _LLAMA_ADAPTER = "llama.cpp: src/llama-adapter.cpp"
 _LLAMA_SCALE = "llama.cpp: src/llama-adapter.h"
+_MODELFILE = "ollama: docs/modelfile.md"
 _MLX = "mlx-lm: mlx_lm/utils.py"
 _PEFT_SAVE = "peft: src/peft/utils/save_and_load.py"
 
@@ -157,6 +159,7 @@ _NUMBERS = Rule(
     readable.wrong_numbers,
 )
 _IS_TARGETED = "each module with factors is named by target_modules"
+_SHAPES = "tensors have the shapes that the base model needs"
 _PAIRS = Rule("each module has a lora_A and a lora_B of one rank", _PEFT_SAVE, rules.unpaired)
 
 _PLAIN_BASE = Rule(
@@ -164,6 +167,17 @@ _PLAIN_BASE = Rule(
     "peft: src/peft/tuners/lora/layer.py",
     rules.changes_base,
 )
+
+
+_COMPLETE = Rule(
+    "each module that the configuration targets has its tensors",
+    "peft: src/peft/tuners/tuners_utils.py",
+    # Where some are absent, all servers adapt the other modules alone, and say nothing.
+    rules.lacks_targets,
+)
+
+
+_IN_BASE = "each tensor belongs to a module of the base model"
 
 # Its loader reads the factors of the needed ones without a look. A key without one of its own is
 # zeros of the value's shape, and an up projection zeros of the gate's.
@@ -177,9 +191,21 @@ _GGUF = (
     Rule("is a GGUF file", _LLAMA_ADAPTER, rules.no_gguf),
     Rule("general.type is adapter", _LLAMA_ADAPTER, rules.gguf_is("general.type", "adapter")),
     Rule("adapter.type is lora", _LLAMA_ADAPTER, rules.gguf_is("adapter.type", "lora")),
-    Rule("adapter.lora.alpha is above 0", _LLAMA_SCALE, rules.gguf_without_alpha),
+    Rule(
+        "general.architecture is the base model's",
+        _LLAMA_ADAPTER,
+        rules.gguf_of_another_architecture,
+    ),
+    Rule(
+        "adapter.lora.alpha is a finite float32 other than 0",
+        _LLAMA_SCALE,
+        rules.gguf_without_alpha,
+    ),
+    Rule("holds factors of a tensor", _LLAMA_ADAPTER, rules.gguf_empty),
     Rule("each tensor has a lora_a and a lora_b of one rank", _LLAMA_ADAPTER, rules.unpaired),
     Rule("holds only the factors of tensors", _LLAMA_ADAPTER, rules.gguf_strange),
+    Rule("factors are of weights that the base model has", _LLAMA_ADAPTER, rules.gguf_of_no_tensor),
+    Rule(_SHAPES, _LLAMA_ADAPTER, rules.misshapen),
     Rule(
         "is of a model whose modules have known GGUF names",
         "llama.cpp: conversion",
@@ -203,6 +229,11 @@ SERVERS: Mapping[str, Server] = {
             "lora",
             (
                 _ADAPTER,
+                Rule(
+                    "peft_type is one that PEFT knows",
+                    "peft: src/peft/config.py",
+                    readable.unknown_type,
+                ),
                 _NUMBERS,
                 Rule(
                     "tensors have the names by which PEFT finds them",
@@ -214,7 +245,19 @@ SERVERS: Mapping[str, Server] = {
                     "peft: src/peft/tuners/tuners_utils.py",
                     readable.untargeted("all-linear"),
                 ),
+                Rule(
+                    "exclude_modules and layers_to_transform leave out no module with factors",
+                    "peft: src/peft/tuners/tuners_utils.py",
+                    readable.not_targeted,
+                ),
                 _PAIRS,
+                _COMPLETE,
+                Rule(
+                    "each tensor belongs to a module that the configuration targets",
+                    _PEFT_SAVE,
+                    rules.of_no_target,
+                ),
+                Rule(_SHAPES, _PEFT_SAVE, rules.misshapen),
                 Rule(
                     "each module has the rank that the configuration gives it",
                     "peft: src/peft/tuners/lora/model.py",
@@ -285,6 +328,14 @@ SERVERS: Mapping[str, Server] = {
                 Rule("one scaling for all modules: that of r", _PEFT_HELPER, rules.vllm_scaling),
                 Rule("holds only lora_A and lora_B", _VLLM_WEIGHTS, rules.strange),
                 _PAIRS,
+                # Its reader of names leaves out the prefix wherever it is (vllm/lora/utils.py).
+                replace(_COMPLETE, broken=rules.with_prefix_once(rules.lacks_targets)),
+                Rule(
+                    _IN_BASE,
+                    "vllm: vllm/lora/model_manager.py",
+                    rules.with_prefix_once(rules.of_no_module),
+                ),
+                Rule(_SHAPES, "vllm: vllm/lora/layers/base_linear.py", rules.misshapen),
             ),
             ranks=_VLLM_RANKS,
             command="vllm serve {base} --enable-lora --max-lora-rank {rank} "
@@ -343,6 +394,9 @@ SERVERS: Mapping[str, Server] = {
                     "sglang 0.5.23: python/sglang/srt/lora/lora.py",
                     rules.without_siblings(_SGLANG_JOINED),
                 ),
+                _COMPLETE,
+                Rule(_IN_BASE, _SGLANG, rules.of_no_module),
+                Rule(_SHAPES, "sglang: python/sglang/srt/lora/mem_pool.py", rules.misshapen),
             ),
             modules=SGLANG_MODULES,
             joined=_SGLANG_JOINED,
@@ -358,7 +412,15 @@ SERVERS: Mapping[str, Server] = {
         Server(
             "ollama",
             "gguf",
-            (*_GGUF, Rule("has a Modelfile", "ollama: docs/modelfile.md", rules.no_modelfile)),
+            (
+                *_GGUF,
+                Rule("has a Modelfile", _MODELFILE, rules.no_modelfile),
+                Rule(
+                    "the Modelfile names a base model and this adapter",
+                    _MODELFILE,
+                    rules.modelfile_of_other_files,
+                ),
+            ),
             command="ollama create adapted -f {folder}/Modelfile",
         ),
         Server(
@@ -462,26 +524,23 @@ def check_servable(
         raise SettingsError("servable", name, problem, remedy)
 
 
-def check_export(folder: str | Path, server: str) -> list[str]:
+def check_export(
+    folder: str | Path, server: str, *, fit: Callable[[AdapterFolder], BaseFit] | None = None
+) -> list[str]:
     """Return the rules of a server that an adapter's folder breaks, one line each.
 
     Args:
         folder: A folder that autopeft or plain peft wrote, or one with a GGUF file.
         server: Name of a server.
+        fit: Compares what a folder holds with its base model; without it, rules about the base
+            model's modules are kept. `autopeft.check_export` gives it.
 
     Raises:
         SettingsError: if there is no such server.
         AdapterError: if there is no such folder, or a file in it is damaged.
-
-    Example:
-        >>> autopeft.export("runs/first", pick="baseline", server="peft", to="exported/for_peft")
-        Exported(...)
-        >>> autopeft.check_export("exported/for_peft", server="peft")
-        []
     """
+    kept = find_server(server).rules
     adapter = AdapterFolder.read(checked_path("folder", folder, error=AdapterError))
-    return [
-        f"{server}: {problem}"
-        for rule in find_server(server).rules
-        if (problem := rule.problem(adapter))
-    ]
+    if fit is not None:
+        adapter = replace(adapter, fit=fit(adapter))
+    return [f"{server}: {problem}" for rule in kept if (problem := rule.problem(adapter))]

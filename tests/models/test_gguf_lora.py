@@ -15,12 +15,12 @@ from tiny_models import build, candidate_of, disturb, logits_of, save
 from autopeft.errors import AdapterError
 from autopeft.models.attach import attach
 from autopeft.models.backbone import load_backbone
+from autopeft.models.check_export import check_export, examine
 from autopeft.models.export import export_adapter
 from autopeft.models.gguf_lora import write_gguf
 from autopeft.models.lora_conversion import Factors, convert
 from autopeft.models.saving import save_adapter
 from autopeft.plan import AdapterPlan, LayerSpec
-from autopeft.serving.servers import check_export
 
 # peft asks transformers for an attribute by its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
@@ -176,3 +176,98 @@ def test_llama_cpp_serves_the_adapters_logits(tmp_path: Path) -> None:
     assert effect > 0.05
     # Keys and values are kept in half precision; unpermuted queries are off by 0.006 of the effect.
     assert float((served - logits[0]).abs().max()) < 0.002 * effect
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export for Ollama, over a base model that is here."""
+    folder = tmp_path_factory.mktemp("exported")
+    base, adapter, _, _ = _saved(folder)
+    return export_adapter(base, adapter, folder / "to", server="ollama").folder
+
+
+_WITHOUT = object()
+
+
+def _rewritten(
+    exported: Path,
+    folder: Path,
+    *,
+    architecture: str = "llama",
+    alpha: Any = 8.0,
+    tensors: Any = lambda held: held,
+    modelfile: Any = lambda text: text,
+) -> Path:
+    reader = gguf.GGUFReader(exported / "adapter.gguf")
+    writer = gguf.GGUFWriter(folder / "adapter.gguf", architecture)
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+    add: Any = {str: writer.add_string, int: writer.add_uint32}.get(type(alpha), writer.add_float32)
+    if alpha is not _WITHOUT:
+        add(gguf.Keys.Adapter.LORA_ALPHA, alpha)
+    for name, data in tensors({t.name: np.array(t.data) for t in reader.tensors}).items():
+        writer.add_tensor(name, np.ascontiguousarray(data))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    (folder / "Modelfile").write_text(modelfile((exported / "Modelfile").read_text()))
+    return folder
+
+
+def _named(old: str, new: str) -> Any:
+    return lambda held: {name.replace(old, new): data for name, data in held.items()}
+
+
+_WIDE = "blk.0.attn_q.weight.lora_a"
+
+
+@pytest.mark.parametrize(
+    ("change", "broken"),
+    [
+        ({}, ""),
+        ({"alpha": -4.0}, ""),  # llama.cpp multiplies by it.
+        ({"alpha": 0.0}, "alpha is a finite float32 other than 0; it is 0.0"),
+        ({"alpha": float("nan")}, "other than 0; it is nan"),
+        ({"alpha": "4"}, "other than 0; it is '4'"),
+        ({"alpha": 4}, "other than 0; it is 4"),
+        ({"alpha": _WITHOUT}, "other than 0; there is none"),
+        ({"tensors": lambda held: {}}, "holds factors of a tensor; it has none"),
+        ({"tensors": _named(".weight.", ".")}, "weights that the base model has; blk.0"),
+        ({"tensors": _named("blk.1.", "blk.99.")}, "lora_a, and it has 2 blocks"),
+        ({"tensors": _named("attn_v", "attn_x")}, "weights that the base model has; blk.1.attn_x"),
+        (
+            {"tensors": lambda held: held | {_WIDE: np.zeros((8, 7), np.float32)}},
+            f"the base model needs; {_WIDE} is [8, 7], not [8, 32]",
+        ),
+        ({"architecture": "qwen2"}, "it is 'qwen2', and "),
+    ],
+)
+@pytest.mark.parametrize("server", ["llamacpp", "ollama"])
+def test_the_rules_of_gguf_are_applied(
+    server: str, change: dict[str, Any], broken: str, exported: Path, tmp_path: Path
+) -> None:
+    found = examine(_rewritten(exported, tmp_path, **change), server)
+    assert bool(found.broken) == bool(broken)
+    assert not broken or any(broken in line for line in found.broken)
+    assert not found.notes or "architecture" in change
+
+
+@pytest.mark.parametrize(
+    ("text", "broken"),
+    [
+        ("", "it has no FROM"),
+        ("ADAPTER ./adapter.gguf", "it has no FROM"),
+        ("FROM llama3", "it has no ADAPTER"),
+        ("FROM llama3\nADAPTER ./other.gguf", "ADAPTER is ./other.gguf, not ./adapter.gguf"),
+        ("FROM llama3\nADAPTER .", ""),
+    ],
+)
+def test_ollamas_modelfile_must_name_base_and_adapter(
+    text: str, broken: str, exported: Path, tmp_path: Path
+) -> None:
+    folder = _rewritten(exported, tmp_path, modelfile=lambda _: text)
+    found = check_export(folder, "ollama")
+    assert bool(found) == bool(broken)
+    assert not broken or broken in found[0]
+    assert check_export(folder, "llamacpp") == []
