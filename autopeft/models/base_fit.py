@@ -60,7 +60,7 @@ def fit_of(adapter: AdapterFolder) -> BaseFit:
     if not is_gguf and not (adapter.config and adapter.shapes):
         return BaseFit(not_compared="there is no adapter")
     kind = adapter.config.get("peft_type")
-    if not is_gguf and kind not in _PEFT_TYPES:
+    if not is_gguf and not (isinstance(kind, str) and kind in _PEFT_TYPES):
         return BaseFit(
             unknown_type=f"peft_type is {kind!r}", not_compared=f"its peft_type is {kind!r}"
         )
