@@ -133,6 +133,8 @@ def stored_trials(study: optuna.study.Study) -> list[FrozenTrial]:
         raise damaged(place, _reason(error), study=name, number=number) from error
     trials = sorted(trials, key=lambda trial: trial.number)
     for number, trial in enumerate(trials):
+        if not (isinstance(trial.user_attrs, dict) and isinstance(trial.system_attrs, dict)):
+            raise damaged(place, "its attributes are no mapping", study=name, number=trial.number)
         if trial.number != number:
             what = "is missing" if trial.number > number else "is there twice, or has no number"
             raise damaged(place, f"trial {number} {what}", study=name)

@@ -439,7 +439,8 @@ class StudyStore:
         if not isinstance(self._storage, InMemoryStorage):
             from autopeft.searcher.dashboard import conclude
 
-            conclude(self.study, text)
+            with damage_named(place_of(self._storage), self.study.study_name):
+                conclude(self.study, text)
 
     def post(self, trials: Callable[[], Sequence[Trial]], *, now: bool = False) -> None:
         """Write the note and graphs that optuna-dashboard shows, if they are due or `now`.
@@ -455,7 +456,9 @@ class StudyStore:
 
             self._board = DashboardWriter(self.study, self._objectives)
         if now or self._board.is_due:
-            self._board.post(trials())
+            ended = trials()
+            with damage_named(place_of(self._storage), self.study.study_name):
+                self._board.post(ended)
 
 
 def _directed(names: Sequence[str], directions: Sequence[str]) -> list[str]:

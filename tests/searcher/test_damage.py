@@ -90,6 +90,7 @@ def test_a_database_that_was_changed_is_one_line(
         (6, lambda log: {**log, "state": 77}, "it is damaged .ValueError: 77"),
         (7, lambda log: {**log, "intermediate_value": "x"}, "trial 0 .*'x'"),
         (4, lambda log: {**log, "distributions": 3}, "damaged"),
+        (4, lambda log: {**log, "user_attrs": 0.5}, "damaged"),
     ],
 )
 def test_a_journal_that_was_changed_is_one_line(
@@ -125,3 +126,13 @@ def test_a_study_in_memory_is_neither_continued_nor_taken_for_a_lasting_one() ->
     for url in ("sqlite://", "sqlite:///:memory:"):
         with pytest.raises(StorageError, match=r"in memory; leave it out, or name a file"):
             controller(url, resume=False)
+
+
+def test_a_note_that_was_changed_is_one_line(studies: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copy(studies / "study.db", tmp_path))
+    search = controller(path, resume=True)
+    search.study._storage.set_study_system_attr(
+        search.study._study_id, "dashboard:note_ver", "three"
+    )
+    with pytest.raises(StorageError, match=r"storage='.*study.db': study 's' is damaged"):
+        search.post()
