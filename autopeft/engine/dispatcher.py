@@ -38,7 +38,7 @@ from autopeft.engine.search_plan import (
 )
 from autopeft.engine.watch import Watch
 from autopeft.searcher.controller import SearchController
-from autopeft.searcher.losses import MAX_RETRIES, confirmation_key, trial_key
+from autopeft.searcher.losses import MAX_RETRIES, confirmation_key, died, trial_key
 from autopeft.settings import SearchSettings
 from autopeft.training.step_clock import Deadline
 from autopeft.trial import TIME_UP, Decision, Trial
@@ -295,7 +295,9 @@ class Dispatcher:
         """
         while self._early:
             job = self._early.popleft()
-            if job.key not in self._running and job.key[1:] not in self._confirmed:
+            # What may end this process waits until the trials have ended.
+            is_safe = not self._losses.of(_death_key(job))
+            if is_safe and job.key not in self._running and job.key[1:] not in self._confirmed:
                 self._note_start(job, None)
                 return job
         return None
@@ -360,8 +362,23 @@ class Dispatcher:
             to_cut=self._to_cut,
             cuts=self._store.cuts(),
         )
-        self._queue = deque(jobs)
-        self._n_to_confirm = self._n_confirmed + len(self._running) + len(jobs)
+        self._queue = deque(self._with_deaths(jobs))
+        self._n_to_confirm = self._n_confirmed + len(self._running) + len(self._queue)
+
+    def _with_deaths(self, jobs: Iterable[Job]) -> list[Job]:
+        """Return confirmations with those last of which a process has died, each of them alone.
+
+        Those of which one has died often enough fail.
+        """
+        kept = []
+        for job in jobs:
+            n_deaths = self._losses.of(_death_key(job))
+            if n_deaths > MAX_RETRIES:
+                self._begun.add(job.key[1:])
+                self._fail(job, None, died(n_deaths))
+            else:
+                kept.append(replace(job, is_alone=True) if n_deaths else job)
+        return sorted(kept, key=lambda job: job.is_alone)
 
     def _begin_round(self) -> None:
         """Queue the trainings that may change a decision, once all that were queued have ended."""

@@ -27,7 +27,7 @@ from autopeft.confirm.store import ConfirmationStore
 from autopeft.costs import PriceTable, Topology
 from autopeft.costs.objectives import objective
 from autopeft.engine import dispatcher, watch
-from autopeft.engine.budget import Budget, BudgetTracker
+from autopeft.engine.budget import Budget, BudgetTracker, Spent
 from autopeft.engine.callback import CallbackList, Progress
 from autopeft.engine.dispatcher import FAILURES, STORM, Dispatcher
 from autopeft.engine.messages import (
@@ -69,14 +69,23 @@ class FakeSearch:
         *,
         compress: bool = False,
         settings: SearchSettings | None = None,
+        storage: Path | None = None,
         **options: Any,
     ) -> None:
         self.space = SearchSpace.from_source("default", TOPOLOGY, steps=100, batch_size=16)
         self.prices = PriceTable.from_topology(TOPOLOGY, batch_size=16)
         self.controller = SearchController(
-            self.space, OBJECTIVES, sampler="random", pruner="none", prices=self.prices
+            self.space,
+            OBJECTIVES,
+            sampler="random",
+            pruner="none",
+            prices=self.prices,
+            storage=storage,
+            study_name="s",
+            resume=storage is not None and storage.exists(),
         )
-        self.budget = BudgetTracker(Budget.parse(budget), 0.3)
+        spent = Spent(trials=self.controller.n_spent)
+        self.budget = BudgetTracker(Budget.parse(budget), 0.3, spent)
         self.progress: list[Progress] = []
         self.store = ConfirmationStore(folder)
         self.dispatcher = Dispatcher(
@@ -488,6 +497,53 @@ def test_a_job_whose_worker_dies_is_tried_twice_more_alone(kind: str, tmp_path: 
     told += search.dispatcher.warnings
     assert len(told) == 1
     assert told[0].endswith("the worker died; so did 2 others before")
+
+
+def _one_session(folder: Path, storage: Path) -> tuple[FakeSearch, Job | None]:
+    """Work until the process dies, as it does of each LoRA's confirmation; return what killed it.
+
+    As the local backend does, a death is counted before the training.
+    """
+    search = FakeSearch(folder, "5trials", storage=storage)
+    while (job := search.dispatcher.next_job()) is not None:
+        search.dispatcher.may_die([job])
+        if job.kind == "confirm" and job.candidate.plan.specs:
+            return search, job
+        search.work(job)
+        search.dispatcher.survived([job])
+    return search, None
+
+
+def test_a_confirmation_that_ends_its_process_is_tried_three_times(tmp_path: Path) -> None:
+    """Regression: each resume died of the same one again, and no search ever ended (issue 18)."""
+    killers: list[Job] = []
+    for _ in range(20):
+        search, job = _one_session(tmp_path / "run", tmp_path / "study.log")
+        if job is None:
+            break
+        killers.append(job)
+    tries = [job.key for job in killers]
+    assert tries
+    assert {tries.count(key) for key in tries} == {3}
+    assert search.dispatcher.phase == "done"
+    assert search.store.done()  # The reference, which kills nothing.
+    reasons = [line for line in search.dispatcher.warnings if "failed: " in line]
+    assert len(reasons) == len(set(tries))
+    assert all("the process that trained it died 3 times" in line for line in reasons)
+
+
+def test_a_confirmation_that_ended_its_process_comes_last_and_alone(tmp_path: Path) -> None:
+    storage = tmp_path / "study.log"
+    _, killer = _one_session(tmp_path / "run", storage)
+    second, again = _one_session(tmp_path / "run", storage)
+    assert killer is not None
+    assert again is not None
+    assert again.key != killer.key
+    third = FakeSearch(tmp_path / "run", "5trials", storage=storage)
+    rest = [job for job in third.run() if job.kind == "confirm"]
+    first_round = rest[: len({job.candidate.digest for job in rest})]
+    assert {job.key for job in first_round[-2:]} == {killer.key, again.key}
+    assert all(job.is_alone for job in first_round[-2:])
 
 
 def test_the_last_trial_is_tried_again_too(tmp_path: Path) -> None:
