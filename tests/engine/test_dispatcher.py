@@ -535,7 +535,7 @@ def test_a_confirmation_that_ends_its_process_is_tried_three_times(tmp_path: Pat
 def test_a_confirmation_that_ended_its_process_comes_last_and_alone(tmp_path: Path) -> None:
     storage = tmp_path / "study.log"
     _, killer = _one_session(tmp_path / "run", storage)
-    second, again = _one_session(tmp_path / "run", storage)
+    _, again = _one_session(tmp_path / "run", storage)
     assert killer is not None
     assert again is not None
     assert again.key != killer.key
