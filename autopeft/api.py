@@ -106,10 +106,10 @@ def search(
     if not output:
         raise SettingsError("output", "", "is missing", "give --output FOLDER")
     workspace = Workspace(checked_folder("output", output))
-    given = {**given, "output": str(workspace.folder)}
+    given = {**given, "output": str(workspace.given)}
     with _interruptible(workspace), workspace.held(is_new=True) as lock:
-        with saved_inputs(given, workspace.folder) as plain:
-            asked = merge_settings(plain, {})
+        with saved_inputs(given, workspace.given) as plain:
+            asked = workspace.as_begun(merge_settings(plain, {}))
             asked.check_sources()  # Before the imports below, which take seconds.
             return _search(workspace, asked, callbacks, lock=lock, is_shown=progress)
 
@@ -141,7 +141,7 @@ def resume(
     workspace = Workspace(checked_folder("folder", folder))
     with _interruptible(workspace), workspace.held(is_new=False) as lock:
         workspace.check_unedited()
-        asked = _resumed(workspace.settings(), overrides)
+        asked = workspace.as_begun(_resumed(workspace.settings(), overrides))
         return _search(workspace, asked, callbacks, lock=lock, is_resumed=True, is_shown=progress)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import traceback
 import warnings
@@ -402,7 +403,8 @@ def _conclude(result: SearchResult) -> None:
     _print(summary(result.view))
     echo(f"report: {result.place}/report.html")
     if result.best is not None:
-        echo(f"best adapter: autopeft export {result.place} --pick best --format peft --to FOLDER")
+        folder = shlex.quote(result.place)
+        echo(f"best adapter: autopeft export {folder} --pick best --format peft --to FOLDER")
 
 
 def _commonest(reasons: Sequence[str]) -> str:

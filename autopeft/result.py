@@ -94,10 +94,11 @@ class SearchResult:
     """The result of one search; the output folder holds all of it too.
 
     Attributes:
-        folder: The output folder, or its copy on this machine.
+        folder: The output folder, or its copy on this machine, absolute.
         view: All numbers, as in `front.json`.
         base_model: Folder or hub id of the base model.
         url: Where the folder is copied to, if the search's output is a URL.
+        given: The output folder as it was given.
 
     Example:
         >>> result = autopeft.SearchResult.read("runs/first")
@@ -109,6 +110,7 @@ class SearchResult:
     view: FrontView
     base_model: str
     url: str | None = None
+    given: str = ""
 
     @property
     def place(self) -> str:
@@ -118,7 +120,7 @@ class SearchResult:
             >>> autopeft.SearchResult.read("runs/first").place
             'runs/first'
         """
-        return self.url or str(self.folder)
+        return self.url or self.given or str(self.folder)
 
     def __repr__(self) -> str:
         n_members = len(self.view.front)
@@ -200,7 +202,8 @@ class SearchResult:
             raise SettingsError(
                 "folder", str(folder), "the search has no result yet", f"autopeft resume {folder}"
             )
-        return cls(workspace.folder, read_front(path), settings.model, workspace.url)
+        given = str(workspace.given)
+        return cls(workspace.folder, read_front(path), settings.model, workspace.url, given)
 
     def _member(self, entry: FrontEntry) -> Member:
         folder = None if entry.adapter is None else contained(self.folder, entry.adapter)

@@ -116,7 +116,7 @@ class Session:
         if settings.storage is not None and original is not None:
             raise StorageError(
                 "folder",
-                str(self._workspace.folder),
+                self._workspace.named,
                 f"is a copy of {original}, and both have one study, outside of their folders",
                 "resume that folder, or begin a new search with --warm-start on this one",
             )
@@ -161,6 +161,7 @@ class Session:
             self._note(f"joins the study {settings.study_name}, with its seed, {shared.seed}")
             settings = shared.adopted(settings)
         ready = prepare(settings, note=self._note, phase=self._phase)
+        ready = replace(ready, settings=self._workspace.as_begun(ready.settings))
         with self._phase("startup"):
             inputs = self._checked_inputs(ready)
             if self._is_resumed:
@@ -377,7 +378,7 @@ class Session:
         stored = read_study(earlier.storage(before), earlier.study_name(before))
         trials = warm_start_trials(*stored)
         self._workspace.remember("prior", {"trials": [trial.to_json() for trial in trials]})
-        self._note(f"warm start: {counted(len(trials), 'trial')} of {earlier.folder}")
+        self._note(f"warm start: {counted(len(trials), 'trial')} of {earlier.named}")
         return trials
 
     def _prior(self, settings: SearchSettings) -> tuple[PriorRow, ...]:
@@ -405,6 +406,7 @@ class Session:
         )
         self._n_workers, self._dispatcher = settings.workers or 1, dispatcher
         is_complete = False
+        context = self._context(ready)
         start = SearchStart(
             self._workspace.folder,
             self._workspace.study_name(settings),
@@ -419,7 +421,7 @@ class Session:
             self._note(f"reports to {found}")
         try:
             dispatcher.start()
-            backend = make_backend(self._context(ready))
+            backend = make_backend(context)
             # Entered first: Ray sets its own handler of SIGTERM when it starts.
             with named_errors(settings.backend), backend, terminable():
                 run_all(backend, settings.backend, dispatcher)
@@ -438,7 +440,11 @@ class Session:
                 except StorageFailure as failure:  # The folder has it all.
                     self._note(f"the study's last note is missing: {failure.reason}")
                 result = SearchResult(
-                    self._workspace.folder, shown, settings.model, self._workspace.url
+                    self._workspace.folder,
+                    shown,
+                    context.settings.model,
+                    self._workspace.url,
+                    str(self._workspace.given),
                 )
                 self._callbacks.call("on_search_end", result)
                 self._workspace.remember("spent", self._spent())
@@ -466,7 +472,8 @@ class Session:
             return [f"The files of the report are not among the artifacts: {one_line(error)}"]
         if not left_out:
             return []
-        return [f"Too large for an artifact, see {folder / 'adapters'}: {', '.join(left_out)}"]
+        place = self._workspace.given / "adapters"
+        return [f"Too large for an artifact, see {place}: {', '.join(left_out)}"]
 
     def _record(
         self,

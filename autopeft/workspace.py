@@ -17,6 +17,7 @@ from autopeft.definition import check_unchanged, definition
 from autopeft.errors import SettingsError, StorageError, UserError
 from autopeft.inputs import Inputs
 from autopeft.settings import FORMER_DEFAULTS, RENAMED, SearchSettings
+from autopeft.utils.directory import working_directory
 from autopeft.utils.files import remove_drafts, write_text
 from autopeft.utils.folder_lock import BEAT_SECONDS, FolderLock, is_of_lock
 from autopeft.utils.formatting import one_line
@@ -55,9 +56,14 @@ class Workspace:
     """The output folder of a search; `~` is expanded in its path.
 
     One that is named by a URL of fsspec is worked on in a copy on this machine.
+
+    Attributes:
+        folder: The folder, absolute: a user's function may change the working directory.
+        given: The same as it was given, for messages and settings.
     """
 
     def __init__(self, folder: str | Path) -> None:
+        self._began_in = working_directory()
         self._remote: RemoteFolder | None = None
         self.warnings: list[str] = []
         """What the user is told of the copies at the URL, once each."""
@@ -66,7 +72,11 @@ class Workspace:
             folder = self._remote.local
         else:
             check_no_url(folder)
-        self.folder = Path(folder).expanduser()
+        self.given = Path(folder).expanduser()
+        if not self._began_in and not self.given.is_absolute():
+            problem = "is relative, and the working directory is gone"
+            raise StorageError("folder", str(folder), problem, "cd to one that is there")
+        self.folder = self.given.absolute()
         if self._remote is not None:
             self._remote.pull(self.recall("id", str))
 
@@ -78,7 +88,12 @@ class Workspace:
     @property
     def shown(self) -> str:
         """The folder, or its URL, as a shell reads it."""
-        return shlex.quote(self.url or str(self.folder))
+        return shlex.quote(self.named)
+
+    @property
+    def named(self) -> str:
+        """The folder, or its URL, as it was given."""
+        return self.url or str(self.given)
 
     @contextmanager
     def held(self, *, is_new: bool) -> Iterator[FolderLock]:
@@ -178,7 +193,7 @@ class Workspace:
     def check_free(self) -> None:
         """Check that a new search can be written here."""
         folder, remedy = self.folder, "choose another --output"
-        parent = next(p for p in [folder, *folder.absolute().parents] if p.exists())
+        parent = next(p for p in [folder, *folder.parents] if p.exists())
         if (folder / SETTINGS).exists() and self._is_emptied():
             problem = f"holds nothing, but {folder} is the copy of a search that was there"
             remedy = f"put it there again with `autopeft resume {self.shown}`, or move it away"
@@ -198,7 +213,7 @@ class Workspace:
             problem = "the folder is not empty"
         else:
             return
-        raise StorageError("output", self.url or str(folder), problem, remedy)
+        raise StorageError("output", self.named, problem, remedy)
 
     def _is_emptied(self) -> bool:
         """Return whether the URL of this folder holds no copy of a search."""
@@ -211,7 +226,7 @@ class Workspace:
         # First: a search that is killed in between has no settings, or none that changed.
         self.remember(_DEFINITION, definition(settings))
         write_text(self.folder / SETTINGS, text)
-        self.remember("began_in", os.getcwd())
+        self.remember("began_in", self._began_in)
 
     def discard(self) -> None:
         """Remove what a new search has written before a mistake was found; no other file."""
@@ -223,7 +238,7 @@ class Workspace:
         if not (self.folder / SETTINGS).exists():
             problem = f"holds no search ({SETTINGS} is missing)"
             remedy = "give the --output folder of a search"
-            raise StorageError("folder", self.url or str(self.folder), problem, remedy)
+            raise StorageError("folder", self.named, problem, remedy)
 
     def _check_resumable(self) -> None:
         self._check_search()
@@ -286,18 +301,17 @@ class Workspace:
         # Earlier versions did not write the name of the study: it was that of the folder.
         name = settings.study_name or before.absolute().name
         began_in = self.recall("began_in", str)
-        moved: dict[str, Any] = {}
-        if began_in is not None and began_in != os.getcwd():
-            place = Path(began_in)
-            moved = {name: _seen_from(place, getattr(settings, name)) for name in _PATHS}
-            if isinstance(settings.space, str) and Path(settings.space).suffix:  # Else, a name.
-                moved["space"] = _seen_from(place, settings.space)
-        moved |= {"output": str(self.folder), "study_name": name}
+        moved = {} if began_in is None else _moved(settings, began_in)
+        moved |= {"output": str(self.given), "study_name": name}
         for name, part in _SAVED.items():
             value = getattr(settings, name)
             if isinstance(value, str) and Path(value).is_relative_to(before / part):
-                moved[name] = str(self.folder / Path(value).relative_to(before))
+                moved[name] = str(self.given / Path(value).relative_to(before))
         return replace(settings, **moved)
+
+    def as_begun(self, settings: SearchSettings) -> SearchSettings:
+        """Return settings that find what they name, if a user's code has changed the directory."""
+        return replace(settings, **_moved(settings, self._began_in))
 
     def remember(self, name: str, value: Any) -> None:
         """Keep a small value, a dataclass or plain values, in `state/`."""
@@ -318,7 +332,16 @@ class Workspace:
 
     def storage(self, settings: SearchSettings) -> str | Path:
         """Return the user's Optuna storage, or by default a SQLite file in the folder."""
-        return settings.storage or self.folder / STUDY
+        storage = settings.storage
+        if storage is None:
+            return self.folder / STUDY
+        if working_directory() == self._began_in:
+            return storage
+        # Its file need not exist yet.
+        scheme = _SQLITE if storage.startswith(_SQLITE) else ""
+        is_path = bool(scheme) or "://" not in storage
+        path = Path(storage.removeprefix(scheme)).expanduser()
+        return f"{scheme}{Path(self._began_in) / path}" if is_path else storage
 
     def study_name(self, settings: SearchSettings) -> str:
         """Return the name of the study in the storage."""
@@ -367,6 +390,17 @@ class Workspace:
 def _current(rows: Mapping[str, Any]) -> SearchSettings:
     """Return settings that may have former names."""
     return SearchSettings.from_mapping({RENAMED.get(key, key): rows[key] for key in rows})
+
+
+def _moved(settings: SearchSettings, began_in: str) -> dict[str, Any]:
+    """Return the settings that are paths as they were meant in a folder; none if it is this one."""
+    if working_directory() == began_in:
+        return {}
+    place = Path(began_in)
+    moved = {name: _seen_from(place, getattr(settings, name)) for name in _PATHS}
+    if isinstance(settings.space, str) and Path(settings.space).suffix:  # Else, a name.
+        moved["space"] = _seen_from(place, settings.space)
+    return moved
 
 
 def _seen_from(place: Path, value: Any) -> Any:

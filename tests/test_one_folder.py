@@ -131,7 +131,8 @@ def test_any_name_of_a_folder_works(
         before.rename(after)
         again = autopeft.resume(after, progress=False)
         assert sum(again.view.trials.values()) == 4
-        assert autopeft.report(after).folder == after
+        shown = autopeft.report(after)
+        assert (shown.folder, shown.place) == (after.absolute(), str(after))
         assert len(again.plot("curves").axes[0].lines) > 0
     autopeft.export(first, to=f"out {AWKWARD}", format="merged")
 

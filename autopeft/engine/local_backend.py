@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
+from contextlib import suppress
 
 from autopeft.engine.backend import Backend
 from autopeft.engine.dispatcher import Dispatcher
@@ -11,7 +12,7 @@ from autopeft.engine.executors import JobExecutor, make_executor
 from autopeft.engine.job_queue import JobQueue
 from autopeft.engine.local_watch import Hung, LocalWatch
 from autopeft.engine.messages import JOB_ERRORS, FailureMessage, Job, StepMessage, WorkerContext
-from autopeft.errors import AutoPeftError, TrainingFailure
+from autopeft.errors import AutoPeftError, StorageFailure, TrainingFailure
 from autopeft.utils.formatting import one_line
 from autopeft.utils.hardware import one_thread
 from autopeft.utils.quiet import quiet_transformers
@@ -78,8 +79,11 @@ class _Worker:
         self._dispatcher.may_die(group)
         try:
             self._run(group, self._executor)
-        finally:
-            self._dispatcher.survived(group)
+        except BaseException:
+            with suppress(StorageFailure):  # What ended it is told, Ctrl-C above all.
+                self._dispatcher.survived(group)
+            raise
+        self._dispatcher.survived(group)
 
     def _loaded(self) -> JobExecutor:
         try:

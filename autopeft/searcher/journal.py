@@ -38,6 +38,8 @@ class CheckedJournal(JournalFileBackend):
     """
 
     def __init__(self, path: str) -> None:
+        # It is opened again for each write, and a user's function may change the directory.
+        path = os.path.abspath(path)
         super().__init__(path)
         self._path = path
         self._own_lock = JournalFileSymlinkLock(path)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib
 import sqlite3
+import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlsplit
 
 import optuna
+import sqlalchemy.event
 from optuna.exceptions import StorageInternalError
 from optuna.storages import (
     BaseStorage,
@@ -59,8 +62,16 @@ _QUIET_SECONDS = 2.0
 _CONNECT_SECONDS = 10
 """A server that does not answer a new connection for so long counts as not there."""
 
-_LOCKED_SECONDS = 20
-"""SQLite itself waits so long for the lock of another process, such as a dashboard that reads."""
+_LOCKED_SECONDS = 5
+"""SQLite itself waits so long for the lock of another process, such as a dashboard that reads. No
+signal ends that wait."""
+
+_LAST_SECONDS, _HARD_SECONDS = 5.0, 15.0
+"""From its interruption, a search asks so long again in all; later each write is tried once, and
+after the latter none: a batch system kills it about 30 seconds after its signal."""
+
+_LAST_LOCKED_SECONDS = 0.2
+"""SQLite itself waits so long after an interruption."""
 
 TOKEN_KEY = "autopeft:token"
 """System attribute that tells a trial that is created from any other."""
@@ -294,6 +305,8 @@ class RetryingStorage(_Storage):
         self.inner = inner
         self.shown = shown
         self._is_given_up = False
+        self._interrupted_at: float | None = None
+        self._reason = ""
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
         """Create a trial, at most once for a template that has a token."""
@@ -311,6 +324,9 @@ class RetryingStorage(_Storage):
 
     def _attempt(self, call: Callable[..., T], *arguments: Any, **named: Any) -> T:
         began, wait, is_told = time.monotonic(), _FIRST_WAIT, False
+        self._note_interruption()
+        if self._is_given_up and self._since_interruption() > _HARD_SECONDS:
+            raise StorageFailure(self.shown, self._reason)
         while True:
             try:
                 with postponed():
@@ -323,11 +339,12 @@ class RetryingStorage(_Storage):
                         raise damaged(self.shown, one_line(error)[:200]) from error
                     raise
                 waited = time.monotonic() - began
+                is_over = waited > PATIENCE_SECONDS or self._since_interruption() > _LAST_SECONDS
                 # After it was given up, the last writes of a search do not wait once more each.
-                if not is_transient(error) or self._is_given_up or waited > PATIENCE_SECONDS:
-                    self._is_given_up = True
+                if not is_transient(error) or self._is_given_up or is_over:
+                    self._is_given_up, self._reason = True, reason_of(error)
                     tried = 0.0 if wait == _FIRST_WAIT else waited
-                    raise StorageFailure(self.shown, reason_of(error), tried) from error
+                    raise StorageFailure(self.shown, self._reason, tried) from error
                 if waited > _QUIET_SECONDS and not is_told:
                     is_told = True
                     self._tell(reason_of(error))
@@ -338,12 +355,49 @@ class RetryingStorage(_Storage):
                 raise
             wait = min(2 * wait, _LONGEST_WAIT)
 
+    def _note_interruption(self) -> None:
+        """Notice that this thread is being ended by Ctrl-C or SIGTERM, or goes on after all."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        if not _is_interrupted():
+            self._interrupted_at = None
+        elif self._interrupted_at is None:
+            self._interrupted_at = time.monotonic()
+            _shorten_waits(self.inner)
+
+    def _since_interruption(self) -> float:
+        since = self._interrupted_at
+        return -1.0 if since is None else time.monotonic() - since
+
     def _tell(self, reason: str) -> None:
         warnings.warn(
             f"storage {self.shown} does not answer ({reason}); it is asked again for "
             f"{PATIENCE_SECONDS:.0f} seconds",
             stacklevel=2,
         )
+
+
+def _is_interrupted() -> bool:
+    """Return whether the caller is in the `finally` of a KeyboardInterrupt."""
+    error = sys.exception()
+    while isinstance(error, StorageFailure):  # It came while another write was tried.
+        error = error.__context__
+    return isinstance(error, KeyboardInterrupt)
+
+
+def _shorten_waits(storage: BaseStorage) -> None:
+    """Let SQLite wait for no lock from now on, or nearly so."""
+    engine = getattr(getattr(storage, "_backend", storage), "engine", None)
+    if (
+        engine is not None
+        and engine.dialect.name == "sqlite"
+        and not sqlalchemy.event.contains(engine, "checkout", _shorten)
+    ):
+        sqlalchemy.event.listen(engine, "checkout", _shorten)
+
+
+def _shorten(connection: Any, *_: Any) -> None:
+    connection.execute(f"PRAGMA busy_timeout = {_LAST_LOCKED_SECONDS * 1000:.0f}")
 
 
 class ReadOnlyStorage(_Storage):

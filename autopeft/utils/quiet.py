@@ -77,7 +77,8 @@ def quiet_transformers() -> Iterator[None]:
             yield
     finally:
         if advice is None:
-            del os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"]
+            # A user's function may have removed it.
+            os.environ.pop("TRANSFORMERS_NO_ADVISORY_WARNINGS", None)
         else:
             os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = advice
 

@@ -13,6 +13,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
 
 from autopeft.errors import AutoPeftError, SettingsError, UserError
+from autopeft.utils.directory import working_directory
 from autopeft.utils.formatting import one_line
 from autopeft.utils.serialize import nearest
 
@@ -351,15 +352,15 @@ def import_object(
     module_name, _, name = path.partition(":")
     if not module_name or not name:
         raise error(field, shown, "must be a name or package.module:name", "correct it")
-    folder = os.getcwd()
-    is_new = folder not in sys.path
+    folder = working_directory()
+    is_new = bool(folder) and folder not in sys.path
     if is_new:
         sys.path.append(folder)
     importlib.invalidate_caches()
     try:
         found = importlib.import_module(module_name)
     except Exception as wrong:
-        if is_new:
+        if is_new and folder in sys.path:  # The module may have changed it.
             sys.path.remove(folder)
         reason = one_line(wrong)
         raise error(
@@ -431,8 +432,10 @@ def carried(*, without: Collection[str] = ()) -> Carried:
                     "define it at the top level of a module",
                 ) from wrong
             parts.append((registry.home, group, name, content))
-    folders = dict.fromkeys(map(os.path.abspath, [*sys.path, os.getcwd()]))
-    return Carried(tuple(filter(os.path.isdir, folders)), tuple(parts))
+    here = working_directory()
+    folders = dict.fromkeys(os.path.join(here, folder) for folder in [*sys.path, here])
+    found = (os.path.normpath(folder) for folder in folders if os.path.isdir(folder))
+    return Carried(tuple(dict.fromkeys(found)), tuple(parts))
 
 
 def restore(sent: Carried) -> None:

@@ -27,7 +27,7 @@ from autopeft.engine.messages import (
     WorkerContext,
 )
 from autopeft.engine.watch import Watch
-from autopeft.errors import SettingsError, TrainingFailure
+from autopeft.errors import SettingsError, StorageFailure, TrainingFailure
 from autopeft.plan import AdapterPlan, Candidate, TrainSettings
 from autopeft.settings import SearchSettings
 
@@ -123,6 +123,17 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Any:
         return dispatcher
 
     return run
+
+
+def test_what_interrupts_is_told_though_the_study_cannot_be_written(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failed(*_: object) -> None:
+        raise StorageFailure("study.db", "database is locked")
+
+    monkeypatch.setattr(FakeDispatcher, "survived", failed)
+    with pytest.raises(KeyboardInterrupt):
+        run(1, {0: KeyboardInterrupt()})
 
 
 def test_one_job_waits_while_another_trains(run: Any) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import sqlite3
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -14,7 +17,13 @@ from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError, Pen
 
 from autopeft.errors import StorageFailure
 from autopeft.searcher import storage as storage_module
-from autopeft.searcher.storage import TOKEN_KEY, RetryingStorage, is_transient, reason_of
+from autopeft.searcher.storage import (
+    TOKEN_KEY,
+    RetryingStorage,
+    is_transient,
+    open_storage,
+    reason_of,
+)
 
 
 class Said(Exception):
@@ -106,6 +115,94 @@ def test_who_interrupts_the_wait_does_not_wait_again(monkeypatch: pytest.MonkeyP
         started(storage)
     with pytest.raises(StorageFailure):
         storage.create_new_trial(0)
+
+
+class Signalled(Gone):
+    """A storage that does not answer while a signal comes."""
+
+    signal_at = -1
+
+    def create_new_trial(self, *arguments: Any, **named: Any) -> int:
+        if self.n_left == self.signal_at:
+            signal.raise_signal(signal.SIGINT)
+        return super().create_new_trial(*arguments, **named)
+
+
+def ended(first: Callable[[], Any], last: Callable[[], Any]) -> None:
+    """Do something, and then what a search does at its end, if it is interrupted too."""
+    try:
+        first()
+    finally:
+        last()
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def test_after_a_signal_all_writes_share_one_short_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Regression: each of them had the whole patience once more (issue 18)."""
+    monkeypatch.setattr(storage_module, "PATIENCE_SECONDS", 1e9)
+    monkeypatch.setattr(storage_module, "_LAST_SECONDS", 0.05)
+    inner = Signalled(0)
+    storage = RetryingStorage(inner, "here")
+    started(storage)
+    inner.n_left = inner.signal_at = 10**9
+
+    def last() -> None:
+        for _ in range(2):
+            with pytest.raises(StorageFailure):
+                storage.create_new_trial(0)
+        inner.n_left = 0  # What can be written is.
+        storage.create_new_trial(0)
+
+    with pytest.raises(KeyboardInterrupt):
+        ended(lambda: storage.create_new_trial(0), last)
+    inner.n_left = 3  # The process goes on after all.
+    storage.create_new_trial(0)
+
+
+def test_long_after_a_signal_nothing_that_was_given_up_is_tried(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(storage_module, "_LAST_SECONDS", -1.0)
+    monkeypatch.setattr(storage_module, "_HARD_SECONDS", -1.0)
+    inner = Gone(0)
+    storage = RetryingStorage(inner, "here")
+    started(storage)
+    inner.n_left = 1
+
+    def last() -> None:
+        # A server that is away may take ten seconds to say so, each time.
+        for _ in range(2):
+            with pytest.raises(StorageFailure, match="here: server closed"):
+                storage.create_new_trial(0)
+
+    with pytest.raises(KeyboardInterrupt):
+        ended(interrupt, last)
+
+
+def test_a_locked_file_does_not_keep_an_interrupted_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage_module, "PATIENCE_SECONDS", 1e9)
+    monkeypatch.setattr(storage_module, "_LAST_SECONDS", 0.05)
+    monkeypatch.setattr(storage_module, "_LOCKED_SECONDS", 1e6)
+    study = optuna.create_study(storage=open_storage(tmp_path / "a.db"))
+    other = sqlite3.connect(tmp_path / "a.db")
+    other.execute("BEGIN EXCLUSIVE")
+
+    def last() -> None:
+        for _ in range(2):
+            with pytest.raises(StorageFailure, match="database is locked"):
+                study.set_user_attr("a", 1)
+        other.rollback()
+        study.set_user_attr("a", 2)
+
+    with pytest.raises(KeyboardInterrupt):
+        ended(interrupt, last)
+    other.close()
+    assert study.user_attrs["a"] == 2
 
 
 def test_every_method_of_a_storage_is_passed_on() -> None:

@@ -59,3 +59,11 @@ def test_only_the_named_warnings_are_ignored() -> None:
             warnings.warn("old name", FutureWarning, stacklevel=1)
             warnings.warn("a third", UserWarning, stacklevel=1)
     assert [str(warning.message) for warning in caught] == ["another one", "a third"]
+
+
+def test_user_code_may_clear_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Regression: a whole search ended in a KeyError after it was confirmed (issue 18)."""
+    monkeypatch.delenv("TRANSFORMERS_NO_ADVISORY_WARNINGS", raising=False)
+    with quiet_transformers():
+        del os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"]
+    assert "TRANSFORMERS_NO_ADVISORY_WARNINGS" not in os.environ
