@@ -49,7 +49,7 @@ def shown_progress(file: TextIO | None = None) -> Iterator[Callback]:
             import_module("tqdm.auto")
         yield NotebookProgress()
         return
-    if not file.isatty():
+    if file is None or not file.isatty():
         yield PlainProgress(file)
         return
     display = console(file)
@@ -121,6 +121,8 @@ class PlainProgress(Callback):
         """Print the line."""
         self._last_at = time.monotonic()
         file = self._file or sys.stdout
+        if file is None:  # Closed for this process, as by `>&-`.
+            return
         file.write(printable(text) + "\n")
         file.flush()
 

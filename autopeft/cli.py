@@ -8,7 +8,8 @@ import sys
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -20,7 +21,8 @@ from autopeft.serving.servers import FORMATS, SERVERS
 from autopeft.settings import RESUMABLE, SearchSettings
 from autopeft.tasks.registry import TASKS
 from autopeft.utils.formatting import one_line, without_numbers
-from autopeft.utils.terminal import console, echo
+from autopeft.utils.signals import terminable
+from autopeft.utils.terminal import console, echo, open_streams, written
 
 if TYPE_CHECKING:
     from autopeft.result import SearchResult
@@ -104,9 +106,7 @@ def app() -> None:
 @_settings_options()
 def search(settings: str | None, **flags: Any) -> None:
     """Search for adapters worth their cost; flags override the YAML file SETTINGS."""
-    from autopeft.callbacks import shown_progress
-
-    with shown_progress() as progress:
+    with _progress() as progress:
         result = api.search(settings, callbacks=[progress], progress=False, **_given(flags))
     _conclude(result)
     _check_completed(result)
@@ -117,9 +117,7 @@ def search(settings: str | None, **flags: Any) -> None:
 @_settings_options(only=RESUMABLE)
 def resume(folder: str, **flags: Any) -> None:
     """Continue the search in FOLDER: after an interruption, or with a larger --budget."""
-    from autopeft.callbacks import shown_progress
-
-    with shown_progress() as progress:
+    with _progress() as progress:
         result = api.resume(folder, callbacks=[progress], progress=False, **_given(flags))
     _conclude(result)
     _check_completed(result)
@@ -392,8 +390,19 @@ def spaces() -> None:
     _print(spaces_table())
 
 
+@contextmanager
+def _progress() -> Iterator[Any]:
+    """Show the progress of a search; SIGTERM and SIGHUP end it in one line from here on."""
+    with terminable():
+        from autopeft.callbacks import shown_progress
+
+        with shown_progress() as progress:
+            yield progress
+
+
 def _print(renderable: Any) -> None:
-    console().print(renderable)
+    with written():
+        console().print(renderable)
 
 
 def _conclude(result: SearchResult) -> None:
@@ -453,6 +462,7 @@ def main() -> None:
     warnings.formatwarning = lambda message, *_, **__: (
         f"autopeft: warning: {printable(' '.join(str(message).split()))}\n"
     )
+    open_streams()
     try:
         status = app(standalone_mode=False)
         sys.exit(status if isinstance(status, int) else 0)

@@ -90,6 +90,7 @@ class Session:
         self._n_workers = 1
         self._beaten = time.monotonic()
         self._n_told = 0
+        self._unpublished: StorageError | None = None
 
     def run(self, settings: SearchSettings) -> SearchResult:
         """Run the search.
@@ -431,6 +432,7 @@ class Session:
                 record = self._record(ready, controller, dispatcher, store, is_complete)
                 shown = write_report(view(record), record.trials, self._workspace.folder)
                 try:
+                    is_complete = record.is_complete
                     if is_complete and self._owner is not None:
                         self._owner.note_confirmed()
                     if self._owner is None or self._owner.has_last_word:
@@ -448,6 +450,8 @@ class Session:
                 )
                 self._callbacks.call("on_search_end", result)
                 self._workspace.remember("spent", self._spent())
+        if self._unpublished is not None:
+            raise self._unpublished
         return result
 
     def _context(self, ready: PreparedSearch) -> WorkerContext:
@@ -490,7 +494,11 @@ class Session:
         for finalist in confirmed:
             # The adapter handed out is of the seed that is best on validation.
             chosen = finalist.best_seed(quality)
-            if store.publish(finalist, chosen.seed) is None:
+            try:
+                if store.publish(finalist, chosen.seed) is None:
+                    continue
+            except StorageError as error:  # A full disk may have room for the smaller files.
+                self._unpublished = self._unpublished or error
                 continue
             n_rows = ready.n_generated("test") if ready.is_of_text else len(chosen.test_rows)
             split = "test" if chosen.is_held_out else "validation"
@@ -532,7 +540,7 @@ class Session:
             ),
             started=self._started.isoformat(timespec="seconds"),
             ended=datetime.now(UTC).isoformat(timespec="seconds"),
-            is_complete=is_complete,
+            is_complete=is_complete and self._unpublished is None,
             limits=limits,
         )
 

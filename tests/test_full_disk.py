@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import autopeft
+from autopeft.confirm.store import ConfirmationStore
 from autopeft.errors import StorageError
 from autopeft.utils import files
 from autopeft.utils.folder_lock import is_of_lock
@@ -84,3 +85,30 @@ def test_it_is_one_line_and_the_search_goes_on_later(
     assert result.view.trials["complete"] == 5
     assert result.view.trials["failed"] == 0
     assert (folder / "report.html").exists()
+
+
+def test_what_is_small_is_written_if_the_adapters_are_not(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Regression: a search that had ended left neither front.json nor trials.csv (issue 18)."""
+    folder, publish = tmp_path / "run", ConfirmationStore.publish
+
+    def full(*_: Any) -> None:
+        raise files.not_written("folder", folder / "adapters", OSError(errno.ENOSPC, "No space"))
+
+    monkeypatch.setattr(ConfirmationStore, "publish", full)
+    with pytest.raises(StorageError, match=r"No space.*make room there"):
+        autopeft.search(
+            model=str(tiny_model),
+            evaluate=evaluate,
+            output=folder,
+            progress=False,
+            **SHORT | {"backend": "local", "budget": "3trials"},
+        )
+    assert (folder / "trials.csv").is_file()
+    assert not autopeft.SearchResult.read(folder).view.is_complete
+    monkeypatch.setattr(ConfirmationStore, "publish", publish)
+    again = autopeft.resume(folder, evaluate=evaluate, progress=False)
+    assert again.view.is_complete
+    assert again.best is not None
+    assert again.best.folder is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -27,11 +28,24 @@ _HELD: dict[Path, tuple[int, int] | None] = {}
 
 def is_full(error: OSError) -> bool:
     """Return whether an error says that a disk, or the user's share of it, has no more room."""
-    return error.errno in _FULL
+    return _first(error).errno in _FULL
+
+
+def _first(error: OSError) -> OSError:
+    """Return the first error of those that a copy of a folder met; `shutil` keeps their texts."""
+    if not (isinstance(error, shutil.Error) and error.args and isinstance(error.args[0], list)):
+        return error
+    met = [str(each[-1]) for each in error.args[0] if isinstance(each, tuple) and each]
+    found = next(filter(None, (re.match(r"\[Errno (\d+)\]", text) for text in met)), None)
+    if found is None:
+        return OSError(met[0] if met else one_line(error))
+    number = int(found[1])
+    return OSError(number, os.strerror(number))
 
 
 def not_written(field: str, path: Path, error: OSError) -> StorageError:
     """Return the error, in one line, of a file that cannot be written."""
+    error = _first(error)
     problem = f"cannot be written ({error.strerror or one_line(error)[:200]})"
     remedy = "make room there" if is_full(error) else "make it writable"
     return StorageError(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -120,3 +122,23 @@ def test_a_link_does_not_lead_out_of_a_folder(tmp_path: Path) -> None:
             contained(folder, name)
     assert contained(folder, "near/a") == folder / "near/a"
     assert contained(tmp_path / "linked", "new") == tmp_path / "linked" / "new"
+
+
+def test_a_copy_that_meets_a_full_disk_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Regression: `make it writable`, after a list of tuples (issue 18)."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/x").write_text("x")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "x")
+
+    def copy() -> None:
+        with replaced_folder(tmp_path / "b") as draft:
+            shutil.copytree(tmp_path / "a", draft, dirs_exist_ok=True, copy_function=full)
+
+    with pytest.raises(StorageError) as caught:
+        copy()
+    assert "cannot be written (No space left on device); make room there" in str(caught.value)
+    assert not (tmp_path / "b").exists()
