@@ -202,8 +202,10 @@ class SearchResult:
             raise SettingsError(
                 "folder", str(folder), "the search has no result yet", f"autopeft resume {folder}"
             )
-        given = str(workspace.given)
-        return cls(workspace.folder, read_front(path), settings.model, workspace.url, given)
+        given, model = str(workspace.given), settings.model
+        if Path(model).is_dir():  # As after the search, so that it may be loaded from elsewhere.
+            model = str(Path(model).absolute())
+        return cls(workspace.folder, read_front(path), model, workspace.url, given)
 
     def _member(self, entry: FrontEntry) -> Member:
         folder = None if entry.adapter is None else contained(self.folder, entry.adapter)

@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import quote
 
 import optuna
+from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
@@ -67,7 +68,7 @@ def damage_named(place: str, study: str = "", number: int | None = None) -> Iter
     """
     try:
         yield
-    except (StorageFailure, UserError, OSError):
+    except (StorageFailure, StorageInternalError, UserError, OSError):
         raise
     except Exception as error:
         raise damaged(place, _reason(error), study=study, number=number) from error
@@ -126,7 +127,7 @@ def stored_trials(study: optuna.study.Study) -> list[FrozenTrial]:
     place, name = place_of(storage), study.study_name
     try:
         trials = study.get_trials(deepcopy=False)
-    except StorageFailure:
+    except (StorageFailure, StorageInternalError):  # It does not answer: nothing is damaged.
         raise
     except Exception as error:
         number = _first_damaged(storage, study_id)

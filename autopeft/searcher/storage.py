@@ -62,9 +62,9 @@ _QUIET_SECONDS = 2.0
 _CONNECT_SECONDS = 10
 """A server that does not answer a new connection for so long counts as not there."""
 
-_LOCKED_SECONDS = 5
+_LOCKED_SECONDS = 1
 """SQLite itself waits so long for the lock of another process, such as a dashboard that reads. No
-signal ends that wait."""
+signal ends that wait, and Optuna tries to create a trial several times in one call."""
 
 _LAST_SECONDS, _HARD_SECONDS = 5.0, 15.0
 """From its interruption, a search asks so long again in all; later each write is tried once, and
@@ -77,6 +77,9 @@ TOKEN_KEY = "autopeft:token"
 """System attribute that tells a trial that is created from any other."""
 
 _REMEDY = "use a path ending in .db or .log, or a URL such as sqlite:///study.db"
+
+_REACHABLE = "check its address and your rights, and that the server is up"
+_WRITABLE = "check the path and your rights, and that the disk has room"
 
 _DRIVERS = {
     "postgresql": "pip install 'autopeft[postgresql]' for postgresql+psycopg://...",
@@ -126,7 +129,8 @@ def _errors_named(text: str) -> Iterator[None]:
         is_missing = isinstance(error, ImportError)
         kind = text.partition("://")[0].partition("+")[0]
         reason = reason_of(error)
-        remedy = _DRIVERS.get(kind, _REMEDY) if is_missing else remedy_of(reason, _REMEDY)
+        usual = _REACHABLE if file_of(text) is None else _WRITABLE
+        remedy = _DRIVERS.get(kind, _REMEDY) if is_missing else remedy_of(reason, usual)
         problem = f"cannot be opened ({reason})"
         raise StorageError("storage", shown, problem, remedy) from None
 

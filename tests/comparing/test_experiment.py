@@ -97,7 +97,7 @@ def _items(row: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         ("score", True),
         ("requantize", True),
         ("allow_lossy", True),
-        ("max_rank", 0),
+        ("max_rank", 8),
         ("max_shard_size", "5GB"),
         ("dtype", "bfloat16"),
         ("device", "cpu"),
