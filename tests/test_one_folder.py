@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from searches import SHORT as SEARCH
-from stand_in import trained
+from stand_in import SHORT, Held, trained
 
 import autopeft
 from autopeft import api
@@ -24,23 +24,6 @@ from autopeft.errors import SettingsError, StorageError
 from autopeft.workspace import Workspace
 
 pytestmark = [pytest.mark.timeout(200)]
-
-SHORT: dict[str, Any] = {
-    **{"steps": 9, "rungs": 1, "budget": "3trials", "max_finalists": 1, "confirm_seeds": 1},
-    **{"metric": "accuracy", "backend": "local", "progress": False},
-}
-
-
-class Held:
-    """A training function that waits in its first call until it is let go."""
-
-    def __init__(self) -> None:
-        self.began, self.may_go_on = threading.Event(), threading.Event()
-
-    def __call__(self, candidate: Any, *, seed: int, report: Any) -> Any:
-        self.began.set()
-        assert self.may_go_on.wait(100)
-        return trained(candidate, seed=seed, report=report)
 
 
 def test_a_running_search_has_its_folder_alone(tiny_model: Path, tmp_path: Path) -> None:

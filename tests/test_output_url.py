@@ -15,7 +15,7 @@ from typing import Any
 import fsspec
 import pytest
 from click.testing import CliRunner
-from stand_in import trained
+from stand_in import SHORT, Held, trained
 
 import autopeft
 from autopeft import cli, workspace
@@ -23,11 +23,6 @@ from autopeft.errors import StorageError
 from autopeft.utils import remote_lock
 from autopeft.utils.remote_files import RemoteFiles
 from autopeft.workspace import Workspace
-
-SHORT: dict[str, Any] = {
-    **{"steps": 9, "rungs": 1, "budget": "3trials", "max_finalists": 1, "confirm_seeds": 1},
-    **{"metric": "accuracy", "backend": "local", "progress": False},
-}
 
 
 @pytest.fixture
@@ -64,18 +59,6 @@ def search(tiny_model: Path) -> Callable[..., Any]:
         return autopeft.search(**asked)
 
     return run
-
-
-class Held:
-    """A training function that waits in its first call until it is let go."""
-
-    def __init__(self) -> None:
-        self.began, self.may_go_on = threading.Event(), threading.Event()
-
-    def __call__(self, candidate: Any, *, seed: int, report: Any) -> Any:
-        self.began.set()
-        assert self.may_go_on.wait(100)
-        return trained(candidate, seed=seed, report=report)
 
 
 @in_both
