@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import csv
 import io
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -296,12 +297,17 @@ def n_finished(study: Path) -> int:
 
 
 @pytest.fixture
-def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder for temporary files that no other test uses; its path is short, as Ray's must be."""
-    with tempfile.TemporaryDirectory(prefix="ap-", ignore_cleanup_errors=True) as folder:
-        monkeypatch.setenv("TMPDIR", folder)
-        monkeypatch.setattr(tempfile, "tempdir", None)
-        yield Path(folder)
+def temporary(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for temporary files that no other test uses; its path is short, as Ray's must be.
+
+    It stays to the end of the process: libraries that are imported meanwhile, such as wandb, make
+    a folder in it that they write to in later tests.
+    """
+    folder = tempfile.mkdtemp(prefix="ap-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    monkeypatch.setenv("TMPDIR", folder)
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    return Path(folder)
 
 
 @pytest.mark.timeout(600)
