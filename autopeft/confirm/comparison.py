@@ -98,6 +98,9 @@ def compare(
     if seed_error is None and (freedom := _freedom(arms)):
         # Student's t: few retrainings tell little of their variance; one divisor for all arms.
         noise /= np.sqrt(rng.chisquare(freedom, (_N_RESAMPLES, 1, 1)) / freedom)
+    if (freedom := _n_rows(arms) - 1) > 0:
+        # Few rows tell little of theirs, too.
+        means /= np.sqrt(rng.chisquare(freedom, (1, _N_RESAMPLES, 1)) / freedom)
     errors = np.sqrt(of_rows + of_seeds)
     scale = np.where(errors > 0, errors, 1.0)
     # A pair of which one has no score yet is not looked at.
@@ -137,6 +140,11 @@ def _reach(largest: Sequence[Array], *, is_raced: bool) -> float:
 def has_rows(finalists: Sequence[Arm]) -> bool:
     """Return whether every retraining tells the quality of its rows."""
     return all(seed.test_rows for finalist in finalists for seed in finalist.seeds)
+
+
+def _n_rows(arms: Sequence[Arm]) -> int:
+    """Return how many rows were scored, 0 where that is not known."""
+    return min((len(seed.test_rows) for arm in arms for seed in arm.seeds), default=0)
 
 
 def row_variance(finalist: Arm) -> float:
@@ -193,11 +201,14 @@ def _level(score: SeedScore, quality: Objective) -> float:
 
 
 def _row_noise(arms: Sequence[Arm], counts: NDArray[np.int_], rng: np.random.Generator) -> Array:
-    """Return the quality of each arm on resamples of the rows; (looks, resamples, arms)."""
+    """Return the noise of each arm's quality from the rows; (looks, resamples, arms)."""
     seen = np.maximum(counts, 1)
     parts = sorted({(arm, int(n)) for look in seen for arm, n in enumerate(look)})
     draws = [mean_draws(arms[arm].seeds[:n]) for arm, n in parts]
     shared = [d[:_N_RESAMPLES] for d in draws if d is not None]
+    # A bootstrap spreads as rows about their own mean do, which is less than about the true one.
+    n_rows = _n_rows(arms)
+    widening = np.sqrt(n_rows / (n_rows - 1)) if n_rows > 1 else 1.0
     if len(shared) == len(parts):
         # As many as the noise of the seeds has: each is used about equally often.
         found = np.array(shared)
@@ -206,7 +217,7 @@ def _row_noise(arms: Sequence[Arm], counts: NDArray[np.int_], rng: np.random.Gen
         found = np.zeros((_N_RESAMPLES, len(parts)))
     else:
         found = _bootstrapped(np.array([_rows(arms[arm], n) for arm, n in parts]), rng)
-    found = found - found.mean(axis=0)
+    found = (found - found.mean(axis=0)) * widening
     columns = [[parts.index((arm, int(n))) for arm, n in enumerate(look)] for look in seen]
     noise: Array = found[:, columns].swapaxes(0, 1)
     return noise
@@ -215,7 +226,10 @@ def _row_noise(arms: Sequence[Arm], counts: NDArray[np.int_], rng: np.random.Gen
 def _bootstrapped(rows: Array, rng: np.random.Generator) -> Array:
     """Return the means of rows (arms, rows) on resamples; (resamples, arms)."""
     # The Bayesian bootstrap (Rubin, Annals of Statistics 9, 1981): smooth weights of the rows in
-    # place of how often each is drawn, (resamples, test rows), with the same spread.
+    # place of how often each is drawn, (resamples, test rows).
     weights = rng.standard_exponential((_N_RESAMPLES, rows.shape[1]), dtype=np.float32)
     weights /= weights.sum(axis=1, keepdims=True)
-    return (weights @ rows.T.astype(np.float32)).astype(float)
+    means: Array = (weights @ rows.T.astype(np.float32)).astype(float)
+    # They spread a little less: by n + 1, not n.
+    means *= np.sqrt(1.0 + 1.0 / rows.shape[1])
+    return means

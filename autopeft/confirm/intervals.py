@@ -102,7 +102,13 @@ def quality_interval(finalist: Arm, quality: Objective) -> Interval | None:
     parts = [(_variance_of_mean(scores), len(scores) - 1)] if len(scores) > 1 else []
     draws = mean_draws(finalist.seeds)
     if draws is not None:
-        parts.append((float(np.var(draws, ddof=1)), len(draws) - 1))
+        # The draws are as many as one likes; what they tell is what the rows do.
+        n_rows = min(len(seed.test_rows) for seed in finalist.seeds)
+        square = float(np.var(draws, ddof=1))
+        if n_rows > 1:
+            parts.append((square * n_rows / (n_rows - 1), n_rows - 1))
+        else:
+            parts.append((square, len(draws) - 1))
         return _within(_t_interval(sum(scores) / len(scores), parts), quality.bounds)
     rows = _row_means(finalist)
     scale = _row_scale(finalist, quality) if len(rows) > 1 else None

@@ -29,7 +29,9 @@ from autopeft.tasks.metrics import (
     evaluate_metric,
     find_metric,
     is_metric,
+    resample,
 )
+from autopeft.utils.extremes import bounded
 
 if TYPE_CHECKING:
     from autopeft.settings import SearchSettings
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+_SAME = 1e-3
+"""Relative difference between a quality and the mean of its rows above which it is none of them."""
+
 _REHEARSED = 64
 """Validation rows on which metrics are tried before anything is spent."""
 
@@ -514,7 +519,10 @@ class Task(ABC):
             is_quality = metric.name == self.quality.name
             if metric.needs == "loss":
                 values[metric.name], per_row = self.loss_metric(metric.name, scores)
-                quality_rows = per_row if is_quality else quality_rows
+                if is_quality:
+                    quality_rows = per_row
+                    if n_draws and not self._is_row_mean(values[metric.name], per_row, scores):
+                        draws = self._loss_draws(metric.name, scores, n_draws)
                 continue
             if metric.needs == "text":
                 if generated is None:
@@ -530,3 +538,24 @@ class Task(ABC):
                 sign = self.quality.sign()
                 draws = sign * bootstrap_draws(metric, targets, predictions, n_draws, 0, prompts)
         return Evaluation(loss, values, quality_rows, draws)
+
+    def _is_row_mean(self, value: float, rows: FloatArray, scores: Scores) -> bool:
+        """Return whether a quality is the mean of its rows, as heavy as each other.
+
+        A loss of tokens is not where rows have unlike numbers of them: a few long rows may decide
+        it, and most rows tell another order of two models.
+        """
+        weights = scores["weight"]
+        difference = abs(self.quality.sign() * value - float(rows.mean()))
+        is_equal = difference <= _SAME * max(1.0, abs(value))
+        return is_equal and bool((weights == weights[0]).all())
+
+    def _loss_draws(self, name: str, scores: Scores, n: int) -> FloatArray:
+        """Return a metric that the loss tells on resamples of the rows, larger is better; (n,)."""
+        n_rows = len(scores["weight"])
+        values = np.empty(n)
+        for i in range(n):
+            index = resample(n_rows, np.random.default_rng([0, i]))
+            taken = {key: each[index] for key, each in scores.items()}
+            values[i], _ = self.loss_metric(name, taken)
+        return bounded(self.quality.sign() * values)

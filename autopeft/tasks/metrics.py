@@ -487,6 +487,11 @@ def _remedy(metric: Metric) -> str:
     return f"use {' or '.join(variants)}" if variants else "use another metric"
 
 
+def resample(n_rows: int, generator: np.random.Generator) -> NDArray[np.int64]:
+    """Return the rows of one resample, shape (n_rows,)."""
+    return generator.integers(n_rows, size=n_rows)
+
+
 def bootstrap_draws(
     metric: Metric,
     targets: Any,
@@ -523,7 +528,7 @@ def bootstrap_draws(
     for i in range(n):
         generator, reason = np.random.default_rng([seed, i]), ""
         for _ in range(N_REDRAWS):
-            index = generator.integers(n_rows, size=n_rows)
+            index = resample(n_rows, generator)
             if rows is not None:
                 draws[i] = rows[index].mean()
                 break

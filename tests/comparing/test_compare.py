@@ -277,6 +277,29 @@ def test_forgetting_is_the_loss_over_the_bare_bases(
     assert 1.7 * error < (high - low) / 2 < 2.5 * error
 
 
+@pytest.mark.parametrize("metric", ["loss", "perplexity", "token_accuracy"])
+def test_a_difference_is_that_of_the_scores_where_rows_have_unlike_lengths(
+    metric: str, decoders: tuple[Path, dict[str, Path]], tiny_llama: Path, tmp_path: Path
+) -> None:
+    """The mean over rows is another number than that over tokens, and may have another sign."""
+    words = "bad poor awful scene actor very so the film plot".split()
+    lines = [" ".join((words[n % 9 :] + words)[: 2 + n % 8]) + f" {n}" for n in range(80)]
+    (tmp_path / "uneven.csv").write_text("text,source\n" + "".join(f"{w},x\n" for w in lines))
+    found = autopeft.compare(
+        list(decoders[1].values()),
+        model=str(tiny_llama),
+        data=str(tmp_path / "uneven.csv"),
+        task="sft",
+        metric=metric,
+        held_out=True,
+    )
+    for pair in found.judgement.pairs:
+        better, worse = found.entry(pair.better).quality, found.entry(pair.worse).quality
+        gain = found.objective.sign() * (better - worse)
+        assert pair.found.gain == pytest.approx(gain, abs=1e-5)
+        assert pair.found.low <= pair.found.gain <= pair.found.high
+
+
 def test_an_adapter_that_does_nothing_forgets_nothing(forgetting: Compared) -> None:
     found, _ = forgetting
     assert found.entry("no adapter").further["forgetting"].value == 0
