@@ -91,7 +91,9 @@ class ConfirmationStore:
 
         Where a candidate was both cut from another and trained, the trainings count.
         """
-        return self._scores_in(self._cuts) | self._scores_in(self._folder)
+        cut, trained = self._scores_in(self._cuts), self._scores_in(self._folder)
+        known = self.compressed()
+        return {digest: scores for digest, scores in cut.items() if digest in known} | trained
 
     @staticmethod
     def _scores_in(folder: Path) -> dict[str, tuple[SeedScore, ...]]:
@@ -104,14 +106,15 @@ class ConfirmationStore:
     def compressed(self) -> dict[str, tuple[Candidate, Price, str]]:
         """Return the compressed candidates that were never trained themselves, by digest.
 
-        Each with its costs and the digest of the candidate it was cut from.
+        Each with its costs and the digest of the candidate it was cut from. Where a kill came
+        before that one was saved, its cuts do not count: it is trained again, and so are they.
         """
         trained = {digest for digest, _ in self.done()}
         found = {}
         for path in sorted(self._cuts.glob(f"[!.]*-seed*/{_ORIGIN}")):
             origin = read_json(path, _Origin, remedy=_REMEDY)
             candidate = Candidate.from_json(origin.candidate)
-            if candidate.digest not in trained:
+            if candidate.digest not in trained and origin.compressed_from in trained:
                 found[candidate.digest] = candidate, origin.price, origin.compressed_from
         return found
 

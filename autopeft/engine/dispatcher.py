@@ -476,8 +476,9 @@ class Dispatcher:
             if problem := self._unpaired(message):
                 self.fail(job, problem)
                 return False
-            self._store.save(job.candidate, message.score, message.files)
+            # First: a kill in between would lose them, because what is saved is not trained again.
             self._save_cuts(job, message)
+            self._store.save(job.candidate, message.score, message.files)
             self._confirmed.add((job.candidate.digest, job.seed))
             self._budget.spend(flops=message.flops)
             self._n_confirmed += 1

@@ -812,6 +812,32 @@ def test_all_seeds_of_a_lora_are_cut_to_the_ranks_that_the_first_decided(tmp_pat
         assert (folder / "adapter.txt").read_bytes() == b"cut"
 
 
+@pytest.mark.parametrize("n_written", range(0, 12))
+def test_a_kill_between_a_confirmation_and_what_is_cut_from_it_loses_neither(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_written: int
+) -> None:
+    whole = FakeSearch(tmp_path / "whole", "15trials", compress=True)
+    whole.run()
+    folder, storage = tmp_path / "killed", tmp_path / "study.log"
+    folder.mkdir()
+    killed = FakeSearch(folder, "15trials", compress=True, storage=storage)
+    write, left = ConfirmationStore._write, iter(range(n_written))
+
+    def dies(*given: Any) -> None:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        write(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ConfirmationStore, "_write", staticmethod(dies))
+        with pytest.raises(KeyboardInterrupt):
+            killed.run()
+    resumed = FakeSearch(folder, "15trials", compress=True, storage=storage)
+    assert {job.kind for job in resumed.run()} == {"confirm"}
+    assert resumed.store.compressed() == whole.store.compressed()
+    assert resumed.store.scores() == whole.store.scores()
+
+
 def test_what_was_cut_first_and_trained_later_is_confirmed_by_its_own_training(
     tmp_path: Path,
 ) -> None:
