@@ -23,6 +23,12 @@ _ORIGIN = "compressed.json"
 _LOOKS = "looks.json"
 """What has been looked at in between, to decide what is trained next."""
 
+_ROUND = "round.json"
+"""What the last round of trainings is: how many seeds each candidate has after it."""
+
+_NAME = re.compile(r"(.+)-seed([0-9]{1,18})")
+"""Digest and seed, as a confirmation's folder is named."""
+
 _REMEDY = "delete its folder; `autopeft resume` trains it again"
 
 
@@ -91,9 +97,13 @@ class ConfirmationStore:
 
         Where a candidate was both cut from another and trained, the trainings count.
         """
-        cut, trained = self._scores_in(self._cuts), self._scores_in(self._folder)
-        known = self.compressed()
-        return {digest: scores for digest, scores in cut.items() if digest in known} | trained
+        done, trained = self.done(), self._scores_in(self._folder)
+        cut, known = self._scores_in(self._cuts), self.compressed()
+        kept = {
+            digest: tuple(each for each in cut[digest] if (source, each.seed) in done)
+            for digest, (*_, source) in known.items()
+        }
+        return kept | trained
 
     @staticmethod
     def _scores_in(folder: Path) -> dict[str, tuple[SeedScore, ...]]:
@@ -106,15 +116,19 @@ class ConfirmationStore:
     def compressed(self) -> dict[str, tuple[Candidate, Price, str]]:
         """Return the compressed candidates that were never trained themselves, by digest.
 
-        Each with its costs and the digest of the candidate it was cut from. Where a kill came
-        before that one was saved, its cuts do not count: it is trained again, and so are they.
+        Each with its costs and the digest of the candidate it was cut from. What was cut with a
+        seed counts once that one is saved with it: a kill in between leaves a part of the cuts, and
+        the seed is trained again.
         """
-        trained = {digest for digest, _ in self.done()}
+        done = self.done()
+        trained = {digest for digest, _ in done}
         found = {}
         for path in sorted(self._cuts.glob(f"[!.]*-seed*/{_ORIGIN}")):
             origin = read_json(path, _Origin, remedy=_REMEDY)
             candidate = Candidate.from_json(origin.candidate)
-            if candidate.digest not in trained and origin.compressed_from in trained:
+            name = _NAME.fullmatch(path.parent.name)
+            is_whole = name is not None and (origin.compressed_from, int(name[2])) in done
+            if is_whole and candidate.digest not in trained:
                 found[candidate.digest] = candidate, origin.price, origin.compressed_from
         return found
 
@@ -129,7 +143,7 @@ class ConfirmationStore:
         """Return (digest, seed) of every retraining."""
         names = (path.name for path in self._folder.glob("[!.]*-seed*"))
         # Another's folder may hold names that are none of ours.
-        found = (re.fullmatch(r"(.+)-seed([0-9]{1,18})", name) for name in names)
+        found = (_NAME.fullmatch(name) for name in names)
         return frozenset((match[1], int(match[2])) for match in found if match)
 
     def looks(self) -> tuple[dict[str, int], ...]:
@@ -147,6 +161,16 @@ class ConfirmationStore:
         if max(look.values(), default=0) > 1 and dict(look) not in known[-1:]:
             self._folder.mkdir(parents=True, exist_ok=True)
             write_text(self._folder / _LOOKS, json.dumps([*known, dict(look)]))
+
+    def round(self) -> dict[str, int]:
+        """Return how many seeds each candidate of the last round has after it, by digest."""
+        path = self._folder / _ROUND
+        return read_json(path, dict[str, int], remedy="delete it") if path.is_file() else {}
+
+    def note_round(self, n_seeds: Mapping[str, int]) -> None:
+        """Keep what a round trains: a search that is killed in it goes on as it was decided."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        write_text(self._folder / _ROUND, json.dumps(dict(n_seeds)))
 
     def publish(self, finalist: Finalist, seed: int) -> Path | None:
         """Copy the adapter of one seed to `adapters/<digest>` and return that folder.

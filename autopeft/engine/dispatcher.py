@@ -9,7 +9,13 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from autopeft.confirm.finalists import Nominee, Retraining, choose_finalists, confirmed_finalists
+from autopeft.confirm.finalists import (
+    Finalist,
+    Nominee,
+    Retraining,
+    choose_finalists,
+    confirmed_finalists,
+)
 from autopeft.confirm.race import expected_seeds, next_seeds, reserved_seeds, seeds_of
 from autopeft.confirm.store import ConfirmationStore
 from autopeft.engine.budget import Budget, BudgetTracker
@@ -153,6 +159,7 @@ class Dispatcher:
         self._to_cut: frozenset[str] = frozenset()
         self._begun: set[tuple[str, int]] = set()
         self._is_settled = False
+        self._is_racing = False  # Whether a round was begun in this session.
         self._told_plan = self._plan
         self._n_ended = self._revised_at = self._told_at = 0
         self._n_workers = self._told_workers = settings.workers or 1
@@ -385,6 +392,25 @@ class Dispatcher:
         finalists = confirmed_finalists(
             self._controller.trials(), self._store.scores(), self._store.compressed()
         )
+        self._enqueue(self._left_of_round(finalists))
+        if not self._queue:
+            self._enqueue(self._next_round(finalists))
+        self._is_settled = not self._queue
+
+    def _left_of_round(self, finalists: Sequence[Finalist]) -> tuple[str, ...]:
+        """Return what an earlier session has not trained of the round that it was in.
+
+        What it has trained is no reason to decide anew: it would be a look more at the scores, and
+        another race than that of a search that was not killed.
+        """
+        if self._is_racing:
+            return ()
+        self._is_racing, has = True, seeds_of(finalists)
+        planned = self._store.round()
+        return tuple(d for d, n_seeds in planned.items() if 0 < has.get(d, 0) < n_seeds)
+
+    def _next_round(self, finalists: Sequence[Finalist]) -> tuple[str, ...]:
+        """Decide who is trained with another seed, and note it."""
         wanted = next_seeds(
             finalists,
             self._controller.objectives,
@@ -398,9 +424,10 @@ class Dispatcher:
             wanted += tuple(
                 f.digest for f in finalists if f.origin == "reference" and len(f.seeds) == 1
             )
-        self._store.note_look(seeds_of(finalists))
-        self._enqueue(wanted)
-        self._is_settled = not self._queue
+        has = seeds_of(finalists)
+        self._store.note_look(has)
+        self._store.note_round({digest: has[digest] + 1 for digest in wanted})
+        return wanted
 
     def _next_confirmation(self) -> Job | None:
         if not self._queue and not self._running and not self._is_settled:

@@ -813,7 +813,7 @@ def test_all_seeds_of_a_lora_are_cut_to_the_ranks_that_the_first_decided(tmp_pat
 
 
 @pytest.mark.parametrize("n_written", range(0, 12))
-def test_a_kill_between_a_confirmation_and_what_is_cut_from_it_loses_neither(
+def test_a_kill_among_confirmations_and_what_is_cut_from_them_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_written: int
 ) -> None:
     whole = FakeSearch(tmp_path / "whole", "15trials", compress=True)
@@ -836,6 +836,7 @@ def test_a_kill_between_a_confirmation_and_what_is_cut_from_it_loses_neither(
     assert {job.kind for job in resumed.run()} == {"confirm"}
     assert resumed.store.compressed() == whole.store.compressed()
     assert resumed.store.scores() == whole.store.scores()
+    assert resumed.store.looks() == whole.store.looks()
 
 
 def test_what_was_cut_first_and_trained_later_is_confirmed_by_its_own_training(
