@@ -6,7 +6,9 @@ numbers that cannot be compared; and rows that were trained on would be among th
 
 from __future__ import annotations
 
+import ast
 import hashlib
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +25,11 @@ _TOKENIZER = (
     *("chat_template.json", "preprocessor_config.json", "processor_config.json"),
 )
 _WEIGHTS = ("*.safetensors", "*.bin")
+_BESIDE = (
+    *("generation_config.json", "modules.json", "1_Pooling/config.json"),
+    *("*.py", "*.model", "*.spm"),
+)
+"""Other files of a model's folder that decide what it computes, writes or reads."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,8 @@ class Inputs:
         model: The configuration, and samples of the weights.
         tokenizer: The files of tokenizer, chat template and processor.
         second: Quality -> the rows that measure it, and how (settings `retain`, `also`).
+        beside: The model's generation config and pooling, and code of its own.
+        code: Setting -> the code of the user's own part that it names, such as a metric.
     """
 
     data: str = ""
@@ -42,6 +51,8 @@ class Inputs:
     model: str = ""
     tokenizer: str = ""
     second: Mapping[str, str] = field(default_factory=dict)
+    beside: str = ""
+    code: Mapping[str, str] = field(default_factory=dict)
 
     def check_same(self, now: Inputs, *, model: str, data: object) -> None:
         """Check that a search that is resumed has what it was begun with.
@@ -70,6 +81,13 @@ class Inputs:
         error: type[UserError] = DataError if is_data else ModelError
         raise error(setting, value, problem, f"restore the {setting}, {_ANEW}")
 
+    def changed_code(self, now: Inputs) -> list[str]:
+        """Return the settings whose code is another one now.
+
+        It is told and not refused: who mends a function goes on with the search that it stopped.
+        """
+        return [name for name, kept in self.code.items() if now.code.get(name, kept) != kept]
+
 
 def _second_changed(before: Mapping[str, str], now: Mapping[str, str]) -> UserError:
     """Return the error of the first further quality that would be measured on something else."""
@@ -84,6 +102,7 @@ _ANEW = "or begin a new search with --warm-start on this folder"
 _PROBLEMS = {
     "model": "configuration or weights are not those that the search was begun with",
     "tokenizer": "tokenizer or chat template are not those that the search was begun with",
+    "beside": "generation config, pooling or code are not those that the search was begun with",
     "second": "changed since the search was begun: its trials were scored on other rows",
     "rows": "changed since the search was begun: rows of the test would have been trained on",
     "data": "changed since the search was begun: the rows have other contents",
@@ -102,6 +121,31 @@ def model_digests(model: str) -> tuple[str, str]:
     weights = sorted({path for pattern in _WEIGHTS for path in folder.glob(pattern)})
     tokenizer = (folder / name for name in _TOKENIZER)
     return files_digest([folder / "config.json", *weights]), files_digest(tokenizer)
+
+
+def beside_digest(model: str) -> str:
+    """Return a digest of what else is in a model's folder; "" for a hub id."""
+    folder = Path(model)
+    if not folder.is_dir():
+        return ""
+    return files_digest(sorted({path for pattern in _BESIDE for path in folder.glob(pattern)}))
+
+
+def code_digest(part: Any) -> str:
+    """Return a digest of the module that defines a part, but for its comments and layout.
+
+    "" where there is no file of it, or the part is autopeft's own.
+    """
+    module = getattr(part, "__module__", None) or ""
+    file = getattr(sys.modules.get(module), "__file__", None)
+    # Another script may resume what one has begun.
+    if module == "__main__" or module.partition(".")[0] == "autopeft" or file is None:
+        return ""
+    try:
+        tree = ast.parse(Path(file).read_bytes())
+    except (OSError, SyntaxError, ValueError):  # It is not of Python, or was changed just now.
+        return ""
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
 
 
 def files_digest(paths: Iterable[Path]) -> str:

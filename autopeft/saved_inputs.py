@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from autopeft.errors import DataError, ModelError, SettingsError, StorageError
+from autopeft.utils.formatting import one_line
 from autopeft.utils.quiet import quiet_datasets, quiet_transformers
 from autopeft.utils.scratch import scratch_folder
 from autopeft.workspace import SETTINGS
@@ -131,7 +132,7 @@ def _unsaved(field: str, value: Any, error: Exception) -> DataError:
     return DataError(
         field,
         type(value).__name__,
-        f"cannot be saved for the workers ({type(error).__name__}: {' '.join(str(error).split())})",
+        f"cannot be saved for the workers ({one_line(error)[:200]})",
         "give rows of texts, numbers, lists, dicts or images; apply transforms with map() before",
     )
 
@@ -178,7 +179,7 @@ def _save_model(model: Any, tokenizer: Any, folder: Path) -> str:
             with quiet_transformers():
                 part.save_pretrained(str(folder))
         except Exception as error:  # of transformers, safetensors and the file system
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            reason = one_line(error)[:200]
             raise ModelError(
                 "model",
                 type(part).__name__,

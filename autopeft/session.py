@@ -20,10 +20,11 @@ from autopeft.engine.backend import make_backend, named_errors, run_all
 from autopeft.engine.budget import BudgetTracker, Spent
 from autopeft.engine.callback import CallbackList, Progress, SearchStart
 from autopeft.engine.dispatcher import Dispatcher
+from autopeft.engine.evaluate import EVALUATORS
 from autopeft.engine.messages import WorkerContext
 from autopeft.engine.search_plan import SearchPlan
 from autopeft.errors import StorageError, StorageFailure, UserError
-from autopeft.inputs import Inputs, model_digests, rows_digest
+from autopeft.inputs import Inputs, beside_digest, code_digest, model_digests, rows_digest
 from autopeft.integrations.trackers.registry import destinations, make_trackers
 from autopeft.planning import fitted
 from autopeft.preparing.prepare import prepare
@@ -44,9 +45,12 @@ from autopeft.searcher.storage import shown_place
 from autopeft.searcher.study import StudyExists, read_states, read_study
 from autopeft.searcher.untried_lora import chance_of_better_lora
 from autopeft.settings import SearchSettings
+from autopeft.tasks.metrics import METRICS
+from autopeft.tasks.registry import TASKS
 from autopeft.trial import INTERRUPTED, Trial
 from autopeft.utils.folder_lock import BEAT_SECONDS, FolderLock
 from autopeft.utils.formatting import counted, one_line
+from autopeft.utils.registry import Registry
 from autopeft.utils.remote_folder import PUSH_SECONDS
 from autopeft.utils.serialize import to_plain
 from autopeft.utils.signals import terminable, uninterrupted
@@ -171,6 +175,7 @@ class Session:
                 ready = fitted(ready, settings, began=self._began, note=self._note)
             if shared is not None:
                 shared.check(ready.settings, inputs)
+                self._note_changed_code(shared.inputs, inputs)
             with self._discarded_on_error():
                 # Keep what the user asked for: a resumed search looks at its machine again.
                 self._workspace.create(
@@ -200,13 +205,24 @@ class Session:
             rows_digest(ready.splits()),
             *model_digests(settings.model),
             {each.name: each.fingerprint for each in ready.data.second} if ready.data else {},
+            beside_digest(settings.model),
+            _code_of(ready),
         )
         if self._is_resumed:
             # Earlier versions kept the rows of the splits alone.
             splits = self._workspace.recall("splits", dict[str, dict[str, Any]]) or {}
             before = self._workspace.recall("inputs", Inputs) or Inputs(rows=rows_digest(splits))
             before.check_same(now, model=settings.model, data=settings.data)
+            self._note_changed_code(before, now)
+            now = replace(now, code={**now.code, **before.code})  # What the first trials had.
         return now
+
+    def _note_changed_code(self, before: Inputs, now: Inputs) -> None:
+        for name in before.changed_code(now):
+            self._workspace.warn(
+                f"{name}: its module is not as when the search was begun; scores from before and "
+                "after may not be alike"
+            )
 
     @contextmanager
     def _discarded_on_error(self) -> Iterator[None]:
@@ -554,6 +570,23 @@ class Session:
             phases=spent.phases,
             worker_seconds=spent.workers,
         )
+
+
+def _code_of(ready: PreparedSearch) -> dict[str, str]:
+    """Return digests of the code of the user's own parts that say what a score is, by setting."""
+    settings, found = ready.settings, {}
+    task = settings.task or (ready.data.task if ready.data is not None else None)
+    named: tuple[tuple[str, Registry[Any], str | None], ...] = (
+        ("metric", METRICS, settings.metric),
+        ("task", TASKS, task),
+        ("evaluate", EVALUATORS, settings.evaluate),
+    )
+    for name, parts, value in named:
+        with suppress(UserError):  # One that needs no module, such as a pattern.
+            part = parts.resolve(name, value) if value else None
+            if part is not None and (digest := code_digest(getattr(part, "function", part))):
+                found[name] = digest
+    return found
 
 
 def _untried(

@@ -169,14 +169,15 @@ class Workspace:
 
     def _note_not_copied(self, error: Exception) -> None:
         every = f"it is tried again every {PUSH_SECONDS:.0f} s"
-        self._warn(f"the output was not copied: {one_line(error)}; {every}")
+        self.warn(f"the output was not copied: {one_line(error)}; {every}")
 
     def _note_restored(self) -> None:
         if self._is_emptied():
             copy = f"that in {self.folder} is put there"
-            self._warn(f"{self.url} holds no copy of the search: {copy}")
+            self.warn(f"{self.url} holds no copy of the search: {copy}")
 
-    def _warn(self, text: str) -> None:
+    def warn(self, text: str) -> None:
+        """Keep a warning for the user and the report, once."""
         if text not in self.warnings:
             self.warnings.append(text)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from searches import SHORT
 
 import autopeft
 from autopeft.errors import DataError, ModelError, UserError
-from autopeft.inputs import Inputs, model_digests, rows_digest
+from autopeft.inputs import Inputs, beside_digest, model_digests, rows_digest
 
 pytestmark = [pytest.mark.timeout(200)]
 
@@ -30,11 +31,12 @@ def test_what_is_not_known_is_not_compared() -> None:
         (Inputs("x", "x", "c", "d"), DataError, "rows of the test would have been trained on"),
         (Inputs("x", "b", "c", "x"), ModelError, "model='m': tokenizer or chat template"),
         (Inputs("x", "x", "x", "x"), ModelError, "weights are not those"),
+        (Inputs("a", "b", "c", "d", beside="x"), ModelError, "pooling or code are not those"),
     ],
 )
 def test_the_cause_is_named_with_its_remedy(now: Inputs, error: type[UserError], says: str) -> None:
     with pytest.raises(error, match=says) as refused:
-        Inputs("a", "b", "c", "d").check_same(now, model="m", data="d.csv")
+        Inputs("a", "b", "c", "d", beside="e").check_same(now, model="m", data="d.csv")
     assert "--warm-start" in str(refused.value)
 
 
@@ -48,6 +50,42 @@ def test_a_change_anywhere_in_large_weights_is_seen(tmp_path: Path) -> None:
     path.write_bytes(weights)
     assert model_digests(str(tmp_path)) != before
     assert model_digests("org/name") == ("", "")
+
+
+@pytest.mark.parametrize(
+    "name", ["generation_config.json", "1_Pooling/config.json", "modeling_own.py", "spiece.model"]
+)
+def test_what_decides_beside_the_weights_is_seen(tmp_path: Path, name: str) -> None:
+    (tmp_path / "1_Pooling").mkdir()
+    found = [beside_digest(str(tmp_path))]
+    for text in ("{}", '{"pooling_mode_cls_token": true}'):
+        (tmp_path / name).write_text(text)
+        found.append(beside_digest(str(tmp_path)))
+    assert len(set(found)) == 3
+    assert beside_digest("org/name") == ""
+
+
+def test_changed_code_of_a_metric_is_told_and_stays_in_the_report(
+    tiny_model: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Regression: scores of two metrics stood on one front, and nothing said so."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    code = "def share(targets, predictions):\n    return (targets == predictions) * {}\n"
+    module, folder = tmp_path / "changed_metric.py", tmp_path / "run"
+
+    def resumed(text: str, budget: str) -> list[str]:
+        module.write_text(text)
+        monkeypatch.delitem(sys.modules, "changed_metric", raising=False)
+        told = autopeft.resume(folder, budget=budget, progress=False).view.warnings
+        return [line for line in told if line.startswith("metric: its module is not as when")]
+
+    module.write_text(code.format(1.0))
+    settings = {"model": str(tiny_model), "data": str(tiny_data), "budget": "2trials"}
+    autopeft.search(SHORT, metric="changed_metric:share", **settings, output=folder, progress=False)
+    assert not resumed("# The same.\n" + code.format(1.0), "3trials")
+    assert len(resumed(code.format(0.5), "4trials")) == 1
+    assert len(resumed(code.format(0.5), "5trials")) == 1
 
 
 def test_the_order_of_splits_does_not_matter() -> None:
