@@ -443,8 +443,11 @@ def place_peft_folder(base: nn.Module, folder: Path, *, is_trainable: bool = Fal
 
 
 def _unfreeze_prompt(model: PeftModel) -> None:
+    prompts = [name for name, _ in model.named_parameters() if name.startswith("prompt_encoder.")]
+    # CPT learns what it adds to embeddings of the base model, which it keeps.
+    added = {name for name in prompts if ".delta_embedding." in name} or set(prompts)
     for name, parameter in model.named_parameters():
-        if name.startswith("prompt_encoder.") or f".modules_to_save.{ADAPTER_NAME}." in name:
+        if name in added or f".modules_to_save.{ADAPTER_NAME}." in name:
             parameter.requires_grad_(True)
 
 

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from autopeft.errors import AdapterError
 from autopeft.serving.base_fit import BaseFit
 from autopeft.serving.modelfile import Modelfile
+from autopeft.serving.targeting import is_named
 from autopeft.utils.expressions import endless
 from autopeft.utils.serialize import read_json
 
@@ -131,8 +132,13 @@ class AdapterFolder:
         """Return whether a module's factors are of bare parameters: of all experts, in one."""
         named = self.config.get("target_parameters")
         holders = [str(n).rpartition(".")[0] for n in named] if isinstance(named, list) else []
-        place = "." + re.sub(r"(\.base_layer)+$", "", path)
-        return any(place.endswith(f".{holder}") for holder in holders)
+        place = re.sub(r"(\.base_layer)+$", "", path)
+        if any(holder and f".{place}".endswith(f".{holder}") for holder in holders):
+            return True
+        # A parameter's name alone, as PEFT writes for "all-linear", is of any module; but where
+        # one has factors that target_modules does not name, they are of such a parameter.
+        targets = self.config.get("target_modules")
+        return "" in holders and not is_named(targets, place.removeprefix(PEFT_ROOT))
 
     def number(self, name: str) -> float:
         """Return a number of the configuration; 0 if it has none."""

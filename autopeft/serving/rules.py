@@ -17,6 +17,9 @@ from autopeft.serving.older_names import TEXT, older_names
 
 _GGUF_FACTORS = (".lora_a", ".lora_b")
 
+_CONV1D = (".c_attn", ".c_proj", ".c_fc")
+"""Ends of the modules whose weights transformers keeps transposed, but PEFT not their factors."""
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -268,6 +271,14 @@ def model_type(config: Mapping[str, Any]) -> str:
 def _text(config: Mapping[str, Any]) -> Mapping[str, Any]:
     text = config.get(TEXT)
     return text if isinstance(text, Mapping) else config
+
+
+def transposed_by_converter(adapter: AdapterFolder) -> str:
+    """Return the modules of a PEFT folder that are GPT-2's `Conv1D`."""
+    if adapter.gguf is not None or model_type(adapter.base_config) != "gpt2":
+        return ""
+    found = [path for path, _, _ in adapter.modules() if path.endswith(_CONV1D)]
+    return _some(found) if found else ""
 
 
 def gguf_is(name: str, value: str) -> Callable[[AdapterFolder], str]:

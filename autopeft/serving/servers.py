@@ -169,6 +169,14 @@ _PLAIN_BASE = Rule(
 )
 
 
+def _without(source: str, *names: str) -> tuple[Rule, ...]:
+    """Return a rule for each setting by which PEFT computes what the reader does not."""
+    return tuple(Rule(f"has no {name}", source, rules.is_set(name)) for name in names)
+
+
+# A LoRA over inputs or with factors of other shapes, or over blocks that are there several times.
+_OTHER_LORAS = ("layer_replication", "use_bdlora", "use_qalora")
+
 _COMPLETE = Rule(
     "each module that the configuration targets has its tensors",
     "peft: src/peft/tuners/tuners_utils.py",
@@ -218,6 +226,14 @@ _GGUF = (
     Rule("holds only lora_A and lora_B, no head or embeddings", _CONVERTER, rules.strange),
     Rule("is no DoRA", _CONVERTER, rules.is_set("use_dora")),
     _PLAIN_BASE,
+    # It writes the tokens of an aLoRA, which llama.cpp waits for.
+    *_without(_CONVERTER, *_OTHER_LORAS),
+    Rule(
+        "adapts no Conv1D of GPT-2: the converter transposes PEFT's factors as if they were "
+        "weights (`autopeft export --for llamacpp` does not)",
+        _CONVERTER,
+        rules.transposed_by_converter,
+    ),
     Rule("scales each module by lora_alpha / its own rank", _LLAMA_SCALE, rules.own_rank_scaling),
 )
 
@@ -308,16 +324,7 @@ SERVERS: Mapping[str, Server] = {
                 ),
                 Rule("is no DoRA", _PEFT_HELPER, rules.is_set("use_dora")),
                 _PLAIN_BASE,
-                *(
-                    Rule(f"has no {name}", _PEFT_HELPER, rules.is_set(name))
-                    for name in (
-                        "lora_bias",
-                        "alora_invocation_tokens",
-                        "layer_replication",
-                        "use_bdlora",
-                        "use_qalora",
-                    )
-                ),
+                *_without(_PEFT_HELPER, "lora_bias", "alora_invocation_tokens", *_OTHER_LORAS),
                 Rule("trains no bias", _PEFT_HELPER, rules.is_set("bias", but="none")),
                 Rule(
                     f"r is at most {_VLLM_RANKS[-1]}",
@@ -381,6 +388,8 @@ SERVERS: Mapping[str, Server] = {
                 ),
                 Rule("is no DoRA", _SGLANG_CONFIG, rules.is_set("use_dora")),
                 _PLAIN_BASE,
+                # It reads none of them, so that it would apply an aLoRA to all tokens.
+                *_without(_SGLANG_CONFIG, "alora_invocation_tokens", *_OTHER_LORAS),
                 Rule(
                     "each module has rank r",
                     "sglang: python/sglang/srt/lora/mem_pool.py",

@@ -20,12 +20,13 @@ def left_out(config: Mapping[str, Any], path: str) -> str:
         >>> left_out({"layers_to_transform": [0]}, "model.layers.0.self_attn.q_proj")
         ''
     """
-    if _is_named(config.get("exclude_modules"), path):
+    if is_named(config.get("exclude_modules"), path):
         return "exclude_modules"
     return "layers_to_transform" if _is_of_another_layer(config, path) else ""
 
 
-def _is_named(names: object, path: str) -> bool:
+def is_named(names: object, path: str) -> bool:
+    """Return whether an expression, or a list of ends of paths, names a module."""
     if isinstance(names, str):
         return bool(names) and _match(rf"(?:{names})\Z", path) is not None
     if not isinstance(names, list):

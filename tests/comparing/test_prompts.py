@@ -12,10 +12,12 @@ import peft
 import pytest
 import torch
 import transformers as hf
+from safetensors.torch import load_file
 from task_rows import DATA
 
 import autopeft
 from autopeft.errors import AdapterError
+from autopeft.models.adapter_files import TENSOR_FILE
 from autopeft.tasks.registry import TASKS
 from autopeft.testing.tiny_models import save_model
 from autopeft.utils.quiet import quiet_peft, quiet_transformers
@@ -158,6 +160,8 @@ def test_each_kind_scores_as_plain_peft_does(
     for folder in folders:
         losses[folder.name] = found.entry(folder.name).metrics["loss"]
         assert losses[folder.name] == pytest.approx(there.outside(folder), abs=1e-5), folder.name
+        saved = sum(tensor.numel() for tensor in load_file(folder / TENSOR_FILE).values())
+        assert found.entry(folder.name).trainable_params == saved, folder.name
     assert len({round(loss, 4) for loss in losses.values()}) == len(losses)  # Each does something.
 
 

@@ -70,12 +70,47 @@ def test_each_server_names_what_it_would_refuse_or_scale_wrongly(
         assert all(line.startswith(f"{server}: must hold: ") for line in found)
 
 
-@pytest.mark.parametrize("name", ["lora_bias", "layer_replication", "use_qalora"])
-def test_settings_of_a_lora_that_vllm_refuses_are_named(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "servers"),
+    [
+        ("lora_bias", ("vllm",)),
+        ("alora_invocation_tokens", ("vllm", "sglang")),
+        ("layer_replication", ("vllm", "sglang", "llamacpp", "ollama")),
+        ("use_bdlora", ("vllm", "sglang", "llamacpp", "ollama")),
+        ("use_qalora", ("vllm", "sglang", "llamacpp", "ollama")),
+    ],
+)
+def test_settings_of_a_lora_that_a_server_does_not_read_are_named(
+    name: str, servers: tuple[str, ...], tmp_path: Path
+) -> None:
     path = _plain_peft(tmp_path) / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), name: [[0, 1]]}))
-    (line,) = check_export(tmp_path, "vllm")
-    assert f"has no {name}" in line
+    for server in ("vllm", "sglang", "llamacpp", "ollama"):
+        found = [line for line in check_export(tmp_path, server) if f"has no {name}" in line]
+        assert len(found) == (server in servers)
+
+
+@pytest.mark.parametrize("module", ["c_attn", "mlp.c_proj"])
+def test_the_converter_transposes_what_peft_did_not(module: str, tmp_path: Path) -> None:
+    """Where a module is square, llama.cpp would load the transposed update and say nothing."""
+    base = build("gpt2").model
+    base.config.architectures = ["GPT2LMHeadModel"]
+    base.config.save_pretrained(tmp_path / "base")
+    model = get_peft_model(base, LoraConfig(target_modules=[module], r=2, fan_in_fan_out=True))
+    model.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
+    model.save_pretrained(str(tmp_path / "lora"))
+    for server in ("llamacpp", "ollama"):
+        found = [line for line in check_export(tmp_path / "lora", server) if "Conv1D" in line]
+        assert len(found) == 1
+    assert check_export(tmp_path / "lora", "peft") == []
+
+
+@pytest.mark.filterwarnings("ignore:The following rank_pattern keys:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:The following alpha_pattern keys:RuntimeWarning")
+def test_experts_that_all_linear_takes_have_ranks_of_their_own(tmp_path: Path) -> None:
+    model = get_peft_model(build("mixtral").model, LoraConfig(target_modules="all-linear", r=2))
+    model.save_pretrained(str(tmp_path))
+    assert check_export(tmp_path, "peft") == []
 
 
 @pytest.mark.parametrize(
