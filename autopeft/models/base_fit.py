@@ -48,6 +48,9 @@ _LOADERS = (
 _PEFT_TYPES = frozenset(each.value for each in PeftType)
 """What PEFT itself knows; autopeft's own tuners are in its tables too, in this process."""
 
+_TWICE = ".modules_to_save."
+"""Part of the second name of a tensor that is trained as a whole."""
+
 _OTHER_SIZE = re.compile(
     r"size mismatch for (\S+): copying a param with shape torch\.Size\((.*?)\) from checkpoint, "
     r"the shape in current model is torch\.Size\((.*?)\)"
@@ -241,7 +244,10 @@ def _compared(
         renamed = [f"{_plain(name)} is {own}, not {other}" for name, own, other in found]
         return BaseFit(missing=tuple(missing), misshapen=(*misshapen, *renamed))
     missing += [name for key in result.missing_keys if (name := _plain(key)) in least]
-    unknown = [_plain(key) for key in result.unexpected_keys]
+    unplaced = {_plain(key) for key in result.unexpected_keys}
+    # PEFT writes embeddings that were resized and trained as a whole by two names, and reads one.
+    known = adapter.shapes.keys() - unplaced
+    unknown = [name for name in unplaced if name.replace(_TWICE, ".") not in known]
     return BaseFit(
         missing=tuple(sorted(set(missing))),
         unknown=tuple(sorted(set(unknown))),

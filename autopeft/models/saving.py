@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -418,6 +419,7 @@ def place_peft_folder(base: nn.Module, folder: Path, *, is_trainable: bool = Fal
         read_tensors(folder / TENSOR_FILE, {})
     config = read_peft_config(folder)
     check_before_peft(folder, base)
+    _check_vocabulary(base, folder)
     try:
         # peft reads an attribute of transformers by its old name (no upstream issue known), and
         # warns of tensors that a folder lacks, which are checked below.
@@ -440,6 +442,31 @@ def place_peft_folder(base: nn.Module, folder: Path, *, is_trainable: bool = Fal
         raise damaged(folder, f"peft cannot load it ({text})") from error
     _check_tensors(model, folder)
     return model
+
+
+def _check_vocabulary(base: nn.Module, folder: Path) -> None:
+    """Check that saved embeddings are of as many tokens as the base model has.
+
+    Where tokens were added for a training, the model that an adapter names has too few of them.
+    """
+    find: Any = getattr(base, "get_input_embeddings", lambda: None)
+    embedding = None
+    with suppress(NotImplementedError, AttributeError):
+        embedding = find()
+    own = tuple(getattr(getattr(embedding, "weight", None), "shape", ()))
+    path = next((name for name, module in base.named_modules() if module is embedding), None)
+    shapes = tensor_shapes(folder)
+    for name in (f"{PEFT_ROOT}{path}.weight", f"{PEFT_ROOT}{path}.base_layer.weight"):
+        found = shapes.get(name, ())
+        if len(found) == len(own) == 2 and found[1] == own[1] and found[0] != own[0]:
+            raise AdapterError(
+                "adapter",
+                str(folder),
+                f"has embeddings of {found[0]} tokens, and the base model of {own[0]}: tokens were "
+                "added for its training",
+                f"give a copy of the base model after model.resize_token_embeddings({found[0]}), "
+                "saved with the adapter's tokenizer",
+            )
 
 
 def _unfreeze_prompt(model: PeftModel) -> None:

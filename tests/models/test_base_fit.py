@@ -241,6 +241,22 @@ def test_other_methods_fit(config: str, bases: Callable[[str], str], tmp_path: P
     assert _fit(_plain(bases("llama"), "llama", tmp_path, given)) == BaseFit()
 
 
+def test_embeddings_that_peft_writes_by_two_names_fit(
+    bases: Callable[[str], str], tmp_path: Path
+) -> None:
+    """Tokens were added, and embeddings and head trained as a whole."""
+    model: Any = build("llama").model
+    model.resize_token_embeddings(67)
+    config = LoraConfig(target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"])
+    model = get_peft_model(model, config)
+    model.peft_config["default"].base_model_name_or_path = bases("llama")
+    model.save_pretrained(str(tmp_path))
+    assert any(
+        ".modules_to_save." in name for name in load_file(tmp_path / "adapter_model.safetensors")
+    )
+    assert _fit(tmp_path) == BaseFit()
+
+
 @pytest.mark.parametrize("kind", ["llama", "bert", "t5", "vit", "gpt2"])
 def test_a_mixed_plan_as_one_lora_fits(
     kind: str, bases: Callable[[str], str], tmp_path: Path

@@ -357,6 +357,29 @@ def test_a_folder_without_an_adapter_is_refused(tmp_path: Path) -> None:
         load_adapter(build("bert").model, tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")
+@pytest.mark.filterwarnings("ignore:Could not find a config file:UserWarning")
+@pytest.mark.parametrize("kept", [[], ["embed_tokens", "lm_head"]])
+def test_tokens_that_were_added_for_an_adapter_are_told(kept: list[str], tmp_path: Path) -> None:
+    """The model that such an adapter names lacks them, so its name alone is no remedy."""
+    base = save("llama", tmp_path / "base", with_head=True)
+    larger: Any = hf.AutoModelForCausalLM.from_pretrained(base)
+    larger.resize_token_embeddings(67)
+    config = peft.LoraConfig(
+        task_type="CAUSAL_LM", target_modules=["q_proj"], modules_to_save=kept or None
+    )
+    with quiet_peft():
+        peft.get_peft_model(larger, config).save_pretrained(tmp_path / "lora")
+    with pytest.raises(AdapterError, match=r"67 tokens, .* of 60: tokens were added") as caught:
+        load_adapter(base, tmp_path / "lora")
+    assert "after model.resize_token_embeddings(67)" in str(caught.value)
+    copy: Any = hf.AutoModelForCausalLM.from_pretrained(base)
+    copy.resize_token_embeddings(67)
+    copy.save_pretrained(tmp_path / "larger")
+    load_adapter(tmp_path / "larger", tmp_path / "lora")
+
+
 def test_a_foreign_pickle_is_refused(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     (tmp_path / "adapter_model.bin").write_bytes(pickle.dumps(_Bomb()))
