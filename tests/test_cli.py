@@ -15,14 +15,13 @@ from autopeft import cli
 from autopeft.settings import RESUMABLE, SearchSettings
 
 
-def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     code = "from autopeft.cli import main; main()"
     return subprocess.run(
         [sys.executable, "-c", code, *arguments],
         capture_output=True,
         text=True,
-        timeout=50,
-        cwd=cwd,
+        timeout=170,
         check=False,
     )
 
@@ -92,14 +91,28 @@ def test_a_mistake_in_the_flags_of_a_search_is_told_before_slow_imports(
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(
-    arguments: list[str], hint: str, tmp_path: Path
+    arguments: list[str],
+    hint: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    done = run(*arguments, cwd=tmp_path)
-    assert done.returncode == 2, done.stderr
-    assert hint in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert "Traceback" not in done.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["autopeft", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    shown = capsys.readouterr().err
+    assert caught.value.code == 2, shown
+    assert hint in shown
+    assert len(shown.strip().splitlines()) == 1
+    assert "Traceback" not in shown
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mistake_ends_the_process_with_status_2() -> None:
+    done = run("fly")
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
 
 
 def test_check_export_prints_each_broken_rule_and_exits_with_1(tmp_path: Path) -> None:

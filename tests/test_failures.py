@@ -21,7 +21,7 @@ from autopeft.result import SearchResult
 from autopeft.settings import SearchSettings
 from autopeft.training.trainer import Trainer
 
-pytestmark = [pytest.mark.timeout(120), pytest.mark.filterwarnings("default")]
+pytestmark = [pytest.mark.timeout(240), pytest.mark.filterwarnings("default")]
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:

@@ -11,7 +11,7 @@ import torch
 
 from autopeft import cli
 
-pytestmark = [pytest.mark.timeout(120), pytest.mark.filterwarnings("default")]
+pytestmark = [pytest.mark.timeout(240), pytest.mark.filterwarnings("default")]
 
 Run = Callable[..., tuple[int, str]]
 

@@ -30,7 +30,7 @@ def test_a_local_ray_listens_on_the_loopback_interface_and_joins_nothing() -> No
         [sys.executable, "-c", _CODE],
         capture_output=True,
         text=True,
-        timeout=55,
+        timeout=170,
         env={**os.environ, "RAY_ADDRESS": "192.0.2.1:6379"},
     )
     assert "answer 42" in done.stdout, done.stderr

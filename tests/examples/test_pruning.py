@@ -18,7 +18,7 @@ def run(output: Path, *flags: str) -> list[dict[str, Any]]:
         [sys.executable, str(BENCHMARKS / "pruning.py"), "--output", str(output), *flags],
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=170,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]

@@ -16,7 +16,7 @@ def quick(name: str, tmp_path: Path, *arguments: str) -> str:
         [sys.executable, str(_BENCHMARKS / name), "--quick", *arguments],
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=170,
         check=False,
         env={**os.environ, "TMPDIR": str(tmp_path)},
     )

@@ -12,7 +12,7 @@ import autopeft
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(120),
+    pytest.mark.timeout(240),
     pytest.mark.filterwarnings("ignore"),  # Of the trackers' own libraries.
 ]
 
