@@ -54,13 +54,14 @@ class Inputs:
     beside: str = ""
     code: Mapping[str, str] = field(default_factory=dict)
 
-    def check_same(self, now: Inputs, *, model: str, data: object) -> None:
-        """Check that a search that is resumed has what it was begun with.
+    def check_same(self, now: Inputs, *, model: str, data: object, joins: bool = False) -> None:
+        """Check that a search that is resumed, or joins others, has what it was begun with.
 
         Args:
             now: What it has now.
             model: The setting, for a message.
             data: Likewise.
+            joins: Whether it joins others: then nothing need have changed, and it has no folder.
 
         Raises:
             UserError: naming what differs and the remedy.
@@ -75,11 +76,15 @@ class Inputs:
         # Another tokenizer makes other rows: the first that differs is the cause.
         name, problem = next(iter(changed.items()))
         if name == "second":
-            raise _second_changed(self.second, now.second)
-        is_data = name in ("rows", "data")
-        setting, value = ("data", str(data)) if is_data else ("model", model)
-        error: type[UserError] = DataError if is_data else ModelError
-        raise error(setting, value, problem, f"restore the {setting}, {_ANEW}")
+            setting, value = _second_changed(self.second, now.second)
+        else:
+            is_data = name in ("rows", "data")
+            setting, value = ("data", str(data)) if is_data else ("model", model)
+        error: type[UserError] = ModelError if setting == "model" else DataError
+        if joins:
+            raise error(setting, value, f"the study was begun with {_OTHERS[name]}", SAME)
+        what = f"its file, {_ANEW}" if name == "second" else f"the {setting}, {_ANEW}"
+        raise error(setting, value, problem, f"restore {what}")
 
     def changed_code(self, now: Inputs) -> list[str]:
         """Return the settings whose code is another one now.
@@ -89,11 +94,10 @@ class Inputs:
         return [name for name, kept in self.code.items() if now.code.get(name, kept) != kept]
 
 
-def _second_changed(before: Mapping[str, str], now: Mapping[str, str]) -> UserError:
-    """Return the error of the first further quality that would be measured on something else."""
+def _second_changed(before: Mapping[str, str], now: Mapping[str, str]) -> tuple[str, str]:
+    """Return setting and name of the first further quality that would be measured otherwise."""
     names = [name for name in (*before, *now) if before.get(name) != now.get(name)]
-    setting = "also" if "." in names[0] else "retain"
-    return DataError(setting, names[0], _PROBLEMS["second"], f"restore its file, {_ANEW}")
+    return "also" if "." in names[0] else "retain", names[0]
 
 
 _ANEW = "or begin a new search with --warm-start on this folder"
@@ -108,6 +112,19 @@ _PROBLEMS = {
     "data": "changed since the search was begun: the rows have other contents",
 }
 """Digest -> what is wrong if it differs."""
+
+_OTHERS = {
+    "model": "another configuration or other weights",
+    "tokenizer": "another tokenizer or chat template",
+    "beside": "another generation config, pooling or code of the model's",
+    "second": "other rows for it",
+    "rows": "other rows in train, validation and test",
+    "data": "rows of other contents",
+}
+"""Digest -> what others have in a study that a search would join."""
+
+SAME = "use the same, or another --study-name"
+"""What a search does that would join others and differs from them."""
 
 
 def model_digests(model: str) -> tuple[str, str]:

@@ -38,6 +38,10 @@ def test_the_cause_is_named_with_its_remedy(now: Inputs, error: type[UserError],
     with pytest.raises(error, match=says) as refused:
         Inputs("a", "b", "c", "d", beside="e").check_same(now, model="m", data="d.csv")
     assert "--warm-start" in str(refused.value)
+    # Of a search that joins others nothing has changed, and it has no folder to go on from.
+    with pytest.raises(error, match=r"the study was begun with .*--study-name") as refused:
+        Inputs("a", "b", "c", "d", beside="e").check_same(now, model="m", data="d.csv", joins=True)
+    assert "--warm-start" not in str(refused.value)
 
 
 def test_a_change_anywhere_in_large_weights_is_seen(tmp_path: Path) -> None:

@@ -133,6 +133,6 @@ def test_real_trainings_join_with_the_sizes_of_the_study(
             autopeft.search(**{**common, name: value}, output=tmp_path / "c")
     fewer = tmp_path / "fewer.csv"
     fewer.write_text("".join(tiny_data.read_text().splitlines(keepends=True)[:-20]))
-    with pytest.raises(UserError, match="changed since the search was begun"):
+    with pytest.raises(UserError, match="the study was begun with other rows"):
         autopeft.search(**{**common, "data": str(fewer)}, output=tmp_path / "c")
     assert not (tmp_path / "c").exists()

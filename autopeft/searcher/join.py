@@ -11,7 +11,7 @@ from typing import Any
 import optuna
 
 from autopeft.errors import SettingsError, StorageError
-from autopeft.inputs import Inputs
+from autopeft.inputs import SAME, Inputs
 from autopeft.searcher.owner import SHARED_KEY
 from autopeft.searcher.storage import file_of, open_to_read, shown_place
 from autopeft.settings import RESUMABLE, SearchSettings
@@ -91,9 +91,8 @@ class Shared:
         for name in sorted(before | after):
             if before.get(name) != after.get(name):
                 problem = f"the study was begun with {before.get(name)}"
-                remedy = "use the same, or another --study-name"
-                raise SettingsError(name, after.get(name), problem, remedy)
-        self.inputs.check_same(inputs, model=settings.model, data=settings.data)
+                raise SettingsError(name, after.get(name), problem, SAME)
+        self.inputs.check_same(inputs, model=settings.model, data=settings.data, joins=True)
 
 
 def check_reachable(settings: SearchSettings) -> None:

@@ -236,7 +236,7 @@ def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
         other = shared.adopted(settings(tmp_path, **{"model": "m", name: value}))
         with pytest.raises(SettingsError, match=f"{name}=.*: the study was begun with"):
             shared.check(other, Inputs(data="1", rows="2"))
-    with pytest.raises(Exception, match="changed since the search was begun"):
+    with pytest.raises(Exception, match="the study was begun with other rows"):
         shared.check(adopted, Inputs(data="1", rows="3"))
 
 
