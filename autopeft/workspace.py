@@ -353,11 +353,14 @@ class Workspace:
 
         A copy of the folder is another search.
         """
-        known = self.recall("id", str)
+        known, place = self.recall("id", str), _Place(str(self.folder.resolve()), self.inode)
+        if known is None:
+            # First: an id without a place is that of an earlier version, whose study was made.
+            self.remember("place", place)
         if known is None or self.original() is not None:
             known = uuid.uuid4().hex[:8]
             self.remember("id", known)
-        self.remember("place", _Place(str(self.folder.resolve()), self.inode))
+        self.remember("place", place)
         return known
 
     def note_study(self) -> None:

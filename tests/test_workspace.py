@@ -199,3 +199,27 @@ def test_data_saved_in_a_folder_is_found_from_elsewhere(
     assert found.space == "default"
     assert isinstance(data, str)
     assert Path(data).samefile(tmp_path / "run" / "data" / "train.jsonl")
+
+
+@pytest.mark.parametrize("n_written", range(3))
+def test_a_kill_while_the_search_gets_its_id_leaves_no_study_that_is_missed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_written: int
+) -> None:
+    """Regression: between two files the folder looked like one of an earlier version."""
+    workspace = Workspace(tmp_path / "run")
+    workspace.create(SearchSettings(model="m", data="d.csv", output=str(tmp_path / "run")))
+    remember, left = Workspace.remember, iter(range(n_written))
+
+    def dies(self: Workspace, name: str, value: object) -> None:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        remember(self, name, value)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Workspace, "remember", dies)
+        with pytest.raises(KeyboardInterrupt):
+            workspace.id()
+    again = Workspace(tmp_path / "run")
+    assert not again.has_study()
+    assert len(again.id()) == 8
+    assert not again.has_study()
