@@ -35,6 +35,29 @@ VLLM_ENCODER_DECODERS = frozenset(
 which it gives the text of a decoder alone (`models/transformers/base.py`): T5, BART and T5Gemma
 end in an error when they are loaded."""
 
+MLX_MODELS = frozenset(
+    """
+    afm7 afmoe apertus baichuan_m1 bailing_hybrid bailing_moe bailing_moe_linear bailing_moe_v3
+    bitnet cohere cohere2 dbrx deepseek deepseek_v2 deepseek_v3 deepseek_v32 deepseek_v41
+    deepseek_v41_text dots1 ernie4_5 ernie4_5_moe exaone exaone4 exaone_moe falcon_h1
+    falcon_mamba gear gemma gemma2 gemma3 gemma3_text gemma3n gemma4 gemma4_text gemma4_unified
+    glm glm4 glm4_moe glm4_moe_lite glm_moe_dsa gpt_bigcode gpt_neox gpt_oss gptj granite
+    granitemoe granitemoehybrid helium hunyuan hunyuan_v1_dense internlm2 internlm3 iquestcoder
+    iquestloopcoder jamba joyai_llm_flash kimi_k2 kimi_k25 kimi_k3 kimi_linear kimi_vl Klear
+    laguna lfm2 lfm2_moe llama llama4 llama4_text llava longcat_flash longcat_flash_ngram mamba
+    mamba2 mellum mimo mimo_v2_flash minicpm minicpm3 minimax minimax_m2 minimax_m3_vl
+    ministral3 mistral mistral3 mistral4 mixtral muse_glimmer muse_spark nanbeige nanochat
+    nemotron nemotron_h olmo olmo2 olmo3 olmo_hybrid olmoe openelm phi phi-msft phi3 phi3small
+    phimoe phixtral pixtral plamo plamo2 plamo3 prism_hadamard_qwen35 qwen qwen2 qwen2_5_vl
+    qwen2_moe qwen2_vl qwen3 qwen3_5 qwen3_5_moe qwen3_moe qwen3_next qwen3_vl qwen3_vl_moe
+    recurrent_gemma rwkv7 seed_oss smollm3 solar_open spark2_5 stablelm starcoder2 step3p5
+    talkie telechat3 xverse youtu_llm
+    """.split()
+)
+"""Types of models that mlx-lm 0.32.2 has a module for (`mlx_lm/models`, `MODEL_REMAPPING` in
+`mlx_lm/utils.py`). Its GPT-2 is left out: it does not find the weights by the names that
+transformers gives them, which start with `transformer`."""
+
 WITHOUT_INTERFACE = frozenset(
     """
     big_bird bros canine convbert cpmant cvt data2vec-vision deberta deberta-v2 dinat donut-swin

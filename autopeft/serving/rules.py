@@ -213,6 +213,16 @@ def base_type_is(types: Collection[str]) -> Callable[[AdapterFolder], str]:
     return broken
 
 
+def type_unlike(types: Collection[str]) -> Callable[[AdapterFolder], str]:
+    """Return a check for types that a whole model must be of."""
+
+    def broken(adapter: AdapterFolder) -> str:
+        kind = adapter.model_config.get("model_type")
+        return f"its type is {kind}" if isinstance(kind, str) and kind not in types else ""
+
+    return broken
+
+
 def base_encodes(*, but: Collection[str]) -> Callable[[AdapterFolder], str]:
     """Return a check that the base model is no encoder-decoder but of some architectures."""
 

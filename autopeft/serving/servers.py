@@ -11,6 +11,7 @@ from autopeft.errors import AdapterError, SettingsError
 from autopeft.methods.base import EXPERT_ROLES, LINEAR_ROLES, Method, Shape
 from autopeft.serving import readable, rules
 from autopeft.serving.adaptable import (
+    MLX_MODELS,
     SGLANG_MODULES,
     VLLM_ENCODER_DECODERS,
     VLLM_WITHOUT_LORA,
@@ -442,6 +443,13 @@ SERVERS: Mapping[str, Server] = {
                     "is no encoder-decoder, as mlx-lm 0.32.2 has none",
                     "mlx-lm: mlx_lm/models",
                     rules.encodes,
+                    is_of_model=True,
+                ),
+                Rule(
+                    "is of a model that mlx-lm 0.32.2 knows, with the names of weights that "
+                    "transformers saves",
+                    "mlx-lm: mlx_lm/models",
+                    rules.type_unlike(MLX_MODELS),
                     is_of_model=True,
                 ),
                 Rule(

@@ -200,8 +200,11 @@ def test_older_names_are_missed_where_a_text_model_has_its_settings(tmp_path: Pa
         ("llama", "LlamaForCausalLM", set()),
         ("llama", "LlamaForSequenceClassification", {"mlx"}),
         ("bert", "BertModel", {"mlx"}),
-        ("falcon", "FalconForCausalLM", {"vllm", "sglang", "llamacpp", "ollama"}),
-        ("gpt2", "GPT2LMHeadModel", {"vllm"}),
+        ("falcon", "FalconForCausalLM", {"vllm", "sglang", "llamacpp", "ollama", "mlx"}),
+        # mlx-lm has a GPT-2, which looks for weights by other names than transformers saves.
+        ("gpt2", "GPT2LMHeadModel", {"vllm", "mlx"}),
+        ("opt", "OPTForCausalLM", {"llamacpp", "ollama", "mlx"}),
+        ("mistral", "MistralForCausalLM", set()),
         ("roberta", "RobertaForTokenClassification", {"vllm", "llamacpp", "ollama", "mlx"}),
         ("gpt_neox", "GPTNeoXForCausalLM", {"llamacpp", "ollama"}),
         ("vit", "ViTForImageClassification", {"llamacpp", "ollama", "mlx"}),
