@@ -119,7 +119,7 @@ class Workspace:
         try:
             with self._held_there(lock):
                 if is_new:
-                    remove_drafts(self.folder, SETTINGS)
+                    self._remove_unbegun()
                     try:
                         self.check_free()
                     except StorageError:
@@ -228,6 +228,17 @@ class Workspace:
         self.remember(_DEFINITION, definition(settings))
         write_text(self.folder / SETTINGS, text)
         self.remember("began_in", self._began_in)
+
+    def _remove_unbegun(self) -> None:
+        """Remove what a search has left that was killed before it had settings; no other file."""
+        remove_drafts(self.folder, SETTINGS)
+        state, kept = self.folder / _STATE, self._state(_DEFINITION)
+        if (self.folder / SETTINGS).exists() or state.is_symlink() or not state.is_dir():
+            return
+        remove_drafts(state, kept.name)
+        if all(path == kept and path.is_file() for path in state.iterdir()):
+            kept.unlink(missing_ok=True)
+            state.rmdir()
 
     def discard(self) -> None:
         """Remove what a new search has written before a mistake was found; no other file."""

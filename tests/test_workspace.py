@@ -122,16 +122,38 @@ def test_a_search_behind_a_url_is_resumed_on_another_machine(
         )
 
 
+@pytest.mark.parametrize(
+    "left",
+    [
+        (".settings.yaml.abc.draft",),
+        ("state/.definition.json.abc.draft",),
+        ("state/definition.json",),
+        ("state/definition.json", ".settings.yaml.abc.draft"),
+    ],
+)
 def test_a_search_that_was_killed_as_it_wrote_its_settings_can_be_begun_again(
-    tmp_path: Path,
+    tmp_path: Path, left: tuple[str, ...]
 ) -> None:
     """Regression: the folder was "not empty", and nothing in it could be resumed."""
     workspace = Workspace(tmp_path / "run")
-    workspace.folder.mkdir()
-    for left in (".lock", ".settings.yaml.abc.draft"):  # as a killed process leaves them
-        (workspace.folder / left).touch()
+    for name in (".lock", *left):  # as a killed process leaves them
+        (workspace.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (workspace.folder / name).touch()
     with workspace.held(is_new=True):
         assert not list(workspace.folder.glob("*.draft"))
+        assert not (workspace.folder / "state").exists()
+
+
+@pytest.mark.parametrize("name", ["state/notes.txt", "state/definition.json/x", "data/rows.jsonl"])
+def test_files_of_others_stay_where_a_search_would_begin(tmp_path: Path, name: str) -> None:
+    workspace = Workspace(tmp_path / "run")
+    other = workspace.folder / name
+    other.parent.mkdir(parents=True)
+    other.touch()
+    (workspace.folder / ".lock").touch()
+    with pytest.raises(StorageError, match="not empty"), workspace.held(is_new=True):
+        pass
+    assert other.exists()
 
 
 def test_relative_paths_are_those_of_the_folder_where_the_search_began(
