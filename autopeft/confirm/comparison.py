@@ -8,6 +8,7 @@ added until the answer was clear (`race`), they are simultaneous over the looks 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autopeft.confirm.finalists import Arm, Finalist, SeedScore
-from autopeft.confirm.intervals import LEVEL, mean_draws
+from autopeft.confirm.intervals import LEVEL, is_by_logarithm, mean_draws
 from autopeft.costs.objectives import Objective
 from autopeft.utils.extremes import bounded
 
@@ -195,6 +196,8 @@ def _rows(finalist: Arm, n_seeds: int) -> Array:
 
 def _level(score: SeedScore, quality: Objective) -> float:
     """Return a retraining's test quality, larger is better, on the scale of its resamples."""
+    if score.test_draws and is_by_logarithm(quality):
+        return quality.sign() * math.log(score.test[quality.name])
     if score.test_draws or not score.test_rows:
         return float(bounded(quality.sign() * score.test[quality.name]))
     return float(np.mean(bounded(score.test_rows)))

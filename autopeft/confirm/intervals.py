@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 from autopeft.confirm.finalists import Arm, SeedScore
-from autopeft.costs.objectives import Objective
+from autopeft.costs.objectives import PERPLEXITY, Objective
 
 Interval = tuple[float, float]
 
@@ -46,9 +46,18 @@ def _t_interval(mean: float, parts: Sequence[tuple[float, int]]) -> Interval | N
     if square == 0.0:
         return (mean, mean)
     # Satterthwaite: degrees of freedom of a sum of independent variance estimates.
-    df = square**2 / sum(part**2 / n for part, n in usable)
+    # The shares of the sum, for a square of a diverged perplexity's has no square itself.
+    df = 1.0 / sum((part / square) ** 2 / n for part, n in usable)
     half = float(stdtrit(df, 0.5 + LEVEL / 2)) * math.sqrt(square)
     return (mean - half, mean + half)
+
+
+def is_by_logarithm(quality: Objective) -> bool:
+    """Return whether draws are of the logarithm of a quality: of a perplexity, also a further one.
+
+    Resamples of one that is large have no useful variance.
+    """
+    return quality.name.rpartition(".")[2] == PERPLEXITY
 
 
 def mean_draws(seeds: Sequence[SeedScore]) -> NDArray[np.float64] | None:
@@ -102,6 +111,10 @@ def quality_interval(finalist: Arm, quality: Objective) -> Interval | None:
     parts = [(_variance_of_mean(scores), len(scores) - 1)] if len(scores) > 1 else []
     draws = mean_draws(finalist.seeds)
     if draws is not None:
+        is_log = is_by_logarithm(quality)
+        if is_log:
+            scores = [math.log(score) for score in scores]
+            parts = [(_variance_of_mean(scores), len(scores) - 1)] if len(scores) > 1 else []
         # The draws are as many as one likes; what they tell is what the rows do.
         n_rows = min(len(seed.test_rows) for seed in finalist.seeds)
         square = float(np.var(draws, ddof=1))
@@ -109,7 +122,11 @@ def quality_interval(finalist: Arm, quality: Objective) -> Interval | None:
             parts.append((square * n_rows / (n_rows - 1), n_rows - 1))
         else:
             parts.append((square, len(draws) - 1))
-        return _within(_t_interval(sum(scores) / len(scores), parts), quality.bounds)
+        interval = _t_interval(sum(scores) / len(scores), parts)
+        if is_log and interval is not None:
+            # Above e^700 there is no float.
+            interval = (math.exp(min(interval[0], 700.0)), math.exp(min(interval[1], 700.0)))
+        return _within(interval, quality.bounds)
     rows = _row_means(finalist)
     scale = _row_scale(finalist, quality) if len(rows) > 1 else None
     is_share = scale is not None and all(0.0 <= row <= 1.0 for row in rows)

@@ -323,6 +323,9 @@ _OF_SECOND_TASK = re.compile(r"(?P<task>[A-Za-z_][\w-]*)\.(?P<metric>[A-Za-z_][\
 """Name of the metric of a second task, such as squad.f1. See the setting `also`."""
 
 
+PERPLEXITY = "perplexity"
+"""The metric that is compared by its logarithm, the loss."""
+
 _MINIMIZED = frozenset("loss perplexity error mse rmse mae wer cer".split())
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from autopeft.costs.objectives import Objective
+from autopeft.costs.objectives import PERPLEXITY, Objective
 from autopeft.errors import SettingsError
 from autopeft.models.backbone import load_tokenizer
 from autopeft.models.loading import auto_loader, position_limit
@@ -61,7 +61,7 @@ class Evaluation:
         rows: Quality of each row in the order of the split, shape (n_rows,), larger is better.
             A paired bootstrap resamples these.
         draws: The quality, signed so that larger is better, on resamples of the rows, shape
-            (n_draws,); empty where the quality is a mean over `rows`.
+            (n_draws,); empty where the quality is a mean over `rows`. Of a perplexity, the loss.
 
     Example:
         >>> right = np.array([1.0, 0.0, 1.0, 1.0])
@@ -521,8 +521,10 @@ class Task(ABC):
                 values[metric.name], per_row = self.loss_metric(metric.name, scores)
                 if is_quality:
                     quality_rows = per_row
-                    if n_draws and not self._is_row_mean(values[metric.name], per_row, scores):
-                        draws = self._loss_draws(metric.name, scores, n_draws)
+                    # A perplexity is compared by its logarithm: one that diverged has no variance.
+                    name = "loss" if metric.name == PERPLEXITY else metric.name
+                    if n_draws and not self._is_row_mean(name, scores):
+                        draws = self._loss_draws(name, scores, n_draws)
                 continue
             if metric.needs == "text":
                 if generated is None:
@@ -539,12 +541,13 @@ class Task(ABC):
                 draws = sign * bootstrap_draws(metric, targets, predictions, n_draws, 0, prompts)
         return Evaluation(loss, values, quality_rows, draws)
 
-    def _is_row_mean(self, value: float, rows: FloatArray, scores: Scores) -> bool:
-        """Return whether a quality is the mean of its rows, as heavy as each other.
+    def _is_row_mean(self, name: str, scores: Scores) -> bool:
+        """Return whether a metric that the loss tells is the mean of rows, as heavy as each other.
 
         A loss of tokens is not where rows have unlike numbers of them: a few long rows may decide
         it, and most rows tell another order of two models.
         """
+        value, rows = self.loss_metric(name, scores)
         weights = scores["weight"]
         difference = abs(self.quality.sign() * value - float(rows.mean()))
         is_equal = difference <= _SAME * max(1.0, abs(value))

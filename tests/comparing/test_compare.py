@@ -295,7 +295,9 @@ def test_a_difference_is_that_of_the_scores_where_rows_have_unlike_lengths(
     )
     for pair in found.judgement.pairs:
         better, worse = found.entry(pair.better).quality, found.entry(pair.worse).quality
-        gain = found.objective.sign() * (better - worse)
+        # Perplexities are compared by their logarithms.
+        of = math.log if metric == "perplexity" else float
+        gain = found.objective.sign() * (of(better) - of(worse))
         assert pair.found.gain == pytest.approx(gain, abs=1e-5)
         assert pair.found.low <= pair.found.gain <= pair.found.high
 

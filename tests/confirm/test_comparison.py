@@ -43,3 +43,25 @@ def test_draws_tell_no_more_than_their_rows() -> None:
     by_row = quality_interval(scored("a", rows), LOSS)
     by_draw = quality_interval(scored("a", rows, tuple(map(float, rows[taken].mean(axis=1)))), LOSS)
     assert by_draw == pytest.approx(by_row, abs=0.1)
+
+
+def test_a_diverged_perplexity_is_worse_and_takes_no_interval_with_it() -> None:
+    """Perplexities are compared by their logarithms, of which the draws are."""
+    perplexity = Objective("perplexity", "minimize", bounds=(1.0, np.inf))
+    rng = np.random.default_rng(0)
+
+    def of(name: str, loss: float) -> Scored:
+        draws = tuple(map(float, -loss + 0.02 * loss * rng.standard_normal(1000)))
+        test = {"perplexity": float(np.exp(min(loss, 700.0)))}
+        return Scored(name, (SeedScore(0, {}, test, (0.0,) * 40, {}, draws),))
+
+    good, worse, diverged = of("good", 1.0), of("worse", 1.5), of("diverged", 700.0)
+    low, high = quality_interval(diverged, perplexity) or (np.nan, np.nan)
+    assert 1.0 < low < high < np.inf
+    low, high = quality_interval(good, perplexity) or (np.nan, np.nan)
+    assert 2.55 < low < np.e < high < 2.90
+    alone = compare([(good, worse)], perplexity, seed=0)[0]
+    found, beside = compare([(good, worse), (good, diverged)], perplexity, seed=0)
+    assert found.gain == alone.gain == pytest.approx(0.5)
+    assert 0 < found.low == pytest.approx(alone.low, abs=0.05)
+    assert 0 < beside.low < beside.gain == pytest.approx(699.0)
