@@ -678,6 +678,28 @@ def export(
                 )
             read_converted(result.folder)  # What is damaged ends the export before it is written.
             scorer = ExportScorer(settings, result.view.data.fingerprint, place)
+        plan = read_json(member.folder / "plan.json", dict[str, Any], remedy="resume the search")
+
+        def finish(draft: Path, written: Exported) -> Exported:
+            """Add the card before the folder is at its place: a kill leaves none without."""
+            shown = result
+            if scorer is not None:
+                converted = scorer.converted(member, replace(written, folder=draft))
+                written = replace(written, converted=converted.line(result.view.quality))
+                shown = _shown_with(result, converted)
+            card = model_card(
+                shown.view,
+                member.digest,
+                format=written.format,
+                notes=written.notes(),
+                plan=plan,
+                serve=written.serve,
+                head_file=written.head_file,
+                servable=settings.servable or "",
+            )
+            write_text(draft / "README.md", card)
+            return written
+
         exported = export_adapter(
             result.base_model,
             member.folder,
@@ -692,23 +714,8 @@ def export(
             max_shard_size=max_shard_size,
             requantize=requantize,
             scorer=scorer,
+            finish=finish,
         )
-        if scorer is not None:
-            converted = scorer.converted(member, exported)
-            exported = replace(exported, converted=converted.line(result.view.quality))
-            result = _shown_with(result, converted)
-        plan = read_json(member.folder / "plan.json", dict[str, Any], remedy="resume the search")
-        card = model_card(
-            result.view,
-            member.digest,
-            format=exported.format,
-            notes=exported.notes(),
-            plan=plan,
-            serve=exported.serve,
-            head_file=exported.head_file,
-            servable=settings.servable or "",
-        )
-        write_text(target / "README.md", card)
     if push_to is not None:
         return replace(exported, pushed_to=push_folder(target, push_to))
     return exported

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -148,6 +148,7 @@ def export_adapter(
     max_shard_size: str | int | None = None,
     requantize: bool = False,
     scorer: Scorer | None = None,
+    finish: Callable[[Path, Exported], Exported] | None = None,
 ) -> Exported:
     """Write a saved adapter in another format; the target appears only when it is complete.
 
@@ -170,6 +171,8 @@ def export_adapter(
         requantize: For "merged": merge into the dequantized weights of a quantized base model, and
             quantize the result in the same way; else it is merged into the whole weights.
         scorer: Scores what was written; not for "peft", which is a copy.
+        finish: Writes what else belongs into the folder, which is not yet at its place, and returns
+            what is known of it then.
 
     Raises:
         SettingsError: if there is no such format, server, type or device, nothing to quantize
@@ -280,15 +283,18 @@ def export_adapter(
         broken = [] if found is None else check_export(draft, found.name)
         if found is not None and broken:
             raise _refusal(found, broken[0].removeprefix(f"{found.name}: "))
+        if is_merged and (own is not None or scorer is not None):
+            auto_class = attached.backbone.auto_class
+            del attached, given  # Two models would not fit where one does.
+            written = load_written(draft, auto_class, device=device, dtype=weights)
+            exported = _judged(exported, own, written, rows, scorer)
+        serve = "" if found is None else found.serve_command(base_model, str(target), exported.rank)
+        exported = replace(exported, missing=missing, serve=serve)
+        if finish is not None:
+            exported = finish(draft, exported)
         if place.exists():
             place.rmdir()  # Raises an error if it holds anything.
-    if is_merged and (own is not None or scorer is not None):
-        auto_class = attached.backbone.auto_class
-        del attached, given  # Two models would not fit where one does.
-        written = load_written(place, auto_class, device=device, dtype=weights)
-        exported = _judged(exported, own, written, rows, scorer)
-    serve = "" if found is None else found.serve_command(base_model, str(target), exported.rank)
-    return replace(exported, missing=missing, serve=serve)
+    return exported
 
 
 def check_options(

@@ -138,6 +138,25 @@ def test_nothing_else_changes_the_run_while_an_export_is_scored(
         autopeft.export(run.folder, format="lora", to=run.folder.parent / "other")
 
 
+def test_an_export_that_ends_before_its_card_is_written_leaves_no_folder(
+    run: autopeft.SearchResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Regression: a kill left a folder without a card, and the next export found it taken."""
+
+    def interrupted(*_: Any, **__: Any) -> str:
+        raise KeyboardInterrupt
+
+    target = run.folder.parent / "no-card"
+    with monkeypatch.context() as patch:
+        patch.setattr("autopeft.reporting.model_card.model_card", interrupted)
+        for format in ("peft", "merged"):
+            with pytest.raises(KeyboardInterrupt):
+                autopeft.export(run.folder, format=format, to=target)
+            assert not target.exists()
+    autopeft.export(run.folder, format="merged", to=target)
+    assert (target / "README.md").is_file()
+
+
 def test_what_cannot_be_scored_is_refused_before_it_is_written(run: autopeft.SearchResult) -> None:
     target = run.folder.parent / "refused"
     with pytest.raises(SettingsError, match="peft is a copy of the member"):
