@@ -35,6 +35,13 @@ TOKENS_PER_SECOND = 50
 """A token of sound is 20 ms long, as the positions of wav2vec 2.0's and Whisper's encoders are."""
 
 _SOUNDS_AT_ONCE = 32
+
+_FASTEST = 1_000_000
+"""Hz: a filter that resamples is as long as the rate says, whoever wrote the file."""
+
+_FILTER_REACH = 10
+"""As `scipy.signal.resample_poly` makes its filter, in samples of the higher rate."""
+
 _LOUDEST = 16.0
 """Samples are within -1 and 1, but for a little more after a resampling."""
 
@@ -106,6 +113,8 @@ def _mono(samples: NDArray[Any], rate: int) -> Sound:
     """Return the sound of samples of shape (n, channels)."""
     if not samples.size:
         raise ValueError("it has no samples")
+    if rate > _FASTEST:
+        raise ValueError(f"its rate is {rate} Hz, but must be at most {_FASTEST}")
     mean = samples.mean(axis=1).astype(np.float32)
     if not np.isfinite(mean).all():
         raise ValueError("its samples are not finite")
@@ -114,18 +123,23 @@ def _mono(samples: NDArray[Any], rate: int) -> Sound:
     return Sound(np.ascontiguousarray(mean), rate, samples.shape[1])
 
 
-def samples_at(cell: Any, rate: int) -> NDArray[np.float32]:
-    """Return the samples of a cell at a rate, shape (n,)."""
+def samples_at(cell: Any, rate: int, n_most: int) -> NDArray[np.float32]:
+    """Return the first samples of a cell at a rate, shape (n,), `n_most` of them at most.
+
+    Of a long sound no more is resampled: a file whose header says 1 Hz would take all memory.
+    """
     from scipy.signal import resample_poly
 
     sound = decoded(cell)
     if sound.rate == rate:
-        return sound.samples
+        return sound.samples[:n_most]
     shared = math.gcd(rate, sound.rate)
-    resampled: NDArray[np.float32] = resample_poly(
-        sound.samples, rate // shared, sound.rate // shared
-    ).astype(np.float32)
-    return resampled
+    up, down = rate // shared, sound.rate // shared
+    # scipy's filter reaches so far beyond the last sample that is wanted.
+    reach = _FILTER_REACH * max(up, down)
+    heard = sound.samples[: (n_most * down + reach) // up + 2]
+    resampled: NDArray[np.float32] = resample_poly(heard, up, down).astype(np.float32)
+    return resampled[:n_most]
 
 
 def with_sounds(rows: Examples, name: str, extractor: Any) -> Examples:
@@ -260,7 +274,7 @@ def features(extractor: Any, rows: Examples, n_tokens: int, model: str) -> dict[
     problem = ""
     for start in range(0, len(rows), _SOUNDS_AT_ONCE):
         cells = rows["audio"][start : start + _SOUNDS_AT_ONCE]
-        sounds = [samples_at(cell, rate)[:longest] for cell in cells]
+        sounds = [samples_at(cell, rate, longest) for cell in cells]
         try:
             with quiet_transformers():
                 found = extractor(sounds, **options)

@@ -8,6 +8,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+import scipy.signal
 import torch
 import transformers as hf
 from covering import usual_first
@@ -136,13 +137,15 @@ def test_other_rates_and_channels_are_changed_and_said() -> None:
     )
     assert "1 of 40 sounds of list have several channels: their mean is used" in data.notes
     for row, rate in ((0, 8_000), (1, 44_100)):
-        given = sounds.samples_at(as_array(row, rate), 16_000)
+        given = sounds.samples_at(as_array(row, rate), 16_000, 1_000_000)
         times = np.arange(len(given)) / 16_000
         right = 0.3 * np.sin(2 * np.pi * (880 if row else 220) * times)
         assert len(given) == pytest.approx(len(tone(row)), abs=1)
         assert np.corrcoef(given[500:-500], right[500:-500])[0, 1] > 0.98
-    assert np.allclose(sounds.samples_at(table.columns["audio"][2], 16_000), tone(2) / 2)
-    assert np.allclose(sounds.samples_at(table.columns["audio"][3], 16_000), tone(3), atol=1e-4)
+    assert np.allclose(sounds.samples_at(table.columns["audio"][2], 16_000, 1_000_000), tone(2) / 2)
+    assert np.allclose(
+        sounds.samples_at(table.columns["audio"][3], 16_000, 1_000_000), tone(3), atol=1e-4
+    )
 
 
 def test_equal_sounds_are_one_whatever_their_file() -> None:
@@ -289,3 +292,31 @@ def test_a_saved_adapter_scores_alike_from_outside(name: str, tmp_path: Path) ->
         loss = torch.nn.functional.cross_entropy(logits.double(), targets)
         assert found.score["loss"] == pytest.approx(float(loss), rel=1e-5), how
     assert hf.AutoFeatureExtractor.from_pretrained(tmp_path / "merged") is not None
+
+
+@pytest.mark.parametrize("rate", [1, 7, 8_000, 16_001, 44_100, 96_000])
+def test_of_a_long_sound_only_what_is_wanted_is_resampled(
+    monkeypatch: pytest.MonkeyPatch, rate: int
+) -> None:
+    """Regression: a header that says 1 Hz made 16,000 samples of each, before all were cut."""
+    samples = np.random.default_rng(0).normal(size=20_000).astype(np.float32) / 10
+    seen, resample = [], scipy.signal.resample_poly
+
+    def noted(given: Any, up: int, down: int) -> Any:
+        seen.append(len(given) * up // down)
+        return resample(given, up, down)
+
+    monkeypatch.setattr(scipy.signal, "resample_poly", noted)
+    cell = {"array": samples, "sampling_rate": rate}
+    found = sounds.samples_at(cell, 16_000, 3_000)
+    # More than the filter reaches, and less than all where each sample becomes 16,000.
+    many = samples[: 3_000 * rate // 16_000 + 300]
+    whole = resample(many, 16_000, rate).astype(np.float32)[:3_000]
+    assert np.array_equal(found, whole)
+    assert seen[0] < 200_000 + 3_000
+
+
+def test_a_rate_that_nothing_records_is_refused() -> None:
+    cell = {"array": np.zeros(9), "sampling_rate": 2_000_000_000}
+    with pytest.raises(ValueError, match="rate is 2000000000 Hz, but must be at most 1000000"):
+        sounds.samples_at(cell, 16_000, 100)
