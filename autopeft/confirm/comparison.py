@@ -187,6 +187,19 @@ def cost_of(finalist: Finalist, cost: Objective | None) -> float:
     return float(np.mean([s.objectives[cost.name] for s in finalist.seeds]))
 
 
+def is_told_by_logarithm(arms: Sequence[Arm], quality: Objective) -> bool:
+    """Return whether errors and differences of a quality are those of its logarithm.
+
+    So are those of a perplexity whose rows are losses; those of a function may be perplexities.
+    """
+    name, seeds = quality.name, [seed for arm in arms for seed in arm.seeds]
+    return is_by_logarithm(quality) and all(
+        min(seed.test[name], seed.validation.get(name, 1.0)) > 0.0
+        and (seed.test_draws or not math.isclose(_level(seed, quality), -seed.test[name]))
+        for seed in seeds
+    )
+
+
 def _rows(finalist: Arm, n_seeds: int) -> Array:
     """Return the score of each test row, averaged over the first seeds; shape (n_test_rows,)."""
     scores = [s.test_rows for s in finalist.seeds[:n_seeds]]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from autopeft.confirm.comparison import (
     cost_of,
+    is_told_by_logarithm,
     pooled_seed_variance,
     quality_and_cost,
     row_variance,
@@ -65,6 +67,10 @@ def pick_best(
         shown = np.log(costs) if (costs > 0).all() else costs
         return rows[knee(np.column_stack([scores, -shown]))].digest
     if rule == "one_se" and cost is not None:
+        if is_told_by_logarithm(rows, quality):
+            # The mean of the logarithms, as the errors are.
+            told = [[math.log(s.validation[quality.name]) for s in f.seeds] for f in rows]
+            scores = quality.sign() * np.array([np.mean(each) for each in told])
         between = pooled_seed_variance(rows, quality)
         errors = np.array([np.sqrt(between / len(f.seeds) + row_variance(f)) for f in rows])
         return rows[one_standard_error(scores, errors, costs)].digest

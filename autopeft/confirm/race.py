@@ -14,7 +14,13 @@ from dataclasses import replace
 
 from scipy.stats import norm
 
-from autopeft.confirm.comparison import Looks, cost_of, pooled_seed_variance, quality_and_cost
+from autopeft.confirm.comparison import (
+    Looks,
+    cost_of,
+    is_told_by_logarithm,
+    pooled_seed_variance,
+    quality_and_cost,
+)
 from autopeft.confirm.finalists import Finalist, best_on_validation
 from autopeft.confirm.pick import pick_best
 from autopeft.confirm.standing import Claim, Member, Standing, standing_of, why_unknown
@@ -173,6 +179,7 @@ def _for_the_pick(
     quality = objectives[0]
     picked = pick_best(finalists, objectives, rule=rule)
     variance = pooled_seed_variance(finalists, quality)
+    is_log = is_told_by_logarithm(finalists, quality)
     for i, each in enumerate(finalists):
         n_seeds = len(each.seeds)
         if n_seeds >= usual:
@@ -180,18 +187,22 @@ def _for_the_pick(
         shift = math.sqrt(variance * (1.0 / n_seeds - 1.0 / usual))
         if (each.digest == picked and n_seeds == 1) or any(
             pick_best([*finalists[:i], moved, *finalists[i + 1 :]], objectives, rule=rule) != picked
-            for moved in (_moved(each, quality, by) for by in (shift, -shift))
+            for moved in (_moved(each, quality, by, is_log=is_log) for by in (shift, -shift))
         ):
             yield each
 
 
-def _moved(finalist: Finalist, quality: Objective, by: float) -> Finalist:
-    """Return a finalist with another quality on validation."""
+def _moved(finalist: Finalist, quality: Objective, by: float, *, is_log: bool) -> Finalist:
+    """Return a finalist with another quality on validation, or logarithm of it."""
     name = quality.name
+
+    def moved(value: float) -> float:
+        return value * math.exp(by) if is_log else value + by
+
     return replace(
         finalist,
         seeds=tuple(
-            replace(seed, validation={**seed.validation, name: seed.validation[name] + by})
+            replace(seed, validation={**seed.validation, name: moved(seed.validation[name])})
             for seed in finalist.seeds
         ),
     )

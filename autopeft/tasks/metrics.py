@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar, get_args, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from autopeft.costs.objectives import UNBOUNDED, Direction, Objective, default_direction
+from autopeft.costs.objectives import PERPLEXITY, UNBOUNDED, Direction, Objective, default_direction
 from autopeft.errors import SettingsError
 from autopeft.tasks.tag_metrics import TAG_METRICS
 from autopeft.tasks.text_metrics import ERROR_RATES, TEXT_METRICS, by_row, regex_match
@@ -254,7 +254,7 @@ _SHARE, _CORRELATION, _ERROR = (0.0, 1.0), (-1.0, 1.0), (0.0, np.inf)
 
 for _metric in (
     Metric("loss", "minimize", needs="loss"),
-    Metric("perplexity", "minimize", needs="loss", bounds=(1.0, np.inf)),
+    Metric(PERPLEXITY, "minimize", needs="loss", bounds=(1.0, np.inf)),
     Metric("token_accuracy", "maximize", needs="loss", bounds=_SHARE),
     Metric("preference_accuracy", "maximize", needs="loss", bounds=_SHARE),
     Metric("margin", "maximize", needs="loss"),
@@ -304,12 +304,19 @@ def find_metric(value: Any, usual: Needs = "labels", *, field: str = "metric") -
         SettingsError: if there is no such metric.
     """
     metric = _found(field, value)
+    if metric.name in _COMPARED_AS_LOSS and (metric.needs or usual) != "loss":
+        problem = "is the name of a metric that the loss tells, which is compared as one"
+        raise SettingsError(field, metric.name, problem, "give yours another name")
     if metric.needs:
         return metric
     if usual == "text":
         assert metric.function is not None, "only the built-in metrics of the loss have none"
         return replace(metric, needs=usual, function=by_row(metric.name, metric.function))
     return replace(metric, needs=usual)
+
+
+_COMPARED_AS_LOSS = frozenset({"loss", PERPLEXITY})
+"""Metrics whose errors are taken from the losses of rows, or tokens, by their name."""
 
 
 def _found(field: str, value: Any) -> Metric:

@@ -270,6 +270,24 @@ def test_a_pick_within_a_limit_on_what_is_measured() -> None:
     assert pick_best(rows, OBJECTIVES, rule="latency_ms<=9") is None
 
 
+def test_the_pick_by_perplexity_takes_errors_and_scores_alike() -> None:
+    """Its errors are those of the loss: 0.1 of it is no tenth of a perplexity of 50."""
+    perplexity = Objective("perplexity", "minimize", bounds=(1.0, np.inf))
+    rng = np.random.default_rng(0)
+
+    def scored(one: Finalist, loss: float) -> Finalist:
+        score = {"perplexity": float(np.exp(loss))}
+        draws = tuple(map(float, -loss + 0.1 * rng.standard_normal(1000)))
+        seeds = (SeedScore(0, score, score, (-loss,) * 40, {}, draws),)
+        return replace(one, seeds=seeds)
+
+    large, small = field(5, 0.80, [(0.83, 9_000), (0.828, 3_000)])[3:5]
+    objectives = (perplexity, OBJECTIVES[1])
+    best = scored(large, np.log(50.0))
+    assert pick_best([best, scored(small, np.log(52.0))], objectives) == small.digest
+    assert pick_best([best, scored(small, np.log(60.0))], objectives) == large.digest
+
+
 def with_draws(finalists: Sequence[Finalist], n_draws: int = 1500) -> list[Finalist]:
     """The same finalists, whose quality is given on resamples of the rows instead of by row."""
     n_rows = len(finalists[0].seeds[0].test_rows)

@@ -226,6 +226,14 @@ def test_a_name_means_one_metric() -> None:
         register_metric("accuracy", lambda t, p: 2.0)
 
 
+@pytest.mark.parametrize("name", ["loss", "perplexity"])
+def test_what_is_compared_by_the_loss_is_no_name_of_another_metric(name: str) -> None:
+    own = Metric(name, "minimize", lambda targets, predictions: 2.0, "labels")
+    with pytest.raises(SettingsError, match=f"metric='{name}': .*; give yours another name"):
+        find_metric(own)
+    assert find_metric(name).needs == "loss"
+
+
 def test_built_in_metrics_travel_by_name() -> None:
     for name in ("f1", "roc_auc", "rouge1", "number_match"):
         assert pickle.loads(pickle.dumps(find_metric(name))).name == name
