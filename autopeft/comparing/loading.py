@@ -12,14 +12,14 @@ from autopeft.comparing.prompts import check_prompt
 from autopeft.comparing.sources import Source, is_same_base
 from autopeft.costs import Price, PriceTable
 from autopeft.errors import AdapterError
-from autopeft.models.adapter_files import TENSOR_FILE, SavedPlan
+from autopeft.models.adapter_files import HEAD_FILE, TENSOR_FILE, SavedPlan
 from autopeft.models.attention import use_attention
 from autopeft.models.backbone import Backbone, load_backbone
 from autopeft.models.loading import load_config
 from autopeft.models.peft_config import read_peft_config
 from autopeft.models.peft_plan import plan_of_peft
 from autopeft.models.quantization import NONE
-from autopeft.models.saving import PEFT_ROOT, load_attached, place_peft_folder
+from autopeft.models.saving import HEAD_APART, PEFT_ROOT, load_attached, place_peft_folder
 from autopeft.plan import Candidate
 from autopeft.plan_text import plan_summary
 from autopeft.settings import SearchSettings
@@ -140,6 +140,9 @@ class Opener:
     def _peft(self, source: Source) -> Opened:
         """Load a peft folder of others."""
         config = read_peft_config(source.folder)
+        if (source.folder / HEAD_FILE).is_file():
+            remedy = "name the run that it is of, or export it with --format lora"
+            raise AdapterError("adapter", str(source.folder), HEAD_APART, remedy)
         self._check_base(source, config.base_model_name_or_path)
         backbone = self.base()
         if config.is_prompt:

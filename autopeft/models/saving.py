@@ -382,12 +382,23 @@ def _set_part(part: Part, tensors: Mapping[str, torch.Tensor]) -> None:
     hooks_for(part.group.method.name).after_load(part.layers)
 
 
+HEAD_APART = f"is written for a server, which takes no head: that is apart, in {HEAD_FILE}"
+"""What is wrong with an export whose adapter alone is no whole classifier."""
+
+
 def _load_foreign(
     base: str | nn.Module, folder: Path, *, device: str = "cpu", dtype: str = "float32"
 ) -> Any:
     """Load a peft folder that autopeft did not write."""
     config = read_peft_config(folder)
     if isinstance(base, str):
+        if (folder / HEAD_FILE).is_file():
+            raise AdapterError(
+                "adapter",
+                str(folder),
+                HEAD_APART,
+                "give the model with its head as the card shows, or export with --format lora",
+            )
         names = {task_type: name for name, task_type in TASK_TYPES.items()}
         auto_class = names.get(str(config.task_type), "AutoModel")
         kwargs = _head_of_files(folder, config.modules_to_save or ())

@@ -283,8 +283,11 @@ def _workers(log: Path) -> list[str]:
     return [name for name in names if name.startswith("ray::") and not name.startswith(own)]
 
 
-def _until_none(look: Callable[[], list[str]], seconds: float = 20.0) -> list[str]:
-    """Return what is still there after a while."""
+def _until_none(look: Callable[[], list[str]], seconds: float = 60.0) -> list[str]:
+    """Return what is still there after a while.
+
+    Agents of a Ray whose raylet was killed look for it every few seconds, and then end.
+    """
     until = time.monotonic() + seconds
     while (left := look()) and time.monotonic() < until:
         time.sleep(0.2)

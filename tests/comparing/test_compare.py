@@ -362,6 +362,16 @@ def _headless(folder: Path) -> None:
     save_file({n: t for n, t in tensors.items() if not n.endswith("classifier.bias")}, path)
 
 
+def _without_head(folder: Path) -> None:
+    """As an export for a server that takes no head."""
+    path = folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    heads = [name for name in tensors if "classifier" in name]
+    save_file({name: tensors.pop(name) for name in heads}, folder / "head.safetensors")
+    save_file(tensors, path)
+    _edited(modules_to_save=None, task_type=None)(folder)
+
+
 def _emptied(folder: Path) -> None:
     for path in folder.iterdir():
         path.unlink()
@@ -373,6 +383,10 @@ def _emptied(folder: Path) -> None:
         (_emptied, "holds no adapter and no model"),
         (_pickled, "is a pickle"),
         (_headless, r"lacks 'base_model\.model\.classifier\.bias'; save or download it again"),
+        (
+            _without_head,
+            "apart, in head.safetensors; name the run that it is of, or export it with",
+        ),
         (_edited(peft_type="FUTURE"), "is of the type FUTURE, which peft"),
         (_edited(base_model_name_or_path="org/other"), "was trained on org/other, not on"),
         (_edited(r=3), "does not fit the base model"),

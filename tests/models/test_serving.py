@@ -23,7 +23,7 @@ from autopeft.models.attach import attach
 from autopeft.models.backbone import load_backbone
 from autopeft.models.export import Exported, export_adapter
 from autopeft.models.lora_conversion import convert, export_lora
-from autopeft.models.saving import save_adapter
+from autopeft.models.saving import load_adapter, save_adapter
 from autopeft.plan import AdapterPlan, LayerSpec
 from autopeft.serving.servers import SERVERS, check_export
 
@@ -212,6 +212,8 @@ def test_a_new_head_is_a_file_of_its_own_where_the_server_loads_none(tmp_path: P
     model.load_state_dict(load_file(exported.folder / "head.safetensors"), strict=False)
     served = as_vllm(model, exported.folder)
     torch.testing.assert_close(logits_of(served, rows), logits, rtol=1e-4, atol=1e-5)
+    with pytest.raises(AdapterError, match=r"apart, in head\.safetensors; give the model with its"):
+        load_adapter(base, exported.folder)
     inside = export_adapter(base, tmp_path / "adapter", tmp_path / "peft", server="peft", rows=rows)
     assert inside.head_file == ""
     assert inside.largest_difference == pytest.approx(0.0, abs=1e-5)
