@@ -78,10 +78,12 @@ class FurtherScores:
         """Score a model with its adapter."""
         for score, found in zip(self._scores, self._found, strict=True):
             split = score.second.split("test")
-            told = evaluate(model, score.setup, split, with_text=score.has_text, n_draws=N_DRAWS)
+            is_loss = score.second.metric == "loss"  # Its draws are made here.
+            n_draws = 0 if is_loss else N_DRAWS
+            told = evaluate(model, score.setup, split, with_text=score.has_text, n_draws=n_draws)
             rows, is_decoder = score.setup.data.splits[split], score.setup.task.is_autoregressive
             draws = told.draws
-            if score.second.metric == "loss":
+            if is_loss:
                 draws = loss_draws(told, row_weights(rows, is_decoder=is_decoder), self._seed)
             made = SeedScore(
                 seed=0,

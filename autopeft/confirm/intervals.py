@@ -108,13 +108,12 @@ def quality_interval(finalist: Arm, quality: Objective) -> Interval | None:
     None for one seed of a metric that is no row mean.
     """
     scores = [seed.test[quality.name] for seed in finalist.seeds]
-    parts = [(_variance_of_mean(scores), len(scores) - 1)] if len(scores) > 1 else []
     draws = mean_draws(finalist.seeds)
+    is_log = draws is not None and is_by_logarithm(quality)
+    if is_log:
+        scores = [math.log(score) for score in scores]
+    parts = [(_variance_of_mean(scores), len(scores) - 1)] if len(scores) > 1 else []
     if draws is not None:
-        is_log = is_by_logarithm(quality)
-        if is_log:
-            scores = [math.log(score) for score in scores]
-            parts = [(_variance_of_mean(scores), len(scores) - 1)] if len(scores) > 1 else []
         # The draws are as many as one likes; what they tell is what the rows do.
         n_rows = min(len(seed.test_rows) for seed in finalist.seeds)
         square = float(np.var(draws, ddof=1))
